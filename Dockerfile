@@ -1,0 +1,35 @@
+# The trainer's image: the locked packages, then trainer/ and nothing else of the repository (.dockerignore).
+# The base may be any Debian with Python >= 3.11 and its venv module: --build-arg BASE=…
+ARG BASE=python:3.11-slim-bookworm
+FROM ${BASE}
+
+# torch.compile: Triton builds its launchers with gcc and Python.h, inductor its CPU kernels with g++.
+# An image of Python's own brings the header; Debian's interpreter keeps it in python3-dev.
+RUN apt-get update \
+ && header="$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+      g++ $([ -e "$header" ] || echo python3-dev) \
+ && rm -rf /var/lib/apt/lists/*
+
+# The Linux wheels of torch bring CUDA with them: 5 GB, which change only with the lock.
+COPY requirements/trainer.txt /opt/requirements.txt
+RUN python3 -m venv /opt/venv \
+ && /opt/venv/bin/pip install --no-cache-dir --require-hashes -r /opt/requirements.txt
+
+# A number, so that an orchestrator can see that it is not root. Its home is the scratch directory: every cache
+# (compiled kernels, downloads) lands on the fast disk that is mounted there.
+RUN useradd --uid 10001 --user-group --home-dir /scratch --create-home --shell /usr/sbin/nologin trainer
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    TRAINER_SCRATCH_DIR=/scratch
+USER 10001:10001
+WORKDIR /app
+COPY trainer/ /app/trainer/
+
+ARG COMMIT=unknown
+LABEL org.opencontainers.image.title=resnet-spot org.opencontainers.image.revision=${COMMIT}
+
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["python", "-m", "trainer.supervise"]
+CMD ["digits"]

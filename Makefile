@@ -1,0 +1,100 @@
+# resnet-spot. `make` lists the targets; anything longer than two lines lives in Python.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+RECIPE ?= digits
+RUN    ?= $(RECIPE)
+DATA   ?=
+STORE  ?= out
+SCRATCH ?= .scratch
+ARGS   ?=
+IMAGE  ?= resnet-spot
+BASE   ?= python:3.11-slim-bookworm
+VENV   := .venv
+BIN    := $(VENV)/bin
+STORE_FOLDER = $(if $(findstring ://,$(STORE)),,yes)
+COMPILE = $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
+
+export TRAINER_STORE = $(STORE)
+export TRAINER_RUN_ID = $(RUN)
+export TRAINER_DATA = $(DATA)
+export TRAINER_SCRATCH_DIR = $(SCRATCH)
+
+.PHONY: help
+help: ## list these targets
+	@echo "resnet-spot: ResNet-50 on ImageNet, on one spot GPU. Variables: RECIPE= RUN= DATA= STORE= ARGS=\"--epochs 4\""
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: train
+train: $(VENV)/.trainer ## train (RECIPE=digits by default: a minute on a laptop); again after Ctrl-C: continues
+	@$(BIN)/python -m trainer.supervise $(RECIPE) $(ARGS)
+
+.PHONY: recipes
+recipes: $(VENV)/.trainer ## list the recipes; `make recipes RECIPE=digits ARGS=--help` lists its options
+	@$(BIN)/python -m trainer.train $(if $(ARGS),$(RECIPE) $(ARGS),--help)
+
+.PHONY: prepare
+prepare: $(VENV)/.trainer ## turn DATA= (hub id, parquet, image folder) into training shards in STORE=
+	@$(BIN)/python -m trainer.prepare --store $(STORE) --data "$(or $(DATA),ILSVRC/imagenet-1k)" $(ARGS)
+
+.PHONY: report
+report: $(VENV)/.trainer ## draw the curves of RUN= again and print its summary
+	@$(BIN)/python -m trainer.report
+
+.PHONY: test
+test: $(VENV)/.dev ## run all tests (what lacks here is skipped and said; STRICT=1: a skip is a failure)
+	@$(BIN)/python -m pytest tests $(ARGS)
+
+.PHONY: check
+check: $(VENV)/.dev ## lint, types, import floors
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
+
+.PHONY: bench-start
+bench-start: $(VENV)/.dev ## measure start-up: help, contract import, command to first step
+	@$(BIN)/python -m benchmarks.start
+
+.PHONY: image
+image: ## build the container image (BASE= another base with Python 3.11)
+	docker build --build-arg BASE=$(BASE) --build-arg COMMIT=$$(git rev-parse HEAD 2>/dev/null) -t $(IMAGE) .
+
+.PHONY: docker-train
+docker-train: ## train in the image, on all GPUs where there are any; results in STORE= (a folder, or s3://)
+	@mkdir -p $(SCRATCH) $(if $(STORE_FOLDER),$(STORE))
+	docker run --rm --stop-timeout 100 $$(test -t 2 && echo -t) --user $$(id -u):$$(id -g) \
+	  $(if $(shell command -v nvidia-smi),--gpus all --ipc=host) $(if $(AWS_ENDPOINT_URL),--network host) \
+	  $(addprefix -e ,TRAINER_RUN_ID HF_TOKEN $(filter AWS_%,$(.VARIABLES))) -v $(abspath $(SCRATCH)):/scratch \
+	  $(if $(STORE_FOLDER),-e TRAINER_STORE=/store -v $(abspath $(STORE)):/store,-e TRAINER_STORE) \
+	  $(if $(wildcard $(DATA)),-e TRAINER_DATA=/data -v $(abspath $(DATA)):/data:ro,-e TRAINER_DATA) $(IMAGE) $(RECIPE) $(ARGS)
+
+.PHONY: lock
+lock: $(VENV)/.dev ## renew requirements/*.txt from pyproject.toml
+	$(COMPILE) --group trainer -o requirements/trainer.txt
+	$(COMPILE) --group dev -c requirements/trainer.txt -o requirements/dev.txt
+
+.PHONY: ci-deps
+ci-deps: ## install and start what the tests need (root, Debian): Docker engine, debootstrap, chromium
+	@sh .ci/deps
+
+.PHONY: clean
+clean: ## remove results, scratch and environment of this checkout
+	rm -rf out .scratch $(VENV)
+
+# Set-up: once, and again only when a lock changes. torch's Linux wheels bring CUDA, hence the size.
+define set-up
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "error: $$($(PYTHON) --version 2>&1): Python 3.11 or later is needed; name one: make PYTHON=python3.12"; exit 1; }
+@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+  { echo "error: $(PYTHON) has no venv module: on Debian, install it: apt install python3-venv"; exit 1; }
+@echo "setting up $(VENV) for $(1) (once; the first time downloads about 3 GB, torch with CUDA, and takes 6 GB of disk)"
+@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+@$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements/$(1).txt 
+endef
+
+$(VENV)/.trainer: requirements/trainer.txt requirements/uv.txt
+	$(call set-up,trainer)
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt requirements/uv.txt
+	$(call set-up,dev)
+	@touch $@ $(VENV)/.trainer

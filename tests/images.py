@@ -1,0 +1,98 @@
+"""Small images and data sets for the tests: real JPEGs, the hub's own schema. No assertions live here."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from trainer.data.prepare import Prepared, prepare
+from trainer.data.shards import PreparedSplit, read_index
+from trainer.store import open_store
+
+CLASSES = ("n01440764", "n01443537", "n01484850")
+
+
+def photo(seed: int, width: int = 48, height: int = 40) -> Image.Image:
+    """An RGB picture with soft colours and some detail, another for every seed."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
+    return Image.fromarray(np.clip(smooth + rng.integers(-8, 9, smooth.shape), 0, 255).astype(np.uint8))
+
+
+def encode(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def decode(data: bytes | memoryview) -> np.ndarray:
+    """(H, W, 3) uint8, as torchvision's loader sees it."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def image_folder(root: Path, *, classes: Iterable[str] = CLASSES, train: int = 4, val: int = 2, side: int = 40) -> Path:
+    """`train/<class>/*.JPEG` and `val/<class>/*.JPEG`, so many per class."""
+    for split, count in (("train", train), ("val", val)):
+        for label, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                image = photo(1000 * label + i + 500 * (split == "val"), side + 8, side)
+                (folder / f"{name}_{i}.JPEG").write_bytes(encode(image, quality=92))
+    return root
+
+
+def rows(count: int, *, classes: int = len(CLASSES), first: int = 0, side: int = 40) -> list[dict[str, object]]:
+    """Rows of the hub's schema: `image{bytes,path}` and `label`, the labels taking turns."""
+    return [
+        {
+            "image": {"bytes": encode(photo(i, side + 8, side), quality=92), "path": f"image_{i}.JPEG"},
+            "label": i % classes,
+        }
+        for i in range(first, first + count)
+    ]
+
+
+def write_parquet(path: Path, content: list[dict[str, object]], *, names: Iterable[str] | None = CLASSES) -> Path:
+    """A parquet file as `datasets` writes it to the hub; without names, plain columns that carry no metadata."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if names is None:
+        image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        schema = pa.schema({"image": image, "label": pa.int64()})
+        pq.write_table(pa.Table.from_pylist(content, schema), path)
+        return path
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageFeature
+
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(names))})
+    columns = {key: [row[key] for row in content] for key in ("image", "label")}
+    Dataset.from_dict(columns, features=features).to_parquet(path, batch_size=5)
+    return path
+
+
+def parquet_folder(root: Path, *, train: int = 12, val: int = 6) -> Path:
+    """Files named as the hub's ImageNet is: two of training, one of validation."""
+    half = train // 2
+    write_parquet(root / "data" / "train-00000-of-00002.parquet", rows(half))
+    write_parquet(root / "data" / "train-00001-of-00002.parquet", rows(train - half, first=half))
+    write_parquet(root / "data" / "validation-00000-of-00001.parquet", rows(val, first=500))
+    return root
+
+
+def prepared(data: Path | str, store: Path | str, **options: int) -> Prepared:
+    """Prepare into a folder or S3, at 32 px unless told."""
+    if isinstance(store, Path):
+        store.mkdir(exist_ok=True)
+    return prepare(str(data), open_store(str(store)), **{"short_side": 32, "quality": 90, **options})  # type: ignore[arg-type]
+
+
+def open_split(store: Path, result: Prepared, split: str = "train", short_side: int = 32) -> PreparedSplit:
+    return PreparedSplit(store / result.prefix, read_index(store / result.prefix), split, short_side)

@@ -1,0 +1,102 @@
+"""What the processes of one attempt say to each other on one machine: a socket, and three small files.
+
+Standard library only. The supervisor owns the directory, the trainer keeps `status.json` and leaves `exit.json`, the
+uploader listens on the socket. Nothing here knows the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Message = dict[str, Any]
+SOCKET_VARIABLE = "TRAINER_UPLOADER_SOCKET"
+
+
+def run_dir(scratch_dir: str, run_id: str) -> Path:
+    """Local files of a run; may be lost at any time."""
+    return Path(scratch_dir).absolute() / "runs" / run_id
+
+
+def write_json(path: Path, value: Message) -> None:
+    """Replace a small file at once: a reader sees the old or the new one, never half of one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value))
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Message | None:
+    """The value, or None where there is no such file."""
+    try:
+        value: Message = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    return value
+
+
+def listen() -> tuple[socket.socket, str]:
+    """A listening Unix socket and its path. In a short temporary folder, since such a path has 107 bytes at most."""
+    path = str(Path(tempfile.mkdtemp(prefix="resnet-spot-")) / "uploader")
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server.bind(path)
+    server.listen(8)
+    return server, path
+
+
+class Channel:
+    """One end of the socket: JSON messages of up to 128 KiB, each with at most one file descriptor.
+
+    A message that was sent reaches the other end even if the sender is killed right after.
+    """
+
+    MESSAGE_BYTES = 1 << 17
+
+    def __init__(self, connection: socket.socket):
+        self.connection = connection
+
+    @classmethod
+    def connect(cls, path: str) -> Channel:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, cls.MESSAGE_BYTES * 4)
+        connection.connect(path)
+        return cls(connection)
+
+    @classmethod
+    def to_uploader(cls) -> Channel:
+        """The uploader that the supervisor started. It has greeted, so whatever is sent from now on is heard."""
+        channel = cls.connect(os.environ[SOCKET_VARIABLE])
+        channel.receive()
+        return channel
+
+    def send(self, message: Message, fd: int | None = None) -> None:
+        """Raises OSError (EPIPE) when the other end is gone, ValueError when the message is too long."""
+        body = json.dumps(message).encode()
+        if len(body) > self.MESSAGE_BYTES:
+            raise ValueError(f"message {message.get('op')!r} has {len(body)} bytes, over {self.MESSAGE_BYTES}")
+        socket.send_fds(self.connection, [body], [fd] if fd is not None else [])
+
+    def receive(self, timeout: float | None = None) -> tuple[Message, int | None] | None:
+        """The next message and its descriptor; None once the other end closed. TimeoutError; BlockingIOError at 0."""
+        self.connection.settimeout(timeout)
+        try:
+            body, fds, _, _ = socket.recv_fds(self.connection, self.MESSAGE_BYTES, 1)
+        except ConnectionResetError:
+            return None
+        finally:
+            self.connection.settimeout(None)
+        return (json.loads(body), fds[0] if fds else None) if body else None
+
+    def pending(self) -> Iterator[Message]:
+        """The messages that are here already."""
+        with contextlib.suppress(BlockingIOError):
+            while received := self.receive(timeout=0):
+                yield received[0]
+
+    def close(self) -> None:
+        self.connection.close()

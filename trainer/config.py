@@ -1,0 +1,210 @@
+"""The config tree: what a run computes. Frozen dataclasses, strict JSON, a hash, a readable difference.
+
+Where a run lives is `contract.RunEnv`; the named values of this tree are in `recipes.py`. No torch here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from trainer.contract import UserError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+# Fields that change speed or safety but nothing that is computed: a resume may change them.
+OPERATIONAL = MappingProxyType({"operational": True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    name: str = "resnet50"  # a torchvision classification model: resnet18, resnet50, …
+    num_classes: int = 1000  # outputs; labels in the data must be below it
+    weights: str = ""  # start from: "" = random, IMAGENET1K_V1 or _V2 = torchvision's, or a file or s3:// URI
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    resolution: int = 224  # training pixels after the ramp
+    start_resolution: int = 224  # training pixels before the ramp (progressive resizing)
+    ramp_start_epoch: float = 0.0  # the ramp from start_resolution to resolution begins here
+    ramp_end_epoch: float = 0.0  # and ends here
+    resolution_multiple: int = 32  # resolutions on the ramp are multiples of this
+    val_resize: int = 232  # validation: short side after resizing
+    val_crop: int = 224  # validation: centre crop
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # random resized crop: share of the image's area
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # random resized crop: width over height
+    flip_probability: float = 0.5  # horizontal flip
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels in 0..1; ImageNet's by default
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # likewise
+    short_side: int = 256  # preparation: larger images are shrunk to this short side
+    quality: int = 90  # preparation: JPEG quality of what is re-encoded
+    workers: int = field(default=8, metadata=OPERATIONAL)  # decoding threads; 0 = one per core
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    peak_lr: float = 0.5  # highest learning rate, for the global batch
+    momentum: float = 0.9  # of SGD
+    nesterov: bool = False  # Nesterov's form of momentum
+    weight_decay: float = 5e-5  # not applied to norms and biases
+    div: float = 25.0  # OneCycle starts at peak_lr / div
+    final_div: float = 1e4  # and ends at peak_lr / div / final_div
+    pct_start: float = 0.3  # share of the steps that the learning rate rises
+    anneal: Literal["cos", "linear"] = "cos"  # shape of rise and fall
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularizeConfig:
+    label_smoothing: float = 0.1  # share of the target spread over all classes
+    mixup_alpha: float = 0.0  # 0 = off; with cutmix on too, each micro-batch gets one of them
+    cutmix_alpha: float = 0.0  # 0 = off
+    ema_decay: float = 0.0  # average of weights and BatchNorm buffers, per step; 0 = off
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_seconds: float = field(default=45.0, metadata=OPERATIONAL)  # the promise is a minute
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run. `global_batch_size` images make a step; gradients accumulate where a device takes fewer."""
+
+    recipe: str = "custom"  # the name that reports show
+    epochs: int = 90  # passes over the training images
+    global_batch_size: int = 256  # images per step, over all devices
+    device_batch_size: int = 256  # images per micro-batch on one device
+    precision: Precision = "bf16"  # of the forward pass; weights and optimizer stay fp32
+    channels_last: bool = True  # NHWC in memory: what tensor cores want
+    compile: bool = False  # torch.compile: slower start, faster steps
+    deterministic: bool = False  # only bitwise reproducible kernels, at a cost in speed
+    seed: int = 0  # of weights, order, crops and mixing
+    val_every_epochs: int = 1  # validate after every so many epochs, and at the end
+    val_batch_size: int = field(default=256, metadata=OPERATIONAL)  # images per device
+    log_every_steps: int = field(default=20, metadata=OPERATIONAL)  # steps between console lines and finite checks
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    regularize: RegularizeConfig = RegularizeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def grad_accum_steps(self, world_size: int) -> int:
+        """Micro-batches per step and device; UserError unless global = device x world x accumulation exactly."""
+        accum, rest = divmod(self.global_batch_size, self.device_batch_size * world_size)
+        if rest or not accum:
+            raise UserError(
+                f"global_batch_size={self.global_batch_size} is not a multiple of device_batch_size="
+                f"{self.device_batch_size} x {world_size} device(s) = {self.device_batch_size * world_size}: "
+                f"choose --device-batch-size so that it divides {self.global_batch_size // world_size or 1}, "
+                "or change --global-batch-size"
+            )
+        return accum
+
+    def resolution_at(self, epoch: int) -> int:
+        """Training pixels of an epoch: flat, a linear ramp in multiples, flat (progressive resizing)."""
+        data = self.data
+        if epoch >= data.ramp_end_epoch or data.start_resolution == data.resolution:
+            return data.resolution
+        if epoch <= data.ramp_start_epoch:
+            return data.start_resolution
+        share = (epoch - data.ramp_start_epoch) / (data.ramp_end_epoch - data.ramp_start_epoch)
+        pixels = data.start_resolution + share * (data.resolution - data.start_resolution)
+        return int(round(pixels / data.resolution_multiple) * data.resolution_multiple)
+
+    def validate(self) -> Config:
+        """Itself; UserError naming the first value that breaks a rule, with the rule."""
+        data, optim, reg = self.data, self.optim, self.regularize
+        rules: list[tuple[str, float, bool, str]] = [
+            ("--epochs", self.epochs, self.epochs >= 1, "at least 1"),
+            ("--global-batch-size", self.global_batch_size, self.global_batch_size >= 1, "at least 1"),
+            ("--device-batch-size", self.device_batch_size, self.device_batch_size >= 1, "at least 1"),
+            ("--val-every-epochs", self.val_every_epochs, self.val_every_epochs >= 1, "at least 1"),
+            ("--val-batch-size", self.val_batch_size, self.val_batch_size >= 1, "at least 1"),
+            ("--log-every-steps", self.log_every_steps, self.log_every_steps >= 1, "at least 1"),
+            ("--seed", self.seed, 0 <= self.seed < 2**63, "0 to 2^63-1"),
+            ("--model.num-classes", self.model.num_classes, self.model.num_classes >= 2, "at least 2"),
+            ("--data.workers", data.workers, data.workers >= 0, "at least 0 (0 = one per core)"),
+            ("--data.val-crop", data.val_crop, data.val_crop <= data.val_resize, f"≤ val_resize={data.val_resize}"),
+            ("--data.flip-probability", data.flip_probability, 0 <= data.flip_probability <= 1, "0 to 1"),
+            ("--data.quality", data.quality, 1 <= data.quality <= 100, "1 to 100"),
+            ("--optim.pct-start", optim.pct_start, 0 < optim.pct_start < 1, "between 0 and 1, both excluded"),
+            ("--optim.peak-lr", optim.peak_lr, 0 < optim.peak_lr < math.inf, "positive"),
+            ("--optim.momentum", optim.momentum, 0 <= optim.momentum < 1, "0 to below 1"),
+            ("--regularize.label-smoothing", reg.label_smoothing, 0 <= reg.label_smoothing < 1, "0 to below 1"),
+            ("--regularize.ema-decay", reg.ema_decay, 0 <= reg.ema_decay < 1, "0 (off) to below 1"),
+            ("--regularize.mixup-alpha", reg.mixup_alpha, reg.mixup_alpha >= 0, "at least 0 (0 = off)"),
+            ("--regularize.cutmix-alpha", reg.cutmix_alpha, reg.cutmix_alpha >= 0, "at least 0 (0 = off)"),
+            (
+                "--checkpoint.every-seconds",
+                self.checkpoint.every_seconds,
+                self.checkpoint.every_seconds > 0,
+                "positive",
+            ),
+        ]
+        for option, pixels in (
+            ("--data.resolution", data.resolution),
+            ("--data.start-resolution", data.start_resolution),
+            ("--data.val-crop", data.val_crop),
+            ("--data.short-side", data.short_side),
+            ("--data.resolution-multiple", data.resolution_multiple),
+        ):
+            rules.append((option, pixels, 1 <= pixels <= 2048, "1 to 2048 pixels"))
+        for option, value, holds, rule in rules:
+            if not holds:
+                raise UserError(f"{option} is {value}: it must be {rule}; pass another value for {option}")
+        return self
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The tree as plain JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_json(kind: Any, value: Any, path: str = "") -> Any:
+    """Build `kind` from JSON values, strictly: unknown, missing or mistyped fields raise UserError with their path."""
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints, known = get_type_hints(kind), {f.name for f in dataclasses.fields(kind)}
+        if not isinstance(value, dict) or set(value) != known:
+            odd = sorted(set(value) ^ known) if isinstance(value, dict) else value
+            raise UserError(
+                f"config {path or 'root'}: fields {odd} are unknown or missing: it was written by another version "
+                "of resnet-spot; use that version, or start a new run (RUN=another-name)"
+            )
+        return kind(**{name: from_json(hints[name], value[name], f"{path}.{name}".lstrip(".")) for name in value})
+    if get_origin(kind) is tuple and isinstance(value, list | tuple) and len(value) == len(get_args(kind)):
+        return tuple(from_json(k, v, f"{path}[]") for k, v in zip(get_args(kind), value, strict=True))
+    if get_origin(kind) is Literal and value in get_args(kind):
+        return value
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    raise UserError(f"config {path}={value!r} is not a {kind}: fix the file or start a new run (RUN=another-name)")
+
+
+def flatten(config: Any, *, operational: bool = True, prefix: str = "") -> dict[str, Any]:
+    """Dotted name → value; without the operational fields if asked."""
+    flat: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value, name = getattr(config, f.name), prefix + f.name
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, operational=operational, prefix=f"{name}.")
+        elif operational or not f.metadata.get("operational"):
+            flat[name] = value
+    return flat
+
+
+def config_hash(config: Config) -> str:
+    """Names what is computed: operational fields do not count."""
+    return hashlib.sha256(json.dumps(flatten(config, operational=False), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """`optim.peak_lr: 0.1 -> 0.2` for every field that changes what is computed."""
+    before, after = flatten(old, operational=False), flatten(new, operational=False)
+    return [f"{name}: {before[name]!r} -> {after[name]!r}" for name in before if before[name] != after[name]]

@@ -1,0 +1,300 @@
+"""The forms that images come in: the digits, image folders, parquet files, the hub's parquet files.
+
+Listing and reading only: which form DATA= means, and whether its labels make sense, is decided in `sources`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.contract import UserError
+
+Labels = npt.NDArray[np.int64]
+
+IMAGE_ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+SPLITS = {"train": ("train",), "val": ("validation", "val")}  # our name: the names that folders and files use
+FORMS = (
+    "digits | a Hugging Face id such as ILSVRC/imagenet-1k | a folder of parquet files (train-*.parquet, "
+    "validation-*.parquet) | an image folder (train/<class>/*.JPEG, val/<class>/*.JPEG) | "
+    "a prepared folder (index.json)"
+)
+DIGITS_SIDE = 32  # the scans are 8x8
+DIGITS_VAL_EVERY = 5
+
+
+@dataclass(frozen=True)
+class Example:
+    image: bytes  # as stored: JPEG, PNG, …
+    label: int
+    name: str  # for messages
+
+
+class Split(Protocol):
+    """Random access from any thread. `labels` is cheap: no image is read for it."""
+
+    @property
+    def labels(self) -> Labels: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: int) -> Example: ...
+
+
+class Listed:
+    """A split held in memory."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = examples
+        self.labels: Labels = np.array([example.label for example in examples], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, i: int) -> Example:
+        return self._examples[i]
+
+
+def digits() -> tuple[tuple[str, ...], dict[str, Split]]:
+    """The 1,797 scans that scikit-learn ships, as a `datasets.Dataset` of JPEG images; each fifth is validation."""
+    from datasets import ClassLabel, Dataset, Features, Image
+    from PIL import Image as Pillow
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    classes = tuple(str(name) for name in digits.target_names)
+    rows = []
+    for i, scan in enumerate(digits.images):  # (8, 8) float64, 0 to 16
+        grey = Pillow.fromarray(np.rint(scan * (255 / 16)).astype(np.uint8))
+        encoded = io.BytesIO()
+        grey.resize((DIGITS_SIDE, DIGITS_SIDE), Pillow.Resampling.BICUBIC).save(encoded, "JPEG", quality=95)
+        rows.append({"bytes": encoded.getvalue(), "path": f"digit-{i:04d}.jpg"})
+    features = Features({"image": Image(), "label": ClassLabel(names=list(classes))})
+    dataset = Dataset.from_dict({"image": rows, "label": digits.target.tolist()}, features=features)
+    examples = [
+        Example(row["image"]["bytes"], row["label"], row["image"]["path"])
+        for row in dataset.cast_column("image", Image(decode=False))
+    ]
+    is_val = [i % DIGITS_VAL_EVERY == DIGITS_VAL_EVERY - 1 for i in range(len(examples))]
+    return classes, {
+        "train": Listed([example for example, val in zip(examples, is_val, strict=True) if not val]),
+        "val": Listed([example for example, val in zip(examples, is_val, strict=True) if val]),
+    }
+
+
+class FolderSplit:
+    """Image files and their labels."""
+
+    def __init__(self, root: Path, files: Sequence[Path], labels: Iterable[int]) -> None:
+        self._root, self._files = root, files
+        self.labels: Labels = np.fromiter(labels, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, i: int) -> Example:
+        file = self._files[i]
+        return Example(file.read_bytes(), int(self.labels[i]), str(file.relative_to(self._root)))
+
+
+def _split_folders(data: str, folder: Path) -> dict[str, Path]:
+    found = {split: [folder / name for name in names if (folder / name).is_dir()] for split, names in SPLITS.items()}
+    if not any(found.values()):
+        raise UserError(
+            f"DATA={data}: nothing recognised in this folder (looked for index.json, *.parquet with train or "
+            f"validation in their names, folders train/ and val/ or validation/). Known forms: {FORMS}"
+        )
+    for split, paths in found.items():
+        if not paths:
+            raise UserError(f"DATA={data}: split {split} is missing: there is no folder {' or '.join(SPLITS[split])}")
+    return {split: paths[0] for split, paths in found.items()}
+
+
+def image_files(data: str, folder: Path) -> dict[str, list[Path]]:
+    """Images of each split, by class folder and name: the order of the training set. No class folder may be empty."""
+    files: dict[str, list[Path]] = {}
+    for split, path in _split_folders(data, folder).items():
+        files[split] = []
+        for class_folder in sorted(entry.name for entry in os.scandir(path) if entry.is_dir()):
+            images = sorted(
+                entry.name
+                for entry in os.scandir(path / class_folder)
+                if entry.name.lower().endswith(IMAGE_ENDINGS) and not entry.name.startswith(".")
+            )
+            if not images:
+                raise UserError(
+                    f"DATA={data}: class folder {path.name}/{class_folder} has no image ({' '.join(IMAGE_ENDINGS)}): "
+                    "add images or remove the folder"
+                )
+            files[split] += [path / class_folder / image for image in images]
+    return files
+
+
+def image_folder(data: str, folder: Path) -> tuple[tuple[str, ...], dict[str, Split]]:
+    files = image_files(data, folder)
+    names = {split: sorted({file.parent.name for file in files[split]}) for split in files}
+    if names["train"] != names["val"]:
+        odd = sorted(set(names["train"]) ^ set(names["val"]))
+        raise UserError(
+            f"DATA={data}: train has {len(names['train'])} class folders, val has {len(names['val'])}, and they differ "
+            f"(for example {odd[0]!r}): both need the same folders, <class>/<image>"
+        )
+    label = {name: i for i, name in enumerate(names["train"])}
+    return tuple(names["train"]), {
+        split: FolderSplit(folder, files[split], (label[file.parent.name] for file in files[split])) for split in files
+    }
+
+
+def parquet_files(folder: Path) -> dict[str, list[Path]]:
+    """Files of each split, in order: the split's name begins, ends or is a part of the file's or its folder's name."""
+    files: dict[str, list[Path]] = {split: [] for split in SPLITS}
+    # Two levels, as the hub has them; deeper would walk through a million images.
+    for file in sorted([*folder.glob("*.parquet"), *folder.glob("*/*.parquet")]):
+        for split, names in SPLITS.items():
+            if re.search(rf"(^|[-_./])({'|'.join(names)})[-_./]", str(file.relative_to(folder))):
+                files[split].append(file)
+                break
+    return files
+
+
+class ParquetSplit:
+    """Rows of parquet files. Whole row groups are read and the last few kept: access near the last one is cheap."""
+
+    # Not through `load_dataset`, which would first write a second copy of everything: 150 GB for ImageNet.
+    KEPT_ROW_GROUPS = 3
+
+    def __init__(self, split: str, files: Sequence[Path]) -> None:
+        import pyarrow.parquet as pq
+
+        self._split = split
+        self._groups: list[tuple[Path, int]] = []
+        firsts, labels = [0], []
+        for path in files:
+            with pq.ParquetFile(path) as file:
+                for group in range(file.metadata.num_row_groups):
+                    self._groups.append((path, group))
+                    firsts.append(firsts[-1] + file.metadata.row_group(group).num_rows)
+                labels.append(file.read(columns=["label"])["label"].fill_null(-1).to_numpy())  # -1: refused
+        self._firsts = np.array(firsts)
+        self.labels: Labels = np.concatenate(labels).astype(np.int64) if labels else np.empty(0, np.int64)
+        self._kept: OrderedDict[int, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> Example:
+        group = int(np.searchsorted(self._firsts, i, side="right")) - 1
+        image = self._images(group)[i - int(self._firsts[group])].as_py() or {}
+        name = image.get("path") or f"{self._split}[{i}]"
+        return Example(image.get("bytes") or b"", int(self.labels[i]), name)
+
+    def _images(self, group: int) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with self._lock:
+            if group in self._kept:
+                self._kept.move_to_end(group)
+            else:
+                path, number = self._groups[group]
+                try:
+                    with pq.ParquetFile(path) as file:
+                        self._kept[group] = file.read_row_group(number, columns=["image"])["image"]
+                except (OSError, pa.ArrowInvalid) as error:
+                    raise UserError(f"{path} is damaged in row group {number} ({error}): fetch it again") from error
+                if len(self._kept) > self.KEPT_ROW_GROUPS:
+                    self._kept.popitem(last=False)
+            return self._kept[group]
+
+
+def parquet(data: str, files: Mapping[str, Sequence[Path]]) -> tuple[tuple[str, ...], dict[str, Split]]:
+    """Class names are the ClassLabel's of the hub's schema, or numbers where the files do not carry them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import ClassLabel, Features
+
+    names: dict[str, tuple[str, ...]] = {}
+    splits: dict[str, Split] = {}
+    for split, paths in files.items():
+        if not paths:
+            raise UserError(
+                f"DATA={data}: split {split} is missing: no parquet file has {' or '.join(SPLITS[split])} in its name"
+            )
+        for path in paths:
+            try:
+                schema = pq.read_schema(path)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise UserError(
+                    f"DATA={data}: {path.name} is not a readable parquet file ({error}): fetch it again"
+                ) from error
+            _check_schema(data, path, schema)
+            feature = Features.from_arrow_schema(schema)["label"]
+            names.setdefault(split, tuple(feature.names) if isinstance(feature, ClassLabel) else ())
+        splits[split] = ParquetSplit(split, paths)
+    if names["train"] != names["val"]:
+        raise UserError(f"DATA={data}: the class names of train and val differ: both need the same ClassLabel")
+    counted = tuple(str(i) for i in range(int(splits["train"].labels.max(initial=-1)) + 1))
+    return names["train"] or counted, splits
+
+
+def _check_schema(data: str, path: Path, schema: Any) -> None:
+    import pyarrow as pa
+
+    wanted = "the hub's ImageNet schema is image: struct<bytes: binary, path: string>, label: int64"
+    for column in ("image", "label"):
+        if column not in schema.names:
+            raise UserError(f"DATA={data}: {path.name} has no column {column!r}, only {schema.names}: {wanted}")
+    image, label = schema.field("image").type, schema.field("label").type
+    if not (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0) or not pa.types.is_integer(label):
+        raise UserError(f"DATA={data}: {path.name} has image: {image}, label: {label}: {wanted}")
+
+
+def download(data: str, secrets_dir: str) -> Path:
+    """The parquet files of a hub dataset, in the hub's own cache; an interrupted download continues."""
+    from huggingface_hub import constants, get_token, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    secret = Path(secrets_dir) / "hf_token" if secrets_dir else None
+    token = (secret.read_text().strip() if secret and secret.is_file() else "") or get_token()
+    page = f"{constants.ENDPOINT}/datasets/{data}"
+    give = f"make a read token at {constants.ENDPOINT}/settings/tokens and give it as HF_TOKEN=… or by `hf auth login`"
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    patterns = [f"*{name}*.parquet" for names in SPLITS.values() for name in names]
+    try:
+        return Path(snapshot_download(data, repo_type="dataset", allow_patterns=patterns, token=token or False))
+    except GatedRepoError as error:
+        if not token:
+            raise UserError(
+                f"DATA={data} is gated and no token was found: accept the terms on {page}, then {give}"
+            ) from error
+        raise UserError(
+            f"DATA={data} is gated and the hub refused this token: accept the terms on {page} with the account that "
+            f"the token belongs to, or {give}"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"DATA={data}: no folder of that name here, and no such dataset at {page} (or it is private): check the "
+            f"spelling; for a private dataset {give}"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"DATA={data}: no folder of that name here, and the hub at {constants.ENDPOINT} cannot be reached: check "
+            "the network, or give DATA= a folder of its parquet files"
+        ) from error
+    except HfHubHTTPError as error:
+        raise UserError(
+            f"DATA={data}: the hub at {constants.ENDPOINT} answered {error.response.status_code}: if it is 401 or 403, "
+            f"{give}; else try again later"
+        ) from error

@@ -1,0 +1,173 @@
+"""Batches, decoded ahead of the training step by a pool of threads into preallocated uint8 buffers.
+
+The threads run C code that releases the interpreter lock. Which images a batch holds is decided in `sampling.py`; what
+is done to pixels on the device, in `augment.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.config import Config
+from trainer.data.decode import center_into, crop_into
+from trainer.data.sampling import CROP, epoch_order, generator, micro_batches
+from trainer.data.shards import PreparedSplit
+
+CHUNK_IMAGES = 8  # decoded per task: small enough to share out evenly, large enough that the queue costs nothing
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on the device, valid until the next one is asked for."""
+
+    images: Tensor  # (N, pixels, pixels, 3) uint8
+    labels: Tensor  # (N,) int64
+    flips: Tensor  # (N,) bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """A batch to be made: `write(out, index)` decodes an image into (pixels, pixels, 3) uint8; True: flip it later."""
+
+    split: PreparedSplit
+    indices: np.ndarray  # (N,) int64
+    pixels: int
+    write: Callable[[np.ndarray, int], bool]
+
+
+def train_jobs(
+    config: Config, open_split: Callable[[int], PreparedSplit], *, rank: int, world: int, first_step: int, steps: int
+) -> Iterator[Job]:
+    """The micro-batches of steps first_step … steps - 1, in order. `open_split` gives the copy for a resolution."""
+    accum, data = config.grad_accum_steps(world), config.data
+    images = len(open_split(data.resolution))
+    per_epoch = images // config.global_batch_size
+    order, order_epoch = np.empty(0, np.int64), -1
+    for step in range(first_step, steps):
+        epoch = step // per_epoch
+        if epoch != order_epoch:
+            order, order_epoch = epoch_order(config.seed, epoch, images), epoch
+        pixels = config.resolution_at(epoch)
+        split = open_split(pixels)
+
+        def write(out: np.ndarray, i: int, epoch: int = epoch, split: PreparedSplit = split) -> bool:
+            rng = generator(CROP, config.seed, epoch, i)
+            flip = bool(rng.random() < data.flip_probability)
+            crop_into(out, split.jpeg(i), rng, data.crop_scale, data.crop_ratio)
+            return flip
+
+        for indices in micro_batches(order, step % per_epoch, accum, config.device_batch_size, rank, world):
+            yield Job(split, indices, pixels, write)
+
+
+def val_jobs(config: Config, split: PreparedSplit, *, rank: int, world: int) -> Iterator[Job]:
+    """Every image exactly once over all ranks; the last batch may be smaller."""
+
+    def write(out: np.ndarray, i: int) -> bool:
+        center_into(out, split.jpeg(i), config.data.val_resize)
+        return False
+
+    mine = np.arange(rank, len(split), world)
+    for start in range(0, len(mine), config.val_batch_size):
+        yield Job(split, mine[start : start + config.val_batch_size], config.data.val_crop, write)
+
+
+class Slot:
+    """Host memory of one batch, pinned where there is a GPU, and the event after which it may be overwritten."""
+
+    def __init__(self, images: int, pixels: int, pinned: bool):
+        self.pixels = torch.empty(images * pixels * pixels * 3, dtype=torch.uint8, pin_memory=pinned)
+        self.flips = torch.empty(images, dtype=torch.bool, pin_memory=pinned)
+        self.labels = torch.empty(images, dtype=torch.int64, pin_memory=pinned)
+        self.copied: torch.cuda.Event | None = None
+
+    def images(self, count: int, pixels: int) -> Tensor:
+        return self.pixels[: count * pixels * pixels * 3].view(count, pixels, pixels, 3)
+
+
+class Loader:
+    """Iterates over the batches of `jobs` in order. Close it, or use it as a context manager, to end its threads.
+
+    An image that cannot be decoded raises RuntimeError with its split and number. `wait_seconds` is the time the
+    consumer spent waiting for data.
+    """
+
+    DEPTH = 3  # batches in memory: one in use, two being filled
+
+    def __init__(
+        self, jobs: Iterable[Job], *, max_images: int, max_pixels: int, workers: int, device: torch.device
+    ) -> None:
+        self.jobs, self.device, self.wait_seconds = iter(jobs), device, 0.0
+        self.pool = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)), thread_name_prefix="decode")
+        cuda = device.type == "cuda"
+        self.slots = deque(Slot(max_images, max_pixels, pinned=cuda) for _ in range(self.DEPTH))
+        self.filling: deque[tuple[Job, Slot, list[Future[None]]]] = deque()
+        self.stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            self._fill()
+            if not self.filling:
+                return
+            job, slot, futures = self.filling.popleft()
+            started = time.perf_counter()
+            for future in futures:
+                future.result()
+            self.wait_seconds += time.perf_counter() - started
+            yield self._to_device(job, slot)
+            self.slots.append(slot)  # the consumer is done with it: it asks for the next one
+
+    def _fill(self) -> None:
+        """Start decoding into every free slot."""
+        while self.slots and (job := next(self.jobs, None)) is not None:
+            slot = self.slots.popleft()
+            if slot.copied is not None:
+                slot.copied.synchronize()
+            slot.labels[: len(job.indices)] = torch.from_numpy(job.split.labels[job.indices])
+            chunks = range(0, len(job.indices), CHUNK_IMAGES)
+            self.filling.append((job, slot, [self.pool.submit(_decode, job, slot, start) for start in chunks]))
+
+    def _to_device(self, job: Job, slot: Slot) -> Batch:
+        count = len(job.indices)
+        host = slot.images(count, job.pixels), slot.labels[:count], slot.flips[:count]
+        if self.stream is None:
+            return Batch(*host)
+        with torch.cuda.stream(self.stream):
+            batch = Batch(*(tensor.to(self.device, non_blocking=True) for tensor in host))
+            slot.copied = self.stream.record_event()
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(slot.copied)
+        for tensor in (batch.images, batch.labels, batch.flips):
+            tensor.record_stream(current)  # allocated on the side stream, used on this one
+        return batch
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _decode(job: Job, slot: Slot, start: int) -> None:
+    images, flips = slot.images(len(job.indices), job.pixels).numpy(), slot.flips.numpy()
+    for row in range(start, min(start + CHUNK_IMAGES, len(job.indices))):
+        index = int(job.indices[row])
+        try:
+            flips[row] = job.write(images[row], index)
+        except Exception as error:
+            raise RuntimeError(f"image {index} of {job.split.split} cannot be decoded: {error}") from error

@@ -1,0 +1,278 @@
+"""The prepared form: `index.json`, and Arrow files that `datasets` can open too. Writing a shard, reading a split.
+
+Random access straight from the mapped files; pyarrow only. What goes in, and where to, is decided in `prepare`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from trainer.contract import UserError
+
+FORMAT = 1
+INDEX = "index.json"
+BATCH_IMAGES = 512  # of a record batch
+NOTES = b"notes"  # of a record batch: what was odd, what was left out
+_AGAIN = "remove its folder and prepare or copy the data again"
+
+
+@dataclass(frozen=True)
+class Shard:
+    file: str
+    images: int
+    bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """All images of a split, stored with one short side (smaller originals stay smaller)."""
+
+    short_side: int
+    quality: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class SplitIndex:
+    images: int
+    sizes: tuple[Size, ...]
+
+    def choose_size(self, resolution: int) -> int:
+        """The smallest stored short side that serves a resolution, else the largest."""
+        sides = sorted(size.short_side for size in self.sizes)
+        return next((side for side in sides if side >= resolution), sides[-1])
+
+
+@dataclass(frozen=True)
+class Index:
+    name: str
+    version: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, SplitIndex]  # "train" and "val"
+    fingerprint: str  # of the content: every shard's checksum, every label
+
+    def shards(self) -> Iterator[Shard]:
+        return (shard for split in self.splits.values() for size in split.sizes for shard in size.shards)
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str) -> Index:
+        """Strict; `where` is for the message."""
+        try:
+            raw = json.loads(text)
+            found = raw.get("format")
+            if found != FORMAT:
+                raise UserError(
+                    f"{where} has format {found!r}, this trainer reads {FORMAT}: prepare the data again with this "
+                    "version (`make prepare`), or use the version that made it"
+                )
+            keys = {"format", "name", "version", "classes", "splits", "fingerprint"}
+            if set(raw) != keys:
+                raise ValueError(f"keys {sorted(set(raw) ^ keys)} are unknown or missing")
+            splits = {
+                name: SplitIndex(
+                    _integer(split.pop("images")),
+                    tuple(_size(**size) for size in split.pop("sizes")),
+                    **split,
+                )
+                for name, split in raw["splits"].items()
+            }
+            _check_counts(splits)
+            for key in ("name", "version"):  # parts of a path
+                if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", raw[key]):
+                    raise ValueError(f"{key} {raw[key]!r} is not a plain name")
+            return cls(raw["name"], raw["version"], tuple(raw["classes"]), splits, str(raw["fingerprint"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where} is damaged ({error}): {_AGAIN}") from error
+
+
+def _integer(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a count")
+    return value
+
+
+def _size(*, short_side: int, quality: int, shards: list[dict[str, Any]]) -> Size:
+    return Size(_integer(short_side), _integer(quality), tuple(_shard(**shard) for shard in shards))
+
+
+def _shard(*, file: str, images: int, bytes: int, crc32: int) -> Shard:
+    if "/" in file or file.startswith("."):
+        raise ValueError(f"{file!r} is not a plain file name")
+    return Shard(file, _integer(images), _integer(bytes), _integer(crc32))
+
+
+def _check_counts(splits: Mapping[str, SplitIndex]) -> None:
+    if set(splits) != {"train", "val"}:
+        raise ValueError(f"splits {sorted(splits)} are not train and val")
+    for name, split in splits.items():
+        if not split.sizes:
+            raise ValueError(f"split {name} has no sizes")
+        for size in split.sizes:
+            if sum(shard.images for shard in size.shards) != split.images:
+                raise ValueError(f"the shards of {name} at {size.short_side} px do not hold {split.images} images")
+
+
+def read_index(directory: Path) -> Index:
+    """The index of a local prepared folder."""
+    path = directory / INDEX
+    try:
+        return Index.from_json(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist: it is written last, so the data is not prepared or the copy is not complete; "
+            "run `make prepare` again, it continues"
+        ) from None
+
+
+def schema(classes: tuple[str, ...]) -> pa.Schema:
+    """The hub's ImageNet schema, with the metadata by which `datasets` knows Image and ClassLabel."""
+    features = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}}
+    return pa.schema(
+        {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()},
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image on its way into a shard; without a JPEG it is broken, and left out."""
+
+    name: str
+    label: int
+    jpeg: bytes | None
+    odd: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass
+class Tally:
+    """What one shard, or several, hold and leave out."""
+
+    images: int = 0
+    labels: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    odd: Counter[str] = field(default_factory=Counter)
+    broken: list[str] = field(default_factory=list)  # "name: reason"
+
+    def add(self, other: Tally) -> None:
+        self.images += other.images
+        self.labels += other.labels
+        self.odd += other.odd
+        self.broken += other.broken
+
+
+def write_shard(classes: tuple[str, ...], rows: Iterable[Row]) -> bytes:
+    """The bytes of a shard. What was odd or broken travels in it, so that a shard alone tells its whole story."""
+    sink, features, rows = io.BytesIO(), schema(classes), iter(rows)
+    with pa.ipc.new_file(sink, features) as writer:
+        while batch := list(islice(rows, BATCH_IMAGES)):
+            whole = [row for row in batch if row.jpeg is not None]
+            jpegs, names = [row.jpeg for row in whole], [row.name for row in whole]
+            images = pa.StructArray.from_arrays(
+                [pa.array(jpegs, pa.binary()), pa.array(names, pa.string())], fields=list(features.field("image").type)
+            )
+            labels = pa.array([row.label for row in whole], pa.int64())
+            notes = {
+                "odd": Counter(kind for row in whole for kind in row.odd),
+                "broken": [f"{row.name}: {row.reason}" for row in batch if row.jpeg is None],
+            }
+            writer.write_batch(
+                pa.record_batch([images, labels], schema=features), custom_metadata={NOTES: json.dumps(notes).encode()}
+            )
+    return sink.getvalue()
+
+
+def read_tally(body: bytes, where: str) -> Tally:
+    """What `write_shard` put in."""
+    tally = Tally()
+    try:
+        reader = pa.ipc.open_file(pa.BufferReader(body))
+        for i in range(reader.num_record_batches):
+            batch, metadata = reader.get_batch_with_custom_metadata(i)
+            notes = json.loads(metadata[NOTES])
+            labels = batch.column("label").to_numpy().copy()  # else the whole shard stays in memory
+            tally.add(Tally(len(batch), [labels], Counter(notes["odd"]), notes["broken"]))
+    except (pa.ArrowInvalid, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{where} is damaged ({error}): remove it and run `make prepare` again") from error
+    return tally
+
+
+class PreparedSplit:
+    """One split at one stored size, mapped. Any thread may read; nothing is copied until a decoder does."""
+
+    labels: npt.NDArray[np.int64]  # (N,)
+
+    def __init__(self, directory: Path, index: Index, split: str, short_side: int) -> None:
+        sizes = {size.short_side: size for size in index.splits[split].sizes}
+        if short_side not in sizes:
+            raise UserError(
+                f"{directory} has no {short_side}-px images of {split}, only {sorted(sizes)}: prepare that size"
+            )
+        self.classes, self.split, self.short_side = index.classes, split, short_side
+        self._bytes: list[memoryview] = []  # of one record batch each: all its JPEGs, end to end
+        self._paths: list[tuple[int, Any]] = []  # likewise: its first image, and all names
+        images_before, batch_of, starts, stops, labels = 0, [], [], [], []
+        for shard in sizes[short_side].shards:
+            rows = 0
+            for batch in _open_shard(directory, shard):
+                images = batch.column("image").field("bytes")
+                _, offsets, values = images.buffers()
+                ends = np.frombuffer(offsets, np.int32)[images.offset : images.offset + len(images) + 1]
+                starts.append(ends[:-1].astype(np.int64))
+                stops.append(ends[1:].astype(np.int64))
+                batch_of.append(np.full(batch.num_rows, len(self._bytes), np.int32))
+                labels.append(batch.column("label").to_numpy())
+                self._bytes.append(memoryview(values))
+                self._paths.append((images_before + rows, batch.column("image").field("path")))
+                rows += batch.num_rows
+            images_before += rows
+            if rows != shard.images:
+                raise UserError(f"{directory / shard.file} has {rows} images, {INDEX} says {shard.images}: {_AGAIN}")
+        self.labels = np.concatenate([np.empty(0, np.int64), *labels])
+        self._batch_of = np.concatenate([np.empty(0, np.int32), *batch_of])
+        self._starts = np.concatenate([np.empty(0, np.int64), *starts])
+        self._stops = np.concatenate([np.empty(0, np.int64), *stops])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def jpeg(self, i: int) -> memoryview:
+        """The encoded image, read-only, in place: valid as long as the view lives."""
+        jpeg: memoryview = self._bytes[self._batch_of[i]][self._starts[i] : self._stops[i]]
+        return jpeg
+
+    def name(self, i: int) -> str:
+        """What the image was called where it came from; for messages."""
+        first, paths = self._paths[self._batch_of[i]]
+        return str(paths[i - first].as_py())
+
+
+def _open_shard(directory: Path, shard: Shard) -> Iterator[Any]:
+    """The record batches of a mapped shard that are not empty."""
+    path = directory / shard.file
+    if not path.is_file():
+        raise UserError(f"{path} is missing, {INDEX} names it: {_AGAIN}")
+    if (found := path.stat().st_size) != shard.bytes:
+        raise UserError(f"{path} has {found} bytes, {INDEX} says {shard.bytes}: {_AGAIN}")
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} is not an Arrow file ({error}): {_AGAIN}") from error
+    for i in range(reader.num_record_batches):
+        if (batch := reader.get_batch(i)).num_rows:
+            yield batch

@@ -1,0 +1,84 @@
+"""The processes of a run: torchrun's variables, the process group, and the few collectives that the trainer needs.
+
+With one process every function here is the identity: the same lines run on a laptop, on one GPU and on many.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def join() -> Iterator[World]:
+    """Join torchrun's process group (NCCL on GPUs, gloo on a CPU) and leave it at the end."""
+    rank, local_rank, size = (int(os.environ.get(name, default)) for name, default in
+                              (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")))  # fmt: skip
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if size > 1:
+        # gloo beside NCCL: flags and counts of the host travel without touching the GPU's stream.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, timeout=timedelta(hours=24))  # others wait while one prepares
+    try:
+        yield World(rank, local_rank, size, device)
+    finally:
+        if size > 1:
+            torch.distributed.destroy_process_group()
+
+
+def wrap(model: nn.Module, world: World) -> nn.Module:
+    """DistributedDataParallel where there is more than one process; BatchNorm statistics stay per device."""
+    if world.size == 1:
+        return model
+    ids = [world.local_rank] if world.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+
+def without_sync(net: nn.Module, skip: bool) -> AbstractContextManager[None]:
+    """Gradients stay local while `skip`: all micro-batches of a step but the last."""
+    no_sync = getattr(net, "no_sync", None)
+    return no_sync() if skip and no_sync is not None else nullcontext()
+
+
+def all_sum(values: Tensor, world: World) -> Tensor:
+    """The sum over all processes, in place."""
+    if world.size > 1:
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def barrier(world: World) -> None:
+    """Wait for all processes."""
+    all_sum(torch.zeros(1), world)
+
+
+def empty_cache(world: World) -> None:
+    """Give unused blocks of GPU memory back, where the sizes of tensors are about to change."""
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def any_of(flag: bool, world: World) -> bool:
+    """True on every process when it is true on one."""
+    return bool(all_sum(torch.tensor(int(flag)), world).item()) if world.size > 1 else flag

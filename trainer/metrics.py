@@ -1,0 +1,137 @@
+"""Metrics: one row per step, written as immutable segments of JSON lines and TensorBoard events, and read back.
+
+Names are flat and slashed (`train/loss`, `val/top1`, `speed/images_per_second`). Shipping is the uploader's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.channel import Channel
+from trainer.contract import metrics_key, run_key, tensorboard_key
+from trainer.data.loader import Loader
+from trainer.dist import World, all_sum
+from trainer.store import ObjectStore
+
+Row = dict[str, Any]
+SHIP_SECONDS = 30
+
+
+class MetricsWriter:
+    """Rows of one attempt. `flush` makes a segment of what has come since and hands it to the uploader."""
+
+    def __init__(self, local: Path, channel: Channel | None, run_id: str, attempt: int, first_step: int):
+        """`local` is the run's folder on this machine. Only the main process has a channel; others keep nothing."""
+        self.folder, self.channel, self.run_id, self.attempt = local / f"metrics-{attempt}", channel, run_id, attempt
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.last: dict[str, float] = {}  # the scores of the last validation
+        self.first_step = first_step
+        self.rows: list[Row] = [{"step": first_step, "time": time.time(), "event": "start", "attempt": attempt}]
+        self.shipped = time.monotonic()
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Values of a step; those of the same step join one row."""
+        self.last |= {name: value for name, value in values.items() if name.startswith("val")}
+        if self.rows and self.rows[-1]["step"] == step and "event" not in self.rows[-1]:
+            self.rows[-1] |= values
+        else:
+            self.rows.append({"step": step, "time": round(time.time(), 3)} | dict(values))
+
+    def flush_if_due(self) -> None:
+        if time.monotonic() >= self.shipped + SHIP_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write `<first>-<last>.jsonl` and a TensorBoard file of the same rows. Call it at the end of a step only."""
+        self.shipped = time.monotonic()
+        if self.channel is None or not self.rows:
+            self.rows = []
+            return
+        name = f"{self.rows[0]['step']:08d}-{self.rows[-1]['step']:08d}"
+        segment = self.folder / f"{name}.jsonl"
+        segment.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        self.channel.send(
+            {"op": "put", "key": metrics_key(self.run_id, self.attempt, segment.name), "path": str(segment)}
+        )
+        events = write_events(self.folder, name, self.rows, purge_step=self.first_step + 1)
+        key = tensorboard_key(self.run_id, self.attempt, events.name)
+        self.channel.send({"op": "put", "key": key, "path": str(events)})
+        self.rows = []
+
+
+class StepLog:
+    """The sums of recent steps, left on the device until somebody looks, so that a step never waits for the host."""
+
+    def __init__(self, world: World, loader: Loader):
+        self.world, self.loader = world, loader
+        self.pending: list[tuple[int, float, Tensor]] = []
+        self.seconds = 0.0  # between the last two looks
+        self.summary: dict[str, float] = {}  # means over those steps
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """What came since the last look is not training."""
+        self.started, self.waited = time.perf_counter(), self.loader.wait_seconds
+
+    def add(self, step: int, lr: float, sums: Tensor) -> None:
+        """Step `step` is done; sums of (loss, top-1 hits, top-5 hits, images) of this process, (4,)."""
+        self.pending.append((step, lr, sums))
+
+    def read(self, steps_per_epoch: int) -> list[Row]:
+        """One row per step since the last look, over all processes; the last one also has the speed."""
+        if not self.pending:
+            return []
+        table = all_sum(torch.stack([sums for _, _, sums in self.pending]), self.world).tolist()
+        self.seconds = time.perf_counter() - self.started
+        rows: list[Row] = [
+            {"step": step, "train/loss": loss / images, "train/top1": top1 / images, "train/top5": top5 / images,
+             "train/lr": lr, "train/epoch": step / steps_per_epoch}
+            for (step, lr, _), (loss, top1, top5, images) in zip(self.pending, table, strict=True)
+        ]  # fmt: skip
+        rows[-1]["speed/images_per_second"] = sum(row[3] for row in table) / self.seconds
+        rows[-1]["speed/data_wait_fraction"] = (self.loader.wait_seconds - self.waited) / self.seconds
+        if self.world.device.type == "cuda":
+            rows[-1]["gpu/memory_bytes"] = torch.cuda.max_memory_allocated(self.world.device)
+        means = {name: sum(row[name] for row in rows) / len(rows) for name in ("train/loss", "train/top1")}
+        self.summary = means | {"speed/images_per_second": rows[-1]["speed/images_per_second"]}
+        self.pending.clear()
+        self.restart_clock()
+        return rows
+
+
+def write_events(folder: Path, name: str, rows: list[Row], purge_step: int) -> Path:
+    """A TensorBoard event file. A resume purges the steps that the attempt before it did in vain."""
+    from tensorboardX import SummaryWriter  # heavy, and only a trainer writes
+
+    resumed = rows[0].get("event") == "start" and purge_step > 1
+    writer = SummaryWriter(
+        logdir=str(folder), filename_suffix=f".{name}", flush_secs=3600, purge_step=purge_step if resumed else None
+    )
+    for row in rows:
+        for metric, value in row.items():
+            if "/" in metric:
+                writer.add_scalar(metric, value, global_step=row["step"], walltime=row["time"])
+    writer.close()
+    (events,) = folder.glob(f"events.*.{name}")
+    return events
+
+
+def read_metrics(store: ObjectStore, run_id: str) -> list[Row]:
+    """All rows of a run by step, over its attempts: what an attempt redid stands once, as the later one saw it."""
+    prefix = run_key(run_id, "metrics/")
+    keys = sorted((int(info.key.split("/")[-2]), info.key) for info in store.list(prefix))
+    rows: list[Row] = []
+    for _, key in keys:
+        for line in store.get(key).decode().splitlines():
+            row = json.loads(line)
+            if row.get("event") == "start":
+                rows = [old for old in rows if old["step"] <= row["step"]]
+            rows.append(row)
+    return rows

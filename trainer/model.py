@@ -1,0 +1,88 @@
+"""The network: torchvision's models by name, and their starting weights. Averages and optimizer live in `optim.py`."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from urllib.error import URLError
+
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from trainer.config import ModelConfig
+from trainer.contract import UserError
+from trainer.store import StoreError, open_store
+
+TORCHVISION_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
+
+
+def build_model(config: ModelConfig) -> nn.Module:
+    """The model with its starting weights. (N, 3, H, W) float in, (N, num_classes) logits out."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    if config.name not in names:
+        raise UserError(
+            f"--model.name {config.name!r} is not a torchvision classification model: "
+            f"use one of {', '.join(n for n in names if n.startswith('resnet'))}, …"
+        )
+    model: nn.Module = torchvision.models.get_model(config.name, weights=None, num_classes=config.num_classes)
+    if config.weights:
+        load_matching(model, read_weights(config), config.weights)
+    return model
+
+
+def read_weights(config: ModelConfig) -> dict[str, Tensor]:
+    """A state dict from torchvision's weights API, a file, or a store (`s3://bucket/key`)."""
+    if config.weights in TORCHVISION_WEIGHTS:
+        choices = torchvision.models.get_model_weights(config.name)
+        if config.weights not in choices.__members__:
+            raise UserError(
+                f"torchvision has no {config.weights} of {config.name}: use {', '.join(choices.__members__)}"
+            )
+        try:
+            state: dict[str, Tensor] = choices[config.weights].get_state_dict(progress=True, check_hash=True)
+        except (URLError, OSError) as error:
+            raise UserError(
+                f"the weights {config.weights} of {config.name} could not be downloaded ({error}): where there is no "
+                "internet, name a copy with --model.weights FILE.pth, FILE.safetensors or s3://bucket/key"
+            ) from error
+        return state
+    try:
+        if "://" in config.weights:
+            parent, _, key = config.weights.rpartition("/")
+            body = open_store(parent).get(key)
+        else:
+            body = Path(config.weights).read_bytes()
+    except (OSError, StoreError) as error:
+        raise UserError(
+            f"--model.weights {config.weights!r} cannot be read ({error}): use one of "
+            f"{', '.join(TORCHVISION_WEIGHTS)}, a .pth or .safetensors file, or s3://bucket/key"
+        ) from error
+    try:
+        if config.weights.endswith(".safetensors"):
+            return safetensors.torch.load(body)
+        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"--model.weights {config.weights!r} is no state dict ({type(error).__name__}: {error}): "
+            "save one with torch.save(model.state_dict(), …) or safetensors"
+        ) from error
+    return state
+
+
+def load_matching(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
+    """Load a state dict; a head of another number of classes stays random, anything else must fit."""
+    state = {name.removeprefix("model."): t for name, t in state.items() if not name.startswith(("ema.", "momentum."))}
+    own = model.state_dict()
+    head = {name for name in own if name in state and own[name].shape != state[name].shape}
+    result = model.load_state_dict({name: t for name, t in state.items() if name not in head}, strict=False)
+    missing = set(result.missing_keys) - head
+    if missing or result.unexpected_keys or any(not name.startswith(("fc.", "classifier.", "head")) for name in head):
+        odd = sorted(missing | set(result.unexpected_keys) | head)
+        raise UserError(
+            f"--model.weights {origin!r} does not fit the model: {len(odd)} tensors differ ({', '.join(odd[:4])}, …); "
+            "choose the --model.name that the weights are of"
+        )
+    if head:
+        print(f"weights of {origin}: the head has another number of classes and starts at random", flush=True)

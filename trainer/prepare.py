@@ -1,0 +1,85 @@
+"""`make prepare`: images in any known form become shards in a store, once. Training reads them from there.
+
+Only the command line lives here; the work is in `trainer.data.prepare`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass, field
+
+import tyro
+
+from trainer.contract import Exit, RunEnv, UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Turn images into the shards that training reads, once. Run again, it continues, or finds that all is done."""
+
+    data: str
+    """digits, a Hugging Face id (ILSVRC/imagenet-1k), a folder of parquet files, or an image folder (train/, val/)."""
+
+    store: str
+    """Where the shards go, under datasets/<name>/<version>/: s3://bucket/prefix or a folder."""
+
+    short_side: int = 256
+    """Pixels; larger images are shrunk to it. 256 serves training up to 224 and evaluation at resize 232 to 256."""
+
+    quality: int = 90
+    """JPEG quality of what is shrunk or converted (4:2:0). Small baseline JPEGs keep their bytes."""
+
+    workers: int = 0
+    """Threads that decode and encode; 0 means one per core."""
+
+    max_broken_share: float = 0.001
+    """Broken images are named, counted and left out; more than this share of all is an error."""
+
+    secrets_dir: str = field(default_factory=lambda: os.environ.get(RunEnv.variable("secrets_dir"), ""))
+    """Folder with the file hf_token, for gated data; without it HF_TOKEN or `hf auth login` counts."""
+
+
+def main() -> int:
+    try:
+        options = tyro.cli(Options, prog="python -m trainer.prepare")
+    except SystemExit as stop:  # tyro has said what is wrong
+        return Exit.USER if stop.code else Exit.FINISHED
+    from trainer.store import StoreError
+
+    try:
+        _prepare(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return Exit.USER
+    except StoreError as error:
+        print(f"error: {error}; the shards written so far are kept, run the same command again", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to continue", file=sys.stderr)
+        return 130
+    return Exit.FINISHED
+
+
+def _prepare(options: Options) -> None:
+    from trainer.data.prepare import prepare
+    from trainer.store import open_store
+
+    store = open_store(options.store)
+    store.probe("datasets/probe")
+    prepared = prepare(
+        options.data,
+        store,
+        short_side=options.short_side,
+        quality=options.quality,
+        secrets_dir=options.secrets_dir,
+        workers=options.workers,
+        max_broken_share=options.max_broken_share,
+    )
+    where = store.describe(prepared.prefix)
+    print(f"prepared: {where}\ntrain from it: make train DATA={shlex.quote(where)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

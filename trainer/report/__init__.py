@@ -1,0 +1,74 @@
+"""The report of a run: curves as PNGs, one self-contained HTML page, a summary for the terminal.
+
+It reads what the run wrote to its store and adds `report/…`; it measures nothing of its own. What a run's rows mean is
+in `summary`, how they look in `charts` and `page`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from trainer.contract import RUN_ID_RULE, UserError, checkpoint_key, run_key
+from trainer.report.summary import Row, Summary, summarise, summary_text
+
+if TYPE_CHECKING:
+    from trainer.store import ObjectStore
+
+__all__ = ["Summary", "summary_text", "write_report"]
+
+
+def write_report(store: ObjectStore, run_id: str) -> Summary:
+    """Read the run, put `report/index.html` and `report/*.png` beside it, return the summary."""
+    # Heavy: not before there is a run to report on.
+    from trainer.metrics import read_metrics
+    from trainer.report.charts import draw_charts
+    from trainer.report.page import render_page
+
+    if not re.fullmatch(RUN_ID_RULE, run_id):
+        raise UserError(f"{run_id!r} is not a run id: use {RUN_ID_RULE}, for example --run-id digits")
+    config = _read_json(store, run_key(run_id, "config.json"))
+    result = _read_json(store, run_key(run_id, "result.json"))
+    rows: Sequence[Row] = read_metrics(store, run_id)
+    if not rows and not config and not result:
+        raise UserError(_no_such_run(store, run_id))
+    manifests = sorted(info.key for info in store.list(checkpoint_key(run_id, "manifest/")))
+    newest = str(result.get("checkpoint") or (manifests[-1] if manifests else ""))
+    summary = summarise(
+        run_id,
+        rows,
+        config,
+        result,
+        checkpoint=store.describe(newest) if newest else "",
+        metrics=store.describe(run_key(run_id, "metrics")),
+        report=store.describe(run_key(run_id, "report/index.html")),
+    )
+    charts = draw_charts(rows, summary.steps_per_epoch)
+    for name, (png, _) in charts.items():
+        store.put(run_key(run_id, f"report/{name}.png"), png)
+    page = render_page(summary, rows, config, {name: svg for name, (_, svg) in charts.items()})
+    store.put(run_key(run_id, "report/index.html"), page.encode())
+    return summary
+
+
+def _read_json(store: ObjectStore, key: str) -> dict[str, Any]:
+    from trainer.store import NotFoundError, StoreError
+
+    try:
+        return dict(json.loads(store.get(key)))
+    except NotFoundError:
+        return {}
+    except StoreError as error:
+        if error.code in ("ENOENT", "ENOTDIR", "NoSuchBucket"):
+            raise UserError(
+                f"there is no store {store.uri}; start a run, `make train`, or name another with --store"
+            ) from error
+        raise
+
+
+def _no_such_run(store: ObjectStore, run_id: str) -> str:
+    known = sorted({info.key.split("/")[1] for info in store.list("runs/")})
+    fix = f"it has {', '.join(known)}: choose one with --run-id" if known else "it has no runs: start one, `make train`"
+    return f"there is no run {run_id!r} in the store {store.uri}; {fix}, or name another store with --store"

@@ -1,0 +1,159 @@
+"""The report as one HTML file that needs neither network nor scripts, by light and by dark.
+
+Whatever comes from the run is escaped here, at the only place where it becomes HTML.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from trainer.report.summary import Row, Score, Summary, evaluations, facts, number, percent, restarts
+
+# Every colour of a chart is one of these, so that the page can swap them for CSS variables and follow dark mode.
+LIGHT = {"paper": "#fcfbf9", "ink": "#1c2530", "muted": "#66707c", "rule": "#e3e1dc"}
+LIGHT |= {"train": "#3d6fb0", "val": "#c2571c", "ema": "#27856a"}
+DARK = {"paper": "#14181d", "ink": "#e6e8ea", "muted": "#98a2ad", "rule": "#2d343c"}
+DARK |= {"train": "#7fb0ea", "val": "#f0925a", "ema": "#5cc5a4"}
+
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>$title</title>
+<style>:root{color-scheme:light dark;$light}
+@media(prefers-color-scheme:dark){:root{$dark}}$css</style>
+</head>
+<body><main>
+<header>
+<p class="kind">Recipe $recipe</p>
+<h1>$run_id</h1>
+$state
+<div class="result">$top1<dl>$facts</dl></div>
+</header>
+<h2>Curves</h2>
+$charts
+<h2>Evaluations</h2>
+$evaluations
+$config
+<footer>Checkpoint $checkpoint<br>Metrics $metrics</footer>
+</main></body>
+</html>
+""")
+
+
+def render_page(summary: Summary, rows: Sequence[Row], config: Mapping[str, Any], charts: Mapping[str, str]) -> str:
+    """The whole page; `charts` is SVG of our own making, by name."""
+    best = summary.best
+    title = f"{summary.run_id} · {percent(best.top1)} top-1" if best else summary.run_id
+    return _PAGE.substitute(
+        title=html.escape(title),
+        light=_variables(LIGHT),
+        dark=_variables(DARK),
+        css=Path(__file__).with_name("page.css").read_text(),
+        recipe=html.escape(summary.recipe),
+        run_id=html.escape(summary.run_id),
+        state='<p class="state">finished</p>' if summary.is_finished else '<p class="state open">not finished</p>',
+        top1=_top1(best),
+        facts="".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in _facts(summary)),
+        charts=_charts(charts, rows),
+        evaluations=_evaluations(summary, rows),
+        config=_config(config),
+        checkpoint=html.escape(summary.checkpoint or "none yet"),
+        metrics=html.escape(summary.metrics),
+    )
+
+
+def _variables(colours: Mapping[str, str]) -> str:
+    return "".join(f"--{name}:{colour};" for name, colour in colours.items())
+
+
+def _top1(best: Score | None) -> str:
+    if best is None:
+        return '<div class="top1"><b>–</b><span>no evaluation yet</span></div>'
+    weights = "EMA weights" if best.weights == "ema" else "model weights"
+    number = percent(best.top1).removesuffix(" %")
+    return (
+        f'<div class="top1"><b>{number}<small>%</small></b>'
+        f"<span>top-1 on validation, best: step {best.step:,}, {weights}</span></div>"
+    )
+
+
+def _facts(summary: Summary) -> list[tuple[str, str]]:
+    told = []
+    if summary.best and summary.best.top5 is not None:
+        told.append(("top-5, best", percent(summary.best.top5)))
+    told += [
+        (f"top-1, {n}", percent(s.top1)) for n, s in (("last", summary.last), ("last, EMA", summary.last_ema)) if s
+    ]
+    told += list(facts(summary).items())
+    if summary.parameters:
+        told.append(("parameters", f"{summary.parameters / 1e6:.1f} M"))
+    if summary.started:
+        told.append(("started, UTC", f"{datetime.fromtimestamp(summary.started, UTC):%Y-%m-%d %H:%M}"))
+    return told
+
+
+def _charts(charts: Mapping[str, str], rows: Sequence[Row]) -> str:
+    if not charts:
+        return '<p class="note">Nothing measured yet.</p>'
+    figures = "".join(f'<figure role="img" aria-label="{name}">{svg}</figure>' for name, svg in charts.items())
+    steps = ", ".join(f"{step:,}" for step in restarts(rows))
+    note = f'<p class="note">Dashed vertical lines: a new attempt went on from step {steps}.</p>' if steps else ""
+    return f'<div class="charts">{figures}</div>{note}'
+
+
+def _evaluations(summary: Summary, rows: Sequence[Row]) -> str:
+    measured = evaluations(rows)
+    columns = {
+        "val/loss": "loss",
+        "val/top1": "top-1",
+        "val/top5": "top-5",
+        "val_ema/loss": "EMA loss",
+        "val_ema/top1": "EMA top-1",
+        "val_ema/top5": "EMA top-5",
+    }
+    shown = {name: label for name, label in columns.items() if any(name in row for row in measured)}
+    if not shown:
+        return '<p class="note">None yet.</p>'
+    best = summary.best
+    best_cell = (best.step, "val_ema/top1" if best.weights == "ema" else "val/top1") if best else None
+    body = []
+    for row in measured:
+        step = int(row["step"])
+        cells = [number(step / summary.steps_per_epoch) if summary.steps_per_epoch else "–", f"{step:,}"]
+        html_cells = [f"<td>{cell}</td>" for cell in cells]
+        for name in shown:
+            value = float(row[name]) if name in row else None
+            text = "–" if value is None else f"{value:.4f}" if name.endswith("loss") else percent(value)
+            html_cells.append(f'<td class="best">{text}</td>' if (step, name) == best_cell else f"<td>{text}</td>")
+        body.append(f"<tr>{''.join(html_cells)}</tr>")
+    head = "".join(f"<th>{label}</th>" for label in ("epoch", "step", *shown.values()))
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+
+
+def _config(config: Mapping[str, Any]) -> str:
+    if not config:
+        return ""
+    body = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in flatten(config))
+    return f'<details><summary>Configuration</summary><table class="config">{body}</table></details>'
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A config tree as dotted names and JSON values, in its own order."""
+    pairs: list[tuple[str, str]] = []
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            pairs += flatten(value, f"{prefix}{name}.")
+        else:
+            pairs.append(
+                (f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+            )
+    return pairs

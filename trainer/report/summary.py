@@ -1,0 +1,188 @@
+"""What happened in a run: its rows, config and result as one Summary, and that Summary in words.
+
+Pure functions; standard library only. No pictures here, and no store.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = dict[str, float | int | str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One evaluation of one set of weights; top1 and top5 as fractions."""
+
+    top1: float
+    top5: float | None
+    step: int
+    weights: str  # "model" or "ema"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a person wants to know of a run, finished or not."""
+
+    run_id: str
+    recipe: str
+    is_finished: bool
+    steps: int
+    total_steps: int | None
+    steps_per_epoch: float | None
+    started: float | None  # unix seconds
+    seconds: float
+    images_per_second: float | None
+    attempts: int
+    parameters: int | None
+    best: Score | None
+    last: Score | None
+    last_ema: Score | None
+    checkpoint: str  # full paths or URIs; "" where there is none yet
+    metrics: str
+    report: str
+
+
+def evaluations(rows: Iterable[Row]) -> list[Row]:
+    """One row per evaluated step; the model's and the EMA's numbers of a step side by side."""
+    by_step: dict[int, Row] = {}
+    for row in rows:
+        if "val/top1" in row or "val_ema/top1" in row:
+            by_step.setdefault(int(row["step"]), {}).update(row)
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def scores(rows: Iterable[Row], weights: str) -> list[Score]:
+    prefix = "val" if weights == "model" else "val_ema"
+    return [
+        Score(
+            top1=float(row[f"{prefix}/top1"]),
+            top5=float(row[f"{prefix}/top5"]) if f"{prefix}/top5" in row else None,
+            step=int(row["step"]),
+            weights=weights,
+        )
+        for row in evaluations(rows)
+        if f"{prefix}/top1" in row
+    ]
+
+
+def summarise(
+    run_id: str,
+    rows: Sequence[Row],
+    config: dict[str, Any],
+    result: dict[str, Any],
+    *,
+    checkpoint: str,
+    metrics: str,
+    report: str,
+) -> Summary:
+    """`result.json` where the run is finished, else the same facts from the rows so far."""
+    model, ema = scores(rows, "model"), scores(rows, "ema")
+    best = max(model + ema, key=lambda score: score.top1, default=None)
+    if told := result.get("best"):
+        same = [s.top5 for s in model + ema if (s.step, s.weights) == (told["step"], told["weights"])]
+        best = Score(top1=told["top1"], top5=same[0] if same else None, step=told["step"], weights=told["weights"])
+    epochs_seen = [(row["step"], row["train/epoch"]) for row in rows if row.get("train/epoch")]
+    steps_per_epoch = result.get("steps_per_epoch") or next((int(s) / float(e) for s, e in epochs_seen[::-1]), None)
+    epochs = result.get("epochs") or config.get("epochs")
+    speeds = [float(row["speed/images_per_second"]) for row in rows if "speed/images_per_second" in row]
+    starts = [row for row in rows if row.get("event") == "start"]
+    return Summary(
+        run_id=run_id,
+        recipe=str(result.get("recipe") or config.get("recipe") or "unknown"),
+        is_finished=bool(result),
+        steps=int(result.get("steps") or max((int(row["step"]) for row in rows), default=0)),
+        total_steps=result.get("steps") or (round(epochs * steps_per_epoch) if epochs and steps_per_epoch else None),
+        steps_per_epoch=steps_per_epoch,
+        started=min((float(row["time"]) for row in rows), default=None),
+        seconds=float(result.get("seconds") or training_seconds(rows)),
+        images_per_second=result.get("images_per_second") or (statistics.median(speeds) if speeds else None),
+        attempts=int(result.get("attempts") or max((int(row["attempt"]) for row in starts), default=1)),
+        parameters=result.get("parameters"),
+        best=best,
+        last=model[-1] if model else None,
+        last_ema=ema[-1] if ema else None,
+        checkpoint=checkpoint,
+        metrics=metrics,
+        report=report,
+    )
+
+
+def training_seconds(rows: Iterable[Row]) -> float:
+    """Wall seconds from the first to the last row of each attempt; what lies between attempts is no training."""
+    spans: list[list[float]] = []
+    for row in rows:
+        if row.get("event") == "start" or not spans:
+            spans.append([])
+        spans[-1].append(float(row["time"]))
+    return sum(max(times) - min(times) for times in spans)
+
+
+def restarts(rows: Iterable[Row]) -> list[int]:
+    """The steps from which a later attempt went on."""
+    return [int(row["step"]) for row in rows if row.get("event") == "start" and int(row["attempt"]) > 1]
+
+
+def percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def number(value: float) -> str:
+    """One decimal, none where it is a whole number."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def duration(seconds: float) -> str:
+    """The two largest units: '52 s', '1 min 52 s', '2 h 14 min', '3 d 4 h'."""
+    seconds = round(seconds)
+    for unit, size, below, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= size:
+            return f"{seconds // size} {unit} {seconds % size // part} {below}"
+    return f"{seconds} s"
+
+
+def _printable(text: str) -> str:
+    """Names come from files; nothing in them may steer the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def facts(summary: Summary) -> dict[str, str]:
+    """The numbers that the page and the terminal both tell, in words."""
+    steps = f"{summary.steps:,}"
+    if not summary.is_finished and summary.total_steps:
+        steps += f" of {summary.total_steps:,}"
+    epochs = number(summary.steps / summary.steps_per_epoch) if summary.steps_per_epoch else "-"
+    rate = summary.images_per_second
+    return {
+        "steps": steps,
+        "epochs": epochs,
+        "wall time": duration(summary.seconds),
+        "speed": "-" if rate is None else f"{rate:,.0f} images/s",
+        "attempts": str(summary.attempts),
+    }
+
+
+def summary_text(summary: Summary) -> str:
+    """The last words of a run on the terminal: plain text, aligned."""
+    columns = [("best", summary.best), ("last", summary.last), ("last, EMA", summary.last_ema)]
+    told = [(name, score) for name, score in columns if score]
+    state = "finished" if summary.is_finished else "NOT finished; the command that started it continues it"
+    lines = [f"{summary.run_id} (recipe {summary.recipe}): {state}", ""]
+    if told:
+        lines.append(" " * 12 + "".join(f"{name:>11}" for name, _ in told))
+        lines.append(f"  {'top-1':10}" + "".join(f"{percent(score.top1):>11}" for _, score in told))
+        lines.append(f"  {'top-5':10}" + "".join(f"{percent(score.top5):>11}" for _, score in told))
+    else:
+        lines.append("  no evaluation yet")
+    if summary.best:
+        weights = "EMA weights" if summary.best.weights == "ema" else "model weights"
+        lines.append(f"  {'best at':13}step {summary.best.step:,}, {weights}")
+    lines.append("")
+    lines += [f"  {name:13}{value}" for name, value in facts(summary).items()]
+    lines.append("")
+    paths = {"checkpoint": summary.checkpoint or "none yet", "metrics": summary.metrics, "report": summary.report}
+    lines += [f"  {name:13}{value}" for name, value in paths.items()]
+    return "\n".join(_printable(line) for line in lines)

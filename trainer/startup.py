@@ -1,0 +1,105 @@
+"""What must be true before the first step: backends, data, and that this run is the one that its name says."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from trainer import dist
+from trainer.checkpoint import Restored
+from trainer.config import Config, config_hash, differences, from_json, to_json
+from trainer.contract import RunEnv, UserError, run_key
+from trainer.data.prepare import stage
+from trainer.data.shards import Index, PreparedSplit, read_index
+from trainer.monitor import Status
+from trainer.recipes import default_data
+from trainer.store import ConflictError, ObjectStore
+
+
+class Data:
+    """The prepared images of a run; each (split, resolution) opens the smallest stored copy that serves it."""
+
+    def __init__(self, folder: Path, index: Index):
+        self.folder, self.index = folder, index
+        self.open = cache(self._open)
+
+    def _open(self, split: str, pixels: int) -> PreparedSplit:
+        return PreparedSplit(self.folder, self.index, split, self.index.splits[split].choose_size(pixels))
+
+
+def set_backends(config: Config) -> None:
+    """Process-wide switches of torch, from the config."""
+    torch.use_deterministic_algorithms(config.deterministic)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = not config.deterministic
+    torch.set_float32_matmul_precision("high")  # TF32 where fp32 is asked for on a GPU that has it
+
+
+def stage_data(config: Config, env: RunEnv, world: dist.World, status: Status) -> Data:
+    """Prepared data on this machine: one process per machine fetches or makes it, the others wait and find it."""
+    data = env.data or default_data(config.recipe)
+    options: dict[str, Any] = {
+        "short_side": config.data.short_side, "quality": config.data.quality,
+        "secrets_dir": env.secrets_dir, "progress": status.tick,
+    }  # fmt: skip
+    scratch = Path(env.scratch_dir).absolute()
+    if world.local_rank == 0:
+        folder = stage(data, scratch, **options)
+    dist.barrier(world)
+    if world.local_rank != 0:
+        folder = stage(data, scratch, **options)
+    found = Data(folder, read_index(folder))
+    if (classes := len(found.index.classes)) != config.model.num_classes:
+        raise UserError(
+            f"--model.num-classes is {config.model.num_classes}, but {data!r} has {classes} classes: they must be "
+            f"equal; pass --model.num-classes {classes}"
+        )
+    return found
+
+
+def settle_config(store: ObjectStore, run_id: str, config: Config, *, writes: bool) -> None:
+    """The first attempt writes the run's config; later ones must compute the same, or raise UserError."""
+    key = run_key(run_id, "config.json")
+    if writes:
+        try:
+            store.create(key, json.dumps(to_json(config), indent=1).encode())
+        except ConflictError:
+            pass  # a later attempt: compare
+        else:
+            return
+        if changed := differences(from_json(Config, json.loads(store.get(key))), config):
+            raise UserError(
+                f"run {run_id!r} was started with another config ({'; '.join(changed)}): repeat its options, "
+                "or start a new run (RUN=another-name)"
+            )
+
+
+def check_data(restored: Restored, data: Data) -> None:
+    """A run continues on the data that it began with."""
+    before, now = restored.manifest["data"]["fingerprint"], data.index.fingerprint
+    if before != now:
+        raise UserError(
+            f"the checkpoint {restored.key} was trained on data {before}, and {data.folder} is {now}: "
+            "name the same data, or start a new run (RUN=another-name)"
+        )
+
+
+def identity(config: Config, data: Data, env: RunEnv) -> dict[str, Any]:
+    """What every checkpoint of this attempt says about its origin."""
+    return {
+        "run_id": env.run_id,
+        "attempt": int(env.attempt),
+        "config": to_json(config),
+        "config_hash": config_hash(config),
+        "data": {"name": data.index.name, "version": data.index.version, "fingerprint": data.index.fingerprint},
+        "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__,
+                     "python": platform.python_version(), "commit": os.environ.get("TRAINER_COMMIT", "")},
+    }  # fmt: skip

@@ -1,0 +1,178 @@
+"""Object stores: one interface, and behind it with the same semantics a directory or S3 (`s3://bucket/prefix`).
+
+No knowledge of what the keys mean lives here, and no waiting for a store to come back: few quick attempts, then
+StoreError. boto3 is imported when an S3 store is opened, not before.
+"""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from trainer.contract import UserError
+
+RESERVED = ".store-"  # parts of keys never begin so: the directory store's own lock and temporary files do
+READ_BYTES = 1 << 20  # a piece of a large body on its way
+
+
+class StoreError(Exception):
+    """The store answered with a fault, or not at all. Never to be read as "there is nothing".
+
+    `code` is the machine's word for it: S3's error code, the name of botocore's exception, or of the errno. After a
+    failed write it is unknown whether the object was written; nothing is ever half-written.
+    """
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class NotFoundError(StoreError):
+    """The store answered, and says that the key does not exist."""
+
+
+class ConflictError(StoreError):
+    """A conditional write lost: the object exists already, or is no longer the one that was read."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    key: str
+    bytes: int
+    etag: str  # opaque: differs after every change of the content
+
+
+class ObjectStore(Protocol):
+    """What the rest of the trainer knows of a store. Keys are relative to the store's URI, with '/' between parts.
+
+    Every method raises StoreError for a fault of the store, and ValueError for what is no key. A store may be shared
+    by threads. It does not survive a fork (S3 has open connections): let each process open its own from `uri`.
+    """
+
+    uri: str
+
+    def get(self, key: str) -> bytes:
+        """The whole object; NotFoundError if there is none."""
+
+    def get_with_etag(self, key: str) -> tuple[bytes, str]:
+        """The object and the etag of these very bytes, for `replace`; NotFoundError if there is none."""
+
+    def head(self, key: str) -> ObjectInfo:
+        """Size and etag; NotFoundError if there is none."""
+
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        """Exactly `size` bytes from `start`; StoreError if the object ends before."""
+
+    def read_into(self, key: str, buffer: memoryview) -> None:
+        """Fill the buffer with the object, whose size must be the buffer's (StoreError); for the large ones."""
+
+    def put(self, key: str, body: bytes | BinaryIO) -> str:
+        """Write or overwrite: readers see the old object or the new one, whole. A file is read from its position."""
+
+    def create(self, key: str, body: bytes) -> str:
+        """Write only if there is no such object, else ConflictError: of many callers exactly one succeeds."""
+
+    def replace(self, key: str, body: bytes, etag: str) -> str:
+        """Write only if the object still has this etag, else (or if there is none) ConflictError."""
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """All objects whose key starts with the prefix (a string, not a folder), sorted by key; read by and by."""
+
+    def retire(self, key: str) -> None:
+        """Give up a superseded object: it goes now (directory) or expires later (S3). A missing one is fine."""
+
+    def probe(self, key: str) -> None:
+        """Write, read back and list a tiny object; UserError with reason and fix if the user has to do something."""
+
+    def describe(self, key: str) -> str:
+        """Where the object is, for people: `s3://bucket/prefix/key` or the path of the file."""
+
+
+def open_store(uri: str) -> ObjectStore:
+    """The store at `s3://bucket/prefix`, `file:///folder`, or a folder (made by the first write)."""
+    rule = "a store is s3://bucket/prefix or a folder"
+    if uri.startswith("s3://"):
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        prefix = prefix.removesuffix("/")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+            raise UserError(f"{uri!r} names no bucket: {rule}; write s3://, a bucket (a-z, 0-9, '-', '.'), a prefix")
+        if prefix and not _is_key(prefix):
+            raise UserError(f"{uri!r} has an empty part or '..' in its prefix: {rule}; write s3://bucket/some/prefix")
+        from trainer.store.s3 import S3Store
+
+        return S3Store(bucket, prefix)
+    path = uri
+    if uri.startswith("file:///"):
+        path = urllib.parse.unquote(uri.removeprefix("file://"))
+    elif not uri.strip() or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:|(s3a?|gs|file|https?)//", uri):
+        raise UserError(f"{uri!r} is not a store: {rule}; write s3://bucket/prefix, file:///folder or ./folder")
+    from trainer.store.directory import DirectoryStore
+
+    return DirectoryStore(Path(path).expanduser().absolute())
+
+
+def _is_key(key: str) -> bool:
+    return "\0" not in key and all(
+        part not in ("", ".", "..") and not part.startswith(RESERVED) for part in key.split("/")
+    )
+
+
+def check_key(key: str) -> str:
+    if not _is_key(key):
+        raise ValueError(
+            f"{key!r} is not a key: no part between '/' is empty, '.' or '..', or begins with {RESERVED!r}"
+        )
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    if prefix and not _is_key(prefix.removesuffix("/")):
+        raise ValueError(f"{prefix!r} is not a prefix of keys: use the beginning of a key, or '' for all")
+    return prefix
+
+
+def check_range(start: int, size: int) -> None:
+    if start < 0 or size < 1:
+        raise ValueError(f"start={start}, size={size} is not a range: start at 0 or later, read 1 byte or more")
+
+
+_FIXES = {
+    "allow the role or user to list, get and put there (or name another bucket or prefix)": (
+        "AccessDenied", "AllAccessDisabled", "403",
+    ),
+    "give credentials that are valid: AWS_PROFILE, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or `aws sso login`": (
+        "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError",
+        "UnauthorizedSSOTokenError", "SSOTokenLoadError", "InvalidAccessKeyId", "SignatureDoesNotMatch",
+        "ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired",
+    ),
+    "set the clock of this machine": ("RequestTimeTooSkewed",),
+    "create the bucket, or correct its name": ("NoSuchBucket",),
+    "set AWS_DEFAULT_REGION to the region of the bucket": (
+        "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException",
+    ),
+    "check the network, and AWS_ENDPOINT_URL and AWS_DEFAULT_REGION": (
+        "EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError", "ReadTimeoutError",
+        "ProxyConnectionError", "SSLError", "HTTPClientError",
+    ),
+    "make the folder writable for this user, or name another one": ("EACCES", "EPERM", "EROFS"),
+    "name a folder: something on this path is a file or a broken link": ("ENOTDIR", "EEXIST", "EISDIR"),
+    "free disk space (or quota), or name a folder on another disk": ("ENOSPC", "EDQUOT", "EFBIG"),
+}  # fmt: skip
+
+
+def probe_store(store: ObjectStore, key: str) -> None:
+    """What `probe` does, for every store."""
+    body = b"can write, read and list\n"  # the same for all: two runs may probe at the same time
+    try:
+        store.put(key, body)
+        if store.get(key) != body or key not in (info.key for info in store.list(key)):
+            raise StoreError(f"probe {store.describe(key)}: what was just written is not there")
+    except StoreError as error:
+        for fix, codes in _FIXES.items():
+            if error.code in codes:
+                raise UserError(f"the store {store.uri} cannot be used: {error}; {fix}") from error
+        raise

@@ -1,0 +1,176 @@
+"""The store in a folder: files, one lock, atomic renames. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import io
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from trainer.store import (
+    READ_BYTES,
+    RESERVED,
+    ConflictError,
+    NotFoundError,
+    ObjectInfo,
+    StoreError,
+    check_key,
+    check_prefix,
+    check_range,
+    probe_store,
+)
+
+
+class DirectoryStore:
+    """A folder; a key is the path of a file in it. Writers exclude each other by one lock file at the top.
+
+    A write is a complete temporary file, flushed to disk, then renamed (or linked) into place under the lock, so
+    that comparing an etag and writing are one step. A folder that is not there is a fault, as a missing bucket is.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.uri = str(root)
+        self._root = root
+
+    def describe(self, key: str) -> str:
+        return str(self._root / check_key(key))
+
+    def get(self, key: str) -> bytes:
+        return self.get_with_etag(key)[0]
+
+    def get_with_etag(self, key: str) -> tuple[bytes, str]:
+        with self._errors("get", key, reading=True), self._path(key).open("rb") as file:
+            return file.read(), _file_etag(os.fstat(file.fileno()))
+
+    def head(self, key: str) -> ObjectInfo:
+        with self._errors("head", key, reading=True), self._path(key).open("rb") as file:
+            stat = os.fstat(file.fileno())
+            return ObjectInfo(key, stat.st_size, _file_etag(stat))
+
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        check_range(start, size)
+        with self._errors("read", key, reading=True), self._path(key).open("rb") as file:
+            file.seek(start)
+            data = file.read(size)
+        if len(data) != size:
+            raise StoreError(f"read {self.describe(key)}: it ends before byte {start + size}", "InvalidRange")
+        return data
+
+    def read_into(self, key: str, buffer: memoryview) -> None:
+        view = buffer.cast("B")
+        with self._errors("read", key, reading=True), self._path(key).open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            done = 0
+            while size == len(view) and done < size and (count := file.readinto(view[done:])):
+                done += count
+        if size != len(view) or done != size:
+            raise StoreError(f"read {self.describe(key)}: it has {size} bytes, not {len(view)}", "InvalidRange")
+
+    def put(self, key: str, body: bytes | BinaryIO) -> str:
+        with self._writing("put", key, body) as (temporary, path):
+            temporary.replace(path)
+            return _file_etag(path.stat())
+
+    def create(self, key: str, body: bytes) -> str:
+        with self._writing("create", key, body) as (temporary, path):
+            try:
+                path.hardlink_to(temporary)
+            except FileExistsError as error:
+                raise ConflictError(f"create {self.describe(key)}: it exists already", "EEXIST") from error
+            return _file_etag(path.stat())
+
+    def replace(self, key: str, body: bytes, etag: str) -> str:
+        with self._writing("replace", key, body) as (temporary, path):
+            current = _file_etag(path.stat()) if path.exists() else "missing"
+            if current != etag:
+                raise ConflictError(f"replace {self.describe(key)}: it is {current}, not {etag}", "PreconditionFailed")
+            temporary.replace(path)
+            return _file_etag(path.stat())
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        start = self._root / check_prefix(prefix).rpartition("/")[0]
+        with self._errors("list", prefix, reading=False):
+            self._root.stat()  # a missing store is no empty one
+            found = [info for info in self._walk(start) if info.key.startswith(prefix)]
+        yield from sorted(found, key=lambda info: info.key)
+
+    def retire(self, key: str) -> None:
+        path = self._path(key)
+        with self._errors("retire", key, reading=False), self._lock(), contextlib.suppress(NotADirectoryError):
+            path.unlink(missing_ok=True)
+
+    def probe(self, key: str) -> None:
+        probe_store(self, key)
+
+    def _path(self, key: str) -> Path:
+        return self._root / check_key(key)
+
+    def _walk(self, folder: Path) -> Iterator[ObjectInfo]:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # no such folder, or retired meanwhile
+            for path in folder.iterdir():
+                if path.name.startswith(RESERVED):
+                    continue
+                if path.is_dir():
+                    yield from self._walk(path)
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    stat = path.stat()
+                    yield ObjectInfo(path.relative_to(self._root).as_posix(), stat.st_size, _file_etag(stat))
+
+    @contextlib.contextmanager
+    def _writing(self, operation: str, key: str, body: bytes | BinaryIO) -> Iterator[tuple[Path, Path]]:
+        """A complete temporary file and its destination, for the caller to put it there; the lock is held."""
+        path = self._path(key)
+        temporary = path.with_name(f"{RESERVED}{uuid.uuid4().hex}")
+        with self._errors(operation, key, reading=False):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary.open("xb") as file:
+                    shutil.copyfileobj(io.BytesIO(body) if isinstance(body, bytes) else body, file, READ_BYTES)
+                    file.flush()
+                    # See _file_etag. Linux before 6.13 stamps by its tick: writes within 4 ms would share a time.
+                    now = time.time_ns()
+                    os.utime(file.fileno(), ns=(now, now))
+                    os.fsync(file.fileno())
+                with self._lock():
+                    yield temporary, path
+                _sync_folder(path.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        with (self._root / f"{RESERVED}lock").open("ab") as file:  # its own open file: excludes threads, too
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def _errors(self, operation: str, key: str, *, reading: bool) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            message = f"{operation} {self._root / key}: {error.strerror or error}"
+            code = errno.errorcode.get(error.errno or 0, "")
+            if reading and code in ("ENOENT", "ENOTDIR", "EISDIR") and self._root.is_dir():
+                raise NotFoundError(message, code) from error
+            raise StoreError(message, code) from error
+
+
+def _file_etag(stat: os.stat_result) -> str:
+    """Files are never changed in place, so inode, size and a time in nanoseconds tell one content from the next."""
+    return f"{stat.st_ino:x}-{stat.st_size:x}-{stat.st_mtime_ns:x}"
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

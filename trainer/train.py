@@ -1,0 +1,295 @@
+"""Train: the whole run, top to bottom. Start or continue, step, validate, save, stop.
+
+    python -m trainer.train digits --epochs 4        options: python -m trainer.train digits --help
+
+The clock is the optimizer step: learning rate, resolution, order of images and the time to validate are pure
+functions of it, so a run continues from one number and the tensors of a checkpoint. Only saving goes by time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from trainer.channel import SOCKET_VARIABLE
+from trainer.recipes import command_line_or_exit
+
+if __name__ == "__main__":  # before torch is imported, so that help and usage errors answer at once
+    CONFIG = command_line_or_exit("python -m trainer.train")
+    if SOCKET_VARIABLE not in os.environ:  # the supervisor starts the uploader, and then this again
+        os.execv(sys.executable, [sys.executable, "-m", "trainer.supervise", *sys.argv[1:]])
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # batches change size with the resolution
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer import dist
+from trainer.channel import Channel, run_dir, write_json
+from trainer.checkpoint import Checkpointer, LostRunError, restore
+from trainer.config import Config
+from trainer.contract import Exit, Phase, RunEnv, UserError, run_key
+from trainer.data.augment import mix, one_hot, to_input
+from trainer.data.loader import Batch, Loader, train_jobs
+from trainer.data.sampling import MIX, generator
+from trainer.evaluate import autocast, evaluate, hits
+from trainer.metrics import MetricsWriter, StepLog
+from trainer.model import build_model
+from trainer.monitor import Console, Interrupted, Interruption, Status
+from trainer.optim import make_optimizer, one_cycle_lr, set_lr, state_tensors, update_ema
+from trainer.startup import check_data, identity, set_backends, settle_config, stage_data
+from trainer.store import StoreError, open_store
+
+FINAL_SAVE_SECONDS = 90.0  # how long the end of an attempt waits for its last checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The clock of a run: how many steps there are, and what is due at each."""
+
+    steps_per_epoch: int
+    total_steps: int
+    val_every_epochs: int
+
+    @classmethod
+    def of(cls, config: Config, images: int) -> Plan:
+        per_epoch = images // config.global_batch_size  # the rest of an epoch, less than a step, is left out
+        if not per_epoch:
+            raise UserError(
+                f"--global-batch-size {config.global_batch_size} is more than the {images} training images: "
+                "an epoch has no step; choose a smaller one"
+            )
+        return cls(
+            steps_per_epoch=per_epoch,
+            total_steps=per_epoch * config.epochs,
+            val_every_epochs=config.val_every_epochs,
+        )
+
+    def epoch(self, step: int) -> float:
+        return step / self.steps_per_epoch
+
+    def validation_is_due(self, step: int) -> bool:
+        return step == self.total_steps or (step > 0 and step % (self.steps_per_epoch * self.val_every_epochs) == 0)
+
+
+@dataclass(kw_only=True)
+class State:
+    """Everything that training changes."""
+
+    model: nn.Module  # the raw module: state, average, validation
+    average: nn.Module | None  # EMA of weights and BatchNorm buffers
+    optimizer: torch.optim.SGD
+    scaler: torch.amp.GradScaler
+    step: int = 0  # optimizer steps done
+    validated: int = 0  # the step of the last validation
+    best: dict[str, Any] = field(default_factory=lambda: {"top1": -1.0, "step": 0, "weights": "model"})
+    seconds: float = 0.0  # spent in training steps, over all attempts
+
+    def tensors(self) -> dict[str, Tensor]:
+        return state_tensors(self.model, self.average, self.optimizer)
+
+    def counters(self) -> dict[str, Any]:
+        """What a checkpoint holds beside tensors, as JSON."""
+        names = ("step", "validated", "best", "seconds")
+        return {name: getattr(self, name) for name in names} | {"scaler": self.scaler.state_dict()}
+
+    def load_counters(self, counters: Any) -> None:
+        for name in ("step", "validated", "best", "seconds"):
+            setattr(self, name, counters[name])
+        self.scaler.load_state_dict(counters["scaler"])
+
+
+def make_state(config: Config, device: torch.device) -> State:
+    torch.manual_seed(config.seed)
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = build_model(config.model).to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+    return State(
+        model=model,
+        average=copy.deepcopy(model) if config.regularize.ema_decay else None,
+        optimizer=make_optimizer(model, config.optim),
+        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+    )
+
+
+def train_step(
+    state: State, net: nn.Module, batches: Iterator[Batch], config: Config, plan: Plan, world: dist.World
+) -> Tensor:
+    """One optimizer step. Returns this process's sums of loss, top-1 hits, top-5 hits, and images: (4,) float32."""
+    accum, sums = config.grad_accum_steps(world.size), torch.zeros(4, device=world.device)
+    set_lr(state.optimizer, one_cycle_lr(state.step, plan.total_steps, config.optim))
+    torch.manual_seed(int(generator(MIX, config.seed, 0, state.step).integers(2**63)))  # for models with dropout
+    for micro in range(accum):
+        batch = next(batches)
+        rng = generator(MIX, config.seed, 1 + world.rank * accum + micro, state.step)
+        images = to_input(batch.images, batch.flips, config.data)
+        images, targets = mix(images, one_hot(batch.labels, config.model.num_classes), config.regularize, rng)
+        with dist.without_sync(net, skip=micro < accum - 1):
+            with autocast(config, world.device):
+                logits = net(images)
+            loss = F.cross_entropy(logits.float(), targets, label_smoothing=config.regularize.label_smoothing)
+            state.scaler.scale(loss / accum).backward()  # type: ignore[no-untyped-call]
+        count = loss.new_tensor(len(images))
+        sums += torch.stack([loss.detach() * count, *hits(logits.detach(), batch.labels), count])
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    if state.average is not None:
+        update_ema(state.average, state.model, config.regularize.ema_decay, state.step)
+    return sums
+
+
+def train(config: Config, env: RunEnv, world: dist.World, interruption: Interruption) -> tuple[Exit, str]:
+    """Run to the end or to an interruption. Raises UserError, Interrupted before there is anything to save."""
+    local, store = run_dir(env.scratch_dir, env.run_id), open_store(env.store)
+    status = Status(local / "status.json", writes=world.is_main)
+    with interruption.raises(), ExitStack() as stack:
+        set_backends(config)
+        status.enter(Phase.STAGING)
+        data = stage_data(config, env, world, status)
+        plan = Plan.of(config, data.index.splits["train"].images)
+        config.grad_accum_steps(world.size)
+        settle_config(store, env.run_id, config, writes=world.is_main)
+        status.enter(Phase.STARTING)
+        state = make_state(config, world.device)
+        restored, skipped = restore(store, env.run_id, state.tensors())
+        console = stack.enter_context(closing(Console(plan.total_steps, plan.steps_per_epoch, speaks=world.is_main)))
+        for reason in skipped:
+            console.say(f"checkpoint skipped: {reason}")
+        if restored is not None:
+            check_data(restored, data)
+            state.load_counters(restored.counters)
+            console.say(f"continuing run {env.run_id!r} from step {state.step} of {plan.total_steps}")
+        channel = stack.enter_context(closing(Channel.to_uploader())) if world.is_main else None
+        metrics = MetricsWriter(local, channel, env.run_id, int(env.attempt), first_step=state.step)
+        checkpointer = Checkpointer(state.tensors(), channel, identity(config, data, env))
+        net = dist.wrap(state.model, world)
+        if config.compile:
+            net = torch.compile(net)  # type: ignore[assignment]
+        resources = stack.pop_all()
+
+    with resources:
+        jobs = train_jobs(
+            config, lambda pixels: data.open("train", pixels), rank=world.rank, world=world.size,
+            first_step=state.step, steps=plan.total_steps,
+        )  # fmt: skip
+        loader = resources.enter_context(
+            Loader(jobs, max_images=config.device_batch_size, workers=config.data.workers, device=world.device,
+                   max_pixels=max(config.data.resolution, config.data.start_resolution))
+        )  # fmt: skip
+        batches = iter(loader)
+        log = StepLog(world, loader)
+
+        def look() -> None:
+            """Bring the sums of the steps since the last look from the device: rows, finite check, console."""
+            rows = log.read(plan.steps_per_epoch)
+            for row in rows:
+                if not math.isfinite(row["train/loss"]):
+                    raise UserError(
+                        f"the loss of step {row['step']} is {row['train/loss']}: it must be finite; lower "
+                        f"--optim.peak-lr (now {config.optim.peak_lr}) or train in bf16 or fp32, under a new RUN="
+                    )
+                metrics.add(row["step"], row)
+            if rows:
+                state.seconds += log.seconds
+                metrics.add(state.step, {"checkpoint/lag_seconds": checkpointer.lag_seconds})
+                console.log(state.step, log.summary)
+
+        def save(*, is_best: bool = False) -> None:
+            """Metrics first: every step of a checkpoint is in the store before its manifest is."""
+            look()
+            metrics.flush()
+            status.enter(Phase.SAVING)
+            checkpointer.save(state.step, state.counters(), is_best=is_best)
+            status.enter(Phase.TRAINING)
+
+        def validate() -> None:
+            """Score model and average on every validation image; a new best is saved."""
+            look()
+            status.enter(Phase.EVALUATING)
+            models = {"val": state.model} | ({"val_ema": state.average} if state.average is not None else {})
+            with interruption.raises():
+                scores = dict(evaluate(models, data.open("val", config.data.val_resize), config, world, status.tick))
+            state.validated = state.step
+            metrics.add(state.step, scores)
+            console.scores(state.step, scores)
+            top1, name = max((scores[f"{name}/top1"], name) for name in models)
+            if top1 > state.best["top1"]:
+                state.best = {"top1": top1, "step": state.step, "weights": "ema" if name == "val_ema" else "model"}
+                save(is_best=True)
+            dist.empty_cache(world)  # validation's blocks have other shapes
+            log.restart_clock()
+            status.enter(Phase.TRAINING)
+
+        status.enter(Phase.COMPILING if config.compile else Phase.TRAINING)
+        console.start(state.step)
+        while True:
+            if plan.validation_is_due(state.step) and state.validated < state.step:
+                with suppress(Interrupted):  # it is repeated after the restart
+                    validate()
+            if dist.any_of(interruption.requested, world) or state.step == plan.total_steps:
+                break
+            step, pixels = state.step, config.resolution_at(int(plan.epoch(state.step)))
+            sums = train_step(state, net, batches, config, plan, world)
+            log.add(state.step, one_cycle_lr(step, plan.total_steps, config.optim), sums)
+            status.step = state.step
+            status.tick()
+            console.step(state.step)
+            if state.step % config.log_every_steps == 0:
+                look()
+            if dist.any_of(checkpointer.is_due(config.checkpoint.every_seconds), world):
+                save()
+            metrics.flush_if_due()
+            if config.resolution_at(int(plan.epoch(state.step))) != pixels:
+                dist.empty_cache(world)
+
+        look()
+        metrics.flush()
+        status.enter(Phase.SAVING)
+        deadline = time.monotonic() + FINAL_SAVE_SECONDS
+        checkpointer.save_last(state.step, state.counters(), deadline)
+        if state.step < plan.total_steps:
+            return Exit.INTERRUPTED, f"step {state.step} of {plan.total_steps} is saved"
+        if channel is not None:
+            body = {
+                "run_id": env.run_id, "recipe": config.recipe, "steps": plan.total_steps, "epochs": config.epochs,
+                "steps_per_epoch": plan.steps_per_epoch, "seconds": state.seconds, "attempts": int(env.attempt),
+                "images_per_second": plan.total_steps * config.global_batch_size / state.seconds,
+                "last": metrics.last, "best": state.best, "checkpoint": checkpointer.committed,
+                "parameters": sum(p.numel() for p in state.model.parameters()),
+            }  # fmt: skip
+            channel.send({"op": "put", "key": run_key(env.run_id, "result.json"), "body": body})
+        return Exit.FINISHED, f"{plan.total_steps} steps are done"
+
+
+def main(config: Config) -> int:
+    """Train, and leave the exit code and its reason where the supervisor finds them: torchrun has one code for all."""
+    env = RunEnv.from_environ(os.environ)
+    local = run_dir(env.scratch_dir, env.run_id)
+    interruption = Interruption(local / "pids")
+    try:
+        with dist.join() as world:
+            code, message = train(config, env, world, interruption)
+    except UserError as error:
+        code, message = Exit.USER, str(error)
+    except Interrupted:
+        code, message = Exit.INTERRUPTED, "nothing had to be saved"
+    except LostRunError as error:
+        code, message = Exit.HELD, str(error)
+    except StoreError as error:
+        write_json(local / "exit.json", {"code": 1, "message": f"the store fails: {error}"})
+        return 1
+    write_json(local / "exit.json", {"code": code, "message": message})
+    return 0 if os.environ.get("WORLD_SIZE", "1") == "1" else int(code)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(CONFIG))
