@@ -12,6 +12,7 @@ IMAGE  ?= resnet-spot
 BASE   ?= python:3.11-slim-bookworm
 VENV   := .venv
 BIN    := $(VENV)/bin
+INFRA  := .venv-infra
 STORE_FOLDER = $(if $(findstring ://,$(STORE)),,yes)
 COMPILE = $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
 
@@ -42,8 +43,12 @@ report: $(VENV)/.trainer ## draw the curves of RUN= again and print its summary
 	@$(BIN)/python -m trainer.report
 
 .PHONY: test
-test: $(VENV)/.dev ## run all tests (what lacks here is skipped and said; STRICT=1: a skip is a failure)
+test: $(VENV)/.dev $(if $(ARGS),,test-infra) ## run all tests (what lacks here is skipped and said; STRICT=1: a skip is a failure)
 	@$(BIN)/python -m pytest tests $(ARGS)
+
+.PHONY: test-infra
+test-infra: $(INFRA)/.infra ## run the tests of the AWS app alone (they have an environment of their own)
+	@$(INFRA)/bin/python -m pytest tests/infra $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev ## lint, types, import floors
@@ -70,6 +75,7 @@ docker-train: ## train in the image, on all GPUs where there are any; results in
 lock: $(VENV)/.dev ## renew requirements/*.txt from pyproject.toml
 	$(COMPILE) --group trainer -o requirements/trainer.txt
 	$(COMPILE) --group dev -c requirements/trainer.txt -o requirements/dev.txt
+	$(COMPILE) --group infra -o requirements/infra.txt
 
 .PHONY: ci-deps
 ci-deps: ## install and start what the tests need (root, Debian): Docker engine, debootstrap, chromium
@@ -77,24 +83,30 @@ ci-deps: ## install and start what the tests need (root, Debian): Docker engine,
 
 .PHONY: clean
 clean: ## remove results, scratch and environment of this checkout
-	rm -rf out .scratch $(VENV)
+	rm -rf out .scratch cdk.out $(VENV) $(INFRA)
 
 # Set-up: once, and again only when a lock changes. torch's Linux wheels bring CUDA, hence the size.
+TORCH_SIZE = the first time downloads about 3 GB, torch with CUDA, and takes 6 GB of disk
+INFRA_SIZE = the first time downloads CDK and Node.js, and takes 550 MB of disk
 define set-up
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
   { echo "error: $$($(PYTHON) --version 2>&1): Python 3.11 or later is needed; name one: make PYTHON=python3.12"; exit 1; }
 @$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
   { echo "error: $(PYTHON) has no venv module: on Debian, install it: apt install python3-venv"; exit 1; }
-@echo "setting up $(VENV) for $(1) (once; the first time downloads about 3 GB, torch with CUDA, and takes 6 GB of disk)"
-@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
-@$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements/$(1).txt 
+@echo "setting up $(@D) for $(1) (once; $(2))"
+@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+@$(@D)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+@$(@D)/bin/uv pip install --python $(@D)/bin/python --require-hashes -r requirements/$(1).txt
 endef
 
 $(VENV)/.trainer: requirements/trainer.txt requirements/uv.txt
-	$(call set-up,trainer)
+	$(call set-up,trainer,$(TORCH_SIZE))
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt requirements/uv.txt
-	$(call set-up,dev)
+	$(call set-up,dev,$(TORCH_SIZE))
 	@touch $@ $(VENV)/.trainer
+
+$(INFRA)/.infra: requirements/infra.txt requirements/uv.txt
+	$(call set-up,infra,$(INFRA_SIZE))
+	@touch $@

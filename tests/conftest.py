@@ -9,10 +9,14 @@ import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Generator
+from importlib.util import find_spec
 
 import pytest
 
-pytest_plugins = ["tests.emulator.s3", "tests.engine"]
+# tests/infra runs in an environment of its own, .venv-infra, which has CDK but not torch; all others in .venv.
+IN_INFRA = find_spec("torch") is None
+pytest_plugins = ["tests.emulator.s3", "tests.engine", *([] if IN_INFRA else ["tests.runs"])]
+collect_ignore = [] if IN_INFRA else ["infra"]
 
 STRICT = os.environ.get("STRICT") == "1"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -40,6 +40,12 @@ def read_json(path: Path) -> Message | None:
     return value
 
 
+def leave_exit(folder: Path, code: int, message: str) -> None:
+    """Leave the trainer's exit code for the supervisor; of several processes the first one's reason counts."""
+    with contextlib.suppress(FileExistsError), (folder / "exit.json").open("x") as file:
+        json.dump({"code": code, "message": message}, file)
+
+
 def listen() -> tuple[socket.socket, str]:
     """A listening Unix socket and its path. In a short temporary folder, since such a path has 107 bytes at most."""
     path = str(Path(tempfile.mkdtemp(prefix="resnet-spot-")) / "uploader")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trainer.channel import Channel
 from trainer.contract import HEAD_FILE, Head, UserError, checkpoint_key
-from trainer.store import NotFoundError, ObjectStore
+from trainer.store import NotFoundError, ObjectStore, StoreError
 
 FORMAT = 1
 DTYPES = {
@@ -144,11 +144,14 @@ class Checkpointer:
             self._wait(deadline)
 
     def _wait(self, deadline: float) -> None:
-        """Until nothing is in flight. Raises TimeoutError past the deadline (monotonic seconds)."""
+        """Until nothing is in flight. Raises StoreError past the deadline (monotonic seconds)."""
         while self.channel is not None and any(snapshot.in_flight for snapshot in self.snapshots):
-            received = self.channel.receive(timeout=max(0.01, deadline - time.monotonic()))
+            try:
+                received = self.channel.receive(timeout=max(0.01, deadline - time.monotonic()))
+            except TimeoutError as error:
+                raise StoreError("the last checkpoint did not reach the store in time") from error
             if received is None:
-                raise ConnectionError("the uploader is gone; the last checkpoint may be missing from the store")
+                raise StoreError("the uploader is gone, and the last checkpoint with it")
             self._take(received[0])
 
     def _take(self, answer: Mapping[str, Any]) -> None:

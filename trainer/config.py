@@ -114,12 +114,14 @@ class Config:
             return data.start_resolution
         share = (epoch - data.ramp_start_epoch) / (data.ramp_end_epoch - data.ramp_start_epoch)
         pixels = data.start_resolution + share * (data.resolution - data.start_resolution)
-        return int(round(pixels / data.resolution_multiple) * data.resolution_multiple)
+        rounded = int(round(pixels / data.resolution_multiple) * data.resolution_multiple)
+        low, high = sorted((data.start_resolution, data.resolution))
+        return max(low, min(high, rounded))  # buffers are as large as the larger end
 
     def validate(self) -> Config:
         """Itself; UserError naming the first value that breaks a rule, with the rule."""
         data, optim, reg = self.data, self.optim, self.regularize
-        rules: list[tuple[str, float, bool, str]] = [
+        rules: list[tuple[str, object, bool, str]] = [
             ("--epochs", self.epochs, self.epochs >= 1, "at least 1"),
             ("--global-batch-size", self.global_batch_size, self.global_batch_size >= 1, "at least 1"),
             ("--device-batch-size", self.device_batch_size, self.device_batch_size >= 1, "at least 1"),
@@ -132,13 +134,30 @@ class Config:
             ("--data.val-crop", data.val_crop, data.val_crop <= data.val_resize, f"≤ val_resize={data.val_resize}"),
             ("--data.flip-probability", data.flip_probability, 0 <= data.flip_probability <= 1, "0 to 1"),
             ("--data.quality", data.quality, 1 <= data.quality <= 100, "1 to 100"),
+            (
+                "--data.crop-scale",
+                data.crop_scale,
+                0 < data.crop_scale[0] <= data.crop_scale[1] <= 1,
+                "0 < low ≤ high ≤ 1",
+            ),
+            (
+                "--data.crop-ratio",
+                data.crop_ratio,
+                0 < data.crop_ratio[0] <= data.crop_ratio[1] < math.inf,
+                "0 < low ≤ high",
+            ),
+            ("--data.std", data.std, all(0 < value < math.inf for value in data.std), "three positive numbers"),
+            ("--optim.weight-decay", optim.weight_decay, 0 <= optim.weight_decay < math.inf, "at least 0 (0 = none)"),
+            ("--optim.nesterov", optim.nesterov, optim.momentum > 0 or not optim.nesterov, "off without momentum"),
+            ("--optim.div", optim.div, 0 < optim.div < math.inf, "positive"),
+            ("--optim.final-div", optim.final_div, 0 < optim.final_div < math.inf, "positive"),
             ("--optim.pct-start", optim.pct_start, 0 < optim.pct_start < 1, "between 0 and 1, both excluded"),
             ("--optim.peak-lr", optim.peak_lr, 0 < optim.peak_lr < math.inf, "positive"),
             ("--optim.momentum", optim.momentum, 0 <= optim.momentum < 1, "0 to below 1"),
             ("--regularize.label-smoothing", reg.label_smoothing, 0 <= reg.label_smoothing < 1, "0 to below 1"),
             ("--regularize.ema-decay", reg.ema_decay, 0 <= reg.ema_decay < 1, "0 (off) to below 1"),
-            ("--regularize.mixup-alpha", reg.mixup_alpha, reg.mixup_alpha >= 0, "at least 0 (0 = off)"),
-            ("--regularize.cutmix-alpha", reg.cutmix_alpha, reg.cutmix_alpha >= 0, "at least 0 (0 = off)"),
+            ("--regularize.mixup-alpha", reg.mixup_alpha, 0 <= reg.mixup_alpha < math.inf, "at least 0 (0 = off)"),
+            ("--regularize.cutmix-alpha", reg.cutmix_alpha, 0 <= reg.cutmix_alpha < math.inf, "at least 0 (0 = off)"),
             (
                 "--checkpoint.every-seconds",
                 self.checkpoint.every_seconds,

@@ -146,3 +146,4 @@ class Head:
 
 
 HEAD_FILE = "HEAD.json"
+SUPERSEDED_TAG = ("superseded", "true")  # on S3 objects that a lifecycle rule may expire

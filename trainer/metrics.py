@@ -35,6 +35,7 @@ class MetricsWriter:
         self.first_step = first_step
         self.rows: list[Row] = [{"step": first_step, "time": time.time(), "event": "start", "attempt": attempt}]
         self.shipped = time.monotonic()
+        self.names: set[str] = set()  # of the segments so far
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Values of a step; those of the same step join one row."""
@@ -55,6 +56,9 @@ class MetricsWriter:
             self.rows = []
             return
         name = f"{self.rows[0]['step']:08d}-{self.rows[-1]['step']:08d}"
+        if name in self.names:  # a validation and two saves can meet at one step
+            name += f".{len(self.names)}"
+        self.names.add(name)
         segment = self.folder / f"{name}.jsonl"
         segment.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         self.channel.send(

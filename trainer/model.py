@@ -18,8 +18,8 @@ from trainer.store import StoreError, open_store
 TORCHVISION_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
 
 
-def build_model(config: ModelConfig) -> nn.Module:
-    """The model with its starting weights. (N, 3, H, W) float in, (N, num_classes) logits out."""
+def build_model(config: ModelConfig, *, initialise: bool = True) -> nn.Module:
+    """The model, with its starting weights unless they are restored later. (N, 3, H, W) in, (N, classes) logits out."""
     names = torchvision.models.list_models(module=torchvision.models)
     if config.name not in names:
         raise UserError(
@@ -27,7 +27,7 @@ def build_model(config: ModelConfig) -> nn.Module:
             f"use one of {', '.join(n for n in names if n.startswith('resnet'))}, …"
         )
     model: nn.Module = torchvision.models.get_model(config.name, weights=None, num_classes=config.num_classes)
-    if config.weights:
+    if initialise and config.weights:
         load_matching(model, read_weights(config), config.weights)
     return model
 

@@ -168,6 +168,8 @@ def train(arguments: Sequence[str], environ: dict[str, str], local: Path, signal
     trainer.process.wait()
     signals.trainer = None
     ended = read_json(local / "exit.json")
+    if ended is not None and ended["code"] == Exit.INTERRUPTED and not signals.received:
+        return CRASH, "a process of the trainer died, and torchrun stopped the others: see their output above"
     if ended is not None:
         return int(ended["code"]), str(ended["message"])
     if signals.received and not trainer.workers():

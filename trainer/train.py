@@ -33,8 +33,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer import dist
-from trainer.channel import Channel, run_dir, write_json
-from trainer.checkpoint import Checkpointer, LostRunError, restore
+from trainer.channel import Channel, leave_exit, run_dir
+from trainer.checkpoint import Checkpointer, LostRunError, read_head, restore
 from trainer.config import Config
 from trainer.contract import Exit, Phase, RunEnv, UserError, run_key
 from trainer.data.augment import mix, one_hot, to_input
@@ -46,7 +46,7 @@ from trainer.model import build_model
 from trainer.monitor import Console, Interrupted, Interruption, Status
 from trainer.optim import make_optimizer, one_cycle_lr, set_lr, state_tensors, update_ema
 from trainer.startup import check_data, identity, set_backends, settle_config, stage_data
-from trainer.store import StoreError, open_store
+from trainer.store import open_store
 
 FINAL_SAVE_SECONDS = 90.0  # how long the end of an attempt waits for its last checkpoint
 
@@ -107,10 +107,11 @@ class State:
         self.scaler.load_state_dict(counters["scaler"])
 
 
-def make_state(config: Config, device: torch.device) -> State:
+def make_state(config: Config, device: torch.device, *, initialise: bool) -> State:
+    """The state before the first step; starting weights are fetched only to `initialise` a run, not to restore one."""
     torch.manual_seed(config.seed)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = build_model(config.model).to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+    model = build_model(config.model, initialise=initialise).to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     return State(
         model=model,
         average=copy.deepcopy(model) if config.regularize.ema_decay else None,
@@ -159,7 +160,7 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
         config.grad_accum_steps(world.size)
         settle_config(store, env.run_id, config, writes=world.is_main)
         status.enter(Phase.STARTING)
-        state = make_state(config, world.device)
+        state = make_state(config, world.device, initialise=read_head(store, env.run_id) is None)
         restored, skipped = restore(store, env.run_id, state.tensors())
         console = stack.enter_context(closing(Console(plan.total_steps, plan.steps_per_epoch, speaks=world.is_main)))
         for reason in skipped:
@@ -284,11 +285,12 @@ def main(config: Config) -> int:
         code, message = Exit.INTERRUPTED, "nothing had to be saved"
     except LostRunError as error:
         code, message = Exit.HELD, str(error)
-    except StoreError as error:
-        write_json(local / "exit.json", {"code": 1, "message": f"the store fails: {error}"})
-        return 1
-    write_json(local / "exit.json", {"code": code, "message": message})
-    return 0 if os.environ.get("WORLD_SIZE", "1") == "1" else int(code)
+    except BaseException as error:
+        leave_exit(local, 1, f"{type(error).__name__}: {error}")
+        raise
+    leave_exit(local, code, message)
+    # A code of its own would make torchrun end the other processes, and print pages about it: only where they must end.
+    return int(code) if code in (Exit.USER, Exit.HELD) and int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -12,10 +13,15 @@ from torch import Tensor
 from trainer.config import DataConfig, RegularizeConfig
 
 
+@cache
+def normalisation(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of pixels in 0..255: two (3,) float32, kept on the device."""
+    return torch.tensor(mean, device=device) * 255, torch.tensor(std, device=device) * 255
+
+
 def to_input(images: Tensor, flips: Tensor, data: DataConfig) -> Tensor:
     """(N, H, W, 3) uint8 and (N,) bool to normalised (N, 3, H, W) float32, channels last in memory."""
-    mean = torch.tensor(data.mean, device=images.device) * 255
-    std = torch.tensor(data.std, device=images.device) * 255
+    mean, std = normalisation(data.mean, data.std, images.device)
     images = torch.where(flips[:, None, None, None], images.flip(2), images)
     return ((images.float() - mean) / std).permute(0, 3, 1, 2)
 

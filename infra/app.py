@@ -1,0 +1,30 @@
+"""The CDK app, which `cdk` runs as cdk.json says: `python -m infra.app`. The only reader of the CDK context.
+
+Account and region are left to the credentials at deploy time, so that synthesis needs no network.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import aws_cdk as cdk
+
+from infra.config import Installation
+from infra.storage import StorageStack
+from trainer.contract import Exit, UserError
+
+
+def main() -> int:
+    app = cdk.App()
+    try:
+        installation = Installation.from_context(app.node.get_all_context())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return Exit.USER
+    StorageStack(app, installation)
+    app.synth()
+    return Exit.FINISHED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""What users get wrong: one clear message with value, rule and fix, exit code 78, and nothing written before is lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.images import CLASSES, image_folder
+from tests.runs import QUICK, ROOT, Run
+from trainer.contract import Exit
+
+NewRun = Callable[..., Run]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["digit"], ["'digit' is unknown", "digits, finetune"]),
+        (["digits", "--epoch", "3"], ["--epoch", "digits --help"]),
+        (["digits", "--epochs", "many"], ["many", "--epochs"]),
+        (["digits", "--optim.pct-start", "1.5"], ["--optim.pct-start is 1.5", "between 0 and 1"]),
+        ([], ["digits", "--help"]),
+    ],
+)
+@pytest.mark.parametrize("module", ["trainer.supervise", "trainer.train"])
+def test_a_mistyped_command_is_refused_before_anything_is_touched(
+    module: str, arguments: list[str], said: list[str], new_run: NewRun
+) -> None:
+    run = new_run()
+    ended = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        env=run.environ,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == Exit.USER
+    for words in said:
+        assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not run.stored()
+    assert not run.local().exists()
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"TRAINER_RUN_ID": "My Run"}, ["TRAINER_RUN_ID='My Run'", "lower case"]),
+        ({"TRAINER_STORE": "s3:/bucket"}, ["s3:/bucket"]),
+        ({"TRAINER_STORE": "/dev/null/store"}, ["/dev/null/store"]),
+        ({"TRAINER_SCRATCH_DIR": "/dev/null/scratch"}, ["TRAINER_SCRATCH_DIR='/dev/null/scratch'", "SCRATCH="]),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_found_at_the_start(
+    environ: dict[str, str], said: list[str], new_run: NewRun
+) -> None:
+    run = new_run()
+    assert run.run(**environ) == Exit.USER
+    for words in said:
+        assert words in run.output
+    assert "Traceback" not in run.output
+
+
+def test_a_bucket_that_is_missing_is_found_by_the_probe(new_run: NewRun, aws_environ: dict[str, str]) -> None:
+    run = new_run()
+    assert run.run(TRAINER_STORE="s3://no-such-bucket-here/x", **aws_environ) == Exit.USER
+    assert "no-such-bucket-here" in run.output
+    assert "Traceback" not in run.output
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--device-batch-size", "48"], ["global_batch_size=256", "48", "--device-batch-size"]),
+        (["--global-batch-size", "8192"], ["--global-batch-size 8192", "1438 training images"]),
+        (["--model.num-classes", "7"], ["--model.num-classes is 7", "has 10 classes", "--model.num-classes 10"]),
+        (["--model.name", "resnet19"], ["'resnet19'", "resnet18"]),
+        (["--optim.peak-lr", "1e30"], ["the loss of step", "finite", "--optim.peak-lr"]),
+    ],
+)
+def test_a_config_that_cannot_work_stops_with_the_rule_and_the_fix(
+    options: list[str], said: list[str], new_run: NewRun
+) -> None:
+    run = new_run()
+    assert run.run(*QUICK, *options, "--log-every-steps", "1") == Exit.USER, run.output
+    for words in said:
+        assert words in run.output
+    assert "Traceback" not in run.output
+    assert run.json("failed.json")["exit"] == Exit.USER
+    assert run.json("failed.json")["message"] in run.output
+
+
+def test_a_run_id_that_has_another_config_or_other_data_is_refused_and_keeps_its_work(
+    new_run: NewRun, tmp_path: Path
+) -> None:
+    data = image_folder(tmp_path / "images", train=6)
+    options = ("digits", "--model.num-classes", str(len(CLASSES)), "--global-batch-size", "6",
+               "--device-batch-size", "6", "--epochs", "100")  # fmt: skip
+    run = new_run(TRAINER_DATA=str(data))
+    run.start(*options).until_step(2)
+    assert run.stop() == Exit.INTERRUPTED, run.output
+    checkpoint = run.manifest()
+
+    assert run.run(*options, "--optim.peak-lr", "0.5") == Exit.USER
+    assert "optim.peak_lr: 0.02 -> 0.5" in run.output
+    assert "RUN=another-name" in run.output
+
+    other = image_folder(tmp_path / "other", train=7)
+    assert run.run(*options, TRAINER_DATA=str(other)) == Exit.USER, run.output
+    assert "name the same data" in run.output
+    assert run.manifest() == checkpoint
+
+    run.start(*options, "--data.workers", "1").until_step(checkpoint["step"] + 1)
+    assert run.stop() == Exit.INTERRUPTED, "an operational option may change"
+    assert f"continuing run 'quick' from step {checkpoint['step']}" in run.output

@@ -1,0 +1,232 @@
+"""Whole runs, from the command to what lies in the store: the promises of the README, kept by real processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.images import CLASSES, image_folder, parquet_folder
+from tests.runs import QUICK, QUICK_STEPS, Run
+from trainer.contract import Exit
+
+NewRun = Callable[..., Run]
+NOT_LEARNED = ("time", "speed/", "checkpoint/", "gpu/")  # what two equal trainings do not share
+
+
+def learned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in row.items() if not name.startswith(NOT_LEARNED)}
+        for row in rows
+        if "event" not in row
+    ]
+
+
+def merged(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """One row per step; a step that is in two rows must not say two things."""
+    steps: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        known = steps.setdefault(row["step"], {})
+        assert not (set(known) & set(row)) - {"step"}, f"step {row['step']} stands twice: {known}, {row}"
+        known.update(row)
+    return steps
+
+
+def has_ended(pid: int) -> bool:
+    """Gone, or a zombie that nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> Run:
+    """The quick run, uninterrupted, in deterministic mode: what the others are compared with."""
+    from trainer.store import open_store
+
+    folder = tmp_path_factory.mktemp("whole")
+    environ = os.environ | {
+        "TRAINER_STORE": str(folder / "store"), "TRAINER_RUN_ID": "quick", "TRAINER_DATA": str(digits_folder),
+        "TRAINER_SCRATCH_DIR": str(folder / "scratch"),
+    }  # fmt: skip
+    run = Run(folder, dict(environ), open_store(str(folder / "store")))
+    assert run.run(*QUICK, "--deterministic") == Exit.FINISHED, run.output
+    return run
+
+
+def test_a_run_leaves_everything_that_the_key_table_names(whole: Run) -> None:
+    keys = whole.stored()
+    for file in (
+        "spec.json", "config.json", "attempts/1.json", "heartbeat.json", "result.json", "done.json", "report/index.html"
+    ):  # fmt: skip
+        assert f"runs/quick/{file}" in keys
+    assert any(re.fullmatch(r"runs/quick/metrics/1/\d{8}-\d{8}\.jsonl", key) for key in keys)
+    assert any("/tensorboard/1/events.out.tfevents." in key for key in keys)
+    assert any(re.fullmatch(r"checkpoints/quick/manifest/step-00000010\.1\.json", key) for key in keys)
+    attempt = whole.json("attempts/1.json")
+    assert attempt["exit"] == 0
+    assert attempt["ended"] > attempt["started"]
+    assert whole.json("spec.json")["arguments"] == [*QUICK, "--deterministic"]
+
+
+def test_every_step_has_its_metrics_and_the_result_is_that_of_the_last_validation(whole: Run) -> None:
+    steps = merged(learned(whole.metrics()))
+    assert sorted(steps) == list(range(1, QUICK_STEPS + 1))
+    for step in steps.values():
+        assert {"train/loss", "train/top1", "train/top5", "train/lr", "train/epoch"} <= set(step)
+    for epoch_end in (5, 10):
+        assert {"val/loss", "val/top1", "val/top5", "val_ema/top1"} <= set(steps[epoch_end])
+    result = whole.json("result.json")
+    assert result["last"]["val/top1"] == steps[10]["val/top1"]
+    assert result["best"]["top1"] == max(steps[s][f"{name}/top1"] for s in (5, 10) for name in ("val", "val_ema"))
+    assert result["steps"] == QUICK_STEPS
+    assert result["checkpoint"] == "checkpoints/quick/manifest/step-00000010.1.json"
+
+
+def test_the_tensorboard_events_say_what_the_json_lines_say(whole: Run) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+
+    found: dict[tuple[str, int], float] = {}
+    for info in whole.store.list("runs/quick/tensorboard/"):
+        body, at = whole.store.get(info.key), 0
+        while at < len(body):  # records: length, its checksum, the event, its checksum
+            size = int.from_bytes(body[at : at + 8], "little")
+            event = Event.FromString(body[at + 12 : at + 12 + size])
+            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+            at += 16 + size
+    for row in learned(whole.metrics()):
+        for name in ("train/loss", "val/top1"):
+            if name in row:
+                assert found[name, row["step"]] == pytest.approx(row[name], rel=1e-6)
+
+
+def test_what_is_printed_off_a_terminal_has_no_control_characters_and_a_line_per_log_event(whole: Run) -> None:
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", whole.output), repr(whole.output)
+    assert re.search(r"^epoch 2 validated: top-1 \d+\.\d\d %", whole.output, re.MULTILINE)
+    for path in ("manifest/step-00000010.1.json", "runs/quick/metrics", "runs/quick/report/index.html"):
+        assert path in whole.output
+
+
+def test_a_finished_run_shows_its_result_again_and_does_not_train(whole: Run) -> None:
+    before = whole.stored()
+    assert whole.run(*QUICK, "--deterministic") == Exit.FINISHED
+    assert "is finished already" in whole.output
+    assert "top-1" in whole.output
+    assert whole.stored() == before
+
+
+def test_interrupted_on_s3_and_continued_with_other_workers_it_ends_bit_for_bit_the_same(
+    whole: Run, new_run: NewRun, s3_uri: str
+) -> None:
+    run = new_run(s3_uri, **{name: os.environ[name] for name in os.environ if name.startswith("AWS_")})
+    run.start(*QUICK, "--deterministic", "--log-every-steps", "1").until_step(3)
+    assert run.stop(signal.SIGINT) == Exit.INTERRUPTED, run.output
+    first = run.manifest()
+    assert f"step {first['step']} of 10 is saved" in run.output
+    assert run.json("attempts/1.json")["exit"] == Exit.INTERRUPTED
+    assert run.run(*QUICK, "--deterministic", "--data.workers", "5") == Exit.FINISHED, run.output
+    assert f"continuing run 'quick' from step {first['step']} of 10" in run.output
+    expected, found = whole.tensors(), run.tensors()
+    assert expected.keys() == found.keys()
+    assert {"model.fc.weight", "ema.bn1.running_mean", "momentum.fc.weight"} <= expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    assert merged(learned(run.metrics())) == merged(learned(whole.metrics()))
+
+
+def test_a_killed_trainer_is_a_crash_and_the_next_start_continues_from_its_checkpoint(new_run: NewRun) -> None:
+    run = new_run()
+    command = (*QUICK, "--epochs", "3", "--log-every-steps", "1", "--checkpoint.every-seconds", "0.01")
+    run.start(*command)
+
+    def a_checkpoint() -> bool:
+        return any("/manifest/" in key for key in run.stored())
+
+    run.until(a_checkpoint)
+    os.kill(run.worker(), signal.SIGKILL)
+    code = run.wait()
+    assert code not in list(Exit), run.output
+    saved = run.manifest()["step"]
+    assert saved > 0
+    assert run.json("attempts/1.json")["exit"] == code
+    assert run.run(*command) == Exit.FINISHED, run.output
+    assert f"continuing run 'quick' from step {saved} of 15" in run.output
+    assert sorted(merged(learned(run.metrics()))) == list(range(1, 16))
+
+
+def test_a_second_ctrl_c_leaves_at_once_even_if_the_trainer_hangs(new_run: NewRun) -> None:
+    run = new_run()
+    run.start(*QUICK, "--epochs", "50").until_step(1)
+    worker = run.worker()
+    os.kill(worker, signal.SIGSTOP)
+    assert run.process is not None
+    run.process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    run.process.send_signal(signal.SIGINT)
+    assert run.wait(timeout=20) not in (Exit.FINISHED, Exit.INTERRUPTED)
+    assert "leaving at once" in run.output
+    assert has_ended(worker)
+
+
+def test_ctrl_c_before_training_began_is_an_interruption(new_run: NewRun) -> None:
+    run = new_run().start()
+
+    def the_attempt() -> bool:
+        return any("/attempts/" in key for key in run.stored())
+
+    run.until(the_attempt)
+    assert run.stop(signal.SIGTERM) == Exit.INTERRUPTED, run.output
+
+
+def test_two_processes_see_the_same_images_and_make_one_run(whole: Run, new_run: NewRun) -> None:
+    run = new_run()
+    assert run.run(*QUICK, "--deterministic", PET_NPROC_PER_NODE="2") == Exit.FINISHED, run.output
+    ours, theirs = merged(learned(whole.metrics())), merged(learned(run.metrics()))
+    assert sorted(theirs) == sorted(ours)
+    # BatchNorm sees 64 images in either case, so only the order of additions differs before the first update
+    assert theirs[1]["train/loss"] == pytest.approx(ours[1]["train/loss"], rel=1e-4)
+    assert theirs[1]["train/top1"] == ours[1]["train/top1"]
+    assert run.output.count("epoch 2 validated") == 1
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_with_mixing_and_growing_images_trains_through_the_same_loop(
+    precision: str, new_run: NewRun, tmp_path: Path
+) -> None:
+    run = new_run(TRAINER_DATA=str(image_folder(tmp_path / "images", train=8)))
+    options = (
+        "--precision", precision, "--regularize.mixup-alpha", "0.2", "--regularize.cutmix-alpha", "1", "--epochs", "3",
+        "--data.start-resolution", "16", "--data.ramp-end-epoch", "1", "--data.resolution-multiple", "16",
+        "--global-batch-size", "8", "--device-batch-size", "4", "--model.num-classes", str(len(CLASSES)),
+    )  # fmt: skip
+    assert run.run("digits", *options) == Exit.FINISHED, run.output
+    scaler = run.manifest()["counters"]["scaler"]
+    assert bool(scaler) == (precision == "fp16")
+
+
+def test_torch_compile_is_an_option_of_the_same_loop(new_run: NewRun, tmp_path: Path) -> None:
+    run = new_run(TRAINER_DATA=str(image_folder(tmp_path / "images")), TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    options = ("--compile", "--epochs", "1", "--global-batch-size", "4", "--device-batch-size", "4",
+               "--model.num-classes", str(len(CLASSES)))  # fmt: skip
+    assert run.start("digits", *options).wait(timeout=300) == Exit.FINISHED, run.output
+    assert "model.fc.weight" in run.tensors(), "the raw module's names, not the compiled one's"
+
+
+def test_it_trains_from_parquet_files_of_the_hub_and_from_an_image_folder(new_run: NewRun, tmp_path: Path) -> None:
+    forms = {"parquet": parquet_folder(tmp_path / "hub"), "folder": image_folder(tmp_path / "images")}
+    for form, folder in forms.items():
+        run = new_run(run_id=form, TRAINER_DATA=str(folder))
+        code = run.run(
+            "digits", "--model.num-classes", str(len(CLASSES)), "--epochs", "1", "--global-batch-size", "4",
+            "--device-batch-size", "2",
+        )  # fmt: skip
+        assert code == Exit.FINISHED, run.output
+        assert run.json("result.json")["last"]["val/top1"] >= 0
