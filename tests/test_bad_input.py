@@ -1,4 +1,4 @@
-"""What users get wrong: one clear message with value, rule and fix, exit code 78, and nothing written before is lost."""
+"""What users get wrong: one clear message with value, rule and fix, exit code 78, and no work is lost."""
 
 from __future__ import annotations
 

@@ -63,6 +63,8 @@ def read_weights(config: ModelConfig) -> dict[str, Tensor]:
         if config.weights.endswith(".safetensors"):
             return safetensors.torch.load(body)
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise TypeError("it holds more or other than tensors by name")
     except Exception as error:
         raise UserError(
             f"--model.weights {config.weights!r} is no state dict ({type(error).__name__}: {error}): "

@@ -16,7 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
-from trainer.contract import UserError
+from trainer.contract import SUPERSEDED_TAG, UserError
 from trainer.store import (
     READ_BYTES,
     ConflictError,
@@ -134,7 +134,7 @@ class S3Store:
 
     def retire(self, key: str) -> None:
         """No one may delete: the bucket's lifecycle expires what bears the tag. Until then it can still be read."""
-        tagging: Any = {"TagSet": [{"Key": "superseded", "Value": "true"}]}
+        tagging: Any = {"TagSet": [{"Key": SUPERSEDED_TAG[0], "Value": SUPERSEDED_TAG[1]}]}
         with contextlib.suppress(NotFoundError), self._errors("retire", key):
             self._client.put_object_tagging(Bucket=self._bucket, Key=self._key(key), Tagging=tagging)
 
