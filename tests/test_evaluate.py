@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from tests.images import decode, image_folder, open_split, prepared
 from trainer.config import Config, DataConfig, ModelConfig
+from trainer.data.augment import to_input
+from trainer.data.decode import center_into
 from trainer.data.shards import PreparedSplit
 from trainer.dist import World
 from trainer.evaluate import evaluate, hits
@@ -80,7 +82,7 @@ def test_the_scores_are_those_of_a_plain_loop(split: PreparedSplit, model: nn.Mo
     assert expected["val/top1"] * 21 == pytest.approx(round(expected["val/top1"] * 21))
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 21, 10**6])
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 21, 10**12])
 def test_the_scores_do_not_depend_on_the_batch_size(split: PreparedSplit, model: nn.Module, batch_size: int) -> None:
     counted: list[int] = []
     config = replace(CONFIG, val_batch_size=batch_size)
@@ -149,10 +151,20 @@ def test_the_models_return_to_training_when_validation_fails_or_is_ended(split: 
     assert all(module.training for module in models["val"].modules())
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_lower_precision_gives_nearly_the_same_loss(split: PreparedSplit, precision: str) -> None:
-    model = network()
-    found = scores({"val": model}, split, replace(CONFIG, precision=precision))  # type: ignore[arg-type]
-    exact = scores({"val": model}, split)
-    assert found["val/loss"] == pytest.approx(exact["val/loss"], rel=0.02)
-    assert found["val/loss"] != exact["val/loss"]
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_in_a_lower_precision_only_the_forward_pass_is_rounded(
+    split: PreparedSplit, model: nn.Module, precision: str, dtype: torch.dtype
+) -> None:
+    config = replace(CONFIG, precision=precision, val_batch_size=21)  # type: ignore[arg-type]
+    found = scores({"val": model}, split, config)
+    images, labels = torch.empty(21, 32, 32, 3, dtype=torch.uint8), torch.from_numpy(split.labels)
+    for i in range(21):
+        center_into(images[i].numpy(), split.jpeg(i), 32)
+    model.eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        logits = model(to_input(images, torch.zeros(21, dtype=torch.bool), config.data))
+    model.train()
+    assert logits.dtype == dtype
+    expected = nn.functional.cross_entropy(logits.double(), labels)
+    assert found["val/loss"] == pytest.approx(float(expected), rel=1e-6)
+    assert found["val/loss"] == pytest.approx(scores({"val": model}, split)["val/loss"], rel=0.02)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
@@ -42,7 +43,7 @@ def read_weights(config: ModelConfig) -> dict[str, Tensor]:
             )
         try:
             state: dict[str, Tensor] = choices[config.weights].get_state_dict(progress=True, check_hash=True)
-        except (URLError, OSError) as error:
+        except (URLError, OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the file's hash is wrong
             raise UserError(
                 f"the weights {config.weights} of {config.name} could not be downloaded ({error}): where there is no "
                 "internet, name a copy with --model.weights FILE.pth, FILE.safetensors or s3://bucket/key"

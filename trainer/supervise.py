@@ -104,8 +104,7 @@ class Trainer:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "-m"]
         self.process = subprocess.Popen(
             [*torchrun, "trainer.train", *arguments],
-            env={"PET_STANDALONE": "1", "PET_NPROC_PER_NODE": str(max(1, gpu_count())), "OMP_NUM_THREADS": threads()}
-            | environ,
+            env=torch_environ() | environ,
             start_new_session=True,
         )
 
@@ -129,10 +128,20 @@ class Trainer:
                 os.kill(pid, signal.SIGKILL)
 
 
-def threads() -> str:
-    """torchrun would set one OpenMP thread per process; on a CPU the cores are shared out instead."""
+def torch_environ() -> dict[str, str]:
+    """Defaults for torchrun and torch; the user's own variables win.
+
+    torchrun would give each process one OpenMP thread: on a CPU the cores are shared out instead. Waiting OpenMP
+    threads spin, which starves the decoding threads: with 2 busy neighbours on 2 cores a ResNet-18 step takes 3 to 9
+    times as long; after 2,000 spins instead of 300,000 it does not, and an idle machine loses 1 % (measured).
+    """
     processes = int(os.environ.get("PET_NPROC_PER_NODE") or max(1, gpu_count()))
-    return str(max(1, len(os.sched_getaffinity(0)) // processes))
+    return {
+        "PET_STANDALONE": "1",
+        "PET_NPROC_PER_NODE": str(processes),
+        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // processes)),
+        "GOMP_SPINCOUNT": "2000",
+    }
 
 
 class Signals:

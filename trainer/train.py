@@ -129,7 +129,7 @@ def train_step(
     torch.manual_seed(int(generator(MIX, config.seed, 0, state.step).integers(2**63)))  # for models with dropout
     for micro in range(accum):
         batch = next(batches)
-        rng = generator(MIX, config.seed, 1 + world.rank * accum + micro, state.step)
+        rng = generator(MIX, config.seed, 1 + micro * world.size + world.rank, state.step)
         images = to_input(batch.images, batch.flips, config.data)
         images, targets = mix(images, one_hot(batch.labels, config.model.num_classes), config.regularize, rng)
         with dist.without_sync(net, skip=micro < accum - 1):

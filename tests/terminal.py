@@ -1,0 +1,39 @@
+"""A program on a real terminal (a pty of 100 columns): what it draws, and keys pressed while it runs."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import struct
+import termios
+import time
+from collections.abc import Mapping, Sequence
+
+from tests.runs import ROOT
+
+CTRL_C = b"\x03"
+
+
+def on_a_terminal(
+    command: Sequence[str], keys: Mapping[bytes, bytes] | None = None, timeout: float = 90
+) -> tuple[int, str]:
+    """Exit code and everything that was drawn. `keys`: as soon as the first is seen, the second is pressed, once."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execvp(command[0], command)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    waiting, seen, deadline = dict(keys or {}), b"", time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if not select.select([terminal], [], [], 1)[0]:
+            continue
+        try:
+            seen += os.read(terminal, 65536)
+        except OSError:  # EIO: the program has closed its end
+            break
+        for cue in [cue for cue in waiting if cue in seen]:
+            os.write(terminal, waiting.pop(cue))
+    os.close(terminal)  # a program that still runs gets SIGHUP
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), seen.decode()

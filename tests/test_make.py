@@ -1,0 +1,65 @@
+"""The Makefile as a newcomer meets it: the list of targets, set-up messages, and the real Ctrl-C of a terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.runs import ROOT
+from tests.terminal import CTRL_C, on_a_terminal
+
+
+def make(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "TRAINER_"))}
+    return subprocess.run(
+        ["make", *arguments], cwd=ROOT, env=env | environ, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_make_alone_prints_every_target_with_a_line_of_help() -> None:
+    declared = set(re.findall(r"^\.PHONY: (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    shown = dict(re.findall(r"^  make (\S+) +(\S.*)$", make().stdout, re.MULTILINE))
+    assert declared == set(shown)
+    assert len(declared) >= 10
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ('case "$*" in *version_info*) exit 1;; *) echo "Python 3.9.2";; esac', "Python 3.9.2: Python 3.11 or later"),
+        ('case "$*" in *ensurepip*) exit 1;; esac', "apt install python3-venv"),
+    ],
+)
+def test_a_python_that_lacks_something_is_named_with_the_fix(script: str, said: str, tmp_path: Path) -> None:
+    python = tmp_path / "python3"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    ended = make("train", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}")
+    assert ended.returncode == 2
+    assert said in ended.stdout + ended.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_set_up_environment_is_not_set_up_again() -> None:
+    assert "setting up" not in make("recipes").stdout
+
+
+def test_ctrl_c_on_a_terminal_saves_and_the_same_command_continues(tmp_path: Path, digits_folder: Path) -> None:
+    places = [f"STORE={tmp_path / 'out'}", f"SCRATCH={tmp_path / 'scratch'}", f"DATA={digits_folder}"]
+    command = [
+        "make",
+        "train",
+        *places,
+        "ARGS=--epochs 2 --global-batch-size 256 --device-batch-size 64 --log-every-steps 1",
+    ]
+    code, seen = on_a_terminal(command, keys={b"step 3/": CTRL_C})
+    assert code != 0
+    assert "The same command continues from there" in seen, seen
+    again = make("train", *places, "ARGS=--epochs 2 --global-batch-size 256 --device-batch-size 64 --log-every-steps 1")
+    assert again.returncode == 0, again.stderr
+    assert re.search(r"continuing run 'digits' from step \d+ of 10", again.stderr)
+    assert "report " in again.stdout
