@@ -22,6 +22,7 @@ RUN useradd --uid 10001 --user-group --home-dir /scratch --create-home --shell /
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    HOME=/scratch \
     TRAINER_SCRATCH_DIR=/scratch
 USER 10001:10001
 WORKDIR /app

@@ -13,6 +13,7 @@ BASE   ?= python:3.11-slim-bookworm
 VENV   := .venv
 BIN    := $(VENV)/bin
 INFRA  := .venv-infra
+AWS_NAMES = $(addprefix AWS_,ACCESS_KEY_ID SECRET_ACCESS_KEY SESSION_TOKEN REGION DEFAULT_REGION ENDPOINT_URL)
 STORE_FOLDER = $(if $(findstring ://,$(STORE)),,yes)
 COMPILE = $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
 
@@ -64,10 +65,11 @@ image: ## build the container image (BASE= another base with Python 3.11)
 
 .PHONY: docker-train
 docker-train: ## train in the image, on all GPUs where there are any; results in STORE= (a folder, or s3://)
+	@docker image inspect $(IMAGE) >/dev/null || { echo "error: no image $(IMAGE) here: make image"; exit 1; }
 	@mkdir -p $(SCRATCH) $(if $(STORE_FOLDER),$(STORE))
 	docker run --rm --stop-timeout 100 $$(test -t 2 && echo -t) --user $$(id -u):$$(id -g) \
 	  $(if $(shell command -v nvidia-smi),--gpus all --ipc=host) $(if $(AWS_ENDPOINT_URL),--network host) \
-	  $(addprefix -e ,TRAINER_RUN_ID HF_TOKEN $(filter AWS_%,$(.VARIABLES))) -v $(abspath $(SCRATCH)):/scratch \
+	  $(addprefix -e ,TRAINER_RUN_ID HF_TOKEN $(AWS_NAMES)) -v $(abspath $(SCRATCH)):/scratch \
 	  $(if $(STORE_FOLDER),-e TRAINER_STORE=/store -v $(abspath $(STORE)):/store,-e TRAINER_STORE) \
 	  $(if $(wildcard $(DATA)),-e TRAINER_DATA=/data -v $(abspath $(DATA)):/data:ro,-e TRAINER_DATA) $(IMAGE) $(RECIPE) $(ARGS)
 

@@ -49,17 +49,13 @@ def test_a_set_up_environment_is_not_set_up_again() -> None:
 
 
 def test_ctrl_c_on_a_terminal_saves_and_the_same_command_continues(tmp_path: Path, digits_folder: Path) -> None:
+    options = "--epochs 2 --global-batch-size 256 --device-batch-size 64 --log-every-steps 1"
     places = [f"STORE={tmp_path / 'out'}", f"SCRATCH={tmp_path / 'scratch'}", f"DATA={digits_folder}"]
-    command = [
-        "make",
-        "train",
-        *places,
-        "ARGS=--epochs 2 --global-batch-size 256 --device-batch-size 64 --log-every-steps 1",
-    ]
-    code, seen = on_a_terminal(command, keys={b"step 3/": CTRL_C})
+    command = ["train", *places, f"ARGS={options}"]
+    code, seen = on_a_terminal(["make", *command], keys={b"step 3/": CTRL_C})
     assert code != 0
     assert "The same command continues from there" in seen, seen
-    again = make("train", *places, "ARGS=--epochs 2 --global-batch-size 256 --device-batch-size 64 --log-every-steps 1")
+    again = make(*command)
     assert again.returncode == 0, again.stderr
     assert re.search(r"continuing run 'digits' from step \d+ of 10", again.stderr)
     assert "report " in again.stdout
