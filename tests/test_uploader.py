@@ -161,6 +161,7 @@ def test_a_store_that_fails_for_a_while_loses_nothing_and_is_mentioned_once(
 ) -> None:
     uploader = start(s3_uri)
     channel = connect(uploader)
+    wait_until(lambda: any("heartbeat" in request for request in s3_proxy.requests))
     s3_proxy.plan("PUT", *[refuse(503, "SlowDown")] * 3, refuse(403, "ExpiredToken"))
     channel.send({"op": "put", "key": "runs/job/metrics/1/a.jsonl", "body": {"first": 1}})
     send_checkpoint(channel, 3, b"tensors")
