@@ -24,6 +24,16 @@ from typing import Any
 from trainer.channel import SOCKET_VARIABLE, read_json, run_dir
 from trainer.contract import Exit, RunEnv, UserError, attempt_key, run_key
 
+HELP = """
+environment: where the run lives (the options above say what it computes)
+  TRAINER_STORE         s3://bucket/prefix or a folder for all results    (out)
+  TRAINER_RUN_ID        name of the run; the same name continues it       (the recipe's name)
+  TRAINER_DATA          hub id, parquet or image folder, prepared shards  (the recipe's own)
+  TRAINER_SCRATCH_DIR   local folder for prepared data, may be lost       (.scratch)
+  TRAINER_SECRETS_DIR   folder with the file hf_token, for gated data     (none: HF_TOKEN)
+
+exit codes: 0 finished, 75 interrupted and saved, 76 another trainer has the run, 78 you must change something
+"""
 DRAIN_SECONDS = 90  # what the uploader gets after the trainer's end
 CRASH = 1
 
@@ -197,7 +207,7 @@ def supervise(arguments: Sequence[str]) -> int:
         [sys.executable, "-m", "trainer.recipes", *arguments], stdout=subprocess.PIPE, text=True, check=False
     )
     if check.returncode or {"-h", "--help"} & set(arguments):
-        print(check.stdout, end="")
+        print(check.stdout + (HELP if not check.returncode else ""), end="")
         return check.returncode
     env = run_env(check.stdout.strip())
     environ = os.environ | env.to_environ()
