@@ -29,6 +29,7 @@ WORKDIR /app
 COPY trainer/ /app/trainer/
 
 ARG COMMIT=unknown
+ENV TRAINER_COMMIT=${COMMIT}
 LABEL org.opencontainers.image.title=resnet-spot org.opencontainers.image.revision=${COMMIT}
 
 STOPSIGNAL SIGTERM

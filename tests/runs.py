@@ -17,7 +17,6 @@ import pytest
 import safetensors.torch
 from torch import Tensor
 
-from trainer.channel import run_dir
 from trainer.contract import checkpoint_key, run_key
 from trainer.data.prepare import stage
 from trainer.metrics import read_metrics
@@ -87,7 +86,9 @@ class Run:
         return self.wait()
 
     def local(self) -> Path:
-        return run_dir(self.environ["TRAINER_SCRATCH_DIR"], self.run_id)
+        """This machine's folder of the latest attempt."""
+        runs = Path(self.environ["TRAINER_SCRATCH_DIR"]) / "runs" / self.run_id
+        return runs / max((path.name for path in runs.glob("*")), key=int, default="1")
 
     def status(self) -> dict[str, Any]:
         path = self.local() / "status.json"

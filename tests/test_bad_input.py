@@ -95,6 +95,26 @@ def test_a_config_that_cannot_work_stops_with_the_rule_and_the_fix(
     assert run.json("failed.json")["message"] in run.output
 
 
+def test_after_a_mistake_that_was_found_late_the_corrected_command_may_use_the_same_name(new_run: NewRun) -> None:
+    run = new_run()
+    assert run.run(*QUICK, "--model.name", "resnet19") == Exit.USER
+    assert run.run(*QUICK, "--epochs", "1") == Exit.FINISHED, run.output
+
+
+def test_weights_that_cannot_be_read_are_found_at_the_start_of_a_run(new_run: NewRun) -> None:
+    run = new_run()
+    assert run.run(*QUICK, "--model.weights", "/no/such/weights.pth") == Exit.USER, run.output
+    assert "--model.weights '/no/such/weights.pth' cannot be read" in run.output
+
+
+def test_data_in_a_bucket_that_is_missing_is_named_with_the_fix(new_run: NewRun, aws_environ: dict[str, str]) -> None:
+    run = new_run()
+    data = "s3://no-such-bucket-here/datasets/x/1"
+    assert run.run(*QUICK, TRAINER_DATA=data, **aws_environ) == Exit.USER, run.output
+    assert "no-such-bucket-here" in run.output
+    assert "Traceback" not in run.output
+
+
 def test_a_run_id_that_has_another_config_or_other_data_is_refused_and_keeps_its_work(
     new_run: NewRun, tmp_path: Path
 ) -> None:
@@ -109,6 +129,7 @@ def test_a_run_id_that_has_another_config_or_other_data_is_refused_and_keeps_its
     assert run.run(*options, "--optim.peak-lr", "0.5") == Exit.USER
     assert "optim.peak_lr: 0.02 -> 0.5" in run.output
     assert "RUN=another-name" in run.output
+    assert not any(key.endswith("failed.json") for key in run.stored()), "the run is fine, the command was not"
 
     other = image_folder(tmp_path / "other", train=7)
     assert run.run(*options, TRAINER_DATA=str(other)) == Exit.USER, run.output

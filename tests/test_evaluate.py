@@ -17,6 +17,7 @@ from trainer.data.decode import center_into
 from trainer.data.shards import PreparedSplit
 from trainer.dist import World
 from trainer.evaluate import evaluate, hits
+from trainer.evaluate import scores as means
 
 WORLD = World(0, 0, 1, torch.device("cpu"))
 CONFIG = Config(
@@ -43,7 +44,7 @@ def network(outputs: int = 8, seed: int = 0) -> nn.Module:
 
 
 def scores(models: dict[str, nn.Module], split: PreparedSplit, config: Config = CONFIG) -> dict[str, float]:
-    return dict(evaluate(models, split, config, WORLD, lambda images: None))
+    return means(evaluate(models, split, config, WORLD, lambda images: None), WORLD)
 
 
 def plain(model: nn.Module, split: PreparedSplit) -> dict[str, float]:
@@ -86,7 +87,7 @@ def test_the_scores_are_those_of_a_plain_loop(split: PreparedSplit, model: nn.Mo
 def test_the_scores_do_not_depend_on_the_batch_size(split: PreparedSplit, model: nn.Module, batch_size: int) -> None:
     counted: list[int] = []
     config = replace(CONFIG, val_batch_size=batch_size)
-    found = dict(evaluate({"val": model}, split, config, WORLD, counted.append))
+    found = means(evaluate({"val": model}, split, config, WORLD, counted.append), WORLD)
     reference = scores({"val": model}, split)
     assert found == pytest.approx(reference, rel=1e-5)
     assert found["val/top1"] == reference["val/top1"]
@@ -147,7 +148,7 @@ def test_the_models_return_to_training_when_validation_fails_or_is_ended(split: 
         raise TimeoutError("ended early")
 
     with pytest.raises(TimeoutError):
-        dict(evaluate({"val": models["val"]}, split, CONFIG, WORLD, end))
+        evaluate({"val": models["val"]}, split, CONFIG, WORLD, end)
     assert all(module.training for module in models["val"].modules())
 
 

@@ -105,17 +105,6 @@ def test_the_tenth_attempt_comes_after_the_ninth(attempt: Attempt, store: Object
     assert steps(store) == [2, 10, 11]
 
 
-def test_a_folder_left_by_a_run_of_the_same_name_is_cleared(
-    attempt: Attempt, store: ObjectStore, tmp_path: Path
-) -> None:
-    """The store was removed, the scratch folder was not: the attempt has the same number again."""
-    (tmp_path / "local" / "metrics-1").mkdir(parents=True)
-    (tmp_path / "local" / "metrics-1" / "events.out.tfevents.1.host.00000000-00000000").touch()
-    finish(attempt(1, 0))
-    (events,) = store.list(f"runs/{RUN}/tensorboard/")
-    assert events.bytes > 0
-
-
 def test_flushing_nothing_writes_nothing(attempt: Attempt, store: ObjectStore) -> None:
     writer = attempt(1, 0)
     finish(writer)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -82,9 +83,9 @@ def test_only_the_main_process_writes_a_status(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def interruption(tmp_path: Path) -> Interruption:
+def interruption() -> Interruption:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield Interruption(tmp_path / "pids")  # type: ignore[misc]
+    yield Interruption()  # type: ignore[misc]
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -100,5 +101,15 @@ def test_a_signal_raises_a_flag_and_where_nothing_is_to_be_saved_an_exception(in
     os.kill(os.getpid(), signal.SIGINT)  # outside, it is a flag again
 
 
-def test_the_supervisor_is_told_who_takes_signals(interruption: Interruption, tmp_path: Path) -> None:
-    assert [path.name for path in (tmp_path / "pids").iterdir()] == [str(os.getpid())]
+def test_progress_may_be_counted_from_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.monitor.STATUS_SECONDS", 0.0)
+    status = Status(tmp_path / "status.json", writes=True)
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(status.tick, 1) for _ in range(2000)]:
+            done.result()
+    assert json.loads((tmp_path / "status.json").read_text())["progress"] == 2000
+
+
+def test_an_interruption_passes_through_code_that_handles_errors() -> None:
+    """Libraries retry on Exception; a stop is none."""
+    assert not issubclass(Interrupted, Exception)

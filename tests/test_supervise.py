@@ -13,7 +13,7 @@ import pytest
 from tests.runs import ROOT
 from trainer.channel import leave_exit, read_json, write_json
 from trainer.contract import Exit, Head, RunEnv, UserError
-from trainer.supervise import gpu_count
+from trainer.supervise import gpu_count, process_count
 
 LOADED = "import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
 
@@ -52,7 +52,8 @@ def test_a_bad_variable_is_named_with_its_value(name: str, value: str, said: str
 def test_the_head_keeps_the_newest_the_previous_and_the_best() -> None:
     head = Head(attempt=1).advance("a", is_best=True).advance("b", is_best=False).advance("c", is_best=False)
     assert (head.newest, head.previous, head.best) == ("c", "b", "a")
-    assert head.advance("c", is_best=True) == head, "a commit that is repeated moves nothing"
+    assert head.advance("c", is_best=False) == head, "a commit that is repeated moves nothing"
+    assert head.advance("c", is_best=True).best == "c", "unless a validation has found it to be the best meanwhile"
     assert Head.from_json(head.to_json()) == head
 
 
@@ -72,9 +73,9 @@ def test_gpus_are_counted_as_the_trainer_will_see_them(tmp_path: Path, monkeypat
 
 
 def test_the_first_process_to_leave_a_reason_is_the_one_that_counts(tmp_path: Path) -> None:
-    leave_exit(tmp_path, 78, "labels out of range")
+    leave_exit(tmp_path, 78, "labels out of range", run_failed=True)
     leave_exit(tmp_path, 75, "stopped by torchrun")
-    assert read_json(tmp_path / "exit.json") == {"code": 78, "message": "labels out of range"}
+    assert read_json(tmp_path / "exit.json") == {"code": 78, "message": "labels out of range", "run_failed": True}
 
 
 def test_a_small_file_is_replaced_at_once_and_its_absence_is_not_an_error(tmp_path: Path) -> None:
@@ -83,3 +84,15 @@ def test_a_small_file_is_replaced_at_once_and_its_absence_is_not_an_error(tmp_pa
         write_json(tmp_path / "some.json", {"value": value})
     assert read_json(tmp_path / "some.json") == {"value": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["some.json"]
+
+
+def test_processes_are_as_many_as_share_the_batch_and_fewer_than_gpus_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert process_count(0, 32, 32) == 1
+    assert process_count(4, 512, 128) == 4
+    assert capsys.readouterr().err == ""
+    assert process_count(8, 512, 128) == 4
+    assert "using 4 of 8 GPUs" in (said := capsys.readouterr().err)
+    assert "--device-batch-size 64" in said
+    assert process_count(2, 256, 48) == 1, "the trainer says what is wrong"

@@ -186,6 +186,45 @@ def test_ctrl_c_before_training_began_is_an_interruption(new_run: NewRun) -> Non
     assert run.stop(signal.SIGTERM) == Exit.INTERRUPTED, run.output
 
 
+def test_ctrl_c_in_the_last_validation_is_not_the_end_of_the_run(new_run: NewRun) -> None:
+    run = new_run()
+    run.start(*QUICK, "--epochs", "1", "--val-batch-size", "1")
+
+    def the_validation() -> bool:
+        return run.status().get("phase") == "evaluating"
+
+    run.until(the_validation)
+    assert run.stop(signal.SIGTERM) == Exit.INTERRUPTED, run.output
+    assert not any(key.endswith(("done.json", "result.json")) for key in run.stored())
+    assert run.manifest()["step"] == 5
+    assert run.run(*QUICK, "--epochs", "1") == Exit.FINISHED, run.output
+    assert run.json("result.json")["last"]["val/top1"] > 0
+
+
+def test_ctrl_c_while_torch_is_loading_leaves_no_process_behind(new_run: NewRun) -> None:
+    run = new_run().start()
+
+    def a_worker() -> bool:
+        return (run.local() / "pids").is_dir() and any((run.local() / "pids").iterdir())
+
+    run.until(a_worker)
+    worker = run.worker()
+    assert run.stop(signal.SIGINT) == Exit.INTERRUPTED, run.output
+    assert has_ended(worker)
+
+
+def test_two_processes_interrupted_in_validation_stop_together_and_lose_nothing(new_run: NewRun) -> None:
+    run = new_run()
+    run.start(*QUICK, "--epochs", "1", "--val-batch-size", "1", PET_NPROC_PER_NODE="2")
+
+    def the_validation() -> bool:
+        return run.status().get("phase") == "evaluating"
+
+    run.until(the_validation)
+    assert run.stop(signal.SIGTERM) == Exit.INTERRUPTED, run.output
+    assert run.manifest()["step"] == 5
+
+
 def test_two_processes_see_the_same_images_and_make_one_run(whole: Run, new_run: NewRun) -> None:
     run = new_run()
     assert run.run(*QUICK, "--deterministic", PET_NPROC_PER_NODE="2") == Exit.FINISHED, run.output

@@ -16,12 +16,11 @@ import pytest
 
 from tests.emulator.s3 import Answer, FaultyProxy, refuse
 from tests.runs import ROOT
-from trainer.channel import Channel, run_dir, write_json
-from trainer.contract import Head, RunEnv, checkpoint_key
+from trainer.channel import SOCKET_VARIABLE, Channel, attempt_dir, write_json
+from trainer.contract import Head, LostRunError, RunEnv, checkpoint_key
 from trainer.store import ObjectStore, open_store
 from trainer.supervise import Uploader
-from trainer.uploader import LostRunError, claim_attempt
-from trainer.uploader import Uploader as Inside
+from trainer.uploader import claim_attempt
 
 RUN = "job"
 
@@ -59,13 +58,12 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], Uploader]]:
 
     def begin(uri: str) -> Uploader:
         env = RunEnv(store=uri, run_id=RUN, scratch_dir=str(tmp_path / "scratch"))
-        run_dir(env.scratch_dir, RUN).mkdir(parents=True, exist_ok=True)
         started.append(Uploader(os.environ | env.to_environ()))
         return started[-1]
 
     yield begin
     for uploader in started:
-        uploader.finish()
+        uploader.finish(seconds=30)
         for pipe in (uploader.process.stdin, uploader.process.stdout):
             if pipe is not None:
                 pipe.close()
@@ -167,7 +165,7 @@ def test_a_store_that_fails_for_a_while_loses_nothing_and_is_mentioned_once(
     send_checkpoint(channel, 3, b"tensors")
     assert answer(channel)["committed"].endswith("step-00000003.1.json")
     assert json.loads(open_store(s3_uri).get("runs/job/metrics/1/a.jsonl")) == {"first": 1}
-    assert uploader.flush()
+    assert uploader.flush(30)
     assert capfd.readouterr().err.count("the store fails, training goes on") == 1
 
 
@@ -193,14 +191,14 @@ def test_what_a_killed_trainer_sent_still_arrives(
         return forward()
 
     wait_until(lambda: any("heartbeat" in request for request in s3_proxy.requests))
-    s3_proxy.plan("PUT", held)
+    s3_proxy.plan("PUT", lambda forward: forward(), held)  # the head is taken, then the object is held
     trainer = subprocess.Popen([sys.executable, "-c", TRAINER, uploader.socket], cwd=ROOT)
     wait_until(lambda: any("step-00000009" in request for request in s3_proxy.requests))
     trainer.kill()
     trainer.wait()
     assert not names(open_store(s3_uri), "manifest/")
     gate.set()
-    assert uploader.flush()
+    assert uploader.flush(30)
     store = open_store(s3_uri)
     assert store.get(json.loads(store.get(head(store).newest))["object"]["key"]) == b"last words"
 
@@ -239,18 +237,44 @@ def test_a_later_attempt_takes_the_run_and_the_earlier_one_can_commit_no_more(
     assert head(store).attempt == 2
 
 
-def test_an_earlier_attempt_cannot_even_start_to_write(folder_uri: str, tmp_path: Path) -> None:
-    store = open_store(folder_uri)
-    env = RunEnv(store=folder_uri, run_id=RUN, scratch_dir=str(tmp_path))
-    Inside(env, store, 2)
-    with pytest.raises(LostRunError):
-        Inside(env, store, 1)
+def test_the_trainer_of_an_earlier_attempt_is_turned_away(
+    folder_uri: str,
+    start: Callable[[str], Uploader],
+    connect: Callable[[Uploader], Channel],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = start(folder_uri), start(folder_uri)
+    connect(second)
+    monkeypatch.setenv(SOCKET_VARIABLE, first.socket)
+    with pytest.raises(LostRunError, match="attempt 2 has taken the run over"):
+        Channel.to_uploader()
+
+
+def test_an_uploader_without_a_trainer_leaves_the_head_alone(folder_uri: str, start: Callable[[str], Uploader]) -> None:
+    """A second start that is refused, for its config say, must not evict the trainer that runs."""
+    start(folder_uri).finish(30)
+    assert not [info.key for info in open_store(folder_uri).list("checkpoints/")]
+
+
+def test_a_store_that_cannot_give_up_old_checkpoints_still_takes_new_ones(
+    s3_uri: str, s3_proxy: FaultyProxy, start: Callable[[str], Uploader], connect: Callable[[Uploader], Channel]
+) -> None:
+    uploader = start(s3_uri)
+    channel = connect(uploader)
+    wait_until(lambda: any("heartbeat" in request for request in s3_proxy.requests))
+    for step in range(1, 6):
+        if step >= 3:  # the three requests of a commit go through, the tagging after them does not
+            s3_proxy.plan("PUT", *[lambda forward: forward()] * 3, refuse(403, "AccessDenied"))
+        send_checkpoint(channel, step, b"x")
+        assert answer(channel)["step"] == step
+    assert uploader.flush(30)
+    assert head(open_store(s3_uri)).newest.endswith("step-00000005.1.json")
 
 
 def test_the_heartbeat_says_what_the_status_file_says(
     folder_uri: str, start: Callable[[str], Uploader], tmp_path: Path
 ) -> None:
-    local = run_dir(str(tmp_path / "scratch"), RUN)
+    local = attempt_dir(RunEnv(store=folder_uri, run_id=RUN, scratch_dir=str(tmp_path / "scratch"), attempt="1"))
     local.mkdir(parents=True)
     write_json(local / "status.json", {"phase": "training", "step": 12, "progress": 4})
     uploader = start(folder_uri)
@@ -275,12 +299,12 @@ def test_what_cannot_be_stored_by_the_deadline_is_an_exit_code(
     channel.close()
     uploader.ask(op="flush", seconds=1)
     assert uploader.answer() == {"drained": False}
-    assert uploader.finish() == 1
+    assert uploader.finish(30) == 1
 
 
 def test_a_key_that_is_created_once_keeps_its_first_body(uri: str, start: Callable[[str], Uploader]) -> None:
     uploader = start(uri)
     for value in (1, 2):
         uploader.ask(op="create", key="runs/job/spec.json", body={"value": value})
-    assert uploader.flush()
+    assert uploader.flush(30)
     assert json.loads(open_store(uri).get("runs/job/spec.json")) == {"value": 1}

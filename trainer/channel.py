@@ -15,13 +15,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trainer.contract import LostRunError, RunEnv
+
 Message = dict[str, Any]
 SOCKET_VARIABLE = "TRAINER_UPLOADER_SOCKET"
 
 
-def run_dir(scratch_dir: str, run_id: str) -> Path:
-    """Local files of a run; may be lost at any time."""
-    return Path(scratch_dir).absolute() / "runs" / run_id
+def attempt_dir(env: RunEnv) -> Path:
+    """Local files of one attempt; may be lost at any time. Those of another attempt are never in the way."""
+    return Path(env.scratch_dir).absolute() / "runs" / env.run_id / env.attempt
+
+
+def register(folder: Path) -> None:
+    """Tell the supervisor, as early as can be, which process is to get the signals."""
+    (folder / "pids" / str(os.getpid())).touch()
 
 
 def write_json(path: Path, value: Message) -> None:
@@ -40,10 +47,10 @@ def read_json(path: Path) -> Message | None:
     return value
 
 
-def leave_exit(folder: Path, code: int, message: str) -> None:
+def leave_exit(folder: Path, code: int, message: str, *, run_failed: bool = False) -> None:
     """Leave the trainer's exit code for the supervisor; of several processes the first one's reason counts."""
     with contextlib.suppress(FileExistsError), (folder / "exit.json").open("x") as file:
-        json.dump({"code": code, "message": message}, file)
+        json.dump({"code": code, "message": message, "run_failed": run_failed}, file)
 
 
 def listen() -> tuple[socket.socket, str]:
@@ -75,9 +82,15 @@ class Channel:
 
     @classmethod
     def to_uploader(cls) -> Channel:
-        """The uploader that the supervisor started. It has greeted, so whatever is sent from now on is heard."""
+        """The uploader that the supervisor started; the run is this attempt's from now on, or LostRunError is raised.
+
+        It has greeted, so whatever is sent from now on is heard.
+        """
         channel = cls.connect(os.environ[SOCKET_VARIABLE])
-        channel.receive()
+        received = channel.receive()
+        if received is None or "lost" in received[0]:
+            channel.close()
+            raise LostRunError(received[0]["lost"] if received else "the uploader has ended")
         return channel
 
     def send(self, message: Message, fd: int | None = None) -> None:

@@ -12,6 +12,7 @@ import os
 import time
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,18 +20,15 @@ import torch
 from torch import Tensor
 
 from trainer.channel import Channel
-from trainer.contract import HEAD_FILE, Head, UserError, checkpoint_key
+from trainer.contract import HEAD_FILE, Head, LostRunError, UserError, checkpoint_key
 from trainer.store import NotFoundError, ObjectStore, StoreError
 
 FORMAT = 1
+BEST_WAIT_SECONDS = 20.0
 DTYPES = {
     torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32",
     torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-
-
-class LostRunError(Exception):
-    """A later attempt owns the run: this one may commit no more."""
 
 
 @dataclass(frozen=True)
@@ -102,18 +100,22 @@ class Checkpointer:
         self.lag_seconds = 0.0  # of the last acknowledged snapshot, until it was committed
 
     def is_due(self, every_seconds: float) -> bool:
-        """Time to save. Raises LostRunError when a later attempt owns the run."""
+        """Time to save, and a snapshot is free. Raises LostRunError when a later attempt owns the run."""
         self.poll()
-        return self.channel is not None and time.monotonic() >= self.saved_at + every_seconds
+        free = any(not snapshot.in_flight for snapshot in self.snapshots)
+        return free and time.monotonic() >= self.saved_at + every_seconds
 
     def save(self, step: int, counters: Mapping[str, Any], *, is_best: bool) -> bool:
         """Copy the state and hand it over; False when both snapshots are still on their way.
 
-        `counters` is all that is not a tensor, as JSON: scaler, best score.
+        `counters` is all that is not a tensor, as JSON: scaler, best score. A new best is worth a short wait.
         """
         if self.channel is None:
             return False
         self.poll()
+        if is_best:
+            with suppress(StoreError):
+                self._wait(time.monotonic() + BEST_WAIT_SECONDS, until_free=1)
         free = next((i for i, snapshot in enumerate(self.snapshots) if not snapshot.in_flight), None)
         if free is None:
             return False
@@ -143,9 +145,9 @@ class Checkpointer:
             self.save(step, counters, is_best=False)
             self._wait(deadline)
 
-    def _wait(self, deadline: float) -> None:
-        """Until nothing is in flight. Raises StoreError past the deadline (monotonic seconds)."""
-        while self.channel is not None and any(snapshot.in_flight for snapshot in self.snapshots):
+    def _wait(self, deadline: float, until_free: int = 2) -> None:
+        """Until so many snapshots are free. Raises StoreError past the deadline (monotonic seconds)."""
+        while self.channel is not None and sum(not s.in_flight for s in self.snapshots) < until_free:
             try:
                 received = self.channel.receive(timeout=max(0.01, deadline - time.monotonic()))
             except TimeoutError as error:

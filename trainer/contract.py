@@ -27,6 +27,14 @@ class UserError(ValueError):
     """Something only the user can change: the message says the bad value, the rule and the fix. Exit code 78."""
 
 
+class RefusedError(UserError):
+    """This start is refused, while the run itself is fine: it is not marked as failed."""
+
+
+class LostRunError(Exception):
+    """A later attempt owns the run: this one may commit nothing more. Exit code 76."""
+
+
 class Phase:
     """What the trainer is doing, as `heartbeat.json` tells it."""
 
@@ -86,7 +94,10 @@ def dataset_key(name: str, version: str, file: str) -> str:
 
 
 def run_key(run_id: str, file: str) -> str:
-    """`runs/<run_id>/<file>`: spec.json, config.json, heartbeat.json, result.json, done.json, failed.json, report/…"""
+    """`runs/<run_id>/<file>`: spec.json, config.json, heartbeat.json, result.json, done.json, failed.json, report/…
+
+    `failed.json` names its attempt, and counts while there is no later one.
+    """
     return f"runs/{run_id}/{file}"
 
 
@@ -136,9 +147,9 @@ class Head:
         return cls(**json.loads(body))
 
     def advance(self, manifest: str, *, is_best: bool) -> Head:
-        """The head after committing `manifest`; itself when that is done already."""
+        """The head after committing `manifest`; committing it once more changes at most whether it is the best."""
         if self.newest == manifest:
-            return self
+            return replace(self, best=manifest if is_best else self.best)
         return replace(self, newest=manifest, previous=self.newest, best=manifest if is_best else self.best)
 
     def keys(self) -> set[str]:

@@ -48,7 +48,7 @@ def join() -> Iterator[World]:
 
 
 def wrap(model: nn.Module, world: World) -> nn.Module:
-    """DistributedDataParallel where there is more than one process; BatchNorm statistics stay per device."""
+    """DistributedDataParallel where there is more than one process. Each normalises by its own batch, as torch does."""
     if world.size == 1:
         return model
     ids = [world.local_rank] if world.device.type == "cuda" else None
@@ -77,6 +77,13 @@ def empty_cache(world: World) -> None:
     """Give unused blocks of GPU memory back, where the sizes of tensors are about to change."""
     if world.device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def share_buffers(model: nn.Module, world: World) -> None:
+    """The main process's BatchNorm statistics, which are the ones that are saved, on every process."""
+    if world.size > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
 
 
 def any_of(flag: bool, world: World) -> bool:

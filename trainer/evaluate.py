@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +24,11 @@ def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 @torch.inference_mode()
 def evaluate(
     models: dict[str, nn.Module], split: PreparedSplit, config: Config, world: World, alive: Callable[[int], None]
-) -> Iterator[tuple[str, float]]:
-    """`val/loss`, `val/top1`, `val/top5` for each model; the names of the dict are the metrics' prefixes.
+) -> dict[str, Tensor]:
+    """For each model, sums over this process's images of loss, top-1 hits, top-5 hits, and images: (4,) float64.
 
     Cross entropy without smoothing, in fp32. All models see each decoded batch, so a second one costs no decoding.
-    `alive(images)` is called after every batch, and may raise to end early.
+    `alive(images)` is called after every batch. No collectives here: one process may be interrupted on its own.
     """
     sums = {name: torch.zeros(4, dtype=torch.float64, device=world.device) for name in models}
     for model in models.values():
@@ -46,14 +46,21 @@ def evaluate(
                         logits = model(images)
                     logits = logits.float()
                     loss = F.cross_entropy(logits, batch.labels, reduction="sum")
-                    sums[name] += torch.stack([loss, *hits(logits, batch.labels), loss.new_tensor(len(images))])
+                    sums[name] += torch.stack([loss, *hits(logits, batch.labels), loss.new_full((), len(images))])
                 alive(len(batch.labels))
     finally:
         for model in models.values():
             model.train()
+    return sums
+
+
+def scores(sums: dict[str, Tensor], world: World) -> dict[str, float]:
+    """`val/loss`, `val/top1`, `val/top5` over all processes; the names of the models are the prefixes."""
+    found: dict[str, float] = {}
     for name, values in sums.items():
-        loss_sum, top1, top5, count = all_sum(values, world).tolist()
-        yield from ((f"{name}/loss", loss_sum / count), (f"{name}/top1", top1 / count), (f"{name}/top5", top5 / count))
+        loss, top1, top5, count = all_sum(values, world).tolist()
+        found |= {f"{name}/loss": loss / count, f"{name}/top1": top1 / count, f"{name}/top5": top5 / count}
+    return found
 
 
 def autocast(config: Config, device: torch.device) -> torch.autocast:

@@ -6,7 +6,6 @@ Names are flat and slashed (`train/loss`, `val/top1`, `speed/images_per_second`)
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,10 +28,9 @@ class MetricsWriter:
     """Rows of one attempt. `flush` makes a segment of what has come since and hands it to the uploader."""
 
     def __init__(self, local: Path, channel: Channel | None, run_id: str, attempt: int, first_step: int):
-        """`local` is the run's folder on this machine. Only the main process has a channel; others keep nothing."""
-        self.folder, self.channel, self.run_id, self.attempt = local / f"metrics-{attempt}", channel, run_id, attempt
-        shutil.rmtree(self.folder, ignore_errors=True)  # of a run of this name in a store that was removed since
-        self.folder.mkdir(parents=True)
+        """`local` is the attempt's folder on this machine. Only the main process has a channel; others keep nothing."""
+        self.folder, self.channel, self.run_id, self.attempt = local / "metrics", channel, run_id, attempt
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.last: dict[str, float] = {}  # the scores of the last validation
         self.first_step = first_step
         self.rows: list[Row] = [{"step": first_step, "time": time.time(), "event": "start", "attempt": attempt}]

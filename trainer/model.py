@@ -42,7 +42,8 @@ def read_weights(config: ModelConfig) -> dict[str, Tensor]:
                 f"torchvision has no {config.weights} of {config.name}: use {', '.join(choices.__members__)}"
             )
         try:
-            state: dict[str, Tensor] = choices[config.weights].get_state_dict(progress=True, check_hash=True)
+            options = {"progress": True, "check_hash": True, "weights_only": True}
+            state: dict[str, Tensor] = choices[config.weights].get_state_dict(**options)
         except (URLError, OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the file's hash is wrong
             raise UserError(
                 f"the weights {config.weights} of {config.name} could not be downloaded ({error}): where there is no "

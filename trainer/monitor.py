@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,19 +20,17 @@ from trainer.contract import Phase
 STATUS_SECONDS = 1.0
 
 
-class Interrupted(Exception):  # noqa: N818 - an event, not an error
-    """A stop was asked for in a place where nothing needs to be saved."""
+class Interrupted(BaseException):
+    """A stop was asked for in a place where nothing needs to be saved. Like KeyboardInterrupt, no error to handle."""
 
 
 class Interruption:
-    """Set by SIGTERM or SIGINT, looked at everywhere. Says to the supervisor that this process takes signals."""
+    """Set by SIGTERM or SIGINT, looked at everywhere."""
 
-    def __init__(self, pids: Path):
+    def __init__(self) -> None:
         self.requested = self.raising = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.handle)
-        pids.mkdir(parents=True, exist_ok=True)
-        (pids / str(os.getpid())).touch()
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
@@ -55,7 +53,7 @@ class Status:
     """`status.json`, from which the uploader makes the heartbeat: phase, step, and a counter that must move."""
 
     def __init__(self, path: Path, *, writes: bool):
-        self.path, self.writes = path, writes
+        self.path, self.writes, self.lock = path, writes, threading.Lock()
         self.phase, self.step, self.progress, self.written = Phase.STARTING, 0, 0, 0.0
 
     def enter(self, phase: str) -> None:
@@ -63,11 +61,12 @@ class Status:
         self.tick(0)
 
     def tick(self, amount: int = 1) -> None:
-        """Count progress of the phase; written at most once a second."""
-        self.progress += amount
-        if self.writes and (now := time.monotonic()) >= self.written + STATUS_SECONDS:
-            write_json(self.path, {"phase": self.phase, "step": self.step, "progress": self.progress})
-            self.written = now
+        """Count progress of the phase, from any thread; written at most once a second."""
+        with self.lock:
+            self.progress += amount
+            if self.writes and (now := time.monotonic()) >= self.written + STATUS_SECONDS:
+                write_json(self.path, {"phase": self.phase, "step": self.step, "progress": self.progress})
+                self.written = now
 
 
 class Console:

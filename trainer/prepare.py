@@ -64,19 +64,20 @@ def main() -> int:
 
 def _prepare(options: Options) -> None:
     from trainer.data.prepare import prepare
-    from trainer.store import open_store
+    from trainer.store import explained, open_store
 
     store = open_store(options.store)
     store.probe("datasets/probe")
-    prepared = prepare(
-        options.data,
-        store,
-        short_side=options.short_side,
-        quality=options.quality,
-        secrets_dir=options.secrets_dir,
-        workers=options.workers,
-        max_broken_share=options.max_broken_share,
-    )
+    with explained(f"the store {store.uri}"):
+        prepared = prepare(
+            options.data,
+            store,
+            short_side=options.short_side,
+            quality=options.quality,
+            secrets_dir=options.secrets_dir,
+            workers=options.workers,
+            max_broken_share=options.max_broken_share,
+        )
     where = store.describe(prepared.prefix)
     print(f"prepared: {where}\ntrain from it: make train DATA={shlex.quote(where)}")
 

@@ -7,6 +7,7 @@ Promises carry their source; a figure that was not measured by this project says
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
@@ -90,4 +91,5 @@ def command_line_or_exit(prog: str) -> Config:
 
 
 if __name__ == "__main__":  # checks a command line and names its recipe: the supervisor asks before it starts anything
-    print(command_line_or_exit("python -m trainer.train").recipe)
+    checked = command_line_or_exit("python -m trainer.train")
+    print(json.dumps({name: getattr(checked, name) for name in ("recipe", "global_batch_size", "device_batch_size")}))

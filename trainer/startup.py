@@ -15,12 +15,12 @@ import torchvision
 from trainer import dist
 from trainer.checkpoint import Restored
 from trainer.config import Config, config_hash, differences, from_json, to_json
-from trainer.contract import RunEnv, UserError, run_key
+from trainer.contract import RefusedError, RunEnv, UserError, run_key
 from trainer.data.prepare import stage
 from trainer.data.shards import Index, PreparedSplit, read_index
 from trainer.monitor import Status
 from trainer.recipes import default_data
-from trainer.store import ConflictError, ObjectStore
+from trainer.store import NotFoundError, ObjectStore, explained
 
 
 class Data:
@@ -51,11 +51,12 @@ def stage_data(config: Config, env: RunEnv, world: dist.World, status: Status) -
         "secrets_dir": env.secrets_dir, "progress": status.tick,
     }  # fmt: skip
     scratch = Path(env.scratch_dir).absolute()
-    if world.local_rank == 0:
-        folder = stage(data, scratch, **options)
-    dist.barrier(world)
-    if world.local_rank != 0:
-        folder = stage(data, scratch, **options)
+    with explained(f"the data {data}, or the scratch folder {scratch},"):
+        if world.local_rank == 0:
+            folder = stage(data, scratch, **options)
+        dist.barrier(world)
+        if world.local_rank != 0:
+            folder = stage(data, scratch, **options)
     found = Data(folder, read_index(folder))
     if (classes := len(found.index.classes)) != config.model.num_classes:
         raise UserError(
@@ -65,28 +66,24 @@ def stage_data(config: Config, env: RunEnv, world: dist.World, status: Status) -
     return found
 
 
-def settle_config(store: ObjectStore, run_id: str, config: Config, *, writes: bool) -> None:
-    """The first attempt writes the run's config; later ones must compute the same, or raise UserError."""
-    key = run_key(run_id, "config.json")
-    if writes:
-        try:
-            store.create(key, json.dumps(to_json(config), indent=1).encode())
-        except ConflictError:
-            pass  # a later attempt: compare
-        else:
-            return
-        if changed := differences(from_json(Config, json.loads(store.get(key))), config):
-            raise UserError(
-                f"run {run_id!r} was started with another config ({'; '.join(changed)}): repeat its options, "
-                "or start a new run (RUN=another-name)"
-            )
+def check_config(store: ObjectStore, run_id: str, config: Config) -> None:
+    """A run continues with the config that it began with; RefusedError shows the difference."""
+    try:
+        before = from_json(Config, json.loads(store.get(run_key(run_id, "config.json"))))
+    except NotFoundError:
+        return
+    if changed := differences(before, config):
+        raise RefusedError(
+            f"run {run_id!r} was started with another config ({'; '.join(changed)}): repeat its options, "
+            "or start a new run (RUN=another-name)"
+        )
 
 
 def check_data(restored: Restored, data: Data) -> None:
-    """A run continues on the data that it began with."""
+    """A run continues on the data that it began with, or RefusedError is raised."""
     before, now = restored.manifest["data"]["fingerprint"], data.index.fingerprint
     if before != now:
-        raise UserError(
+        raise RefusedError(
             f"the checkpoint {restored.key} was trained on data {before}, and {data.folder} is {now}: "
             "name the same data, or start a new run (RUN=another-name)"
         )

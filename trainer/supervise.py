@@ -11,17 +11,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from trainer.channel import SOCKET_VARIABLE, read_json, run_dir
+from trainer.channel import SOCKET_VARIABLE, attempt_dir, read_json
 from trainer.contract import Exit, RunEnv, UserError, attempt_key, run_key
 
 HELP = """
@@ -34,7 +36,8 @@ environment: where the run lives (the options above say what it computes)
 
 exit codes: 0 finished, 75 interrupted and saved, 76 another trainer has the run, 78 you must change something
 """
-DRAIN_SECONDS = 90  # what the uploader gets after the trainer's end
+DRAIN_SECONDS = 90  # what the uploader gets after the trainer's end, or after a signal
+KILL_SECONDS = 80  # what a trainer gets after a signal
 CRASH = 1
 
 
@@ -70,7 +73,6 @@ class Uploader:
         self.state: str = answer.get("state", "failed")
         self.attempt: int = answer.get("attempt", 0)
         self.socket: str = answer.get("socket", "")
-        self.drained = True  # until an answer says otherwise
 
     def ask(self, **request: Any) -> None:
         if self.process.stdin is not None:
@@ -84,26 +86,26 @@ class Uploader:
         answer: dict[str, Any] = json.loads(line) if line else {}
         return answer
 
-    def flush(self) -> bool:
-        """Wait until all that was handed over so far is in the store, DRAIN_SECONDS at most."""
-        self.ask(op="flush", seconds=DRAIN_SECONDS)
-        self.drained = bool(self.answer().get("drained"))
-        return self.drained
+    def flush(self, seconds: float) -> bool:
+        """Wait until all that was handed over so far is in the store, so many seconds at most."""
+        self.ask(op="flush", seconds=seconds)
+        ready = self.process.stdout is not None and select.select([self.process.stdout], [], [], seconds + 10)[0]
+        return bool(ready and self.answer().get("drained"))
 
-    def finish(self) -> int:
+    def finish(self, seconds: float) -> int:
         """Close, wait, and return its exit code: 0 when all that it was given is in the store."""
         if self.process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()
         try:
-            return self.process.wait(timeout=DRAIN_SECONDS + 5)
+            return self.process.wait(timeout=seconds + 10)
         except subprocess.TimeoutExpired:
             self.process.kill()
             return CRASH
 
 
 class Trainer:
-    """torchrun and its workers, in a session of their own so that a terminal's Ctrl-C reaches the supervisor alone.
+    """torchrun and its workers, in sessions of their own so that a terminal's Ctrl-C reaches the supervisor alone.
 
     Signals go to the workers, not to torchrun, which would kill them 30 s after a SIGTERM. torchrun's exit code is 1
     whatever happened; the worker's own travels in `exit.json`.
@@ -112,40 +114,56 @@ class Trainer:
     def __init__(self, arguments: Sequence[str], environ: dict[str, str], local: Path):
         self.local = local
         torchrun = [sys.executable, "-m", "torch.distributed.run", "-m"]
-        self.process = subprocess.Popen(
-            [*torchrun, "trainer.train", *arguments],
-            env=torch_environ() | environ,
-            start_new_session=True,
-        )
+        self.process = subprocess.Popen([*torchrun, "trainer.train", *arguments], env=environ, start_new_session=True)
 
     def workers(self) -> list[int]:
-        return [int(path.name) for path in (self.local / "pids").glob("*")]
+        """Those that have registered, which is the first thing that they do."""
+        return [int(path.name) for path in (self.local / "pids").iterdir()]
 
-    def interrupt(self, number: int) -> None:
-        """Pass a signal on. Before a worker has said that it can take one there is nothing to save: end at once."""
+    def interrupt(self) -> None:
+        """Ask the workers to save and end; before there are any, end at once."""
         workers = self.workers()
         if not workers:
             self.kill()
         for pid in workers:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+                os.kill(pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        for pid in [self.process.pid, *self.workers()]:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
+        """End torchrun, its children, and every worker, at once."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        with contextlib.suppress(FileNotFoundError):
+            for pid in [*map(int, children.read_text().split()), self.process.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.kill_workers()
+
+    def kill_workers(self) -> None:
+        """Workers that outlive torchrun would train on unseen."""
+        for pid in self.workers():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def wait(self, signals: Signals) -> None:
+        """Until torchrun has ended, and KILL_SECONDS after a signal at the latest; leaves no worker behind."""
+        while self.process.poll() is None:
+            if signals.seconds_since() > KILL_SECONDS:
+                say(f"the trainer has not ended {KILL_SECONDS} s after the signal: killing it")
+                self.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=1)
+        self.kill_workers()
 
-def torch_environ() -> dict[str, str]:
+
+def torch_environ(recipe: dict[str, Any]) -> dict[str, str]:
     """Defaults for torchrun and torch; the user's own variables win.
 
     torchrun would give each process one OpenMP thread: on a CPU the cores are shared out instead. Waiting OpenMP
     threads spin, which starves the decoding threads: with 2 busy neighbours on 2 cores a ResNet-18 step takes 3 to 9
     times as long; after 2,000 spins instead of 300,000 it does not, and an idle machine loses 1 % (measured).
     """
-    processes = int(os.environ.get("PET_NPROC_PER_NODE") or max(1, gpu_count()))
+    count = process_count(gpu_count(), recipe["global_batch_size"], recipe["device_batch_size"])
+    processes = int(os.environ.get("PET_NPROC_PER_NODE") or count)
     return {
         "PET_STANDALONE": "1",
         "PET_NPROC_PER_NODE": str(processes),
@@ -154,46 +172,63 @@ def torch_environ() -> dict[str, str]:
     }
 
 
+def process_count(gpus: int, global_batch_size: int, device_batch_size: int) -> int:
+    """One process per GPU; fewer where the batch cannot be shared out among all, and then that is said."""
+    fits = [n for n in range(1, gpus + 1) if global_batch_size % (device_batch_size * n) == 0]
+    count = max(fits, default=1)
+    if count < gpus:
+        say(
+            f"using {count} of {gpus} GPUs: the global batch of {global_batch_size} images cannot be shared out among "
+            f"more at {device_batch_size} per device; --device-batch-size {max(1, global_batch_size // gpus)} might"
+        )
+    return count
+
+
 class Signals:
-    """SIGTERM and SIGINT: the first is passed on, a second SIGINT ends everything at once."""
+    """SIGTERM, SIGINT and SIGHUP: the first is passed on, a second SIGINT ends everything at once."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
+        self.first = float("inf")
         self.trainer: Trainer | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self.handle)
+
+    def seconds_since(self) -> float:
+        """Since the first signal; negative before there was one."""
+        return time.monotonic() - self.first
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         self.received.append(number)
-        if self.trainer is None:
-            return
-        if self.received.count(signal.SIGINT) > 1:
+        if len(self.received) == 1:
+            self.first = time.monotonic()
+            if self.trainer is not None:
+                say("stopping: finishing the step and saving it (Ctrl-C again: leave at once)")
+                self.trainer.interrupt()
+        elif self.received.count(signal.SIGINT) > 1:
             say("second Ctrl-C: leaving at once, without a last save")
+            if self.trainer is None:
+                raise KeyboardInterrupt
             self.trainer.kill()
-        elif len(self.received) == 1:
-            say("stopping: finishing the step and saving it (Ctrl-C again: leave at once)")
-            self.trainer.interrupt(signal.SIGTERM)
 
 
-def train(arguments: Sequence[str], environ: dict[str, str], local: Path, signals: Signals) -> tuple[int, str]:
-    """Run the trainer to its end: its exit code (CRASH when it left none) and its message."""
-    shutil.rmtree(local / "pids", ignore_errors=True)
+def train(arguments: Sequence[str], environ: dict[str, str], local: Path, signals: Signals) -> dict[str, Any]:
+    """Run the trainer to its end: `code` (CRASH where it left none), `message`, `run_failed`."""
+    shutil.rmtree(local, ignore_errors=True)  # of a run of this name in a store that was removed since
     (local / "pids").mkdir(parents=True)
-    for name in ("exit.json", "status.json"):
-        (local / name).unlink(missing_ok=True)
     trainer = signals.trainer = Trainer(arguments, environ, local)
     if signals.received:
         trainer.kill()
-    trainer.process.wait()
+    trainer.wait(signals)
     signals.trainer = None
     ended = read_json(local / "exit.json")
-    if ended is not None and ended["code"] == Exit.INTERRUPTED and not signals.received:
-        return CRASH, "a process of the trainer died, and torchrun stopped the others: see their output above"
-    if ended is not None:
-        return int(ended["code"]), str(ended["message"])
-    if signals.received and not trainer.workers():
-        return Exit.INTERRUPTED, "interrupted before training began"
-    return CRASH, "the trainer died without a word: see its output above"
+    if ended is None and signals.received and read_json(local / "status.json") is None:
+        return {"code": Exit.INTERRUPTED, "message": "nothing had begun"}
+    if ended is None:
+        return {"code": CRASH, "message": "the trainer died without a word: see its output above"}
+    if ended["code"] == Exit.INTERRUPTED and not signals.received:
+        return {"code": CRASH, "message": "a process of the trainer died, and torchrun stopped the others: see above"}
+    return ended
 
 
 def report(environ: dict[str, str]) -> bool:
@@ -204,16 +239,17 @@ def report(environ: dict[str, str]) -> bool:
 def supervise(arguments: Sequence[str]) -> int:
     signals = Signals()
     check = subprocess.run(
-        [sys.executable, "-m", "trainer.recipes", *arguments], stdout=subprocess.PIPE, text=True, check=False
-    )
+        [sys.executable, "-m", "trainer.recipes", *arguments], stdout=subprocess.PIPE, text=True, check=False,
+        start_new_session=True,
+    )  # fmt: skip
     if check.returncode or {"-h", "--help"} & set(arguments):
         print(check.stdout + (HELP if not check.returncode else ""), end="")
         return check.returncode
-    env = run_env(check.stdout.strip())
-    environ = os.environ | env.to_environ()
-    local = run_dir(env.scratch_dir, env.run_id)
+    recipe = json.loads(check.stdout)
+    env = run_env(recipe["recipe"])
+    environ = torch_environ(recipe) | os.environ | env.to_environ()
     try:
-        local.mkdir(parents=True, exist_ok=True)
+        Path(env.scratch_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"TRAINER_SCRATCH_DIR={env.scratch_dir!r} cannot be written ({error}): name a local folder with room, "
@@ -222,27 +258,32 @@ def supervise(arguments: Sequence[str]) -> int:
 
     uploader = Uploader(environ)
     if uploader.state == "finished":
-        uploader.finish()
+        uploader.finish(DRAIN_SECONDS)
         say(f"run {env.run_id!r} is finished already; `make train RUN=another-name` starts a new one. Its result:")
         return Exit.FINISHED if report(environ) else CRASH
     if uploader.state != "ready":
-        return uploader.finish() or CRASH
+        return uploader.finish(DRAIN_SECONDS) or CRASH
 
     started = time.time()
-    environ |= {"TRAINER_ATTEMPT": str(uploader.attempt), SOCKET_VARIABLE: uploader.socket}
-    spec = {"recipe": check.stdout.strip(), "arguments": list(arguments), "data": env.data}
+    env = replace(env, attempt=str(uploader.attempt))
+    environ |= env.to_environ() | {SOCKET_VARIABLE: uploader.socket}
+    spec = {"recipe": recipe["recipe"], "arguments": list(arguments), "data": env.data}
     uploader.ask(op="create", key=run_key(env.run_id, "spec.json"), body=spec)
-    code, message = train(arguments, environ, local, signals)
-    saved = uploader.flush()
+    ended = train(arguments, environ, attempt_dir(env), signals)
+    code, message = int(ended["code"]), ended["message"]
+
+    seconds = max(5.0, DRAIN_SECONDS - max(0.0, signals.seconds_since()))  # of the grace that `docker stop` gives
+    saved = uploader.flush(seconds)
     if code == Exit.FINISHED and saved:
         report(environ)
-    ended = {"attempt": uploader.attempt, "exit": code, "message": message, "ended": time.time()}
-    uploader.ask(op="put", key=attempt_key(env.run_id, uploader.attempt), body=ended | {"started": started})
-    if (code == Exit.FINISHED and saved) or code == Exit.USER:
-        name = "done.json" if code == Exit.FINISHED else "failed.json"
-        uploader.ask(op="create", key=run_key(env.run_id, name), body=ended)
-    if uploader.finish() and code in (Exit.FINISHED, Exit.INTERRUPTED):
-        say(f"error: not everything reached the store {env.store}; what is missing is kept in {local}")
+    body = {"attempt": uploader.attempt, "exit": code, "message": message, "started": started, "ended": time.time()}
+    uploader.ask(op="put", key=attempt_key(env.run_id, uploader.attempt), body=body)
+    if code == Exit.FINISHED and saved:
+        uploader.ask(op="create", key=run_key(env.run_id, "done.json"), body=body)
+    if code == Exit.USER and ended["run_failed"]:
+        uploader.ask(op="put", key=run_key(env.run_id, "failed.json"), body=body)
+    if uploader.finish(seconds) and code in (Exit.FINISHED, Exit.INTERRUPTED):
+        say(f"error: not everything reached {env.store}; the same command continues from the newest checkpoint there")
         return CRASH
     if code == Exit.INTERRUPTED:
         say(f"interrupted; {message}. The same command continues from there.")
@@ -257,6 +298,8 @@ def main() -> int:
     except UserError as error:
         say(f"error: {error}")
         return Exit.USER
+    except KeyboardInterrupt:
+        return CRASH
 
 
 if __name__ == "__main__":

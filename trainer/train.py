@@ -11,20 +11,22 @@ from __future__ import annotations
 import os
 import sys
 
-from trainer.channel import SOCKET_VARIABLE
+from trainer.channel import SOCKET_VARIABLE, attempt_dir, register
+from trainer.contract import RunEnv
 from trainer.recipes import command_line_or_exit
 
 if __name__ == "__main__":  # before torch is imported, so that help and usage errors answer at once
     CONFIG = command_line_or_exit("python -m trainer.train")
     if SOCKET_VARIABLE not in os.environ:  # the supervisor starts the uploader, and then this again
         os.execv(sys.executable, [sys.executable, "-m", "trainer.supervise", *sys.argv[1:]])
+    register(attempt_dir(RunEnv.from_environ(os.environ)))
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # batches change size with the resolution
 
 import copy
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,22 +35,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer import dist
-from trainer.channel import Channel, leave_exit, run_dir
-from trainer.checkpoint import Checkpointer, LostRunError, read_head, restore
-from trainer.config import Config
-from trainer.contract import Exit, Phase, RunEnv, UserError, run_key
+from trainer.channel import Channel, leave_exit
+from trainer.checkpoint import Checkpointer, read_head, restore
+from trainer.config import Config, to_json
+from trainer.contract import Exit, LostRunError, Phase, RefusedError, UserError, run_key
 from trainer.data.augment import mix, one_hot, to_input
 from trainer.data.loader import Batch, Loader, train_jobs
 from trainer.data.sampling import MIX, generator
-from trainer.evaluate import autocast, evaluate, hits
+from trainer.evaluate import autocast, evaluate, hits, scores
 from trainer.metrics import MetricsWriter, StepLog
 from trainer.model import build_model
 from trainer.monitor import Console, Interrupted, Interruption, Status
 from trainer.optim import make_optimizer, one_cycle_lr, set_lr, state_tensors, update_ema
-from trainer.startup import check_data, identity, set_backends, settle_config, stage_data
+from trainer.startup import check_config, check_data, identity, set_backends, stage_data
 from trainer.store import open_store
 
-FINAL_SAVE_SECONDS = 90.0  # how long the end of an attempt waits for its last checkpoint
+FINAL_SAVE_SECONDS = 60.0  # how long the end of an attempt waits for its last checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +139,7 @@ def train_step(
                 logits = net(images)
             loss = F.cross_entropy(logits.float(), targets, label_smoothing=config.regularize.label_smoothing)
             state.scaler.scale(loss / accum).backward()  # type: ignore[no-untyped-call]
-        count = loss.new_tensor(len(images))
+        count = loss.new_full((), len(images))
         sums += torch.stack([loss.detach() * count, *hits(logits.detach(), batch.labels), count])
     state.scaler.step(state.optimizer)
     state.scaler.update()
@@ -150,7 +152,7 @@ def train_step(
 
 def train(config: Config, env: RunEnv, world: dist.World, interruption: Interruption) -> tuple[Exit, str]:
     """Run to the end or to an interruption. Raises UserError, Interrupted before there is anything to save."""
-    local, store = run_dir(env.scratch_dir, env.run_id), open_store(env.store)
+    local, store = attempt_dir(env), open_store(env.store)
     status = Status(local / "status.json", writes=world.is_main)
     with interruption.raises(), ExitStack() as stack:
         set_backends(config)
@@ -158,9 +160,13 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
         data = stage_data(config, env, world, status)
         plan = Plan.of(config, data.index.splits["train"].images)
         config.grad_accum_steps(world.size)
-        settle_config(store, env.run_id, config, writes=world.is_main)
         status.enter(Phase.STARTING)
-        state = make_state(config, world.device, initialise=read_head(store, env.run_id) is None)
+        head = read_head(store, env.run_id)
+        if has_checkpoint := head is not None and bool(head.newest):
+            check_config(store, env.run_id, config)
+        state = make_state(config, world.device, initialise=not has_checkpoint)
+        channel = stack.enter_context(closing(Channel.to_uploader())) if world.is_main else None
+        dist.barrier(world)  # from here on the run is this attempt's: nobody else adds checkpoints
         restored, skipped = restore(store, env.run_id, state.tensors())
         console = stack.enter_context(closing(Console(plan.total_steps, plan.steps_per_epoch, speaks=world.is_main)))
         for reason in skipped:
@@ -169,7 +175,8 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
             check_data(restored, data)
             state.load_counters(restored.counters)
             console.say(f"continuing run {env.run_id!r} from step {state.step} of {plan.total_steps}")
-        channel = stack.enter_context(closing(Channel.to_uploader())) if world.is_main else None
+        elif channel is not None:
+            channel.send({"op": "put", "key": run_key(env.run_id, "config.json"), "body": to_json(config)})
         metrics = MetricsWriter(local, channel, env.run_id, int(env.attempt), first_step=state.step)
         checkpointer = Checkpointer(state.tensors(), channel, identity(config, data, env))
         net = dist.wrap(state.model, world)
@@ -213,16 +220,25 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
             status.enter(Phase.TRAINING)
 
         def validate() -> None:
-            """Score model and average on every validation image; a new best is saved."""
+            """Score model and average on every validation image, and save a new best. Interrupted, it is void."""
             look()
             status.enter(Phase.EVALUATING)
             models = {"val": state.model} | ({"val_ema": state.average} if state.average is not None else {})
-            with interruption.raises():
-                scores = dict(evaluate(models, data.open("val", config.data.val_resize), config, world, status.tick))
+            for model in models.values():
+                dist.share_buffers(model, world)
+            sums = {}
+            try:
+                with interruption.raises():
+                    sums = evaluate(models, data.open("val", config.data.val_resize), config, world, status.tick)
+            except Interrupted:
+                pass  # the other processes have to hear of it first
+            if dist.any_of(not sums, world):
+                return
+            found = scores(sums, world)
             state.validated = state.step
-            metrics.add(state.step, scores)
-            console.scores(state.step, scores)
-            top1, name = max((scores[f"{name}/top1"], name) for name in models)
+            metrics.add(state.step, found)
+            console.scores(state.step, found)
+            top1, name = max((found[f"{name}/top1"], name) for name in models)
             if top1 > state.best["top1"]:
                 state.best = {"top1": top1, "step": state.step, "weights": "ema" if name == "val_ema" else "model"}
                 save(is_best=True)
@@ -234,14 +250,15 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
         console.start(state.step)
         while True:
             if plan.validation_is_due(state.step) and state.validated < state.step:
-                with suppress(Interrupted):  # it is repeated after the restart
-                    validate()
+                validate()
             if dist.any_of(interruption.requested, world) or state.step == plan.total_steps:
                 break
             step, pixels = state.step, config.resolution_at(int(plan.epoch(state.step)))
             sums = train_step(state, net, batches, config, plan, world)
             log.add(state.step, one_cycle_lr(step, plan.total_steps, config.optim), sums)
             status.step = state.step
+            if status.phase == Phase.COMPILING:
+                status.enter(Phase.TRAINING)
             status.tick()
             console.step(state.step)
             if state.step % config.log_every_steps == 0:
@@ -257,7 +274,7 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
         status.enter(Phase.SAVING)
         deadline = time.monotonic() + FINAL_SAVE_SECONDS
         checkpointer.save_last(state.step, state.counters(), deadline)
-        if state.step < plan.total_steps:
+        if state.validated < plan.total_steps:
             return Exit.INTERRUPTED, f"step {state.step} of {plan.total_steps} is saved"
         if channel is not None:
             body = {
@@ -274,23 +291,24 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
 def main(config: Config) -> int:
     """Train, and leave the exit code and its reason where the supervisor finds them: torchrun has one code for all."""
     env = RunEnv.from_environ(os.environ)
-    local = run_dir(env.scratch_dir, env.run_id)
-    interruption = Interruption(local / "pids")
-    try:
-        with dist.join() as world:
+    local, interruption = attempt_dir(env), Interruption()
+    with dist.join() as world:  # left only after the reason is: a peer that loses its partner must not be the first
+        try:
             code, message = train(config, env, world, interruption)
-    except UserError as error:
-        code, message = Exit.USER, str(error)
-    except Interrupted:
-        code, message = Exit.INTERRUPTED, "nothing had to be saved"
-    except LostRunError as error:
-        code, message = Exit.HELD, str(error)
-    except BaseException as error:
-        leave_exit(local, 1, f"{type(error).__name__}: {error}")
-        raise
-    leave_exit(local, code, message)
-    # A code of its own would make torchrun end the other processes, and print pages about it: only where they must end.
-    return int(code) if code in (Exit.USER, Exit.HELD) and int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+        except UserError as error:
+            code, message = Exit.USER, str(error)
+            leave_exit(local, code, message, run_failed=not isinstance(error, RefusedError))
+        except Interrupted:
+            code, message = Exit.INTERRUPTED, "nothing had to be saved"
+        except LostRunError as error:
+            code, message = Exit.HELD, str(error)
+        except BaseException as error:
+            leave_exit(local, 1, f"{type(error).__name__}: {error}")
+            raise
+        if world.is_main or code not in (Exit.FINISHED, Exit.INTERRUPTED):  # success is the main process's to tell
+            leave_exit(local, code, message)
+        # A code of its own would make torchrun end the other processes, and print pages: only where they must end.
+        return int(code) if code in (Exit.USER, Exit.HELD) and world.size > 1 else 0
 
 
 if __name__ == "__main__":

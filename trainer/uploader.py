@@ -19,11 +19,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from trainer.channel import Channel, Message, listen, read_json, run_dir
+from trainer.channel import Channel, Message, attempt_dir, listen, read_json
 from trainer.contract import (
     HEAD_FILE,
     Exit,
     Head,
+    LostRunError,
     RunEnv,
     UserError,
     attempt_key,
@@ -36,11 +37,8 @@ from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError,
 
 HEARTBEAT_SECONDS = 30
 COMPLAIN_SECONDS = 60  # a store that fails is mentioned no more often
+DRAIN_SECONDS = 90  # what is left when the supervisor closes, or dies, is tried for so long
 CHUNK_BYTES = 1 << 24
-
-
-class LostRunError(Exception):
-    """A later attempt owns the run: nothing may be committed any more."""
 
 
 def say(message: str) -> None:
@@ -114,7 +112,7 @@ class Uploader:
         self.lost: list[str] = []  # what did not reach the store by the deadline
         self.complained = float("-inf")
         self.readers: list[threading.Thread] = []
-        self.head = HeadWriter(store, env.run_id, attempt)
+        self.head: HeadWriter | None = None  # from the moment that a trainer connects
 
     def until_done(self, what: str, work: Callable[[], None]) -> bool:
         """Do it, again and again while the store fails, with growing pauses, until the deadline."""
@@ -128,9 +126,7 @@ class Uploader:
                     say(f"gave up on {what}: {error}")
                     self.lost.append(what)
                     return False
-                if now >= self.complained + COMPLAIN_SECONDS:
-                    say(f"the store fails, training goes on, trying again: {error}")
-                    self.complained = now
+                self.complain(f"the store fails, training goes on, trying again: {error}")
                 time.sleep(min(pause, max(0.0, self.deadline - now)))
                 pause = min(pause * 2, 30.0)
             else:
@@ -159,7 +155,9 @@ class Uploader:
         started, step = time.monotonic(), request["step"]
         run_id, size = self.env.run_id, request["bytes"]
         data, name = snapshot_key(run_id, step, self.attempt), manifest_key(run_id, step, self.attempt)
-        before = Head(attempt=self.attempt)
+        before, head = Head(attempt=self.attempt), self.head
+        if head is None:
+            raise RuntimeError("a checkpoint came before the trainer was greeted")
 
         def work() -> None:
             nonlocal before
@@ -168,14 +166,12 @@ class Uploader:
                 self.store.put(data, file)
             manifest = request["manifest"] | {"object": {"key": data, "bytes": size, "crc32": checksum(fd, size)}}
             self.store.put(name, json.dumps(manifest, indent=1).encode())
-            before = self.head.move(lambda head: head.advance(name, is_best=request["is_best"]))
+            before = head.move(lambda found: found.advance(name, is_best=request["is_best"]))
 
         answer: Message = {"buffer": request["buffer"], "step": step}
         try:
             if self.until_done(name, work):
                 answer |= {"committed": name, "seconds": time.monotonic() - started}
-                for manifest in before.keys() - self.head.head.keys():
-                    self.until_done(f"retiring {manifest}", lambda key=manifest: self.retire(key))  # type: ignore[misc]
         except LostRunError as error:
             say(str(error))
             answer |= {"lost": str(error)}
@@ -183,14 +179,33 @@ class Uploader:
             os.close(fd)
         with contextlib.suppress(OSError):  # the trainer is gone: nobody waits for the buffer
             channel.send(answer)
+        if "committed" in answer:
+            for manifest in before.keys() - head.head.keys():
+                self.retire(manifest)
 
     def retire(self, manifest: str) -> None:
-        """Mark a superseded manifest and its object; a directory store removes them."""
-        self.store.retire(manifest.replace("/manifest/", "/data/").removesuffix(".json") + ".safetensors")
-        self.store.retire(manifest)
+        """Mark a superseded manifest and its object; a directory store removes them. A failure costs only space."""
+        try:
+            self.store.retire(manifest.replace("/manifest/", "/data/").removesuffix(".json") + ".safetensors")
+            self.store.retire(manifest)
+        except StoreError as error:
+            self.complain(f"a superseded checkpoint could not be given up: {error}")
+
+    def claim(self) -> None:
+        """Take the run's head for this attempt; LostRunError when a later one has it."""
+
+        def work() -> None:
+            self.head = HeadWriter(self.store, self.env.run_id, self.attempt)
+
+        self.until_done("HEAD.json", work)
 
     def read_trainer(self, channel: Channel) -> None:
         """Queue what one trainer process sends, until it closes or dies."""
+        try:
+            self.claim()
+        except LostRunError as error:
+            channel.send({"lost": str(error)})
+            return
         channel.send({"hello": self.attempt})
         while received := channel.receive():
             request, fd = received
@@ -208,7 +223,7 @@ class Uploader:
                 self.jobs.put(lambda: print(json.dumps({"drained": not self.lost}), flush=True))
             else:
                 self.jobs.put(lambda request=request: self.put(request))  # type: ignore[misc]
-        self.drain(90)
+        self.drain(DRAIN_SECONDS)
         self.jobs.put(self.stop)
 
     def drain(self, seconds: float) -> None:
@@ -223,19 +238,18 @@ class Uploader:
 
     def beat(self) -> None:
         """Copy the trainer's small status file to the store's heartbeat."""
-        status = read_json(run_dir(self.env.scratch_dir, self.env.run_id) / "status.json") or {}
+        status = read_json(attempt_dir(replace(self.env, attempt=str(self.attempt))) / "status.json") or {}
         body = status | {"time": time.time(), "attempt": self.attempt, "owner": platform.node()}
         try:
             self.store.put(run_key(self.env.run_id, "heartbeat.json"), json.dumps(body).encode())
         except StoreError as error:
-            if not self.until_quiet():
-                say(f"no heartbeat could be stored: {error}")
+            self.complain(f"no heartbeat could be stored: {error}")
 
-    def until_quiet(self) -> bool:
-        """True while a complaint is less than a minute old; else notes that one is made now."""
-        quiet = time.monotonic() < self.complained + COMPLAIN_SECONDS
-        self.complained = self.complained if quiet else time.monotonic()
-        return quiet
+    def complain(self, message: str) -> None:
+        """Say it, unless something was said less than a minute ago."""
+        if time.monotonic() >= self.complained + COMPLAIN_SECONDS:
+            say(message)
+            self.complained = time.monotonic()
 
     def beat_forever(self) -> None:
         while True:
@@ -282,7 +296,7 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return Exit.USER
-    except (StoreError, LostRunError) as error:
+    except StoreError as error:
         say(f"the store does not answer: {error}")
         return 1
     if uploader is None:

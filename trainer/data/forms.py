@@ -128,7 +128,7 @@ def image_files(data: str, folder: Path) -> dict[str, list[Path]]:
             images = sorted(
                 entry.name
                 for entry in os.scandir(path / class_folder)
-                if entry.name.lower().endswith(IMAGE_ENDINGS) and not entry.name.startswith(".")
+                if entry.name.lower().endswith(IMAGE_ENDINGS) and not entry.name.startswith(".") and entry.is_file()
             )
             if not images:
                 raise UserError(

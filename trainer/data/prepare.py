@@ -165,7 +165,10 @@ def _converted(
     """The rows in order; at most `window` images are in work, so that memory is bounded."""
 
     def one(i: int) -> Row:
-        example = images[i]
+        try:
+            example = images[i]
+        except OSError as error:  # a file that cannot be read
+            return Row(f"image {i}", int(images.labels[i]), None, (), str(error))
         try:
             jpeg, odd = convert(example.image, example.name, short_side=short_side, quality=quality)
         except BrokenImageError as error:
@@ -192,8 +195,8 @@ def _check_broken(name: str, tallies: dict[str, Tally], total: int, max_broken_s
     if len(broken) > max_broken_share * total:
         raise UserError(
             f"{name}: {len(broken)} broken images of {total} are more than the share {max_broken_share} that may be "
-            f"left out: {_first(broken)}. Replace or remove them, or allow more with --max-broken-share; "
-            "the shards written so far are kept"
+            f"left out: {_first(broken)}. Replace or remove them, or prepare with a larger share: "
+            'make prepare DATA=… STORE=… ARGS="--max-broken-share …"; the shards written so far are kept'
         )
 
 

@@ -6,6 +6,8 @@ StoreError. boto3 is imported when an S3 store is opened, not before.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
 import urllib.parse
 from collections.abc import Iterator
@@ -164,15 +166,23 @@ _FIXES = {
 }  # fmt: skip
 
 
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn a fault that only the user can mend into a UserError with its fix; let others pass."""
+    try:
+        yield
+    except (StoreError, OSError) as error:
+        code = error.code if isinstance(error, StoreError) else errno.errorcode.get(error.errno or 0, "")
+        for fix, codes in _FIXES.items():
+            if code in codes:
+                raise UserError(f"{what} cannot be used: {error}; {fix}") from error
+        raise
+
+
 def probe_store(store: ObjectStore, key: str) -> None:
     """What `probe` does, for every store."""
     body = b"can write, read and list\n"  # the same for all: two runs may probe at the same time
-    try:
+    with explained(f"the store {store.uri}"):
         store.put(key, body)
         if store.get(key) != body or key not in (info.key for info in store.list(key)):
             raise StoreError(f"probe {store.describe(key)}: what was just written is not there")
-    except StoreError as error:
-        for fix, codes in _FIXES.items():
-            if error.code in codes:
-                raise UserError(f"the store {store.uri} cannot be used: {error}; {fix}") from error
-        raise
