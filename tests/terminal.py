@@ -6,14 +6,17 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import termios
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from tests.runs import ROOT
 
 CTRL_C = b"\x03"
+HANG_UP = b""  # no key: the terminal is closed
 
 
 def on_a_terminal(
@@ -34,6 +37,10 @@ def on_a_terminal(
         except OSError:  # EIO: the program has closed its end
             break
         for cue in [cue for cue in waiting if cue in seen]:
-            os.write(terminal, waiting.pop(cue))
-    os.close(terminal)  # a program that still runs gets SIGHUP
+            key = waiting.pop(cue)
+            os.write(terminal, key)
+            deadline = deadline if key else 0
+    os.close(terminal)
+    with suppress(ProcessLookupError):  # a shell passes the hang-up on to the jobs that still run
+        os.killpg(pid, signal.SIGHUP)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), seen.decode()

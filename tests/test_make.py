@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.runs import ROOT
-from tests.terminal import CTRL_C, on_a_terminal
+from tests.terminal import CTRL_C, HANG_UP, on_a_terminal
+from trainer.contract import Exit
 
 
 def make(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -59,3 +62,16 @@ def test_ctrl_c_on_a_terminal_saves_and_the_same_command_continues(tmp_path: Pat
     assert again.returncode == 0, again.stderr
     assert re.search(r"continuing run 'digits' from step \d+ of 10", again.stderr)
     assert "report " in again.stdout
+
+
+def test_a_terminal_that_is_closed_is_an_interruption_that_saves(tmp_path: Path, digits_folder: Path) -> None:
+    options = "--epochs 50 --global-batch-size 256 --device-batch-size 64 --log-every-steps 1"
+    store = tmp_path / "out"
+    places = [f"STORE={store}", f"SCRATCH={tmp_path / 'scratch'}", f"DATA={digits_folder}"]
+    on_a_terminal(["make", "train", *places, f"ARGS={options}"], keys={b"step 3/": HANG_UP})
+    ended, deadline = {}, time.monotonic() + 40
+    while "exit" not in ended and time.monotonic() < deadline:
+        time.sleep(0.2)
+        ended = json.loads((store / "runs/digits/attempts/1.json").read_text())
+    assert ended["exit"] == Exit.INTERRUPTED
+    assert "is saved" in ended["message"]

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -70,7 +70,10 @@ class Status:
 
 
 class Console:
-    """A live bar on a terminal; elsewhere one plain line per log event. Only the main process speaks."""
+    """A live bar on a terminal; elsewhere one plain line per log event. Only the main process speaks.
+
+    A terminal that was closed (OSError) is no reason to stop.
+    """
 
     def __init__(self, total_steps: int, steps_per_epoch: int, *, speaks: bool):
         self.speaks, self.total, self.per_epoch = speaks, total_steps, steps_per_epoch
@@ -89,7 +92,8 @@ class Console:
 
     def step(self, step: int) -> None:
         if self.bar is not None:
-            self.bar.update(step - self.bar.n)
+            with suppress(OSError):
+                self.bar.update(step - self.bar.n)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Loss, top-1 and speed of the steps since the last log event."""
@@ -100,7 +104,7 @@ class Console:
         )
         if self.bar is not None:
             self.bar.set_description_str(f"epoch {epoch:.1f}", refresh=False)
-            self.bar.set_postfix_str(text)
+            self.bar.set_postfix_str(text, refresh=False)
         else:
             left = (time.monotonic() - self.started) / max(1, step - self.first_step) * (self.total - step)
             self.say(f"step {step}/{self.total}  epoch {epoch:.2f}  {text}  ETA {clock(left)}")
@@ -117,14 +121,16 @@ class Console:
 
     def say(self, line: str) -> None:
         """A line that stays, above the bar on a terminal."""
-        if self.live:
-            tqdm.write(line, file=sys.stderr)
-        elif self.speaks:
-            print(line, file=sys.stderr, flush=True)
+        with suppress(OSError):
+            if self.live:
+                tqdm.write(line, file=sys.stderr)
+            elif self.speaks:
+                print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self.bar is not None:
-            self.bar.close()
+            with suppress(OSError):
+                self.bar.close()
 
 
 def clock(seconds: float) -> str:

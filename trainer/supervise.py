@@ -42,7 +42,8 @@ CRASH = 1
 
 
 def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal was closed: the run is saved all the same
+        print(message, file=sys.stderr, flush=True)
 
 
 def run_env(recipe: str) -> RunEnv:
