@@ -186,7 +186,7 @@ BREAKS = {
     "--seed": Config(seed=-1),
     "--model.num-classes": Config(model=ModelConfig(num_classes=1)),
     "--data.workers": Config(data=DataConfig(workers=-1)),
-    "--data.resolution": Config(data=DataConfig(resolution=0)),
+    "--data.resolution": Config(data=DataConfig(resolution=16, start_resolution=32)),
     "--data.start-resolution": Config(data=DataConfig(start_resolution=4096)),
     "--data.val-crop": Config(data=DataConfig(val_crop=256, val_resize=232)),
     "--data.short-side": Config(data=DataConfig(short_side=0)),

@@ -248,8 +248,8 @@ def test_wrong_options_exit_with_78_and_no_traceback(wrong: list[str], tmp_path:
 
 
 def test_ctrl_c_ends_with_130_and_the_same_command_continues(tmp_path: Path) -> None:
-    folder = image_folder(tmp_path / "folder", train=400, side=24)
-    arguments = ["--data", str(folder), "--store", str(tmp_path / "store"), "--short-side", "16"]
+    folder = image_folder(tmp_path / "folder", train=400, side=96)
+    arguments = ["--data", str(folder), "--store", str(tmp_path / "store"), "--short-side", "64", "--workers", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "trainer.prepare", *arguments], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
     )

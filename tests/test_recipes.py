@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -112,9 +113,10 @@ def test_a_mistake_on_the_command_line_exits_with_78_and_one_message_that_names_
     assert [part for part in named if part not in text] == []
 
 
-def test_a_good_command_line_prints_the_recipe() -> None:
+def test_a_good_command_line_prints_what_the_supervisor_needs_to_know() -> None:
     done = run("-m", "trainer.recipes", "digits", "--epochs", "3")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "digits\n", "")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == {"recipe": "digits", "global_batch_size": 32, "device_batch_size": 32}
 
 
 def test_options_change_only_what_they_name() -> None:

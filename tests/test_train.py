@@ -243,7 +243,7 @@ def test_low_precision_with_mixing_and_growing_images_trains_through_the_same_lo
     run = new_run(TRAINER_DATA=str(image_folder(tmp_path / "images", train=8)))
     options = (
         "--precision", precision, "--regularize.mixup-alpha", "0.2", "--regularize.cutmix-alpha", "1", "--epochs", "3",
-        "--data.start-resolution", "16", "--data.ramp-end-epoch", "1", "--data.resolution-multiple", "16",
+        "--data.resolution", "48", "--data.ramp-end-epoch", "1", "--data.resolution-multiple", "16",
         "--global-batch-size", "8", "--device-batch-size", "4", "--model.num-classes", str(len(CLASSES)),
     )  # fmt: skip
     assert run.run("digits", *options) == Exit.FINISHED, run.output
