@@ -14,6 +14,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 INFRA  := .venv-infra
 AWS_NAMES = $(addprefix AWS_,ACCESS_KEY_ID SECRET_ACCESS_KEY SESSION_TOKEN REGION DEFAULT_REGION ENDPOINT_URL)
+MOUNT = /data/$(notdir $(abspath $(DATA)))
 STORE_FOLDER = $(if $(findstring ://,$(STORE)),,yes)
 COMPILE = $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
 
@@ -24,7 +25,7 @@ export TRAINER_SCRATCH_DIR = $(SCRATCH)
 
 .PHONY: help
 help: ## list these targets
-	@echo "resnet-spot: ResNet-50 on ImageNet, on one spot GPU. Variables: RECIPE= RUN= DATA= STORE= ARGS=\"--epochs 4\""
+	@echo "resnet-spot: ResNet-50 on ImageNet, on one spot GPU. Variables: RECIPE= RUN= DATA= STORE= SCRATCH= ARGS=\"--epochs 4\""
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: train
@@ -71,7 +72,7 @@ docker-train: ## train in the image, on all GPUs where there are any; results in
 	  $(if $(shell command -v nvidia-smi),--gpus all --ipc=host) $(if $(AWS_ENDPOINT_URL),--network host) \
 	  $(addprefix -e ,TRAINER_RUN_ID HF_TOKEN $(AWS_NAMES)) -v $(abspath $(SCRATCH)):/scratch \
 	  $(if $(STORE_FOLDER),-e TRAINER_STORE=/store -v $(abspath $(STORE)):/store,-e TRAINER_STORE) \
-	  $(if $(wildcard $(DATA)),-e TRAINER_DATA=/data -v $(abspath $(DATA)):/data:ro,-e TRAINER_DATA) $(IMAGE) $(RECIPE) $(ARGS)
+	  $(if $(wildcard $(DATA)),-e TRAINER_DATA=$(MOUNT) -v $(abspath $(DATA)):$(MOUNT):ro,-e TRAINER_DATA) $(IMAGE) $(RECIPE) $(ARGS)
 
 .PHONY: lock
 lock: $(VENV)/.dev ## renew requirements/*.txt from pyproject.toml

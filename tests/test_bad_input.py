@@ -23,6 +23,7 @@ NewRun = Callable[..., Run]
         (["digits", "--epoch", "3"], ["--epoch", "digits --help"]),
         (["digits", "--epochs", "many"], ["many", "--epochs"]),
         (["digits", "--optim.pct-start", "1.5"], ["--optim.pct-start is 1.5", "between 0 and 1"]),
+        (["digits", "--device-batch-size", "48"], ["global_batch_size=32", "48", "--device-batch-size"]),
         ([], ["digits", "--help"]),
     ],
 )
@@ -76,7 +77,6 @@ def test_a_bucket_that_is_missing_is_found_by_the_probe(new_run: NewRun, aws_env
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--device-batch-size", "48"], ["global_batch_size=256", "48", "--device-batch-size"]),
         (["--global-batch-size", "8192"], ["--global-batch-size 8192", "1438 training images"]),
         (["--model.num-classes", "7"], ["--model.num-classes is 7", "has 10 classes", "--model.num-classes 10"]),
         (["--model.name", "resnet19"], ["'resnet19'", "resnet18"]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -27,7 +28,8 @@ def attempt_dir(env: RunEnv) -> Path:
 
 
 def register(folder: Path) -> None:
-    """Tell the supervisor, as early as can be, which process is to get the signals."""
+    """Tell the supervisor, as early as can be, which process is to get the signals. Until others handle them: end."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     (folder / "pids" / str(os.getpid())).touch()
 
 
@@ -49,8 +51,10 @@ def read_json(path: Path) -> Message | None:
 
 def leave_exit(folder: Path, code: int, message: str, *, run_failed: bool = False) -> None:
     """Leave the trainer's exit code for the supervisor; of several processes the first one's reason counts."""
-    with contextlib.suppress(FileExistsError), (folder / "exit.json").open("x") as file:
-        json.dump({"code": code, "message": message, "run_failed": run_failed}, file)
+    mine = folder / f".exit.{os.getpid()}"
+    mine.write_text(json.dumps({"code": code, "message": message, "run_failed": run_failed}))
+    with contextlib.suppress(FileExistsError):
+        os.link(mine, folder / "exit.json")  # whole or not at all
 
 
 def listen() -> tuple[socket.socket, str]:

@@ -178,6 +178,7 @@ class Config:
         for option, value, holds, rule in rules:
             if not holds:
                 raise UserError(f"{option} is {value}: it must be {rule}; pass another value for {option}")
+        self.grad_accum_steps(1)  # what one device cannot share out, more cannot either
         return self
 
 

@@ -68,7 +68,7 @@ def _prepare(options: Options) -> None:
 
     store = open_store(options.store)
     store.probe("datasets/probe")
-    with explained(f"the store {store.uri}"):
+    with explained(f"the data {options.data}, or the store {store.uri},"):
         prepared = prepare(
             options.data,
             store,

@@ -20,7 +20,7 @@ from trainer.data.prepare import stage
 from trainer.data.shards import Index, PreparedSplit, read_index
 from trainer.monitor import Status
 from trainer.recipes import default_data
-from trainer.store import NotFoundError, ObjectStore, explained
+from trainer.store import ObjectStore, explained
 
 
 class Data:
@@ -66,13 +66,15 @@ def stage_data(config: Config, env: RunEnv, world: dist.World, status: Status) -
     return found
 
 
-def check_config(store: ObjectStore, run_id: str, config: Config) -> None:
+def read_config(store: ObjectStore, run_id: str) -> dict[str, Any]:
+    """The config that the run began with, as JSON."""
+    config: dict[str, Any] = json.loads(store.get(run_key(run_id, "config.json")))
+    return config
+
+
+def check_config(before: dict[str, Any], run_id: str, config: Config) -> None:
     """A run continues with the config that it began with; RefusedError shows the difference."""
-    try:
-        before = from_json(Config, json.loads(store.get(run_key(run_id, "config.json"))))
-    except NotFoundError:
-        return
-    if changed := differences(before, config):
+    if changed := differences(from_json(Config, before), config):
         raise RefusedError(
             f"run {run_id!r} was started with another config ({'; '.join(changed)}): repeat its options, "
             "or start a new run (RUN=another-name)"

@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,7 +38,7 @@ environment: where the run lives (the options above say what it computes)
 exit codes: 0 finished, 75 interrupted and saved, 76 another trainer has the run, 78 you must change something
 """
 DRAIN_SECONDS = 90  # what the uploader gets after the trainer's end, or after a signal
-KILL_SECONDS = 80  # what a trainer gets after a signal
+KILL_SECONDS = 75  # what a trainer gets after a signal
 CRASH = 1
 
 
@@ -132,11 +133,15 @@ class Trainer:
 
     def kill(self) -> None:
         """End torchrun, its children, and every worker, at once."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        with contextlib.suppress(FileNotFoundError):
-            for pid in [*map(int, children.read_text().split()), self.process.pid]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        children: list[int] = []
+        with contextlib.suppress(OSError):  # it has ended, or this kernel does not tell
+            self.process.send_signal(signal.SIGSTOP)  # no more of them
+            listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+            children = [int(pid) for pid in listing.split()]
+        self.process.kill()
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.kill_workers()
 
     def kill_workers(self) -> None:
@@ -193,7 +198,8 @@ class Signals:
         self.first = float("inf")
         self.trainer: Trainer | None = None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self.handle)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+                signal.signal(number, self.handle)
 
     def seconds_since(self) -> float:
         """Since the first signal; negative before there was one."""
@@ -250,7 +256,8 @@ def supervise(arguments: Sequence[str]) -> int:
     env = run_env(recipe["recipe"])
     environ = torch_environ(recipe) | os.environ | env.to_environ()
     try:
-        Path(env.scratch_dir).mkdir(parents=True, exist_ok=True)
+        (folder := attempt_dir(env)).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(
             f"TRAINER_SCRATCH_DIR={env.scratch_dir!r} cannot be written ({error}): name a local folder with room, "
@@ -273,7 +280,8 @@ def supervise(arguments: Sequence[str]) -> int:
     ended = train(arguments, environ, attempt_dir(env), signals)
     code, message = int(ended["code"]), ended["message"]
 
-    seconds = max(5.0, DRAIN_SECONDS - max(0.0, signals.seconds_since()))  # of the grace that `docker stop` gives
+    waited = max(0.0, signals.seconds_since())  # all in all within the 100 s that `docker stop` gives
+    seconds = max(5.0, (DRAIN_SECONDS - waited) / 2)
     saved = uploader.flush(seconds)
     if code == Exit.FINISHED and saved:
         report(environ)

@@ -47,10 +47,10 @@ from trainer.metrics import MetricsWriter, StepLog
 from trainer.model import build_model
 from trainer.monitor import Console, Interrupted, Interruption, Status
 from trainer.optim import make_optimizer, one_cycle_lr, set_lr, state_tensors, update_ema
-from trainer.startup import check_config, check_data, identity, set_backends, stage_data
+from trainer.startup import check_config, check_data, identity, read_config, set_backends, stage_data
 from trainer.store import open_store
 
-FINAL_SAVE_SECONDS = 60.0  # how long the end of an attempt waits for its last checkpoint
+FINAL_SAVE_SECONDS = 45.0  # how long the end of an attempt waits for its last checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
         status.enter(Phase.STARTING)
         head = read_head(store, env.run_id)
         if has_checkpoint := head is not None and bool(head.newest):
-            check_config(store, env.run_id, config)
+            check_config(read_config(store, env.run_id), env.run_id, config)
         state = make_state(config, world.device, initialise=not has_checkpoint)
         channel = stack.enter_context(closing(Channel.to_uploader())) if world.is_main else None
         dist.barrier(world)  # from here on the run is this attempt's: nobody else adds checkpoints
@@ -172,6 +172,7 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
         for reason in skipped:
             console.say(f"checkpoint skipped: {reason}")
         if restored is not None:
+            check_config(restored.manifest["config"], env.run_id, config)  # it may be younger than the look above
             check_data(restored, data)
             state.load_counters(restored.counters)
             console.say(f"continuing run {env.run_id!r} from step {state.step} of {plan.total_steps}")
@@ -211,13 +212,14 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
                 metrics.add(state.step, {"checkpoint/lag_seconds": checkpointer.lag_seconds})
                 console.log(state.step, log.summary)
 
-        def save(*, is_best: bool = False) -> None:
+        def save(*, is_best: bool = False) -> bool:
             """Metrics first: every step of a checkpoint is in the store before its manifest is."""
             look()
             metrics.flush()
             status.enter(Phase.SAVING)
-            checkpointer.save(state.step, state.counters(), is_best=is_best)
+            saved = checkpointer.save(state.step, state.counters(), is_best=is_best)
             status.enter(Phase.TRAINING)
+            return not dist.any_of(channel is not None and not saved, world)
 
         def validate() -> None:
             """Score model and average on every validation image, and save a new best. Interrupted, it is void."""
@@ -240,8 +242,11 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
             console.scores(state.step, found)
             top1, name = max((found[f"{name}/top1"], name) for name in models)
             if top1 > state.best["top1"]:
+                before = state.best
                 state.best = {"top1": top1, "step": state.step, "weights": "ema" if name == "val_ema" else "model"}
-                save(is_best=True)
+                if not save(is_best=True):
+                    console.say("the store is too slow to keep this model, the best so far")
+                    state.best = before
             dist.empty_cache(world)  # validation's blocks have other shapes
             log.restart_clock()
             status.enter(Phase.TRAINING)

@@ -197,7 +197,8 @@ class Uploader:
         def work() -> None:
             self.head = HeadWriter(self.store, self.env.run_id, self.attempt)
 
-        self.until_done("HEAD.json", work)
+        if not self.until_done("HEAD.json", work):
+            raise LostRunError("the store did not take this attempt's claim to the run in time")
 
     def read_trainer(self, channel: Channel) -> None:
         """Queue what one trainer process sends, until it closes or dies."""

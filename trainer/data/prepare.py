@@ -167,7 +167,7 @@ def _converted(
     def one(i: int) -> Row:
         try:
             example = images[i]
-        except OSError as error:  # a file that cannot be read
+        except (FileNotFoundError, PermissionError) as error:  # other faults are the disk's, not the image's
             return Row(f"image {i}", int(images.labels[i]), None, (), str(error))
         try:
             jpeg, odd = convert(example.image, example.name, short_side=short_side, quality=quality)
