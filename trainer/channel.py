@@ -55,6 +55,7 @@ def leave_exit(folder: Path, code: int, message: str, *, run_failed: bool = Fals
     mine.write_text(json.dumps({"code": code, "message": message, "run_failed": run_failed}))
     with contextlib.suppress(FileExistsError):
         os.link(mine, folder / "exit.json")  # whole or not at all
+    mine.unlink()
 
 
 def listen() -> tuple[socket.socket, str]:
