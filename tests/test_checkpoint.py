@@ -193,6 +193,21 @@ def test_the_end_of_the_uploader_or_of_the_deadline_is_an_error_not_a_success(pa
     ours.close()
 
 
+def test_the_last_step_is_saved_as_the_best_where_it_is(pair: tuple[Channel, Channel]) -> None:
+    ours, theirs = pair
+    checkpointer = Checkpointer(state(1), ours, {})
+    with pytest.raises(StoreError, match="in time"):  # nobody answers here
+        checkpointer.save_last(5, {}, deadline=time.monotonic() + 0.1, is_best=True)
+    received = theirs.receive(timeout=5)
+    assert received is not None
+    message, fd = received
+    assert fd is not None
+    os.close(fd)
+    assert (message["step"], message["is_best"]) == (5, True)
+    ours.close()
+    theirs.close()
+
+
 def test_a_run_that_was_taken_over_is_noticed_at_the_next_step(pair: tuple[Channel, Channel]) -> None:
     ours, theirs = pair
     checkpointer = Checkpointer(state(1), ours, {})

@@ -138,11 +138,11 @@ class Checkpointer:
             for answer in self.channel.pending():
                 self._take(answer)
 
-    def save_last(self, step: int, counters: Mapping[str, Any], deadline: float) -> None:
+    def save_last(self, step: int, counters: Mapping[str, Any], deadline: float, *, is_best: bool = False) -> None:
         """Save this step unless it is saved already, and wait until it is committed."""
         self._wait(deadline)
         if self.saved_step < step:
-            self.save(step, counters, is_best=False)
+            self.save(step, counters, is_best=is_best)
             self._wait(deadline)
 
     def _wait(self, deadline: float, until_free: int = 2) -> None:

@@ -242,11 +242,9 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
             console.scores(state.step, found)
             top1, name = max((found[f"{name}/top1"], name) for name in models)
             if top1 > state.best["top1"]:
-                before = state.best
                 state.best = {"top1": top1, "step": state.step, "weights": "ema" if name == "val_ema" else "model"}
                 if not save(is_best=True):
-                    console.say("the store is too slow to keep this model, the best so far")
-                    state.best = before
+                    console.say("the store is too slow to keep the weights of this validation, the best so far")
             dist.empty_cache(world)  # validation's blocks have other shapes
             log.restart_clock()
             status.enter(Phase.TRAINING)
@@ -278,7 +276,7 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
         metrics.flush()
         status.enter(Phase.SAVING)
         deadline = time.monotonic() + FINAL_SAVE_SECONDS
-        checkpointer.save_last(state.step, state.counters(), deadline)
+        checkpointer.save_last(state.step, state.counters(), deadline, is_best=state.best["step"] == state.step)
         if state.validated < plan.total_steps:
             return Exit.INTERRUPTED, f"step {state.step} of {plan.total_steps} is saved"
         if channel is not None:
