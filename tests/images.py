@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from trainer.data.prepare import Prepared, prepare
-from trainer.data.shards import PreparedSplit, read_index
+from trainer.data.shards import Copies, PreparedSplit, read_index
 from trainer.store import open_store
 
 CLASSES = ("n01440764", "n01443537", "n01484850")
@@ -87,11 +88,11 @@ def parquet_folder(root: Path, *, train: int = 12, val: int = 6) -> Path:
     return root
 
 
-def prepared(data: Path | str, store: Path | str, **options: int) -> Prepared:
-    """Prepare into a folder or S3, at 32 px unless told."""
+def prepared(data: Path | str, store: Path | str, side: int = 32, **options: Any) -> Prepared:
+    """Prepare into a folder or S3, with one copy of `side` pixels."""
     if isinstance(store, Path):
         store.mkdir(exist_ok=True)
-    return prepare(str(data), open_store(str(store)), **{"short_side": 32, "quality": 90, **options})  # type: ignore[arg-type]
+    return prepare(str(data), open_store(str(store)), Copies((side,), (side,), 90), **options)
 
 
 def open_split(store: Path, result: Prepared, split: str = "train", short_side: int = 32) -> PreparedSplit:

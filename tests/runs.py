@@ -18,7 +18,8 @@ import safetensors.torch
 from torch import Tensor
 
 from trainer.contract import checkpoint_key, run_key
-from trainer.data.prepare import stage
+from trainer.data.shards import Copies
+from trainer.data.stage import stage
 from trainer.metrics import read_metrics
 from trainer.recipes import digits
 from trainer.store import ObjectStore, open_store
@@ -123,7 +124,10 @@ class Run:
 def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits, prepared."""
     data = digits().data
-    return stage("digits", tmp_path_factory.mktemp("data"), short_side=data.short_side, quality=data.quality)
+    copies = Copies(data.train_sides, (data.val_side,), data.quality)
+    return stage(
+        "digits", tmp_path_factory.mktemp("data"), copies, {"train": digits().train_pixels(), "val": frozenset({32})}
+    )
 
 
 @pytest.fixture

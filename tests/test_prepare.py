@@ -25,8 +25,8 @@ from tests.images import (
     write_parquet,
 )
 from trainer.contract import UserError
-from trainer.data.prepare import prepare, stage
-from trainer.data.shards import read_index
+from trainer.data.prepare import prepare
+from trainer.data.shards import Copies, read_index
 from trainer.store import open_store
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -45,7 +45,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_every_form_gives_the_images_in_order_with_labels_and_names(tmp_path: Path) -> None:
     folder, parquet = image_folder(tmp_path / "folder"), parquet_folder(tmp_path / "parquet")
-    small = {"short_side": 64}  # larger than the images: bytes stay
+    small = {"side": 64}  # larger than the images: bytes stay
     first = open_split(tmp_path, prepared(folder, tmp_path, **small), short_side=64)
     files = sorted((folder / "train").glob("*/*"))
     assert [bytes(first.jpeg(i)) for i in range(len(first))] == [file.read_bytes() for file in files]
@@ -121,7 +121,7 @@ def test_too_many_broken_images_fail_with_their_names_and_keep_what_is_complete(
         prepared(data, tmp_path, images_per_shard=8)
     kept = digests(tmp_path / "datasets")
     assert [Path(name).name for name in kept] == ["train-32px-00000.arrow"]
-    prepare(str(data), open_store(str(tmp_path)), short_side=32, quality=90, images_per_shard=8, max_broken_share=0.2)
+    prepare(str(data), open_store(str(tmp_path)), Copies((32,), (32,), 90), images_per_shard=8, max_broken_share=0.2)
     assert kept.items() <= digests(tmp_path / "datasets").items()
 
 
@@ -139,67 +139,11 @@ def test_the_summary_counts_what_was_odd(tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"short_side": 0}, "short side 0"), ({"quality": 0}, "quality 0"), ({"max_broken_share": 1}, "share 1")],
+    [({"side": 0}, "short side 0"), ({"max_broken_share": 1}, "share 1")],
 )
 def test_impossible_options_are_refused(options: dict[str, int], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         prepared("digits", tmp_path, **options)
-
-
-# Staging.
-
-
-def test_a_prepared_folder_is_staged_as_itself(tmp_path: Path) -> None:
-    folder = tmp_path / prepared(image_folder(tmp_path / "folder"), tmp_path).prefix
-    assert stage(str(folder), tmp_path / "scratch", short_side=32, quality=90) == folder
-    assert not (tmp_path / "scratch").exists()
-
-
-def test_anything_else_is_prepared_into_scratch(tmp_path: Path) -> None:
-    done: list[int] = []
-    folder = stage("digits", tmp_path / "new" / "scratch", short_side=32, quality=90, progress=done.append)
-    assert folder.parent == tmp_path / "new" / "scratch" / "datasets" / "digits"
-    assert sum(split.images for split in read_index(folder).splits.values()) == sum(done) == 1797
-
-
-def test_a_scratch_that_is_no_folder_is_told(tmp_path: Path) -> None:
-    (tmp_path / "scratch").write_text("a file")
-    with pytest.raises(UserError, match=r"scratch cannot be made or used \(File exists\): name a folder"):
-        stage("digits", tmp_path / "scratch", short_side=32, quality=90)
-
-
-def test_shards_in_s3_are_copied_checked_and_kept(tmp_path: Path, s3_uri: str) -> None:
-    result = prepared(image_folder(tmp_path / "folder"), s3_uri, images_per_shard=5)
-    uri, done = f"{s3_uri}/{result.prefix}", list[int]()
-    local = stage(uri, tmp_path, short_side=32, quality=90, progress=done.append)
-    assert local == tmp_path / result.prefix
-    assert sum(done) == sum(shard.bytes for shard in result.index.shards())
-    assert [shard.file for shard in read_index(local).shards()] == [shard.file for shard in result.index.shards()]
-    whole, kept = digests(local), local / "train-32px-00000.arrow"
-    (local / "index.json").unlink()  # as if the copy had been interrupted
-    cut = local / "train-32px-00001.arrow"
-    cut.write_bytes(cut.read_bytes()[:100])
-    stamp = kept.stat().st_mtime_ns
-    assert stage(uri, tmp_path, short_side=32, quality=90) == local
-    assert digests(local) == whole
-    assert kept.stat().st_mtime_ns == stamp
-
-
-def test_a_flipped_bit_in_s3_is_caught_and_leaves_no_index(tmp_path: Path, s3_uri: str) -> None:
-    result = prepared(image_folder(tmp_path / "folder"), s3_uri)
-    store, key = open_store(s3_uri), f"{result.prefix}/train-32px-00000.arrow"
-    body = bytearray(store.get(key))
-    body[len(body) // 2] ^= 1
-    store.put(key, bytes(body))
-    with pytest.raises(UserError, match=r"train-32px-00000.arrow has checksum .* damaged in the store"):
-        stage(f"{s3_uri}/{result.prefix}", tmp_path / "scratch", short_side=32, quality=90)
-    assert not list((tmp_path / "scratch").rglob("index.json"))
-    assert not list((tmp_path / "scratch").rglob("train-32px-00000.arrow"))
-
-
-def test_a_place_in_s3_without_an_index_is_told(tmp_path: Path, s3_uri: str) -> None:
-    with pytest.raises(UserError, match=r"has no index.json: give the folder that `make prepare` printed"):
-        stage(f"{s3_uri}/datasets/a/b", tmp_path, short_side=32, quality=90)
 
 
 # The command.
@@ -229,14 +173,15 @@ def test_help_shows_every_option_quickly_and_without_the_heavy_libraries() -> No
     for option in (
         "--data",
         "--store",
-        "--short-side",
+        "--train-sides",
+        "--val-sides",
         "--quality",
         "--workers",
         "--max-broken-share",
         "--secrets-dir",
     ):
         assert option in done.stdout
-    assert "(default: 256)" in done.stdout
+    assert "(default: 256 128)" in done.stdout
 
 
 @pytest.mark.parametrize("wrong", [["--dta", "x"], ["--quality", "many"], ["--quality", "101"], ["--store", "ftp://x"]])
@@ -249,7 +194,7 @@ def test_wrong_options_exit_with_78_and_no_traceback(wrong: list[str], tmp_path:
 
 def test_ctrl_c_ends_with_130_and_the_same_command_continues(tmp_path: Path) -> None:
     folder = image_folder(tmp_path / "folder", train=400, side=96)
-    arguments = ["--data", str(folder), "--store", str(tmp_path / "store"), "--short-side", "64", "--workers", "1"]
+    arguments = ["--data", str(folder), "--store", str(tmp_path / "store"), "--train-sides", "64", "--workers", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "trainer.prepare", *arguments], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
     )

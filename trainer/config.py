@@ -41,7 +41,8 @@ class DataConfig:
     flip_probability: float = 0.5  # horizontal flip
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels in 0..1; ImageNet's by default
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # likewise
-    short_side: int = 256  # preparation: larger images are shrunk to this short side
+    train_sides: tuple[int, ...] = (256, 128)  # preparation: short sides that training images are stored with
+    val_side: int = 320  # preparation: short side that validation images are stored with
     quality: int = 90  # preparation: JPEG quality of what is re-encoded
     workers: int = field(default=8, metadata=OPERATIONAL)  # decoding threads; 0 = one per core
 
@@ -118,6 +119,10 @@ class Config:
         low, high = sorted((data.start_resolution, data.resolution))
         return max(low, min(high, rounded))  # buffers are as large as the larger end
 
+    def train_pixels(self) -> frozenset[int]:
+        """What stored training images must serve: 8/7 of every resolution of the run, as 256 is to 224."""
+        return frozenset(math.ceil(self.resolution_at(epoch) * 8 / 7) for epoch in range(self.epochs))
+
     def validate(self) -> Config:
         """Itself; UserError naming the first value that breaks a rule, with the rule."""
         data, optim, reg = self.data, self.optim, self.regularize
@@ -133,7 +138,13 @@ class Config:
             ("--data.workers", data.workers, data.workers >= 0, "at least 0 (0 = one per core)"),
             ("--data.val-crop", data.val_crop, data.val_crop <= data.val_resize, f"≤ val_resize={data.val_resize}"),
             ("--data.flip-probability", data.flip_probability, 0 <= data.flip_probability <= 1, "0 to 1"),
-            ("--data.quality", data.quality, 1 <= data.quality <= 100, "1 to 100"),
+            ("--data.quality", data.quality, 1 <= data.quality <= 95, "1 to 95"),
+            (
+                "--data.train-sides",
+                data.train_sides,
+                len(set(data.train_sides)) == len(data.train_sides) > 0,
+                "one or several different short sides",
+            ),
             (
                 "--data.crop-scale",
                 data.crop_scale,
@@ -171,7 +182,8 @@ class Config:
             ("--data.resolution", data.resolution, 32),
             ("--data.start-resolution", data.start_resolution, 32),
             ("--data.val-crop", data.val_crop, 32),
-            ("--data.short-side", data.short_side, 1),
+            *(("--data.train-sides", side, 8) for side in data.train_sides),
+            ("--data.val-side", data.val_side, 8),
             ("--data.resolution-multiple", data.resolution_multiple, 1),
         ):
             rules.append((option, pixels, least <= pixels <= 2048, f"{least} to 2048 pixels"))
@@ -198,8 +210,11 @@ def from_json(kind: Any, value: Any, path: str = "") -> Any:
                 "of resnet-spot; use that version, or start a new run (RUN=another-name)"
             )
         return kind(**{name: from_json(hints[name], value[name], f"{path}.{name}".lstrip(".")) for name in value})
-    if get_origin(kind) is tuple and isinstance(value, list | tuple) and len(value) == len(get_args(kind)):
-        return tuple(from_json(k, v, f"{path}[]") for k, v in zip(get_args(kind), value, strict=True))
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        kinds = get_args(kind)
+        kinds = kinds[:1] * len(value) if kinds[1:] == (...,) else kinds
+        if len(kinds) == len(value):
+            return tuple(from_json(k, v, f"{path}[]") for k, v in zip(kinds, value, strict=True))
     if get_origin(kind) is Literal and value in get_args(kind):
         return value
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):

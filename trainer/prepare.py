@@ -25,8 +25,11 @@ class Options:
     store: str
     """Where the shards go, under datasets/<name>/<version>/: s3://bucket/prefix or a folder."""
 
-    short_side: int = 256
-    """Pixels; larger images are shrunk to it. 256 serves training up to 224 and evaluation at resize 232 to 256."""
+    train_sides: tuple[int, ...] = (256, 128)
+    """Short sides in pixels; training images are stored with each. 256 serves training up to 224, 128 up to 112."""
+
+    val_sides: tuple[int, ...] = (320,)
+    """Likewise for validation images. 320 serves evaluation at resize 232 to 320."""
 
     quality: int = 90
     """JPEG quality of what is shrunk or converted (4:2:0). Small baseline JPEGs keep their bytes."""
@@ -64,6 +67,7 @@ def main() -> int:
 
 def _prepare(options: Options) -> None:
     from trainer.data.prepare import prepare
+    from trainer.data.shards import Copies
     from trainer.store import explained, open_store
 
     store = open_store(options.store)
@@ -72,8 +76,7 @@ def _prepare(options: Options) -> None:
         prepared = prepare(
             options.data,
             store,
-            short_side=options.short_side,
-            quality=options.quality,
+            Copies(options.train_sides, options.val_sides, options.quality),
             secrets_dir=options.secrets_dir,
             workers=options.workers,
             max_broken_share=options.max_broken_share,

@@ -32,7 +32,7 @@ def digits() -> Config:
         data=DataConfig(
             resolution=32, start_resolution=32, val_resize=32, val_crop=32,
             crop_scale=(0.7, 1.0), flip_probability=0.0,
-            mean=(0.3, 0.3, 0.3), std=(0.35, 0.35, 0.35), short_side=32, quality=95, workers=2,
+            mean=(0.3, 0.3, 0.3), std=(0.35, 0.35, 0.35), train_sides=(32,), val_side=32, quality=95, workers=2,
         ),
         optim=OptimConfig(peak_lr=0.02, weight_decay=5e-4),
         regularize=RegularizeConfig(label_smoothing=0.05, ema_decay=0.97),

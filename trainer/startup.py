@@ -16,8 +16,8 @@ from trainer import dist
 from trainer.checkpoint import Restored
 from trainer.config import Config, config_hash, differences, from_json, to_json
 from trainer.contract import RefusedError, RunEnv, UserError, run_key
-from trainer.data.prepare import stage
-from trainer.data.shards import Index, PreparedSplit, read_index
+from trainer.data.shards import Copies, Index, PreparedSplit, read_index
+from trainer.data.stage import stage
 from trainer.monitor import Status
 from trainer.recipes import default_data
 from trainer.store import ObjectStore, explained
@@ -47,7 +47,8 @@ def stage_data(config: Config, env: RunEnv, world: dist.World, status: Status) -
     """Prepared data on this machine: one process per machine fetches or makes it, the others wait and find it."""
     data = env.data or default_data(config.recipe)
     options: dict[str, Any] = {
-        "short_side": config.data.short_side, "quality": config.data.quality,
+        "copies": Copies(config.data.train_sides, (config.data.val_side,), config.data.quality),
+        "wanted": {"train": config.train_pixels(), "val": frozenset({config.data.val_resize})},
         "secrets_dir": env.secrets_dir, "progress": status.tick,
     }  # fmt: skip
     scratch = Path(env.scratch_dir).absolute()

@@ -1,4 +1,4 @@
-"""From DATA= to the prepared form: `datasets/<name>/<version>/` of a store; and `stage`, which has it on this machine.
+"""From DATA= to the prepared form: `datasets/<name>/<version>/` of a store.
 
 Every image is decoded once, by a pool of threads; what is done to one image is in `convert`. The bytes written depend
 on the source and the options alone, not on the number of workers.
@@ -14,20 +14,18 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from trainer.contract import RunEnv, UserError, dataset_key
+from trainer.contract import UserError, dataset_key
 from trainer.data.convert import BrokenImageError, convert
 from trainer.data.progress import Track, say
-from trainer.data.shards import INDEX, Index, Row, Shard, Size, SplitIndex, Tally, read_index, read_tally, write_shard
+from trainer.data.shards import INDEX, Copies, Index, Row, Shard, Size, SplitIndex, Tally, read_tally, write_shard
 from trainer.data.sources import Split, identify, open_source
-from trainer.store import NotFoundError, ObjectStore, open_store
+from trainer.store import NotFoundError, ObjectStore
 
 Progress = Callable[[int], None]  # told how many more images, or bytes, are done
 
-COPY_BYTES = 16 << 20
 BROKEN_NAMED = 10
 
 
@@ -40,9 +38,8 @@ class Prepared:
 def prepare(
     data: str,
     store: ObjectStore,
+    copies: Copies,
     *,
-    short_side: int,
-    quality: int,
     secrets_dir: str = "",
     workers: int = 0,
     max_broken_share: float = 0.001,
@@ -53,6 +50,7 @@ def prepare(
 
     `workers` and `images_per_shard` of 0 mean all cores, and about 256 MB; in memory are one shard and a few images.
     """
+    short_side, quality = copies.train[0], copies.quality  # TODO: every copy
     _check_options(short_side, quality, max_broken_share)
     name, identity = identify(data)
     images_per_shard = images_per_shard or max(1, 2**29 // short_side**2)  # a photograph takes half a byte per pixel
@@ -99,41 +97,6 @@ def prepare(
     store.put(f"{prefix}/{INDEX}", index.to_json().encode())
     say(_summary(name, where, index, tallies))
     return Prepared(prefix, index)
-
-
-def stage(
-    data: str,
-    scratch: Path,
-    *,
-    short_side: int,
-    quality: int,
-    secrets_dir: str = "",
-    workers: int = 0,
-    progress: Progress | None = None,
-) -> Path:
-    """The local prepared folder of DATA=: itself, a copy of one in S3, or prepared here and now under `scratch`."""
-    if (folder := Path(data).expanduser()).joinpath(INDEX).is_file():
-        read_index(folder)
-        return folder
-    try:
-        scratch.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"scratch folder {scratch} cannot be made or used ({error.strerror}): name a folder on a disk with room "
-            f"for the data, {RunEnv.variable('scratch_dir')}=…"
-        ) from error
-    if data.startswith("s3://"):
-        return _copy(data.rstrip("/"), scratch, workers or os.cpu_count() or 1, progress)
-    prepared = prepare(
-        data,
-        open_store(str(scratch)),
-        short_side=short_side,
-        quality=quality,
-        secrets_dir=secrets_dir,
-        workers=workers,
-        progress=progress,
-    )
-    return scratch / prepared.prefix
 
 
 def _check_options(short_side: int, quality: int, max_broken_share: float) -> None:
@@ -224,61 +187,3 @@ def _summary(name: str, where: str, index: Index, tallies: dict[str, Tally]) -> 
     if broken := [line for tally in tallies.values() for line in tally.broken]:
         lines.append(f"  broken and left out: {len(broken)}: {_first(broken)}")
     return "\n".join(lines)
-
-
-def _copy(uri: str, scratch: Path, workers: int, progress: Progress | None) -> Path:
-    """A prepared folder of a store, shard by shard, each checked; what is there and whole is kept. Index last."""
-    store = open_store(uri)
-    try:
-        text = store.get(INDEX)
-    except NotFoundError as error:
-        raise UserError(
-            f"DATA={uri} has no {INDEX}: give the folder that `make prepare` printed (…/datasets/<name>/<version>), or "
-            "let the preparation finish"
-        ) from error
-    index = Index.from_json(text, store.describe(INDEX))
-    folder = scratch / dataset_key(index.name, index.version, "")
-    done = folder / INDEX
-    if done.is_file() and done.read_bytes() == text:
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = list(index.shards())
-    with Track(sum(shard.bytes for shard in shards), "bytes", f"copying {uri}", progress) as track:
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="stage")
-        try:
-            for copied in [pool.submit(_copy_shard, store, shard, folder, track) for shard in shards]:
-                copied.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-    part = folder / f"{INDEX}.part"
-    part.write_bytes(text)
-    part.replace(done)
-    return folder
-
-
-def _copy_shard(store: ObjectStore, shard: Shard, folder: Path, track: Track) -> None:
-    target = folder / shard.file
-    if target.is_file() and target.stat().st_size == shard.bytes and _crc32(target) == shard.crc32:
-        track.add(shard.bytes)
-        return
-    part, crc32 = target.with_name(f"{target.name}.part"), 0
-    with part.open("wb") as out:
-        for start in range(0, shard.bytes, COPY_BYTES):
-            piece = store.read_range(shard.file, start, min(COPY_BYTES, shard.bytes - start))
-            crc32 = zlib.crc32(piece, crc32)
-            out.write(piece)
-            track.add(len(piece))
-    if crc32 != shard.crc32:
-        raise UserError(
-            f"{store.describe(shard.file)} has checksum {crc32}, {INDEX} says {shard.crc32}: the shard is damaged in "
-            "the store; remove it and its index there and run `make prepare` again"
-        )
-    part.replace(target)
-
-
-def _crc32(path: Path) -> int:
-    crc32 = 0
-    with path.open("rb") as file:
-        while piece := file.read(COPY_BYTES):
-            crc32 = zlib.crc32(piece, crc32)
-    return crc32

@@ -29,6 +29,18 @@ _AGAIN = "remove its folder and prepare or copy the data again"
 
 
 @dataclass(frozen=True)
+class Copies:
+    """What is stored of every image: one JPEG of each short side (smaller originals stay so), their quality."""
+
+    train: tuple[int, ...] = (256, 128)
+    val: tuple[int, ...] = (320,)
+    quality: int = 90
+
+    def sides(self, split: str) -> tuple[int, ...]:
+        return {"train": self.train, "val": self.val}[split]
+
+
+@dataclass(frozen=True)
 class Shard:
     file: str
     images: int
