@@ -78,6 +78,7 @@ docker-train: ## train in the image, on all GPUs where there are any; results in
 lock: $(VENV)/.dev ## renew requirements/*.txt from pyproject.toml
 	$(COMPILE) --group trainer -o requirements/trainer.txt
 	$(COMPILE) --group dev -c requirements/trainer.txt -o requirements/dev.txt
+	$(COMPILE) --group bench -c requirements/dev.txt -o requirements/bench.txt
 	$(COMPILE) --group infra -o requirements/infra.txt
 
 .PHONY: ci-deps
@@ -109,6 +110,10 @@ $(VENV)/.trainer: requirements/trainer.txt requirements/uv.txt
 $(VENV)/.dev: requirements/dev.txt requirements/uv.txt
 	$(call set-up,dev,$(TORCH_SIZE))
 	@touch $@ $(VENV)/.trainer
+
+$(VENV)/.bench: requirements/bench.txt requirements/uv.txt
+	$(call set-up,bench,$(TORCH_SIZE))
+	@touch $@ $(VENV)/.dev $(VENV)/.trainer
 
 $(INFRA)/.infra: requirements/infra.txt requirements/uv.txt
 	$(call set-up,infra,$(INFRA_SIZE))
