@@ -15,10 +15,10 @@ import torch
 
 from tests.images import image_folder, open_split, prepared
 from trainer.config import Config, DataConfig
-from trainer.data.decode import center_into, crop_into
+from trainer.data.decode import center_into, crop_into, image_size
 from trainer.data.loader import Batch, Job, Loader, train_jobs, val_jobs
 from trainer.data.prepare import Prepared
-from trainer.data.sampling import CROP, epoch_order, generator
+from trainer.data.sampling import CROP, CROP_DRAWS, draws, epoch_order, random_resized_crop
 from trainer.data.shards import PreparedSplit
 
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def jobs_of(
 def load(jobs: Iterator[Job], *, workers: int = 2, pixels: int = 32, images: int = 4) -> list[Batch]:
     """All batches, copied: each is valid only until the next."""
     with Loader(jobs, max_images=images, max_pixels=pixels, workers=workers, device=CPU) as loader:
-        return [Batch(batch.images.clone(), batch.labels.clone(), batch.flips.clone()) for batch in loader]
+        return [Batch(batch.images.clone(), batch.labels.clone(), batch.flips.clone(), batch.draws) for batch in loader]
 
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
@@ -80,13 +80,14 @@ class Watch:
     def over(self, jobs: Iterator[Job]) -> Iterator[Job]:
         for job in jobs:
             self.batches += 1
-            yield replace(job, write=self._around(job.write))
+            yield replace(job, write=self._around(job))
 
-    def _around(self, write: Callable[[np.ndarray, int], bool]) -> Callable[[np.ndarray, int], bool]:
-        def watched(out: np.ndarray, index: int) -> bool:
+    def _around(self, job: Job) -> Callable[[np.ndarray, int], None]:
+        def watched(out: np.ndarray, row: int) -> None:
+            index = int(job.indices[row])
             self.before(index)
             self.decoded.append(index)
-            return write(out, index)
+            job.write(out, row)
 
         return watched
 
@@ -100,9 +101,12 @@ def test_a_batch_holds_the_images_of_its_step_cropped_by_seed_epoch_and_index(tr
         assert batch.labels.tolist() == train_split.labels[indices].tolist()
         assert (batch.images.shape, batch.images.dtype) == ((4, 32, 32, 3), torch.uint8)
         for row, index in enumerate(indices):
-            rng, expected = generator(CROP, CONFIG.seed, epoch, int(index)), np.empty((32, 32, 3), np.uint8)
-            flips.append(rng.random() < 0.5)
-            crop_into(expected, train_split.jpeg(index), rng, CONFIG.data.crop_scale, CONFIG.data.crop_ratio)
+            (drawn,) = draws(CROP, CONFIG.seed, epoch, indices[row : row + 1], CROP_DRAWS)
+            jpeg, expected = train_split.jpeg(index), np.empty((32, 32, 3), np.uint8)
+            flips.append(drawn[0] < 0.5)
+            data = CONFIG.data
+            box = random_resized_crop(drawn[1:], *image_size(jpeg), data.crop_scale, data.crop_ratio)
+            crop_into(expected, jpeg, box)
             assert (batch.images[row].numpy() == expected).all()
             assert bool(batch.flips[row]) == flips[-1]
     assert 0.25 < np.mean(flips) < 0.75
@@ -216,14 +220,16 @@ def test_a_broken_image_is_named_by_split_and_number_and_the_threads_end(
 ) -> None:
     root, result = data
     shutil.copytree(root / result.prefix, tmp_path / result.prefix)
-    jpeg = bytes(open_split(tmp_path, result).jpeg(13))
+    jpeg = open_split(tmp_path, result).jpeg(13).tobytes()
     (shard,) = (tmp_path / result.prefix).glob("train-*.arrow")
     body = shard.read_bytes()
     assert body.count(jpeg) == 1
     shard.write_bytes(body.replace(jpeg, bytes(len(jpeg))))
-    with pytest.raises(RuntimeError, match="image 13 of train cannot be decoded") as caught:
+    with pytest.raises(
+        RuntimeError, match=r"image 13 of train \(train/n01443537/n01443537_5.JPEG\) cannot be decoded"
+    ) as caught:
         load(jobs_of(open_split(tmp_path, result)))
-    assert isinstance(caught.value.__cause__, OSError)
+    assert isinstance(caught.value.__cause__, ValueError)
     assert decoders() == []
 
 

@@ -8,10 +8,23 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import ks_2samp
+from scipy.stats import ks_2samp, kstest
 from torchvision.transforms import RandomResizedCrop
 
-from trainer.data.sampling import CROP, MIX, ORDER, epoch_order, generator, micro_batches, random_resized_crop
+from trainer.data.sampling import (
+    ATTEMPTS,
+    AUGMENT,
+    CROP,
+    CROP_DRAWS,
+    MIX,
+    ORDER,
+    draws,
+    epoch_order,
+    generator,
+    micro_batches,
+    philox,
+    random_resized_crop,
+)
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
@@ -55,11 +68,44 @@ def test_neighbouring_streams_are_uniform_and_uncorrelated() -> None:
     assert abs(np.corrcoef(draws[0, 1:], draws[0, :-1])[0, 1]) < 0.1
 
 
+def test_philox_gives_the_published_words() -> None:
+    """The known answers of Random123 (Salmon et al.), philox4x32 with 10 rounds."""
+    ones, pi = 0xFFFFFFFF, (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
+    answers = {
+        (0, (0, 0, 0, 0)): (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8),
+        (2**64 - 1, (ones, ones, ones, ones)): (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD),
+        (0x299F31D0_A4093822, pi): (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    }
+    for (key, counter), words in answers.items():
+        assert philox(key, np.array(counter, np.uint64)[:, None]).ravel().tolist() == list(words)
+
+
+def test_what_an_image_draws_depends_on_stream_seed_epoch_and_index_alone() -> None:
+    indices = np.array([7, 0, 10**6, 7], np.int64)
+    found = draws(CROP, 5, 3, indices, 9)
+    assert (found.shape, found.dtype) == ((4, 9), np.float64)
+    assert (found[0] == found[3]).all()
+    assert (found[2] == draws(CROP, 5, 3, indices[2:3], 9)[0]).all()
+    assert (found == draws(CROP, 5, 3, indices, 44)[:, :9]).all()
+    others = [(AUGMENT, 5, 3), (CROP, 6, 3), (CROP, 5 + 2**40, 3), (CROP, 5, 4)]
+    for other in [draws(*key, indices, 9) for key in others] + [draws(CROP, 5, 3, indices + 1, 9)]:
+        assert not np.isclose(found, other).any()
+    assert draws(CROP, 5, 3, indices, 0).shape == (4, 0)
+
+
+def test_draws_are_uniform_and_uncorrelated() -> None:
+    found = draws(CROP, 0, 0, np.arange(20_000), 8)
+    assert found.min() >= 0
+    assert found.max() < 1
+    assert kstest(found.ravel(), "uniform").pvalue > 0.001
+    assert np.abs(np.corrcoef(found.T) - np.eye(8)).max() < 0.03
+    assert abs(np.corrcoef(found[1:, 0], found[:-1, 0])[0, 1]) < 0.03
+
+
 def crops(width: int, height: int, count: int = 2000) -> np.ndarray:
-    """(count, 4) as the loader draws them: one generator for each image."""
-    return np.array(
-        [random_resized_crop(generator(CROP, 0, 0, i), width, height, SCALE, RATIO) for i in range(count)]
-    )  # fmt: skip
+    """(count, 4) as the loader draws them."""
+    drawn = draws(CROP, 0, 0, np.arange(count), CROP_DRAWS)[:, 1:].tolist()
+    return np.array([random_resized_crop(uniform, width, height, SCALE, RATIO) for uniform in drawn])
 
 
 def torchvision_crops(width: int, height: int, ratio: tuple[float, float] = RATIO, count: int = 2000) -> np.ndarray:
@@ -109,8 +155,19 @@ def test_where_no_crop_fits_a_panorama_gets_the_centre_as_in_torchvision(width: 
 
 
 def test_a_scale_and_ratio_of_one_take_the_whole_square() -> None:
-    assert random_resized_crop(generator(CROP, 0, 0), 64, 64, (1, 1), (1, 1)) == (0, 0, 64, 64)
-    left, top, w, h = random_resized_crop(generator(CROP, 0, 0), 100, 64, (0.25, 0.25), (1, 1))
+    uniform = [0.5] * 4 * ATTEMPTS
+    assert random_resized_crop(uniform, 64, 64, (1, 1), (1, 1)) == (0, 0, 64, 64)
+    left, top, w, h = random_resized_crop(uniform, 100, 64, (0.25, 0.25), (1, 1))
     assert w == h == round(math.sqrt(1600))
     assert 0 <= left <= 60
     assert 0 <= top <= 24
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-32])
+def test_the_ends_of_the_range_stay_inside_the_image(uniform: float) -> None:
+    for width, height in ((500, 375), (1, 1), (3, 200)):
+        left, top, w, h = random_resized_crop([uniform] * 4 * ATTEMPTS, width, height, SCALE, RATIO)
+        assert min(left, top) >= 0
+        assert min(w, h) >= 1
+        assert left + w <= width
+        assert top + h <= height

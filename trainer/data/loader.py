@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from trainer.config import Config
-from trainer.data.decode import center_into, crop_into
-from trainer.data.sampling import CROP, epoch_order, generator, micro_batches
+from trainer.data.augment import draws_per_image
+from trainer.data.decode import center_into, crop_into, image_size
+from trainer.data.sampling import AUGMENT, CROP, CROP_DRAWS, draws, epoch_order, micro_batches, random_resized_crop
 from trainer.data.shards import PreparedSplit
 
 CHUNK_IMAGES = 8  # decoded per task: small enough to share out evenly, large enough that the queue costs nothing
@@ -33,16 +34,19 @@ class Batch:
     images: Tensor  # (N, pixels, pixels, 3) uint8
     labels: Tensor  # (N,) int64
     flips: Tensor  # (N,) bool
+    draws: np.ndarray  # (N, draws_per_image) float64 in [0, 1), on the host: for the policies of `augment`
 
 
 @dataclass(frozen=True)
 class Job:
-    """A batch to be made: `write(out, index)` decodes an image into (pixels, pixels, 3) uint8; True: flip it later."""
+    """A batch to be made: `write(out, row)` decodes one image into (pixels, pixels, 3) uint8; the rest is at hand."""
 
     split: PreparedSplit
     indices: np.ndarray  # (N,) int64
     pixels: int
-    write: Callable[[np.ndarray, int], bool]
+    write: Callable[[np.ndarray, int], None]
+    flips: np.ndarray  # (N,) bool
+    draws: np.ndarray  # (N, draws_per_image) float64
 
 
 def train_jobs(
@@ -59,27 +63,34 @@ def train_jobs(
             order, order_epoch = epoch_order(config.seed, epoch, images), epoch
         pixels = config.resolution_at(epoch)
         split = open_split(pixels)
-
-        def write(out: np.ndarray, i: int, epoch: int = epoch, split: PreparedSplit = split) -> bool:
-            rng = generator(CROP, config.seed, epoch, i)
-            flip = bool(rng.random() < data.flip_probability)
-            crop_into(out, split.jpeg(i), rng, data.crop_scale, data.crop_ratio)
-            return flip
-
         for indices in micro_batches(order, step % per_epoch, accum, config.device_batch_size, rank, world):
-            yield Job(split, indices, pixels, write)
+            yield _train_job(config, split, indices, pixels, epoch)
+
+
+def _train_job(config: Config, split: PreparedSplit, indices: np.ndarray, pixels: int, epoch: int) -> Job:
+    data = config.data
+    uniform = draws(CROP, config.seed, epoch, indices, CROP_DRAWS)
+
+    def write(out: np.ndarray, row: int) -> None:
+        jpeg = split.jpeg(int(indices[row]))
+        size = image_size(jpeg)
+        crop_into(out, jpeg, random_resized_crop(uniform[row, 1:].tolist(), *size, data.crop_scale, data.crop_ratio))
+
+    policy = draws(AUGMENT, config.seed, epoch, indices, draws_per_image(config.regularize))
+    return Job(split, indices, pixels, write, uniform[:, 0] < data.flip_probability, policy)
 
 
 def val_jobs(config: Config, split: PreparedSplit, *, rank: int, world: int) -> Iterator[Job]:
     """Every image exactly once over all ranks; the last batch may be smaller."""
-
-    def write(out: np.ndarray, i: int) -> bool:
-        center_into(out, split.jpeg(i), config.data.val_resize)
-        return False
-
     mine = np.arange(rank, len(split), world)
     for start in range(0, len(mine), config.val_batch_size):
-        yield Job(split, mine[start : start + config.val_batch_size], config.data.val_crop, write)
+        indices = mine[start : start + config.val_batch_size]
+
+        def write(out: np.ndarray, row: int, indices: np.ndarray = indices) -> None:
+            center_into(out, split.jpeg(int(indices[row])), config.data.val_resize)
+
+        plain = np.zeros(len(indices), np.bool_), np.empty((len(indices), 0))
+        yield Job(split, indices, config.data.val_crop, write, *plain)
 
 
 class Slot:
@@ -133,17 +144,19 @@ class Loader:
             slot = self.slots.popleft()
             if slot.copied is not None:
                 slot.copied.synchronize()
-            slot.labels[: len(job.indices)] = torch.from_numpy(job.split.labels[job.indices])
-            chunks = range(0, len(job.indices), CHUNK_IMAGES)
+            count = len(job.indices)
+            slot.labels[:count] = torch.from_numpy(job.split.labels[job.indices])
+            slot.flips[:count] = torch.from_numpy(job.flips)
+            chunks = range(0, count, CHUNK_IMAGES)
             self.filling.append((job, slot, [self.pool.submit(_decode, job, slot, start) for start in chunks]))
 
     def _to_device(self, job: Job, slot: Slot) -> Batch:
         count = len(job.indices)
         host = slot.images(count, job.pixels), slot.labels[:count], slot.flips[:count]
         if self.stream is None:
-            return Batch(*host)
+            return Batch(*host, job.draws)
         with torch.cuda.stream(self.stream):
-            batch = Batch(*(tensor.to(self.device, non_blocking=True) for tensor in host))
+            batch = Batch(*(tensor.to(self.device, non_blocking=True) for tensor in host), job.draws)
             slot.copied = self.stream.record_event()
         current = torch.cuda.current_stream(self.device)
         current.wait_event(slot.copied)
@@ -164,10 +177,12 @@ class Loader:
 
 
 def _decode(job: Job, slot: Slot, start: int) -> None:
-    images, flips = slot.images(len(job.indices), job.pixels).numpy(), slot.flips.numpy()
+    images = slot.images(len(job.indices), job.pixels).numpy()
     for row in range(start, min(start + CHUNK_IMAGES, len(job.indices))):
-        index = int(job.indices[row])
         try:
-            flips[row] = job.write(images[row], index)
+            job.write(images[row], row)
         except Exception as error:
-            raise RuntimeError(f"image {index} of {job.split.split} cannot be decoded: {error}") from error
+            index = int(job.indices[row])
+            raise RuntimeError(
+                f"image {index} of {job.split.split} ({job.split.name(index)}) cannot be decoded: {error}"
+            ) from error

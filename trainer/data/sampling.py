@@ -6,10 +6,15 @@ World size, worker count and restarts change none of it. Pixels are not touched 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-ORDER, CROP, MIX = range(3)  # streams of random numbers that never meet
+ORDER, CROP, MIX, AUGMENT = range(4)  # streams of random numbers that never meet
+
+ATTEMPTS = 10  # torchvision's: so often is a crop drawn that may not fit
+CROP_DRAWS = 1 + 4 * ATTEMPTS  # of each image: one for the flip, then area, aspect, left, top of every attempt
 
 
 def generator(stream: int, seed: int, major: int, minor: int = 0) -> np.random.Generator:
@@ -17,28 +22,54 @@ def generator(stream: int, seed: int, major: int, minor: int = 0) -> np.random.G
     return np.random.Generator(np.random.Philox(key=np.array([seed, stream << 60 | major << 36 | minor], np.uint64)))
 
 
-def epoch_order(seed: int, epoch: int, images: int) -> np.ndarray:
+def draws(stream: int, seed: int, epoch: int, indices: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.float64]:
+    """(N, count) uniform numbers in [0, 1), of 32 bits; each row a function of (stream, seed, epoch, its index)."""
+    blocks = np.arange(-(-count // 4), dtype=np.uint64)
+    index = np.repeat(indices.astype(np.uint64), len(blocks))
+    same = np.ones_like(index)
+    counters = [index, np.tile(blocks, len(indices)), same * np.uint64(epoch), same * np.uint64(stream)]
+    return philox(seed, np.stack(counters)).T.reshape(len(indices), -1)[:, :count] * 2.0**-32
+
+
+def philox(key: int, counter: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Philox4x32-10 (Salmon et al., SC 2011): (4, N) counters of 32 bits to as many random words; 64-bit key.
+
+    numpy's own generator takes one counter at a time, which costs more than half of the decoding of a small image.
+    """
+    mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    c0, c1, c2, c3 = counter
+    k0, k1 = key & 0xFFFFFFFF, key >> 32
+    for _ in range(10):
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ np.uint64(k0), p1 & mask, (p0 >> half) ^ c3 ^ np.uint64(k1), p0 & mask
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack([c0, c1, c2, c3])
+
+
+def epoch_order(seed: int, epoch: int, images: int) -> npt.NDArray[np.int64]:
     """A full random permutation of the training images: (images,) int64."""
     return generator(ORDER, seed, epoch).permutation(images)
 
 
-def micro_batches(order: np.ndarray, step_in_epoch: int, accum: int, batch: int, rank: int, world: int) -> np.ndarray:
+def micro_batches(
+    order: npt.NDArray[np.int64], step_in_epoch: int, accum: int, batch: int, rank: int, world: int
+) -> npt.NDArray[np.int64]:
     """The images of one step for one rank: (accum, batch) int64. The union over ranks depends on the step alone."""
     size = accum * batch * world
     return order[step_in_epoch * size : (step_in_epoch + 1) * size].reshape(accum, world, batch)[:, rank]
 
 
 def random_resized_crop(
-    rng: np.random.Generator, width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]
+    uniform: Sequence[float], width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """(left, top, width, height) with the distribution of torchvision's RandomResizedCrop.get_params."""
+    """(left, top, width, height), distributed as torchvision's RandomResizedCrop.get_params; 4 x ATTEMPTS draws."""
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(10):
-        area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(low, high))
+    for i in range(0, 4 * ATTEMPTS, 4):
+        area = width * height * (scale[0] + uniform[i] * (scale[1] - scale[0]))
+        aspect = math.exp(low + uniform[i + 1] * (high - low))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h
+            return int(uniform[i + 2] * (width - w + 1)), int(uniform[i + 3] * (height - h + 1)), w, h
     w, h = width, height  # no crop fits: the centre, with the nearest allowed ratio
     if width / height < ratio[0]:
         h = round(width / ratio[0])

@@ -236,7 +236,7 @@ class PreparedSplit:
                 f"{directory} has no {short_side}-px images of {split}, only {sorted(sizes)}: prepare that size"
             )
         self.classes, self.split, self.short_side = index.classes, split, short_side
-        self._bytes: list[memoryview] = []  # of one record batch each: all its JPEGs, end to end
+        self._bytes: list[npt.NDArray[np.uint8]] = []  # of one record batch each: all its JPEGs, end to end
         self._paths: list[tuple[int, Any]] = []  # likewise: its first image, and all names
         images_before, batch_of, starts, stops, labels = 0, [], [], [], []
         for shard in sizes[short_side].shards:
@@ -249,7 +249,7 @@ class PreparedSplit:
                 stops.append(ends[1:].astype(np.int64))
                 batch_of.append(np.full(batch.num_rows, len(self._bytes), np.int32))
                 labels.append(batch.column("label").to_numpy())
-                self._bytes.append(memoryview(values))
+                self._bytes.append(np.frombuffer(values, np.uint8))
                 self._paths.append((images_before + rows, batch.column("image").field("path")))
                 rows += batch.num_rows
             images_before += rows
@@ -263,10 +263,9 @@ class PreparedSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def jpeg(self, i: int) -> memoryview:
-        """The encoded image, read-only, in place: valid as long as the view lives."""
-        jpeg: memoryview = self._bytes[self._batch_of[i]][self._starts[i] : self._stops[i]]
-        return jpeg
+    def jpeg(self, i: int) -> npt.NDArray[np.uint8]:
+        """The encoded image, (bytes,) uint8, read-only, in place."""
+        return self._bytes[self._batch_of[i]][self._starts[i] : self._stops[i]]
 
     def name(self, i: int) -> str:
         """What the image was called where it came from; for messages."""
