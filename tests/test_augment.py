@@ -7,13 +7,28 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import RandomErasing
 from torchvision.transforms import functional as transforms
 
 from trainer.config import DataConfig, RegularizeConfig
-from trainer.data.augment import cut_box, mix, one_hot, to_input
+from trainer.data.augment import (
+    ERASE_RATIO,
+    ERASE_SCALE,
+    cut_box,
+    draws_per_image,
+    erase,
+    erasing_boxes,
+    mix,
+    one_hot,
+    to_augmented_input,
+    to_input,
+)
+from trainer.data.policies import apply_policy, policy_draws
 
 MIXUP, CUTMIX = RegularizeConfig(mixup_alpha=0.4), RegularizeConfig(cutmix_alpha=1.0)
 BOTH = RegularizeConfig(mixup_alpha=0.4, cutmix_alpha=1.0)
+ERASING = RegularizeConfig(erasing_probability=0.4)
+ERASING_ALWAYS = RegularizeConfig(erasing_probability=1.0)
 
 
 def batch(classes: int = 6, pixels: int = 16) -> tuple[Tensor, Tensor]:
@@ -67,6 +82,102 @@ def test_an_input_made_while_training_learns_though_the_first_was_made_for_valid
     layer(to_input(images, flips, data)).sum().backward()
     assert layer.weight.grad is not None
     assert layer.weight.grad.abs().sum() > 0
+
+
+def uniforms(images: int, reg: RegularizeConfig) -> np.ndarray:
+    return rng(0).random((images, draws_per_image(reg)))
+
+
+def test_where_nothing_is_asked_for_the_augmented_input_is_the_plain_one_and_needs_no_draws() -> None:
+    images, reg = torch.randint(0, 256, (4, 8, 8, 3), dtype=torch.uint8), RegularizeConfig()
+    flips = torch.tensor([True, False, True, False])
+    assert draws_per_image(reg) == 0
+    found = to_augmented_input(images, flips, uniforms(4, reg), DataConfig(), reg)
+    assert torch.equal(found, to_input(images, flips, DataConfig()))
+
+
+@pytest.mark.parametrize("augment", ["trivial", "rand"])
+def test_an_image_is_flipped_then_changed_by_the_policy_then_normalised_then_erased(augment: str) -> None:
+    reg, data = RegularizeConfig(augment=augment, erasing_probability=0.5), DataConfig()
+    images = torch.randint(0, 256, (32, 40, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    before, draws, flips = images.clone(), uniforms(32, reg), torch.arange(32) % 2 == 0
+    found = to_augmented_input(images, flips, draws, data, reg)
+    split = policy_draws(reg)
+    boxes = erasing_boxes(draws[:, split:], reg, 32, 40).T
+    for i, (left, top, right, bottom) in enumerate(boxes.tolist()):
+        image = images[i].flip(1) if flips[i] else images[i]
+        image = apply_policy(image[None], draws[i : i + 1, :split], reg)[0]
+        expected = transforms.normalize(transforms.to_tensor(image.numpy()), list(data.mean), list(data.std))
+        expected = transforms.erase(expected, top, left, bottom - top, right - left, torch.zeros(()))
+        torch.testing.assert_close(found[i], expected, rtol=0, atol=1e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, before)  # the loader's memory is not written to
+
+
+def test_without_erasing_a_batch_passes_untouched() -> None:
+    images, _ = batch()
+    assert erase(images, uniforms(6, RegularizeConfig()), RegularizeConfig()) is images
+
+
+def test_exactly_the_box_is_erased_in_every_colour() -> None:
+    images = torch.rand(50, 3, 24, 37, generator=torch.Generator().manual_seed(0)) + 1
+    draws = uniforms(50, ERASING)
+    found, boxes = erase(images, draws, ERASING), erasing_boxes(draws, ERASING, 37, 24)
+    for image, before, (left, top, right, bottom) in zip(found, images, boxes.T.tolist(), strict=True):
+        expected = before.clone()
+        expected[:, top:bottom, left:right] = 0
+        assert torch.equal(image, expected)
+    assert torch.equal(erase(images[7:8], draws[7:8], ERASING)[0], found[7])  # whatever else is in the batch
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (96, 40)])
+def test_boxes_are_those_of_torchvision_in_distribution(width: int, height: int) -> None:
+    torch.manual_seed(0)
+    image = torch.empty(3, height, width)
+    theirs = np.array([RandomErasing.get_params(image, ERASE_SCALE, ERASE_RATIO, [0.0])[:4] for _ in range(3000)]).T
+    left, top, right, bottom = erasing_boxes(uniforms(30_000, ERASING_ALWAYS), ERASING_ALWAYS, width, height)
+    ours = np.stack([top, left, bottom - top, right - left])
+    limit = 1.95 * np.sqrt(1 / 3000 + 1 / 30_000)  # Kolmogorov and Smirnov's, at one in a thousand
+    for mine, reference in zip([*ours, ours[2] * ours[3], ours[0] + ours[2], ours[1] + ours[3]],
+                               [*theirs, theirs[2] * theirs[3], theirs[0] + theirs[2], theirs[1] + theirs[3]],
+                               strict=True):  # fmt: skip
+        assert distance(mine, reference) < limit
+    assert (left >= 0).all()
+    assert (top >= 0).all()
+    assert (right <= width).all()
+    assert (bottom <= height).all()
+    assert (ours[2] < height).all()
+    assert (ours[3] < width).all()
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+    """The largest difference between two empirical distribution functions."""
+    points = np.unique(np.concatenate([one, other]))
+    first, second = (np.searchsorted(np.sort(values), points, side="right") / len(values) for values in (one, other))
+    return float(abs(first - second).max())
+
+
+def test_erasing_happens_as_often_as_asked() -> None:
+    left, _, right, _ = erasing_boxes(uniforms(40_000, ERASING), ERASING, 64, 64)
+    assert (right > left).mean() == pytest.approx(0.4, abs=5 * np.sqrt(0.24 / 40_000))
+
+
+def test_an_image_that_no_box_fits_stays_whole_and_one_that_a_later_box_fits_gets_that() -> None:
+    draws = np.zeros((2, draws_per_image(ERASING_ALWAYS)))
+    draws[:, 3:] = np.nextafter(1.0, 0.0)  # the largest area at the tallest ratio is higher than the image
+    draws[1, 3 + 4], draws[1, 3 + 10 + 4] = 0.0, 0.5  # the fifth try: the smallest area, square
+    boxes = erasing_boxes(draws, ERASING_ALWAYS, 100, 100).T
+    assert boxes[0, 0] == boxes[0, 2]
+    assert boxes[1].tolist() == [0, 0, 14, 14]  # 2 % of the area: a side of 14.1
+
+
+def test_the_device_is_never_asked_for_anything() -> None:
+    """Tensors on the meta device have shapes but no values: whoever wants one, be it a group's size, fails."""
+    reg = RegularizeConfig(augment="rand", erasing_probability=0.5)
+    images = torch.empty(128, 32, 40, 3, dtype=torch.uint8, device="meta")  # enough for every operation to be drawn
+    flips = torch.empty(128, dtype=torch.bool, device="meta")
+    found = to_augmented_input(images, flips, uniforms(128, reg), DataConfig(), reg)
+    assert (found.shape, found.device.type) == ((128, 3, 32, 40), "meta")
 
 
 def test_targets_are_one_hot_rows() -> None:

@@ -30,6 +30,7 @@ FIELDS = sorted(flatten(Config()))
 OTHER = {  # Literal fields need a value of their own
     "precision": "fp16",
     "optim.anneal": "linear",
+    "regularize.augment": "trivial",
 }
 
 
@@ -45,7 +46,7 @@ def another(name: str, value: Any) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, tuple):
-        return (*value[:-1], value[-1] / 2)
+        return (*value[:-1], type(value[-1])(value[-1] / 2))
     return value + "x" if isinstance(value, str) else value + 1
 
 
@@ -208,6 +209,9 @@ BREAKS = {
     "--regularize.ema-decay": Config(regularize=RegularizeConfig(ema_decay=1.0)),
     "--regularize.mixup-alpha": Config(regularize=RegularizeConfig(mixup_alpha=-0.1)),
     "--regularize.cutmix-alpha": Config(regularize=RegularizeConfig(cutmix_alpha=float("inf"))),
+    "--regularize.rand-ops": Config(regularize=RegularizeConfig(rand_ops=0)),
+    "--regularize.rand-magnitude": Config(regularize=RegularizeConfig(rand_magnitude=31)),
+    "--regularize.erasing-probability": Config(regularize=RegularizeConfig(erasing_probability=1.01)),
     "--checkpoint.every-seconds": Config(checkpoint=CheckpointConfig(every_seconds=0.0)),
 }
 

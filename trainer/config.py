@@ -64,6 +64,10 @@ class RegularizeConfig:
     label_smoothing: float = 0.1  # share of the target spread over all classes
     mixup_alpha: float = 0.0  # 0 = off; with cutmix on too, each micro-batch gets one of them
     cutmix_alpha: float = 0.0  # 0 = off
+    augment: Literal["none", "trivial", "rand"] = "none"  # TrivialAugment or RandAugment, on the device
+    rand_ops: int = 2  # RandAugment: operations per image
+    rand_magnitude: int = 9  # RandAugment: 0 (weak) to 30
+    erasing_probability: float = 0.0  # of erasing a random box (random erasing); 0 = off
     ema_decay: float = 0.0  # average of weights and BatchNorm buffers, per step; 0 = off
 
 
@@ -169,6 +173,14 @@ class Config:
             ("--regularize.ema-decay", reg.ema_decay, 0 <= reg.ema_decay < 1, "0 (off) to below 1"),
             ("--regularize.mixup-alpha", reg.mixup_alpha, 0 <= reg.mixup_alpha < math.inf, "at least 0 (0 = off)"),
             ("--regularize.cutmix-alpha", reg.cutmix_alpha, 0 <= reg.cutmix_alpha < math.inf, "at least 0 (0 = off)"),
+            ("--regularize.rand-ops", reg.rand_ops, reg.rand_ops >= 1, "at least 1"),
+            ("--regularize.rand-magnitude", reg.rand_magnitude, 0 <= reg.rand_magnitude <= 30, "0 to 30"),
+            (
+                "--regularize.erasing-probability",
+                reg.erasing_probability,
+                0 <= reg.erasing_probability <= 1,
+                "0 (off) to 1",
+            ),
             (
                 "--checkpoint.every-seconds",
                 self.checkpoint.every_seconds,

@@ -39,7 +39,7 @@ from trainer.channel import Channel, leave_exit
 from trainer.checkpoint import Checkpointer, read_head, restore
 from trainer.config import Config, to_json
 from trainer.contract import Exit, LostRunError, Phase, RefusedError, UserError, run_key
-from trainer.data.augment import mix, one_hot, to_input
+from trainer.data.augment import mix, one_hot, to_augmented_input
 from trainer.data.loader import Batch, Loader, train_jobs
 from trainer.data.sampling import MIX, generator
 from trainer.evaluate import autocast, evaluate, hits, scores
@@ -132,7 +132,7 @@ def train_step(
     for micro in range(accum):
         batch = next(batches)
         rng = generator(MIX, config.seed, 1 + micro * world.size + world.rank, state.step)
-        images = to_input(batch.images, batch.flips, config.data)
+        images = to_augmented_input(batch.images, batch.flips, batch.draws, config.data, config.regularize)
         images, targets = mix(images, one_hot(batch.labels, config.model.num_classes), config.regularize, rng)
         with dist.without_sync(net, skip=micro < accum - 1):
             with autocast(config, world.device):

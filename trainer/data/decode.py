@@ -71,7 +71,7 @@ def _resize_into(out: np.ndarray, image: np.ndarray) -> None:
     """Bilinear, antialiased where it shrinks: (H, W, 3) uint8 both, C-contiguous: else torch copies, with threads."""
     target = _nchw(out)
     # What F.interpolate(…, antialias=True) calls; its public face has no `out`, which costs a copy and fresh pages.
-    torch._C._nn._upsample_bilinear2d_aa(_nchw(image), target.shape[2:], False, out=target)  # type: ignore[attr-defined]
+    torch._C._nn._upsample_bilinear2d_aa(_nchw(image), target.shape[2:], False, out=target)  # type: ignore[call-arg]
 
 
 def _nchw(image: np.ndarray) -> Tensor:

@@ -152,11 +152,14 @@ class Loader:
 
     def _to_device(self, job: Job, slot: Slot) -> Batch:
         count = len(job.indices)
-        host = slot.images(count, job.pixels), slot.labels[:count], slot.flips[:count]
+        host = Batch(slot.images(count, job.pixels), slot.labels[:count], slot.flips[:count], job.draws)
         if self.stream is None:
-            return Batch(*host, job.draws)
+            return host
         with torch.cuda.stream(self.stream):
-            batch = Batch(*(tensor.to(self.device, non_blocking=True) for tensor in host), job.draws)
+            images, labels, flips = (
+                tensor.to(self.device, non_blocking=True) for tensor in (host.images, host.labels, host.flips)
+            )
+            batch = Batch(images, labels, flips, job.draws)
             slot.copied = self.stream.record_event()
         current = torch.cuda.current_stream(self.device)
         current.wait_event(slot.copied)

@@ -28,7 +28,8 @@ def draws(stream: int, seed: int, epoch: int, indices: npt.NDArray[np.int64], co
     index = np.repeat(indices.astype(np.uint64), len(blocks))
     same = np.ones_like(index)
     counters = [index, np.tile(blocks, len(indices)), same * np.uint64(epoch), same * np.uint64(stream)]
-    return philox(seed, np.stack(counters)).T.reshape(len(indices), -1)[:, :count] * 2.0**-32
+    words = philox(seed, np.stack(counters)).T.reshape(len(indices), -1)[:, :count]
+    return words.astype(np.float64) * 2.0**-32
 
 
 def philox(key: int, counter: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -265,7 +265,8 @@ class PreparedSplit:
 
     def jpeg(self, i: int) -> npt.NDArray[np.uint8]:
         """The encoded image, (bytes,) uint8, read-only, in place."""
-        return self._bytes[self._batch_of[i]][self._starts[i] : self._stops[i]]
+        jpeg: npt.NDArray[np.uint8] = self._bytes[self._batch_of[i]][self._starts[i] : self._stops[i]]
+        return jpeg
 
     def name(self, i: int) -> str:
         """What the image was called where it came from; for messages."""

@@ -41,7 +41,7 @@ def cut(jpeg: Bytes, box: Box, memory: Bytes) -> Window:
 
 
 # Compiled: in numpy it takes 25 calls, which cost a third of what decoding a small image does, and hold the lock.
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _cut(
     jpeg: Bytes, marks: np.ndarray, left: int, top: int, width: int, height: int, out: Bytes
 ) -> tuple[int, int, int, bool]:
@@ -109,7 +109,7 @@ def _cut(
     return size, left - x0 * unit_width, top - y0 * unit_height, True
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _set_size(jpeg: Bytes, sof: int, width: int, height: int) -> None:
     jpeg[sof + 5], jpeg[sof + 6] = height >> 8, height & 255
     jpeg[sof + 7], jpeg[sof + 8] = width >> 8, width & 255
