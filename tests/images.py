@@ -88,11 +88,13 @@ def parquet_folder(root: Path, *, train: int = 12, val: int = 6) -> Path:
     return root
 
 
-def prepared(data: Path | str, store: Path | str, side: int = 32, **options: Any) -> Prepared:
-    """Prepare into a folder or S3, with one copy of `side` pixels."""
+def prepared(
+    data: Path | str, store: Path | str, side: int = 32, copies: Copies | None = None, **options: Any
+) -> Prepared:
+    """Prepare into a folder or S3, with one copy of `side` pixels unless `copies` says otherwise."""
     if isinstance(store, Path):
         store.mkdir(exist_ok=True)
-    return prepare(str(data), open_store(str(store)), Copies((side,), (side,), 90), **options)
+    return prepare(str(data), open_store(str(store)), copies or Copies((side,), (side,), 90), **options)
 
 
 def open_split(store: Path, result: Prepared, split: str = "train", short_side: int = 32) -> PreparedSplit:

@@ -1,14 +1,13 @@
-"""From every form of images to shards, the command for it, and staging: prepared here, or copied from S3."""
+"""From every form of images to shards and their index. Real processes, killed and side by side, have their own file."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
-import subprocess
-import sys
-import time
+import json
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,10 +25,11 @@ from tests.images import (
 )
 from trainer.contract import UserError
 from trainer.data.prepare import prepare
-from trainer.data.shards import Copies, read_index
+from trainer.data.progress import Track
+from trainer.data.shards import Copies
 from trainer.store import open_store
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+COPIES = Copies((32, 16), (40, 24), 90)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -57,6 +57,33 @@ def test_every_form_gives_the_images_in_order_with_labels_and_names(tmp_path: Pa
     assert list(second.labels) == [row["label"] for row in rows(12)]
 
 
+def test_every_copy_holds_the_same_images_and_opens_with_datasets(tmp_path: Path) -> None:
+    import datasets
+
+    result = prepared(image_folder(tmp_path / "folder", side=60), tmp_path, copies=COPIES, images_per_shard=5)
+    assert {split: [size.short_side for size in content.sizes] for split, content in result.index.splits.items()} == {
+        "train": [32, 16],
+        "val": [40, 24],
+    }
+    for split in ("train", "val"):
+        first, second = (open_split(tmp_path, result, split, side) for side in COPIES.sides(split))
+        assert list(first.labels) == list(second.labels)
+        assert [first.name(i) for i in range(len(first))] == [second.name(i) for i in range(len(second))]
+        for size in result.index.splits[split].sizes:
+            files = [str(tmp_path / result.prefix / shard.file) for shard in size.shards]
+            opened = datasets.load_dataset("arrow", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+            assert isinstance(opened.features["image"], datasets.Image)
+            assert opened.features["label"].names == list(CLASSES)
+            assert opened["label"][:] == list(first.labels)
+            assert {min(image.size) for image in opened["image"]} == {size.short_side}
+
+
+def test_sides_may_be_given_in_any_order(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "folder")
+    result = prepared(folder, tmp_path, copies=COPIES)
+    assert prepared(folder, tmp_path, copies=Copies((16, 32), (24, 40), 90)) == result
+
+
 def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     folder = image_folder(tmp_path / "folder")
     for workers in (1, 7):
@@ -75,24 +102,133 @@ def test_a_second_call_writes_nothing_and_says_so(tmp_path: Path, capsys: pytest
     assert "already prepared in" in capsys.readouterr().err
 
 
-def test_other_images_or_options_make_another_version(tmp_path: Path) -> None:
+def test_other_images_options_or_conversions_make_another_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = image_folder(tmp_path / "folder")
-    versions = {prepared(folder, tmp_path).prefix, prepared(folder, tmp_path, quality=80).prefix}
+    other = [Copies((32,), (32,), 80), Copies((32, 16), (32,), 90), Copies((32,), (40,), 90)]
+    versions = [prepared(folder, tmp_path, copies=copies).prefix for copies in [COPIES, *other]]
+    assert [re.sub("[0-9a-f]{12}$", "", Path(version).name) for version in versions] == [
+        "32-16px-q90-", "32px-q80-", "32-16px-q90-", "32px-q90-",
+    ]  # fmt: skip
+    monkeypatch.setattr("trainer.data.prepare.CONVERSION", 0)
+    versions.append(prepared(folder, tmp_path, copies=COPIES).prefix)
+    monkeypatch.undo()
     (folder / "train" / CLASSES[0] / "new.JPEG").write_bytes(encode(photo(99)))
-    assert len(versions | {prepared(folder, tmp_path).prefix}) == 3
+    versions.append(prepared(folder, tmp_path, copies=COPIES).prefix)
+    assert len(set(versions)) == 6
 
 
 def test_an_interrupted_preparation_continues_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    folder = image_folder(tmp_path / "folder")
-    whole = prepared(folder, tmp_path / "whole", images_per_shard=5)
-    again = tmp_path / "again" / prepared(folder, tmp_path / "again", images_per_shard=5).prefix
-    kept = again / "train-32px-00001.arrow"
+    folder, options = image_folder(tmp_path / "folder"), {"copies": COPIES, "images_per_shard": 5}
+    whole = prepared(folder, tmp_path / "whole", **options)
+    again = tmp_path / "again" / prepared(folder, tmp_path / "again", **options).prefix
+    kept = again / "train-32px-00002.arrow"  # its small copy is lost
     stamp = kept.stat().st_mtime_ns
-    for lost in ("index.json", "train-32px-00002.arrow", "val-32px-00000.arrow"):
+    for lost in ("index.json", "train-16px-00002.arrow", "train-32px-00001.arrow", "val-40px-00000.arrow"):
         (again / lost).unlink()
-    assert prepared(folder, tmp_path / "again", images_per_shard=5) == whole
+    assert prepared(folder, tmp_path / "again", **options) == whole
     assert digests(again) == digests(tmp_path / "whole" / whole.prefix)
     assert kept.stat().st_mtime_ns == stamp
+
+
+def test_shards_that_another_preparation_writes_meanwhile_are_taken_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, options = image_folder(tmp_path / "folder"), {"copies": COPIES, "images_per_shard": 5}
+    stamps: dict[Path, int] = {}
+
+    def other(count: int) -> None:
+        if not stamps:  # after the first image of the first part
+            done = prepared(folder, tmp_path, **options)
+            stamps.update({path: path.stat().st_mtime_ns for path in (tmp_path / done.prefix).glob("*.arrow")})
+
+    prepared(folder, tmp_path, **options, progress=other)
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    said = capsys.readouterr().err
+    for path in stamps:
+        assert f"{path.name}: another preparation has written it meanwhile; taken over" in said
+
+
+def cut_shard(folder: Path) -> str:
+    path = folder / "train-32px-00000.arrow"
+    path.write_bytes(path.read_bytes()[:-100])
+    (folder / "index.json").unlink()
+    return r"train-32px-00000.arrow is damaged .*remove it and run `make prepare` again"
+
+
+def foreign_shard(folder: Path) -> str:
+    (folder / "val-40px-00001.arrow").replace(folder / "val-40px-00000.arrow")
+    (folder / "index.json").unlink()
+    return r"val-40px-00000.arrow tells of 1 images, not 5: remove it and run `make prepare` again"
+
+
+def other_format(folder: Path) -> str:
+    path = folder / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    return r"index.json has format 99, this trainer reads \d+: prepare the data again"
+
+
+def cut_index(folder: Path) -> str:
+    (folder / "index.json").write_text('{"format": 1')
+    return "index.json is damaged .*remove its folder and prepare"
+
+
+@pytest.mark.parametrize("damage", [cut_shard, foreign_shard, other_format, cut_index])
+def test_damage_that_is_found_in_the_store_is_told_with_the_fix(damage: Callable[[Path], str], tmp_path: Path) -> None:
+    folder, options = image_folder(tmp_path / "folder"), {"copies": COPIES, "images_per_shard": 5}
+    message = damage(tmp_path / prepared(folder, tmp_path, **options).prefix)
+    with pytest.raises(UserError, match=message):
+        prepared(folder, tmp_path, **options)
+
+
+def test_a_parquet_file_that_is_damaged_inside_is_named_and_what_is_complete_is_kept(tmp_path: Path) -> None:
+    data = parquet_folder(tmp_path / "data")
+    file = data / "data" / "train-00001-of-00002.parquet"
+    body = bytearray(file.read_bytes())
+    body[4:40] = bytes(36)  # the head of the first image page
+    file.write_bytes(bytes(body))
+    with pytest.raises(UserError, match=r"(?s)train-00001-of-00002.parquet is damaged in row group 0 .*fetch it again"):
+        prepared(data, tmp_path, images_per_shard=6)
+    assert [path.name for path in (tmp_path / "datasets").rglob("*.arrow")] == ["train-32px-00000.arrow"]
+
+
+def test_progress_tells_rate_and_time_left_from_the_work_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("trainer.data.progress.time.monotonic", lambda: now)
+    with Track(100_000, "images", "preparing x") as track:
+        track.add(40_000, skipped=True)  # there from an earlier call
+        now = 20.0
+        track.add(100)
+    assert "preparing x: 40,100/100,000 images, 5/s, 3.3 h left" in capsys.readouterr().err
+    assert (track.worked, track.seconds) == (100, 20)
+
+
+@pytest.mark.parametrize("form", [image_folder, parquet_folder])
+def test_a_long_preparation_begins_with_an_estimate_of_what_is_left_to_do(
+    form: Callable[[Path], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = form(tmp_path / "data")
+    result = prepared(data, tmp_path, copies=COPIES, images_per_shard=5)
+    assert "estimate" not in capsys.readouterr().err
+    folder = tmp_path / result.prefix
+    whole = digests(folder)
+    for lost in ("index.json", "train-32px-00000.arrow", "train-16px-00001.arrow"):
+        (folder / lost).unlink()
+    monkeypatch.setattr("trainer.data.parts.ESTIMATE_FROM", 10)
+    monkeypatch.setattr("trainer.data.parts.ESTIMATE_SAMPLE", 6)
+    assert prepared(data, tmp_path, copies=COPIES, images_per_shard=5, workers=2) == result
+    said = capsys.readouterr().err
+    assert re.search(
+        rf"estimate: 10 images, about 0.0 MB in {folder}, about \d+ s at [\d,]+ images/s \(2 threads\)", said
+    )
+    assert said.index("estimate:") < said.index("preparing")
+    assert digests(folder) == whole
 
 
 def with_broken(folder: Path, count: int, good: int) -> Path:
@@ -131,79 +267,24 @@ def test_the_summary_counts_what_was_odd(tmp_path: Path, capsys: pytest.CaptureF
     (train / "png.JPEG").write_bytes(encode(photo(1), "PNG"))
     (train / "cmyk.JPEG").write_bytes(encode(photo(2).convert("CMYK")))
     (train / "grey.JPEG").write_bytes(encode(photo(3).convert("L")))
-    prepared(folder, tmp_path)
+    prepared(folder, tmp_path, copies=COPIES, workers=3)
     said = capsys.readouterr().err
     assert "folder: 15 train and 6 val images of 3 classes" in said
+    assert "copies: train 32 px 0.0 MB, train 16 px 0.0 MB, val 40 px 0.0 MB, val 24 px 0.0 MB" in said
     assert "seen: 1 CMYK, 1 PNG named .JPEG, 1 grey" in said
+    assert re.search(r"converted 21 images in \d+ s, [\d,]+ images/s \(3 threads\)", said)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"side": 0}, "short side 0"), ({"max_broken_share": 1}, "share 1")],
+    [
+        ({"side": 0}, "short side 0"),
+        ({"max_broken_share": 1}, "share 1"),
+        ({"copies": Copies((32,), (), 90)}, r"short sides \(\) of val"),
+        ({"copies": Copies((32, 32), (32,), 90)}, r"short sides \(32, 32\) of train"),
+        ({"copies": Copies((32,), (32,), 96)}, "quality 96"),
+    ],
 )
-def test_impossible_options_are_refused(options: dict[str, int], message: str, tmp_path: Path) -> None:
+def test_impossible_options_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         prepared("digits", tmp_path, **options)
-
-
-# The command.
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "trainer.prepare", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
-
-
-def test_the_command_prints_where_the_shards_are_and_how_to_train_from_them(tmp_path: Path) -> None:
-    done = run("--data", str(image_folder(tmp_path / "folder")), "--store", str(tmp_path / "store"))
-    assert done.returncode == 0, done.stderr
-    where, train = done.stdout.splitlines()
-    folder = Path(where.removeprefix("prepared: "))
-    assert train == f"train from it: make train DATA={folder}"
-    assert read_index(folder).splits["train"].images == 12
-    assert "\r" not in done.stderr
-    assert "\x1b" not in done.stderr
-
-
-def test_help_shows_every_option_quickly_and_without_the_heavy_libraries() -> None:
-    start = time.monotonic()
-    done = run("--help")
-    assert done.returncode == 0
-    assert time.monotonic() - start < 5
-    for option in (
-        "--data",
-        "--store",
-        "--train-sides",
-        "--val-sides",
-        "--quality",
-        "--workers",
-        "--max-broken-share",
-        "--secrets-dir",
-    ):
-        assert option in done.stdout
-    assert "(default: 256 128)" in done.stdout
-
-
-@pytest.mark.parametrize("wrong", [["--dta", "x"], ["--quality", "many"], ["--quality", "101"], ["--store", "ftp://x"]])
-def test_wrong_options_exit_with_78_and_no_traceback(wrong: list[str], tmp_path: Path) -> None:
-    done = run("--data", "digits", "--store", str(tmp_path), *wrong)
-    assert done.returncode == 78, done.stderr
-    assert wrong[0].strip("-") in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_ctrl_c_ends_with_130_and_the_same_command_continues(tmp_path: Path) -> None:
-    folder = image_folder(tmp_path / "folder", train=400, side=96)
-    arguments = ["--data", str(folder), "--store", str(tmp_path / "store"), "--train-sides", "64", "--workers", "1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "trainer.prepare", *arguments], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    while "preparing" not in process.stderr.readline():
-        pass
-    os.kill(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "run the same command again" in said
-    assert "Traceback" not in said
-    assert run(*arguments).returncode == 0

@@ -17,7 +17,11 @@ from trainer.contract import Exit, RunEnv, UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Turn images into the shards that training reads, once. Run again, it continues, or finds that all is done."""
+    """Turn images into the shards that training reads, once. Run again, it continues, or finds that all is done.
+
+    Each image is decoded once and stored as one JPEG per short side. Other images or options make another version
+    beside the first. The shards are Arrow files: `datasets.load_dataset("arrow", data_files=...)` opens them, too.
+    """
 
     data: str
     """digits, a Hugging Face id (ILSVRC/imagenet-1k), a folder of parquet files, or an image folder (train/, val/)."""
@@ -26,13 +30,14 @@ class Options:
     """Where the shards go, under datasets/<name>/<version>/: s3://bucket/prefix or a folder."""
 
     train_sides: tuple[int, ...] = (256, 128)
-    """Short sides in pixels; training images are stored with each. 256 serves training up to 224, 128 up to 112."""
+    """Short sides in pixels; training images are stored with each, and read from the smallest that serves. 256 is made
+    for training at 224, 128 for up to 112 (progressive resizing starts there). Smaller images are not enlarged."""
 
     val_sides: tuple[int, ...] = (320,)
-    """Likewise for validation images. 320 serves evaluation at resize 232 to 320."""
+    """Likewise for validation images; several are allowed. 320 serves evaluation at resize 232 to 320."""
 
     quality: int = 90
-    """JPEG quality of what is shrunk or converted (4:2:0). Small baseline JPEGs keep their bytes."""
+    """JPEG quality, 1 to 95, of what is shrunk or converted (4:2:0). Small baseline JPEGs keep their bytes."""
 
     workers: int = 0
     """Threads that decode and encode; 0 means one per core."""
@@ -56,7 +61,7 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return Exit.USER
-    except StoreError as error:
+    except (StoreError, OSError) as error:
         print(f"error: {error}; the shards written so far are kept, run the same command again", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,8 @@ class Example:
 class Split(Protocol):
     """Random access from any thread. `labels` is cheap: no image is read for it."""
 
+    in_runs: ClassVar[bool]  # an image is quickly read only after one near it
+
     @property
     def labels(self) -> Labels: ...
     def __len__(self) -> int: ...
@@ -52,6 +54,8 @@ class Split(Protocol):
 
 class Listed:
     """A split held in memory."""
+
+    in_runs: ClassVar = False
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self._examples = examples
@@ -93,6 +97,8 @@ def digits() -> tuple[tuple[str, ...], dict[str, Split]]:
 
 class FolderSplit:
     """Image files and their labels."""
+
+    in_runs: ClassVar = False
 
     def __init__(self, root: Path, files: Sequence[Path], labels: Iterable[int]) -> None:
         self._root, self._files = root, files
@@ -171,6 +177,7 @@ class ParquetSplit:
 
     # Not through `load_dataset`, which would first write a second copy of everything: 150 GB for ImageNet.
     KEPT_ROW_GROUPS = 3
+    in_runs: ClassVar = True
 
     def __init__(self, split: str, files: Sequence[Path]) -> None:
         import pyarrow.parquet as pq

@@ -1,7 +1,7 @@
 """From DATA= to the prepared form: `datasets/<name>/<version>/` of a store.
 
 Every image is decoded once, by a pool of threads; what is done to one image is in `convert`. The bytes written depend
-on the source and the options alone, not on the number of workers.
+on the source and the options alone, so that two preparations into one place can only write the same.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zlib
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from trainer.contract import UserError, dataset_key
-from trainer.data.convert import BrokenImageError, convert
-from trainer.data.progress import Track, say
-from trainer.data.shards import INDEX, Copies, Index, Row, Shard, Size, SplitIndex, Tally, read_tally, write_shard
-from trainer.data.sources import Split, identify, open_source
+from trainer.data.convert import CONVERSION
+from trainer.data.parts import Job, default_images, parts_of
+from trainer.data.progress import Progress, Track, say, show_bytes, show_duration, show_rate
+from trainer.data.shards import FORMAT, INDEX, Copies, Index, Shard, Size, SplitIndex, Tally
+from trainer.data.sources import identify, open_source
 from trainer.store import NotFoundError, ObjectStore
 
-Progress = Callable[[int], None]  # told how many more images, or bytes, are done
+__all__ = ["Prepared", "Progress", "prepare"]
 
 BROKEN_NAMED = 10
 
@@ -48,13 +48,14 @@ def prepare(
 ) -> Prepared:
     """Write the shards, then the index; where the index is, do nothing. Shards that are already there are kept.
 
-    `workers` and `images_per_shard` of 0 mean all cores, and about 256 MB; in memory are one shard and a few images.
+    `workers` of 0 means all cores, `images_per_shard` of 0 about 128 MB for the largest copy. In memory are the images
+    of one shard while they are converted, and of the one before it while it is written. Raises UserError and
+    StoreError; after either, a later call continues.
     """
-    short_side, quality = copies.train[0], copies.quality  # TODO: every copy
-    _check_options(short_side, quality, max_broken_share)
+    copies = _checked(copies, max_broken_share)
     name, identity = identify(data)
-    images_per_shard = images_per_shard or max(1, 2**29 // short_side**2)  # a photograph takes half a byte per pixel
-    prefix = _prefix(name, identity, short_side, quality, images_per_shard)
+    per_shard = {split: images_per_shard or default_images(copies.sides(split)) for split in ("train", "val")}
+    prefix = _prefix(name, copies, [identity, per_shard])
     where = store.describe(prefix)
     if index := _finished(store, prefix):
         say(f"{name}: already prepared in {where}")
@@ -62,56 +63,67 @@ def prepare(
 
     source = open_source(data, secrets_dir=secrets_dir)
     total = sum(len(split) for split in source.splits.values())
-    there = {info.key for info in store.list(f"{prefix}/")}
     workers = workers or os.cpu_count() or 1
+    there = {info.key.rpartition("/")[2] for info in store.list(f"{prefix}/")}
     tallies = {split: Tally() for split in source.splits}
-    shards: dict[str, list[Shard]] = {split: [] for split in source.splits}
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="prepare")
-    try:
+    shards: dict[str, list[tuple[Shard, ...]]] = {split: [] for split in source.splits}
+    with ThreadPoolExecutor(workers, "prepare") as pool, ThreadPoolExecutor(1, "write") as writer:
+        job = Job(source, store, prefix, copies, there, workers, pool, writer)
+        parts = list(parts_of(source, per_shard, copies))
+        job.estimate([part for part in parts if not there.issuperset(part.files)])
         with Track(total, "images", f"preparing {name}", progress) as track:
-            for split, images in source.splits.items():
-                for first in range(0, len(images), images_per_shard):
-                    numbers = range(first, min(first + images_per_shard, len(images)))
-                    file = f"{split}-{short_side}px-{len(shards[split]):05d}.arrow"
-                    key = f"{prefix}/{file}"
-                    if key in there:  # put whole by an earlier call
-                        body = store.get(key)
-                        track.add(len(numbers))
-                    else:
-                        rows = _converted(pool, 4 * workers, images, numbers, short_side, quality)
-                        body = write_shard(source.classes, _counted(rows, track))
-                        store.put(key, body)
-                    tally = read_tally(body, store.describe(key))
-                    shards[split].append(Shard(file, tally.images, len(body), zlib.crc32(body)))
-                    tallies[split].add(tally)
-                    _check_broken(name, tallies, total, max_broken_share)
-    finally:
-        pool.shutdown(cancel_futures=True)
+            for part in job.run(parts, track):
+                shards[part.split].append(part.shards)
+                tallies[part.split].add(part.tally)
+                _check_broken(name, tallies, total, max_broken_share)
 
     splits = {
-        split: SplitIndex(tally.images, (Size(short_side, quality, tuple(shards[split])),))
-        for split, tally in tallies.items()
+        split: SplitIndex(
+            tallies[split].images,
+            tuple(
+                Size(side, copies.quality, of_side)
+                for side, of_side in zip(copies.sides(split), zip(*shards[split], strict=True), strict=True)
+            ),
+        )
+        for split in source.splits
     }
     version = prefix.rpartition("/")[2]
-    index = Index(name, version, source.classes, splits, _fingerprint(source.classes, shards, tallies))
+    index = Index(name, version, source.classes, splits, _fingerprint(source.classes, splits, tallies))
     store.put(f"{prefix}/{INDEX}", index.to_json().encode())
     say(_summary(name, where, index, tallies))
+    if track.worked:
+        took, rate = show_duration(track.seconds), show_rate(track.worked, track.seconds, workers)
+        say(f"  converted {track.worked:,} images in {took}, {rate}")
     return Prepared(prefix, index)
 
 
-def _check_options(short_side: int, quality: int, max_broken_share: float) -> None:
-    if short_side < 8:
-        raise UserError(f"short side {short_side} is too small: use pixels, 8 or more; 256 serves training up to 224")
-    if not 1 <= quality <= 95:
-        raise UserError(f"quality {quality} is not a JPEG quality: use 1 to 95; 90 is the default")
+def _checked(copies: Copies, max_broken_share: float) -> Copies:
+    """The copies, largest first: the order in which each is made from the one before."""
+    for split in ("train", "val"):
+        sides = copies.sides(split)
+        if not sides or len(set(sides)) < len(sides):
+            raise UserError(f"short sides {sides} of {split} are none, or one twice: use for example 256 128")
+        if min(sides) < 8:
+            raise UserError(
+                f"short side {min(sides)} is too small: use pixels, 8 or more; 256 serves training up to 224"
+            )
+    if not 1 <= copies.quality <= 95:
+        raise UserError(f"quality {copies.quality} is not a JPEG quality: use 1 to 95; 90 is the default")
     if not 0 <= max_broken_share < 1:
         raise UserError(f"max broken share {max_broken_share} is not a share: use 0 to 1, for example 0.001")
+    return replace(copies, train=_falling(copies.train), val=_falling(copies.val))
 
 
-def _prefix(name: str, identity: str, short_side: int, quality: int, images_per_shard: int) -> str:
+def _falling(sides: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted(sides, reverse=True))
+
+
+def _prefix(name: str, copies: Copies, content: Sequence[object]) -> str:
     """`datasets/<name>/<version>`: the version tells people the options, and hashes all that decides the content."""
-    digest = hashlib.sha256(json.dumps([identity, short_side, quality, images_per_shard]).encode()).hexdigest()[:12]
-    return dataset_key(name, f"{short_side}px-q{quality}-{digest}", "").rstrip("/")
+    decides = [FORMAT, CONVERSION, copies.train, copies.val, copies.quality, *content]
+    digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
+    sides = "-".join(str(side) for side in copies.train)
+    return dataset_key(name, f"{sides}px-q{copies.quality}-{digest}", "").rstrip("/")
 
 
 def _finished(store: ObjectStore, prefix: str) -> Index | None:
@@ -120,37 +132,6 @@ def _finished(store: ObjectStore, prefix: str) -> Index | None:
         return Index.from_json(store.get(key), store.describe(key))
     except NotFoundError:
         return None
-
-
-def _converted(
-    pool: ThreadPoolExecutor, window: int, images: Split, numbers: range, short_side: int, quality: int
-) -> Iterator[Row]:
-    """The rows in order; at most `window` images are in work, so that memory is bounded."""
-
-    def one(i: int) -> Row:
-        try:
-            example = images[i]
-        except (FileNotFoundError, PermissionError) as error:  # other faults are the disk's, not the image's
-            return Row(f"image {i}", int(images.labels[i]), None, (), str(error))
-        try:
-            jpeg, odd = convert(example.image, example.name, short_side=short_side, quality=quality)
-        except BrokenImageError as error:
-            return Row(example.name, example.label, None, (), str(error))
-        return Row(example.name, example.label, jpeg, odd)
-
-    pending: deque[Future[Row]] = deque()
-    for i in numbers:
-        pending.append(pool.submit(one, i))
-        if len(pending) >= window:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
-
-
-def _counted(rows: Iterator[Row], track: Track) -> Iterator[Row]:
-    for row in rows:
-        yield row
-        track.add(1)
 
 
 def _check_broken(name: str, tallies: dict[str, Tally], total: int, max_broken_share: float) -> None:
@@ -168,19 +149,25 @@ def _first(broken: list[str]) -> str:
     return "; ".join([*broken[:BROKEN_NAMED], *more])
 
 
-def _fingerprint(classes: tuple[str, ...], shards: dict[str, list[Shard]], tallies: dict[str, Tally]) -> str:
+def _fingerprint(classes: tuple[str, ...], splits: dict[str, SplitIndex], tallies: dict[str, Tally]) -> str:
     digest = hashlib.sha256(json.dumps(classes).encode())
-    for split in sorted(shards):
-        content = [split, *([shard.images, shard.bytes, shard.crc32] for shard in shards[split])]
-        digest.update(json.dumps(content).encode())
+    for split in sorted(splits):
+        shards = [[s.short_side, s.quality, [asdict(shard) for shard in s.shards]] for s in splits[split].sizes]
+        digest.update(json.dumps([split, *shards]).encode())
         digest.update(np.concatenate(tallies[split].labels).astype("<i8").tobytes())
     return digest.hexdigest()
 
 
 def _summary(name: str, where: str, index: Index, tallies: dict[str, Tally]) -> str:
     images = " and ".join(f"{split.images:,} {key}" for key, split in index.splits.items())
-    megabytes = sum(shard.bytes for shard in index.shards()) / 1e6
-    lines = [f"{name}: {images} images of {len(index.classes)} classes, {megabytes:,.1f} MB, in {where}"]
+    size = show_bytes(sum(shard.bytes for shard in index.shards()))
+    lines = [f"{name}: {images} images of {len(index.classes)} classes, {size}, in {where}"]
+    copies = [
+        f"{split} {size.short_side} px {show_bytes(sum(shard.bytes for shard in size.shards))}"
+        for split, content in index.splits.items()
+        for size in content.sizes
+    ]
+    lines.append("  copies: " + ", ".join(copies))
     odd = sum((tally.odd for tally in tallies.values()), Counter[str]())
     if odd:
         lines.append("  seen: " + ", ".join(f"{count:,} {kind}" for kind, count in sorted(odd.items())))

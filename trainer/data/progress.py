@@ -11,6 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+Progress = Callable[[int], None]  # told how many more images, or bytes, are done
+
 LINE_EVERY_SECONDS = 10.0
 
 
@@ -18,12 +20,29 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def show_bytes(count: float) -> str:
+    """For people: 1.4 MB, 45.2 GB."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def show_duration(seconds: float) -> str:
+    """For people: 42 s, 12 min, 1.6 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def show_rate(images: int, seconds: float, threads: int) -> str:
+    """For people: 230 images/s (2 threads)."""
+    return f"{images / seconds:,.0f} images/s ({threads} thread{'s' if threads > 1 else ''})"
+
+
 class Track:
     """Counts up to `total` from any thread; `listener` is told of every step (the heartbeat's progress counter)."""
 
-    def __init__(self, total: int, unit: str, what: str, listener: Callable[[int], None] | None = None) -> None:
+    def __init__(self, total: int, unit: str, what: str, listener: Progress | None = None) -> None:
         self._total, self._unit, self._what, self._listener = total, unit, what, listener
-        self._done, self._lock = 0, threading.Lock()
+        self._done, self._skipped, self._lock = 0, 0, threading.Lock()
         self._start = self._last = time.monotonic()
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
@@ -38,15 +57,28 @@ class Track:
         if self._bar is not None:
             self._bar.close()
 
-    def add(self, count: int) -> None:
+    @property
+    def worked(self) -> int:
+        """How many were done, without those skipped."""
+        return self._done - self._skipped
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self._start
+
+    def add(self, count: int, *, skipped: bool = False) -> None:
+        """So many more are done; `skipped` ones cost no time, and do not count in the rate."""
         with self._lock:
             self._done += count
+            self._skipped += count if skipped else 0
             now = time.monotonic()
             if self._bar is not None:
+                self._bar.initial = self._skipped
                 self._bar.update(count)
             elif now - self._last >= LINE_EVERY_SECONDS:
-                self._last, rate = now, self._done / (now - self._start)
-                left = (self._total - self._done) / rate if rate else 0.0
-                say(f"{self._what}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s, {left:.0f} s left")
+                self._last, rate = now, self.worked / self.seconds
+                left = f"{show_duration((self._total - self._done) / rate)} left" if rate else "time left unknown"
+                say(f"{self._what}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s, {left}")
         if self._listener is not None:
             self._listener(count)

@@ -1,0 +1,214 @@
+"""`python -m trainer.prepare` as a process: what it says, killed at any point, twice at once, a store that fails."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.emulator.s3 import FaultyProxy, Forward, refuse
+from tests.images import image_folder
+from trainer.data.shards import read_index
+from trainer.store import open_store
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# Many small shards of two copies; the command itself makes large ones only.
+MANY_SHARDS = """
+import sys
+from trainer.data.prepare import prepare
+from trainer.data.shards import Copies
+from trainer.store import open_store
+data, store, workers = sys.argv[1:]
+prepare(data, open_store(store), Copies((96, 48), (120,), 90), workers=int(workers), images_per_shard=20)
+"""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "trainer.prepare", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+
+
+def test_the_command_prints_where_the_shards_are_and_how_to_train_from_them(tmp_path: Path) -> None:
+    done = run("--data", str(image_folder(tmp_path / "folder")), "--store", str(tmp_path / "store"))
+    assert done.returncode == 0, done.stderr
+    where, train = done.stdout.splitlines()
+    folder = Path(where.removeprefix("prepared: "))
+    assert train == f"train from it: make train DATA={folder}"
+    assert read_index(folder).splits["train"].images == 12
+    assert "\r" not in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_help_shows_every_option_quickly_and_without_the_heavy_libraries() -> None:
+    start = time.monotonic()
+    done = run("--help")
+    assert done.returncode == 0
+    assert time.monotonic() - start < 5
+    for option in (
+        "--data",
+        "--store",
+        "--train-sides",
+        "--val-sides",
+        "--quality",
+        "--workers",
+        "--max-broken-share",
+        "--secrets-dir",
+    ):
+        assert option in done.stdout
+    assert "(default: 256 128)" in done.stdout
+
+
+@pytest.mark.parametrize("wrong", [["--dta", "x"], ["--quality", "many"], ["--quality", "101"], ["--store", "ftp://x"]])
+def test_wrong_options_exit_with_78_and_no_traceback(wrong: list[str], tmp_path: Path) -> None:
+    done = run("--data", "digits", "--store", str(tmp_path), *wrong)
+    assert done.returncode == 78, done.stderr
+    assert wrong[0].strip("-") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_ends_with_130_and_the_same_command_continues(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "folder", train=400, side=96)
+    arguments = ["--data", str(folder), "--store", str(tmp_path / "store"), "--train-sides", "64", "--workers", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer.prepare", *arguments], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    while "preparing" not in process.stderr.readline():
+        pass
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "run the same command again" in said
+    assert "Traceback" not in said
+    assert run(*arguments).returncode == 0
+
+
+# Killed, or twice at once.
+
+
+def many_shards(data: Path, store: str, workers: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", MANY_SHARDS, str(data), store, str(workers)]
+    return subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+
+
+def stored(uri: str) -> dict[str, str]:
+    store = open_store(uri)
+    return {info.key: hashlib.sha256(store.get(info.key)).hexdigest() for info in store.list("datasets/")}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough work for a second or so: 468 images, 20 + 5 parts."""
+    return image_folder(tmp_path_factory.mktemp("photos") / "photos", train=128, val=28, side=180)
+
+
+@pytest.fixture(scope="module")
+def expected(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What an uninterrupted preparation by one thread leaves."""
+    store = tmp_path_factory.mktemp("expected")
+    done = many_shards(photos, str(store), 1)
+    assert done.communicate(timeout=60)[1].count("preparing") == 1
+    assert done.returncode == 0
+    return stored(str(store))
+
+
+@pytest.fixture(params=["directory", "S3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URI of an empty store."""
+    if request.param == "S3":
+        return str(request.getfixturevalue("s3_uri"))
+    (tmp_path / "store").mkdir()
+    return str(tmp_path / "store")
+
+
+def test_killed_at_any_point_it_continues_to_the_same_bytes(place: str, photos: Path, expected: dict[str, str]) -> None:
+    kept, store = set[str](), open_store(place)
+    for workers in (1, 2, 3):
+        process = many_shards(photos, place, workers)
+        while process.poll() is None and len(list(store.list("datasets/"))) <= len(kept):
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.08))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "no work was left: give it more images"
+        now = {key for key, digest in stored(place).items() if expected[key] == digest}
+        assert now == set(stored(place)), "half a shard, or another one"
+        assert now >= kept
+        kept = now
+    last = many_shards(photos, place, 2)
+    _, said = last.communicate(timeout=60)
+    assert last.returncode == 0, said
+    assert stored(place) == expected
+
+
+def test_two_at_once_into_one_place_both_end_well_with_the_same_bytes(
+    place: str, photos: Path, expected: dict[str, str]
+) -> None:
+    both = [many_shards(photos, place, workers) for workers in (1, 2)]
+    for process in both:
+        _, said = process.communicate(timeout=90)
+        assert process.returncode == 0, said
+    assert stored(place) == expected
+
+
+# A store that fails.
+
+
+def pass_on(forward: Forward) -> tuple[int, dict[str, str], bytes]:
+    return forward()
+
+
+def arguments_for(folder: Path, store: str) -> Sequence[str]:
+    return "--data", str(image_folder(folder)), "--store", store, "--train-sides", "32", "16", "--val-sides", "32"
+
+
+def test_s3_that_fails_now_and_then_is_asked_again(tmp_path: Path, s3_uri: str, s3_proxy: FaultyProxy) -> None:
+    arguments = arguments_for(tmp_path / "images", s3_uri)
+    s3_proxy.plan("PUT", pass_on, refuse(503, "SlowDown"), pass_on, refuse(500, "InternalError"))
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert not s3_proxy.faults["PUT"]
+
+
+def test_s3_that_keeps_failing_ends_with_1_and_the_shards_so_far_are_kept(
+    tmp_path: Path, s3_uri: str, s3_proxy: FaultyProxy
+) -> None:
+    arguments = arguments_for(tmp_path / "images", s3_uri)
+    s3_proxy.plan("PUT", pass_on, pass_on, *[refuse(503, "SlowDown")] * 20)  # the probe, a shard, then no more
+    failed = run(*arguments)
+    assert failed.returncode == 1, failed.stderr
+    assert "train-16px-00000.arrow: SlowDown" in failed.stderr
+    assert "the shards written so far are kept, run the same command again" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    kept = {key: digest for key, digest in stored(s3_uri).items() if key.endswith(".arrow")}
+    assert [Path(key).name for key in kept] == ["train-32px-00000.arrow"]
+    s3_proxy.faults.clear()
+    s3_proxy.requests.clear()
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert kept.items() < stored(s3_uri).items()
+    assert not [request for request in s3_proxy.requests if request.startswith("PUT") and "train-32px" in request]
+
+
+def test_a_disk_that_is_full_ends_with_78_and_with_room_the_same_command_continues(tmp_path: Path) -> None:
+    arguments = arguments_for(tmp_path / "images", str(tmp_path / "store"))
+    limit = 10_000  # bytes that a file may have: less than the large shard needs
+    command = [sys.executable, "-m", "trainer.prepare", *arguments]
+    full = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert full.returncode == 78, full.stderr
+    assert "train-32px-00000.arrow: File too large; free disk space (or quota)" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert not list((tmp_path / "store").rglob("*.arrow"))
+    assert run(*arguments).returncode == 0
