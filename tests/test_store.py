@@ -41,6 +41,10 @@ def store(request: pytest.FixtureRequest) -> ObjectStore:
     return open_store(str(folder))
 
 
+def streamed(store: ObjectStore, key: str, start: int, size: int, buffer: int = MIB) -> bytes:
+    return b"".join(bytes(piece) for piece in store.stream(key, start, size, memoryview(bytearray(buffer))))
+
+
 def bucket_and_prefix(uri: str) -> tuple[str, str]:
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     return bucket, prefix
@@ -58,6 +62,9 @@ def test_what_was_put_is_read_back_whole_in_part_and_into_a_buffer(store: Object
     assert (info.key, info.bytes, info.etag) == ("runs/a/x.bin", len(body), etag)
     assert store.read_range("runs/a/x.bin", 250, 20) == body[250:270]
     assert store.read_range("runs/a/x.bin", len(body) - 1, 1) == body[-1:]
+    for start, size in ((0, len(body)), (250, 20), (len(body) - 1, 1)):
+        for buffer in (7, MIB):
+            assert streamed(store, "runs/a/x.bin", start, size, buffer) == body[start : start + size]
     buffer = bytearray(len(body))
     store.read_into("runs/a/x.bin", memoryview(buffer))
     assert buffer == body
@@ -78,6 +85,7 @@ def test_a_missing_key_is_not_found_by_every_read(store: ObjectStore) -> None:
             store.get_with_etag,
             store.head,
             lambda key: store.read_range(key, 0, 1),
+            lambda key: streamed(store, key, 0, 1),
             lambda key: store.read_into(key, memoryview(bytearray(1))),
         ):
             with pytest.raises(NotFoundError, match=re.escape(store.describe(key))):
@@ -87,15 +95,18 @@ def test_a_missing_key_is_not_found_by_every_read(store: ObjectStore) -> None:
 def test_a_range_or_buffer_that_does_not_fit_the_object_is_a_fault(store: ObjectStore) -> None:
     store.put("x", b"12345")
     for start, size in ((0, 6), (4, 2), (5, 1), (9, 1)):
-        with pytest.raises(StoreError) as caught:
-            store.read_range("x", start, size)
-        assert caught.value.code == "InvalidRange"
+        for read in (store.read_range, lambda *arguments: streamed(store, *arguments)):
+            with pytest.raises(StoreError) as caught:
+                read("x", start, size)
+            assert caught.value.code == "InvalidRange"
     for size in (0, 4, 6):
         with pytest.raises(StoreError, match=f"has 5 bytes.*not {size}"):
             store.read_into("x", memoryview(bytearray(size)))
     for start, size in ((-1, 2), (0, 0)):
         with pytest.raises(ValueError, match="not a range"):
             store.read_range("x", start, size)
+        with pytest.raises(ValueError, match="not a range"):
+            streamed(store, "x", start, size)
 
 
 def test_a_large_file_is_put_from_its_position_and_restored_byte_for_byte(store: ObjectStore, tmp_path: Path) -> None:
@@ -178,6 +189,7 @@ def test_what_is_no_key_is_refused_before_anything_is_touched(store: ObjectStore
             lambda key: store.create(key, b""),
             lambda key: store.replace(key, b"", "etag"),
             lambda key: store.read_range(key, 0, 1),
+            lambda key: streamed(store, key, 0, 1),
             lambda key: store.read_into(key, memoryview(bytearray(1))),
         ):
             with pytest.raises(ValueError, match="is not a key"):
@@ -578,6 +590,8 @@ def test_a_body_cut_off_is_read_on_from_there(s3_uri: str, s3_proxy: FaultyProxy
     assert store.get("x") == body
     s3_proxy.plan("GET", cut_answer)
     assert store.read_range("x", 1000, 2 * MIB) == body[1000 : 1000 + 2 * MIB]
+    s3_proxy.plan("GET", cut_answer, cut_answer)
+    assert streamed(store, "x", 1000, 3 * MIB, buffer=70_000) == body[1000 : 1000 + 3 * MIB]
     s3_proxy.plan("GET", *[cut_answer] * 3)
     with pytest.raises(StoreError, match="cut off 3 times"):
         store.get("x")
@@ -592,11 +606,27 @@ def test_an_object_changed_between_two_halves_is_not_mixed(s3_uri: str, s3_proxy
         store.put("x", b"b" * MIB)
         return answer
 
-    s3_proxy.plan("GET", cut_and_change)
-    with pytest.raises(StoreError) as caught:
+    for read in (store.get, lambda key: streamed(store, key, 0, MIB)):
+        s3_proxy.plan("GET", cut_and_change)
+        with pytest.raises(StoreError) as caught:
+            read("x")
+        assert caught.value.code == "PreconditionFailed"
+        assert not isinstance(caught.value, ConflictError)
+        store.put("x", b"a" * MIB)
+
+
+def test_an_answer_that_goes_on_elsewhere_than_asked_is_not_mixed_in(s3_uri: str, s3_proxy: FaultyProxy) -> None:
+    store = open_store(s3_uri)
+    store.put("x", os.urandom(MIB))
+    whole: list[tuple[int, dict[str, str], bytes]] = []
+
+    def cut_and_keep(forward: Callable[[], tuple[int, dict[str, str], bytes]]) -> tuple[int, dict[str, str], bytes]:
+        whole.append(forward())
+        return cut_answer(lambda: whole[0])
+
+    s3_proxy.plan("GET", cut_and_keep, lambda forward: whole[0])
+    with pytest.raises(StoreError, match=f"{MIB} bytes follow byte {MIB // 2} there"):
         store.get("x")
-    assert caught.value.code == "PreconditionFailed"
-    assert not isinstance(caught.value, ConflictError)
 
 
 def test_damage_on_the_way_is_noticed(s3_uri: str, s3_proxy: FaultyProxy) -> None:

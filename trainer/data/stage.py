@@ -1,20 +1,28 @@
-"""Has the prepared data of a run on this machine: itself, a checked copy of one in S3, or prepared here and now."""
+"""Has the prepared data of a run on this machine: itself, a copy of one in S3, or prepared here and now.
+
+A shard counts as whole only once this machine has read it and found the checksum of the index. Damage on this machine
+is mended from S3 where the data came from there; elsewhere it is told. How shards are made is in `prepare`.
+"""
 
 from __future__ import annotations
 
 import os
+import threading
 import zlib
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 
 from trainer.contract import RunEnv, UserError, dataset_key
 from trainer.data.prepare import Progress, prepare
-from trainer.data.progress import Track
+from trainer.data.progress import Track, say
 from trainer.data.shards import INDEX, Copies, Index, Shard, read_index
-from trainer.store import NotFoundError, ObjectStore, open_store
+from trainer.data.verify import MISSING, PIECE_BYTES, find_faults, in_parallel, open_verified, read_crc32
+from trainer.store import NotFoundError, ObjectStore, StoreError, explained, open_store
 
-COPY_BYTES = 16 << 20
+STREAMS = 16  # shards on their way at once: one connection to S3 is slower than the network of the machine
+_REPAIR = f"remove it and {INDEX} there and run `make prepare` again"
+
 Wanted = Mapping[str, frozenset[int]]  # split: the pixels that its images must serve
 
 
@@ -28,10 +36,11 @@ def stage(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Path:
-    """The local prepared folder of DATA=, with whole shards of every copy that serves what is `wanted`."""
-    if (folder := Path(data).expanduser()).joinpath(INDEX).is_file():
-        read_index(folder)
-        return folder
+    """The local prepared folder of DATA=, with whole shards of every stored size that serves what is `wanted`.
+
+    What was fetched or verified stays known in `scratch`: the next call goes on from there. UserError for what only
+    the user can mend, StoreError if S3 fails.
+    """
     try:
         scratch.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -39,21 +48,40 @@ def stage(
             f"scratch folder {scratch} cannot be made or used ({error.strerror}): name a folder on a disk with room "
             f"for the data, {RunEnv.variable('scratch_dir')}=…"
         ) from error
+    workers = workers or os.cpu_count() or 1
     if data.startswith("s3://"):
-        return _copy(data.rstrip("/"), scratch, workers or os.cpu_count() or 1, progress)
-    prepared = prepare(
-        data,
-        open_store(str(scratch)),
-        copies,
-        secrets_dir=secrets_dir,
-        workers=workers,
-        progress=progress,
-    )
-    return scratch / prepared.prefix
+        return _fetch(data.rstrip("/"), scratch, wanted, workers, progress)
+    folder = Path(data).expanduser().absolute()
+    if not folder.joinpath(INDEX).is_file():
+        store = open_store(str(scratch))
+        prepared = prepare(data, store, copies, secrets_dir=secrets_dir, workers=workers, progress=progress)
+        folder = scratch / prepared.prefix
+    index = read_index(folder)
+    with open_verified(scratch, index) as verified:
+        if faults := find_faults(folder, _shards(index, wanted), verified, workers, progress):
+            shard, reason = next(iter(faults.items()))
+            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+            raise UserError(
+                f"{folder / shard.file} {reason}{more}: every shard must be as {INDEX} says; copy it again from where "
+                f"it is whole, or remove it and {INDEX} and prepare the data again"
+            )
+    return folder
 
 
-def _copy(uri: str, scratch: Path, workers: int, progress: Progress | None) -> Path:
-    """A prepared folder of a store, shard by shard, each checked; what is there and whole is kept. Index last."""
+def _shards(index: Index, wanted: Wanted) -> list[Shard]:
+    """The shards of the smallest stored sizes that serve what is wanted."""
+    return [
+        shard
+        for name, pixels in wanted.items()
+        for side in sorted({index.splits[name].choose_size(one) for one in pixels})
+        for size in index.splits[name].sizes
+        if size.short_side == side
+        for shard in size.shards
+    ]
+
+
+def _fetch(uri: str, scratch: Path, wanted: Wanted, workers: int, progress: Progress | None) -> Path:
+    """A prepared folder of a store, as far as wanted. What is here and whole is kept, the index is written last."""
     store = open_store(uri)
     try:
         text = store.get(INDEX)
@@ -64,47 +92,94 @@ def _copy(uri: str, scratch: Path, workers: int, progress: Progress | None) -> P
         ) from error
     index = Index.from_json(text, store.describe(INDEX))
     folder = scratch / dataset_key(index.name, index.version, "")
-    done = folder / INDEX
-    if done.is_file() and done.read_bytes() == text:
-        return folder
     folder.mkdir(parents=True, exist_ok=True)
-    shards = list(index.shards())
-    with Track(sum(shard.bytes for shard in shards), "bytes", f"copying {uri}", progress) as track:
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="stage")
-        try:
-            for copied in [pool.submit(_copy_shard, store, shard, folder, track) for shard in shards]:
-                copied.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-    part = folder / f"{INDEX}.part"
-    part.write_bytes(text)
-    part.replace(done)
+    with open_verified(scratch, index) as verified:
+        done = folder / INDEX
+        if done.is_file() and done.read_bytes() != text:
+            done.unlink()  # damaged, or of data that was prepared anew
+        faults = find_faults(folder, _shards(index, wanted), verified, workers, progress)
+        for shard, reason in faults.items():
+            if reason != MISSING:
+                say(f"{folder / shard.file} {reason}: fetching it again")
+        if faults:
+            missing = sum(shard.bytes - _kept(_part(folder, shard), shard) for shard in faults)
+            _check_room(folder, missing)
+            with Track(missing, "bytes", f"copying {uri}", progress) as track:
+
+                def fetch(shard: Shard, stop: threading.Event) -> None:
+                    if _fetch_shard(store, shard, folder, track, stop):
+                        verified.add(folder / shard.file, shard)
+
+                in_parallel(fetch, list(faults), STREAMS)
+        if not done.is_file():
+            part = folder / f"{INDEX}.part"
+            part.write_bytes(text)
+            part.replace(done)
     return folder
 
 
-def _copy_shard(store: ObjectStore, shard: Shard, folder: Path, track: Track) -> None:
-    target = folder / shard.file
-    if target.is_file() and target.stat().st_size == shard.bytes and _crc32(target) == shard.crc32:
-        track.add(shard.bytes)
-        return
-    part, crc32 = target.with_name(f"{target.name}.part"), 0
-    with part.open("wb") as out:
-        for start in range(0, shard.bytes, COPY_BYTES):
-            piece = store.read_range(shard.file, start, min(COPY_BYTES, shard.bytes - start))
-            crc32 = zlib.crc32(piece, crc32)
-            out.write(piece)
-            track.add(len(piece))
-    if crc32 != shard.crc32:
+def _check_room(folder: Path, missing: int) -> None:
+    disk = os.statvfs(folder)
+    if (free := disk.f_bavail * disk.f_frsize) < missing:
         raise UserError(
-            f"{store.describe(shard.file)} has checksum {crc32}, {INDEX} says {shard.crc32}: the shard is damaged in "
-            "the store; remove it and its index there and run `make prepare` again"
+            f"scratch folder {folder} has {free / 1e9:,.1f} GB free, the shards still to fetch take "
+            f"{missing / 1e9:,.1f} GB: free disk space, or name a folder on a larger disk, "
+            f"{RunEnv.variable('scratch_dir')}=…"
         )
-    part.replace(target)
 
 
-def _crc32(path: Path) -> int:
-    crc32 = 0
-    with path.open("rb") as file:
-        while piece := file.read(COPY_BYTES):
-            crc32 = zlib.crc32(piece, crc32)
-    return crc32
+def _part(folder: Path, shard: Shard) -> Path:
+    return folder / f"{shard.file}.part"
+
+
+def _kept(part: Path, shard: Shard) -> int:
+    """How much of the shard an earlier call has left."""
+    size = part.stat().st_size if part.exists() else 0
+    return size if size <= shard.bytes else 0
+
+
+def _fetch_shard(store: ObjectStore, shard: Shard, folder: Path, track: Track, stop: threading.Event) -> bool:
+    """One shard, going on where an earlier call was cut off; False if stopped. Renamed once its checksum is right."""
+    part = _part(folder, shard)
+    with part.open("r+b" if part.exists() else "w+b", buffering=0) as file:
+        kept, crc32 = read_crc32(file, _kept(part, shard), stop, lambda count: None)
+        while not stop.is_set():
+            for piece in _stream(store, shard, kept):
+                if stop.is_set():
+                    return False
+                crc32 = zlib.crc32(piece, crc32)
+                _write(file, piece)
+                track.add(len(piece))
+            if crc32 == shard.crc32:
+                file.truncate(shard.bytes)
+                part.replace(folder / shard.file)
+                return True
+            if not kept:
+                raise UserError(
+                    f"{store.describe(shard.file)} has checksum {crc32}, {INDEX} says {shard.crc32}: the shard is "
+                    f"damaged in the store; {_REPAIR}"
+                )
+            file.seek(0)  # what an earlier call had left is no beginning of this shard
+            kept = crc32 = 0
+    return False
+
+
+def _stream(store: ObjectStore, shard: Shard, start: int) -> Iterator[memoryview]:
+    """The bytes of a shard from `start`, each piece valid until the next."""
+    if start == shard.bytes:
+        return
+    try:
+        yield from store.stream(shard.file, start, shard.bytes - start, memoryview(bytearray(PIECE_BYTES)))
+    except StoreError as error:
+        if isinstance(error, NotFoundError) or error.code == "InvalidRange":
+            raise UserError(
+                f"{store.describe(shard.file)} is missing or shorter than the {shard.bytes} bytes that {INDEX} says "
+                f"({error}): the shard is damaged in the store; {_REPAIR}"
+            ) from error
+        raise StoreError(f"{error}; what has arrived is kept, start again to continue", error.code) from error
+
+
+def _write(file: FileIO, piece: memoryview) -> None:
+    with explained(f"the scratch folder of {file.name!r}"):  # the disk may be full
+        while piece:
+            piece = piece[file.write(piece) :]

@@ -69,6 +69,10 @@ class ObjectStore(Protocol):
     def read_range(self, key: str, start: int, size: int) -> bytes:
         """Exactly `size` bytes from `start`; StoreError if the object ends before."""
 
+    def stream(self, key: str, start: int, size: int, buffer: memoryview) -> Iterator[memoryview]:
+        """`size` bytes from `start`, piece by piece; StoreError if the object ends before. A piece is a view of
+        `buffer`, valid until the next is asked for: what does not fit into memory goes through a small buffer."""
+
     def read_into(self, key: str, buffer: memoryview) -> None:
         """Fill the buffer with the object, whose size must be the buffer's (StoreError); for the large ones."""
 

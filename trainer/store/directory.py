@@ -63,6 +63,20 @@ class DirectoryStore:
             raise StoreError(f"read {self.describe(key)}: it ends before byte {start + size}", "InvalidRange")
         return data
 
+    def stream(self, key: str, start: int, size: int, buffer: memoryview) -> Iterator[memoryview]:
+        check_range(start, size)
+        with self._errors("read", key, reading=True):
+            file = self._path(key).open("rb", buffering=0)
+        with file:
+            file.seek(start)
+            while size:
+                with self._errors("read", key, reading=True):
+                    count = file.readinto(buffer[:size])
+                if not count:
+                    raise StoreError(f"read {self.describe(key)}: it ends {size} bytes too early", "InvalidRange")
+                size -= count
+                yield buffer[:count]
+
     def read_into(self, key: str, buffer: memoryview) -> None:
         view = buffer.cast("B")
         with self._errors("read", key, reading=True), self._path(key).open("rb", buffering=0) as file:

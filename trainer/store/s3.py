@@ -8,12 +8,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
 from urllib3.exceptions import HTTPError
 
 from trainer.contract import SUPERSEDED_TAG, UserError
@@ -72,8 +73,8 @@ class S3Store:
         return self.get_with_etag(key)[0]
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
-        data, etag = self._read("get", key)
-        return bytes(data), etag
+        with self._open("get", key) as body:
+            return bytes(body.read_into(memoryview(bytearray(body.size)))), body.etag
 
     def head(self, key: str) -> ObjectInfo:
         name = self._key(key)
@@ -91,10 +92,20 @@ class S3Store:
 
     def read_range(self, key: str, start: int, size: int) -> bytes:
         check_range(start, size)
-        return bytes(self._read("read", key, start, memoryview(bytearray(size)), ranged=True)[0])
+        with self._open("read", key, start, size) as body:
+            return bytes(body.read_into(memoryview(bytearray(size))))
+
+    def stream(self, key: str, start: int, size: int, buffer: memoryview) -> Iterator[memoryview]:
+        check_range(start, size)
+        with self._open("read", key, start, size) as body:
+            while left := body.size - body.done:
+                yield buffer[: body.read_some(buffer[:left])]
 
     def read_into(self, key: str, buffer: memoryview) -> None:
-        self._read("read", key, 0, buffer.cast("B"))
+        view = buffer.cast("B")
+        with self._open("read", key) as body:
+            body.check_size(len(view))
+            body.read_into(view)
 
     def put(self, key: str, body: bytes | BinaryIO) -> str:
         name = self._key(key)
@@ -144,38 +155,21 @@ class S3Store:
     def _key(self, key: str) -> str:
         return self._prefix + check_key(key)
 
-    def _read(
-        self, operation: str, key: str, start: int = 0, into: memoryview | None = None, *, ranged: bool = False
-    ) -> tuple[memoryview, str]:
-        """Read until `into` is full (None: as large as the object). botocore repeats a request that fails, but not a
-        body that is cut off: this goes on where it ended, if the object is still the same."""
-        done, etag, cuts = 0, "", 0
-        while True:
+    def _open(self, operation: str, key: str, start: int = 0, size: int | None = None) -> closing[_Body]:
+        """The answer to a read of `size` bytes from `start`, or of the whole object."""
+        name = self._key(key)
+
+        def send(done: int, etag: str) -> Any:
             arguments: dict[str, Any] = {"IfMatch": etag} if etag else {}
-            if (ranged or done) and into is not None:
-                arguments["Range"] = f"bytes={start + done}-{start + len(into) - 1}"
+            if done or size is not None:
+                arguments["Range"] = f"bytes={start + done}-{'' if size is None else start + size - 1}"
             with self._errors(operation, key):
-                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key), **arguments)
-            size, etag, body = answer["ContentLength"], answer["ETag"], answer["Body"]
-            if into is None:
-                into = memoryview(bytearray(size))
-            if size != len(into) - done:
-                body.close()
-                message = f"{operation} {self.describe(key)}: it has {size} bytes there, not {len(into) - done}"
-                raise StoreError(message, "InvalidRange")
-            try:
-                while done < len(into):
-                    done += body.readinto(cast("Any", into[done : done + READ_BYTES]))
-            except (BotoCoreError, HTTPError, OSError) as error:
-                body.close()
-                cuts += 1
-                if cuts == self._settings.attempts:
-                    message = f"{operation} {self.describe(key)}: cut off {cuts} times, at byte {done}: {error}"
-                    raise StoreError(message, type(error).__name__) from error
-                continue
-            with self._errors(operation, key):
-                body.read()  # the end: botocore compares the checksum here
-            return into, etag
+                return self._client.get_object(Bucket=self._bucket, Key=name, **arguments)
+
+        body = _Body(send, f"{operation} {self.describe(key)}", self._settings.attempts)
+        if size is not None:
+            body.check_size(size)
+        return closing(body)
 
     def _put_if(self, operation: str, key: str, body: bytes, write: Callable[[], str]) -> str:
         """A conditional write whose acknowledgement may get lost: then botocore's next try is refused because of our
@@ -240,3 +234,50 @@ class S3Store:
             raise (NotFoundError if code == "NoSuchKey" else StoreError)(message, code) from error
         except BotoCoreError as error:
             raise StoreError(f"{place}: {error}", type(error).__name__) from error
+
+
+class _Body:
+    """The bytes of an object, or of a range of it, on their way. botocore repeats a request that fails, but not a body
+    that is cut off: this goes on where it ended, if the object is still the same."""
+
+    def __init__(self, send: Callable[[int, str], Any], what: str, attempts: int) -> None:
+        self._send, self._what, self._attempts, self._cuts = send, what, attempts, 0
+        answer = send(0, "")
+        self.done, self.size, self.etag, self._stream = 0, int(answer["ContentLength"]), answer["ETag"], answer["Body"]
+
+    def check_size(self, size: int) -> None:
+        if self.size != size:
+            self.close()
+            raise StoreError(f"{self._what}: it has {self.size} bytes there, not {size}", "InvalidRange")
+
+    def read_into(self, buffer: memoryview) -> memoryview:
+        """Fill the buffer, which is as large as the body, and return it."""
+        while self.done < self.size:
+            self.read_some(buffer[self.done : self.done + READ_BYTES])
+        return buffer
+
+    def read_some(self, buffer: memoryview) -> int:
+        """How many bytes have come to the beginning of the buffer, which is no longer than what is left."""
+        while True:
+            try:
+                count = int(self._stream.readinto(cast("Any", buffer)))
+                if self.done + count == self.size:
+                    self._stream.read()  # the end: botocore compares the checksum here
+                self.done += count
+                return count
+            except FlexibleChecksumError as error:
+                raise StoreError(f"{self._what}: {error}", type(error).__name__) from error
+            except (BotoCoreError, HTTPError, OSError) as error:
+                self._cuts += 1
+                if self._cuts == self._attempts:
+                    message = f"{self._what}: cut off {self._cuts} times, at byte {self.done}: {error}"
+                    raise StoreError(message, type(error).__name__) from error
+            self.close()
+            answer = self._send(self.done, self.etag)
+            self._stream = answer["Body"]
+            if (left := answer["ContentLength"]) != self.size - self.done:
+                message = f"{self._what}: {left} bytes follow byte {self.done} there, not {self.size - self.done}"
+                raise StoreError(message, "InvalidRange")
+
+    def close(self) -> None:
+        self._stream.close()
