@@ -15,6 +15,7 @@ Box = tuple[int, int, int, int]  # left, top, width, height in pixels
 Bytes = np.ndarray  # (size,) uint8
 
 MARGIN = 1  # pixel around a crop: chroma at half resolution is interpolated from the sample across the border
+NO_MARKS = np.empty(0, np.int64)
 SOF0, RST0, EOI, SOS, DRI = 0xC0, 0xD0, 0xD9, 0xDA, 0xDD
 
 
@@ -35,9 +36,20 @@ def cut(jpeg: Bytes, box: Box, memory: Bytes) -> Window:
     the rows below the box are left out. Anything else comes back as it is, damaged bytes too: the decoder is the judge.
     The window may lie in `memory`, which must be as long as `jpeg`.
     """
-    marks = (jpeg == 0xFF).nonzero()[0]  # pages come from the disk here, without the interpreter lock
+    marks = (jpeg == 0xFF).nonzero()[0] if _restart_interval(jpeg) else NO_MARKS
     size, left, top, whole = _cut(jpeg, marks, *box, memory)
     return Window(memory[:size] if size else jpeg, left, top, whole)
+
+
+@njit(cache=True, nogil=True)
+def _restart_interval(jpeg: Bytes) -> int:
+    """MCUs between restart markers; 0 if there are none. Pages come from the disk without the interpreter lock."""
+    at, last = 2, len(jpeg) - 4
+    while at < last and jpeg[at] == 0xFF and jpeg[at + 1] != SOS:
+        if jpeg[at + 1] == DRI:
+            return int(jpeg[at + 4]) * 256 + jpeg[at + 5]
+        at += 2 + jpeg[at + 2] * 256 + jpeg[at + 3]
+    return 0
 
 
 # Compiled: in numpy it takes 25 calls, which cost a third of what decoding a small image does, and hold the lock.
