@@ -60,6 +60,18 @@ check: $(VENV)/.dev ## lint, types, import floors
 bench-start: $(VENV)/.dev ## measure start-up: help, contract import, command to first step
 	@$(BIN)/python -m benchmarks.start
 
+.PHONY: bench-stage
+bench-stage: $(VENV)/.dev ## measure staging from a store against plain downloads (needs nginx: apt install nginx-light)
+	@$(BIN)/python -m benchmarks.stage
+
+.PHONY: bench-data
+bench-data: $(VENV)/.bench ## measure the input pipeline against its peers (ARGS="--images FOLDER" for real files)
+	@$(BIN)/python -m benchmarks.data $(ARGS)
+
+.PHONY: bench-prepare
+bench-prepare: $(VENV)/.bench ## measure make prepare: images/s per core, hours and GB for ImageNet
+	@$(BIN)/python -m benchmarks.prepare $(ARGS)
+
 .PHONY: image
 image: ## build the container image (BASE= another base with Python 3.11)
 	docker build --build-arg BASE=$(BASE) --build-arg COMMIT=$$(git rev-parse HEAD 2>/dev/null) -t $(IMAGE) .

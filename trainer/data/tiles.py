@@ -47,7 +47,8 @@ def _restart_interval(jpeg: Bytes) -> int:
     at, last = 2, len(jpeg) - 4
     while at < last and jpeg[at] == 0xFF and jpeg[at + 1] != SOS:
         if jpeg[at + 1] == DRI:
-            return int(jpeg[at + 4]) * 256 + jpeg[at + 5]
+            interval: int = jpeg[at + 4] * 256 + jpeg[at + 5]
+            return interval
         at += 2 + jpeg[at + 2] * 256 + jpeg[at + 3]
     return 0
 
