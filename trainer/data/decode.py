@@ -76,4 +76,4 @@ def _resize_into(out: np.ndarray, image: np.ndarray) -> None:
 
 def _nchw(image: np.ndarray) -> Tensor:
     """(H, W, 3) as (1, 3, H, W), in the same memory."""
-    return torch.from_numpy(image)[None].permute(0, 3, 1, 2)
+    return torch.from_numpy(image.transpose(2, 0, 1)[None])

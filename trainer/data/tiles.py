@@ -6,7 +6,7 @@ and F.2). Prepared images have one after every MCU: a crop costs what it covers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -19,8 +19,7 @@ NO_MARKS = np.empty(0, np.int64)
 SOF0, RST0, EOI, SOS, DRI = 0xC0, 0xD0, 0xD9, 0xDA, 0xDD
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """A JPEG that holds a box, and where in it. `whole`: it ends where its pixels do, so a decoder may be strict."""
 
     jpeg: Bytes
