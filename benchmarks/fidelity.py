@@ -12,7 +12,7 @@ from torchvision import transforms
 from benchmarks.images import BATCH, Images, visits
 from benchmarks.peers import Contender
 from trainer.data.decode import center_into, crop_into
-from trainer.data.shards import PreparedSplit
+from trainer.data.split import PreparedSplit
 from trainer.data.tiles import Bytes
 
 EQUAL_DB = 100.0  # stands for equal pixels, whose PSNR is infinite

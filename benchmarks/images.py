@@ -21,7 +21,8 @@ from torchvision.datasets import ImageFolder
 from trainer.config import Config, DataConfig
 from trainer.data.prepare import prepare
 from trainer.data.sampling import CROP, CROP_DRAWS, draws, epoch_order, random_resized_crop
-from trainer.data.shards import Copies, Index, PreparedSplit, Row, Shard, Size, SplitIndex, write_shard
+from trainer.data.shards import Copies, Index, Row, Shard, Size, SplitIndex, write_shard
+from trainer.data.split import PreparedSplit
 from trainer.data.tiles import Box, Bytes
 from trainer.store import open_store
 

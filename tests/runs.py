@@ -126,7 +126,7 @@ def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = digits().data
     copies = Copies(data.train_sides, (data.val_side,), data.quality)
     return stage(
-        "digits", tmp_path_factory.mktemp("data"), copies, {"train": digits().train_pixels(), "val": frozenset({32})}
+        "digits", tmp_path_factory.mktemp("data"), copies, {"train": digits().resolutions(), "val": frozenset({32})}
     )
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +38,18 @@ def as_bytes(image: Image.Image, **options: object) -> np.ndarray:
 
 def pil(jpeg: np.ndarray) -> Image.Image:
     return Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB")
+
+
+@contextmanager
+def resource_limit(more: int) -> Iterator[None]:
+    """So many more bytes of address space."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def assert_close(found: np.ndarray, expected: object, what: object) -> None:
@@ -79,6 +95,14 @@ def test_a_crop_is_that_of_torchvision_in_the_same_box(resolution: int, options:
         assert_close(out, expected, (width, height))
         boxes.add(box)
     assert len(boxes) > 10
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (8, 3000)])
+def test_the_centre_of_a_line_of_pixels_takes_little_memory(size: tuple[int, int]) -> None:
+    jpeg, out = as_bytes(photo(1, *size)), pixels(224)
+    with resource_limit(2 << 30):
+        center_into(out, jpeg, 232)
+    assert out.std() > 1
 
 
 def test_grey_images_become_rgb() -> None:

@@ -14,7 +14,7 @@ from tests.images import decode, image_folder, open_split, prepared
 from trainer.config import Config, DataConfig, ModelConfig
 from trainer.data.augment import to_input
 from trainer.data.decode import center_into
-from trainer.data.shards import PreparedSplit
+from trainer.data.split import PreparedSplit
 from trainer.dist import World
 from trainer.evaluate import evaluate, hits
 from trainer.evaluate import scores as means

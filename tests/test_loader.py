@@ -17,9 +17,13 @@ from tests.images import image_folder, open_split, prepared
 from trainer.config import Config, DataConfig
 from trainer.data.decode import center_into, crop_into, image_size
 from trainer.data.loader import Batch, Job, Loader, train_jobs, val_jobs
-from trainer.data.prepare import Prepared
+from trainer.data.prepare import Prepared, prepare
 from trainer.data.sampling import CROP, CROP_DRAWS, draws, epoch_order, random_resized_crop
-from trainer.data.shards import PreparedSplit
+from trainer.data.shards import Copies, read_index
+from trainer.data.split import PreparedSplit
+from trainer.data.stage import stage
+from trainer.startup import Data
+from trainer.store import open_store
 
 CPU = torch.device("cpu")
 CONFIG = Config(
@@ -49,7 +53,9 @@ def val_split(data: tuple[Path, Prepared]) -> PreparedSplit:
 def jobs_of(
     split: PreparedSplit, config: Config = CONFIG, *, first_step: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[Job]:
-    return train_jobs(config, lambda pixels: split, rank=rank, world=world, first_step=first_step, steps=STEPS)
+    return train_jobs(
+        config, lambda pixels: split, images=len(split), rank=rank, world=world, first_step=first_step, steps=STEPS
+    )
 
 
 def load(jobs: Iterator[Job], *, workers: int = 2, pixels: int = 32, images: int = 4) -> list[Batch]:
@@ -183,11 +189,11 @@ def test_resolutions_change_between_epochs_and_each_opens_its_copy(train_split: 
         opened.append(pixels)
         return train_split
 
-    jobs = train_jobs(config, open_copy, rank=0, world=1, first_step=0, steps=STEPS)
+    jobs = train_jobs(config, open_copy, images=24, rank=0, world=1, first_step=0, steps=STEPS)
     shapes = [tuple(batch.images.shape) for batch in load(jobs)]
     assert shapes == [(4, 16, 16, 3)] * 6 + [(4, 24, 24, 3)] * 6 + [(4, 32, 32, 3)] * 4
     assert set(opened) == {16, 24, 32}
-    resumed = train_jobs(config, open_copy, rank=0, world=1, first_step=3, steps=STEPS)
+    resumed = train_jobs(config, open_copy, images=24, rank=0, world=1, first_step=3, steps=STEPS)
     assert [tuple(batch.images.shape) for batch in load(resumed)] == shapes[6:]
 
 
@@ -284,3 +290,30 @@ def test_a_set_smaller_than_a_batch_needs_no_more_memory_than_it_has(val_split: 
     jobs = val_jobs(replace(CONFIG, val_batch_size=10**6), val_split, rank=0, world=1)
     (batch,) = load(jobs, images=15)
     assert len(batch.labels) == 15
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_ramp_reads_exactly_the_copies_that_were_staged(tmp_path: Path, s3_uri: str, epochs: int) -> None:
+    """One epoch at 32 px needs the 40-px copy alone; the ramp to 48 px the 64-px copy as well."""
+    data = DataConfig(
+        start_resolution=32, resolution=48, ramp_start_epoch=0.5, ramp_end_epoch=2, resolution_multiple=16,
+        val_resize=48, val_crop=48, train_sides=(64, 40), val_side=64, workers=2,
+    )  # fmt: skip
+    config = replace(CONFIG, epochs=epochs, data=data)
+    copies, wanted = Copies((64, 40), (64,), 90), {"train": config.resolutions(), "val": frozenset({48})}
+    source = image_folder(tmp_path / "folder", train=8, val=2, side=96)
+    result = prepare(str(source), open_store(s3_uri), copies)
+    folder = stage(f"{s3_uri}/{result.prefix}", tmp_path / "scratch", copies, wanted)
+    staged = {path.name for path in folder.glob("*.arrow")}
+    assert staged == {"train-40px-00000.arrow", "val-64px-00000.arrow"} | (
+        {"train-64px-00000.arrow"} if epochs == 3 else set()
+    )
+    found = Data(folder, read_index(folder))
+    jobs = train_jobs(
+        config, lambda pixels: found.open("train", pixels), images=24, rank=0, world=1, first_step=0, steps=3 * epochs
+    )
+    sizes = {(job.split.short_side, job.pixels) for job in jobs}
+    assert sizes == ({(40, 32), (64, 48)} if epochs == 3 else {(40, 32)})
+    if epochs == 3:
+        assert found.open("train", 40) is found.open("train", 48)
+    assert found.open("val", 48).short_side == 64

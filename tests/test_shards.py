@@ -50,7 +50,8 @@ def test_the_index_survives_a_round_trip_and_chooses_among_sizes() -> None:
     sizes = tuple(Size(side, 90, (Shard(f"train-{side}px-00000.arrow", 7, 100, 5),)) for side in (128, 256))
     index = Index("a", "b", CLASSES, {"train": SplitIndex(7, sizes), "val": SplitIndex(7, sizes)}, "f")
     assert Index.from_json(index.to_json(), "here") == index
-    assert [index.splits["train"].choose_size(px) for px in (96, 128, 160, 288)] == [128, 128, 256, 256]
+    assert [index.side_for("train", px) for px in (88, 112, 113, 128, 224, 288)] == [128, 128, 256, 256, 256, 256]
+    assert [index.side_for("val", px) for px in (96, 128, 129, 256, 300)] == [128, 128, 256, 256, 256]
 
 
 def cut_index(folder: Path) -> str:

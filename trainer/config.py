@@ -123,9 +123,9 @@ class Config:
         low, high = sorted((data.start_resolution, data.resolution))
         return max(low, min(high, rounded))  # buffers are as large as the larger end
 
-    def train_pixels(self) -> frozenset[int]:
-        """What stored training images must serve: 8/7 of every resolution of the run, as 256 is to 224."""
-        return frozenset(math.ceil(self.resolution_at(epoch) * 8 / 7) for epoch in range(self.epochs))
+    def resolutions(self) -> frozenset[int]:
+        """Training pixels of all epochs."""
+        return frozenset(self.resolution_at(epoch) for epoch in range(self.epochs))
 
     def validate(self) -> Config:
         """Itself; UserError naming the first value that breaks a rule, with the rule."""

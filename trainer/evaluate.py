@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trainer.config import Config
 from trainer.data.augment import to_input
 from trainer.data.loader import Loader, val_jobs
-from trainer.data.shards import PreparedSplit
+from trainer.data.split import PreparedSplit
 from trainer.dist import World, all_sum
 
 

@@ -16,7 +16,8 @@ from trainer import dist
 from trainer.checkpoint import Restored
 from trainer.config import Config, config_hash, differences, from_json, to_json
 from trainer.contract import RefusedError, RunEnv, UserError, run_key
-from trainer.data.shards import Copies, Index, PreparedSplit, read_index
+from trainer.data.shards import Copies, Index, read_index
+from trainer.data.split import PreparedSplit
 from trainer.data.stage import stage
 from trainer.monitor import Status
 from trainer.recipes import default_data
@@ -28,10 +29,10 @@ class Data:
 
     def __init__(self, folder: Path, index: Index):
         self.folder, self.index = folder, index
-        self.open = cache(self._open)
+        self._opened = cache(lambda split, side: PreparedSplit(folder, index, split, side))
 
-    def _open(self, split: str, pixels: int) -> PreparedSplit:
-        return PreparedSplit(self.folder, self.index, split, self.index.splits[split].choose_size(pixels))
+    def open(self, split: str, pixels: int) -> PreparedSplit:
+        return self._opened(split, self.index.side_for(split, pixels))
 
 
 def set_backends(config: Config) -> None:
@@ -46,9 +47,10 @@ def set_backends(config: Config) -> None:
 def stage_data(config: Config, env: RunEnv, world: dist.World, status: Status) -> Data:
     """Prepared data on this machine: one process per machine fetches or makes it, the others wait and find it."""
     data = env.data or default_data(config.recipe)
+    wanted = {"train": config.resolutions(), "val": frozenset({config.data.val_resize})}
     options: dict[str, Any] = {
         "copies": Copies(config.data.train_sides, (config.data.val_side,), config.data.quality),
-        "wanted": {"train": config.train_pixels(), "val": frozenset({config.data.val_resize})},
+        "wanted": wanted,
         "secrets_dir": env.secrets_dir, "progress": status.tick,
     }  # fmt: skip
     scratch = Path(env.scratch_dir).absolute()

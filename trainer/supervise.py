@@ -254,7 +254,8 @@ def supervise(arguments: Sequence[str]) -> int:
         return check.returncode
     recipe = json.loads(check.stdout)
     env = run_env(recipe["recipe"])
-    environ = torch_environ(recipe) | os.environ | env.to_environ()
+    compiled = {"NUMBA_CACHE_DIR": str(Path(env.scratch_dir).absolute() / "numba")}
+    environ = compiled | torch_environ(recipe) | os.environ | env.to_environ()
     try:
         (folder := attempt_dir(env)).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

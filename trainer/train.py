@@ -187,8 +187,8 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
 
     with resources:
         jobs = train_jobs(
-            config, lambda pixels: data.open("train", pixels), rank=world.rank, world=world.size,
-            first_step=state.step, steps=plan.total_steps,
+            config, lambda pixels: data.open("train", pixels), images=data.index.splits["train"].images,
+            rank=world.rank, world=world.size, first_step=state.step, steps=plan.total_steps,
         )  # fmt: skip
         loader = resources.enter_context(
             Loader(jobs, max_images=config.device_batch_size, workers=config.data.workers, device=world.device,

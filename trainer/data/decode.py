@@ -15,6 +15,8 @@ from torch import Tensor
 
 from trainer.data.tiles import Box, Bytes, cut
 
+THIN = 200  # times as long as wide: no photograph is
+
 _memory = threading.local()  # of each decoding thread, by name: fresh pages would cost as much as decoding
 
 
@@ -43,6 +45,10 @@ def center_into(out: np.ndarray, jpeg: Bytes, resize: int) -> None:
     image, pixels = _decode(jpeg, strict=True), out.shape[0]
     height, width = image.shape[:2]
     short = min(width, height)
+    if max(width, height) > THIN * short:  # the middle of it; resized whole, a line of pixels takes gigabytes
+        top, left = max(0, (height - THIN * short) // 2), max(0, (width - THIN * short) // 2)
+        image = np.ascontiguousarray(image[top : top + THIN * short, left : left + THIN * short])
+        height, width = image.shape[:2]
     height, width = int(resize * height / short), int(resize * width / short)
     resized = _bytes("resized", height * width * 3).reshape(height, width, 3)
     _resize_into(resized, image)

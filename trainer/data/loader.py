@@ -22,7 +22,7 @@ from trainer.config import Config
 from trainer.data.augment import draws_per_image
 from trainer.data.decode import center_into, crop_into, image_size
 from trainer.data.sampling import AUGMENT, CROP, CROP_DRAWS, draws, epoch_order, micro_batches, random_resized_crop
-from trainer.data.shards import PreparedSplit
+from trainer.data.split import PreparedSplit
 
 CHUNK_IMAGES = 8  # decoded per task: small enough to share out evenly, large enough that the queue costs nothing
 
@@ -50,11 +50,17 @@ class Job:
 
 
 def train_jobs(
-    config: Config, open_split: Callable[[int], PreparedSplit], *, rank: int, world: int, first_step: int, steps: int
+    config: Config,
+    open_split: Callable[[int], PreparedSplit],
+    *,
+    images: int,
+    rank: int,
+    world: int,
+    first_step: int,
+    steps: int,
 ) -> Iterator[Job]:
     """The micro-batches of steps first_step … steps - 1, in order. `open_split` gives the copy for a resolution."""
-    accum, data = config.grad_accum_steps(world), config.data
-    images = len(open_split(data.resolution))
+    accum = config.grad_accum_steps(world)
     per_epoch = images // config.global_batch_size
     order, order_epoch = np.empty(0, np.int64), -1
     for step in range(first_step, steps):
@@ -147,6 +153,7 @@ class Loader:
             count = len(job.indices)
             slot.labels[:count] = torch.from_numpy(job.split.labels[job.indices])
             slot.flips[:count] = torch.from_numpy(job.flips)
+            job.split.prefetch(job.indices)
             chunks = range(0, count, CHUNK_IMAGES)
             self.filling.append((job, slot, [self.pool.submit(_decode, job, slot, start) for start in chunks]))
 

@@ -1,12 +1,13 @@
-"""The prepared form: `index.json`, and Arrow files that `datasets` can open too. Writing a shard, reading a split.
+"""The prepared form: `index.json`, and Arrow files that `datasets` can open too. What is in them, and writing one.
 
-Random access straight from the mapped files; pyarrow only. What goes in, and where to, is decided in `prepare`.
+Training reads them through `split`. What goes in, and where to, is decided in `prepare`.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +26,7 @@ FORMAT = 1
 INDEX = "index.json"
 BATCH_IMAGES = 512  # of a record batch
 NOTES = b"notes"  # of a record batch: what was odd, what was left out
-_AGAIN = "remove its folder and prepare or copy the data again"
+AGAIN = "remove its folder and prepare or copy the data again"
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,6 @@ class SplitIndex:
     images: int
     sizes: tuple[Size, ...]
 
-    def choose_size(self, resolution: int) -> int:
-        """The smallest stored short side that serves a resolution, else the largest."""
-        sides = sorted(size.short_side for size in self.sizes)
-        return next((side for side in sides if side >= resolution), sides[-1])
-
 
 @dataclass(frozen=True)
 class Index:
@@ -75,6 +71,16 @@ class Index:
     classes: tuple[str, ...]
     splits: Mapping[str, SplitIndex]  # "train" and "val"
     fingerprint: str  # of the content: every shard's checksum, every label
+
+    def side_for(self, split: str, pixels: int) -> int:
+        """The smallest stored short side that serves, else the largest.
+
+        Training at `pixels` wants 8/7 of them, as 256 for 224: most crops take half of an image. Validation wants what
+        it resizes to.
+        """
+        wanted = math.ceil(pixels * 8 / 7) if split == "train" else pixels
+        sides = sorted(size.short_side for size in self.splits[split].sizes)
+        return next((side for side in sides if side >= wanted), sides[-1])
 
     def shards(self) -> Iterator[Shard]:
         return (shard for split in self.splits.values() for size in split.sizes for shard in size.shards)
@@ -110,7 +116,7 @@ class Index:
                     raise ValueError(f"{key} {raw[key]!r} is not a plain name")
             return cls(raw["name"], raw["version"], tuple(raw["classes"]), splits, str(raw["fingerprint"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{where} is damaged ({error}): {_AGAIN}") from error
+            raise UserError(f"{where} is damaged ({error}): {AGAIN}") from error
 
 
 def _integer(value: object) -> int:
@@ -133,6 +139,8 @@ def _check_counts(splits: Mapping[str, SplitIndex]) -> None:
     if set(splits) != {"train", "val"}:
         raise ValueError(f"splits {sorted(splits)} are not train and val")
     for name, split in splits.items():
+        if not split.images:
+            raise ValueError(f"split {name} has no images")
         if not split.sizes:
             raise ValueError(f"split {name} has no sizes")
         for size in split.sizes:
@@ -222,69 +230,3 @@ def read_tally(body: bytes, where: str) -> Tally:
     except (pa.ArrowInvalid, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{where} is damaged ({error}): remove it and run `make prepare` again") from error
     return tally
-
-
-class PreparedSplit:
-    """One split at one stored size, mapped. Any thread may read; nothing is copied until a decoder does."""
-
-    labels: npt.NDArray[np.int64]  # (N,)
-
-    def __init__(self, directory: Path, index: Index, split: str, short_side: int) -> None:
-        sizes = {size.short_side: size for size in index.splits[split].sizes}
-        if short_side not in sizes:
-            raise UserError(
-                f"{directory} has no {short_side}-px images of {split}, only {sorted(sizes)}: prepare that size"
-            )
-        self.classes, self.split, self.short_side = index.classes, split, short_side
-        self._bytes: list[npt.NDArray[np.uint8]] = []  # of one record batch each: all its JPEGs, end to end
-        self._paths: list[tuple[int, Any]] = []  # likewise: its first image, and all names
-        images_before, batch_of, starts, stops, labels = 0, [], [], [], []
-        for shard in sizes[short_side].shards:
-            rows = 0
-            for batch in _open_shard(directory, shard):
-                images = batch.column("image").field("bytes")
-                _, offsets, values = images.buffers()
-                ends = np.frombuffer(offsets, np.int32)[images.offset : images.offset + len(images) + 1]
-                starts.append(ends[:-1].astype(np.int64))
-                stops.append(ends[1:].astype(np.int64))
-                batch_of.append(np.full(batch.num_rows, len(self._bytes), np.int32))
-                labels.append(batch.column("label").to_numpy())
-                self._bytes.append(np.frombuffer(values, np.uint8))
-                self._paths.append((images_before + rows, batch.column("image").field("path")))
-                rows += batch.num_rows
-            images_before += rows
-            if rows != shard.images:
-                raise UserError(f"{directory / shard.file} has {rows} images, {INDEX} says {shard.images}: {_AGAIN}")
-        self.labels = np.concatenate([np.empty(0, np.int64), *labels])
-        self._batch_of = np.concatenate([np.empty(0, np.int32), *batch_of])
-        self._starts = np.concatenate([np.empty(0, np.int64), *starts])
-        self._stops = np.concatenate([np.empty(0, np.int64), *stops])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def jpeg(self, i: int) -> npt.NDArray[np.uint8]:
-        """The encoded image, (bytes,) uint8, read-only, in place."""
-        jpeg: npt.NDArray[np.uint8] = self._bytes[self._batch_of[i]][self._starts[i] : self._stops[i]]
-        return jpeg
-
-    def name(self, i: int) -> str:
-        """What the image was called where it came from; for messages."""
-        first, paths = self._paths[self._batch_of[i]]
-        return str(paths[i - first].as_py())
-
-
-def _open_shard(directory: Path, shard: Shard) -> Iterator[Any]:
-    """The record batches of a mapped shard that are not empty."""
-    path = directory / shard.file
-    if not path.is_file():
-        raise UserError(f"{path} is missing, {INDEX} names it: {_AGAIN}")
-    if (found := path.stat().st_size) != shard.bytes:
-        raise UserError(f"{path} has {found} bytes, {INDEX} says {shard.bytes}: {_AGAIN}")
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not an Arrow file ({error}): {_AGAIN}") from error
-    for i in range(reader.num_record_batches):
-        if (batch := reader.get_batch(i)).num_rows:
-            yield batch

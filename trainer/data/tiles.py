@@ -16,7 +16,7 @@ Bytes = np.ndarray  # (size,) uint8
 
 MARGIN = 1  # pixel around a crop: chroma at half resolution is interpolated from the sample across the border
 NO_MARKS = np.empty(0, np.int64)
-SOF0, RST0, EOI, SOS, DRI = 0xC0, 0xD0, 0xD9, 0xDA, 0xDD
+SOF0, DHT, RST0, EOI, SOS, DRI = 0xC0, 0xC4, 0xD0, 0xD9, 0xDA, 0xDD
 
 
 class Window(NamedTuple):
@@ -35,47 +35,71 @@ def cut(jpeg: Bytes, box: Box, memory: Bytes) -> Window:
     the rows below the box are left out. Anything else comes back as it is, damaged bytes too: the decoder is the judge.
     The window may lie in `memory`, which must be as long as `jpeg`.
     """
-    marks = (jpeg == 0xFF).nonzero()[0] if _restart_interval(jpeg) else NO_MARKS
-    size, left, top, whole = _cut(jpeg, marks, *box, memory)
+    headers = _headers(jpeg)
+    marks = (jpeg == 0xFF).nonzero()[0] if headers[2] else NO_MARKS
+    size, left, top, whole = _cut(jpeg, headers, marks, *box, memory)
     return Window(memory[:size] if size else jpeg, left, top, whole)
 
 
+# Compiled: in numpy it takes 25 calls, which cost a third of what decoding a small image does, and hold the lock. No
+# index is checked in compiled code, so everything that comes from the bytes is, before it is used.
 @njit(cache=True, nogil=True)
-def _restart_interval(jpeg: Bytes) -> int:
-    """MCUs between restart markers; 0 if there are none. Pages come from the disk without the interpreter lock."""
-    at, last = 2, len(jpeg) - 4
-    while at < last and jpeg[at] == 0xFF and jpeg[at + 1] != SOS:
-        if jpeg[at + 1] == DRI:
-            interval: int = jpeg[at + 4] * 256 + jpeg[at + 5]
-            return interval
-        at += 2 + jpeg[at + 2] * 256 + jpeg[at + 3]
-    return 0
+def _headers(jpeg: Bytes) -> tuple[int, int, int]:
+    """Where the frame header and the entropy-coded bytes begin, and the MCUs between restart markers (0: none).
+
+    Three zeros unless this is a baseline JPEG of 8 bits with one scan whose segments follow each other without a gap.
+    """
+    at, sof, interval = 2, 0, 0
+    while at + 4 <= len(jpeg):
+        marker, size = jpeg[at + 1], int(jpeg[at + 2]) * 256 + int(jpeg[at + 3])
+        if jpeg[at] != 0xFF or marker < SOF0 or RST0 <= marker < SOS or marker == 0xFF or size < 2:
+            break
+        if at + 2 + size >= len(jpeg):
+            break
+        if marker == SOF0:
+            components = int(jpeg[at + 9]) if size >= 8 else 0
+            if sof or size != 8 + 3 * components or components not in (1, 3) or jpeg[at + 4] != 8:
+                break
+            sof = at
+        elif marker < SOF0 + 16 and marker != DHT:
+            break  # progressive, arithmetic, …
+        elif marker == DRI:
+            if size != 4:
+                break
+            interval = int(jpeg[at + 4]) * 256 + int(jpeg[at + 5])
+        elif marker == SOS:
+            if sof == 0 or jpeg[at + 4] != jpeg[sof + 9]:
+                break
+            return sof, at + 2 + size, interval
+        at += 2 + size
+    return 0, 0, 0
 
 
-# Compiled: in numpy it takes 25 calls, which cost a third of what decoding a small image does, and hold the lock.
 @njit(cache=True, nogil=True)
 def _cut(
-    jpeg: Bytes, marks: np.ndarray, left: int, top: int, width: int, height: int, out: Bytes
+    jpeg: Bytes,
+    headers: tuple[int, int, int],
+    marks: np.ndarray,
+    left: int,
+    top: int,
+    width: int,
+    height: int,
+    out: Bytes,
 ) -> tuple[int, int, int, bool]:
     """(bytes written to out, left, top, whole); 0 bytes: take all of it. `marks`: where bytes are 0xFF, ascending."""
+    sof, scan, interval = headers
     everything = (0, left, top, True)
-    at, sof, interval, last = 2, 0, 0, len(jpeg) - 4
-    while at < last and jpeg[at] == 0xFF and jpeg[at + 1] != SOS:
-        if jpeg[at + 1] == SOF0:
-            sof = at
-        elif jpeg[at + 1] == DRI:
-            interval = jpeg[at + 4] * 256 + jpeg[at + 5]
-        at += 2 + jpeg[at + 2] * 256 + jpeg[at + 3]
-    # one scan of a baseline JPEG of 8 bits, or this is not for us
-    if at >= last or jpeg[at] != 0xFF or sof == 0 or jpeg[sof + 4] != 8 or jpeg[at + 4] != jpeg[sof + 9]:
+    if sof == 0 or len(out) < len(jpeg):
         return everything
-    scan = at + 2 + jpeg[at + 2] * 256 + jpeg[at + 3]
-    full_height, full_width = jpeg[sof + 5] * 256 + jpeg[sof + 6], jpeg[sof + 7] * 256 + jpeg[sof + 8]
+    full_height = int(jpeg[sof + 5]) * 256 + int(jpeg[sof + 6])
+    full_width = int(jpeg[sof + 7]) * 256 + int(jpeg[sof + 8])
+    if min(left, top) < 0 or min(width, height) < 1 or left + width > full_width or top + height > full_height:
+        return everything
     unit_width, unit_height = 8, 8  # of an MCU, then of a restart interval
     if jpeg[sof + 9] > 1:
         for i in range(jpeg[sof + 9]):
-            unit_width = max(unit_width, 8 * (jpeg[sof + 11 + 3 * i] >> 4))
-            unit_height = max(unit_height, 8 * (jpeg[sof + 11 + 3 * i] & 15))
+            unit_width = max(unit_width, 8 * int(jpeg[sof + 11 + 3 * i] >> 4))
+            unit_height = max(unit_height, 8 * int(jpeg[sof + 11 + 3 * i] & 15))
     rows = -(-full_height // unit_height)
     y1 = min(-(-(top + height + MARGIN) // unit_height), rows)
 
@@ -88,16 +112,17 @@ def _cut(
 
     columns, rest = divmod(-(-full_width // unit_width), interval)
     unit_width *= interval
-    first = np.searchsorted(marks, scan)
+    if rest or rows * columns > len(jpeg) or jpeg[-2] != 0xFF or jpeg[-1] != EOI:
+        return everything
     ends = np.empty(rows * columns, np.int64)  # where each interval's marker ends
     count = 0
-    for mark in marks[first:-1]:
-        if jpeg[mark + 1] & 0xF8 == RST0:
+    for mark in marks[np.searchsorted(marks, scan) :]:
+        if mark + 1 < len(jpeg) and jpeg[mark + 1] & 0xF8 == RST0:
             if count == len(ends):
                 return everything
             ends[count] = mark + 2
             count += 1
-    if rest or count != len(ends) - 1 or jpeg[-2] != 0xFF or jpeg[-1] != EOI:
+    if count != len(ends) - 1:
         return everything
     ends[count] = len(jpeg)
 
