@@ -102,13 +102,13 @@ def originals(folder: Path, scratch: Path) -> Images:
     return Images.of(folder / "train", PreparedSplit(scratch, index, "train", 0))
 
 
-def prepared(folder: Path, scratch: Path, copies: Copies) -> dict[tuple[str, int], PreparedSplit]:
-    """What `make prepare` makes of an image folder, by split and short side."""
+def prepared(folder: Path, scratch: Path, copies: Copies) -> tuple[Index, dict[tuple[str, int], PreparedSplit]]:
+    """What `make prepare` makes of an image folder: the index, and the images by split and short side."""
     scratch.mkdir(exist_ok=True)
     with contextlib.redirect_stderr(io.StringIO()):  # its progress
         made = prepare(str(folder), open_store(str(scratch)), copies, workers=THREADS)
     where = scratch / made.prefix
-    return {
+    return made.index, {
         (name, side): PreparedSplit(where, made.index, name, side)
         for name in ("train", "val")
         for side in copies.sides(name)

@@ -37,7 +37,10 @@ _thread = threading.local()
 
 def loader(images: Images, pixels: int, steps: int) -> Loader:
     """The trainer's own."""
-    jobs = train_jobs(config(pixels), lambda _: images.split, rank=0, world=1, first_step=0, steps=steps)
+    split = images.split
+    jobs = train_jobs(
+        config(pixels), lambda _: split, images=len(split), rank=0, world=1, first_step=0, steps=steps
+    )  # fmt: skip
     return Loader(jobs, max_images=BATCH, max_pixels=pixels, workers=THREADS, device=torch.device("cpu"))
 
 

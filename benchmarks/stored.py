@@ -22,7 +22,7 @@ def table(folder: Path, originals: Images, scratch: Path, rounds: int) -> list[d
     """One row per short side and quality, at 224 px; `originals` are those of `folder`."""
     copies = {}
     for side, quality in product(SIDES, QUALITIES):
-        splits = prepared(folder, scratch, Copies(train=(side,), val=(64,), quality=quality))
+        _, splits = prepared(folder, scratch, Copies(train=(side,), val=(64,), quality=quality))
         copies[side, quality] = Images.of(originals.folder, splits["train", side])
     runs = {f"{side} {quality}": Run(ours, images) for (side, quality), images in copies.items()}
     cost = interleaved(runs, rounds)

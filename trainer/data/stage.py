@@ -17,7 +17,15 @@ from trainer.contract import RunEnv, UserError, dataset_key
 from trainer.data.prepare import Progress, prepare
 from trainer.data.progress import Track, say
 from trainer.data.shards import INDEX, Copies, Index, Shard, read_index
-from trainer.data.verify import MISSING, PIECE_BYTES, find_faults, in_parallel, open_verified, read_crc32
+from trainer.data.verify import (
+    MISSING,
+    PIECE_BYTES,
+    find_faults,
+    in_parallel,
+    make_folder,
+    open_verified,
+    read_crc32,
+)
 from trainer.store import NotFoundError, ObjectStore, StoreError, explained, open_store
 
 STREAMS = 16  # shards on their way at once: one connection to S3 is slower than the network of the machine
@@ -41,13 +49,7 @@ def stage(
     What was fetched or verified stays known in `scratch`: the next call goes on from there. UserError for what only
     the user can mend, StoreError if S3 fails.
     """
-    try:
-        scratch.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"scratch folder {scratch} cannot be made or used ({error.strerror}): name a folder on a disk with room "
-            f"for the data, {RunEnv.variable('scratch_dir')}=…"
-        ) from error
+    make_folder(scratch)
     workers = workers or os.cpu_count() or 1
     if data.startswith("s3://"):
         return _fetch(data.rstrip("/"), scratch, wanted, workers, progress)
@@ -73,7 +75,7 @@ def _shards(index: Index, wanted: Wanted) -> list[Shard]:
     return [
         shard
         for name, pixels in wanted.items()
-        for side in sorted({index.splits[name].choose_size(one) for one in pixels})
+        for side in sorted({index.side_for(name, one) for one in pixels})
         for size in index.splits[name].sizes
         if size.short_side == side
         for shard in size.shards
@@ -92,7 +94,7 @@ def _fetch(uri: str, scratch: Path, wanted: Wanted, workers: int, progress: Prog
         ) from error
     index = Index.from_json(text, store.describe(INDEX))
     folder = scratch / dataset_key(index.name, index.version, "")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with open_verified(scratch, index) as verified:
         done = folder / INDEX
         if done.is_file() and done.read_bytes() != text:
@@ -139,8 +141,12 @@ def _kept(part: Path, shard: Shard) -> int:
 
 
 def _fetch_shard(store: ObjectStore, shard: Shard, folder: Path, track: Track, stop: threading.Event) -> bool:
-    """One shard, going on where an earlier call was cut off; False if stopped. Renamed once its checksum is right."""
-    part = _part(folder, shard)
+    """One shard, going on where an earlier call was cut off; False if stopped. Renamed once its checksum is right.
+
+    Nothing checks a range on its way, so a wrong checksum tells of damage in the store only if it comes twice.
+    """
+    part, where = _part(folder, shard), store.describe(shard.file)
+    wrong: int | None = None  # the checksum of what came from the first byte on
     with part.open("r+b" if part.exists() else "w+b", buffering=0) as file:
         kept, crc32 = read_crc32(file, _kept(part, shard), stop, lambda count: None)
         while not stop.is_set():
@@ -154,12 +160,20 @@ def _fetch_shard(store: ObjectStore, shard: Shard, folder: Path, track: Track, s
                 file.truncate(shard.bytes)
                 part.replace(folder / shard.file)
                 return True
-            if not kept:
+            if crc32 == wrong:
                 raise UserError(
-                    f"{store.describe(shard.file)} has checksum {crc32}, {INDEX} says {shard.crc32}: the shard is "
-                    f"damaged in the store; {_REPAIR}"
+                    f"{where} has checksum {crc32}, {INDEX} says {shard.crc32}: the shard is damaged in the store; "
+                    f"{_REPAIR}"
                 )
-            file.seek(0)  # what an earlier call had left is no beginning of this shard
+            if wrong is not None:
+                raise StoreError(
+                    f"{where} arrived with checksum {wrong}, then with {crc32}, {INDEX} says {shard.crc32}: it is "
+                    "damaged on its way or in the memory of this machine; start again, or use another machine"
+                )
+            say(f"{where} arrived with checksum {crc32}, {INDEX} says {shard.crc32}: fetching it again")
+            if not kept:  # else what an earlier call had left may be no beginning of this shard
+                wrong = crc32
+            file.seek(0)
             kept = crc32 = 0
     return False
 

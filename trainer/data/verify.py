@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
+from trainer.contract import RunEnv, UserError
 from trainer.data.progress import Track, say
 from trainer.data.shards import INDEX, Index, Shard
 
@@ -31,15 +32,16 @@ class Verified:
     """The files that this machine has read and found whole, in a small JSON file that is replaced with every entry.
 
     A file that has changed since is not known, and none is after a restart of the machine: then what was written last
-    may be lost though its size and time are kept.
+    may be lost though its size and time are kept. Where the system does not tell a restart, nothing is remembered.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._lock, self._boot = path, threading.Lock(), BOOT_ID.read_text().strip()
+        self._path, self._lock, self._boot = path, threading.Lock(), _boot_id()
         self._files: dict[str, list[int]] = {}
         try:
             found = json.loads(path.read_bytes())
-            self._files = found["files"] if found["boot"] == self._boot else {}
+            if self._boot and found["boot"] == self._boot and isinstance(found["files"], dict):
+                self._files = found["files"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             pass  # none yet, or torn by a crash of the machine: everything is read again
 
@@ -49,6 +51,8 @@ class Verified:
 
     def add(self, path: Path, shard: Shard, stat: os.stat_result | None = None) -> None:
         """The file was whole when it had this `stat`: now, if none is given."""
+        if not self._boot:
+            return
         with self._lock:
             self._files[str(path)] = _entry(stat or path.stat(), shard)
             part = self._path.with_name(f"{self._path.name}.part")
@@ -60,11 +64,34 @@ def _entry(stat: os.stat_result, shard: Shard) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, shard.crc32]
 
 
+def _boot_id() -> str:
+    """Of this machine since its last restart; empty where the system has none, as in some containers."""
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
+def make_folder(folder: Path) -> None:
+    """Make the scratch folder, or one in it; UserError if something is in its place or it may not be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be made or used ({error.strerror}): the scratch folder and what is in it must be folders "
+            "that this user can write to, on a disk with room for the data; remove what is in its place, or name "
+            f"another scratch folder, {RunEnv.variable('scratch_dir')}=…"
+        ) from error
+
+
 @contextmanager
 def open_verified(scratch: Path, index: Index) -> Iterator[Verified]:
-    """What is known of this data on this machine, for one process at a time; the others wait and find it done."""
+    """What is known of this data on this machine, for one process at a time; the others wait and find it done.
+
+    UserError if there can be no such folder in `scratch`, or no lock: without one, two would write the same files.
+    """
     folder = scratch / "verified"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     with (folder / f"{index.name}-{index.version}.lock").open("ab") as lock:
         waited = 0
         while True:
@@ -76,6 +103,12 @@ def open_verified(scratch: Path, index: Index) -> Iterator[Verified]:
                     say(f"waiting for another process that fetches or verifies {index.name} {index.version}")
                 waited += 1
                 time.sleep(WAIT_SECONDS)
+            except OSError as error:
+                raise UserError(
+                    f"scratch folder {scratch} cannot be locked ({error.strerror}): it must be on a file system with "
+                    "locks, by which the processes that fetch or verify the same data take turns; name a folder on a "
+                    f"local disk, {RunEnv.variable('scratch_dir')}=…"
+                ) from error
         yield Verified(folder / f"{index.name}-{index.version}.json")
 
 
