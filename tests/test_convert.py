@@ -40,7 +40,8 @@ def test_every_copy_comes_from_one_decode_and_looks_like_a_resize_of_the_origina
 def test_sides_that_the_image_does_not_reach_share_the_same_bytes() -> None:
     jpeg, png = encode(photo(1, 80, 60)), encode(photo(1, 80, 60), "PNG")
     large, middle, small = convert(jpeg, "a.JPEG", [100, 60, 30], 90)[0]
-    assert large == middle == jpeg
+    assert large == middle
+    assert np.array_equal(decode(large), decode(jpeg))
     assert decode(small).shape == (30, 40, 3)
     large, middle, small = convert(png, "a.png", [100, 60, 30], 90)[0]
     assert large == middle
@@ -60,8 +61,16 @@ def test_what_is_written_is_rgb_420_with_a_restart_marker_after_every_block(mode
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_a_small_baseline_jpeg_keeps_its_bytes(mode: str) -> None:
+def test_a_small_baseline_jpeg_keeps_its_pixels_and_is_given_restart_markers(mode: str) -> None:
     data = encode(photo(1).convert(mode), quality=77)
+    (stored,), _ = convert(data, "a.JPEG", [40], 90)
+    assert np.array_equal(decode(stored), decode(data))
+    assert b"\xff\xd0" in stored
+    assert b"\xff\xd0" not in data
+
+
+def test_a_small_jpeg_that_has_restart_markers_keeps_its_bytes() -> None:
+    data = encode(photo(1), quality=77, restart_marker_blocks=1)
     assert convert(data, "a.JPEG", [40], 90)[0][0] == data
 
 

@@ -37,7 +37,7 @@ class Options:
     """Likewise for validation images; several are allowed. 320 serves evaluation at resize 232 to 320."""
 
     quality: int = 90
-    """JPEG quality, 1 to 95, of what is shrunk or converted (4:2:0). Small baseline JPEGs keep their bytes."""
+    """JPEG quality, 1 to 95, of what is shrunk or converted (4:2:0). Small baseline JPEGs keep their pixels."""
 
     workers: int = 0
     """Threads that decode and encode; 0 means one per core."""

@@ -17,9 +17,11 @@ import simplejpeg
 import torch
 from PIL import Image
 
+from trainer.data.markers import add_markers
+
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3), RGB
 
-CONVERSION = 1  # part of the version of prepared data: raise it when the same image and options give other bytes
+CONVERSION = 2  # part of the version of prepared data: raise it when the same image and options give other bytes
 
 # What Pillow's decoders raise on bad bytes. Truncated files are OSErrors, since LOAD_TRUNCATED_IMAGES stays False.
 PILLOW_ERRORS = (
@@ -43,8 +45,9 @@ class BrokenImageError(Exception):
 def convert(data: bytes, name: str, sides: Sequence[int], quality: int) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
     """A JPEG for each short side (largest first, in pixels), and what was odd about the image.
 
-    A JPEG that is baseline, RGB or grey, without an error, and not larger than the side keeps its bytes. The rest is
-    shrunk if larger, each copy from the one before it, and written by `encode`. Raises BrokenImageError.
+    A JPEG that is baseline, RGB or grey, without an error, and not larger than the side keeps its pixels: its bytes
+    with restart markers, or as they are where that cannot be done. The rest is shrunk if larger, each copy from the one
+    before it, and written by `encode`. Raises BrokenImageError.
     """
     try:
         pixels, odd, plain = _decode(data, name)
@@ -56,10 +59,10 @@ def convert(data: bytes, name: str, sides: Sequence[int], quality: int) -> tuple
                 # than what JPEG then makes of either (34 dB).
                 pixels = _shrink(pixels, *_shrunk_size(height, width, side))
                 copies.append(encode(pixels, quality))
-            elif plain:
-                copies.append(data)
+            elif copies:  # it has not been shrunk yet
+                copies.append(copies[-1])
             else:
-                copies.append(copies[-1] if copies else encode(pixels, quality))
+                copies.append((add_markers(data) or data) if plain else encode(pixels, quality))
     except PILLOW_ERRORS as error:
         raise BrokenImageError(str(error) or type(error).__name__) from error
     return tuple(copies), odd
@@ -76,7 +79,7 @@ def encode(pixels: Pixels, quality: int) -> bytes:
 
 
 def _decode(data: bytes, name: str) -> tuple[Pixels, tuple[str, ...], bool]:
-    """The pixels, what was odd, and whether the bytes may be stored as they are."""
+    """The pixels, what was odd, and whether the bytes may be stored without encoding them again."""
     with Image.open(io.BytesIO(data)) as image:  # reads the header only
         if image.format == "JPEG" and image.mode in ("L", "RGB"):
             odd = _oddities(image, name)
