@@ -14,6 +14,7 @@ import pytest
 
 from tests.images import (
     CLASSES,
+    decode,
     encode,
     image_folder,
     open_split,
@@ -27,6 +28,7 @@ from trainer.contract import UserError
 from trainer.data.prepare import prepare
 from trainer.data.progress import Track
 from trainer.data.shards import Copies
+from trainer.data.stage import stage
 from trainer.store import open_store
 
 COPIES = Copies((32, 16), (40, 24), 90)
@@ -45,15 +47,17 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_every_form_gives_the_images_in_order_with_labels_and_names(tmp_path: Path) -> None:
     folder, parquet = image_folder(tmp_path / "folder"), parquet_folder(tmp_path / "parquet")
-    small = {"side": 64}  # larger than the images: bytes stay
+    small = {"side": 64}  # larger than the images: pixels stay
     first = open_split(tmp_path, prepared(folder, tmp_path, **small), short_side=64)
     files = sorted((folder / "train").glob("*/*"))
-    assert [bytes(first.jpeg(i)) for i in range(len(first))] == [file.read_bytes() for file in files]
+    assert len(first) == len(files)
+    assert all(np.array_equal(decode(first.jpeg(i)), decode(file.read_bytes())) for i, file in enumerate(files))
     assert [first.name(i) for i in range(len(first))] == [str(file.relative_to(folder)) for file in files]
     assert list(first.labels) == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
     assert first.labels.dtype == np.int64
     second = open_split(tmp_path, prepared(parquet, tmp_path, **small), short_side=64)
-    assert [bytes(second.jpeg(i)) for i in range(12)] == [row["image"]["bytes"] for row in rows(12)]  # type: ignore[index]
+    for i, row in enumerate(rows(12)):
+        assert np.array_equal(decode(second.jpeg(i)), decode(row["image"]["bytes"]))  # type: ignore[index]
     assert list(second.labels) == [row["label"] for row in rows(12)]
 
 
@@ -89,7 +93,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> Non
     for workers in (1, 7):
         prepared(folder, tmp_path / str(workers), workers=workers, images_per_shard=5)
     assert digests(tmp_path / "1") == digests(tmp_path / "7")
-    assert len(digests(tmp_path / "1")) == 3 + 2 + 1
+    assert len(digests(tmp_path / "1")) == 2 * (3 + 2) + 1  # a shard and the file beside it; the index
 
 
 def test_a_second_call_writes_nothing_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,14 +157,67 @@ def test_shards_that_another_preparation_writes_meanwhile_are_taken_over(
 def cut_shard(folder: Path) -> str:
     path = folder / "train-32px-00000.arrow"
     path.write_bytes(path.read_bytes()[:-100])
-    (folder / "index.json").unlink()
-    return r"train-32px-00000.arrow is damaged .*remove it and run `make prepare` again"
+    return r"train-32px-00000.arrow has \d+ bytes, not as train-32px-00000.arrow.json says: making it again"
 
 
 def foreign_shard(folder: Path) -> str:
-    (folder / "val-40px-00001.arrow").replace(folder / "val-40px-00000.arrow")
+    (folder / "val-40px-00000.arrow").write_bytes((folder / "val-40px-00001.arrow").read_bytes())
+    return r"val-40px-00000.arrow has \d+ bytes, not as val-40px-00000.arrow.json says: making it again"
+
+
+def foreign_note(folder: Path) -> str:
+    for ending in ("arrow", "arrow.json"):
+        (folder / f"val-40px-00000.{ending}").write_bytes((folder / f"val-40px-00001.{ending}").read_bytes())
+    return r"val-40px-00000.arrow has \d+ bytes, not as val-40px-00000.arrow.json says: making it again"
+
+
+def cut_note(folder: Path) -> str:
+    path = folder / "val-24px-00001.arrow.json"
+    path.write_bytes(path.read_bytes()[:-10])
+    return r"val-24px-00001.arrow.json is damaged \(.*\): making the shard again"
+
+
+def note_without_counts(folder: Path) -> str:
+    path = folder / "val-24px-00001.arrow.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"crc32": "1"}))
+    return r"val-24px-00001.arrow.json is damaged \(.*no counts.*\): making the shard again"
+
+
+def lost_note(folder: Path) -> str:
+    """As after a kill between the two: the shard alone may be anything."""
+    path = folder / "train-16px-00002.arrow"
+    path.with_name(f"{path.name}.json").unlink()
+    path.write_bytes(bytes(path.stat().st_size))
+    return "preparing folder: 18 images"
+
+
+@pytest.mark.parametrize("damage", [cut_shard, foreign_shard, foreign_note, cut_note, note_without_counts, lost_note])
+def test_a_shard_that_is_not_as_the_file_beside_it_says_is_made_again(
+    damage: Callable[[Path], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, options = image_folder(tmp_path / "folder"), {"copies": COPIES, "images_per_shard": 5}
+    whole = prepared(data, tmp_path, **options)
+    folder = tmp_path / whole.prefix
+    expected = digests(folder)
     (folder / "index.json").unlink()
-    return r"val-40px-00000.arrow tells of 1 images, not 5: remove it and run `make prepare` again"
+    message = damage(folder)
+    capsys.readouterr()
+    assert prepared(data, tmp_path, **options) == whole
+    assert re.search(message, capsys.readouterr().err)
+    assert digests(folder) == expected
+
+
+def test_a_bit_that_flips_before_a_restart_does_not_become_the_truth(tmp_path: Path) -> None:
+    data, options = image_folder(tmp_path / "folder"), {"images_per_shard": 5}
+    whole = prepared(data, tmp_path, **options)
+    folder = tmp_path / whole.prefix
+    (folder / "index.json").unlink()
+    body = bytearray((folder / "train-32px-00001.arrow").read_bytes())
+    body[len(body) // 2] ^= 1
+    (folder / "train-32px-00001.arrow").write_bytes(body)
+    assert prepared(data, tmp_path, **options) == whole
+    with pytest.raises(UserError, match=r"train-32px-00001.arrow has checksum \d+, index.json says \d+"):
+        stage(str(folder), tmp_path / "scratch", COPIES, {"train": frozenset({24})})
 
 
 def other_format(folder: Path) -> str:
@@ -174,7 +231,18 @@ def cut_index(folder: Path) -> str:
     return "index.json is damaged .*remove its folder and prepare"
 
 
-@pytest.mark.parametrize("damage", [cut_shard, foreign_shard, other_format, cut_index])
+def index_of_an_empty_split(folder: Path) -> str:
+    path = folder / "index.json"
+    index = json.loads(path.read_text())
+    index["splits"]["val"]["images"] = 0
+    for size in index["splits"]["val"]["sizes"]:
+        for shard in size["shards"]:
+            shard["images"] = 0
+    path.write_text(json.dumps(index))
+    return r"index.json is damaged \(split val has no images\)"
+
+
+@pytest.mark.parametrize("damage", [other_format, cut_index, index_of_an_empty_split])
 def test_damage_that_is_found_in_the_store_is_told_with_the_fix(damage: Callable[[Path], str], tmp_path: Path) -> None:
     folder, options = image_folder(tmp_path / "folder"), {"copies": COPIES, "images_per_shard": 5}
     message = damage(tmp_path / prepared(folder, tmp_path, **options).prefix)
@@ -189,8 +257,10 @@ def test_a_parquet_file_that_is_damaged_inside_is_named_and_what_is_complete_is_
     body[4:40] = bytes(36)  # the head of the first image page
     file.write_bytes(bytes(body))
     with pytest.raises(UserError, match=r"(?s)train-00001-of-00002.parquet is damaged in row group 0 .*fetch it again"):
-        prepared(data, tmp_path, images_per_shard=6)
-    assert [path.name for path in (tmp_path / "datasets").rglob("*.arrow")] == ["train-32px-00000.arrow"]
+        prepared(data, tmp_path, images_per_shard=3)
+    kept = {path.name for path in (tmp_path / "datasets").rglob("*.arrow")}
+    assert "train-32px-00000.arrow" in kept  # the second is being written, nobody waits for it
+    assert kept <= {"train-32px-00000.arrow", "train-32px-00001.arrow"}
 
 
 def test_progress_tells_rate_and_time_left_from_the_work_alone(
@@ -256,9 +326,20 @@ def test_too_many_broken_images_fail_with_their_names_and_keep_what_is_complete(
     with pytest.raises(UserError, match=r"2 broken images of 23.*image_0.JPEG.*image_1.JPEG.*--max-broken-share"):
         prepared(data, tmp_path, images_per_shard=8)
     kept = digests(tmp_path / "datasets")
-    assert [Path(name).name for name in kept] == ["train-32px-00000.arrow"]
+    assert [Path(name).name for name in kept] == ["train-32px-00000.arrow", "train-32px-00000.arrow.json"]
     prepare(str(data), open_store(str(tmp_path)), Copies((32,), (32,), 90), images_per_shard=8, max_broken_share=0.2)
     assert kept.items() <= digests(tmp_path / "datasets").items()
+
+
+def test_a_split_without_a_whole_image_fails_and_leaves_no_index(tmp_path: Path) -> None:
+    content = rows(3)
+    for row in content:
+        row["image"] = {"bytes": b"no image", "path": row["image"]["path"]}  # type: ignore[index]
+    write_parquet(tmp_path / "data" / "train.parquet", rows(3))
+    write_parquet(tmp_path / "data" / "validation.parquet", content)
+    with pytest.raises(UserError, match=r"split val has no image left, all 3 are broken: image_0.JPEG: .*Replace them"):
+        prepared(tmp_path / "data", tmp_path, max_broken_share=0.9)
+    assert not list((tmp_path / "datasets").rglob("index.json"))
 
 
 def test_the_summary_counts_what_was_odd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,14 +9,15 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.emulator.s3 import FaultyProxy, Forward, refuse
-from tests.images import image_folder
+from tests.images import image_folder, parquet_folder
 from trainer.data.shards import read_index
 from trainer.store import open_store
 
@@ -183,7 +184,8 @@ def test_s3_that_keeps_failing_ends_with_1_and_the_shards_so_far_are_kept(
     tmp_path: Path, s3_uri: str, s3_proxy: FaultyProxy
 ) -> None:
     arguments = arguments_for(tmp_path / "images", s3_uri)
-    s3_proxy.plan("PUT", pass_on, pass_on, *[refuse(503, "SlowDown")] * 20)  # the probe, a shard, then no more
+    # The probe, a shard and the file beside it, then no more.
+    s3_proxy.plan("PUT", pass_on, pass_on, pass_on, *[refuse(503, "SlowDown")] * 20)
     failed = run(*arguments)
     assert failed.returncode == 1, failed.stderr
     assert "train-16px-00000.arrow: SlowDown" in failed.stderr
@@ -195,8 +197,48 @@ def test_s3_that_keeps_failing_ends_with_1_and_the_shards_so_far_are_kept(
     s3_proxy.requests.clear()
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
+    asked = [request.split()[0] for request in s3_proxy.requests if request.endswith("train-32px-00000.arrow")]
+    assert set(asked) == {"HEAD"}  # neither written nor downloaded again
     assert kept.items() < stored(s3_uri).items()
-    assert not [request for request in s3_proxy.requests if request.startswith("PUT") and "train-32px" in request]
+
+
+@pytest.fixture
+def hanging_put(s3_proxy: FaultyProxy) -> Iterator[FaultyProxy]:
+    """S3 takes a shard and does not answer: longer than the client waits for it, several times."""
+    end = threading.Event()
+    s3_proxy.plan("PUT", *[lambda forward: end.wait(60) and None] * 10)
+    yield s3_proxy
+    end.set()
+
+
+def until_put(process: subprocess.Popen[str], proxy: FaultyProxy) -> None:
+    while process.poll() is None and not any(request.startswith("PUT") for request in proxy.requests):
+        time.sleep(0.01)
+
+
+def test_ctrl_c_ends_at_once_while_a_shard_is_on_its_way_to_a_slow_store(
+    photos: Path, s3_uri: str, hanging_put: FaultyProxy
+) -> None:
+    process = many_shards(photos, s3_uri, 2)
+    until_put(process, hanging_put)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=4)
+    assert process.returncode == -signal.SIGINT
+    assert said.endswith("KeyboardInterrupt\n")
+
+
+def test_an_error_ends_at_once_while_a_shard_is_on_its_way_to_a_slow_store(
+    tmp_path: Path, s3_uri: str, hanging_put: FaultyProxy
+) -> None:
+    data = parquet_folder(tmp_path / "data", train=40)  # one part, and the damaged one
+    file = data / "data" / "train-00001-of-00002.parquet"
+    body = file.read_bytes()
+    file.write_bytes(body[:4] + bytes(36) + body[40:])  # the head of the first image page
+    process = many_shards(data, s3_uri, 2)
+    until_put(process, hanging_put)
+    _, said = process.communicate(timeout=4)
+    assert process.returncode == 1
+    assert "train-00001-of-00002.parquet is damaged in row group 0" in said
 
 
 def test_a_disk_that_is_full_ends_with_78_and_with_room_the_same_command_continues(tmp_path: Path) -> None:

@@ -1,32 +1,36 @@
 """Images into shards, part by part: converted by a pool of threads, written one part behind.
 
 Which parts there are and what is in them depends on the source and the options alone, not on the number of threads.
-The index and what is said about the whole are made in `prepare`.
+A shard counts as there once the small file beside it is. The index and what is said about the whole are made in
+`prepare`.
 """
 
 from __future__ import annotations
 
+import json
 import time
 import zlib
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 
-from trainer.contract import UserError
 from trainer.data.convert import BrokenImageError, convert
 from trainer.data.progress import Track, say, show_bytes, show_duration, show_rate
 from trainer.data.shards import Copies, Row, Shard, Tally, read_tally, write_shard
 from trainer.data.sources import Source, Split
 from trainer.store import NotFoundError, ObjectStore
+from trainer.store.background import in_background
 
 SHARD_PIXELS = 2**28  # short side squared, times images: 128 MB, since a photograph takes half a byte per pixel
 SMALL_SIDE = 64  # below, headers and names count more than pixels
 ESTIMATE_FROM = 5000  # images
 ESTIMATE_SAMPLE = 256  # images of each split
 ESTIMATE_RUNS = 4  # of consecutive images, where only those are quickly read
+NOTE = ".json"  # after a shard's name: the file beside it
 
 
 def default_images(sides: Sequence[int]) -> int:
@@ -51,6 +55,29 @@ def parts_of(source: Source, per_shard: dict[str, int], copies: Copies) -> Itera
 
 
 @dataclass(frozen=True)
+class Made:
+    """A shard as it was made. The file beside it, written after it, says so: a later call need not read the shard."""
+
+    shard: Shard
+    tally: Tally
+
+    def to_json(self) -> str:
+        labels = [label for batch in self.tally.labels for label in batch.tolist()]
+        tally = {"labels": labels, "odd": self.tally.odd, "broken": self.tally.broken}
+        return json.dumps({**asdict(self.shard), **tally}) + "\n"
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Made:
+        """ValueError, TypeError, KeyError or AttributeError if this is not what `to_json` wrote."""
+        raw = json.loads(text)
+        labels, odd, broken = raw.pop("labels"), raw.pop("odd"), raw.pop("broken")
+        shard = Shard(**raw)
+        if {type(n) for n in (shard.images, shard.bytes, shard.crc32, *labels)} != {int} or shard.images != len(labels):
+            raise ValueError(f"{shard} with {len(labels)} labels: these are no counts, or differ")
+        return cls(shard, Tally(shard.images, [np.array(labels, np.int64)], Counter(odd), broken))
+
+
+@dataclass(frozen=True)
 class Written:
     """A part in the store."""
 
@@ -67,17 +94,20 @@ class Job:
     store: ObjectStore
     prefix: str
     copies: Copies
-    there: Collection[str]  # files that an earlier call has written
+    there: Collection[str]  # shards that an earlier call has written
     workers: int
     pool: ThreadPoolExecutor
-    writer: ThreadPoolExecutor  # of one thread
 
     def run(self, parts: Iterable[Part], track: Track) -> Iterator[Written]:
-        """The parts in order. While one is written the next is converted; what fails in writing is raised here."""
+        """The parts in order. While one is written the next is converted; what fails in writing is raised here.
+
+        Whoever stops before the end, by an error or an interruption, does not wait for the part that is being written.
+        """
         writing: Future[Written] | None = None
         for part in parts:
+            kept = [self._kept(file) for file in part.files]
             rows: list[list[Row]] = []  # of each copy; none where every shard is there
-            if all(self._is_there(file) for file in part.files):
+            if all(kept):
                 track.add(len(part.images), skipped=True)
             else:
                 rows = [[] for _ in part.files]
@@ -87,7 +117,7 @@ class Job:
                     track.add(1)
             if writing:
                 yield writing.result()
-            writing = self.writer.submit(self._write, part, rows)
+            writing = in_background(partial(self._write, part, kept, rows))
         if writing:
             yield writing.result()
 
@@ -132,36 +162,46 @@ class Job:
         while pending:
             yield pending.popleft().result()
 
-    def _write(self, part: Part, rows: list[list[Row]]) -> Written:
+    def _write(self, part: Part, kept: list[Made | None], rows: list[list[Row]]) -> Written:
         """Put the shards of a part that are not there; `rows` is emptied, copy by copy, to free its memory."""
-        shards, tally = [], Tally()
-        for file in part.files:
-            key, copy = f"{self.prefix}/{file}", rows.pop(0) if rows else None
-            if copy is None or self._is_there(file):
-                body = self.store.get(key)
-                if file not in self.there:
-                    say(f"{file}: another preparation has written it meanwhile; taken over")
-            else:
-                body = write_shard(self.source.classes, copy)
-                del copy
-                self.store.put(key, body)
-            tally = read_tally(body, self.store.describe(key))  # the same in every copy
-            if (found := tally.images + len(tally.broken)) != len(part.images):
-                raise UserError(
-                    f"{self.store.describe(key)} tells of {found} images, not {len(part.images)}: remove it and run "
-                    "`make prepare` again"
-                )
-            shards.append(Shard(file, tally.images, len(body), zlib.crc32(body)))
-        return Written(part.split, tuple(shards), tally)
+        made = []
+        for file, shard in zip(part.files, kept, strict=True):
+            copy = rows.pop(0) if rows else []
+            made.append(shard or self._kept(file) or self._make(file, copy))
+        return Written(part.split, tuple(one.shard for one in made), made[0].tally)  # the same in every copy
 
-    def _is_there(self, file: str) -> bool:
-        if file in self.there:
-            return True
+    def _make(self, file: str, rows: list[Row]) -> Made:
+        key = f"{self.prefix}/{file}"
+        body = write_shard(self.source.classes, rows)
+        rows.clear()
+        tally = read_tally(body, self.store.describe(key))
+        made = Made(Shard(file, tally.images, len(body), zlib.crc32(body)), tally)
+        self.store.put(key, body)
+        self.store.put(key + NOTE, made.to_json().encode())
+        return made
+
+    def _kept(self, file: str) -> Made | None:
+        """What an earlier call has made, or another preparation meanwhile: if the file beside the shard says so, and
+        the shard has the size that it says. Else it is made again: the bytes will be the same.
+
+        The shard itself is not read, that would be a download of everything. One that was damaged since is found when
+        it is staged: the index has the checksum of the bytes that were made.
+        """
+        key = f"{self.prefix}/{file}"
         try:
-            self.store.head(f"{self.prefix}/{file}")
+            made = Made.from_json(self.store.get(key + NOTE))
+            found = self.store.head(key).bytes
         except NotFoundError:
-            return False
-        return True
+            return None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            say(f"{self.store.describe(key + NOTE)} is damaged ({error}): making the shard again")
+            return None
+        if (made.shard.file, made.shard.bytes) != (file, found):
+            say(f"{self.store.describe(key)} has {found} bytes, not as {file}{NOTE} says: making it again")
+            return None
+        if file not in self.there:
+            say(f"{file}: another preparation has written it meanwhile; taken over")
+        return made
 
 
 def _sample(images: Split) -> list[int]:

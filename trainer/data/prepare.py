@@ -18,7 +18,7 @@ import numpy as np
 
 from trainer.contract import UserError, dataset_key
 from trainer.data.convert import CONVERSION
-from trainer.data.parts import Job, default_images, parts_of
+from trainer.data.parts import NOTE, Job, default_images, parts_of
 from trainer.data.progress import Progress, Track, say, show_bytes, show_duration, show_rate
 from trainer.data.shards import FORMAT, INDEX, Copies, Index, Shard, Size, SplitIndex, Tally
 from trainer.data.sources import identify, open_source
@@ -46,11 +46,11 @@ def prepare(
     images_per_shard: int = 0,
     progress: Progress | None = None,
 ) -> Prepared:
-    """Write the shards, then the index; where the index is, do nothing. Shards that are already there are kept.
+    """Write the shards, then the index; where the index is, do nothing. Shards that are already there are kept, unread.
 
     `workers` of 0 means all cores, `images_per_shard` of 0 about 128 MB for the largest copy. In memory are the images
     of one shard while they are converted, and of the one before it while it is written. Raises UserError and
-    StoreError; after either, a later call continues.
+    StoreError; after either, or an interruption, a later call continues. None of them waits for what is being written.
     """
     copies = _checked(copies, max_broken_share)
     name, identity = identify(data)
@@ -64,11 +64,13 @@ def prepare(
     source = open_source(data, secrets_dir=secrets_dir)
     total = sum(len(split) for split in source.splits.values())
     workers = workers or os.cpu_count() or 1
-    there = {info.key.rpartition("/")[2] for info in store.list(f"{prefix}/")}
+    files = {info.key.rpartition("/")[2] for info in store.list(f"{prefix}/")}
+    there = {file for file in files if file + NOTE in files}
     tallies = {split: Tally() for split in source.splits}
     shards: dict[str, list[tuple[Shard, ...]]] = {split: [] for split in source.splits}
-    with ThreadPoolExecutor(workers, "prepare") as pool, ThreadPoolExecutor(1, "write") as writer:
-        job = Job(source, store, prefix, copies, there, workers, pool, writer)
+    pool = ThreadPoolExecutor(workers, "prepare")
+    try:
+        job = Job(source, store, prefix, copies, there, workers, pool)
         parts = list(parts_of(source, per_shard, copies))
         job.estimate([part for part in parts if not there.issuperset(part.files)])
         with Track(total, "images", f"preparing {name}", progress) as track:
@@ -76,6 +78,9 @@ def prepare(
                 shards[part.split].append(part.shards)
                 tallies[part.split].add(part.tally)
                 _check_broken(name, tallies, total, max_broken_share)
+    finally:  # whether all is done, or nobody wants the rest
+        pool.shutdown(wait=False, cancel_futures=True)
+    _check_not_empty(name, tallies)
 
     splits = {
         split: SplitIndex(
@@ -142,6 +147,15 @@ def _check_broken(name: str, tallies: dict[str, Tally], total: int, max_broken_s
             f"left out: {_first(broken)}. Replace or remove them, or prepare with a larger share: "
             'make prepare DATA=… STORE=… ARGS="--max-broken-share …"; the shards written so far are kept'
         )
+
+
+def _check_not_empty(name: str, tallies: dict[str, Tally]) -> None:
+    for split, tally in tallies.items():
+        if not tally.images:
+            raise UserError(
+                f"{name}: split {split} has no image left, all {len(tally.broken)} are broken: {_first(tally.broken)}. "
+                "Replace them: training and evaluation need at least one image each"
+            )
 
 
 def _first(broken: list[str]) -> str:

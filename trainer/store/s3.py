@@ -7,9 +7,10 @@ import io
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import boto3
@@ -29,6 +30,7 @@ from trainer.store import (
     check_range,
     probe_store,
 )
+from trainer.store.background import in_background
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -209,16 +211,16 @@ class S3Store:
         sent: list[Any] = []
         pending: deque[Future[Any]] = deque()
         try:
-            with ThreadPoolExecutor(self._settings.parts_at_once) as pool:
-                for number, part in enumerate(iter(lambda: file.read(self._settings.part_bytes), b""), 1):
-                    pending.append(pool.submit(send, number, part))
-                    if len(pending) == self._settings.parts_at_once:
-                        sent.append(pending.popleft().result())
-                sent += [future.result() for future in pending]
+            for number, part in enumerate(iter(lambda: file.read(self._settings.part_bytes), b""), 1):
+                pending.append(in_background(partial(send, number, part)))
+                if len(pending) == self._settings.parts_at_once:
+                    sent.append(pending.popleft().result())
+            sent += [future.result() for future in pending]
             return self._client.complete_multipart_upload(
                 Bucket=self._bucket, Key=name, UploadId=upload, MultipartUpload={"Parts": sent}
             )["ETag"]
         except BaseException:
+            wait(pending)  # a part that arrives after the end of its upload would stay
             with contextlib.suppress(StoreError), self._errors("abort", name):  # else the bucket's lifecycle does it
                 self._client.abort_multipart_upload(Bucket=self._bucket, Key=name, UploadId=upload)
             raise
