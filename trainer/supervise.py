@@ -254,7 +254,9 @@ def supervise(arguments: Sequence[str]) -> int:
         return check.returncode
     recipe = json.loads(check.stdout)
     env = run_env(recipe["recipe"])
-    compiled = {"NUMBA_CACHE_DIR": str(Path(env.scratch_dir).absolute() / "numba")}
+    compiled = {}  # where numba keeps machine code: beside the source, unless that is read-only, as in the container
+    if not os.access(Path(__file__).parent / "data", os.W_OK):
+        compiled["NUMBA_CACHE_DIR"] = str(Path(env.scratch_dir).absolute() / "numba")
     environ = compiled | torch_environ(recipe) | os.environ | env.to_environ()
     try:
         (folder := attempt_dir(env)).mkdir(parents=True, exist_ok=True)
