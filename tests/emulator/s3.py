@@ -1,4 +1,5 @@
-"""S3 over HTTP for the tests: moto's server as a process of its own, and a proxy that loses or forges its answers.
+"""S3 over HTTP for the tests: moto's server as a process of its own (with what it does not verify
+verified, tests/emulator/verify.py), and a proxy that loses or forges its answers.
 
 `python -m tests.emulator.s3` is the server; it prints its port, and ends when its standard input does.
 """
@@ -6,20 +7,25 @@
 from __future__ import annotations
 
 import http.client
-import io
+import json
 import os
+import ssl
 import subprocess
 import sys
 import threading
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+
+if TYPE_CHECKING:
+    from trainer.store import ObjectStore
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -77,9 +83,10 @@ Fault = Callable[[Forward], Answer | None]
 class FaultyProxy:
     """Between client and endpoint: requests of a method meet the faults planned for it, one each, then none."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, tls: ssl.SSLContext | None = None) -> None:
         self.faults: dict[str, list[Fault]] = {}
         self.requests: list[str] = []  # "PUT /bucket/key", in order of arrival
+        self.headers: list[dict[str, str]] = []  # of the same requests; names in lower case
         proxy, target = self, urlsplit(endpoint).netloc
 
         class Handler(BaseHTTPRequestHandler):
@@ -100,6 +107,7 @@ class FaultyProxy:
                         connection.close()
 
                 proxy.requests.append(f"{self.command} {self.path}")
+                proxy.headers.append({name.lower(): value for name, value in self.headers.items()})
                 planned = proxy.faults.get(self.command)
                 answer = planned.pop(0)(forward) if planned else forward()
                 if answer is None:
@@ -123,9 +131,11 @@ class FaultyProxy:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
         self._thread.start()
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self.endpoint = f"http{'s' if tls else ''}://127.0.0.1:{self._server.server_port}"
 
     def plan(self, method: str, *faults: Fault) -> None:
         self.faults.setdefault(method, []).extend(faults)
@@ -162,19 +172,68 @@ def s3_proxy(s3_uri: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> 
     proxy.close()
 
 
+@pytest.fixture(params=["directory", "s3"])
+def store(request: pytest.FixtureRequest) -> ObjectStore:
+    """An empty store, of each kind."""
+    from trainer.store import open_store
+
+    if request.param == "s3":
+        return open_store(request.getfixturevalue("s3_uri"))
+    folder: Path = request.getfixturevalue("tmp_path") / "store"
+    folder.mkdir()
+    return open_store(str(folder))
+
+
+@dataclass
+class Control:
+    """The endpoint's own settings, all as they were after the test; see tests/emulator/verify.py."""
+
+    endpoint: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def set(self, **settings: Any) -> None:
+        """`keys={access key: [secret, session token or ""]}`, `expired=[session token]`, `clock_offset=seconds`."""
+        self.settings |= settings
+        self._ask(json.dumps(self.settings).encode())
+
+    def reset(self) -> None:
+        self.settings.clear()
+        self.set()
+
+    def uploads(self) -> list[str]:
+        """`bucket/key` of multipart uploads that are not ended."""
+        return list(self._ask()["uploads"])
+
+    def tags(self) -> dict[str, dict[str, str]]:
+        """By `bucket/key`, of the objects that have some."""
+        return dict(self._ask()["tags"])
+
+    def requests(self) -> int:
+        """How many came, refused ones included."""
+        return int(self._ask()["requests"])
+
+    def _ask(self, body: bytes | None = None) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self.endpoint}/_control", body, timeout=30) as answer:
+            known: dict[str, Any] = json.loads(answer.read())
+            return known
+
+
+@pytest.fixture
+def s3_control(s3_endpoint: str) -> Iterator[Control]:
+    control = Control(s3_endpoint)
+    yield control
+    control.reset()
+
+
 def serve() -> None:
+    os.environ["MOTO_S3_DEFAULT_KEY_BUFFER_SIZE"] = str(1 << 30)  # smaller objects stay in memory
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
     from werkzeug.serving import make_server
 
-    moto, lock = DomainDispatcherApplication(create_backend_app), threading.Lock()
+    from tests.emulator.verify import Verifier
 
-    def one_at_a_time(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        """S3 compares and writes in one step; moto does not, if its threads run side by side."""
-        environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
-        with lock:
-            return list(moto(environ, start_response))
-
-    server = make_server("127.0.0.1", 0, one_at_a_time, threaded=True, request_handler=MotoRequestHandler)
+    application = Verifier(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=MotoRequestHandler)
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     print(server.port, flush=True)
     server.serve_forever()

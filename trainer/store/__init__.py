@@ -13,9 +13,12 @@ import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from trainer.contract import UserError
+
+if TYPE_CHECKING:
+    from trainer.store.checksum import Checksums
 
 RESERVED = ".store-"  # parts of keys never begin so: the directory store's own lock and temporary files do
 READ_BYTES = 1 << 20  # a piece of a large body on its way
@@ -73,11 +76,16 @@ class ObjectStore(Protocol):
         """`size` bytes from `start`, piece by piece; StoreError if the object ends before. A piece is a view of
         `buffer`, valid until the next is asked for: what does not fit into memory goes through a small buffer."""
 
-    def read_into(self, key: str, buffer: memoryview) -> None:
-        """Fill the buffer with the object, whose size must be the buffer's (StoreError); for the large ones."""
+    def read_into(self, key: str, buffer: memoryview, start: int | None = None) -> None:
+        """Fill the buffer with the object, whose size must be the buffer's (StoreError); for the large ones.
+        With `start`, with the range that begins there, as `read_range`."""
 
     def put(self, key: str, body: bytes | BinaryIO) -> str:
         """Write or overwrite: readers see the old object or the new one, whole. A file is read from its position."""
+
+    def put_large(self, key: str, body: memoryview, checksums: Checksums) -> None:
+        """As `put`, without a copy of the body; its checksums are compared where it arrives (StoreError "BadDigest").
+        ValueError if the sizes differ. The body must not change meanwhile; nothing reads it afterwards."""
 
     def create(self, key: str, body: bytes) -> str:
         """Write only if there is no such object, else ConflictError: of many callers exactly one succeeds."""
@@ -90,6 +98,10 @@ class ObjectStore(Protocol):
 
     def retire(self, key: str) -> None:
         """Give up a superseded object: it goes now (directory) or expires later (S3). A missing one is fine."""
+
+    def abort_uploads(self, prefix: str) -> int:
+        """Free what unfinished writes of keys with this prefix have left, those still under way included: they fail.
+        How many there were."""
 
     def probe(self, key: str) -> None:
         """Write, read back and list a tiny object; UserError with reason and fix if the user has to do something."""
@@ -141,6 +153,14 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
+def check_size(body: memoryview, checksums: Checksums) -> memoryview:
+    """The body as bytes."""
+    view = body.cast("B")
+    if len(view) != checksums.bytes:
+        raise ValueError(f"the body has {len(view)} bytes, its checksums are of {checksums.bytes}")
+    return view
+
+
 def check_range(start: int, size: int) -> None:
     if start < 0 or size < 1:
         raise ValueError(f"start={start}, size={size} is not a range: start at 0 or later, read 1 byte or more")
@@ -155,7 +175,7 @@ _FIXES = {
         "UnauthorizedSSOTokenError", "SSOTokenLoadError", "InvalidAccessKeyId", "SignatureDoesNotMatch",
         "ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired",
     ),
-    "set the clock of this machine": ("RequestTimeTooSkewed",),
+    "set the clock of this machine": ("RequestTimeTooSkewed", "RequestExpired"),
     "create the bucket, or correct its name": ("NoSuchBucket",),
     "set AWS_DEFAULT_REGION to the region of the bucket": (
         "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException",

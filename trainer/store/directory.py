@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import io
 import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from trainer.store import (
     READ_BYTES,
@@ -24,8 +23,14 @@ from trainer.store import (
     check_key,
     check_prefix,
     check_range,
+    check_size,
     probe_store,
 )
+
+if TYPE_CHECKING:
+    from trainer.store.checksum import Checksums
+
+_LOCK = f"{RESERVED}lock"
 
 
 class DirectoryStore:
@@ -77,20 +82,32 @@ class DirectoryStore:
                 size -= count
                 yield buffer[:count]
 
-    def read_into(self, key: str, buffer: memoryview) -> None:
+    def read_into(self, key: str, buffer: memoryview, start: int | None = None) -> None:
         view = buffer.cast("B")
+        if start is not None:
+            check_range(start, len(view))
         with self._errors("read", key, reading=True), self._path(key).open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
+            if start is not None:
+                file.seek(start)
+                size = max(0, min(size - start, len(view)))
             done = 0
             while size == len(view) and done < size and (count := file.readinto(view[done:])):
                 done += count
         if size != len(view) or done != size:
-            raise StoreError(f"read {self.describe(key)}: it has {size} bytes, not {len(view)}", "InvalidRange")
+            raise StoreError(f"read {self.describe(key)}: it has {size} bytes there, not {len(view)}", "InvalidRange")
 
     def put(self, key: str, body: bytes | BinaryIO) -> str:
         with self._writing("put", key, body) as (temporary, path):
             temporary.replace(path)
             return _file_etag(path.stat())
+
+    def put_large(self, key: str, body: memoryview, checksums: Checksums) -> None:
+        view = check_size(body, checksums)
+        if type(checksums).of(view, checksums.part_bytes) != checksums:
+            raise StoreError(f"put {self.describe(key)}: the body is not what its checksums are of", "BadDigest")
+        with self._writing("put", key, view) as (temporary, path):
+            temporary.replace(path)
 
     def create(self, key: str, body: bytes) -> str:
         with self._writing("create", key, body) as (temporary, path):
@@ -120,6 +137,18 @@ class DirectoryStore:
         with self._errors("retire", key, reading=False), self._lock(), contextlib.suppress(NotADirectoryError):
             path.unlink(missing_ok=True)
 
+    def abort_uploads(self, prefix: str) -> int:
+        start, count = self._root / check_prefix(prefix).rpartition("/")[0], 0
+        with self._errors("abort", prefix, reading=False):
+            self._root.stat()  # a missing store is no empty one
+            for folder, _, names in os.walk(start):
+                if f"{folder}/".startswith(f"{self._root}/{prefix}"):
+                    for path in (Path(folder) / name for name in names if name.startswith(RESERVED) and name != _LOCK):
+                        with contextlib.suppress(FileNotFoundError):  # finished meanwhile
+                            path.unlink()
+                            count += 1
+        return count
+
     def probe(self, key: str) -> None:
         probe_store(self, key)
 
@@ -139,7 +168,7 @@ class DirectoryStore:
                     yield ObjectInfo(path.relative_to(self._root).as_posix(), stat.st_size, _file_etag(stat))
 
     @contextlib.contextmanager
-    def _writing(self, operation: str, key: str, body: bytes | BinaryIO) -> Iterator[tuple[Path, Path]]:
+    def _writing(self, operation: str, key: str, body: bytes | memoryview | BinaryIO) -> Iterator[tuple[Path, Path]]:
         """A complete temporary file and its destination, for the caller to put it there; the lock is held."""
         path = self._path(key)
         temporary = path.with_name(f"{RESERVED}{uuid.uuid4().hex}")
@@ -147,7 +176,10 @@ class DirectoryStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with temporary.open("xb") as file:
-                    shutil.copyfileobj(io.BytesIO(body) if isinstance(body, bytes) else body, file, READ_BYTES)
+                    if isinstance(body, bytes | memoryview):
+                        file.write(body)
+                    else:
+                        shutil.copyfileobj(body, file, READ_BYTES)
                     file.flush()
                     # See _file_etag. Linux before 6.13 stamps by its tick: writes within 4 ms would share a time.
                     now = time.time_ns()
@@ -161,7 +193,7 @@ class DirectoryStore:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        with (self._root / f"{RESERVED}lock").open("ab") as file:  # its own open file: excludes threads, too
+        with (self._root / _LOCK).open("ab") as file:  # its own open file: excludes threads, too
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
-from urllib3.exceptions import HTTPError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from trainer.contract import SUPERSEDED_TAG, UserError
 from trainer.store import (
-    READ_BYTES,
     ConflictError,
     NotFoundError,
     ObjectInfo,
@@ -28,9 +24,12 @@ from trainer.store import (
     check_key,
     check_prefix,
     check_range,
+    check_size,
     probe_store,
 )
-from trainer.store.background import in_background
+from trainer.store.checksum import Checksums
+from trainer.store.s3_read import Body
+from trainer.store.s3_write import put_file, put_view
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -47,6 +46,12 @@ class S3Settings:
     page_keys: int = 1000  # per request of a listing; S3 gives no more
 
 
+_STALE = {
+    "ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId",
+    "RequestExpired", "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError",
+}  # fmt: skip
+
+
 class S3Store:
     """A bucket and a prefix. Endpoint, region and credentials come from AWS's own variables and files."""
 
@@ -55,18 +60,26 @@ class S3Store:
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._settings = settings
-        config = Config(
-            connect_timeout=settings.connect_timeout_seconds,
-            read_timeout=settings.read_timeout_seconds,
-            retries={"mode": "standard", "total_max_attempts": settings.attempts},
-            max_pool_connections=settings.connections,
-            tcp_keepalive=True,
-        )
-        try:  # a session of its own: boto3's default one is not made for threads
-            self._client: S3Client = boto3.session.Session().client("s3", config=config)
-        except (BotoCoreError, ValueError) as error:
+        self._lock = threading.Lock()
+        self._connected: S3Client | None = None
+        try:
+            _ = self._client
+        except StoreError as error:
             fix = "correct AWS_PROFILE, AWS_ENDPOINT_URL, AWS_DEFAULT_REGION and the files in ~/.aws, or unset them"
-            raise UserError(f"{self.uri} cannot be opened: {error}: boto3 refuses AWS's settings; {fix}") from error
+            raise UserError(f"{error}; {fix}") from error
+
+    @property
+    def _client(self) -> S3Client:
+        """boto3's client, which is made again after a refusal of its credentials: a new session reads variables,
+        files and the machine's role anew, a client keeps what it has once read."""
+        with self._lock:
+            if self._connected is None:
+                try:
+                    self._connected = _connect(self._settings)
+                except (BotoCoreError, ValueError) as error:
+                    message = f"{self.uri} cannot be opened: {error}: boto3 refuses AWS's settings"
+                    raise StoreError(message, type(error).__name__) from error
+            return self._connected
 
     def describe(self, key: str) -> str:
         return f"s3://{self._bucket}/{self._key(key)}"
@@ -84,11 +97,14 @@ class S3Store:
             with self._errors("head", key):
                 answer = self._client.head_object(Bucket=self._bucket, Key=name)
         except StoreError as error:
-            if error.code != "404":
+            if error.code not in ("400", "403", "404"):
                 raise
-            # An answer to HEAD has no body: only another request tells a missing key from a missing bucket.
+            # An answer to HEAD has no body: only another request tells a missing key from a missing bucket, and old
+            # credentials from a lack of permission.
             with self._errors("head", key):
                 self._client.list_objects_v2(Bucket=self._bucket, Prefix=name, MaxKeys=1)
+            if error.code != "404":
+                raise
             raise NotFoundError(str(error), error.code) from error
         return ObjectInfo(key, answer["ContentLength"], answer["ETag"])
 
@@ -103,22 +119,29 @@ class S3Store:
             while left := body.size - body.done:
                 yield buffer[: body.read_some(buffer[:left])]
 
-    def read_into(self, key: str, buffer: memoryview) -> None:
+    def read_into(self, key: str, buffer: memoryview, start: int | None = None) -> None:
         view = buffer.cast("B")
-        with self._open("read", key) as body:
+        if start is not None:
+            check_range(start, len(view))
+        with self._open("read", key, start or 0, None if start is None else len(view)) as body:
             body.check_size(len(view))
             body.read_into(view)
 
     def put(self, key: str, body: bytes | BinaryIO) -> str:
-        name = self._key(key)
+        place: Any = self._place(key)
         file = io.BytesIO(body) if isinstance(body, bytes) else body
         first = file.tell()
         size = file.seek(0, io.SEEK_END) - first
         file.seek(first)
         with self._errors("put", key):
             if size > self._settings.part_bytes:
-                return self._put_parts(name, file)
-            return self._client.put_object(Bucket=self._bucket, Key=name, Body=file.read())["ETag"]
+                return put_file(self._client, place, file, self._settings.part_bytes, self._settings.parts_at_once)
+            return self._client.put_object(**place, Body=file.read())["ETag"]
+
+    def put_large(self, key: str, body: memoryview, checksums: Checksums) -> None:
+        place, view = self._place(key), check_size(body, checksums)
+        with self._errors("put", key):
+            put_view(self._client, place, view, checksums, self._settings.parts_at_once)
 
     def create(self, key: str, body: bytes) -> str:
         name = self._key(key)
@@ -136,10 +159,10 @@ class S3Store:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         whole = self._prefix + check_prefix(prefix)
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self._bucket, Prefix=whole, PaginationConfig={"PageSize": self._settings.page_keys}
-        )
         with self._errors("list", prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=whole, PaginationConfig={"PageSize": self._settings.page_keys}
+            )
             for page in pages:
                 for found in page.get("Contents", []):
                     if not found["Key"].endswith("/"):  # what the console makes to show a folder
@@ -151,13 +174,32 @@ class S3Store:
         with contextlib.suppress(NotFoundError), self._errors("retire", key):
             self._client.put_object_tagging(Bucket=self._bucket, Key=self._key(key), Tagging=tagging)
 
+    def abort_uploads(self, prefix: str) -> int:
+        whole, count = self._prefix + check_prefix(prefix), 0
+        with self._errors("abort", prefix):
+            client = self._client
+            pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=whole)
+            for upload in (upload for page in pages for upload in page.get("Uploads", [])):
+                try:
+                    client.abort_multipart_upload(
+                        Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )  # fmt: skip
+                    count += 1
+                except ClientError as error:
+                    if error.response["Error"]["Code"] != "NoSuchUpload":  # ended meanwhile
+                        raise
+        return count
+
     def probe(self, key: str) -> None:
         probe_store(self, key)
 
     def _key(self, key: str) -> str:
         return self._prefix + check_key(key)
 
-    def _open(self, operation: str, key: str, start: int = 0, size: int | None = None) -> closing[_Body]:
+    def _place(self, key: str) -> dict[str, Any]:
+        return {"Bucket": self._bucket, "Key": self._key(key)}
+
+    def _open(self, operation: str, key: str, start: int = 0, size: int | None = None) -> closing[Body]:
         """The answer to a read of `size` bytes from `start`, or of the whole object."""
         name = self._key(key)
 
@@ -168,7 +210,7 @@ class S3Store:
             with self._errors(operation, key):
                 return self._client.get_object(Bucket=self._bucket, Key=name, **arguments)
 
-        body = _Body(send, f"{operation} {self.describe(key)}", self._settings.attempts)
+        body = Body(send, f"{operation} {self.describe(key)}", self._settings.attempts)
         if size is not None:
             body.check_size(size)
         return closing(body)
@@ -199,32 +241,6 @@ class S3Store:
                 raise ConflictError(str(error), error.code) from error
         raise refusal
 
-    def _put_parts(self, name: str, file: BinaryIO) -> str:
-        upload = self._client.create_multipart_upload(Bucket=self._bucket, Key=name)["UploadId"]
-
-        def send(number: int, part: bytes) -> Any:
-            answer = self._client.upload_part(
-                Bucket=self._bucket, Key=name, UploadId=upload, PartNumber=number, Body=part
-            )
-            return {"PartNumber": number} | {k: v for k, v in answer.items() if k == "ETag" or k.startswith("Checksum")}
-
-        sent: list[Any] = []
-        pending: deque[Future[Any]] = deque()
-        try:
-            for number, part in enumerate(iter(lambda: file.read(self._settings.part_bytes), b""), 1):
-                pending.append(in_background(partial(send, number, part)))
-                if len(pending) == self._settings.parts_at_once:
-                    sent.append(pending.popleft().result())
-            sent += [future.result() for future in pending]
-            return self._client.complete_multipart_upload(
-                Bucket=self._bucket, Key=name, UploadId=upload, MultipartUpload={"Parts": sent}
-            )["ETag"]
-        except BaseException:
-            wait(pending)  # a part that arrives after the end of its upload would stay
-            with contextlib.suppress(StoreError), self._errors("abort", name):  # else the bucket's lifecycle does it
-                self._client.abort_multipart_upload(Bucket=self._bucket, Key=name, UploadId=upload)
-            raise
-
     @contextlib.contextmanager
     def _errors(self, operation: str, key: str) -> Iterator[None]:
         place = f"{operation} s3://{self._bucket}/{self._prefix}{key}"
@@ -232,54 +248,30 @@ class S3Store:
             yield
         except ClientError as error:
             code = error.response["Error"]["Code"]
+            self._forget(code)
             message = f"{place}: {code}: {error.response['Error'].get('Message', '')}"
             raise (NotFoundError if code == "NoSuchKey" else StoreError)(message, code) from error
         except BotoCoreError as error:
+            self._forget(type(error).__name__)
             raise StoreError(f"{place}: {error}", type(error).__name__) from error
 
+    def _forget(self, code: str) -> None:
+        if code in _STALE:
+            with self._lock:
+                self._connected = None
 
-class _Body:
-    """The bytes of an object, or of a range of it, on their way. botocore repeats a request that fails, but not a body
-    that is cut off: this goes on where it ended, if the object is still the same."""
 
-    def __init__(self, send: Callable[[int, str], Any], what: str, attempts: int) -> None:
-        self._send, self._what, self._attempts, self._cuts = send, what, attempts, 0
-        answer = send(0, "")
-        self.done, self.size, self.etag, self._stream = 0, int(answer["ContentLength"]), answer["ETag"], answer["Body"]
-
-    def check_size(self, size: int) -> None:
-        if self.size != size:
-            self.close()
-            raise StoreError(f"{self._what}: it has {self.size} bytes there, not {size}", "InvalidRange")
-
-    def read_into(self, buffer: memoryview) -> memoryview:
-        """Fill the buffer, which is as large as the body, and return it."""
-        while self.done < self.size:
-            self.read_some(buffer[self.done : self.done + READ_BYTES])
-        return buffer
-
-    def read_some(self, buffer: memoryview) -> int:
-        """How many bytes have come to the beginning of the buffer, which is no longer than what is left."""
-        while True:
-            try:
-                count = int(self._stream.readinto(cast("Any", buffer)))
-                if self.done + count == self.size:
-                    self._stream.read()  # the end: botocore compares the checksum here
-                self.done += count
-                return count
-            except FlexibleChecksumError as error:
-                raise StoreError(f"{self._what}: {error}", type(error).__name__) from error
-            except (BotoCoreError, HTTPError, OSError) as error:
-                self._cuts += 1
-                if self._cuts == self._attempts:
-                    message = f"{self._what}: cut off {self._cuts} times, at byte {self.done}: {error}"
-                    raise StoreError(message, type(error).__name__) from error
-            self.close()
-            answer = self._send(self.done, self.etag)
-            self._stream = answer["Body"]
-            if (left := answer["ContentLength"]) != self.size - self.done:
-                message = f"{self._what}: {left} bytes follow byte {self.done} there, not {self.size - self.done}"
-                raise StoreError(message, "InvalidRange")
-
-    def close(self) -> None:
-        self._stream.close()
+def _connect(settings: S3Settings) -> S3Client:
+    config = Config(
+        connect_timeout=settings.connect_timeout_seconds,
+        read_timeout=settings.read_timeout_seconds,
+        retries={"mode": "standard", "total_max_attempts": settings.attempts},
+        max_pool_connections=settings.connections,
+        tcp_keepalive=True,
+    )
+    session = boto3.session.Session()  # its own: boto3's default one is not made for threads
+    client = session.client("s3", config=config)
+    if client.meta.endpoint_url.startswith("https:"):
+        # Every body has a CRC in the signed headers or behind it, TLS sees to the rest: no sha256 besides.
+        client = session.client("s3", config=config.merge(Config(s3={"payload_signing_enabled": False})))
+    return client

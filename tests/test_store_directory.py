@@ -1,0 +1,116 @@
+"""What only the store in a folder can get wrong."""
+
+from __future__ import annotations
+
+import fcntl
+import resource
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+import pytest
+
+from trainer.contract import UserError
+from trainer.store import NotFoundError, StoreError, open_store
+
+
+def test_a_folder_that_is_not_there_is_a_fault_and_no_empty_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for store in (open_store(str(tmp_path / "nowhere")), open_store(str(tmp_path / "file/below"))):
+        for call in (
+            store.get,
+            store.head,
+            store.retire,
+            store.abort_uploads,
+            lambda key, store=store: list(store.list(key)),
+        ):
+            with pytest.raises(StoreError) as caught:
+                call("runs/a")
+            assert not isinstance(caught.value, NotFoundError)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "file"]
+    open_store(str(tmp_path / "nowhere")).put("runs/a", b"1")
+    assert (tmp_path / "nowhere/runs/a").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+def test_a_file_where_the_folder_should_be_fails_the_probe(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"name a folder: something on this path is a file"):
+        open_store(str(tmp_path / folder)).probe("runs/a/probe")
+    assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+def test_a_folder_that_refuses_fails_the_probe() -> None:
+    with pytest.raises(UserError, match=r"cannot be used: put /sys/.*make the folder writable"):
+        open_store("/sys/kernel/store").probe("runs/a/probe")  # refuses root, too
+
+
+def test_a_writer_waits_for_the_one_that_is_comparing_and_writing(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    etag = store.put("x", b"1")
+    with ThreadPoolExecutor(1) as pool, (tmp_path / ".store-lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write = pool.submit(store.replace, "x", b"2", etag)
+        assert not wait([write], timeout=0.3).done
+        assert store.get("x") == b"1"  # readers do not wait
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        write.result(timeout=30)
+    assert store.get("x") == b"2"
+
+
+def limit_file_size() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+def test_a_write_that_does_not_fit_leaves_the_old_object_and_nothing_else(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    etag = store.put("x", b"old")
+    code = f"""
+from trainer.store import StoreError, open_store
+store, big = open_store({str(tmp_path)!r}), bytes(1_000_000)
+for write in (lambda: store.put("x", big), lambda: store.replace("x", big, {etag!r}), lambda: store.create("y", big)):
+    try:
+        write()
+    except StoreError as error:
+        print(error.code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], preexec_fn=limit_file_size, capture_output=True, check=True)
+    assert done.stdout.split() == [b"EFBIG"] * 3
+    assert store.get_with_etag("x") == (b"old", etag)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".store-lock", "x"]
+
+
+def test_a_full_disk_fails_the_probe(tmp_path: Path) -> None:
+    code = f"""
+from trainer.contract import UserError
+from trainer.store import open_store
+try:
+    open_store({str(tmp_path)!r}).probe("probe")
+except UserError as error:
+    print(error)
+"""
+    command = ["prlimit", "--fsize=0", sys.executable, "-c", code]  # no space for a single byte
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    assert f"cannot be used: put {tmp_path}/probe: File too large; free disk space" in done.stdout
+
+
+def test_a_writer_killed_in_the_middle_leaves_no_object_and_no_lock(tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+from trainer.store import open_store
+class Slow:
+    pieces = [b"half"]
+    def read(self, size):
+        if self.pieces: return self.pieces.pop()
+        os.kill(os.getpid(), signal.SIGKILL)
+open_store({str(tmp_path)!r}).put("runs/a", Slow())
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=30)
+    assert done.returncode == -signal.SIGKILL
+    store = open_store(str(tmp_path))
+    assert list(store.list("")) == []
+    store.create("runs/a", b"whole")
+    assert store.get("runs/a") == b"whole"

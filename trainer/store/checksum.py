@@ -1,0 +1,61 @@
+"""CRC64NVME: the checksum that S3 keeps of a whole object, whether it came in one piece or in parts.
+
+A checksum is written as 16 hex digits, as in `ae8b14860a799888` (of b"123456789"). S3's headers have the same number
+as base64 of its 8 bytes, the highest first: `rosUhgp5mIg=`. Computing takes no copy, reads about 25 GB/s per core, and
+holds no interpreter lock: other threads go on.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from awscrt.checksums import combine_crc64nvme, crc64nvme
+
+PART_BYTES = 32 << 20  # of an upload; S3 takes at most 10,000 parts, so objects of up to 335 GB
+
+
+@dataclass(frozen=True)
+class Checksums:
+    """Of a body that goes in parts of `part_bytes` (the last one may be smaller; an empty body has none)."""
+
+    bytes: int
+    part_bytes: int
+    parts: tuple[str, ...]
+    whole: str
+
+    @classmethod
+    def of(cls, view: memoryview, part_bytes: int = PART_BYTES) -> Checksums:
+        """One pass over the bytes: the checksum of the whole follows from those of the parts."""
+        view = view.cast("B")
+        parts, whole = [], 0
+        for start in range(0, len(view), part_bytes):
+            part = view[start : start + part_bytes]
+            crc = crc64nvme(part)
+            whole = combine_crc64nvme(whole, crc, len(part))
+            parts.append(_digits(crc))
+        return cls(len(view), part_bytes, tuple(parts), _digits(whole))
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Checksums:
+        """The reverse of `to_json`; other names in the dict are no matter. KeyError for a missing one."""
+        return cls(int(found["bytes"]), int(found["part_bytes"]), tuple(found["parts"]), str(found["crc64nvme"]))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"bytes": self.bytes, "crc64nvme": self.whole, "part_bytes": self.part_bytes, "parts": [*self.parts]}
+
+
+def crc64(view: memoryview) -> str:
+    """16 hex digits."""
+    return _digits(crc64nvme(view))
+
+
+def base64_of(digits: str) -> str:
+    """As S3's headers have it."""
+    return base64.b64encode(bytes.fromhex(digits)).decode()
+
+
+def _digits(crc: int) -> str:
+    return f"{crc:016x}"

@@ -1,0 +1,58 @@
+"""An object of S3 on its way here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from botocore.exceptions import BotoCoreError, FlexibleChecksumError
+from urllib3.exceptions import HTTPError
+
+from trainer.store import READ_BYTES, StoreError
+
+
+class Body:
+    """The bytes of an object, or of a range of it, on their way. botocore repeats a request that fails, but not a body
+    that is cut off: this goes on where it ended, if the object is still the same."""
+
+    def __init__(self, send: Callable[[int, str], Any], what: str, attempts: int) -> None:
+        self._send, self._what, self._attempts, self._cuts = send, what, attempts, 0
+        answer = send(0, "")
+        self.done, self.size, self.etag, self._stream = 0, int(answer["ContentLength"]), answer["ETag"], answer["Body"]
+
+    def check_size(self, size: int) -> None:
+        if self.size != size:
+            self.close()
+            raise StoreError(f"{self._what}: it has {self.size} bytes there, not {size}", "InvalidRange")
+
+    def read_into(self, buffer: memoryview) -> memoryview:
+        """Fill the buffer, which is as large as the body, and return it."""
+        while self.done < self.size:
+            self.read_some(buffer[self.done : self.done + READ_BYTES])
+        return buffer
+
+    def read_some(self, buffer: memoryview) -> int:
+        """How many bytes have come to the beginning of the buffer, which is no longer than what is left."""
+        while True:
+            try:
+                count = int(self._stream.readinto(cast("Any", buffer)))
+                if self.done + count == self.size:
+                    self._stream.read()  # the end: botocore compares the checksum here
+                self.done += count
+                return count
+            except FlexibleChecksumError as error:
+                raise StoreError(f"{self._what}: {error}", type(error).__name__) from error
+            except (BotoCoreError, HTTPError, OSError) as error:
+                self._cuts += 1
+                if self._cuts == self._attempts:
+                    message = f"{self._what}: cut off {self._cuts} times, at byte {self.done}: {error}"
+                    raise StoreError(message, type(error).__name__) from error
+            self.close()
+            answer = self._send(self.done, self.etag)
+            self._stream = answer["Body"]
+            if (left := answer["ContentLength"]) != self.size - self.done:
+                message = f"{self._what}: {left} bytes follow byte {self.done} there, not {self.size - self.done}"
+                raise StoreError(message, "InvalidRange")
+
+    def close(self) -> None:
+        self._stream.close()
