@@ -1,152 +1,75 @@
-"""Snapshots and their restore: the bytes are a safetensors file, and bytes that changed are never loaded."""
+"""Snapshots and their handover: the bytes are a safetensors file, the newest wins, and nothing torn is ever sent."""
 
 from __future__ import annotations
 
-import json
 import os
-import random
+import signal
 import socket
+import subprocess
+import sys
+import threading
 import time
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import safetensors.torch
-import torch
 from torch import Tensor
 
-from trainer.channel import Channel
-from trainer.checkpoint import Checkpointer, Layout, LostRunError, Snapshot, restore
-from trainer.contract import Head, UserError, checkpoint_key, manifest_key, snapshot_key
-from trainer.store import ObjectStore, StoreError, open_store
-
-RUN = "job"
-
-
-def state(seed: int) -> dict[str, Tensor]:
-    torch.manual_seed(seed)
-    return {
-        "model.conv.weight": torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last),
-        "model.bn.num_batches_tracked": torch.tensor(seed),
-        "model.bn.half": torch.randn(5).to(torch.bfloat16),
-        "model.flag": torch.tensor([True, False, True]),
-        "model.empty": torch.empty(0, 3),
-        "ema.conv.weight": torch.randn(2, 3),
-    }
+from tests.checkpoints import RUN, file_of, same, state
+from tests.runs import ROOT
+from trainer.channel import Channel, DisconnectedError
+from trainer.checkpoint import Checkpointer, Layout
+from trainer.contract import LostRunError
+from trainer.restore import tensors_of
+from trainer.snapshot import Snapshot
+from trainer.store import StoreError
 
 
-def write(store: ObjectStore, step: int, tensors: dict[str, Tensor], *, previous: str = "", format: int = 1) -> str:
-    """Commit as the uploader does."""
-    snapshot = Snapshot(layout := Layout.of(tensors), tensors)
-    for name, tensor in tensors.items():
-        snapshot.views[name].copy_(tensor)
-    body = bytes(snapshot.buffer)
-    assert len(body) == layout.bytes
-    store.put(snapshot_key(RUN, step, 1), body)
-    manifest = {
-        "format": format, "step": step, "counters": {"n": step},
-        "object": {"key": snapshot_key(RUN, step, 1), "bytes": len(body), "crc32": zlib.crc32(body)},
-    }  # fmt: skip
-    key = manifest_key(RUN, step, 1)
-    store.put(key, json.dumps(manifest).encode())
-    store.put(checkpoint_key(RUN, "HEAD.json"), Head(attempt=1, newest=key, previous=previous).to_json())
-    return key
+def stored_order(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As the file has them: channels last where memory has them last."""
+    return {name: t if t.is_contiguous() else t.permute(0, 2, 3, 1) for name, t in tensors.items()}
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> ObjectStore:
-    (tmp_path / "store").mkdir()
-    return open_store(str(tmp_path / "store"))
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def test_a_snapshot_is_a_safetensors_file_with_every_tensor_aligned() -> None:
+def test_a_checkpoint_is_a_safetensors_file_with_every_tensor_aligned_and_in_memory_order() -> None:
     tensors = state(1)
-    snapshot = Snapshot(layout := Layout.of(tensors), tensors)
-    for name, tensor in tensors.items():
-        snapshot.views[name].copy_(tensor)
-    assert same(safetensors.torch.load(bytes(snapshot.buffer)), tensors)
-    for name, (start, end) in layout.places.items():
+    body = file_of(tensors)
+    assert same(safetensors.torch.load(bytes(body)), stored_order(tensors))
+    for name, (start, end) in Layout.of(tensors).places.items():
         assert start % tensors[name].element_size() == 0
         assert end - start == tensors[name].nbytes
 
 
-def test_the_memory_of_a_snapshot_is_a_file_that_another_process_can_read() -> None:
-    tensors = state(2)
-    snapshot = Snapshot(layout := Layout.of(tensors), tensors)
-    snapshot.views["ema.conv.weight"].copy_(tensors["ema.conv.weight"])
-    body = os.pread(snapshot.fd, layout.bytes, 0)
-    assert torch.equal(safetensors.torch.load(body)["ema.conv.weight"], tensors["ema.conv.weight"])
-
-
-def test_a_restore_gives_every_tensor_and_counter_back(store: ObjectStore) -> None:
-    key = write(store, 12, state(3))
-    tensors = state(4)
-    restored, skipped = restore(store, RUN, tensors)
-    assert restored is not None
-    assert (restored.key, restored.step, restored.counters) == (key, 12, {"n": 12})
-    assert not skipped
-    assert same(tensors, state(3))
-
-
-def test_a_run_without_checkpoints_starts_at_nothing(store: ObjectStore) -> None:
-    tensors = state(4)
-    assert restore(store, RUN, tensors) == (None, [])
-    assert same(tensors, state(4))
-
-
-def test_a_store_that_fails_is_never_a_run_without_checkpoints(tmp_path: Path) -> None:
-    with pytest.raises(StoreError):
-        restore(open_store(str(tmp_path / "not-mounted")), RUN, state(1))
-
-
-def test_two_hundred_damaged_files_are_all_noticed_and_the_one_before_is_used(store: ObjectStore) -> None:
-    first = write(store, 1, state(5))
-    write(store, 2, state(6), previous=first)
-    key = snapshot_key(RUN, 2, 1)
-    whole, rng = store.get(key), random.Random(0)
-    for trial in range(200):
-        body = bytearray(whole)
-        if trial % 4 == 3:
-            body = body[: rng.randrange(len(body))]
-        else:
-            body[rng.randrange(len(body))] ^= 1 << rng.randrange(8)
-        store.put(key, bytes(body))
-        tensors = state(7)
-        restored, skipped = restore(store, RUN, tensors)
-        assert restored is not None
-        assert restored.step == 1, f"trial {trial} was loaded"
-        assert same(tensors, state(5))
-        assert len(skipped) == 1
-        assert "step-00000002" in skipped[0]
-
-
-def test_when_nothing_verifies_the_run_stops_and_no_tensor_is_touched(store: ObjectStore) -> None:
-    write(store, 1, state(5))
-    store.put(snapshot_key(RUN, 1, 1), b"nonsense")
-    tensors = state(7)
-    with pytest.raises(UserError, match=r"none can be used.*8 bytes instead of"):
-        restore(store, RUN, tensors)
-    assert same(tensors, state(7))
-
-
-def test_a_checkpoint_of_another_model_or_a_newer_format_is_refused_with_the_fix(store: ObjectStore) -> None:
-    write(store, 1, state(5))
-    with pytest.raises(UserError, match=r"another model.*RUN=another-name"):
-        restore(store, RUN, {"model.conv.weight": torch.zeros(9)})
-    write(store, 1, state(5), format=2)
-    with pytest.raises(UserError, match="format 2, and this trainer reads 1"):
-        restore(store, RUN, state(5))
+def test_what_is_read_back_has_the_logical_shapes_whatever_the_memory_order() -> None:
+    assert same(tensors_of(file_of(state(1))), state(1))
+    plain = {name: tensor.contiguous() for name, tensor in state(2).items()}
+    assert same(tensors_of(file_of(plain)), state(2))
 
 
 @pytest.fixture
-def pair() -> tuple[Channel, Channel]:
+def pair() -> Iterator[tuple[Channel, Channel]]:
     """The trainer's and the uploader's end."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return Channel(ours), Channel(theirs)
+    ours, theirs = (Channel(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+class Receiver:
+    """The uploader's end: what was announced, and the memory that it came in."""
+
+    def __init__(self, channel: Channel):
+        self.channel, self.snapshots = channel, dict[int, Snapshot]()
+
+    def receive(self) -> tuple[int, Snapshot]:
+        message, fd = self.channel.receive(timeout=5)
+        assert fd is not None
+        inode = os.fstat(fd).st_ino
+        self.snapshots[inode] = snapshot = self.snapshots.get(inode) or Snapshot(fd)
+        return message["seq"], snapshot
+
+    def committed(self, seq: int, name: str = "manifest") -> None:
+        self.channel.send({"seq": seq, "step": 0, "committed": name})
 
 
 def test_a_save_hands_over_a_copy_that_later_steps_do_not_change(pair: tuple[Channel, Channel]) -> None:
@@ -156,64 +79,162 @@ def test_a_save_hands_over_a_copy_that_later_steps_do_not_change(pair: tuple[Cha
     assert checkpointer.save(3, {"n": 3}, is_best=True)
     for tensor in tensors.values():
         tensor.zero_()
-    received = theirs.receive(timeout=5)
-    assert received is not None
-    message, fd = received
-    assert fd is not None
-    assert (message["step"], message["is_best"], message["manifest"]["counters"]) == (3, True, {"n": 3})
-    assert same(safetensors.torch.load(os.pread(fd, message["bytes"], 0)), state(1))
-    os.close(fd)
-    ours.close()
-    theirs.close()
+    seq, snapshot = Receiver(theirs).receive()
+    assert snapshot.lock(wait=False)
+    note = snapshot.note
+    assert (note["seq"], note["step"], note["is_best"]) == (seq, 3, True)
+    assert (note["manifest"]["run_id"], note["manifest"]["counters"]) == (RUN, {"n": 3})
+    assert same(tensors_of(snapshot.body), state(1))
 
 
-def test_with_both_snapshots_on_their_way_a_save_is_left_out_and_never_waits(pair: tuple[Channel, Channel]) -> None:
+def test_while_one_is_sent_a_newer_save_takes_the_place_of_the_one_that_waits(pair: tuple[Channel, Channel]) -> None:
+    ours, theirs = pair
+    uploader, checkpointer = Receiver(theirs), Checkpointer(state(1), ours, {})
+    checkpointer.save(1, {})
+    first, sending = uploader.receive()
+    assert sending.lock(wait=False)
+    for step in (2, 3, 4):
+        started = time.monotonic()
+        assert checkpointer.save(step, {})
+        assert time.monotonic() - started < 1
+    seqs = [uploader.receive() for _ in range(3)]
+    waiting = seqs[-1][1]
+    assert [seq for seq, snapshot in seqs if snapshot.note["seq"] == seq] == [seqs[-1][0]], "the others are void"
+    assert waiting.note["step"] == 4
+    assert sending.note["step"] == 1, "what is being sent is left alone"
+    sending.unlock()
+    uploader.committed(first)
+    assert checkpointer.save(5, {})
+    assert uploader.receive()[1] is sending
+
+
+def test_the_best_weights_wait_for_their_turn_and_only_better_ones_take_their_place(
+    pair: tuple[Channel, Channel],
+) -> None:
+    ours, theirs = pair
+    uploader, checkpointer = Receiver(theirs), Checkpointer(state(1), ours, {})
+    checkpointer.save(1, {})
+    assert uploader.receive()[1].lock(wait=False)
+    assert checkpointer.save(2, {}, is_best=True)
+    assert not checkpointer.save(3, {})
+    assert checkpointer.saved_step == 2
+    assert checkpointer.save(4, {}, is_best=True)
+    assert [uploader.receive()[1].note["step"] for _ in range(2)] == [4, 4]
+
+
+def test_a_step_is_saved_once(pair: tuple[Channel, Channel]) -> None:
+    ours, theirs = pair
+    checkpointer = Checkpointer(state(1), ours, {}, saved=(7, "restored"))
+    assert checkpointer.save(7, {})
+    assert checkpointer.save(8, {})
+    assert checkpointer.save(8, {})
+    assert Receiver(theirs).receive()[0] == 1
+    with pytest.raises(TimeoutError):
+        theirs.receive(timeout=0.1)
+
+
+def test_the_lag_is_that_of_the_last_commit_and_grows_while_none_comes(pair: tuple[Channel, Channel]) -> None:
     ours, theirs = pair
     checkpointer = Checkpointer(state(1), ours, {})
-    assert checkpointer.save(1, {}, is_best=False)
-    assert checkpointer.save(2, {}, is_best=False)
-    started = time.monotonic()
-    assert not checkpointer.save(3, {}, is_best=False)
-    assert time.monotonic() - started < 1
-    theirs.send({"buffer": 0, "step": 1, "committed": "manifest-1", "seconds": 2.5})
-    assert checkpointer.save(4, {}, is_best=False)
-    assert (checkpointer.committed, checkpointer.lag_seconds) == ("manifest-1", 2.5)
-    ours.close()
-    theirs.close()
+    assert checkpointer.lag_seconds == 0
+    checkpointer.save(1, {})
+    time.sleep(0.2)
+    assert checkpointer.lag_seconds >= 0.2
+    Receiver(theirs).committed(1, "manifest-1")
+    checkpointer.poll()
+    lag = checkpointer.lag_seconds
+    assert checkpointer.committed == "manifest-1"
+    assert 0.2 <= lag < 5
+    time.sleep(0.05)
+    assert checkpointer.lag_seconds == lag
 
 
-def test_the_end_of_the_uploader_or_of_the_deadline_is_an_error_not_a_success(pair: tuple[Channel, Channel]) -> None:
+def test_the_end_of_the_deadline_or_of_the_uploader_is_an_error_not_a_success(pair: tuple[Channel, Channel]) -> None:
     ours, theirs = pair
     checkpointer = Checkpointer(state(1), ours, {})
+    end = time.monotonic() + 0.1
     with pytest.raises(StoreError, match="in time"):
-        checkpointer.save_last(5, {}, deadline=time.monotonic() + 0.1)
+        checkpointer.save_last(5, {}, lambda: end)
     theirs.close()
-    with pytest.raises(StoreError, match="the uploader is gone"):
-        checkpointer.save_last(5, {}, deadline=time.monotonic() + 5)
-    ours.close()
+    with pytest.raises(DisconnectedError, match="the uploader has died"):
+        checkpointer.save_last(5, {}, lambda: end + 60)
+    with pytest.raises(DisconnectedError, match="the uploader has died"):
+        checkpointer.is_due(45)
 
 
-def test_the_last_step_is_saved_as_the_best_where_it_is(pair: tuple[Channel, Channel]) -> None:
+def test_a_last_save_that_the_uploader_gave_up_on_is_an_error(pair: tuple[Channel, Channel]) -> None:
     ours, theirs = pair
     checkpointer = Checkpointer(state(1), ours, {})
-    with pytest.raises(StoreError, match="in time"):  # nobody answers here
-        checkpointer.save_last(5, {}, deadline=time.monotonic() + 0.1, is_best=True)
-    received = theirs.receive(timeout=5)
-    assert received is not None
-    message, fd = received
-    assert fd is not None
-    os.close(fd)
-    assert (message["step"], message["is_best"]) == (5, True)
-    ours.close()
-    theirs.close()
+    theirs.send({"seq": 1, "step": 5})
+    with pytest.raises(StoreError, match="step 5 did not reach the store in time"):
+        checkpointer.save_last(5, {}, lambda: time.monotonic() + 60)
 
 
 def test_a_run_that_was_taken_over_is_noticed_at_the_next_step(pair: tuple[Channel, Channel]) -> None:
     ours, theirs = pair
     checkpointer = Checkpointer(state(1), ours, {})
-    checkpointer.save(1, {}, is_best=False)
-    theirs.send({"buffer": 0, "step": 1, "lost": "attempt 2 has taken the run over from attempt 1"})
+    theirs.send({"lost": "attempt 2 has taken the run over from attempt 1"})
     with pytest.raises(LostRunError, match="attempt 2"):
         checkpointer.is_due(45)
-    ours.close()
-    theirs.close()
+
+
+SAVER = """
+import sys, torch
+from trainer.channel import Channel
+from trainer.checkpoint import Checkpointer
+tensors = {f"t{i}": torch.zeros(1 << 18) for i in range(16)}
+checkpointer = Checkpointer(tensors, Channel.connect(sys.argv[1]), {})
+for step in range(1, 1_000_000):
+    for tensor in tensors.values():
+        tensor.fill_(step)
+    checkpointer.save(step, {"all": step})
+"""
+
+
+def test_a_saver_that_overwrites_all_the_time_and_is_killed_hands_over_no_torn_state(tmp_path: Path) -> None:
+    """All tensors of one save have one value; 16 MB change under a reader that is as slow as it can be."""
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server.bind(str(tmp_path / "s"))
+    server.listen(1)
+    saver = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path / "s")], cwd=ROOT)
+    channel = Channel(server.accept()[0])
+    uploader, seen = Receiver(channel), set[int]()
+    killer = threading.Timer(8, lambda: saver.send_signal(signal.SIGKILL))
+    killer.start()
+    try:
+        while True:
+            seq, snapshot = uploader.receive()
+            assert snapshot.lock(wait=True)
+            if snapshot.note["seq"] == seq:
+                step = snapshot.note["step"]
+                values = {float(tensor[i]) for tensor in tensors_of(snapshot.body).values() for i in (0, -1)}
+                time.sleep(0.002)
+                values |= {float(tensor[i]) for tensor in tensors_of(snapshot.body).values() for i in (0, 1000, -1)}
+                assert values == {float(step)}
+                seen.add(step)
+            snapshot.unlock()
+            channel.send({"seq": seq, "step": 0, "committed": "x"})
+    except DisconnectedError:
+        pass
+    finally:
+        killer.cancel()
+        saver.kill()
+        saver.wait()
+        channel.close()
+        server.close()
+    for snapshot in uploader.snapshots.values():  # what the killed one left: whole, or marked as void
+        note = snapshot.note
+        if note["seq"]:
+            assert {float(t[0]) for t in tensors_of(snapshot.body).values()} == {float(note["step"])}
+    assert len(seen) > 20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def test_the_memory_of_a_snapshot_is_there_before_the_first_save() -> None:
+    before = resident_bytes()
+    snapshot = Snapshot.create(64 << 20)
+    assert resident_bytes() - before >= 64 << 20
+    assert snapshot.bytes == 64 << 20

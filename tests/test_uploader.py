@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,15 +15,19 @@ from typing import Any
 
 import pytest
 
+from tests.checkpoints import RUN, names, note, read_head
 from tests.emulator.s3 import Answer, FaultyProxy, refuse
 from tests.runs import ROOT
 from trainer.channel import SOCKET_VARIABLE, Channel, attempt_dir, write_json
-from trainer.contract import Head, LostRunError, RunEnv, checkpoint_key
-from trainer.store import ObjectStore, open_store
-from trainer.supervise import Uploader
+from trainer.contract import LostRunError, RunEnv
+from trainer.launch import Uploader
+from trainer.snapshot import Snapshot
+from trainer.store import open_store
+from trainer.store.checksum import crc64
 from trainer.uploader import claim_attempt
 
-RUN = "job"
+Start = Callable[..., Uploader]
+Connect = Callable[[Uploader], Channel]
 
 
 @pytest.fixture
@@ -38,7 +43,7 @@ def uri(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def connect() -> Iterator[Callable[[Uploader], Channel]]:
+def connect() -> Iterator[Connect]:
     """A trainer's end of the socket."""
     made: list[Channel] = []
 
@@ -53,11 +58,11 @@ def connect() -> Iterator[Callable[[Uploader], Channel]]:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[str], Uploader]]:
+def start(tmp_path: Path) -> Iterator[Start]:
     started: list[Uploader] = []
 
-    def begin(uri: str) -> Uploader:
-        env = RunEnv(store=uri, run_id=RUN, scratch_dir=str(tmp_path / "scratch"))
+    def begin(uri: str, lease: int = 60) -> Uploader:
+        env = RunEnv(store=uri, run_id=RUN, scratch_dir=str(tmp_path / "scratch"), lease_seconds=str(lease))
         started.append(Uploader(os.environ | env.to_environ()))
         return started[-1]
 
@@ -69,54 +74,58 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], Uploader]]:
                 pipe.close()
 
 
-def send_checkpoint(channel: Channel, step: int, body: bytes, *, is_best: bool = False) -> None:
-    fd = os.memfd_create("test")
-    os.write(fd, body)
-    channel.send(
-        {"op": "checkpoint", "buffer": 0, "step": step, "bytes": len(body), "is_best": is_best,
-         "manifest": {"step": step}},
-        fd,
-    )  # fmt: skip
-    os.close(fd)
+def send_checkpoint(channel: Channel, step: int, body: bytes, *, is_best: bool = False) -> Snapshot:
+    """Hand over the bytes in a memory of their own."""
+    snapshot = Snapshot.create(len(body))
+    snapshot.body[:] = body
+    snapshot.note = note(step) | {"is_best": is_best}
+    channel.send({"op": "checkpoint", "seq": step}, snapshot.fd)
+    return snapshot
+
+
+def is_drained(uploader: Uploader) -> bool:
+    end = time.monotonic() + 30
+    return bool(uploader.flush(lambda: end)["drained"])
+
+
+def wait_until_settled(proxy: FaultyProxy) -> None:
+    """What an uploader writes when it starts: heartbeat, claim, end of the sweep."""
+
+    def puts(name: str) -> int:
+        return sum(request.startswith("PUT") and name in request for request in proxy.requests)
+
+    wait_until(lambda: puts("HEAD.json") >= 2 and puts("heartbeat.json") >= 1)
 
 
 def answer(channel: Channel) -> dict[str, Any]:
-    received = channel.receive(timeout=30)
-    assert received is not None
-    return received[0]
-
-
-def head(store: ObjectStore) -> Head:
-    return Head.from_json(store.get(checkpoint_key(RUN, "HEAD.json")))
-
-
-def names(store: ObjectStore, prefix: str) -> list[str]:
-    return [info.key.rsplit("/", 1)[1] for info in store.list(checkpoint_key(RUN, prefix))]
+    return channel.receive(timeout=30)[0]
 
 
 def test_a_checkpoint_is_an_object_then_a_manifest_with_its_checksum_then_the_head(
     uri: str,
-    start: Callable[[str], Uploader],
-    connect: Callable[[Uploader], Channel],
+    start: Start,
+    connect: Connect,
 ) -> None:
     channel = connect(start(uri))
     send_checkpoint(channel, 7, b"tensors")
     assert answer(channel)["committed"] == "checkpoints/job/manifest/step-00000007.1.json"
     store = open_store(uri)
-    manifest = json.loads(store.get(head(store).newest))
+    manifest = json.loads(store.get(read_head(store).newest))
     assert manifest["step"] == 7
     assert manifest["object"]["bytes"] == 7
-    assert manifest["object"]["crc32"] == 0x1574C41E  # zlib.crc32(b"tensors")
+    assert manifest["object"]["crc64nvme"] == crc64(memoryview(b"tensors"))
+    assert manifest["object"]["parts"] == [manifest["object"]["crc64nvme"]]
     assert store.get(manifest["object"]["key"]) == b"tensors"
 
 
 def test_on_s3_the_requests_of_a_commit_come_in_that_order(
     s3_uri: str,
     s3_proxy: FaultyProxy,
-    start: Callable[[str], Uploader],
-    connect: Callable[[Uploader], Channel],
+    start: Start,
+    connect: Connect,
 ) -> None:
     channel = connect(start(s3_uri))
+    wait_until_settled(s3_proxy)
     before = len(s3_proxy.requests)
     send_checkpoint(channel, 1, b"x")
     answer(channel)
@@ -130,8 +139,8 @@ def test_on_s3_the_requests_of_a_commit_come_in_that_order(
 
 def test_the_newest_the_one_before_and_the_best_are_kept_and_no_other(
     folder_uri: str,
-    start: Callable[[str], Uploader],
-    connect: Callable[[Uploader], Channel],
+    start: Start,
+    connect: Connect,
 ) -> None:
     channel = connect(start(folder_uri))
     for step in range(1, 7):
@@ -141,7 +150,7 @@ def test_the_newest_the_one_before_and_the_best_are_kept_and_no_other(
     store = open_store(folder_uri)
     assert names(store, "manifest/") == [f"step-0000000{step}.1.json" for step in (2, 5, 6)]
     assert names(store, "data/") == [f"step-0000000{step}.1.safetensors" for step in (2, 5, 6)]
-    assert head(store).best.endswith("step-00000002.1.json")
+    assert read_head(store).best.endswith("step-00000002.1.json")
 
 
 def uploader_is_idle(channel: Channel) -> None:
@@ -153,37 +162,34 @@ def uploader_is_idle(channel: Channel) -> None:
 def test_a_store_that_fails_for_a_while_loses_nothing_and_is_mentioned_once(
     s3_uri: str,
     s3_proxy: FaultyProxy,
-    start: Callable[[str], Uploader],
-    connect: Callable[[Uploader], Channel],
+    start: Start,
+    connect: Connect,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     uploader = start(s3_uri)
     channel = connect(uploader)
-    wait_until(lambda: any("heartbeat" in request for request in s3_proxy.requests))
+    wait_until_settled(s3_proxy)
     s3_proxy.plan("PUT", *[refuse(503, "SlowDown")] * 3, refuse(403, "ExpiredToken"))
     channel.send({"op": "put", "key": "runs/job/metrics/1/a.jsonl", "body": {"first": 1}})
     send_checkpoint(channel, 3, b"tensors")
     assert answer(channel)["committed"].endswith("step-00000003.1.json")
     assert json.loads(open_store(s3_uri).get("runs/job/metrics/1/a.jsonl")) == {"first": 1}
-    assert uploader.flush(30)
+    assert is_drained(uploader)
     assert capfd.readouterr().err.count("the store fails, training goes on") == 1
 
 
 TRAINER = """
-import os, sys, time
+import sys, time
+from tests.test_uploader import send_checkpoint
 from trainer.channel import Channel
 channel = Channel.connect(sys.argv[1])
 channel.receive()
-fd = os.memfd_create("test")
-os.write(fd, b"last words")
-channel.send({"op": "checkpoint", "buffer": 0, "step": 9, "bytes": 10, "is_best": False, "manifest": {"step": 9}}, fd)
+kept = send_checkpoint(channel, 9, b"last words")
 time.sleep(60)
 """
 
 
-def test_what_a_killed_trainer_sent_still_arrives(
-    s3_uri: str, s3_proxy: FaultyProxy, start: Callable[[str], Uploader]
-) -> None:
+def test_what_a_killed_trainer_sent_still_arrives(s3_uri: str, s3_proxy: FaultyProxy, start: Start) -> None:
     uploader, gate = start(s3_uri), threading.Event()
 
     def held(forward: Callable[[], Answer]) -> Answer:
@@ -191,16 +197,16 @@ def test_what_a_killed_trainer_sent_still_arrives(
         return forward()
 
     wait_until(lambda: any("heartbeat" in request for request in s3_proxy.requests))
-    s3_proxy.plan("PUT", lambda forward: forward(), held)  # the head is taken, then the object is held
+    s3_proxy.plan("PUT", *[lambda forward: forward()] * 2, held)  # the claim, the sweep's end, then the object
     trainer = subprocess.Popen([sys.executable, "-c", TRAINER, uploader.socket], cwd=ROOT)
     wait_until(lambda: any("step-00000009" in request for request in s3_proxy.requests))
     trainer.kill()
     trainer.wait()
     assert not names(open_store(s3_uri), "manifest/")
     gate.set()
-    assert uploader.flush(30)
+    assert is_drained(uploader)
     store = open_store(s3_uri)
-    assert store.get(json.loads(store.get(head(store).newest))["object"]["key"]) == b"last words"
+    assert store.get(json.loads(store.get(read_head(store).newest))["object"]["key"]) == b"last words"
 
 
 def wait_until(ready: Callable[[], bool], seconds: float = 20) -> None:
@@ -220,60 +226,119 @@ def test_attempts_are_numbered_without_gaps_by_whoever_comes(uri: str) -> None:
     assert sorted(taken) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_later_attempt_takes_the_run_and_the_earlier_one_can_commit_no_more(
-    uri: str,
-    start: Callable[[str], Uploader],
-    connect: Callable[[Uploader], Channel],
+def test_a_second_trainer_waits_one_lease_and_is_told_who_holds_the_run(
+    uri: str, start: Start, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = start(uri), start(uri)
+    first, second = start(uri, lease=2), start(uri, lease=2)
     assert (first.attempt, second.attempt) == (1, 2)
-    ours, theirs = connect(first), connect(second)
+    ours = connect(first)
+    monkeypatch.setenv(SOCKET_VARIABLE, second.socket)
+    started = time.monotonic()
+    with pytest.raises(LostRunError, match=r"held by attempt 1 on .* since"):
+        Channel.to_uploader()
+    assert 1.5 < time.monotonic() - started < 10
+    send_checkpoint(ours, 6, b"the owner goes on")
+    assert answer(ours)["committed"]
+
+
+def test_an_owner_that_was_stopped_for_longer_than_its_lease_finds_that_it_has_lost_the_run(
+    uri: str, start: Start, connect: Connect
+) -> None:
+    first = start(uri, lease=2)
+    ours = connect(first)
+    first.process.send_signal(signal.SIGSTOP)
+    second = start(uri, lease=2)
+    theirs = connect(second)
     send_checkpoint(theirs, 5, b"new owner")
-    answer(theirs)
+    assert answer(theirs)["committed"]
     send_checkpoint(ours, 6, b"stale owner")
+    first.process.send_signal(signal.SIGCONT)
     assert "attempt 2 has taken the run over from attempt 1" in answer(ours)["lost"]
     store = open_store(uri)
-    assert head(store).newest.endswith("step-00000005.2.json")
-    assert head(store).attempt == 2
+    assert read_head(store).newest.endswith("step-00000005.2.json")
+    assert read_head(store).attempt == 2
 
 
-def test_the_trainer_of_an_earlier_attempt_is_turned_away(
-    folder_uri: str,
-    start: Callable[[str], Uploader],
-    connect: Callable[[Uploader], Channel],
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_next_attempt_stores_what_this_machine_could_not_and_goes_on_from_there(
+    s3_uri: str, s3_proxy: FaultyProxy, start: Start, connect: Connect, tmp_path: Path
 ) -> None:
-    first, second = start(folder_uri), start(folder_uri)
-    connect(second)
-    monkeypatch.setenv(SOCKET_VARIABLE, first.socket)
-    with pytest.raises(LostRunError, match="attempt 2 has taken the run over"):
-        Channel.to_uploader()
+    first = start(s3_uri)
+    channel = connect(first)
+    send_checkpoint(channel, 3, b"stored")
+    answer(channel)
+    s3_proxy.plan("PUT", *[refuse(403, "AccessDenied")] * 1000)
+    fd = os.memfd_create("segment")
+    os.write(fd, b"rows")
+    channel.send({"op": "put", "key": "runs/job/metrics/1/a.jsonl"}, fd)
+    os.close(fd)
+    send_checkpoint(channel, 4, b"not stored")
+    first.ask(op="flush", seconds=1)
+    flushed = first.answer()
+    assert not flushed["drained"]
+    assert Path(flushed["kept"]).is_dir()
+    assert "committed" not in answer(channel)
+    channel.close()
+    assert first.finish(30) == 1
+    s3_proxy.faults.clear()
+
+    second = start(s3_uri)
+    theirs = connect(second)
+    store = open_store(s3_uri)
+    newest = read_head(store).newest
+    assert newest.endswith("step-00000004.1.json")
+    assert store.get(json.loads(store.get(newest))["object"]["key"]) == b"not stored"
+    assert store.get("runs/job/metrics/1/a.jsonl") == b"rows"
+    assert not Path(flushed["kept"]).exists()
+    send_checkpoint(theirs, 5, b"goes on")
+    assert answer(theirs)["committed"]
 
 
-def test_an_uploader_without_a_trainer_leaves_the_head_alone(folder_uri: str, start: Callable[[str], Uploader]) -> None:
+def test_a_save_that_took_the_place_of_one_that_waited_is_the_one_that_is_stored(
+    s3_uri: str, s3_proxy: FaultyProxy, start: Start, connect: Connect
+) -> None:
+    channel, gate = connect(start(s3_uri)), threading.Event()
+
+    def held(forward: Callable[[], Answer]) -> Answer:
+        gate.wait(20)
+        return forward()
+
+    s3_proxy.plan("PUT", *[held] * 3)
+    send_checkpoint(channel, 1, b"x")
+    waiting = send_checkpoint(channel, 2, b"two")
+    assert waiting.lock(wait=False)
+    waiting.body[:] = b"333"
+    waiting.note = note(3)
+    channel.send({"op": "checkpoint", "seq": 3}, waiting.fd)
+    waiting.unlock()
+    gate.set()
+    assert [answer(channel)["step"] for _ in range(2)] == [1, 3]
+    store = open_store(s3_uri)
+    assert names(store, "data/") == ["step-00000001.1.safetensors", "step-00000003.1.safetensors"]
+    assert store.get("checkpoints/job/data/step-00000003.1.safetensors") == b"333"
+
+
+def test_an_uploader_without_a_trainer_leaves_the_head_alone(folder_uri: str, start: Start) -> None:
     """A second start that is refused, for its config say, must not evict the trainer that runs."""
     start(folder_uri).finish(30)
-    assert not [info.key for info in open_store(folder_uri).list("checkpoints/")]
+    assert not [info.key for info in open_store(folder_uri).list("checkpoints/job/HEAD")]
 
 
 def test_a_store_that_cannot_give_up_old_checkpoints_still_takes_new_ones(
-    s3_uri: str, s3_proxy: FaultyProxy, start: Callable[[str], Uploader], connect: Callable[[Uploader], Channel]
+    s3_uri: str, s3_proxy: FaultyProxy, start: Start, connect: Connect
 ) -> None:
     uploader = start(s3_uri)
     channel = connect(uploader)
-    wait_until(lambda: any("heartbeat" in request for request in s3_proxy.requests))
+    wait_until_settled(s3_proxy)
     for step in range(1, 6):
         if step >= 3:  # the three requests of a commit go through, the tagging after them does not
             s3_proxy.plan("PUT", *[lambda forward: forward()] * 3, refuse(403, "AccessDenied"))
         send_checkpoint(channel, step, b"x")
         assert answer(channel)["step"] == step
-    assert uploader.flush(30)
-    assert head(open_store(s3_uri)).newest.endswith("step-00000005.1.json")
+    assert is_drained(uploader)
+    assert read_head(open_store(s3_uri)).newest.endswith("step-00000005.1.json")
 
 
-def test_the_heartbeat_says_what_the_status_file_says(
-    folder_uri: str, start: Callable[[str], Uploader], tmp_path: Path
-) -> None:
+def test_the_heartbeat_says_what_the_status_file_says(folder_uri: str, start: Start, tmp_path: Path) -> None:
     local = attempt_dir(RunEnv(store=folder_uri, run_id=RUN, scratch_dir=str(tmp_path / "scratch"), attempt="1"))
     local.mkdir(parents=True)
     write_json(local / "status.json", {"phase": "training", "step": 12, "progress": 4})
@@ -289,8 +354,8 @@ def test_the_heartbeat_says_what_the_status_file_says(
 def test_what_cannot_be_stored_by_the_deadline_is_an_exit_code(
     s3_uri: str,
     s3_proxy: FaultyProxy,
-    start: Callable[[str], Uploader],
-    connect: Callable[[Uploader], Channel],
+    start: Start,
+    connect: Connect,
 ) -> None:
     uploader = start(s3_uri)
     channel = connect(uploader)
@@ -298,13 +363,13 @@ def test_what_cannot_be_stored_by_the_deadline_is_an_exit_code(
     channel.send({"op": "put", "key": "runs/job/result.json", "body": {}})
     channel.close()
     uploader.ask(op="flush", seconds=1)
-    assert uploader.answer() == {"drained": False}
+    assert uploader.answer()["drained"] is False
     assert uploader.finish(30) == 1
 
 
-def test_a_key_that_is_created_once_keeps_its_first_body(uri: str, start: Callable[[str], Uploader]) -> None:
+def test_a_key_that_is_created_once_keeps_its_first_body(uri: str, start: Start) -> None:
     uploader = start(uri)
     for value in (1, 2):
         uploader.ask(op="create", key="runs/job/spec.json", body={"value": value})
-    assert uploader.flush(30)
+    assert is_drained(uploader)
     assert json.loads(open_store(uri).get("runs/job/spec.json")) == {"value": 1}

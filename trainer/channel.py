@@ -20,6 +20,7 @@ from trainer.contract import LostRunError, RunEnv
 
 Message = dict[str, Any]
 SOCKET_VARIABLE = "TRAINER_UPLOADER_SOCKET"
+EXIT_BYTES = 4096  # of a reason to end, at least; one page
 
 
 def attempt_dir(env: RunEnv) -> Path:
@@ -30,14 +31,26 @@ def attempt_dir(env: RunEnv) -> Path:
 def register(folder: Path) -> None:
     """Tell the supervisor, as early as can be, which process is to get the signals. Until others handle them: end."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # "save and go on": there is nothing to save yet
+    with contextlib.suppress(OSError):  # the disk is full already; leave_exit may find room later
+        exit_file(folder).write_bytes(b" " * EXIT_BYTES)
     (folder / "pids" / str(os.getpid())).touch()
 
 
 def write_json(path: Path, value: Message) -> None:
-    """Replace a small file at once: a reader sees the old or the new one, never half of one."""
+    """Replace a small file at once: a reader sees the old or the new one, never half of one.
+
+    On a full disk the file itself is written over, in the room that it has. Raises OSError.
+    """
+    body = json.dumps(value).ljust(511).encode() + b"\n"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value))
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(body)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        with path.open("r+b") as file:
+            file.write(body)
 
 
 def read_json(path: Path) -> Message | None:
@@ -49,10 +62,32 @@ def read_json(path: Path) -> Message | None:
     return value
 
 
+def exit_file(folder: Path) -> Path:
+    """Where this process writes its reason to end. The room for it is taken at the start, while there is some."""
+    return folder / f".exit.{os.getpid()}"
+
+
 def leave_exit(folder: Path, code: int, message: str, *, run_failed: bool = False) -> None:
-    """Leave the trainer's exit code for the supervisor; of several processes the first one's reason counts."""
-    mine = folder / f".exit.{os.getpid()}"
-    mine.write_text(json.dumps({"code": code, "message": message, "run_failed": run_failed}))
+    """Leave the trainer's exit code for the supervisor; of several processes the first one's reason counts.
+
+    It overwrites what register() left there: a disk that is full by now shortens the message, and that is all.
+    """
+
+    def reason() -> bytes:
+        return json.dumps({"code": code, "message": message, "run_failed": run_failed}).encode().ljust(EXIT_BYTES)
+
+    mine, whole = exit_file(folder), False
+    fd = os.open(mine, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        with contextlib.suppress(OSError):
+            whole = os.pwrite(fd, reason(), 0) == len(reason())
+        if not whole:
+            while len(reason()) > EXIT_BYTES:
+                message = message[: len(message) * 3 // 4]
+            os.truncate(fd, EXIT_BYTES)
+            os.pwrite(fd, reason(), 0)
+    finally:
+        os.close(fd)
     with contextlib.suppress(FileExistsError):
         os.link(mine, folder / "exit.json")  # whole or not at all
     mine.unlink()
@@ -65,6 +100,16 @@ def listen() -> tuple[socket.socket, str]:
     server.bind(path)
     server.listen(8)
     return server, path
+
+
+class DisconnectedError(ConnectionError):
+    """The process at the other end is gone."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the uploader has died, and nothing can be saved any more; start again: it continues from the newest "
+            "checkpoint"
+        )
 
 
 class Channel:
@@ -92,35 +137,43 @@ class Channel:
         It has greeted, so whatever is sent from now on is heard.
         """
         channel = cls.connect(os.environ[SOCKET_VARIABLE])
-        received = channel.receive()
-        if received is None or "lost" in received[0]:
+        try:
+            greeting, _ = channel.receive()
+            if "lost" in greeting:
+                raise LostRunError(greeting["lost"])
+        except BaseException:
             channel.close()
-            raise LostRunError(received[0]["lost"] if received else "the uploader has ended")
+            raise
         return channel
 
     def send(self, message: Message, fd: int | None = None) -> None:
-        """Raises OSError (EPIPE) when the other end is gone, ValueError when the message is too long."""
+        """Raises DisconnectedError when the other end is gone, ValueError when the message is too long."""
         body = json.dumps(message).encode()
         if len(body) > self.MESSAGE_BYTES:
             raise ValueError(f"message {message.get('op')!r} has {len(body)} bytes, over {self.MESSAGE_BYTES}")
-        socket.send_fds(self.connection, [body], [fd] if fd is not None else [])
+        try:
+            socket.send_fds(self.connection, [body], [fd] if fd is not None else [])
+        except ConnectionError as error:
+            raise DisconnectedError from error
 
-    def receive(self, timeout: float | None = None) -> tuple[Message, int | None] | None:
-        """The next message and its descriptor; None once the other end closed. TimeoutError; BlockingIOError at 0."""
+    def receive(self, timeout: float | None = None) -> tuple[Message, int | None]:
+        """The next message and its descriptor. Raises TimeoutError, BlockingIOError at 0, DisconnectedError."""
         self.connection.settimeout(timeout)
         try:
             body, fds, _, _ = socket.recv_fds(self.connection, self.MESSAGE_BYTES, 1)
-        except ConnectionResetError:
-            return None
+        except ConnectionResetError as error:
+            raise DisconnectedError from error
         finally:
             self.connection.settimeout(None)
-        return (json.loads(body), fds[0] if fds else None) if body else None
+        if not body:
+            raise DisconnectedError
+        return json.loads(body), fds[0] if fds else None
 
     def pending(self) -> Iterator[Message]:
-        """The messages that are here already."""
+        """The messages that are here already. Raises DisconnectedError."""
         with contextlib.suppress(BlockingIOError):
-            while received := self.receive(timeout=0):
-                yield received[0]
+            while True:
+                yield self.receive(timeout=0)[0]
 
     def close(self) -> None:
         self.connection.close()

@@ -1,17 +1,14 @@
-"""Checkpoints, the trainer's side: a snapshot into prepared memory, handed to the uploader; and the restore at start.
+"""Checkpoints, the trainer's side: a snapshot into prepared memory, handed to the uploader's process.
 
 A snapshot's bytes are the file: safetensors layout (a length, a JSON header, raw tensors; no pickle). What follows the
-copy happens in the uploader's process, in the order object, manifest, head.
+copy happens in the uploader, in the order object, manifest, head. Reading is `restore.py`.
 """
 
 from __future__ import annotations
 
 import json
-import mmap
-import os
 import time
-import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,15 +17,22 @@ import torch
 from torch import Tensor
 
 from trainer.channel import Channel
-from trainer.contract import HEAD_FILE, Head, LostRunError, UserError, checkpoint_key
-from trainer.store import NotFoundError, ObjectStore, StoreError
+from trainer.contract import LostRunError
+from trainer.snapshot import VOID, Snapshot
+from trainer.store import StoreError
 
-FORMAT = 1
-BEST_WAIT_SECONDS = 20.0
+FORMAT = 2
 DTYPES = {
     torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32",
     torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+NHWC = "channels_last"  # the key of the header's metadata that names the tensors stored with their channels last
+
+
+def in_memory_order(tensor: Tensor) -> Tensor:
+    """The tensor, or for one in channels_last format its (N, H, W, C) view, so that storing it is a plain copy."""
+    is_nhwc = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor.permute(0, 2, 3, 1) if is_nhwc and not tensor.is_contiguous() else tensor
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,16 @@ class Layout:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Layout:
         names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-        header: dict[str, Any] = {}
+        stored = {name: in_memory_order(tensors[name]) for name in names}
+        header: dict[str, Any] = {
+            "__metadata__": {NHWC: " ".join(name for name in names if stored[name] is not tensors[name])}
+        }
         position = 0
         for name in names:
-            end = position + tensors[name].nbytes
+            end = position + stored[name].nbytes
             header[name] = {
-                "dtype": DTYPES[tensors[name].dtype],
-                "shape": list(tensors[name].shape),
+                "dtype": DTYPES[stored[name].dtype],
+                "shape": list(stored[name].shape),
                 "data_offsets": [position, end],
             }
             position = end
@@ -58,186 +65,181 @@ class Layout:
         places = {name: tuple(start + at for at in header[name]["data_offsets"]) for name in names}
         return cls(len(text).to_bytes(8, "little") + text, places, start + position)
 
-    def views(self, buffer: mmap.mmap, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors over the file's bytes, shaped like the given ones; no copy."""
-        return {
-            name: torch.frombuffer(buffer, dtype=tensors[name].dtype, count=tensors[name].numel(), offset=start).view(
-                tensors[name].shape
-            )
-            if tensors[name].numel()
-            else torch.empty_like(tensors[name], device="cpu")
-            for name, (start, _) in self.places.items()
-        }
+    def views(self, body: memoryview, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors over the file's bytes, in the memory order and the shape of the given ones' `in_memory_order`."""
+        found = {}
+        for name, (start, _) in self.places.items():
+            like = in_memory_order(tensors[name])
+            if like.numel():
+                flat = torch.frombuffer(body, dtype=like.dtype, count=like.numel(), offset=start)
+                found[name] = flat.view(like.shape)
+        return found
 
 
-class Snapshot:
-    """A file in memory that mirrors the training state. Every page is touched at once: the first save costs no more."""
+class Copier:
+    """Copies tensors into a snapshot. On a GPU beside the training, on a stream of its own, into pinned memory."""
 
-    def __init__(self, layout: Layout, tensors: Mapping[str, Tensor]):
-        self.fd = os.memfd_create("snapshot")
-        os.truncate(self.fd, layout.bytes)
-        self.buffer = mmap.mmap(self.fd, layout.bytes)
-        self.buffer[: len(layout.header)] = layout.header
-        self.views = layout.views(self.buffer, tensors)
-        for view in self.views.values():
-            view.zero_()
-        self.in_flight = False
+    def __init__(self, tensors: Mapping[str, Tensor], changed_in_forward: Collection[str]):
+        self.tensors = {name: in_memory_order(tensor) for name, tensor in tensors.items()}
+        self.early = [name for name in changed_in_forward if name in tensors]
+        on_gpu = any(tensor.is_cuda for tensor in tensors.values())
+        self.stream: Any = torch.cuda.Stream() if on_gpu else None  # type: ignore[no-untyped-call]
+        self.done: Any = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+
+    def pin(self, snapshot: Snapshot) -> None:
+        """Lock the pages of a snapshot for the GPU's copy engine."""
+        if self.stream is not None:
+            address = torch.frombuffer(snapshot.memory, dtype=torch.uint8).data_ptr()
+            cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            torch.cuda.check_error(cudart.cudaHostRegister(address, len(snapshot.memory), 0))
+
+    @torch.no_grad()
+    def start(self, views: Mapping[str, Tensor]) -> None:
+        """Begin the copy; on a CPU it is finished on return. Call `before_update` before the tensors change."""
+        if self.stream is None:
+            torch._foreach_copy_(list(views.values()), [self.tensors[name] for name in views])
+            return
+        # BatchNorm's statistics change in the next forward pass already: they are copied on the training's stream.
+        early = {name: self.tensors[name].clone() for name in self.early}
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            for name, view in views.items():
+                view.copy_(early.get(name, self.tensors[name]), non_blocking=True)
+            self.done.record()
+        for tensor in early.values():
+            tensor.record_stream(self.stream)
+
+    def is_done(self, *, wait: bool = False) -> bool:
+        if self.done is not None and wait:
+            self.done.synchronize()
+        return self.done is None or bool(self.done.query())
+
+    def before_update(self) -> None:
+        """The GPU changes no parameter before the copy of it is done; the CPU does not wait."""
+        if self.done is not None:
+            torch.cuda.current_stream().wait_event(self.done)
 
 
 class Checkpointer:
-    """Two snapshots, alternating. While both are on their way, a save is left out: training never waits for a store."""
+    """Two snapshots. While one is sent, a newer save takes the place of the other: training never waits for a store."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], channel: Channel | None, manifest: Mapping[str, Any]):
-        """`manifest` holds what is the same for all checkpoints of an attempt: config, data, versions.
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        channel: Channel | None,
+        manifest: Mapping[str, Any],
+        *,
+        changed_in_forward: Collection[str] = (),
+        saved: tuple[int, str] = (-1, ""),
+    ):
+        """`manifest` holds what is the same for all checkpoints of an attempt: config, data, versions. `saved`: the
+        step and the manifest that the state was restored from.
 
         Only the main process has a channel; in the others nothing is saved.
         """
-        self.tensors, self.channel, self.manifest = tensors, channel, manifest
-        self.layout = Layout.of(tensors)
-        self.snapshots = [Snapshot(self.layout, tensors) for _ in range(2 if channel else 0)]
-        self.saved_at, self.saved_step = time.monotonic(), -1
-        self.committed = ""  # the newest manifest that the uploader has acknowledged
-        self.lag_seconds = 0.0  # of the last acknowledged snapshot, until it was committed
+        self.channel, self.manifest = channel, manifest
+        self.copier = Copier(tensors, changed_in_forward)
+        layout = Layout.of(tensors)
+        self.snapshots = [Snapshot.create(layout.bytes) for _ in range(2 if channel else 0)]
+        self.views = [layout.views(snapshot.body, tensors) for snapshot in self.snapshots]
+        for snapshot in self.snapshots:
+            snapshot.body[: len(layout.header)] = layout.header
+            self.copier.pin(snapshot)
+        self.seq = 0
+        self.notes: list[dict[str, Any]] = [VOID for _ in self.snapshots]  # the last save in each snapshot
+        self.sent = [True for _ in self.snapshots]  # False while a GPU still copies
+        self.waiting: dict[int, float] = {}  # seq of what is not committed yet -> when it was copied
+        self.saved_at, self.saved_step, self.committed = time.monotonic(), *saved
+        self.last_lag = 0.0
+
+    @property
+    def lag_seconds(self) -> float:
+        """From a snapshot to its commit: of the oldest on its way, or of the last committed one."""
+        return time.monotonic() - min(self.waiting.values()) if self.waiting else self.last_lag
 
     def is_due(self, every_seconds: float) -> bool:
-        """Time to save, and a snapshot is free. Raises LostRunError when a later attempt owns the run."""
+        """Time to save? Raises LostRunError when the run is another's, DisconnectedError when the uploader died."""
         self.poll()
-        free = any(not snapshot.in_flight for snapshot in self.snapshots)
-        return free and time.monotonic() >= self.saved_at + every_seconds
+        return self.channel is not None and time.monotonic() >= self.saved_at + every_seconds
 
-    def save(self, step: int, counters: Mapping[str, Any], *, is_best: bool) -> bool:
-        """Copy the state and hand it over; False when both snapshots are still on their way.
+    def save(self, step: int, counters: Mapping[str, Any], *, is_best: bool = False) -> bool:
+        """Copy the state and hand it over, once per step; never waits for the store.
 
-        `counters` is all that is not a tensor, as JSON: scaler, best score. A new best is worth a short wait.
+        False when there is no place for it: one snapshot is being sent, and the other waits with the best weights.
+
+        `counters` is all that is not a tensor, as JSON: scaler, best score.
         """
-        if self.channel is None:
-            return False
         self.poll()
-        if is_best:
-            with suppress(StoreError):
-                self._wait(time.monotonic() + BEST_WAIT_SECONDS, until_free=1)
-        free = next((i for i, snapshot in enumerate(self.snapshots) if not snapshot.in_flight), None)
-        if free is None:
+        if self.channel is None or step == self.saved_step:
+            return step == self.saved_step
+        self._send_copied(wait=True)
+        if (free := self._take_snapshot(is_best)) is None:
             return False
-        snapshot = self.snapshots[free]
-        with torch.no_grad():
-            views = snapshot.views
-            torch._foreach_copy_([views[name] for name in views], [self.tensors[name] for name in views])
+        snapshot, self.seq = self.snapshots[free], self.seq + 1
+        self.waiting.pop(self.notes[free]["seq"], None)
+        snapshot.note = VOID
+        self.copier.start(self.views[free])
         manifest = {"format": FORMAT, "step": step, "time": time.time(), **self.manifest, "counters": counters}
-        self.channel.send(
-            {"op": "checkpoint", "buffer": free, "step": step, "bytes": self.layout.bytes, "is_best": is_best,
-             "manifest": manifest},
-            snapshot.fd,
-        )  # fmt: skip
-        snapshot.in_flight, self.saved_at, self.saved_step = True, time.monotonic(), step
+        self.notes[free] = {"seq": self.seq, "step": step, "is_best": is_best, "manifest": manifest}
+        self.sent[free] = False
+        self.waiting[self.seq] = self.saved_at = time.monotonic()
+        self.saved_step = step
+        self._send_copied()
         return True
 
-    def poll(self) -> None:
-        """Take the uploader's answers."""
-        if self.channel is not None:
-            for answer in self.channel.pending():
-                self._take(answer)
-
-    def save_last(self, step: int, counters: Mapping[str, Any], deadline: float, *, is_best: bool = False) -> None:
-        """Save this step unless it is saved already, and wait until it is committed."""
-        self._wait(deadline)
-        if self.saved_step < step:
-            self.save(step, counters, is_best=is_best)
-            self._wait(deadline)
-
-    def _wait(self, deadline: float, until_free: int = 2) -> None:
-        """Until so many snapshots are free. Raises StoreError past the deadline (monotonic seconds)."""
-        while self.channel is not None and sum(not s.in_flight for s in self.snapshots) < until_free:
-            try:
-                received = self.channel.receive(timeout=max(0.01, deadline - time.monotonic()))
-            except TimeoutError as error:
-                raise StoreError("the last checkpoint did not reach the store in time") from error
-            if received is None:
-                raise StoreError("the uploader is gone, and the last checkpoint with it")
-            self._take(received[0])
-
-    def _take(self, answer: Mapping[str, Any]) -> None:
-        self.snapshots[answer["buffer"]].in_flight = False
-        if "committed" in answer:
-            self.committed, self.lag_seconds = answer["committed"], answer["seconds"]
-        if "lost" in answer:
-            raise LostRunError(answer["lost"])
-
-
-@dataclass(frozen=True)
-class Restored:
-    """What a checkpoint held beside its tensors."""
-
-    key: str
-    manifest: Mapping[str, Any]
-
-    @property
-    def step(self) -> int:
-        return int(self.manifest["step"])
-
-    @property
-    def counters(self) -> Mapping[str, Any]:
-        counters: Mapping[str, Any] = self.manifest["counters"]
-        return counters
-
-
-def read_head(store: ObjectStore, run_id: str) -> Head | None:
-    """The run's head, or None where the store says that there is none. A failing store raises StoreError."""
-    try:
-        return Head.from_json(store.get(checkpoint_key(run_id, HEAD_FILE)))
-    except NotFoundError:
+    def _take_snapshot(self, is_best: bool) -> int | None:
+        """A snapshot locked for writing: a free one, else one that waits, which the newer save makes needless."""
+        by_age = sorted(range(len(self.snapshots)), key=lambda i: (self._is_waiting(i), self.notes[i]["seq"]))
+        for i in by_age:
+            replaceable = is_best or not (self._is_waiting(i) and self.notes[i]["is_best"])
+            if replaceable and self.snapshots[i].lock(wait=False):
+                return i
         return None
 
+    def _is_waiting(self, i: int) -> bool:
+        return self.notes[i]["seq"] in self.waiting
 
-def restore(store: ObjectStore, run_id: str, tensors: Mapping[str, Tensor]) -> tuple[Restored | None, list[str]]:
-    """Load the newest checkpoint whose bytes verify, else the one before it; and say what was skipped and why.
+    def _send_copied(self, *, wait: bool = False) -> None:
+        """Hand over what has been copied completely."""
+        for i, snapshot in enumerate(self.snapshots):
+            if not self.sent[i] and self.copier.is_done(wait=wait) and self.channel is not None:
+                snapshot.note = self.notes[i]
+                self.channel.send({"op": "checkpoint", "seq": self.notes[i]["seq"]}, snapshot.fd)
+                snapshot.unlock()
+                self.sent[i] = True
 
-    The tensors are touched only after the checksum was right. None: the run has no checkpoint yet. UserError when it
-    has some, but none that can be used, or when they are of another model.
-    """
-    head = read_head(store, run_id)
-    candidates = [key for key in (head.newest, head.previous) if key] if head else []
-    skipped: list[str] = []
-    for key in candidates:
-        try:
-            manifest = json.loads(store.get(key))
-            load_verified(store, manifest, tensors)
-        except (NotFoundError, DamagedError, json.JSONDecodeError) as error:
-            skipped.append(f"{store.describe(key)}: {error}")
+    def before_update(self) -> None:
+        """Call it before the optimizer changes anything."""
+        self.copier.before_update()
+
+    def poll(self) -> None:
+        """Send what is ready, and take the uploader's answers."""
+        if self.channel is None:
+            return
+        self._send_copied()
+        for answer in self.channel.pending():
+            self._take_answer(answer)
+
+    def save_last(self, step: int, counters: Mapping[str, Any], deadline: Callable[[], float]) -> None:
+        """Save this step unless it is saved already, and wait until it is committed.
+
+        Raises StoreError past the deadline (monotonic seconds, asked again and again), LostRunError.
+        """
+        while self.channel is not None:
+            if self.save(step, counters) and self.seq not in self.waiting:
+                return
+            left = deadline() - time.monotonic()
+            if left <= 0:
+                raise StoreError("the last checkpoint did not reach the store in time")
+            with suppress(TimeoutError):
+                self._take_answer(self.channel.receive(timeout=min(0.2, left))[0])
+
+    def _take_answer(self, answer: Mapping[str, Any]) -> None:
+        if "lost" in answer:
+            raise LostRunError(answer["lost"])
+        copied = self.waiting.pop(answer["seq"], None)
+        if "committed" in answer:
+            self.committed = answer["committed"]
+            self.last_lag = time.monotonic() - copied if copied is not None else self.last_lag
         else:
-            return Restored(key, manifest), skipped
-    if candidates:
-        raise UserError(
-            f"run {run_id!r} has checkpoints, but none can be used ({'; '.join(skipped)}): "
-            "restore the objects, or start a new run (RUN=another-name)"
-        )
-    return None, skipped
-
-
-class DamagedError(Exception):
-    """A checkpoint's bytes are not those that were saved."""
-
-
-def load_verified(store: ObjectStore, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    if manifest["format"] != FORMAT:
-        raise UserError(
-            f"the checkpoint has format {manifest['format']}, and this trainer reads {FORMAT}: "
-            "use the version that wrote it"
-        )
-    expected, found = Layout.of(tensors), manifest["object"]
-    buffer = mmap.mmap(-1, found["bytes"])
-    size = store.head(found["key"]).bytes
-    if size != found["bytes"]:
-        raise DamagedError(f"{size} bytes instead of {found['bytes']}")
-    with memoryview(buffer) as bytes_of_file:
-        store.read_into(found["key"], bytes_of_file)
-        if zlib.crc32(bytes_of_file) != found["crc32"]:
-            raise DamagedError("its checksum is wrong")
-    if buffer[: len(expected.header)] != expected.header:
-        raise UserError(
-            f"checkpoint {found['key']} is of another model: its tensors differ from this config's; "
-            "start a new run (RUN=another-name)"
-        )
-    views = expected.views(buffer, tensors)
-    with torch.no_grad():
-        torch._foreach_copy_([tensors[name] for name in views], [views[name] for name in views])
+            raise StoreError(f"the checkpoint of step {answer['step']} did not reach the store in time")

@@ -74,6 +74,7 @@ class RegularizeConfig:
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     every_seconds: float = field(default=45.0, metadata=OPERATIONAL)  # the promise is a minute
+    accept_changes: bool = field(default=False, metadata=OPERATIONAL)  # continue a run with another config than before
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import IntEnum
+from typing import Any
 
 RUN_ID_RULE = r"[a-z0-9][a-z0-9_.-]{0,62}"
 
@@ -32,7 +34,7 @@ class RefusedError(UserError):
 
 
 class LostRunError(Exception):
-    """A later attempt owns the run: this one may commit nothing more. Exit code 76."""
+    """Another attempt owns the run: this one may commit nothing (more). Exit code 76."""
 
 
 class Phase:
@@ -57,6 +59,8 @@ class RunEnv:
     data: str = field(default="", metadata={"variable": "TRAINER_DATA"})  # URI, folder, hub id; "": the recipe's own
     attempt: str = field(default="", metadata={"variable": "TRAINER_ATTEMPT"})  # given by the uploader, "1", "2", …
     secrets_dir: str = field(default="", metadata={"variable": "TRAINER_SECRETS_DIR"})  # files; hf_token is one
+    lease_seconds: str = field(default="60", metadata={"variable": "TRAINER_LEASE_SECONDS"})  # see Head
+    deadline: str = field(default="", metadata={"variable": "TRAINER_DEADLINE"})  # of the last save, in Unix seconds
 
     def to_environ(self) -> dict[str, str]:
         """The variables, passed through untouched; empty ones are left out."""
@@ -65,7 +69,8 @@ class RunEnv:
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> RunEnv:
         """Read and validate; raises UserError naming the variable, its value and the rule."""
-        values = {f.name: environ.get(f.metadata["variable"], "") for f in fields(cls)}
+        given = {f.name: environ.get(f.metadata["variable"], "") for f in fields(cls)}
+        values = {f.name: given[f.name] or (f.default if isinstance(f.default, str) else "") for f in fields(cls)}
         for name in ("store", "run_id", "scratch_dir"):
             if not values[name]:
                 variable = cls.variable(name)
@@ -77,6 +82,13 @@ class RunEnv:
             )
         if values["attempt"] and not values["attempt"].isdecimal():
             raise UserError(f"{cls.variable('attempt')}={values['attempt']!r} is not a number: leave it unset")
+        for name, least, example in (("lease_seconds", 1, "60"), ("deadline", 0, "1790000000, in Unix seconds")):
+            number = re.fullmatch(r"[0-9]+(\.[0-9]*)?", values[name])
+            if values[name] and not (number and float(values[name]) >= least):
+                raise UserError(
+                    f"{cls.variable(name)}={values[name]!r} is not a number of at least {least}: "
+                    f"leave it unset, or write for example {example}"
+                )
         return cls(**values)
 
     @classmethod
@@ -127,33 +139,82 @@ def snapshot_key(run_id: str, step: int, attempt: int) -> str:
     return checkpoint_key(run_id, f"data/step-{step:08d}.{attempt}.safetensors")
 
 
+def parse_manifest_key(key: str) -> tuple[int, int] | None:
+    """(attempt, step) of a manifest's key, which is also the order of manifests; None if it is no such key."""
+    found = re.fullmatch(r"checkpoints/[^/]+/manifest/step-(\d+)\.(\d+)\.json", key)
+    return (int(found[2]), int(found[1])) if found else None
+
+
+def seal(value: Mapping[str, Any]) -> bytes:
+    """JSON that carries the CRC-32 of itself: one changed bit in a counter would otherwise be loaded in silence."""
+    text = json.dumps(dict(value))
+    return json.dumps(json.loads(text) | {"crc32": zlib.crc32(text.encode())}, indent=1).encode()
+
+
+def unseal(body: bytes) -> dict[str, Any]:
+    """What `seal` was given; ValueError if the bytes are not those that it wrote."""
+    value = json.loads(body)
+    if not isinstance(value, dict) or "crc32" not in value:
+        raise ValueError("it has no checksum")
+    found = value.pop("crc32")
+    if zlib.crc32(json.dumps(value).encode()) != found or seal(value) != body:
+        raise ValueError("its checksum is wrong")
+    return value
+
+
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """`checkpoints/<run_id>/HEAD.json`, moved by compare-and-swap only: the fence and the commit point in one object.
+    """`checkpoints/<run_id>/HEAD.json`, moved by compare-and-swap only: lease, fence and commit point in one object.
 
+    The owner moves it at least every quarter of a lease. One that has not moved for a whole lease, by the clock of
+    who looks, has no living owner. Wall clocks are never compared.
     `newest`, `previous` and `best` are keys of manifests ("" where there is none yet) and are never retired.
     """
 
-    attempt: int  # the attempt that owns the run; one that reads a higher number than its own has lost it
+    attempt: int  # the attempt that owns the run, the epoch; one that reads a higher number than its own has lost it
+    owner: str = ""  # the machine, for people; "" after a clean end: nobody has to wait
+    since: float = 0.0  # Unix seconds, for people
+    renewed: int = 0  # counts the renewals, so that each changes the object
     newest: str = ""
     previous: str = ""
     best: str = ""
+    swept: int = 0  # what attempts below this one left without a reference is retired
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
+        return seal(asdict(self))
 
     @classmethod
     def from_json(cls, body: bytes) -> Head:
-        return cls(**json.loads(body))
+        """Raises ValueError where the bytes are not those of a head."""
+        value = unseal(body)
+        if value.keys() != {f.name for f in fields(cls)}:
+            raise ValueError(f"it was written by another version: {sorted(value)}")
+        return cls(**value)
 
     def advance(self, manifest: str, *, is_best: bool) -> Head:
         """The head after committing `manifest`; committing it once more changes at most whether it is the best."""
+        best = manifest if is_best else self.best
         if self.newest == manifest:
-            return replace(self, best=manifest if is_best else self.best)
-        return replace(self, newest=manifest, previous=self.newest, best=manifest if is_best else self.best)
+            return replace(self, best=best)
+        return replace(self, newest=manifest, previous=self.newest, best=best)
 
     def keys(self) -> set[str]:
         return {self.newest, self.previous, self.best} - {""}
+
+
+def newest_manifest(head: Head | None, manifests: Iterable[str]) -> str:
+    """The key of the newest checkpoint, from the head and the keys of all manifests; "" where there is none.
+
+    It is what the head names, unless the owner died between its manifest and the head, or the head is missing or was
+    put back: then a manifest of the owner, or of a later attempt, is newer. Those of attempts before the owner do not
+    count: they may come from one that had lost the run.
+    """
+    floor = (head.attempt, 0) if head else (0, 0)
+    newest = parse_manifest_key(head.newest) if head and head.newest else None
+    found = {order: key for key in manifests if (order := parse_manifest_key(key)) and order >= floor}
+    if found and (newest is None or max(found) > newest):
+        return found[max(found)]
+    return head.newest if head else ""
 
 
 HEAD_FILE = "HEAD.json"

@@ -6,8 +6,10 @@ Names are flat and slashed (`train/loss`, `val/top1`, `speed/images_per_second`)
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,19 @@ SHIP_SECONDS = 30
 class MetricsWriter:
     """Rows of one attempt. `flush` makes a segment of what has come since and hands it to the uploader."""
 
-    def __init__(self, local: Path, channel: Channel | None, run_id: str, attempt: int, first_step: int):
-        """`local` is the attempt's folder on this machine. Only the main process has a channel; others keep nothing."""
+    def __init__(
+        self, local: Path, channel: Channel | None, run_id: str, attempt: int, *, first_step: int, origin: int
+    ):
+        """`local` is the attempt's folder on this machine. Only the main process has a channel; others keep nothing.
+
+        The attempt continues from step `first_step` of attempt `origin` (0: from nothing).
+        """
         self.folder, self.channel, self.run_id, self.attempt = local / "metrics", channel, run_id, attempt
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.last: dict[str, float] = {}  # the scores of the last validation
         self.first_step = first_step
-        self.rows: list[Row] = [{"step": first_step, "time": time.time(), "event": "start", "attempt": attempt}]
+        self.rows: list[Row] = [
+            {"step": first_step, "time": time.time(), "event": "start", "attempt": attempt, "origin": origin}
+        ]
         self.shipped = time.monotonic()
         self.names: set[str] = set()  # of the segments so far
 
@@ -59,15 +67,23 @@ class MetricsWriter:
         if name in self.names:  # a validation and two saves can meet at one step
             name += f".{len(self.names)}"
         self.names.add(name)
-        segment = self.folder / f"{name}.jsonl"
-        segment.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        self.channel.send(
-            {"op": "put", "key": metrics_key(self.run_id, self.attempt, segment.name), "path": str(segment)}
-        )
-        events = write_events(self.folder, name, self.rows, purge_step=self.first_step + 1)
-        key = tensorboard_key(self.run_id, self.attempt, events.name)
-        self.channel.send({"op": "put", "key": key, "path": str(events)})
+        self.send_file(f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        with suppress(OSError):  # TensorBoard's copy needs room on the disk; no metric is lost without it
+            self.folder.mkdir(parents=True, exist_ok=True)
+            events = write_events(self.folder, name, self.rows, purge_step=self.first_step + 1)
+            key = tensorboard_key(self.run_id, self.attempt, events.name)
+            self.channel.send({"op": "put", "key": key, "path": str(events)})
         self.rows = []
+
+    def send_file(self, name: str, body: bytes) -> None:
+        """Hand a segment to the uploader, in memory: a full disk does not stop it."""
+        assert self.channel is not None
+        fd = os.memfd_create(name)
+        try:
+            os.write(fd, body)
+            self.channel.send({"op": "put", "key": metrics_key(self.run_id, self.attempt, name)}, fd)
+        finally:
+            os.close(fd)
 
 
 class StepLog:
@@ -128,14 +144,22 @@ def write_events(folder: Path, name: str, rows: list[Row], purge_step: int) -> P
 
 
 def read_metrics(store: ObjectStore, run_id: str) -> list[Row]:
-    """All rows of a run by step, over its attempts: what an attempt redid stands once, as the later one saw it."""
+    """All rows of a run, each step once: what an attempt redid stands as the later one saw it.
+
+    An attempt begins with a row that says from which step of which attempt it goes on; what others, or that one, had
+    logged beyond does not belong to the run.
+    """
     prefix = run_key(run_id, "metrics/")
     keys = sorted((int(info.key.split("/")[-2]), info.key) for info in store.list(prefix))
-    rows: list[Row] = []
-    for _, key in keys:
+    rows: list[tuple[int, Row]] = []
+    for attempt, key in keys:
         for line in store.get(key).decode().splitlines():
             row = json.loads(line)
             if row.get("event") == "start":
-                rows = [old for old in rows if old["step"] <= row["step"]]
-            rows.append(row)
-    return rows
+                rows = [(a, old) for a, old in rows if a <= row["origin"] and old["step"] <= row["step"]]
+            steps = [old for _, old in rows[-2:] if old["step"] == row["step"] and "event" not in old]
+            if steps and "event" not in row:
+                steps[0] |= row  # a validation that was interrupted and done by the next attempt
+            else:
+                rows.append((attempt, row))
+    return [row for _, row in rows]

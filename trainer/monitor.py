@@ -25,17 +25,26 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """Set by SIGTERM or SIGINT, looked at everywhere."""
+    """What signals ask for, looked at everywhere: SIGTERM and SIGINT to save and end, SIGUSR1 to save and go on."""
 
     def __init__(self) -> None:
-        self.requested = self.raising = False
+        self.requested = self.raising = self.save_requested = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.handle)
+        signal.signal(signal.SIGUSR1, self.handle_save)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         if self.raising:
             raise Interrupted
+
+    def handle_save(self, number: int, frame: FrameType | None) -> None:
+        self.save_requested = True
+
+    def take_save_request(self) -> bool:
+        """Whether a save was asked for since the last call."""
+        asked, self.save_requested = self.save_requested, False
+        return asked
 
     @contextmanager
     def raises(self) -> Iterator[None]:
@@ -65,7 +74,9 @@ class Status:
         with self.lock:
             self.progress += amount
             if self.writes and (now := time.monotonic()) >= self.written + STATUS_SECONDS:
-                write_json(self.path, {"phase": self.phase, "step": self.step, "progress": self.progress})
+                status = {"phase": self.phase, "step": self.step, "progress": self.progress}
+                with suppress(OSError):  # a full disk is no reason to stop
+                    write_json(self.path, status)
                 self.written = now
 
 

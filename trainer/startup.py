@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 
 from trainer import dist
-from trainer.checkpoint import Restored
 from trainer.config import Config, config_hash, differences, from_json, to_json
 from trainer.contract import RefusedError, RunEnv, UserError, run_key
 from trainer.data.shards import Copies, Index, read_index
@@ -21,6 +22,7 @@ from trainer.data.split import PreparedSplit
 from trainer.data.stage import stage
 from trainer.monitor import Status
 from trainer.recipes import default_data
+from trainer.restore import Restored
 from trainer.store import ObjectStore, explained
 
 
@@ -75,13 +77,18 @@ def read_config(store: ObjectStore, run_id: str) -> dict[str, Any]:
     return config
 
 
-def check_config(before: dict[str, Any], run_id: str, config: Config) -> None:
-    """A run continues with the config that it began with; RefusedError shows the difference."""
-    if changed := differences(from_json(Config, before), config):
+def check_config(before: dict[str, Any], run_id: str, config: Config) -> list[str]:
+    """A run continues with the config that it began with; RefusedError shows the difference, unless it is asked for.
+
+    Returns the differences.
+    """
+    changed = differences(from_json(Config, before), config)
+    if changed and not config.checkpoint.accept_changes:
         raise RefusedError(
             f"run {run_id!r} was started with another config ({'; '.join(changed)}): repeat its options, "
-            "or start a new run (RUN=another-name)"
+            "or start a new run (RUN=another-name), or ask for the change: --checkpoint.accept-changes"
         )
+    return changed
 
 
 def check_data(restored: Restored, data: Data) -> None:
@@ -94,6 +101,17 @@ def check_data(restored: Restored, data: Data) -> None:
         )
 
 
+def commit() -> str:
+    """The git commit of this code, and whether it was changed since: built into the image, asked of git elsewhere."""
+    if found := os.environ.get("TRAINER_COMMIT"):
+        return found
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
 def identity(config: Config, data: Data, env: RunEnv) -> dict[str, Any]:
     """What every checkpoint of this attempt says about its origin."""
     return {
@@ -103,5 +121,6 @@ def identity(config: Config, data: Data, env: RunEnv) -> dict[str, Any]:
         "config_hash": config_hash(config),
         "data": {"name": data.index.name, "version": data.index.version, "fingerprint": data.index.fingerprint},
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__,
-                     "python": platform.python_version(), "commit": os.environ.get("TRAINER_COMMIT", "")},
+                     "numpy": np.__version__, "python": platform.python_version(), "commit": commit(),
+                     "image": os.environ.get("TRAINER_IMAGE", "")},
     }  # fmt: skip

@@ -25,7 +25,7 @@ if __name__ == "__main__":  # before torch is imported, so that help and usage e
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,8 +35,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer import dist
-from trainer.channel import Channel, leave_exit
-from trainer.checkpoint import Checkpointer, read_head, restore
+from trainer.channel import Channel, DisconnectedError, leave_exit
+from trainer.checkpoint import Checkpointer
 from trainer.config import Config, to_json
 from trainer.contract import Exit, LostRunError, Phase, RefusedError, UserError, run_key
 from trainer.data.augment import mix, one_hot, to_augmented_input
@@ -47,10 +47,12 @@ from trainer.metrics import MetricsWriter, StepLog
 from trainer.model import build_model
 from trainer.monitor import Console, Interrupted, Interruption, Status
 from trainer.optim import make_optimizer, one_cycle_lr, set_lr, state_tensors, update_ema
+from trainer.restore import list_manifests, patiently, restore
 from trainer.startup import check_config, check_data, identity, read_config, set_backends, stage_data
-from trainer.store import open_store
+from trainer.store import StoreError, open_store
 
-FINAL_SAVE_SECONDS = 45.0  # how long the end of an attempt waits for its last checkpoint
+STOP_SECONDS = 45.0  # how long an attempt that was told to stop waits for its last checkpoint
+END_SECONDS = 3600.0  # how long a finished one does, unless TRAINER_DEADLINE says another time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,10 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         return state_tensors(self.model, self.average, self.optimizer)
 
+    def changed_in_forward(self) -> list[str]:
+        """The names of those tensors that a forward pass changes already: BatchNorm's statistics."""
+        return [f"model.{name}" for name, _ in self.model.named_buffers()]
+
     def counters(self) -> dict[str, Any]:
         """What a checkpoint holds beside tensors, as JSON."""
         names = ("step", "validated", "best", "seconds")
@@ -123,9 +129,13 @@ def make_state(config: Config, device: torch.device, *, initialise: bool) -> Sta
 
 
 def train_step(
-    state: State, net: nn.Module, batches: Iterator[Batch], config: Config, plan: Plan, world: dist.World
-) -> Tensor:
-    """One optimizer step. Returns this process's sums of loss, top-1 hits, top-5 hits, and images: (4,) float32."""
+    state: State, net: nn.Module, batches: Iterator[Batch], config: Config, plan: Plan, world: dist.World,
+    before_update: Callable[[], None],
+) -> Tensor:  # fmt: skip
+    """One optimizer step. Returns this process's sums of loss, top-1 hits, top-5 hits, and images: (4,) float32.
+
+    `before_update` is called before the first parameter changes.
+    """
     accum, sums = config.grad_accum_steps(world.size), torch.zeros(4, device=world.device)
     set_lr(state.optimizer, one_cycle_lr(state.step, plan.total_steps, config.optim))
     torch.manual_seed(int(generator(MIX, config.seed, 0, state.step).integers(2**63)))  # for models with dropout
@@ -141,6 +151,7 @@ def train_step(
             state.scaler.scale(loss / accum).backward()  # type: ignore[no-untyped-call]
         count = loss.new_full((), len(images))
         sums += torch.stack([loss.detach() * count, *hits(logits.detach(), batch.labels), count])
+    before_update()
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
@@ -161,25 +172,41 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
         plan = Plan.of(config, data.index.splits["train"].images)
         config.grad_accum_steps(world.size)
         status.enter(Phase.STARTING)
-        head = read_head(store, env.run_id)
-        if has_checkpoint := head is not None and bool(head.newest):
-            check_config(read_config(store, env.run_id), env.run_id, config)
+        console = stack.enter_context(closing(Console(plan.total_steps, plan.steps_per_epoch, speaks=world.is_main)))
+
+        def read(work: Callable[[], Any]) -> Any:
+            """From a store that fails for a while, too: a run never begins anew because it could not be read."""
+            return patiently(f"the store {store.uri}", work, tell)
+
+        def tell(line: str) -> None:
+            status.enter(Phase.WAITING_FOR_STORE)
+            console.say(line)
+
+        if has_checkpoint := bool(read(lambda: list_manifests(store, env.run_id)[1])):
+            check_config(read(lambda: read_config(store, env.run_id)), env.run_id, config)
         state = make_state(config, world.device, initialise=not has_checkpoint)
         channel = stack.enter_context(closing(Channel.to_uploader())) if world.is_main else None
         dist.barrier(world)  # from here on the run is this attempt's: nobody else adds checkpoints
-        restored, skipped = restore(store, env.run_id, state.tensors())
-        console = stack.enter_context(closing(Console(plan.total_steps, plan.steps_per_epoch, speaks=world.is_main)))
+        restored, skipped = read(lambda: restore(store, env.run_id, state.tensors()))
+        status.enter(Phase.STARTING)
         for reason in skipped:
             console.say(f"checkpoint skipped: {reason}")
+        changed = []
         if restored is not None:
-            check_config(restored.manifest["config"], env.run_id, config)  # it may be younger than the look above
+            changed = check_config(restored.manifest["config"], env.run_id, config)  # younger than the look above
             check_data(restored, data)
             state.load_counters(restored.counters)
             console.say(f"continuing run {env.run_id!r} from step {state.step} of {plan.total_steps}")
-        elif channel is not None:
+        for line in changed:
+            console.say(f"with another config, as asked for: {line}")
+        if channel is not None and (restored is None or changed):
             channel.send({"op": "put", "key": run_key(env.run_id, "config.json"), "body": to_json(config)})
-        metrics = MetricsWriter(local, channel, env.run_id, int(env.attempt), first_step=state.step)
-        checkpointer = Checkpointer(state.tensors(), channel, identity(config, data, env))
+        origin = int(restored.manifest["attempt"]) if restored is not None else 0
+        metrics = MetricsWriter(local, channel, env.run_id, int(env.attempt), first_step=state.step, origin=origin)
+        checkpointer = Checkpointer(
+            state.tensors(), channel, identity(config, data, env), changed_in_forward=state.changed_in_forward(),
+            saved=(restored.step, restored.key) if restored is not None else (-1, ""),
+        )  # fmt: skip
         net = dist.wrap(state.model, world)
         if config.compile:
             net = torch.compile(net)  # type: ignore[assignment]
@@ -212,17 +239,14 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
                 metrics.add(state.step, {"checkpoint/lag_seconds": checkpointer.lag_seconds})
                 console.log(state.step, log.summary)
 
-        def save(*, is_best: bool = False) -> bool:
+        def save(*, is_best: bool = False) -> None:
             """Metrics first: every step of a checkpoint is in the store before its manifest is."""
             look()
             metrics.flush()
-            status.enter(Phase.SAVING)
-            saved = checkpointer.save(state.step, state.counters(), is_best=is_best)
-            status.enter(Phase.TRAINING)
-            return not dist.any_of(channel is not None and not saved, world)
+            checkpointer.save(state.step, state.counters(), is_best=is_best)
 
         def validate() -> None:
-            """Score model and average on every validation image, and save a new best. Interrupted, it is void."""
+            """Score model and average on every validation image, and save that. Interrupted, it is void."""
             look()
             status.enter(Phase.EVALUATING)
             models = {"val": state.model} | ({"val_ema": state.average} if state.average is not None else {})
@@ -241,10 +265,9 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
             metrics.add(state.step, found)
             console.scores(state.step, found)
             top1, name = max((found[f"{name}/top1"], name) for name in models)
-            if top1 > state.best["top1"]:
+            if is_best := top1 > state.best["top1"]:
                 state.best = {"top1": top1, "step": state.step, "weights": "ema" if name == "val_ema" else "model"}
-                if not save(is_best=True):
-                    console.say("the store is too slow to keep the weights of this validation, the best so far")
+            save(is_best=is_best)
             dist.empty_cache(world)  # validation's blocks have other shapes
             log.restart_clock()
             status.enter(Phase.TRAINING)
@@ -257,7 +280,7 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
             if dist.any_of(interruption.requested, world) or state.step == plan.total_steps:
                 break
             step, pixels = state.step, config.resolution_at(int(plan.epoch(state.step)))
-            sums = train_step(state, net, batches, config, plan, world)
+            sums = train_step(state, net, batches, config, plan, world, checkpointer.before_update)
             log.add(state.step, one_cycle_lr(step, plan.total_steps, config.optim), sums)
             status.step = state.step
             if status.phase == Phase.COMPILING:
@@ -266,7 +289,8 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
             console.step(state.step)
             if state.step % config.log_every_steps == 0:
                 look()
-            if dist.any_of(checkpointer.is_due(config.checkpoint.every_seconds), world):
+            due = checkpointer.is_due(config.checkpoint.every_seconds) or interruption.take_save_request()
+            if dist.any_of(due, world) and not plan.validation_is_due(state.step):  # that ends with a save
                 save()
             metrics.flush_if_due()
             if config.resolution_at(int(plan.epoch(state.step))) != pixels:
@@ -275,8 +299,16 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
         look()
         metrics.flush()
         status.enter(Phase.SAVING)
-        deadline = time.monotonic() + FINAL_SAVE_SECONDS
-        checkpointer.save_last(state.step, state.counters(), deadline, is_best=state.best["step"] == state.step)
+        give_up = time.monotonic() + (float(env.deadline) - time.time() if env.deadline else END_SECONDS)
+
+        def deadline() -> float:
+            nonlocal give_up
+            status.tick()
+            if interruption.requested:
+                give_up = min(give_up, time.monotonic() + STOP_SECONDS)
+            return give_up
+
+        checkpointer.save_last(state.step, state.counters(), deadline)
         if state.validated < plan.total_steps:
             return Exit.INTERRUPTED, f"step {state.step} of {plan.total_steps} is saved"
         if channel is not None:
@@ -305,6 +337,9 @@ def main(config: Config) -> int:
             code, message = Exit.INTERRUPTED, "nothing had to be saved"
         except LostRunError as error:
             code, message = Exit.HELD, str(error)
+        except (StoreError, DisconnectedError) as error:  # no bug: a message says it all
+            leave_exit(local, 1, str(error))
+            return 1
         except BaseException as error:
             leave_exit(local, 1, f"{type(error).__name__}: {error}")
             raise

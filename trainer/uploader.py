@@ -14,31 +14,24 @@ import queue
 import sys
 import threading
 import time
-import zlib
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from trainer.channel import Channel, Message, attempt_dir, listen, read_json
-from trainer.contract import (
-    HEAD_FILE,
-    Exit,
-    Head,
-    LostRunError,
-    RunEnv,
-    UserError,
-    attempt_key,
-    checkpoint_key,
-    manifest_key,
-    run_key,
-    snapshot_key,
-)
+from trainer.channel import Channel, DisconnectedError, Message, attempt_dir, listen, read_json
+from trainer.contract import Exit, LostRunError, RunEnv, UserError, attempt_key, checkpoint_key, run_key
+from trainer.head import RENEWALS_PER_LEASE, HeadOwner, MachineLock, data_key, put_checkpoint
+from trainer.keep import keep_checkpoint, keep_file, resend
+from trainer.snapshot import Snapshot
 from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError, open_store
 
 HEARTBEAT_SECONDS = 30
 COMPLAIN_SECONDS = 60  # a store that fails is mentioned no more often
-DRAIN_SECONDS = 90  # what is left when the supervisor closes, or dies, is tried for so long
-CHUNK_BYTES = 1 << 24
+DRAIN_SECONDS = 90  # what is left when the supervisor dies is tried for so long
+PROBE_SECONDS = 60  # a store whose servers fail at the start is tried for so long
+PAUSE_SECONDS = 10.0  # between two tries while a store fails, at most: it shall be durable soon after the fault
 
 
 def say(message: str) -> None:
@@ -51,7 +44,7 @@ def claim_attempt(store: ObjectStore, run_id: str) -> int:
     taken = [int(Path(info.key).stem) for info in store.list(prefix)]
     attempt = max(taken, default=0) + 1
     while True:
-        body = {"attempt": attempt, "started": time.time(), "host": platform.node()}
+        body = {"attempt": attempt, "started": time.time(), "host": platform.node(), "nonce": uuid.uuid4().hex}
         try:
             store.create(attempt_key(run_id, attempt), json.dumps(body).encode())
         except ConflictError:
@@ -60,63 +53,24 @@ def claim_attempt(store: ObjectStore, run_id: str) -> int:
             return attempt
 
 
-class HeadWriter:
-    """The head of one run, moved by compare-and-swap; raises LostRunError once a later attempt owns it."""
-
-    def __init__(self, store: ObjectStore, run_id: str, attempt: int):
-        self.store, self.key, self.attempt = store, checkpoint_key(run_id, HEAD_FILE), attempt
-        self.head = Head(attempt=attempt)
-        self.move(lambda head: head)
-
-    def move(self, change: Callable[[Head], Head]) -> Head:
-        """Write `change(head)` under this attempt's name; the head before the move."""
-        while True:
-            try:
-                body, etag = self.store.get_with_etag(self.key)
-            except NotFoundError:
-                before, etag = None, ""
-            else:
-                before = Head.from_json(body)
-            if before is not None and before.attempt > self.attempt:
-                raise LostRunError(f"attempt {before.attempt} has taken the run over from attempt {self.attempt}")
-            after = change(before or Head(attempt=self.attempt))
-            self.head = replace(after, attempt=self.attempt)
-            try:
-                if before is None:
-                    self.store.create(self.key, self.head.to_json())
-                else:
-                    self.store.replace(self.key, self.head.to_json(), etag)
-            except ConflictError:
-                continue  # somebody moved it in between: look again
-            return before or Head(attempt=self.attempt)
-
-
-def checksum(fd: int, size: int) -> int:
-    """CRC-32 of the first `size` bytes of a file."""
-    crc, position = 0, 0
-    while position < size:
-        chunk = os.pread(fd, min(CHUNK_BYTES, size - position), position)
-        if not chunk:
-            raise OSError(f"the snapshot ends at byte {position} of {size}")
-        crc, position = zlib.crc32(chunk, crc), position + len(chunk)
-    return crc
-
-
 class Uploader:
     """One attempt's queue of uploads, worked off in order by one thread; order is what makes "marker last" true."""
 
-    def __init__(self, env: RunEnv, store: ObjectStore, attempt: int):
-        self.env, self.store, self.attempt = env, store, attempt
+    def __init__(self, env: RunEnv, store: ObjectStore, head: HeadOwner):
+        self.env, self.store, self.head = replace(env, attempt=str(head.attempt)), store, head
         self.jobs: queue.Queue[Callable[[], None]] = queue.Queue()
         self.deadline = float("inf")
-        self.lost: list[str] = []  # what did not reach the store by the deadline
+        self.hurry = threading.Event()  # the deadline has come nearer: no long pauses
+        self.failed = False  # something did not reach the store by the deadline
+        self.kept = ""  # the folder where that is
         self.complained = float("-inf")
+        self.channels: list[Channel] = []
+        self.snapshots: dict[int, Snapshot] = {}  # by inode: mapped once
         self.readers: list[threading.Thread] = []
-        self.head: HeadWriter | None = None  # from the moment that a trainer connects
 
     def until_done(self, what: str, work: Callable[[], None]) -> bool:
         """Do it, again and again while the store fails, with growing pauses, until the deadline."""
-        pause = 1.0
+        pause = 0.5
         while True:
             try:
                 work()
@@ -124,96 +78,157 @@ class Uploader:
                 now = time.monotonic()
                 if now >= self.deadline:
                     say(f"gave up on {what}: {error}")
-                    self.lost.append(what)
                     return False
                 self.complain(f"the store fails, training goes on, trying again: {error}")
-                time.sleep(min(pause, max(0.0, self.deadline - now)))
-                pause = min(pause * 2, 30.0)
+                self.hurry.wait(min(pause, max(0.0, self.deadline - now)))
+                self.hurry.clear()
+                pause = min(pause * 2, PAUSE_SECONDS)
             else:
                 return True
 
-    def put(self, request: Message) -> None:
-        """`{"op": "put" | "create", "key", "body" | "path"}`: JSON or a local file; "create" keeps what exists."""
+    def put(self, request: Message, fd: int | None = None) -> None:
+        """`{"op": "put" | "create", "key", "body" | "path"}` or a file: JSON or a file; "create" keeps what exists."""
         key = request["key"]
+        if fd is not None:
+            with os.fdopen(fd, "rb") as file:
+                body = os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
+        elif "path" in request:
+            try:
+                body = Path(request["path"]).read_bytes()
+            except OSError as error:
+                self.complain(f"{key} is not stored: {error}")
+                return
+        else:
+            body = json.dumps(request["body"], indent=1).encode()
 
         def work() -> None:
             if request["op"] == "create":
-                try:
-                    self.store.create(key, json.dumps(request["body"], indent=1).encode())
-                except ConflictError:
-                    return  # created once; it stands
-            elif "path" in request:
-                with Path(request["path"]).open("rb") as file:
-                    self.store.put(key, file)
+                with contextlib.suppress(ConflictError):  # created once; it stands
+                    self.store.create(key, body)
             else:
-                self.store.put(key, json.dumps(request["body"], indent=1).encode())
+                self.store.put(key, body)
 
-        self.until_done(key, work)
+        if not self.until_done(key, work):
+            self.keep(lambda: keep_file(self.env, key, body))
 
     def commit(self, request: Message, fd: int, channel: Channel) -> None:
-        """Object, then manifest, then head; then the answer that frees the trainer's buffer."""
-        started, step = time.monotonic(), request["step"]
-        run_id, size = self.env.run_id, request["bytes"]
-        data, name = snapshot_key(run_id, step, self.attempt), manifest_key(run_id, step, self.attempt)
-        before, head = Head(attempt=self.attempt), self.head
-        if head is None:
-            raise RuntimeError("a checkpoint came before the trainer was greeted")
+        """Object, then manifest, then head; the trainer may not write to the snapshot meanwhile."""
+        inode = os.fstat(fd).st_ino
+        if inode in self.snapshots:
+            os.close(fd)
+        else:
+            self.snapshots[inode] = Snapshot(fd)
+        snapshot = self.snapshots[inode]
+        snapshot.lock(wait=True)
+        try:
+            note = snapshot.note
+            if note["seq"] == request["seq"]:  # else the trainer has put a newer one into this memory
+                self.commit_snapshot(note, snapshot.body, channel)
+        finally:
+            snapshot.unlock()
+
+    def commit_snapshot(self, note: Message, body: memoryview, channel: Channel) -> None:
+        superseded: set[str] = set()
+        name = f"the checkpoint of step {note['step']}"
 
         def work() -> None:
-            nonlocal before
-            with os.fdopen(os.dup(fd), "rb") as file:
-                file.seek(0)
-                self.store.put(data, file)
-            manifest = request["manifest"] | {"object": {"key": data, "bytes": size, "crc32": checksum(fd, size)}}
-            self.store.put(name, json.dumps(manifest, indent=1).encode())
-            before = head.move(lambda found: found.advance(name, is_best=request["is_best"]))
+            nonlocal superseded, name
+            name = put_checkpoint(self.store, self.env.run_id, self.head.attempt, note, body)
+            superseded = self.head.commit(name, is_best=note["is_best"])
 
-        answer: Message = {"buffer": request["buffer"], "step": step}
+        answer: Message = {"seq": note["seq"], "step": note["step"]}
         try:
-            if self.until_done(name, work):
-                answer |= {"committed": name, "seconds": time.monotonic() - started}
+            if not self.failed and self.until_done(name, work):  # never without the metrics before it
+                answer["committed"] = name
+            else:
+                self.keep(lambda: keep_checkpoint(self.env, note, body))
         except LostRunError as error:
-            say(str(error))
-            answer |= {"lost": str(error)}
-        finally:
-            os.close(fd)
-        with contextlib.suppress(OSError):  # the trainer is gone: nobody waits for the buffer
+            superseded = {name}  # of which the new owner knows nothing
+            self.tell_lost(error)
+        for manifest in sorted(superseded):
+            self.jobs.put(lambda manifest=manifest: self.retire(manifest))  # type: ignore[misc]
+        with contextlib.suppress(OSError):  # the trainer is gone
             channel.send(answer)
-        if "committed" in answer:
-            for manifest in before.keys() - head.head.keys():
-                self.retire(manifest)
+
+    def keep(self, save: Callable[[], Path]) -> None:
+        """What the store did not take by the deadline stays on this machine; the next start here stores it."""
+        self.failed = True
+        try:
+            self.kept = str(save())
+        except OSError as error:
+            say(f"and it cannot be kept on this machine either: {error}")
 
     def retire(self, manifest: str) -> None:
         """Mark a superseded manifest and its object; a directory store removes them. A failure costs only space."""
-        try:
-            self.store.retire(manifest.replace("/manifest/", "/data/").removesuffix(".json") + ".safetensors")
-            self.store.retire(manifest)
-        except StoreError as error:
-            self.complain(f"a superseded checkpoint could not be given up: {error}")
-
-    def claim(self) -> None:
-        """Take the run's head for this attempt; LostRunError when a later one has it."""
 
         def work() -> None:
-            self.head = HeadWriter(self.store, self.env.run_id, self.attempt)
+            self.store.retire(data_key(manifest))
+            self.store.retire(manifest)
 
-        if not self.until_done("HEAD.json", work):
+        if self.deadline == float("inf"):
+            try:
+                work()
+            except StoreError as error:
+                self.complain(f"a superseded checkpoint could not be given up, trying again: {error}")
+                again = threading.Timer(PAUSE_SECONDS, lambda: self.jobs.put(lambda: self.retire(manifest)))
+                again.daemon = True
+                again.start()
+        else:
+            with contextlib.suppress(StoreError):
+                work()
+
+    def tell_lost(self, error: LostRunError) -> None:
+        """The trainer has to end."""
+        say(str(error))
+        for channel in self.channels:
+            with contextlib.suppress(OSError):
+                channel.send({"lost": str(error)})
+
+    def claim(self) -> None:
+        """Take the run for this attempt, finish what the one before began, and renew the lease from now on."""
+
+        def work() -> None:
+            self.head.claim(say, lambda before: resend(self.env, self.store, before, say))
+            self.store.abort_uploads(checkpoint_key(self.env.run_id, ""))
+
+        if not self.until_done("the claim to the run", work):
             raise LostRunError("the store did not take this attempt's claim to the run in time")
+        for target in (self.renew_forever, lambda: self.until_done("retiring what was left", self.head.sweep)):
+            threading.Thread(target=self.unless_lost, args=[target], daemon=True).start()
+
+    def unless_lost(self, work: Callable[[], Any]) -> None:
+        try:
+            work()
+        except LostRunError as error:
+            self.tell_lost(error)
+
+    def renew_forever(self) -> None:
+        while True:
+            time.sleep(self.head.lease_seconds / RENEWALS_PER_LEASE)
+            try:
+                self.head.renew()
+            except StoreError as error:
+                self.complain(f"the lease could not be renewed, trying again: {error}")
 
     def read_trainer(self, channel: Channel) -> None:
         """Queue what one trainer process sends, until it closes or dies."""
         try:
-            self.claim()
+            if not self.head.is_mine:
+                self.claim()
         except LostRunError as error:
             channel.send({"lost": str(error)})
             return
-        channel.send({"hello": self.attempt})
-        while received := channel.receive():
-            request, fd = received
+        self.channels.append(channel)
+        channel.send({"hello": self.head.attempt})
+        while True:
+            try:
+                request, fd = channel.receive()
+            except DisconnectedError:
+                return
             if request["op"] == "checkpoint" and fd is not None:
                 self.jobs.put(lambda request=request, fd=fd: self.commit(request, fd, channel))  # type: ignore[misc]
             else:
-                self.jobs.put(lambda request=request: self.put(request))  # type: ignore[misc]
+                self.jobs.put(lambda request=request, fd=fd: self.put(request, fd))  # type: ignore[misc]
 
     def read_supervisor(self) -> None:
         """Queue what the supervisor asks on standard input; its end, or its death, is the end of this process."""
@@ -221,7 +236,7 @@ class Uploader:
             request = json.loads(line)
             if request["op"] == "flush":
                 self.drain(request["seconds"])
-                self.jobs.put(lambda: print(json.dumps({"drained": not self.lost}), flush=True))
+                self.jobs.put(lambda: print(json.dumps({"drained": not self.failed, "kept": self.kept}), flush=True))
             else:
                 self.jobs.put(lambda request=request: self.put(request))  # type: ignore[misc]
         self.drain(DRAIN_SECONDS)
@@ -229,28 +244,33 @@ class Uploader:
 
     def drain(self, seconds: float) -> None:
         """The trainer has ended: read what it still sent, and bound the retries."""
+        self.deadline = min(self.deadline, time.monotonic() + seconds)
+        self.hurry.set()
         for reader in self.readers:
             reader.join(timeout=5)
-        self.deadline = min(self.deadline, time.monotonic() + seconds)
 
     def stop(self) -> None:
         self.beat()
-        raise SystemExit(1 if self.lost else 0)
+        if self.head.is_mine:
+            with contextlib.suppress(StoreError, LostRunError):
+                self.head.release()
+        raise SystemExit(1 if self.failed else 0)
 
     def beat(self) -> None:
-        """Copy the trainer's small status file to the store's heartbeat."""
-        status = read_json(attempt_dir(replace(self.env, attempt=str(self.attempt))) / "status.json") or {}
-        body = status | {"time": time.time(), "attempt": self.attempt, "owner": platform.node()}
+        """Copy the trainer's small status file to the store's heartbeat, unless another attempt may be alive."""
+        status = read_json(attempt_dir(self.env) / "status.json") or {}
+        body = status | {"time": time.time(), "attempt": self.head.attempt, "owner": platform.node()}
         try:
-            self.store.put(run_key(self.env.run_id, "heartbeat.json"), json.dumps(body).encode())
+            if not self.head.look():
+                self.store.put(run_key(self.env.run_id, "heartbeat.json"), json.dumps(body).encode())
         except StoreError as error:
             self.complain(f"no heartbeat could be stored: {error}")
 
     def complain(self, message: str) -> None:
         """Say it, unless something was said less than a minute ago."""
         if time.monotonic() >= self.complained + COMPLAIN_SECONDS:
-            say(message)
             self.complained = time.monotonic()
+            say(message)
 
     def beat_forever(self) -> None:
         while True:
@@ -269,7 +289,7 @@ class Uploader:
 
         for target in (accept, self.read_supervisor, self.beat_forever):
             threading.Thread(target=target, daemon=True).start()
-        print(json.dumps({"state": "ready", "attempt": self.attempt, "socket": path}), flush=True)
+        print(json.dumps({"state": "ready", "attempt": self.head.attempt, "socket": path}), flush=True)
         try:
             while True:
                 self.jobs.get()()
@@ -279,27 +299,38 @@ class Uploader:
 
 
 def start() -> Uploader | None:
-    """Probe the store and claim an attempt; None when the run is finished already. Raises UserError, StoreError."""
+    """Probe the store and take an attempt; None when the run is finished already. Raises UserError, StoreError."""
     env = RunEnv.from_environ(os.environ)
     store = open_store(env.store)
-    store.probe(run_key(env.run_id, "probe"))
+    for key in (run_key(env.run_id, "probe"), checkpoint_key(env.run_id, "probe")):
+        store.probe(key)
     try:
         store.head(run_key(env.run_id, "done.json"))
     except NotFoundError:
-        return Uploader(env, store, claim_attempt(store, env.run_id))
+        lock = MachineLock(Path(env.scratch_dir).absolute() / "runs" / env.run_id / "uploader.lock")
+        attempt = claim_attempt(store, env.run_id)
+        return Uploader(env, store, HeadOwner(store, env.run_id, attempt, float(env.lease_seconds), lock))
     return None
 
 
 def main() -> int:
     os.nice(10)  # never ahead of the trainer
-    try:
-        uploader = start()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return Exit.USER
-    except StoreError as error:
-        say(f"the store does not answer: {error}")
-        return 1
+    deadline = time.monotonic() + PROBE_SECONDS
+    while True:
+        try:
+            uploader = start()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return Exit.USER
+        except StoreError as error:
+            if time.monotonic() >= deadline:
+                print(f"error: the store has not worked for {PROBE_SECONDS} s: {error}; start again when it does",
+                      file=sys.stderr)  # fmt: skip
+                return Exit.USER
+            say(f"the store fails, trying for up to {PROBE_SECONDS} s: {error}")
+            time.sleep(5)
+        else:
+            break
     if uploader is None:
         print(json.dumps({"state": "finished"}), flush=True)
         return 0

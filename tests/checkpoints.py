@@ -1,0 +1,93 @@
+"""Checkpoints for the tests: states of a toy model, committed by the code that the uploader runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.checkpoint import FORMAT, Layout
+from trainer.contract import HEAD_FILE, Head, checkpoint_key
+from trainer.head import HeadOwner, MachineLock, put_checkpoint
+from trainer.snapshot import Snapshot
+from trainer.store import ObjectStore
+
+RUN = "job"
+
+
+def state(seed: int) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return {
+        "model.conv.weight": torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last),
+        "model.cube.weight": torch.randn(3, 3, 3, 3).to(memory_format=torch.channels_last),
+        "model.bn.num_batches_tracked": torch.tensor(seed),
+        "model.bn.half": torch.randn(5).to(torch.bfloat16),
+        "model.flag": torch.tensor([True, False, True]),
+        "model.empty": torch.empty(0, 3),
+        "ema.conv.weight": torch.randn(2, 3),
+    }
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def file_of(tensors: dict[str, Tensor]) -> memoryview:
+    """The bytes of a checkpoint."""
+    layout = Layout.of(tensors)
+    snapshot = Snapshot.create(layout.bytes)
+    snapshot.body[: len(layout.header)] = layout.header
+    for name, view in layout.views(snapshot.body, tensors).items():
+        tensor = tensors[name]
+        view.copy_(tensor if tensor.is_contiguous() else tensor.permute(0, 2, 3, 1))
+    return snapshot.body
+
+
+def note(step: int, attempt: int = 1, **changes: Any) -> dict[str, Any]:
+    """What a trainer says of a checkpoint."""
+    manifest = {
+        "format": FORMAT, "step": step, "time": 0.0, "run_id": RUN, "attempt": attempt, "config": {},
+        "config_hash": "", "data": {}, "versions": {}, "counters": {"n": step},
+    }  # fmt: skip
+    return {"seq": step, "step": step, "is_best": False, "manifest": manifest | changes}
+
+
+def owner(store: ObjectStore, attempt: int, machine: Path, lease_seconds: float = 60) -> HeadOwner:
+    """An attempt on some machine, which does not own the run yet."""
+    return HeadOwner(store, RUN, attempt, lease_seconds, MachineLock(machine / "uploader.lock"))
+
+
+@contextmanager
+def owning(store: ObjectStore, attempt: int, machine: Path) -> Iterator[HeadOwner]:
+    """An attempt that owns the run, and ends cleanly."""
+    head = owner(store, attempt, machine)
+    head.claim(print, lambda before: None)
+    yield head
+    head.release()
+
+
+def commit(head: HeadOwner, step: int, tensors: dict[str, Tensor], *, is_best: bool = False, **changes: Any) -> str:
+    """Object, manifest, head; the superseded ones are retired. Returns the manifest's key."""
+    said = note(step, head.attempt, **changes)
+    name = put_checkpoint(head.store, RUN, head.attempt, said, file_of(tensors))
+    for manifest in head.commit(name, is_best=is_best):
+        head.store.retire(manifest)
+        head.store.retire(manifest.replace("/manifest/", "/data/").replace(".json", ".safetensors"))
+    return name
+
+
+def read_head(store: ObjectStore) -> Head:
+    return Head.from_json(store.get(checkpoint_key(RUN, HEAD_FILE)))
+
+
+def object_key(store: ObjectStore, manifest: str) -> str:
+    return str(json.loads(store.get(manifest))["object"]["key"])
+
+
+def names(store: ObjectStore, prefix: str) -> list[str]:
+    return [info.key.rsplit("/", 1)[1] for info in store.list(checkpoint_key(RUN, prefix))]

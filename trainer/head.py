@@ -1,0 +1,230 @@
+"""Who owns a run: the claim, its renewal, the commits, and what a dead owner left behind.
+
+All of it moves one small object, `HEAD.json`, by compare-and-swap (`contract.Head` says what its fields mean).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from trainer.channel import Message
+from trainer.contract import (
+    HEAD_FILE,
+    Head,
+    LostRunError,
+    checkpoint_key,
+    manifest_key,
+    newest_manifest,
+    parse_manifest_key,
+    seal,
+    snapshot_key,
+)
+from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError
+from trainer.store.checksum import Checksums
+
+RENEWALS_PER_LEASE = 4
+
+
+class MachineLock:
+    """Tells which attempts of this machine are dead, so that a restart on the same machine waits for no lease.
+
+    A file in the scratch folder lists the attempts that owned its lock; the kernel frees the lock of a dead process,
+    in whichever container it was. A stopped process keeps it.
+    """
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.mine = path, False
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def take(self, name: str) -> list[str]:
+        """The names of the dead, and this process's name added to them; nothing while a living process has the lock."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return []
+        dead = [line for line in self.path.read_text().splitlines() if line != name]
+        if not self.mine:
+            os.write(self.fd, f"{name}\n".encode())
+            self.mine = True
+        return dead
+
+
+class HeadOwner:
+    """The head of one run as one attempt moves it. Safe to use from several threads."""
+
+    def __init__(self, store: ObjectStore, run_id: str, attempt: int, lease_seconds: float, lock: MachineLock):
+        """The lease of a present owner is watched from now on. Raises StoreError."""
+        self.store, self.run_id, self.attempt, self.lease_seconds = store, run_id, attempt, lease_seconds
+        self.key, self.machine = checkpoint_key(run_id, HEAD_FILE), lock
+        self.mutex = threading.RLock()
+        self.head, self.etag = self._read()
+        self.seen_at = time.monotonic()
+        self.is_mine = False
+        self.own = Head(attempt=attempt)  # as this attempt wrote it last
+
+    def _read(self) -> tuple[Head | None, str]:
+        """The head and its etag; (None, "") where there is none. One whose bytes were damaged is none that counts."""
+        try:
+            body, etag = self.store.get_with_etag(self.key)
+        except NotFoundError:
+            return None, ""
+        try:
+            return Head.from_json(body), etag
+        except ValueError:
+            return None, etag
+
+    def _look(self) -> None:
+        """Read it again, and remember since when it has not changed."""
+        head, etag = self._read()
+        if etag != self.etag:
+            self.seen_at = time.monotonic()
+        self.head, self.etag = head, etag
+
+    def manifests(self) -> list[str]:
+        listed = self.store.list(checkpoint_key(self.run_id, "manifest/"))
+        return [info.key for info in listed if parse_manifest_key(info.key)]
+
+    def look(self) -> bool:
+        """Whether another attempt may be alive. Raises StoreError."""
+        with self.mutex:
+            if self.is_mine:
+                return False
+            dead = self.machine.take(f"{self.store.uri} {self.attempt}")
+            self._look()
+            if self.head is None or not self.head.owner or f"{self.store.uri} {self.head.attempt}" in dead:
+                return False
+            return time.monotonic() < self.seen_at + self.lease_seconds
+
+    def claim(self, say: Callable[[str], None], resend: Callable[[Head | None], None]) -> None:
+        """Own the run, after waiting one lease at most for a present owner to end or to show no life.
+
+        `resend(head)` is called before, to store what the last owner had left on this machine. Raises LostRunError
+        when another attempt holds the run, StoreError.
+        """
+        give_up, told = time.monotonic() + self.lease_seconds, False
+        while True:
+            with self.mutex:
+                held, holder, etag = self.look(), self.head, self.etag
+                self._refuse_later()
+            if not held or holder is None:
+                resend(holder)
+                if self._take(holder, etag):
+                    return
+                continue  # somebody moved it in between
+            since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.since))
+            who = f"run {self.run_id!r} is held by attempt {holder.attempt} on {holder.owner!r} since {since}"
+            if time.monotonic() >= give_up:
+                raise LostRunError(f"{who}; it is alive: stop that one, or start a new run (RUN=another-name)")
+            if not told:
+                say(f"{who}: waiting up to {self.lease_seconds:.0f} s for it to end")
+                told = True
+            time.sleep(min(1.0, self.lease_seconds / 10))
+
+    def _refuse_later(self) -> None:
+        if self.head is not None and self.head.attempt > self.attempt:
+            self.is_mine = False
+            raise LostRunError(f"attempt {self.head.attempt} has taken the run over from attempt {self.attempt}")
+
+    def _take(self, before: Head | None, etag: str) -> bool:
+        """Own the run if its head is still this one."""
+        newest = newest_manifest(before, self.manifests())
+        after = before or Head(attempt=0, swept=self.attempt)  # what a lost head named is unknown: all of it stays
+        if newest:
+            after = after.advance(newest, is_best=False)
+        with self.mutex:
+            self.head, self.etag = before, etag
+            try:
+                self._write(replace(after, attempt=self.attempt, owner=platform.node() or "unknown", since=time.time()))
+            except ConflictError:
+                return False
+            self.is_mine = True
+            return True
+
+    def _write(self, head: Head) -> None:
+        """Move from the head that was read last. Raises ConflictError if it is another by now, StoreError."""
+        head = replace(head, renewed=head.renewed + 1)
+        try:
+            if self.etag:
+                self.etag = self.store.replace(self.key, head.to_json(), self.etag)
+            else:
+                self.etag = self.store.create(self.key, head.to_json())
+        except StoreError:
+            self.etag = "unknown"  # the write may have taken effect: to be read before the next move
+            raise
+        self.head = self.own = head
+
+    def move(self, change: Callable[[Head], Head]) -> Head:
+        """Write `change(head)`; returns the head before. Raises LostRunError once it is another's, StoreError."""
+        with self.mutex:
+            while True:
+                if self.etag == "unknown":
+                    self._look()
+                self._refuse_later()
+                found, before = self.head, self.own
+                if found is not None and found.attempt == self.attempt and found.renewed > before.renewed:
+                    before = found  # a write of ours whose acknowledgement was lost; anything older was put there
+                try:
+                    self._write(change(before))
+                except ConflictError:
+                    continue
+                return before
+
+    def commit(self, manifest: str, *, is_best: bool) -> set[str]:
+        """Make it the newest; returns the manifests that are superseded by it."""
+        before = self.move(lambda head: head.advance(manifest, is_best=is_best))
+        return before.keys() - self.own.keys()
+
+    def renew(self) -> None:
+        self.move(lambda head: head)
+
+    def release(self) -> None:
+        """Nobody has to wait for this attempt any more."""
+        self.move(lambda head: replace(head, owner=""))
+        self.is_mine = False
+
+    def sweep(self) -> None:
+        """Retire whatever attempts before this one left that the head does not name; once for each of them."""
+        with self.mutex:
+            named, first = self.own.keys(), self.own.swept
+        named |= {data_key(manifest) for manifest in named}
+        for info in self.store.list(checkpoint_key(self.run_id, "")):
+            if info.key not in named and first <= attempt_of(info.key, self.attempt) < self.attempt:
+                self.store.retire(info.key)
+        self.move(lambda head: replace(head, swept=self.attempt))
+
+
+def attempt_of(key: str, default: int) -> int:
+    """The attempt that wrote an object of a checkpoint; `default` for other keys."""
+    parts = key.rsplit("/", 2)
+    number = parts[-1].split(".")[1] if parts[-2] in ("data", "manifest") and parts[-1].count(".") == 2 else ""
+    return int(number) if number.isdecimal() else default
+
+
+def data_key(manifest: str) -> str:
+    """The key of the object that a manifest's key belongs to."""
+    return manifest.replace("/manifest/", "/data/").removesuffix(".json") + ".safetensors"
+
+
+def put_checkpoint(store: ObjectStore, run_id: str, attempt: int, request: Message, body: memoryview) -> str:
+    """The object, then its manifest, which are never changed afterwards; returns the manifest's key.
+
+    Done once more with the same bytes, it changes nothing. Raises StoreError.
+    """
+    data, name = (make(run_id, request["step"], attempt) for make in (snapshot_key, manifest_key))
+    checksums = Checksums.of(body)
+    store.put_large(data, body, checksums)
+    manifest = seal(request["manifest"] | {"object": {"key": data} | checksums.to_json()})
+    try:
+        store.create(name, manifest)
+    except ConflictError as error:
+        if store.get(name) != manifest:
+            raise StoreError(f"{store.describe(name)} exists already, with other bytes: {error}") from error
+    return name

@@ -1,0 +1,124 @@
+"""Is this machine about to be taken away? Asks the instance metadata service of EC2 (IMDSv2) every few seconds.
+
+Standard library only. Says what it hears to two callbacks, and knows nothing of what is done about it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+POLL_SECONDS = 5.0  # what AWS recommends; a notice leaves two minutes
+TIMEOUT_SECONDS = 1.5
+TOKEN_SECONDS = 21600  # the longest that the service grants
+BODY_BYTES = 4096
+NOTICE = "/latest/meta-data/spot/instance-action"
+REBALANCE = "/latest/meta-data/events/recommendations/rebalance"
+
+
+def on_ec2(sysfs: Path = Path("/sys")) -> bool:
+    """What the firmware says: `Amazon EC2` on Nitro and bare metal, a hypervisor's UUID of `ec2…` on the older Xen."""
+    try:
+        if (sysfs / "class/dmi/id/sys_vendor").read_text().strip() == "Amazon EC2":
+            return True
+        return (sysfs / "hypervisor/uuid").read_text().lower().startswith("ec2")
+    except OSError:
+        return False
+
+
+def endpoint(environ: Mapping[str, str]) -> str:
+    """Where the service is, by the variables of every AWS SDK; "" for none, as on any machine that is not EC2's."""
+    if environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
+        return ""
+    named = environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "")
+    return named.rstrip("/") or ("http://169.254.169.254" if on_ec2() else "")
+
+
+class Poller(threading.Thread):
+    """Polls until the notice has come, or for ever. A service that fails is never a notice, and said once."""
+
+    def __init__(
+        self,
+        url: str,
+        on_notice: Callable[[str, str], None],
+        on_rebalance: Callable[[], None],
+        say: Callable[[str], None],
+        *,
+        poll_seconds: float = POLL_SECONDS,
+        token_seconds: int = TOKEN_SECONDS,
+    ):
+        super().__init__(daemon=True, name="spot")
+        self.url = url
+        self.on_notice, self.on_rebalance, self.say = on_notice, on_rebalance, say
+        self.poll_seconds, self.token_seconds = poll_seconds, token_seconds
+        self.token, self.renew_at = "", 0.0
+        self.recommended = ""  # the time of the last recommendation, which tells it from the next
+        self.complained = False
+
+    def run(self) -> None:
+        while not self.poll():
+            time.sleep(self.poll_seconds)
+
+    def poll(self) -> bool:
+        """Ask both questions, the urgent one first; True once the notice is there."""
+        if (notice := self.ask(NOTICE, "action")) is not None:
+            self.on_notice(notice["action"], str(notice.get("time", "a time not told")))
+            return True
+        recommendation = self.ask(REBALANCE, "noticeTime")
+        if recommendation is not None and recommendation["noticeTime"] != self.recommended:
+            self.recommended = recommendation["noticeTime"]
+            self.on_rebalance()
+        return False
+
+    def ask(self, path: str, name: str) -> dict[str, Any] | None:
+        """A JSON object with this field; None where there is none, or no sound answer."""
+        try:
+            return self.get(path, name)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if not self.complained:
+                self.complained = True
+                self.say(
+                    f"the instance metadata service at {self.url} fails ({type(error).__name__}: {error}): "
+                    "a spot notice would go unseen; trying on. In a container it needs a hop limit of 2"
+                )
+            return None
+
+    def get(self, path: str, name: str) -> dict[str, Any] | None:
+        for _ in range(2):
+            if time.monotonic() >= self.renew_at:
+                seconds = {"X-aws-ec2-metadata-token-ttl-seconds": str(self.token_seconds)}
+                status, body = self.request("PUT", "/latest/api/token", seconds)
+                if status != 200:
+                    raise ValueError(f"{status} for a token")
+                self.token, self.renew_at = body, time.monotonic() + self.token_seconds / 2
+            status, body = self.request("GET", path, {"X-aws-ec2-metadata-token": self.token})
+            if status != 401:
+                break
+            self.renew_at = 0.0  # the token has ended before its time
+        if status == 404:
+            return None
+        if status != 200:
+            raise ValueError(f"{status} for {path}")
+        answer = json.loads(body)
+        if not (isinstance(answer, dict) and isinstance(answer.get(name), str)):
+            raise ValueError(f"{body[:80]!r} for {path}")
+        return answer
+
+    def request(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:
+        """Status and body. By http.client, which knows no proxy."""
+        url = urlsplit(self.url)
+        if not url.hostname:
+            raise ValueError("no host in it: it must be like http://169.254.169.254")
+        connection = http.client.HTTPConnection(url.hostname, url.port, timeout=TIMEOUT_SECONDS)
+        try:
+            connection.request(method, url.path + path, headers=headers)
+            response = connection.getresponse()
+            return response.status, response.read(BODY_BYTES).decode()
+        finally:
+            connection.close()
