@@ -15,7 +15,7 @@ import pytest
 
 # tests/infra runs in an environment of its own, .venv-infra, which has CDK but not torch; all others in .venv.
 IN_INFRA = find_spec("torch") is None
-pytest_plugins = ["tests.emulator.s3", "tests.engine", *([] if IN_INFRA else ["tests.runs"])]
+pytest_plugins = ["tests.emulator.s3", "tests.emulator.imds", "tests.engine", *([] if IN_INFRA else ["tests.runs"])]
 collect_ignore = [] if IN_INFRA else ["infra"]
 
 STRICT = os.environ.get("STRICT") == "1"

@@ -135,7 +135,7 @@ def run_container(engine: docker.DockerClient, image: str) -> Iterator[Callable[
             image,
             list(arguments),
             entrypoint=entrypoint,
-            environment=environment,
+            environment={"AWS_EC2_METADATA_DISABLED": "true"} | environment,
             network_mode="host",
             labels={LABEL: "yes"},
             detach=True,

@@ -42,9 +42,12 @@ class Run:
     process: subprocess.Popen[str] | None = field(default=None, repr=False)
 
     def start(self, *arguments: str, **environ: str) -> Run:
+        environ = self.environ | environ
+        if "AWS_EC2_METADATA_SERVICE_ENDPOINT" not in environ:  # on EC2, the machine's own has no say in a test
+            environ["AWS_EC2_METADATA_DISABLED"] = "true"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "trainer.supervise", *(arguments or QUICK)],
-            env=self.environ | environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         return self
 
@@ -89,7 +92,7 @@ class Run:
     def local(self) -> Path:
         """This machine's folder of the latest attempt."""
         runs = Path(self.environ["TRAINER_SCRATCH_DIR"]) / "runs" / self.run_id
-        return runs / max((path.name for path in runs.glob("*")), key=int, default="1")
+        return runs / max((path.name for path in runs.glob("[0-9]*")), key=int, default="1")
 
     def status(self) -> dict[str, Any]:
         path = self.local() / "status.json"

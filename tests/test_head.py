@@ -283,6 +283,6 @@ def test_what_is_written_of_a_head_is_read_back_and_every_changed_bit_is_noticed
         damaged = bytearray(body)
         damaged[bit // 8] ^= 1 << bit % 8
         with pytest.raises(
-            ValueError, match="checksum|JSON|decode|delimiter|Expecting|Invalid|Extra data|control|Unterm"
+            ValueError, match=r"checksum|JSON|decode|delimiter|Expecting|Invalid|Extra data|control|Unterm"
         ):
             Head.from_json(bytes(damaged))

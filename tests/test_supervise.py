@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from tests.emulator.s3 import FaultyProxy, refuse
 from tests.runs import ROOT
 from trainer.channel import leave_exit, read_json, write_json
 from trainer.contract import Exit, Head, RunEnv, UserError
-from trainer.supervise import gpu_count, process_count
+from trainer.launch import Uploader, gpu_count, process_count
 
 LOADED = "import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
 
 
-@pytest.mark.parametrize("module", ["trainer.contract", "trainer.supervise", "trainer.channel"])
+@pytest.mark.parametrize(
+    "module", ["trainer.contract", "trainer.supervise", "trainer.channel", "trainer.launch", "trainer.spot"]
+)
 def test_it_loads_nothing_but_the_standard_library(module: str) -> None:
     code = LOADED.format(module=module)
     ended = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -78,6 +83,97 @@ def test_the_first_process_to_leave_a_reason_is_the_one_that_counts(tmp_path: Pa
     assert read_json(tmp_path / "exit.json") == {"code": 78, "message": "labels out of range", "run_failed": True}
 
 
+REGISTERED = """
+import os, resource, signal, sys
+from pathlib import Path
+from trainer.channel import leave_exit, register
+folder = Path(sys.argv[1])
+(folder / "pids").mkdir()
+register(folder)
+os.kill(os.getpid(), signal.SIGUSR1)
+(mine,) = folder.glob(".exit.*")
+print(mine.stat().st_ino, mine.stat().st_blocks, mine.stat().st_size)
+resource.setrlimit(resource.RLIMIT_FSIZE, (mine.stat().st_size,) * 2)
+leave_exit(folder, 78, sys.argv[2], run_failed=True)
+"""
+
+
+@pytest.mark.parametrize("message", ["no space left on device", "too long: " + 1000 * "ä€😀"])
+def test_the_reason_is_written_into_the_room_that_was_taken_at_the_start(tmp_path: Path, message: str) -> None:
+    """By a process whose files may not grow, and which a request to save has not ended before it could save."""
+    command = [sys.executable, "-c", REGISTERED, str(tmp_path), message]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = (tmp_path / "exit.json").stat()
+    assert ended.stdout.split() == [str(found.st_ino), str(found.st_blocks), str(found.st_size)]
+    reason = read_json(tmp_path / "exit.json")
+    assert reason is not None
+    assert (reason["code"], reason["run_failed"]) == (78, True)
+    assert reason["message"] == message or (len(message) > 1000 and message.startswith(reason["message"]))
+    assert len(reason["message"]) > 20
+
+
+def test_a_long_reason_is_whole_where_there_is_room(tmp_path: Path) -> None:
+    leave_exit(tmp_path, 1, 10_000 * "x")
+    assert read_json(tmp_path / "exit.json") == {"code": 1, "message": 10_000 * "x", "run_failed": False}
+
+
+PATIENT = """
+import math, os, signal, time
+from trainer.supervise import Signals
+signals, now = Signals(), time.monotonic
+until = signals.upload_until(3600)
+print(round(until() - now()))
+os.kill(os.getpid(), signal.SIGINT)
+print(round(until() - now()), round(signals.upload_until(3600)() - now()), round(signals.upload_until(9)() - now()))
+signals.first -= 60  # a trainer that took a minute for its last step
+print(round(signals.upload_until(3600)() - now()))
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("left")
+"""
+
+
+def test_a_store_gets_an_hour_after_the_training_and_seconds_after_a_signal() -> None:
+    ended = subprocess.run([sys.executable, "-c", PATIENT], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines() == ["3600", "45 45 9", "15", "left"]
+    assert "stopping: ending as soon as the store allows" in ended.stderr
+
+
+@pytest.fixture
+def uploader(tmp_path: Path, s3_proxy: FaultyProxy, s3_uri: str) -> Iterator[Uploader]:
+    env = RunEnv(store=s3_uri, run_id="job", scratch_dir=str(tmp_path))
+    started = Uploader(os.environ | env.to_environ())
+    yield started
+    started.process.kill()
+    started.finish(seconds=1)
+    for pipe in (started.process.stdin, started.process.stdout):
+        assert pipe is not None
+        pipe.close()
+
+
+def test_a_dead_uploader_is_seen_at_once(uploader: Uploader) -> None:
+    started = time.monotonic()
+    uploader.process.kill()
+    assert uploader.flush(lambda: started + 60) == {}
+    assert uploader.finish(seconds=60) != 0
+    assert time.monotonic() - started < 5
+
+
+def test_a_signal_shortens_the_wait_for_a_store_that_fails(uploader: Uploader, s3_proxy: FaultyProxy) -> None:
+    s3_proxy.plan("PUT", *[refuse(503, "SlowDown")] * 10_000)
+    uploader.ask(op="put", key="runs/job/some.json", body={})
+    started = time.monotonic()
+
+    def until() -> float:
+        """An hour; after two seconds there is a signal."""
+        return started + (3600 if time.monotonic() < started + 2 else 4)
+
+    assert uploader.flush(until).get("drained") is False
+    assert 4 <= time.monotonic() - started < 14
+    assert uploader.finish(seconds=5) == 1
+
+
 def test_a_small_file_is_replaced_at_once_and_its_absence_is_not_an_error(tmp_path: Path) -> None:
     assert read_json(tmp_path / "none.json") is None
     for value in (1, 2):
@@ -87,12 +183,12 @@ def test_a_small_file_is_replaced_at_once_and_its_absence_is_not_an_error(tmp_pa
 
 
 def test_processes_are_as_many_as_share_the_batch_and_fewer_than_gpus_is_said(
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert process_count(0, 32, 32) == 1
     assert process_count(4, 512, 128) == 4
-    assert capsys.readouterr().err == ""
+    assert capfd.readouterr().err == ""
     assert process_count(8, 512, 128) == 4
-    assert "using 4 of 8 GPUs" in (said := capsys.readouterr().err)
+    assert "using 4 of 8 GPUs" in (said := capfd.readouterr().err)
     assert "--device-batch-size 64" in said
     assert process_count(2, 256, 48) == 1, "the trainer says what is wrong"

@@ -22,12 +22,11 @@ if __name__ == "__main__":  # before torch is imported, so that help and usage e
     register(attempt_dir(RunEnv.from_environ(os.environ)))
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # batches change size with the resolution
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,11 +43,11 @@ from trainer.data.loader import Batch, Loader, train_jobs
 from trainer.data.sampling import MIX, generator
 from trainer.evaluate import autocast, evaluate, hits, scores
 from trainer.metrics import MetricsWriter, StepLog
-from trainer.model import build_model
 from trainer.monitor import Console, Interrupted, Interruption, Status
-from trainer.optim import make_optimizer, one_cycle_lr, set_lr, state_tensors, update_ema
+from trainer.optim import one_cycle_lr, set_lr, update_ema
 from trainer.restore import list_manifests, patiently, restore
 from trainer.startup import check_config, check_data, identity, read_config, set_backends, stage_data
+from trainer.state import State, make_state
 from trainer.store import StoreError, open_store
 
 STOP_SECONDS = 45.0  # how long an attempt that was told to stop waits for its last checkpoint
@@ -82,50 +81,6 @@ class Plan:
 
     def validation_is_due(self, step: int) -> bool:
         return step == self.total_steps or (step > 0 and step % (self.steps_per_epoch * self.val_every_epochs) == 0)
-
-
-@dataclass(kw_only=True)
-class State:
-    """Everything that training changes."""
-
-    model: nn.Module  # the raw module: state, average, validation
-    average: nn.Module | None  # EMA of weights and BatchNorm buffers
-    optimizer: torch.optim.SGD
-    scaler: torch.amp.GradScaler
-    step: int = 0  # optimizer steps done
-    validated: int = 0  # the step of the last validation
-    best: dict[str, Any] = field(default_factory=lambda: {"top1": -1.0, "step": 0, "weights": "model"})
-    seconds: float = 0.0  # spent in training steps, over all attempts
-
-    def tensors(self) -> dict[str, Tensor]:
-        return state_tensors(self.model, self.average, self.optimizer)
-
-    def changed_in_forward(self) -> list[str]:
-        """The names of those tensors that a forward pass changes already: BatchNorm's statistics."""
-        return [f"model.{name}" for name, _ in self.model.named_buffers()]
-
-    def counters(self) -> dict[str, Any]:
-        """What a checkpoint holds beside tensors, as JSON."""
-        names = ("step", "validated", "best", "seconds")
-        return {name: getattr(self, name) for name in names} | {"scaler": self.scaler.state_dict()}
-
-    def load_counters(self, counters: Any) -> None:
-        for name in ("step", "validated", "best", "seconds"):
-            setattr(self, name, counters[name])
-        self.scaler.load_state_dict(counters["scaler"])
-
-
-def make_state(config: Config, device: torch.device, *, initialise: bool) -> State:
-    """The state before the first step; starting weights are fetched only to `initialise` a run, not to restore one."""
-    torch.manual_seed(config.seed)
-    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = build_model(config.model, initialise=initialise).to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
-    return State(
-        model=model,
-        average=copy.deepcopy(model) if config.regularize.ema_decay else None,
-        optimizer=make_optimizer(model, config.optim),
-        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
-    )
 
 
 def train_step(
@@ -289,7 +244,8 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
             console.step(state.step)
             if state.step % config.log_every_steps == 0:
                 look()
-            due = checkpointer.is_due(config.checkpoint.every_seconds) or interruption.take_save_request()
+            asked = interruption.take_save_request()
+            due = checkpointer.is_due(config.checkpoint.every_seconds) or asked
             if dist.any_of(due, world) and not plan.validation_is_due(state.step):  # that ends with a save
                 save()
             metrics.flush_if_due()
