@@ -44,6 +44,10 @@ prepare: $(VENV)/.trainer ## turn DATA= (hub id, parquet, image folder) into tra
 report: $(VENV)/.trainer ## draw the curves of RUN= again and print its summary
 	@$(BIN)/python -m trainer.report
 
+.PHONY: checkpoints
+checkpoints: $(VENV)/.trainer ## list the checkpoints of RUN=; ARGS=verify checks every byte, ARGS="export FILE" writes weights
+	@$(BIN)/python -m trainer.checkpoints $(or $(ARGS),list)
+
 .PHONY: test
 test: $(VENV)/.dev $(if $(ARGS),,test-infra) ## run all tests (what lacks here is skipped and said; STRICT=1: a skip is a failure)
 	@$(BIN)/python -m pytest tests $(ARGS)
@@ -51,6 +55,10 @@ test: $(VENV)/.dev $(if $(ARGS),,test-infra) ## run all tests (what lacks here i
 .PHONY: test-infra
 test-infra: $(INFRA)/.infra ## run the tests of the AWS app alone (they have an environment of their own)
 	@$(INFRA)/bin/python -m pytest tests/infra $(ARGS)
+
+.PHONY: chaos
+chaos: $(VENV)/.dev ## inject faults at scale, for hours; again: goes on (ARGS="races --seconds 600", ARGS=--help)
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev ## lint, types, import floors
@@ -72,6 +80,10 @@ bench-data: $(VENV)/.bench ## measure the input pipeline against its peers (ARGS
 bench-prepare: $(VENV)/.bench ## measure make prepare: images/s per core, hours and GB for ImageNet
 	@$(BIN)/python -m benchmarks.prepare $(ARGS)
 
+.PHONY: bench-checkpoint
+bench-checkpoint: $(VENV)/.dev ## measure what a checkpoint costs against the usual ways (ARGS="--rounds N")
+	@$(BIN)/python -m benchmarks.checkpoint $(ARGS)
+
 .PHONY: image
 image: ## build the container image (BASE= another base with Python 3.11)
 	docker build --build-arg BASE=$(BASE) --build-arg COMMIT=$$(git rev-parse HEAD 2>/dev/null) -t $(IMAGE) .
@@ -82,7 +94,7 @@ docker-train: ## train in the image, on all GPUs where there are any; results in
 	@mkdir -p $(SCRATCH) $(if $(STORE_FOLDER),$(STORE))
 	docker run --rm --stop-timeout 100 $$(test -t 2 && echo -t) --user $$(id -u):$$(id -g) \
 	  $(if $(shell command -v nvidia-smi),--gpus all --ipc=host) $(if $(AWS_ENDPOINT_URL),--network host) \
-	  $(addprefix -e ,TRAINER_RUN_ID HF_TOKEN $(AWS_NAMES)) -v $(abspath $(SCRATCH)):/scratch \
+	  -e TRAINER_IMAGE=$$(docker image inspect -f '{{.Id}}' $(IMAGE)) $(addprefix -e ,TRAINER_RUN_ID HF_TOKEN $(AWS_NAMES)) -v $(abspath $(SCRATCH)):/scratch \
 	  $(if $(STORE_FOLDER),-e TRAINER_STORE=/store -v $(abspath $(STORE)):/store,-e TRAINER_STORE) \
 	  $(if $(wildcard $(DATA)),-e TRAINER_DATA=$(MOUNT) -v $(abspath $(DATA)):$(MOUNT):ro,-e TRAINER_DATA) $(IMAGE) $(RECIPE) $(ARGS)
 

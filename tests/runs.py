@@ -102,6 +102,23 @@ class Run:
         """The process id of the (first) trainer process."""
         return int(min(path.name for path in (self.local() / "pids").iterdir()))
 
+    def children(self) -> list[int]:
+        """The processes that the supervisor started: the uploader, then the trainer."""
+        assert self.process is not None
+        listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in listing.split()]
+
+    def uploader(self) -> int:
+        return next(pid for pid in self.children() if "trainer.uploader" in Path(f"/proc/{pid}/cmdline").read_text())
+
+    def kill_everything(self) -> None:
+        """As when the machine is gone."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        for pid in [self.process.pid, *self.children()]:
+            os.kill(pid, signal.SIGKILL)
+        self.kill()
+
     def json(self, file: str) -> dict[str, Any]:
         value: dict[str, Any] = json.loads(self.store.get(run_key(self.run_id, file)))
         return value

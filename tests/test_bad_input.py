@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.emulator.s3 import FaultyProxy, refuse
 from tests.images import CLASSES, image_folder
 from tests.runs import QUICK, ROOT, Run
 from trainer.contract import Exit
@@ -74,6 +76,33 @@ def test_a_bucket_that_is_missing_is_found_by_the_probe(new_run: NewRun, aws_env
     assert "Traceback" not in run.output
 
 
+def test_a_bucket_that_lets_nobody_put_is_found_at_the_start_and_not_after_an_hour(
+    new_run: NewRun, s3_uri: str, s3_proxy: FaultyProxy
+) -> None:
+    s3_proxy.plan("PUT", *[refuse(403, "AccessDenied")] * 20)
+    run = new_run(s3_uri, **aws_variables())
+    assert run.run() == Exit.USER, run.output
+    assert "allow the role or user to list, get and put there" in run.output
+    assert "Traceback" not in run.output
+    assert not run.stored()
+
+
+def aws_variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+
+@pytest.mark.parametrize("prefix", ["runs", "checkpoints"])
+def test_a_run_directory_that_is_something_else_is_found_at_the_start(
+    prefix: str, new_run: NewRun, tmp_path: Path
+) -> None:
+    run = new_run()
+    (tmp_path / "store" / prefix).mkdir()
+    (tmp_path / "store" / prefix / "quick").write_text("somebody's notes")
+    assert run.run() == Exit.USER, run.output
+    assert str(tmp_path / "store" / prefix / "quick") in run.output
+    assert "something on this path is a file" in run.output
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -136,6 +165,9 @@ def test_a_run_id_that_has_another_config_or_other_data_is_refused_and_keeps_its
     assert "name the same data" in run.output
     assert run.manifest() == checkpoint
 
-    run.start(*options, "--data.workers", "1").until_step(checkpoint["step"] + 1)
-    assert run.stop() == Exit.INTERRUPTED, "an operational option may change"
+    asked = ("--optim.peak-lr", "0.5", "--checkpoint.accept-changes")
+    run.start(*options, *asked, "--data.workers", "1").until_step(checkpoint["step"] + 1)
+    assert run.stop() == Exit.INTERRUPTED, "what is asked for may change, and an operational option always"
     assert f"continuing run 'quick' from step {checkpoint['step']}" in run.output
+    assert "with another config, as asked for: optim.peak_lr: 0.02 -> 0.5" in run.output
+    assert run.manifest()["config"]["optim"]["peak_lr"] == run.json("config.json")["optim"]["peak_lr"] == 0.5

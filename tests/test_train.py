@@ -236,19 +236,52 @@ def test_two_processes_see_the_same_images_and_make_one_run(whole: Run, new_run:
     assert run.output.count("epoch 2 validated") == 1
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_low_precision_with_mixing_and_growing_images_trains_through_the_same_loop(
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_killed_again_and_again_with_other_workers_each_time_it_ends_bit_for_bit_the_same(
     precision: str, new_run: NewRun, tmp_path: Path
 ) -> None:
-    run = new_run(TRAINER_DATA=str(image_folder(tmp_path / "images", train=8)))
+    """With all that has a state of its own: accumulation, mixing, erasing, growing images, the average, the scaler."""
+    data = str(image_folder(tmp_path / "images", train=8))
     options = (
-        "--precision", precision, "--regularize.mixup-alpha", "0.2", "--regularize.cutmix-alpha", "1", "--epochs", "3",
-        "--data.resolution", "48", "--data.ramp-end-epoch", "1", "--data.resolution-multiple", "16",
+        "digits", "--deterministic", "--precision", precision, "--epochs", "6", "--checkpoint.every-seconds", "0.3",
+        "--regularize.mixup-alpha", "0.2", "--regularize.cutmix-alpha", "1", "--regularize.augment", "trivial",
+        "--regularize.erasing-probability", "0.3", "--regularize.ema-decay", "0.9", "--val-every-epochs", "2",
+        "--data.resolution", "48", "--data.ramp-end-epoch", "3", "--data.resolution-multiple", "16",
         "--global-batch-size", "8", "--device-batch-size", "4", "--model.num-classes", str(len(CLASSES)),
     )  # fmt: skip
-    assert run.run("digits", *options) == Exit.FINISHED, run.output
-    scaler = run.manifest()["counters"]["scaler"]
-    assert bool(scaler) == (precision == "fp16")
+    whole = new_run(run_id="whole", TRAINER_DATA=data)
+    assert whole.run(*options) == Exit.FINISHED, whole.output
+    steps = whole.json("result.json")["steps"]
+    run = new_run(run_id="killed", TRAINER_DATA=data)
+    for workers, step in ((1, 4), (3, steps // 2), (2, steps - 3)):
+        run.start(*options, "--data.workers", str(workers)).until_step(step)
+        run.kill_everything()
+    assert run.run(*options, "--data.workers", "4") == Exit.FINISHED, run.output
+    expected, found = whole.tensors(), run.tensors()
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    assert merged(learned(run.metrics())) == merged(learned(whole.metrics()))
+    assert [row["step"] for row in run.metrics() if "train/loss" in row] == list(range(1, steps + 1))
+    scalers = [r.manifest()["counters"]["scaler"] for r in (run, whole)]
+    assert scalers[0] == scalers[1]
+    assert bool(scalers[0]) == (precision == "fp16")
+
+
+def test_a_dead_uploader_ends_the_trainer_with_a_word_and_the_next_start_goes_on(new_run: NewRun) -> None:
+    run = new_run()
+    run.start(*QUICK, "--epochs", "3", "--checkpoint.every-seconds", "0.3")
+
+    def a_checkpoint() -> bool:
+        return any("/manifest/" in key for key in run.stored())
+
+    run.until(a_checkpoint)
+    os.kill(run.uploader(), signal.SIGKILL)
+    assert run.wait(timeout=30) not in list(Exit), run.output
+    assert "the uploader has died" in run.output
+    assert "Traceback" not in run.output
+    assert run.run(*QUICK, "--epochs", "3") == Exit.FINISHED, run.output
+    assert "continuing run 'quick' from step" in run.output
 
 
 def test_torch_compile_is_an_option_of_the_same_loop(new_run: NewRun, tmp_path: Path) -> None:

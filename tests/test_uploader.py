@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.checkpoints import RUN, names, note, read_head
 from tests.emulator.s3 import Answer, FaultyProxy, refuse
+from tests.load import every_core_busy
 from tests.runs import ROOT
 from trainer.channel import SOCKET_VARIABLE, Channel, attempt_dir, write_json
+from trainer.checkpoint import Checkpointer
 from trainer.contract import LostRunError, RunEnv
 from trainer.launch import Uploader
 from trainer.snapshot import Snapshot
@@ -373,3 +376,46 @@ def test_a_key_that_is_created_once_keeps_its_first_body(uri: str, start: Start)
         uploader.ask(op="create", key="runs/job/spec.json", body={"value": value})
     assert is_drained(uploader)
     assert json.loads(open_store(uri).get("runs/job/spec.json")) == {"value": 1}
+
+
+def test_with_every_core_busy_a_checkpoint_still_arrives_soon(uri: str, start: Start, connect: Connect) -> None:
+    """The uploader gives way to the trainer, but must not starve: 200 MB, a ResNet-50 and its momentum."""
+    channel, body = connect(start(uri)), os.urandom(1 << 20) * 200
+    with every_core_busy():
+        started = time.monotonic()
+        kept = send_checkpoint(channel, 1, body)
+        assert answer(channel)["committed"]
+        assert time.monotonic() - started < 25
+    assert kept.lock(wait=True)
+
+
+def test_with_a_slow_store_memory_does_not_grow_and_the_newest_save_is_the_one_that_arrives(
+    s3_uri: str, s3_proxy: FaultyProxy, start: Start, connect: Connect
+) -> None:
+    uploader = start(s3_uri)
+    channel = connect(uploader)
+    tensors = {"weight": torch.zeros(4_000_000)}
+    checkpointer = Checkpointer(tensors, channel, note(0)["manifest"])
+
+    def slow(forward: Callable[[], Answer]) -> Answer:
+        time.sleep(0.5)
+        return forward()
+
+    def resident_bytes() -> int:
+        return int(Path(f"/proc/{uploader.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    s3_proxy.plan("PUT", *[slow] * 1000)
+    sizes, lags = list[int](), list[float]()
+    for step in range(1, 121):
+        tensors["weight"].fill_(step)
+        assert checkpointer.save(step, {"n": step})
+        time.sleep(0.05)
+        sizes.append(resident_bytes())
+        lags.append(checkpointer.lag_seconds)
+    assert max(lags) > 0.4
+    s3_proxy.faults.clear()
+    checkpointer.save_last(120, {}, lambda: time.monotonic() + 30)
+    store = open_store(s3_uri)
+    assert read_head(store).newest.endswith("step-00000120.1.json")
+    assert len(names(store, "manifest/")) < 20, "most were replaced by newer ones while they waited"
+    assert max(sizes[60:]) < max(sizes[:60]) + (8 << 20)
