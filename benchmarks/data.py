@@ -6,7 +6,6 @@ make bench-data      ARGS="--images FOLDER" measures real JPEG files instead of 
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import tempfile
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from benchmarks.cpu import Measurable, Run, interleaved, rate, ratio
 from benchmarks.ffcv_peer import Ffcv
 from benchmarks.fidelity import against_pil, evaluation_error
 from benchmarks.images import BATCH, THREADS, Images, originals, prepared, unpacked, without_markers
+from benchmarks.limits import Limit
 from benchmarks.machine import write
 from benchmarks.peers import (
     Contender,
@@ -53,28 +53,6 @@ DECODERS: dict[str, Contender] = {
 }
 CONTENDERS: dict[str, Contender] = {"classic": classic, **DECODERS, "full decode alone": pooled(full_decode)}
 NO_FFCV = "not run: --ffcv PYTHON names an interpreter that has it (it has no wheels: built against system libraries)"
-
-
-@dataclass(frozen=True)
-class Limit:
-    """What must hold."""
-
-    what: str
-    value: float
-    least: float = -math.inf
-    most: float = math.inf
-
-    @property
-    def holds(self) -> bool:
-        return self.least <= self.value <= self.most
-
-    def row(self) -> dict[str, Any]:
-        bound = {"least": self.least} if self.least > -math.inf else {"most": self.most}
-        return {"what": self.what, "value": round(self.value, 3), **bound, "holds": self.holds}
-
-    def __str__(self) -> str:
-        bound = f"at least {self.least:g}" if self.least > -math.inf else f"at most {self.most:g}"
-        return f"{'ok  ' if self.holds else 'FAIL'} {self.what:66} {self.value:8.3f}   must be {bound}"
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from tests.runs import ROOT
 from trainer.channel import SOCKET_VARIABLE, Channel, attempt_dir, write_json
 from trainer.checkpoint import Checkpointer
 from trainer.contract import LostRunError, RunEnv
+from trainer.head import claim_attempt
 from trainer.launch import Uploader
 from trainer.snapshot import Snapshot
 from trainer.store import open_store
 from trainer.store.checksum import crc64
-from trainer.uploader import claim_attempt
 
 Start = Callable[..., Uploader]
 Connect = Callable[[Uploader], Channel]

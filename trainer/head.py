@@ -6,10 +6,12 @@ All of it moves one small object, `HEAD.json`, by compare-and-swap (`contract.He
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import platform
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +21,12 @@ from trainer.contract import (
     HEAD_FILE,
     Head,
     LostRunError,
+    attempt_key,
     checkpoint_key,
     manifest_key,
     newest_manifest,
     parse_manifest_key,
+    run_key,
     seal,
     snapshot_key,
 )
@@ -30,6 +34,21 @@ from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError
 from trainer.store.checksum import Checksums
 
 RENEWALS_PER_LEASE = 4
+
+
+def claim_attempt(store: ObjectStore, run_id: str) -> int:
+    """The next free attempt number, taken by creating its key."""
+    prefix = run_key(run_id, "attempts/")
+    taken = [int(Path(info.key).stem) for info in store.list(prefix)]
+    attempt = max(taken, default=0) + 1
+    while True:
+        body = {"attempt": attempt, "started": time.time(), "host": platform.node(), "nonce": uuid.uuid4().hex}
+        try:
+            store.create(attempt_key(run_id, attempt), json.dumps(body).encode())
+        except ConflictError:
+            attempt += 1
+        else:
+            return attempt
 
 
 class MachineLock:

@@ -169,14 +169,12 @@ def tensors_of(body: memoryview) -> dict[str, Tensor]:
 @torch.no_grad()
 def load(found: Mapping[str, Tensor], tensors: Mapping[str, Tensor], key: str) -> None:
     """Copy into the tensors. Raises UserError, before anything is touched, when they are those of another model."""
-    odd = [
-        f"{name}: {describe(found.get(name))} there, {describe(tensors.get(name))} here"
-        for name in sorted(found.keys() | tensors.keys())
-        if describe(found.get(name)) != describe(tensors.get(name))
-    ]
+    names = sorted(found.keys() | tensors.keys())
+    odd = [name for name in names if not alike(found.get(name), tensors.get(name))]
     if odd:
+        first = [f"{n}: {describe(found.get(n))} there, {describe(tensors.get(n))} here" for n in odd[:3]]
         raise UserError(
-            f"checkpoint {key} is of another model: {'; '.join(odd[:3])}{'; …' * (len(odd) > 3)}: "
+            f"checkpoint {key} is of another model: {'; '.join(first)}{'; …' * (len(odd) > 3)}: "
             "use the config that it was trained with, or start a new run (RUN=another-name)"
         )
     into = {name: in_memory_order(tensor) for name, tensor in tensors.items()}
@@ -184,6 +182,10 @@ def load(found: Mapping[str, Tensor], tensors: Mapping[str, Tensor], key: str) -
         list(into.values()),
         [found[name] if into[name] is tensors[name] else found[name].permute(0, 2, 3, 1) for name in into],
     )
+
+
+def alike(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and a.dtype == b.dtype and a.shape == b.shape
 
 
 def describe(tensor: Tensor | None) -> str:

@@ -14,43 +14,22 @@ import queue
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trainer.channel import Channel, DisconnectedError, Message, attempt_dir, listen, read_json
-from trainer.contract import Exit, LostRunError, RunEnv, UserError, attempt_key, checkpoint_key, run_key
-from trainer.head import RENEWALS_PER_LEASE, HeadOwner, MachineLock, data_key, put_checkpoint
+from trainer.contract import Exit, LostRunError, RunEnv, UserError, checkpoint_key, run_key
+from trainer.head import RENEWALS_PER_LEASE, HeadOwner, MachineLock, claim_attempt, data_key, put_checkpoint
 from trainer.keep import keep_checkpoint, keep_file, resend
+from trainer.patience import PAUSE_SECONDS, Patience, say
 from trainer.snapshot import Snapshot
 from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError, open_store
 
 HEARTBEAT_SECONDS = 30
-COMPLAIN_SECONDS = 60  # a store that fails is mentioned no more often
 DRAIN_SECONDS = 90  # what is left when the supervisor dies is tried for so long
 PROBE_SECONDS = 60  # a store whose servers fail at the start is tried for so long
-PAUSE_SECONDS = 10.0  # between two tries while a store fails, at most: it shall be durable soon after the fault
-
-
-def say(message: str) -> None:
-    print(f"uploader: {message}", file=sys.stderr, flush=True)
-
-
-def claim_attempt(store: ObjectStore, run_id: str) -> int:
-    """The next free attempt number, taken by creating its key."""
-    prefix = run_key(run_id, "attempts/")
-    taken = [int(Path(info.key).stem) for info in store.list(prefix)]
-    attempt = max(taken, default=0) + 1
-    while True:
-        body = {"attempt": attempt, "started": time.time(), "host": platform.node(), "nonce": uuid.uuid4().hex}
-        try:
-            store.create(attempt_key(run_id, attempt), json.dumps(body).encode())
-        except ConflictError:
-            attempt += 1
-        else:
-            return attempt
 
 
 class Uploader:
@@ -59,32 +38,12 @@ class Uploader:
     def __init__(self, env: RunEnv, store: ObjectStore, head: HeadOwner):
         self.env, self.store, self.head = replace(env, attempt=str(head.attempt)), store, head
         self.jobs: queue.Queue[Callable[[], None]] = queue.Queue()
-        self.deadline = float("inf")
-        self.hurry = threading.Event()  # the deadline has come nearer: no long pauses
+        self.patience = Patience()
         self.failed = False  # something did not reach the store by the deadline
         self.kept = ""  # the folder where that is
-        self.complained = float("-inf")
         self.channels: list[Channel] = []
         self.snapshots: dict[int, Snapshot] = {}  # by inode: mapped once
         self.readers: list[threading.Thread] = []
-
-    def until_done(self, what: str, work: Callable[[], None]) -> bool:
-        """Do it, again and again while the store fails, with growing pauses, until the deadline."""
-        pause = 0.5
-        while True:
-            try:
-                work()
-            except StoreError as error:
-                now = time.monotonic()
-                if now >= self.deadline:
-                    say(f"gave up on {what}: {error}")
-                    return False
-                self.complain(f"the store fails, training goes on, trying again: {error}")
-                self.hurry.wait(min(pause, max(0.0, self.deadline - now)))
-                self.hurry.clear()
-                pause = min(pause * 2, PAUSE_SECONDS)
-            else:
-                return True
 
     def put(self, request: Message, fd: int | None = None) -> None:
         """`{"op": "put" | "create", "key", "body" | "path"}` or a file: JSON or a file; "create" keeps what exists."""
@@ -96,7 +55,7 @@ class Uploader:
             try:
                 body = Path(request["path"]).read_bytes()
             except OSError as error:
-                self.complain(f"{key} is not stored: {error}")
+                self.patience.complain(f"{key} is not stored: {error}")
                 return
         else:
             body = json.dumps(request["body"], indent=1).encode()
@@ -108,7 +67,7 @@ class Uploader:
             else:
                 self.store.put(key, body)
 
-        if not self.until_done(key, work):
+        if not self.patience.until_done(key, work):
             self.keep(lambda: keep_file(self.env, key, body))
 
     def commit(self, request: Message, fd: int, channel: Channel) -> None:
@@ -138,7 +97,7 @@ class Uploader:
 
         answer: Message = {"seq": note["seq"], "step": note["step"]}
         try:
-            if not self.failed and self.until_done(name, work):  # never without the metrics before it
+            if not self.failed and self.patience.until_done(name, work):  # never without the metrics before it
                 answer["committed"] = name
             else:
                 self.keep(lambda: keep_checkpoint(self.env, note, body))
@@ -165,11 +124,11 @@ class Uploader:
             self.store.retire(data_key(manifest))
             self.store.retire(manifest)
 
-        if self.deadline == float("inf"):
+        if not self.patience.has_an_end:
             try:
                 work()
             except StoreError as error:
-                self.complain(f"a superseded checkpoint could not be given up, trying again: {error}")
+                self.patience.complain(f"a superseded checkpoint could not be given up, trying again: {error}")
                 again = threading.Timer(PAUSE_SECONDS, lambda: self.jobs.put(lambda: self.retire(manifest)))
                 again.daemon = True
                 again.start()
@@ -191,9 +150,9 @@ class Uploader:
             self.head.claim(say, lambda before: resend(self.env, self.store, before, say))
             self.store.abort_uploads(checkpoint_key(self.env.run_id, ""))
 
-        if not self.until_done("the claim to the run", work):
+        if not self.patience.until_done("the claim to the run", work):
             raise LostRunError("the store did not take this attempt's claim to the run in time")
-        for target in (self.renew_forever, lambda: self.until_done("retiring what was left", self.head.sweep)):
+        for target in (self.renew_forever, lambda: self.patience.until_done("retiring what was left", self.head.sweep)):
             threading.Thread(target=self.unless_lost, args=[target], daemon=True).start()
 
     def unless_lost(self, work: Callable[[], Any]) -> None:
@@ -208,7 +167,7 @@ class Uploader:
             try:
                 self.head.renew()
             except StoreError as error:
-                self.complain(f"the lease could not be renewed, trying again: {error}")
+                self.patience.complain(f"the lease could not be renewed, trying again: {error}")
 
     def read_trainer(self, channel: Channel) -> None:
         """Queue what one trainer process sends, until it closes or dies."""
@@ -244,8 +203,7 @@ class Uploader:
 
     def drain(self, seconds: float) -> None:
         """The trainer has ended: read what it still sent, and bound the retries."""
-        self.deadline = min(self.deadline, time.monotonic() + seconds)
-        self.hurry.set()
+        self.patience.end_in(seconds)
         for reader in self.readers:
             reader.join(timeout=5)
 
@@ -264,13 +222,7 @@ class Uploader:
             if not self.head.look():
                 self.store.put(run_key(self.env.run_id, "heartbeat.json"), json.dumps(body).encode())
         except StoreError as error:
-            self.complain(f"no heartbeat could be stored: {error}")
-
-    def complain(self, message: str) -> None:
-        """Say it, unless something was said less than a minute ago."""
-        if time.monotonic() >= self.complained + COMPLAIN_SECONDS:
-            self.complained = time.monotonic()
-            say(message)
+            self.patience.complain(f"no heartbeat could be stored: {error}")
 
     def beat_forever(self) -> None:
         while True:
