@@ -148,7 +148,8 @@ class Uploader:
 
         def work() -> None:
             self.head.claim(say, lambda before: resend(self.env, self.store, before, say))
-            self.store.abort_uploads(checkpoint_key(self.env.run_id, ""))
+            for prefix in (checkpoint_key(self.env.run_id, ""), run_key(self.env.run_id, "")):
+                self.store.abort_uploads(prefix)  # what a killed writer began
 
         if not self.patience.until_done("the claim to the run", work):
             raise LostRunError("the store did not take this attempt's claim to the run in time")

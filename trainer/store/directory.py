@@ -144,7 +144,8 @@ class DirectoryStore:
             for folder, _, names in os.walk(start):
                 if f"{folder}/".startswith(f"{self._root}/{prefix}"):
                     for path in (Path(folder) / name for name in names if name.startswith(RESERVED) and name != _LOCK):
-                        with contextlib.suppress(FileNotFoundError):  # finished meanwhile
+                        with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+                            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # that of a living writer is locked
                             path.unlink()
                             count += 1
         return count
@@ -176,6 +177,7 @@ class DirectoryStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with temporary.open("xb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)  # says that its writer lives, see abort_uploads
                     if isinstance(body, bytes | memoryview):
                         file.write(body)
                     else:
@@ -185,8 +187,8 @@ class DirectoryStore:
                     now = time.time_ns()
                     os.utime(file.fileno(), ns=(now, now))
                     os.fsync(file.fileno())
-                with self._lock():
-                    yield temporary, path
+                    with self._lock():
+                        yield temporary, path
                 _sync_folder(path.parent)
             finally:
                 temporary.unlink(missing_ok=True)
