@@ -187,6 +187,7 @@ from tests.test_uploader import send_checkpoint
 from trainer.channel import Channel
 channel = Channel.connect(sys.argv[1])
 channel.receive()
+sys.stdin.readline()
 kept = send_checkpoint(channel, 9, b"last words")
 time.sleep(60)
 """
@@ -199,9 +200,14 @@ def test_what_a_killed_trainer_sent_still_arrives(s3_uri: str, s3_proxy: FaultyP
         gate.wait(20)
         return forward()
 
-    wait_until(lambda: any("heartbeat" in request for request in s3_proxy.requests))
-    s3_proxy.plan("PUT", *[lambda forward: forward()] * 2, held)  # the claim, the sweep's end, then the object
-    trainer = subprocess.Popen([sys.executable, "-c", TRAINER, uploader.socket], cwd=ROOT)
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", TRAINER, uploader.socket], cwd=ROOT, stdin=subprocess.PIPE, text=True
+    )
+    wait_until_settled(s3_proxy)
+    s3_proxy.plan("PUT", held)
+    assert trainer.stdin is not None
+    trainer.stdin.write("go\n")
+    trainer.stdin.close()
     wait_until(lambda: any("step-00000009" in request for request in s3_proxy.requests))
     trainer.kill()
     trainer.wait()
@@ -419,3 +425,28 @@ def test_with_a_slow_store_memory_does_not_grow_and_the_newest_save_is_the_one_t
     assert read_head(store).newest.endswith("step-00000120.1.json")
     assert len(names(store, "manifest/")) < 20, "most were replaced by newer ones while they waited"
     assert max(sizes[60:]) < max(sizes[:60]) + (8 << 20)
+
+
+def test_slow_metrics_do_not_keep_checkpoints_from_being_stored(
+    s3_uri: str, s3_proxy: FaultyProxy, start: Start, connect: Connect
+) -> None:
+    channel = connect(start(s3_uri))
+    checkpointer = Checkpointer({"weight": torch.zeros(1000)}, channel, note(0)["manifest"])
+    wait_until_settled(s3_proxy)
+
+    def slow(forward: Callable[[], Answer]) -> Answer:
+        time.sleep(1)
+        return forward()
+
+    s3_proxy.plan("PUT", *[slow] * 1000)
+    for step in range(1, 31):
+        channel.send({"op": "put", "key": f"runs/job/metrics/1/{step}.jsonl", "body": {}})
+        assert checkpointer.save(step, {"n": step})
+        time.sleep(0.4)
+    checkpointer.poll()
+    s3_proxy.faults.clear()
+    assert checkpointer.committed
+    assert int(checkpointer.committed.rsplit("step-")[1][:8]) > 1
+    stored = [info.key for info in open_store(s3_uri).list("runs/job/metrics/")]
+    step = int(checkpointer.committed.rsplit("step-")[1][:8])
+    assert {f"runs/job/metrics/1/{number}.jsonl" for number in range(1, step + 1)} <= set(stored)

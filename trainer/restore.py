@@ -58,7 +58,13 @@ class Restored:
         return counters
 
 
-def patiently(what: str, work: Callable[[], T], tell: Callable[[str], None], seconds: float = RESTORE_SECONDS) -> T:
+def patiently(
+    what: str,
+    work: Callable[[], T],
+    tell: Callable[[str], None],
+    seconds: float = RESTORE_SECONDS,
+    worth_it: Callable[[StoreError], bool] = lambda error: True,
+) -> T:
     """Do it again and again while the store fails. Then UserError where the user can mend it, else StoreError."""
     deadline, pause, told = time.monotonic() + seconds, 0.5, float("-inf")
     while True:
@@ -68,8 +74,8 @@ def patiently(what: str, work: Callable[[], T], tell: Callable[[str], None], sec
             raise
         except StoreError as error:
             now = time.monotonic()
-            if now >= deadline:
-                with explained(f"after {seconds:.0f} s of trying, {what}"):
+            if now >= deadline or not worth_it(error):
+                with explained(what if now < deadline else f"after {seconds:.0f} s of trying, {what}"):
                     raise
             if now >= told + 60:
                 tell(f"{what} cannot be read, trying again for up to {deadline - now:.0f} s: {error}")

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from trainer.data.split import PreparedSplit
 from trainer.data.stage import stage
 from trainer.monitor import Status
 from trainer.recipes import default_data
-from trainer.restore import Restored
-from trainer.store import ObjectStore, explained
+from trainer.restore import Restored, patiently
+from trainer.store import ObjectStore, explained, may_pass
 
 
 class Data:
@@ -46,7 +47,7 @@ def set_backends(config: Config) -> None:
     torch.set_float32_matmul_precision("high")  # TF32 where fp32 is asked for on a GPU that has it
 
 
-def stage_data(config: Config, env: RunEnv, world: dist.World, status: Status) -> Data:
+def stage_data(config: Config, env: RunEnv, world: dist.World, status: Status, tell: Callable[[str], None]) -> Data:
     """Prepared data on this machine: one process per machine fetches or makes it, the others wait and find it."""
     data = env.data or default_data(config.recipe)
     wanted = {"train": config.resolutions(), "val": frozenset({config.data.val_resize})}
@@ -56,12 +57,17 @@ def stage_data(config: Config, env: RunEnv, world: dist.World, status: Status) -
         "secrets_dir": env.secrets_dir, "progress": status.tick,
     }  # fmt: skip
     scratch = Path(env.scratch_dir).absolute()
-    with explained(f"the data {data}, or the scratch folder {scratch},"):
-        if world.local_rank == 0:
-            folder = stage(data, scratch, **options)
-        dist.barrier(world)
-        if world.local_rank != 0:
-            folder = stage(data, scratch, **options)
+    what = f"the data {data}, or the scratch folder {scratch},"
+
+    def fetch() -> Path:
+        with explained(what):  # OSError; what a store says goes through patiently
+            return patiently(what, lambda: stage(data, scratch, **options), tell, worth_it=may_pass)
+
+    if world.local_rank == 0:
+        folder = fetch()
+    dist.barrier(world)
+    if world.local_rank != 0:
+        folder = fetch()
     found = Data(folder, read_index(folder))
     if (classes := len(found.index.classes)) != config.model.num_classes:
         raise UserError(

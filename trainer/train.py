@@ -120,10 +120,17 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
     """Run to the end or to an interruption. Raises UserError, Interrupted before there is anything to save."""
     local, store = attempt_dir(env), open_store(env.store)
     status = Status(local / "status.json", writes=world.is_main)
+
+    def tell(line: str) -> None:
+        """That a store fails, and what is done about it."""
+        status.enter(Phase.WAITING_FOR_STORE)
+        if world.is_main:
+            print(line, file=sys.stderr, flush=True)
+
     with interruption.raises(), ExitStack() as stack:
         set_backends(config)
         status.enter(Phase.STAGING)
-        data = stage_data(config, env, world, status)
+        data = stage_data(config, env, world, status, tell)
         plan = Plan.of(config, data.index.splits["train"].images)
         config.grad_accum_steps(world.size)
         status.enter(Phase.STARTING)
@@ -132,10 +139,6 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
         def read(work: Callable[[], Any]) -> Any:
             """From a store that fails for a while, too: a run never begins anew because it could not be read."""
             return patiently(f"the store {store.uri}", work, tell)
-
-        def tell(line: str) -> None:
-            status.enter(Phase.WAITING_FOR_STORE)
-            console.say(line)
 
         if has_checkpoint := bool(read(lambda: list_manifests(store, env.run_id)[1])):
             check_config(read(lambda: read_config(store, env.run_id)), env.run_id, config)

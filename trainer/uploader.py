@@ -14,7 +14,8 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,25 +26,44 @@ from trainer.head import RENEWALS_PER_LEASE, HeadOwner, MachineLock, claim_attem
 from trainer.keep import keep_checkpoint, keep_file, resend
 from trainer.patience import PAUSE_SECONDS, Patience, say
 from trainer.snapshot import Snapshot
-from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError, open_store
+from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError, may_pass, open_store
 
 HEARTBEAT_SECONDS = 30
 DRAIN_SECONDS = 90  # what is left when the supervisor dies is tried for so long
+PUTS_AT_ONCE = 4  # segments of metrics
 PROBE_SECONDS = 60  # a store whose servers fail at the start is tried for so long
 
 
 class Uploader:
-    """One attempt's queue of uploads, worked off in order by one thread; order is what makes "marker last" true."""
+    """One attempt's uploads: metrics as they come, and the rest in order by one thread, so that "marker last" holds."""
 
     def __init__(self, env: RunEnv, store: ObjectStore, head: HeadOwner):
         self.env, self.store, self.head = replace(env, attempt=str(head.attempt)), store, head
         self.jobs: queue.Queue[Callable[[], None]] = queue.Queue()
+        self.pool = ThreadPoolExecutor(PUTS_AT_ONCE)
+        self.puts: set[Future[None]] = set()  # of metrics; replaced, never changed, once somebody may look at it
         self.patience = Patience()
         self.failed = False  # something did not reach the store by the deadline
         self.kept = ""  # the folder where that is
         self.channels: list[Channel] = []
         self.snapshots: dict[int, Snapshot] = {}  # by inode: mapped once
         self.readers: list[threading.Thread] = []
+
+    def put_soon(self, request: Message, fd: int | None) -> None:
+        """Several at a time, beside the checkpoints, so that a slow store does not hold those up."""
+        unfinished = {put for put in self.puts if not put.done() or put.exception()}
+        self.puts = unfinished | {self.pool.submit(self.put, request, fd)}
+
+    def in_order(self, work: Callable[[], None]) -> None:
+        """Queue what has to come after all puts until now."""
+        before = self.puts
+
+        def job() -> None:
+            for put in before:
+                put.result()
+            work()
+
+        self.jobs.put(job)
 
     def put(self, request: Message, fd: int | None = None) -> None:
         """`{"op": "put" | "create", "key", "body" | "path"}` or a file: JSON or a file; "create" keeps what exists."""
@@ -70,8 +90,11 @@ class Uploader:
         if not self.patience.until_done(key, work):
             self.keep(lambda: keep_file(self.env, key, body))
 
-    def commit(self, request: Message, fd: int, channel: Channel) -> None:
-        """Object, then manifest, then head; the trainer may not write to the snapshot meanwhile."""
+    def commit(self, request: Message, fd: int, before: Collection[Future[None]], channel: Channel) -> None:
+        """Object, then manifest, then head; the trainer may not write to the snapshot meanwhile.
+
+        Nothing begins before the metrics that were sent `before` are stored.
+        """
         inode = os.fstat(fd).st_ino
         if inode in self.snapshots:
             os.close(fd)
@@ -82,6 +105,8 @@ class Uploader:
         try:
             note = snapshot.note
             if note["seq"] == request["seq"]:  # else the trainer has put a newer one into this memory
+                for put in before:
+                    put.result()
                 self.commit_snapshot(note, snapshot.body, channel)
         finally:
             snapshot.unlock()
@@ -186,9 +211,12 @@ class Uploader:
             except DisconnectedError:
                 return
             if request["op"] == "checkpoint" and fd is not None:
-                self.jobs.put(lambda request=request, fd=fd: self.commit(request, fd, channel))  # type: ignore[misc]
+                before = self.puts
+                self.jobs.put(
+                    lambda request=request, fd=fd, before=before: self.commit(request, fd, before, channel)  # type: ignore[misc]
+                )
             else:
-                self.jobs.put(lambda request=request, fd=fd: self.put(request, fd))  # type: ignore[misc]
+                self.put_soon(request, fd)
 
     def read_supervisor(self) -> None:
         """Queue what the supervisor asks on standard input; its end, or its death, is the end of this process."""
@@ -196,11 +224,11 @@ class Uploader:
             request = json.loads(line)
             if request["op"] == "flush":
                 self.drain(request["seconds"])
-                self.jobs.put(lambda: print(json.dumps({"drained": not self.failed, "kept": self.kept}), flush=True))
+                self.in_order(lambda: print(json.dumps({"drained": not self.failed, "kept": self.kept}), flush=True))
             else:
-                self.jobs.put(lambda request=request: self.put(request))  # type: ignore[misc]
+                self.in_order(lambda request=request: self.put(request))  # type: ignore[misc]
         self.drain(DRAIN_SECONDS)
-        self.jobs.put(self.stop)
+        self.in_order(self.stop)
 
     def drain(self, seconds: float) -> None:
         """The trainer has ended: read what it still sent, and bound the retries."""
@@ -272,16 +300,13 @@ def main() -> int:
     while True:
         try:
             uploader = start()
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return Exit.USER
-        except StoreError as error:
-            if time.monotonic() >= deadline:
-                print(f"error: the store has not worked for {PROBE_SECONDS} s: {error}; start again when it does",
-                      file=sys.stderr)  # fmt: skip
+        except (UserError, StoreError) as error:
+            left = deadline - time.monotonic()
+            if not may_pass(error) or left <= 0:
+                print(f"error: {error}", file=sys.stderr)
                 return Exit.USER
-            say(f"the store fails, trying for up to {PROBE_SECONDS} s: {error}")
-            time.sleep(5)
+            say(f"the store fails, trying for {left:.0f} s: {error}")
+            time.sleep(min(5.0, left))
         else:
             break
     if uploader is None:

@@ -190,6 +190,20 @@ _FIXES = {
 }  # fmt: skip
 
 
+_MAY_PASS = (  # of those: credentials are renewed, clocks are set after a boot, networks come back
+    "ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "CredentialRetrievalError",
+    "RequestTimeTooSkewed", "EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError",
+    "ReadTimeoutError",
+)  # fmt: skip
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether a fault of a store may be gone in a minute without anybody's doing."""
+    cause = error if isinstance(error, StoreError) else error.__cause__
+    lasting = {code for codes in _FIXES.values() for code in codes} - {*_MAY_PASS}
+    return isinstance(cause, StoreError) and cause.code not in lasting
+
+
 @contextlib.contextmanager
 def explained(what: str) -> Iterator[None]:
     """Turn a fault that only the user can mend into a UserError with its fix; let others pass."""
