@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import boto3
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from trainer.contract import HEAD_FILE, Head, checkpoint_key
 from trainer.head import HeadOwner, MachineLock, put_checkpoint
 from trainer.snapshot import Snapshot
 from trainer.store import ObjectStore
+from trainer.store.checksum import Checksums
 
 RUN = "job"
 
@@ -71,10 +73,16 @@ def owning(store: ObjectStore, attempt: int, machine: Path) -> Iterator[HeadOwne
     head.release()
 
 
+def store_checkpoint(store: ObjectStore, attempt: int, said: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """Object and manifest, without the head; returns the manifest's key."""
+    body = file_of(tensors)
+    return put_checkpoint(store, RUN, attempt, said, body, Checksums.of(body))
+
+
 def commit(head: HeadOwner, step: int, tensors: dict[str, Tensor], *, is_best: bool = False, **changes: Any) -> str:
     """Object, manifest, head; the superseded ones are retired. Returns the manifest's key."""
     said = note(step, head.attempt, **changes)
-    name = put_checkpoint(head.store, RUN, head.attempt, said, file_of(tensors))
+    name = store_checkpoint(head.store, head.attempt, said, tensors)
     for manifest in head.commit(name, is_best=is_best):
         head.store.retire(manifest)
         head.store.retire(manifest.replace("/manifest/", "/data/").replace(".json", ".safetensors"))
@@ -91,3 +99,13 @@ def object_key(store: ObjectStore, manifest: str) -> str:
 
 def names(store: ObjectStore, prefix: str) -> list[str]:
     return [info.key.rsplit("/", 1)[1] for info in store.list(checkpoint_key(RUN, prefix))]
+
+
+def is_retired(store: ObjectStore, key: str) -> bool:
+    """Marked for the lifecycle (S3), or gone (directory)."""
+    if not store.uri.startswith("s3://"):
+        return key not in [info.key for info in store.list(key)]
+    bucket, _, prefix = store.uri.removeprefix("s3://").partition("/")
+    with closing(boto3.client("s3")) as client:
+        tags = client.get_object_tagging(Bucket=bucket, Key=f"{prefix}/{key}")["TagSet"]
+    return {"Key": "superseded", "Value": "true"} in tags

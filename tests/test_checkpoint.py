@@ -124,13 +124,21 @@ def test_the_best_weights_wait_for_their_turn_and_only_better_ones_take_their_pl
 
 def test_a_step_is_saved_once(pair: tuple[Channel, Channel]) -> None:
     ours, theirs = pair
-    checkpointer = Checkpointer(state(1), ours, {}, saved=(7, "restored"))
-    assert checkpointer.save(7, {})
+    checkpointer = Checkpointer(state(1), ours, {}, restored=(7, "restored", {"validated": 7}))
+    assert checkpointer.save(7, {"validated": 7})
     assert checkpointer.save(8, {})
     assert checkpointer.save(8, {})
     assert Receiver(theirs).receive()[0] == 1
     with pytest.raises(TimeoutError):
         theirs.receive(timeout=0.1)
+
+
+def test_a_restored_step_is_saved_again_when_it_was_validated_since(pair: tuple[Channel, Channel]) -> None:
+    ours, theirs = pair
+    checkpointer = Checkpointer(state(1), ours, {}, restored=(7, "restored", {"validated": 5}))
+    assert checkpointer.save(7, {"validated": 7}, is_best=True)
+    note = Receiver(theirs).receive()[1].note
+    assert (note["step"], note["is_best"]) == (7, True)
 
 
 def test_the_lag_is_that_of_the_last_commit_and_grows_while_none_comes(pair: tuple[Channel, Channel]) -> None:

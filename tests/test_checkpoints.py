@@ -68,7 +68,9 @@ def test_verify_names_the_damaged_one_and_the_missing_steps(
     body = bytearray(store.get(object_key(store, newest)))
     body[-1] ^= 1
     store.put(object_key(store, newest), bytes(body))
-    store.put(metrics_key(RUN, 1, "a.jsonl"), b'{"step": 4, "train/loss": 1}\n')
+    store.put(
+        metrics_key(RUN, 1, "a.jsonl"), b'{"step": 0, "event": "start", "origin": 0}\n{"step": 4, "train/loss": 1}\n'
+    )
     assert main(["verify"]) == Exit.USER
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in said[-3:]] == ["DAMAGED", "ok", "MISSING"]

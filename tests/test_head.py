@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 import threading
@@ -10,22 +9,22 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import boto3
 import pytest
 
 from tests.checkpoints import (
     RUN,
     commit,
-    file_of,
+    is_retired,
     note,
     owner,
     owning,
     read_head,
     state,
+    store_checkpoint,
 )
 from tests.runs import ROOT
 from trainer.contract import HEAD_FILE, Head, LostRunError, checkpoint_key, manifest_key
-from trainer.head import HeadOwner, data_key, put_checkpoint
+from trainer.head import HeadOwner, data_key
 from trainer.store import ObjectStore, StoreError, open_store
 
 HEAD = checkpoint_key(RUN, HEAD_FILE)
@@ -166,11 +165,33 @@ def test_a_manifest_whose_writer_died_before_the_head_is_the_newest(
 ) -> None:
     with owning(store, 3, tmp_path) as dying:
         first = commit(dying, 5, state(1))
-        orphan = put_checkpoint(store, RUN, 3, note(7, 3), file_of(state(2)))
+        orphan = store_checkpoint(store, 3, note(7, 3), state(2))
     second = owner(store, 4, elsewhere)
     claim(second)
     assert (read_head(store).newest, read_head(store).previous) == (orphan, first)
     assert read_head(store).newest == manifest_key(RUN, 7, 3)
+
+
+def test_an_adopted_checkpoint_that_says_it_is_the_best_is_the_best(
+    store: ObjectStore, tmp_path: Path, elsewhere: Path
+) -> None:
+    with owning(store, 1, tmp_path) as dying:
+        commit(dying, 5, state(1), is_best=True)
+        best = store_checkpoint(store, 1, note(7, counters={"best": {"step": 7}}), state(2))
+    with owning(store, 2, elsewhere) as second:
+        assert read_head(store).best == best
+        store_checkpoint(store, 2, note(9, 2, counters={"best": {"step": 7}}), state(2))
+        second.release()
+    claim(owner(store, 3, elsewhere))
+    assert read_head(store).newest == manifest_key(RUN, 9, 2)
+    assert read_head(store).best == best
+
+
+def test_one_whose_claim_was_not_acknowledged_does_not_wait_for_itself(store: ObjectStore, tmp_path: Path) -> None:
+    head = owner(store, 1, tmp_path)
+    claim(owner(store, 1, tmp_path / "written but not acknowledged"))
+    assert not claim(head)
+    assert head.is_mine
 
 
 def test_a_manifest_of_one_that_had_lost_the_run_is_never_the_newest_and_is_retired(
@@ -180,7 +201,7 @@ def test_a_manifest_of_one_that_had_lost_the_run_is_never_the_newest_and_is_reti
         kept = commit(first, 5, state(1))
     with owning(store, 2, elsewhere):
         pass
-    late = put_checkpoint(store, RUN, 1, note(9, 1), file_of(state(2)))  # the first one, waking up too late
+    late = store_checkpoint(store, 1, note(9, 1), state(2))  # the first one, waking up too late
     third = owner(store, 3, elsewhere)
     claim(third)
     assert read_head(store).newest == kept
@@ -189,16 +210,6 @@ def test_a_manifest_of_one_that_had_lost_the_run_is_never_the_newest_and_is_reti
     assert is_retired(store, data_key(late))
     assert not is_retired(store, kept)
     assert not is_retired(store, data_key(kept))
-
-
-def is_retired(store: ObjectStore, key: str) -> bool:
-    """Marked for the lifecycle (S3), or gone (directory)."""
-    if not store.uri.startswith("s3://"):
-        return key not in [info.key for info in store.list(key)]
-    bucket, _, prefix = store.uri.removeprefix("s3://").partition("/")
-    with contextlib.closing(boto3.client("s3")) as client:
-        tags = client.get_object_tagging(Bucket=bucket, Key=f"{prefix}/{key}")["TagSet"]
-    return {"Key": "superseded", "Value": "true"} in tags
 
 
 def test_a_head_that_is_lost_or_damaged_or_put_back_costs_no_checkpoint(
@@ -238,7 +249,7 @@ def test_the_sweep_is_done_once_for_each_attempt_and_spares_what_the_head_names(
 ) -> None:
     with owning(store, 1, tmp_path) as first:
         best = commit(first, 5, state(1), is_best=True)
-        orphan = put_checkpoint(store, RUN, 1, note(4), file_of(state(9)))
+        orphan = store_checkpoint(store, 1, note(4), state(9))
         kept = [commit(first, step, state(step)) for step in (6, 7)]
     second = owner(store, 2, tmp_path)
     claim(second)
@@ -248,7 +259,7 @@ def test_the_sweep_is_done_once_for_each_attempt_and_spares_what_the_head_names(
     assert found.swept == 2
     assert [is_retired(store, key) for key in (orphan, data_key(orphan))] == [True, True]
     assert not any(is_retired(store, key) for name in (*kept, best) for key in (name, data_key(name)))
-    later = put_checkpoint(store, RUN, 1, note(3), file_of(state(9)))
+    later = store_checkpoint(store, 1, note(3), state(9))
     second.sweep()
     assert not is_retired(store, later), "looked at once"
 
@@ -262,7 +273,7 @@ def test_a_commit_done_twice_changes_nothing_and_other_bytes_under_its_name_are_
     assert commit(head, 6, state(2)) == commit(head, 6, state(2)) == read_head(store).newest
     assert read_head(store).previous == manifest_key(RUN, 5, 1)
     with pytest.raises(StoreError, match="exists already, with other bytes"):
-        put_checkpoint(store, RUN, 1, note(6, counters={"n": 1}), file_of(state(2)))
+        store_checkpoint(store, 1, note(6, counters={"n": 1}), state(2))
 
 
 def test_a_lost_acknowledgement_of_the_head_is_found_out_by_reading_it(store: ObjectStore, tmp_path: Path) -> None:

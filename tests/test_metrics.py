@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -34,11 +36,23 @@ def attempt(tmp_path: Path, store: ObjectStore) -> Iterator[Attempt]:
     """Makes writers; `ship` does to what they sent what the uploader does."""
     ends: list[Channel] = []
 
-    def make(number: int, first_step: int) -> MetricsWriter:
+    def make(number: int, first_step: int, origin: int | None = None) -> MetricsWriter:
         ours, theirs = (Channel(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         ends.extend([ours, theirs])
-        writer = MetricsWriter(tmp_path / "local", ours, RUN, number, first_step=first_step)
-        writer.ship = lambda: [store.put(m["key"], Path(m["path"]).read_bytes()) for m in theirs.pending()]  # type: ignore[attr-defined]
+        before = number - 1 if origin is None else origin
+        writer = MetricsWriter(tmp_path / "local", ours, RUN, number, first_step=first_step, origin=before)
+
+        def ship() -> None:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    message, fd = theirs.receive(timeout=0)
+                    if fd is None:
+                        store.put(message["key"], Path(message["path"]).read_bytes())
+                    else:
+                        store.put(message["key"], os.pread(fd, 1 << 20, 0))
+                        os.close(fd)
+
+        writer.ship = ship  # type: ignore[attr-defined]
         return writer
 
     yield make
@@ -98,11 +112,38 @@ def test_what_an_attempt_did_in_vain_is_dropped_when_the_next_one_redoes_it(
 
 
 def test_the_tenth_attempt_comes_after_the_ninth(attempt: Attempt, store: ObjectStore) -> None:
-    for number in (10, 9, 1):
-        writer = attempt(number, number)
+    for number, origin in ((10, 9), (9, 1), (1, 0)):
+        writer = attempt(number, number, origin)
         writer.add(number + 1, {"train/loss": 1.0})
         finish(writer)
     assert steps(store) == [2, 10, 11]
+
+
+def test_what_an_attempt_did_beside_the_way_to_the_last_one_does_not_count(
+    attempt: Attempt, store: ObjectStore
+) -> None:
+    """The second could read only the checkpoint of step 2, and died; the third goes on from the first one's step 4."""
+    for number, first, last, origin in ((1, 0, 6, 0), (2, 2, 3, 1), (3, 4, 5, 1)):
+        writer = attempt(number, first, origin)
+        for step in range(first + 1, last + 1):
+            writer.add(step, {"train/loss": float(number)})
+        finish(writer)
+    assert steps(store) == [1, 2, 3, 4, 5]
+    losses = [row["train/loss"] for row in read_metrics(store, RUN) if "event" not in row]
+    assert losses == [1.0, 1.0, 1.0, 1.0, 3.0]
+
+
+def test_a_validation_that_came_in_the_next_attempt_joins_the_row_of_its_step(
+    attempt: Attempt, store: ObjectStore
+) -> None:
+    first = attempt(1, 0)
+    first.add(1, {"train/loss": 2.0})
+    finish(first)
+    second = attempt(2, 1)
+    second.add(1, {"val/top1": 0.5})
+    finish(second)
+    (row,) = [row for row in read_metrics(store, RUN) if "event" not in row]
+    assert (row["train/loss"], row["val/top1"]) == (2.0, 0.5)
 
 
 def test_flushing_nothing_writes_nothing(attempt: Attempt, store: ObjectStore) -> None:

@@ -36,7 +36,9 @@ def store(tmp_path: Path) -> ObjectStore:
 def attempt_rows(attempt: int, first: int, last: int) -> list[dict[str, Any]]:
     """One attempt as the trainer logs it: a step takes half a second, an evaluation ends every epoch."""
     begin = 1_700_000_000.0 + 3600 * attempt
-    rows: list[dict[str, Any]] = [{"step": first, "time": begin, "event": "start", "attempt": attempt}]
+    rows: list[dict[str, Any]] = [
+        {"step": first, "time": begin, "event": "start", "attempt": attempt, "origin": attempt - 1}
+    ]
     for step in range(first + 1, last + 1):
         learned = 1 - math.exp(-5 * step / STEPS)
         row: dict[str, Any] = {"step": step, "time": begin + (step - first) / 2, "train/epoch": step / STEPS_PER_EPOCH}

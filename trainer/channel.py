@@ -103,13 +103,10 @@ def listen() -> tuple[socket.socket, str]:
 
 
 class DisconnectedError(ConnectionError):
-    """The process at the other end is gone."""
+    """The process at the other end is gone, or of no use any more."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "the uploader has died, and nothing can be saved any more; start again: it continues from the newest "
-            "checkpoint"
-        )
+    def __init__(self, reason: str = "the uploader has died, and nothing can be saved any more") -> None:
+        super().__init__(f"{reason}; start again: it continues from the newest checkpoint")
 
 
 class Channel:
@@ -141,6 +138,8 @@ class Channel:
             greeting, _ = channel.receive()
             if "lost" in greeting:
                 raise LostRunError(greeting["lost"])
+            if "failed" in greeting:
+                raise DisconnectedError(greeting["failed"])
         except BaseException:
             channel.close()
             raise

@@ -130,10 +130,10 @@ class Checkpointer:
         manifest: Mapping[str, Any],
         *,
         changed_in_forward: Collection[str] = (),
-        saved: tuple[int, str] = (-1, ""),
+        restored: tuple[int, str, Mapping[str, Any]] = (-1, "", {}),
     ):
-        """`manifest` holds what is the same for all checkpoints of an attempt: config, data, versions. `saved`: the
-        step and the manifest that the state was restored from.
+        """`manifest` holds what is the same for all checkpoints of an attempt: config, data, versions. `restored`:
+        step, manifest and counters that the state was restored from.
 
         Only the main process has a channel; in the others nothing is saved.
         """
@@ -149,7 +149,8 @@ class Checkpointer:
         self.notes: list[dict[str, Any]] = [VOID for _ in self.snapshots]  # the last save in each snapshot
         self.sent = [True for _ in self.snapshots]  # False while a GPU still copies
         self.waiting: dict[int, float] = {}  # seq of what is not committed yet -> when it was copied
-        self.saved_at, self.saved_step, self.committed = time.monotonic(), *saved
+        self.saved_at, self.saved_step, self.committed = time.monotonic(), *restored[:2]
+        self.restored_counters = restored[2]
         self.last_lag = 0.0
 
     @property
@@ -170,10 +171,13 @@ class Checkpointer:
         `counters` is all that is not a tensor, as JSON: scaler, best score.
         """
         self.poll()
-        if self.channel is None or step == self.saved_step:
-            return step == self.saved_step
+        if self.channel is None:
+            return False
+        if step == self.saved_step and (self.seq or counters == self.restored_counters):
+            return True
         self._send_copied(wait=True)
         if (free := self._take_snapshot(is_best)) is None:
+            self.saved_at = time.monotonic()  # and not at every step again
             return False
         snapshot, self.seq = self.snapshots[free], self.seq + 1
         self.waiting.pop(self.notes[free]["seq"], None)

@@ -73,6 +73,12 @@ def barrier(world: World) -> None:
     all_sum(torch.zeros(1), world)
 
 
+def agree(value: int, world: World) -> None:
+    """Raises RuntimeError when the processes have different values: they would train different models."""
+    if any_of(bool(all_sum(torch.tensor(float(value), dtype=torch.float64), world) != value * world.size), world):
+        raise RuntimeError(f"the processes of this run restored different checkpoints, this one step {value}")
+
+
 def empty_cache(world: World) -> None:
     """Give unused blocks of GPU memory back, where the sizes of tensors are about to change."""
     if world.device.type == "cuda":

@@ -29,11 +29,13 @@ from trainer.contract import (
     run_key,
     seal,
     snapshot_key,
+    unseal,
 )
 from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError
 from trainer.store.checksum import Checksums
 
 RENEWALS_PER_LEASE = 4
+UNKNOWN = "unknown"  # the etag of a head after a write of which we do not know whether it took effect
 
 
 def claim_attempt(store: ObjectStore, run_id: str) -> int:
@@ -88,6 +90,7 @@ class HeadOwner:
         self.seen_at = time.monotonic()
         self.is_mine = False
         self.own = Head(attempt=attempt)  # as this attempt wrote it last
+        self.since = time.time()
 
     def _read(self) -> tuple[Head | None, str]:
         """The head and its etag; (None, "") where there is none. One whose bytes were damaged is none that counts."""
@@ -103,7 +106,7 @@ class HeadOwner:
     def _look(self) -> None:
         """Read it again, and remember since when it has not changed."""
         head, etag = self._read()
-        if etag != self.etag:
+        if etag != self.etag and self.etag != UNKNOWN:  # what changed may have been our own doing
             self.seen_at = time.monotonic()
         self.head, self.etag = head, etag
 
@@ -111,14 +114,20 @@ class HeadOwner:
         listed = self.store.list(checkpoint_key(self.run_id, "manifest/"))
         return [info.key for info in listed if parse_manifest_key(info.key)]
 
+    def _name(self, attempt: int, since: float) -> str:
+        """Of an attempt, in the lock's file: a store that was emptied counts its attempts from 1 again."""
+        return f"{self.store.uri} {attempt} {since!r}"
+
     def look(self) -> bool:
         """Whether another attempt may be alive. Raises StoreError."""
         with self.mutex:
             if self.is_mine:
                 return False
-            dead = self.machine.take(f"{self.store.uri} {self.attempt}")
+            dead = self.machine.take(self._name(self.attempt, self.since))
             self._look()
-            if self.head is None or not self.head.owner or f"{self.store.uri} {self.head.attempt}" in dead:
+            if self.head is None or not self.head.owner or self.head.attempt == self.attempt:
+                return False
+            if self._name(self.head.attempt, self.head.since) in dead:
                 return False
             return time.monotonic() < self.seen_at + self.lease_seconds
 
@@ -132,7 +141,8 @@ class HeadOwner:
         while True:
             with self.mutex:
                 held, holder, etag = self.look(), self.head, self.etag
-                self._refuse_later()
+                if not held:
+                    self._refuse_later()
             if not held or holder is None:
                 resend(holder)
                 if self._take(holder, etag):
@@ -157,15 +167,23 @@ class HeadOwner:
         newest = newest_manifest(before, self.manifests())
         after = before or Head(attempt=0, swept=self.attempt)  # what a lost head named is unknown: all of it stays
         if newest:
-            after = after.advance(newest, is_best=False)
+            after = after.advance(newest, is_best=newest != after.newest and self._is_best(newest))
         with self.mutex:
             self.head, self.etag = before, etag
             try:
-                self._write(replace(after, attempt=self.attempt, owner=platform.node() or "unknown", since=time.time()))
+                self._write(replace(after, attempt=self.attempt, owner=platform.node() or "unknown", since=self.since))
             except ConflictError:
                 return False
             self.is_mine = True
             return True
+
+    def _is_best(self, manifest: str) -> bool:
+        """Whether the checkpoint is the best so far, by its own word."""
+        try:
+            found = unseal(self.store.get(manifest))
+            return bool(found["counters"]["best"]["step"] == found["step"])
+        except (NotFoundError, ValueError, KeyError):
+            return False
 
     def _write(self, head: Head) -> None:
         """Move from the head that was read last. Raises ConflictError if it is another by now, StoreError."""
@@ -176,7 +194,7 @@ class HeadOwner:
             else:
                 self.etag = self.store.create(self.key, head.to_json())
         except StoreError:
-            self.etag = "unknown"  # the write may have taken effect: to be read before the next move
+            self.etag = UNKNOWN  # the write may have taken effect: to be read before the next move
             raise
         self.head = self.own = head
 
@@ -184,7 +202,7 @@ class HeadOwner:
         """Write `change(head)`; returns the head before. Raises LostRunError once it is another's, StoreError."""
         with self.mutex:
             while True:
-                if self.etag == "unknown":
+                if self.etag == UNKNOWN:
                     self._look()
                 self._refuse_later()
                 found, before = self.head, self.own
@@ -232,13 +250,14 @@ def data_key(manifest: str) -> str:
     return manifest.replace("/manifest/", "/data/").removesuffix(".json") + ".safetensors"
 
 
-def put_checkpoint(store: ObjectStore, run_id: str, attempt: int, request: Message, body: memoryview) -> str:
+def put_checkpoint(
+    store: ObjectStore, run_id: str, attempt: int, request: Message, body: memoryview, checksums: Checksums
+) -> str:
     """The object, then its manifest, which are never changed afterwards; returns the manifest's key.
 
     Done once more with the same bytes, it changes nothing. Raises StoreError.
     """
     data, name = (make(run_id, request["step"], attempt) for make in (snapshot_key, manifest_key))
-    checksums = Checksums.of(body)
     store.put_large(data, body, checksums)
     manifest = seal(request["manifest"] | {"object": {"key": data} | checksums.to_json()})
     try:

@@ -37,7 +37,6 @@ class MetricsWriter:
         The attempt continues from step `first_step` of attempt `origin` (0: from nothing).
         """
         self.folder, self.channel, self.run_id, self.attempt = local / "metrics", channel, run_id, attempt
-        self.last: dict[str, float] = {}  # the scores of the last validation
         self.first_step = first_step
         self.rows: list[Row] = [
             {"step": first_step, "time": time.time(), "event": "start", "attempt": attempt, "origin": origin}
@@ -47,7 +46,6 @@ class MetricsWriter:
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Values of a step; those of the same step join one row."""
-        self.last |= {name: value for name, value in values.items() if name.startswith("val")}
         if self.rows and self.rows[-1]["step"] == step and "event" not in self.rows[-1]:
             self.rows[-1] |= values
         else:
@@ -65,7 +63,7 @@ class MetricsWriter:
             return
         name = f"{self.rows[0]['step']:08d}-{self.rows[-1]['step']:08d}"
         if name in self.names:  # a validation and two saves can meet at one step
-            name += f".{len(self.names)}"
+            name += f"_{len(self.names)}"
         self.names.add(name)
         self.send_file(f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows).encode())
         with suppress(OSError):  # TensorBoard's copy needs room on the disk; no metric is lost without it
@@ -146,20 +144,29 @@ def write_events(folder: Path, name: str, rows: list[Row], purge_step: int) -> P
 def read_metrics(store: ObjectStore, run_id: str) -> list[Row]:
     """All rows of a run, each step once: what an attempt redid stands as the later one saw it.
 
-    An attempt begins with a row that says from which step of which attempt it goes on; what others, or that one, had
-    logged beyond does not belong to the run.
+    An attempt begins with a row that says from which step of which attempt it goes on. From the last attempt that way
+    leads back to the first; what an attempt logged beyond, or beside it, does not belong to the run.
     """
-    prefix = run_key(run_id, "metrics/")
-    keys = sorted((int(info.key.split("/")[-2]), info.key) for info in store.list(prefix))
-    rows: list[tuple[int, Row]] = []
-    for attempt, key in keys:
-        for line in store.get(key).decode().splitlines():
-            row = json.loads(line)
-            if row.get("event") == "start":
-                rows = [(a, old) for a, old in rows if a <= row["origin"] and old["step"] <= row["step"]]
-            steps = [old for _, old in rows[-2:] if old["step"] == row["step"] and "event" not in old]
-            if steps and "event" not in row:
-                steps[0] |= row  # a validation that was interrupted and done by the next attempt
-            else:
-                rows.append((attempt, row))
-    return [row for _, row in rows]
+    rows: dict[int, list[Row]] = {}
+    for info in store.list(run_key(run_id, "metrics/")):
+        attempt = int(info.key.split("/")[-2])
+        rows.setdefault(attempt, []).extend(json.loads(line) for line in store.get(info.key).decode().splitlines())
+    begins = {attempt: found[0] for attempt, found in rows.items() if found[0].get("event") == "start"}
+    way: list[Row] = []
+    attempt, end = max(begins, default=0), float("inf")
+    while attempt in begins:
+        way = [row for row in rows[attempt] if row["step"] <= end] + way
+        attempt, end = begins[attempt]["origin"], min(end, begins[attempt]["step"])
+    return merged(way)
+
+
+def merged(rows: list[Row]) -> list[Row]:
+    """Rows of one step that follow each other become one, as where a validation came in the next attempt."""
+    found: list[Row] = []
+    for row in rows:
+        known = [old for old in found[-2:] if old["step"] == row["step"] and "event" not in old]
+        if known and "event" not in row:
+            known[0] |= row
+        else:
+            found.append(row)
+    return found

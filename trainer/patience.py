@@ -36,7 +36,7 @@ class Patience:
                 if now >= self.deadline:
                     say(f"gave up on {what}: {error}")
                     return False
-                self.complain(f"the store fails, training goes on, trying again: {error}")
+                self.complain(f"the store fails, trying {what} again, and training goes on: {error}")
                 self.hurry.wait(min(pause, max(0.0, self.deadline - now)))
                 self.hurry.clear()
                 pause = min(pause * 2, PAUSE_SECONDS)

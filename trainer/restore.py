@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
@@ -26,7 +27,7 @@ from trainer.contract import (
     parse_manifest_key,
     unseal,
 )
-from trainer.store import NotFoundError, ObjectStore, StoreError, explained
+from trainer.store import NotFoundError, ObjectStore, StoreError, explained, may_pass
 from trainer.store.checksum import Checksums, crc64
 
 T = TypeVar("T")
@@ -75,6 +76,8 @@ def patiently(
         except StoreError as error:
             now = time.monotonic()
             if now >= deadline or not worth_it(error):
+                if may_pass(error):  # nobody's mistake: the next start tries again
+                    raise
                 with explained(what if now < deadline else f"after {seconds:.0f} s of trying, {what}"):
                     raise
             if now >= told + 60:
@@ -160,15 +163,15 @@ def tensors_of(body: memoryview) -> dict[str, Tensor]:
     size = int.from_bytes(body[:8], "little")
     header = json.loads(bytes(body[8 : 8 + size]))
     nhwc = set(header.pop("__metadata__", {}).get(NHWC, "").split())
-    found = {}
-    for name, entry in header.items():
-        dtype, shape, (start, end) = TORCH_DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-        if end == start:
-            found[name] = torch.empty(shape, dtype=dtype)
-            continue
-        count = (end - start) // dtype.itemsize
-        tensor = torch.frombuffer(body, dtype=dtype, count=count, offset=8 + size + start).view(shape)
-        found[name] = tensor.permute(0, 3, 1, 2) if name in nhwc else tensor
+    found: dict[str, Tensor] = {}
+    for dtype, group in groupby(header.items(), key=lambda item: item[1]["dtype"]):  # each stands in one piece
+        entries = dict(group)
+        kind, offsets = TORCH_DTYPES[dtype], [entry["data_offsets"] for entry in entries.values()]
+        sizes = [(end - start) // kind.itemsize for start, end in offsets]
+        flat = torch.frombuffer(body, dtype=kind, count=sum(sizes), offset=8 + size + offsets[0][0])
+        for (name, entry), piece in zip(entries.items(), torch.split(flat, sizes), strict=True):
+            tensor = piece.view(entry["shape"])
+            found[name] = tensor.permute(0, 3, 1, 2) if name in nhwc else tensor
     return found
 
 

@@ -24,6 +24,7 @@ class State:
     scaler: torch.amp.GradScaler
     step: int = 0  # optimizer steps done
     validated: int = 0  # the step of the last validation
+    scores: dict[str, float] = field(default_factory=dict)  # of the last validation
     best: dict[str, Any] = field(default_factory=lambda: {"top1": -1.0, "step": 0, "weights": "model"})
     seconds: float = 0.0  # spent in training steps, over all attempts
 
@@ -36,11 +37,11 @@ class State:
 
     def counters(self) -> dict[str, Any]:
         """What a checkpoint holds beside tensors, as JSON."""
-        names = ("step", "validated", "best", "seconds")
+        names = ("step", "validated", "scores", "best", "seconds")
         return {name: getattr(self, name) for name in names} | {"scaler": self.scaler.state_dict()}
 
     def load_counters(self, counters: Any) -> None:
-        for name in ("step", "validated", "best", "seconds"):
+        for name in ("step", "validated", "scores", "best", "seconds"):
             setattr(self, name, counters[name])
         self.scaler.load_state_dict(counters["scaler"])
 

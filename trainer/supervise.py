@@ -169,7 +169,7 @@ def supervise(arguments: Sequence[str]) -> int:
         return Exit.FINISHED if report(environ) else CRASH
     if uploader.state != "ready":
         code = uploader.finish(DRAIN_SECONDS)
-        return interrupted(NOTHING["message"]) if signals.received and code == -signal.SIGKILL else code or CRASH
+        return interrupted(NOTHING["message"]) if signals.received else code or CRASH
 
     started = time.time()
     env = replace(env, attempt=str(uploader.attempt))

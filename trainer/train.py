@@ -143,9 +143,11 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
         if has_checkpoint := bool(read(lambda: list_manifests(store, env.run_id)[1])):
             check_config(read(lambda: read_config(store, env.run_id)), env.run_id, config)
         state = make_state(config, world.device, initialise=not has_checkpoint)
+        status.enter(Phase.WAITING_FOR_STORE)
         channel = stack.enter_context(closing(Channel.to_uploader())) if world.is_main else None
         dist.barrier(world)  # from here on the run is this attempt's: nobody else adds checkpoints
         restored, skipped = read(lambda: restore(store, env.run_id, state.tensors()))
+        dist.agree(restored.step if restored is not None else -1, world)
         status.enter(Phase.STARTING)
         for reason in skipped:
             console.say(f"checkpoint skipped: {reason}")
@@ -163,7 +165,7 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
         metrics = MetricsWriter(local, channel, env.run_id, int(env.attempt), first_step=state.step, origin=origin)
         checkpointer = Checkpointer(
             state.tensors(), channel, identity(config, data, env), changed_in_forward=state.changed_in_forward(),
-            saved=(restored.step, restored.key) if restored is not None else (-1, ""),
+            restored=(restored.step, restored.key, restored.counters) if restored is not None else (-1, "", {}),
         )  # fmt: skip
         net = dist.wrap(state.model, world)
         if config.compile:
@@ -219,7 +221,7 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
             if dist.any_of(not sums, world):
                 return
             found = scores(sums, world)
-            state.validated = state.step
+            state.validated, state.scores = state.step, found
             metrics.add(state.step, found)
             console.scores(state.step, found)
             top1, name = max((found[f"{name}/top1"], name) for name in models)
@@ -258,7 +260,8 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
         look()
         metrics.flush()
         status.enter(Phase.SAVING)
-        give_up = time.monotonic() + (float(env.deadline) - time.time() if env.deadline else END_SECONDS)
+        patience = float(env.deadline) - time.time() if env.deadline else END_SECONDS
+        give_up = time.monotonic() + max(patience, STOP_SECONDS)
 
         def deadline() -> float:
             nonlocal give_up
@@ -267,7 +270,12 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
                 give_up = min(give_up, time.monotonic() + STOP_SECONDS)
             return give_up
 
-        checkpointer.save_last(state.step, state.counters(), deadline)
+        try:
+            checkpointer.save_last(state.step, state.counters(), deadline)
+        except StoreError:
+            if not interruption.requested:
+                raise
+            return Exit.INTERRUPTED, f"step {state.step} of {plan.total_steps} is handed over"  # tried a while longer
         if state.validated < plan.total_steps:
             return Exit.INTERRUPTED, f"step {state.step} of {plan.total_steps} is saved"
         if channel is not None:
@@ -275,7 +283,7 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
                 "run_id": env.run_id, "recipe": config.recipe, "steps": plan.total_steps, "epochs": config.epochs,
                 "steps_per_epoch": plan.steps_per_epoch, "seconds": state.seconds, "attempts": int(env.attempt),
                 "images_per_second": plan.total_steps * config.global_batch_size / state.seconds,
-                "last": metrics.last, "best": state.best, "checkpoint": checkpointer.committed,
+                "last": state.scores, "best": state.best, "checkpoint": checkpointer.committed,
                 "parameters": sum(p.numel() for p in state.model.parameters()),
             }  # fmt: skip
             channel.send({"op": "put", "key": run_key(env.run_id, "result.json"), "body": body})

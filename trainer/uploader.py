@@ -10,189 +10,72 @@ import contextlib
 import json
 import os
 import platform
-import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.channel import Channel, DisconnectedError, Message, attempt_dir, listen, read_json
+from trainer.channel import Channel, DisconnectedError, attempt_dir, listen, read_json
 from trainer.contract import Exit, LostRunError, RunEnv, UserError, checkpoint_key, run_key
-from trainer.head import RENEWALS_PER_LEASE, HeadOwner, MachineLock, claim_attempt, data_key, put_checkpoint
-from trainer.keep import keep_checkpoint, keep_file, resend
-from trainer.patience import PAUSE_SECONDS, Patience, say
-from trainer.snapshot import Snapshot
-from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError, may_pass, open_store
+from trainer.head import RENEWALS_PER_LEASE, HeadOwner, MachineLock, claim_attempt
+from trainer.keep import resend
+from trainer.patience import Patience, say
+from trainer.sender import Sender
+from trainer.store import NotFoundError, ObjectStore, StoreError, may_pass, open_store
 
 HEARTBEAT_SECONDS = 30
 DRAIN_SECONDS = 90  # what is left when the supervisor dies is tried for so long
 PUTS_AT_ONCE = 4  # segments of metrics
+CLAIM_SECONDS = 300  # a store that fails when the run is to begin is tried for so long
 PROBE_SECONDS = 60  # a store whose servers fail at the start is tried for so long
 
 
 class Uploader:
-    """One attempt's uploads: metrics as they come, and the rest in order by one thread, so that "marker last" holds."""
+    """One attempt's process: who talks to whom, and what goes on all the time."""
 
     def __init__(self, env: RunEnv, store: ObjectStore, head: HeadOwner):
         self.env, self.store, self.head = replace(env, attempt=str(head.attempt)), store, head
-        self.jobs: queue.Queue[Callable[[], None]] = queue.Queue()
-        self.pool = ThreadPoolExecutor(PUTS_AT_ONCE)
-        self.puts: set[Future[None]] = set()  # of metrics; replaced, never changed, once somebody may look at it
-        self.patience = Patience()
-        self.failed = False  # something did not reach the store by the deadline
-        self.kept = ""  # the folder where that is
-        self.channels: list[Channel] = []
-        self.snapshots: dict[int, Snapshot] = {}  # by inode: mapped once
+        self.sender = Sender(self.env, store, head)
+        self.patience = self.sender.patience
         self.readers: list[threading.Thread] = []
-
-    def put_soon(self, request: Message, fd: int | None) -> None:
-        """Several at a time, beside the checkpoints, so that a slow store does not hold those up."""
-        unfinished = {put for put in self.puts if not put.done() or put.exception()}
-        self.puts = unfinished | {self.pool.submit(self.put, request, fd)}
-
-    def in_order(self, work: Callable[[], None]) -> None:
-        """Queue what has to come after all puts until now."""
-        before = self.puts
-
-        def job() -> None:
-            for put in before:
-                put.result()
-            work()
-
-        self.jobs.put(job)
-
-    def put(self, request: Message, fd: int | None = None) -> None:
-        """`{"op": "put" | "create", "key", "body" | "path"}` or a file: JSON or a file; "create" keeps what exists."""
-        key = request["key"]
-        if fd is not None:
-            with os.fdopen(fd, "rb") as file:
-                body = os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
-        elif "path" in request:
-            try:
-                body = Path(request["path"]).read_bytes()
-            except OSError as error:
-                self.patience.complain(f"{key} is not stored: {error}")
-                return
-        else:
-            body = json.dumps(request["body"], indent=1).encode()
-
-        def work() -> None:
-            if request["op"] == "create":
-                with contextlib.suppress(ConflictError):  # created once; it stands
-                    self.store.create(key, body)
-            else:
-                self.store.put(key, body)
-
-        if not self.patience.until_done(key, work):
-            self.keep(lambda: keep_file(self.env, key, body))
-
-    def commit(self, request: Message, fd: int, before: Collection[Future[None]], channel: Channel) -> None:
-        """Object, then manifest, then head; the trainer may not write to the snapshot meanwhile.
-
-        Nothing begins before the metrics that were sent `before` are stored.
-        """
-        inode = os.fstat(fd).st_ino
-        if inode in self.snapshots:
-            os.close(fd)
-        else:
-            self.snapshots[inode] = Snapshot(fd)
-        snapshot = self.snapshots[inode]
-        snapshot.lock(wait=True)
-        try:
-            note = snapshot.note
-            if note["seq"] == request["seq"]:  # else the trainer has put a newer one into this memory
-                for put in before:
-                    put.result()
-                self.commit_snapshot(note, snapshot.body, channel)
-        finally:
-            snapshot.unlock()
-
-    def commit_snapshot(self, note: Message, body: memoryview, channel: Channel) -> None:
-        superseded: set[str] = set()
-        name = f"the checkpoint of step {note['step']}"
-
-        def work() -> None:
-            nonlocal superseded, name
-            name = put_checkpoint(self.store, self.env.run_id, self.head.attempt, note, body)
-            superseded = self.head.commit(name, is_best=note["is_best"])
-
-        answer: Message = {"seq": note["seq"], "step": note["step"]}
-        try:
-            if not self.failed and self.patience.until_done(name, work):  # never without the metrics before it
-                answer["committed"] = name
-            else:
-                self.keep(lambda: keep_checkpoint(self.env, note, body))
-        except LostRunError as error:
-            superseded = {name}  # of which the new owner knows nothing
-            self.tell_lost(error)
-        for manifest in sorted(superseded):
-            self.jobs.put(lambda manifest=manifest: self.retire(manifest))  # type: ignore[misc]
-        with contextlib.suppress(OSError):  # the trainer is gone
-            channel.send(answer)
-
-    def keep(self, save: Callable[[], Path]) -> None:
-        """What the store did not take by the deadline stays on this machine; the next start here stores it."""
-        self.failed = True
-        try:
-            self.kept = str(save())
-        except OSError as error:
-            say(f"and it cannot be kept on this machine either: {error}")
-
-    def retire(self, manifest: str) -> None:
-        """Mark a superseded manifest and its object; a directory store removes them. A failure costs only space."""
-
-        def work() -> None:
-            self.store.retire(data_key(manifest))
-            self.store.retire(manifest)
-
-        if not self.patience.has_an_end:
-            try:
-                work()
-            except StoreError as error:
-                self.patience.complain(f"a superseded checkpoint could not be given up, trying again: {error}")
-                again = threading.Timer(PAUSE_SECONDS, lambda: self.jobs.put(lambda: self.retire(manifest)))
-                again.daemon = True
-                again.start()
-        else:
-            with contextlib.suppress(StoreError):
-                work()
-
-    def tell_lost(self, error: LostRunError) -> None:
-        """The trainer has to end."""
-        say(str(error))
-        for channel in self.channels:
-            with contextlib.suppress(OSError):
-                channel.send({"lost": str(error)})
 
     def claim(self) -> None:
         """Take the run for this attempt, finish what the one before began, and renew the lease from now on."""
-
-        def work() -> None:
-            self.head.claim(say, lambda before: resend(self.env, self.store, before, say))
-            for prefix in (checkpoint_key(self.env.run_id, ""), run_key(self.env.run_id, "")):
+        patience = Patience()
+        patience.end_in(CLAIM_SECONDS)
+        done = patience.until_done(
+            "the claim to the run",
+            lambda: self.head.claim(say, lambda before: resend(self.env, self.store, before, say)),
+        )
+        if not done:
+            raise StoreError(f"the store has not worked for {CLAIM_SECONDS} s, and the run was not begun")
+        for prefix in (checkpoint_key(self.env.run_id, ""), run_key(self.env.run_id, "")):
+            try:
                 self.store.abort_uploads(prefix)  # what a killed writer began
-
-        if not self.patience.until_done("the claim to the run", work):
-            raise LostRunError("the store did not take this attempt's claim to the run in time")
-        for target in (self.renew_forever, lambda: self.patience.until_done("retiring what was left", self.head.sweep)):
+            except StoreError as error:
+                say(f"unfinished uploads stay until the next start, or until they expire: {error}")
+        sweep = partial(self.patience.until_done, "retiring what was left", self.head.sweep)
+        for target in (self.renew_forever, sweep):
             threading.Thread(target=self.unless_lost, args=[target], daemon=True).start()
 
     def unless_lost(self, work: Callable[[], Any]) -> None:
         try:
             work()
         except LostRunError as error:
-            self.tell_lost(error)
+            self.sender.tell_lost(error)
 
     def renew_forever(self) -> None:
         while True:
             time.sleep(self.head.lease_seconds / RENEWALS_PER_LEASE)
             try:
                 self.head.renew()
-            except StoreError as error:
+            except LostRunError:
+                raise
+            except Exception as error:  # noqa: BLE001  # whatever it is: one that does not renew loses the run
                 self.patience.complain(f"the lease could not be renewed, trying again: {error}")
 
     def read_trainer(self, channel: Channel) -> None:
@@ -203,7 +86,11 @@ class Uploader:
         except LostRunError as error:
             channel.send({"lost": str(error)})
             return
-        self.channels.append(channel)
+        except Exception as error:  # noqa: BLE001  # the trainer must not wait for ever
+            say(f"{type(error).__name__}: {error}")
+            channel.send({"failed": str(error)})
+            return
+        self.sender.channels.append(channel)
         channel.send({"hello": self.head.attempt})
         while True:
             try:
@@ -211,12 +98,10 @@ class Uploader:
             except DisconnectedError:
                 return
             if request["op"] == "checkpoint" and fd is not None:
-                before = self.puts
-                self.jobs.put(
-                    lambda request=request, fd=fd, before=before: self.commit(request, fd, before, channel)  # type: ignore[misc]
-                )
+                work = partial(self.sender.commit, request["seq"], self.sender.snapshot(fd), self.sender.puts, channel)
+                self.sender.jobs.put(work)
             else:
-                self.put_soon(request, fd)
+                self.sender.put_soon(request, fd)
 
     def read_supervisor(self) -> None:
         """Queue what the supervisor asks on standard input; its end, or its death, is the end of this process."""
@@ -224,24 +109,29 @@ class Uploader:
             request = json.loads(line)
             if request["op"] == "flush":
                 self.drain(request["seconds"])
-                self.in_order(lambda: print(json.dumps({"drained": not self.failed, "kept": self.kept}), flush=True))
+                self.sender.in_order(self.answer_flush)
             else:
-                self.in_order(lambda request=request: self.put(request))  # type: ignore[misc]
+                self.sender.in_order(partial(self.sender.put, request))
         self.drain(DRAIN_SECONDS)
-        self.in_order(self.stop)
+        self.sender.in_order(self.stop)
+
+    def answer_flush(self) -> None:
+        print(json.dumps({"drained": not self.sender.failed, "kept": self.sender.kept}), flush=True)
 
     def drain(self, seconds: float) -> None:
         """The trainer has ended: read what it still sent, and bound the retries."""
         self.patience.end_in(seconds)
         for reader in self.readers:
             reader.join(timeout=5)
+        if not any(reader.is_alive() for reader in self.readers):
+            self.sender.keep_waiting()
 
     def stop(self) -> None:
         self.beat()
         if self.head.is_mine:
             with contextlib.suppress(StoreError, LostRunError):
                 self.head.release()
-        raise SystemExit(1 if self.failed else 0)
+        raise SystemExit(1 if self.sender.failed else 0)
 
     def beat(self) -> None:
         """Copy the trainer's small status file to the store's heartbeat, unless another attempt may be alive."""
@@ -250,7 +140,7 @@ class Uploader:
         try:
             if not self.head.look():
                 self.store.put(run_key(self.env.run_id, "heartbeat.json"), json.dumps(body).encode())
-        except StoreError as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is: one without a heartbeat is stopped as hung
             self.patience.complain(f"no heartbeat could be stored: {error}")
 
     def beat_forever(self) -> None:
@@ -273,7 +163,7 @@ class Uploader:
         print(json.dumps({"state": "ready", "attempt": self.head.attempt, "socket": path}), flush=True)
         try:
             while True:
-                self.jobs.get()()
+                self.sender.jobs.get()()
         finally:
             Path(path).unlink(missing_ok=True)
             Path(path).parent.rmdir()

@@ -113,8 +113,8 @@ def train(play: Play, log: Log) -> int:
         right = same(tensors, contents(env.run_id, step, play.numbers))
         log("restored", step=step, right=right, key=restored.key if restored else "", skipped=skipped)
         manifest = {"run_id": env.run_id, "attempt": int(env.attempt), "config": {}}
-        saved = (restored.step, restored.key) if restored else (-1, "")
-        checkpointer = Checkpointer(tensors, channel, manifest, saved=saved)
+        origin = (restored.step, restored.key, restored.counters) if restored else (-1, "", {})
+        checkpointer = Checkpointer(tensors, channel, manifest, restored=origin)
         return steps(play, log, env, tensors, channel, checkpointer, step)
     except LostRunError as error:
         log("lost", message=str(error))

@@ -144,7 +144,7 @@ class DirectoryStore:
             for folder, _, names in os.walk(start):
                 if f"{folder}/".startswith(f"{self._root}/{prefix}"):
                     for path in (Path(folder) / name for name in names if name.startswith(RESERVED) and name != _LOCK):
-                        with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+                        with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("r+b") as file:
                             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # that of a living writer is locked
                             path.unlink()
                             count += 1

@@ -254,6 +254,8 @@ class S3Store:
         except BotoCoreError as error:
             self._forget(type(error).__name__)
             raise StoreError(f"{place}: {error}", type(error).__name__) from error
+        except KeyError as error:  # a proxy's page in the place of an answer
+            raise StoreError(f"{place}: the answer has no {error}: it is not S3's", "BadAnswer") from error
 
     def _forget(self, code: str) -> None:
         if code in _STALE:
