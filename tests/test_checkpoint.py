@@ -65,8 +65,11 @@ class Receiver:
         message, fd = self.channel.receive(timeout=5)
         assert fd is not None
         inode = os.fstat(fd).st_ino
-        self.snapshots[inode] = snapshot = self.snapshots.get(inode) or Snapshot(fd)
-        return message["seq"], snapshot
+        if inode in self.snapshots:
+            os.close(fd)
+        else:
+            self.snapshots[inode] = Snapshot(fd)
+        return message["seq"], self.snapshots[inode]
 
     def committed(self, seq: int, name: str = "manifest") -> None:
         self.channel.send({"seq": seq, "step": 0, "committed": name})
