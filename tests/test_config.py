@@ -25,7 +25,9 @@ from trainer.config import (
 )
 from trainer.contract import UserError
 
-OPERATIONAL = {"data.workers", "val_batch_size", "log_every_steps", "checkpoint.every_seconds", "checkpoint.accept_changes"}
+OPERATIONAL = {
+    "data.workers", "val_batch_size", "log_every_steps", "checkpoint.every_seconds", "checkpoint.accept_changes",
+}  # fmt: skip
 FIELDS = sorted(flatten(Config()))
 OTHER = {  # Literal fields need a value of their own
     "precision": "fp16",
