@@ -53,7 +53,7 @@ test: $(VENV)/.dev $(if $(ARGS),,test-infra) ## run all tests (what lacks here i
 	@$(BIN)/python -m pytest tests $(ARGS)
 
 .PHONY: test-infra
-test-infra: $(INFRA)/.infra ## run the tests of the AWS app alone (they have an environment of their own)
+test-infra: $(INFRA)/.dev ## run the tests of the AWS app alone (they have an environment of their own)
 	@$(INFRA)/bin/python -m pytest tests/infra $(ARGS)
 
 .PHONY: chaos
@@ -104,6 +104,7 @@ lock: $(VENV)/.dev ## renew requirements/*.txt from pyproject.toml
 	$(COMPILE) --group dev -c requirements/trainer.txt -o requirements/dev.txt
 	$(COMPILE) --group bench -c requirements/dev.txt -o requirements/bench.txt
 	$(COMPILE) --group infra -o requirements/infra.txt
+	$(COMPILE) --group infra-dev -c requirements/infra.txt -o requirements/infra-dev.txt
 
 .PHONY: ci-deps
 ci-deps: ## install and start what the tests need (root, Debian): Docker engine, debootstrap, chromium
@@ -142,3 +143,7 @@ $(VENV)/.bench: requirements/bench.txt requirements/uv.txt
 $(INFRA)/.infra: requirements/infra.txt requirements/uv.txt
 	$(call set-up,infra,$(INFRA_SIZE))
 	@touch $@
+
+$(INFRA)/.dev: requirements/infra-dev.txt requirements/uv.txt
+	$(call set-up,infra-dev,$(INFRA_SIZE))
+	@touch $@ $(INFRA)/.infra

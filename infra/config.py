@@ -1,4 +1,4 @@
-"""What belongs to an installation: the values under `context` in cdk.json, checked.
+"""What belongs to an installation: the values under `context` in cdk.json, checked, and the names that follow from it.
 
 Not here: what belongs to a run (recipe, data, budget, hours), which goes to `launch`. Knows nothing of CDK.
 """
@@ -12,36 +12,104 @@ from dataclasses import dataclass, fields
 from trainer.contract import UserError
 
 CONTEXT_PREFIX = "resnet-spot:"  # CDK keeps keys of its own in the same context
-NAME_RULE = r"[a-z][a-z0-9-]{0,23}"
-BUCKET_NAME_RULE = r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]"  # S3's rule without dots, which break TLS to the bucket's host
+GPU_TYPES = "g6.xlarge,g6.2xlarge,g6.4xlarge,g5.xlarge,g5.2xlarge,g5.4xlarge,g6e.xlarge,g6e.2xlarge,g6e.4xlarge"
+CPU_TYPES = "c7a.2xlarge,c7i.2xlarge,c6a.2xlarge,c6i.2xlarge,m7a.2xlarge,m7i.2xlarge,m6a.2xlarge,m6i.2xlarge"
+RULES = {  # field: the rule that its value matches, the rule in words, an example
+    "name": (r"[a-z][a-z0-9-]{0,23}", "at most 24 lower case letters, digits and '-', a letter first", "resnet-spot"),
+    "bucket_name": (
+        r"([a-z0-9][a-z0-9-]{1,61}[a-z0-9])?",  # S3's rule without dots, which break TLS to the bucket's host
+        "3 to 63 lower case letters, digits and '-', or \"\" and AWS makes one up",
+        "my-resnet-spot",
+    ),
+    "instance_types": (r"[a-z0-9-]+\.[a-z0-9]+(,[a-z0-9-]+\.[a-z0-9]+)*", "types with one GPU, by ','", GPU_TYPES),
+    "prepare_instance_types": (r"[a-z0-9-]+\.[a-z0-9]+(,[a-z0-9-]+\.[a-z0-9]+)*", "CPU types, by ','", CPU_TYPES),
+    "market": (r"spot|on-demand", "spot or on-demand", "spot"),
+    "zones": (r"([a-z0-9-]+(,[a-z0-9-]+)*)?", "zones, by ',', or \"\" for the region's first three", "us-east-1a"),
+    "email": (r"([^@\s]+@[^@\s]+)?", 'an address, or "" for none', "me@example.org"),
+    "vpc_id": (r"(vpc-[0-9a-f]+)?", 'an existing VPC, or "" for one of its own', "vpc-0123456789abcdef0"),
+    "subnet_ids": (
+        r"(subnet-[0-9a-f]+(,subnet-[0-9a-f]+)*)?",
+        "public subnets of vpc_id, by ','",
+        "subnet-0123456789abcdef0",
+    ),
+    "image_uri": (r"(\S+[:@]\S+)?", 'an image with its tag or digest, or "" to build it', "registry/image:tag"),
+    "disk_gib": (r"[1-9][0-9]{1,4}", "10 to 99999", "120"),
+    "max_nodes": (r"[1-9][0-9]?", "1 to 99", "1"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Installation:
     """One field per context key `resnet-spot:<field>`: edit cdk.json, or `cdk … -c resnet-spot:<field>=<value>`.
 
-    Account and region are not among them: they are those of the credentials.
+    Account and region are not among them: they are those of the credentials. All values are strings; what CDK does
+    not know before the deploy is in the outputs of the stacks.
     """
 
     name: str = "resnet-spot"  # the stacks are called <name>-storage, …; another name is another installation
     bucket_name: str = ""  # unique in all of S3; "": AWS makes one up
+    instance_types: str = GPU_TYPES  # each in every zone is a pool; twelve pools or more make spot capacity likely
+    prepare_instance_types: str = CPU_TYPES
+    market: str = "spot"
+    zones: str = ""
+    email: str = ""  # who is told when a guard acts
+    vpc_id: str = ""
+    subnet_ids: str = ""
+    image_uri: str = ""
+    disk_gib: str = "120"  # of the GPU machines' root volume: the AMI takes 75, the image 7
+    max_nodes: str = "1"
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            if not isinstance(value := getattr(self, f.name), str):
+            key, value = context_key(f.name), getattr(self, f.name)
+            if not isinstance(value, str):
+                raise UserError(f'{key}={value!r} in the CDK context is not a string: put it in "…" in cdk.json')
+            rule, words, example = RULES[f.name]
+            if not re.fullmatch(rule, value):
                 raise UserError(
-                    f'{context_key(f.name)}={value!r} in the CDK context is not a string: put it in "…" in cdk.json'
+                    f"{key}={value!r} in the CDK context is not valid: use {rule} ({words}), for example {example}"
                 )
-        if not re.fullmatch(NAME_RULE, self.name):
+        if bool(self.vpc_id) != bool(self.subnet_ids):
             raise UserError(
-                f"{context_key('name')}={self.name!r} in the CDK context is not a name for stacks: use {NAME_RULE} "
-                "(at most 24 lower case letters, digits and '-', a letter first), for example resnet-spot"
+                f"{context_key('vpc_id')}={self.vpc_id!r} and {context_key('subnet_ids')}={self.subnet_ids!r} in the "
+                'CDK context belong together: give both, or neither ("" for both)'
             )
-        if self.bucket_name and not re.fullmatch(BUCKET_NAME_RULE, self.bucket_name):
-            raise UserError(
-                f"{context_key('bucket_name')}={self.bucket_name!r} in the CDK context is not a bucket's name: use "
-                f"{BUCKET_NAME_RULE} (3 to 63 lower case letters, digits and '-'), or \"\" and AWS makes one up"
-            )
+
+    @property
+    def storage_stack(self) -> str:
+        return f"{self.name}-storage"
+
+    @property
+    def training_stack(self) -> str:
+        return f"{self.name}-training"
+
+    @property
+    def train_group(self) -> str:
+        """The Auto Scaling group of GPU machines."""
+        return f"{self.name}-train"
+
+    @property
+    def prepare_group(self) -> str:
+        """The Auto Scaling group of CPU machines that `prepare` uses."""
+        return f"{self.name}-prepare"
+
+    @property
+    def log_group(self) -> str:
+        return f"/{self.name}/runs"
+
+    @property
+    def guard_function(self) -> str:
+        return f"{self.name}-guard"
+
+    @property
+    def schedule_group(self) -> str:
+        """The EventBridge Scheduler group of the one-time stop schedules."""
+        return self.name
+
+    @property
+    def secret_name(self) -> str:
+        """The Hugging Face token, in Secrets Manager."""
+        return f"{self.name}/hf-token"
 
     @classmethod
     def from_context(cls, context: Mapping[str, object]) -> Installation:
@@ -62,3 +130,21 @@ class Installation:
 def context_key(name: str) -> str:
     """The key of a field in the CDK context."""
     return CONTEXT_PREFIX + name
+
+
+class Tag:
+    """Tags of machines. `launch` puts them on the group, which gives them to its machines; IMDS shows them to boot."""
+
+    INSTALLATION = "resnet-spot"  # the installation's name; on every resource of both stacks
+    RUN = "resnet-spot:run"  # the run that the machine is billed to
+    DEADLINE = "resnet-spot:deadline"  # Unix seconds: when it must be gone
+
+
+class Output:
+    """The outputs of the stacks."""
+
+    BUCKET = "BucketName"  # storage; the store is s3://<this>
+    SECRET = "SecretArn"  # storage
+    IMAGE = "ImageUri"  # training
+    TOPIC = "TopicArn"  # training: SNS, who is told
+    SCHEDULER_ROLE = "SchedulerRoleArn"  # training: with it the one-time schedule sets a group to 0

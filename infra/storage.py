@@ -22,7 +22,7 @@ class StorageStack(cdk.Stack):
     def __init__(self, scope: Construct, installation: Installation) -> None:
         super().__init__(
             scope,
-            f"{installation.name}-storage",
+            installation.storage_stack,
             description="resnet-spot: datasets, runs and checkpoints; kept when training is destroyed",
         )
         self.bucket = s3.Bucket(

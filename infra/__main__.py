@@ -1,0 +1,62 @@
+"""The operator's command line: `python -m infra <command>`; `make <command>` on top of it.
+
+Exit codes: 0 done, 2 usage, 3 preflight failed, 4 AWS refused, 5 left-overs found, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import boto3
+
+from infra.operate.session import Aws, ExitCode, AwsError, load_installation
+from trainer.contract import UserError
+
+COMMANDS = (
+    "preflight", "deploy", "launch", "prepare", "status", "logs", "cost", "pull", "stop", "shell", "secret", "destroy",
+)  # fmt: skip
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m infra", description="Train on one AWS spot GPU: deploy, launch, watch, stop, destroy.",
+        epilog="exit codes: 0 done, 2 usage, 3 preflight failed, 4 AWS refused, 5 left-overs found",
+    )  # fmt: skip
+    parser.add_argument(
+        "-c", dest="context", action="append", default=[], metavar="FIELD=VALUE",
+        help="another value than cdk.json's, for example -c market=on-demand (again for more)",
+    )  # fmt: skip
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name in COMMANDS:
+        module = import_module(f"infra.operate.{name}")
+        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        module.configure(command)
+        command.set_defaults(run=module.run)
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    options = parse(sys.argv[1:])
+    try:
+        installation = load_installation(options.context)
+        region = os.environ.get("AWS_REGION") or None  # boto3 alone reads only AWS_DEFAULT_REGION
+        return int(options.run(Aws(boto3.Session(region_name=region)), installation, options))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ExitCode.USAGE
+    except AwsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ExitCode.REFUSED
+    except BrokenPipeError:
+        return ExitCode.DONE
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Whose account, which region, which installation; and AWS's errors as sentences with a fix.
+
+Every call to AWS of the operator's commands goes through `Aws.client`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import boto3
+import botocore.exceptions
+from botocore.config import Config
+
+from infra.config import Installation, context_key
+from trainer.contract import UserError
+
+ROOT = Path(__file__).parents[2]
+CONFIG = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "max_attempts": 4})
+
+
+class ExitCode(IntEnum):
+    """Of `python -m infra …`."""
+
+    DONE = 0
+    USAGE = 2
+    PREFLIGHT = 3
+    REFUSED = 4
+    LEFT_OVERS = 5
+
+
+class AwsError(Exception):
+    """AWS said no, or could not be asked; the message says what was asked, what it said, and what to do. Exit 4."""
+
+
+@dataclass(frozen=True)
+class Aws:
+    """The account and region of the credentials."""
+
+    session: boto3.Session
+
+    def client(self, service: str) -> Any:
+        return _client(self.session, service)
+
+    @property
+    def region(self) -> str:
+        if not (region := self.session.region_name):
+            raise UserError("no AWS region is set: export AWS_REGION=us-east-1, or run `aws configure`")
+        return region
+
+    @cached_property
+    def account(self) -> str:
+        with explained("who am I (sts get-caller-identity)"):
+            return str(self.client("sts").get_caller_identity()["Account"])
+
+    def outputs(self, stack: str) -> dict[str, str]:
+        """The outputs of a stack; empty where there is no such stack."""
+        try:
+            with explained(f"the stack {stack}"):
+                (found,) = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"]
+        except AwsError as error:
+            if "does not exist" in str(error.__cause__):
+                return {}
+            raise
+        return {output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", [])}
+
+
+@cache
+def _client(session: boto3.Session, service: str) -> Any:
+    return session.client(service, config=CONFIG)
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn botocore's errors into AwsError with the fix for the usual ones."""
+    try:
+        yield
+    except botocore.exceptions.NoCredentialsError as error:
+        raise AwsError(
+            f"{what}: there are no AWS credentials: export AWS_PROFILE=… or AWS_ACCESS_KEY_ID=… and "
+            "AWS_SECRET_ACCESS_KEY=…, or run `aws configure` or `aws sso login`"
+        ) from error
+    except botocore.exceptions.ClientError as error:
+        code, said = error.response["Error"].get("Code", ""), error.response["Error"].get("Message", "")
+        fix = ""
+        if code in ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidClientTokenId"):
+            fix = ": renew your credentials (`aws sso login`, or export new ones)"
+        elif "AccessDenied" in code or "Unauthorized" in code:
+            fix = ": your user or role lacks this permission; ask the account's administrator"
+        raise AwsError(f"{what}: AWS refused ({code}): {said}{fix}") from error
+    except (botocore.exceptions.BotoCoreError, OSError) as error:
+        raise AwsError(f"{what}: AWS cannot be reached: {error}; check the network and AWS_REGION") from error
+
+
+def load_installation(overrides: Sequence[str], root: Path = ROOT) -> Installation:
+    """cdk.json's context with `-c field=value` on top, as `cdk` reads it; raises UserError naming key, value, rule."""
+    for pair in overrides:
+        if "=" not in pair:
+            raise UserError(f"-c {pair!r} is not FIELD=VALUE: for example -c market=on-demand")
+    given = dict(pair.split("=", 1) for pair in overrides)
+    context: dict[str, object] = json.loads((root / "cdk.json").read_text()).get("context", {})
+    return Installation.from_context(context | {context_key(name): value for name, value in given.items()})
