@@ -42,6 +42,7 @@ class Phase:
 
     STARTING = "starting"
     STAGING = "staging"
+    PREPARING = "preparing"  # of `trainer.prepare` on AWS
     COMPILING = "compiling"
     TRAINING = "training"
     EVALUATING = "evaluating"
@@ -114,6 +115,8 @@ def run_key(run_id: str, file: str) -> str:
 
 
 def attempt_key(run_id: str, attempt: int) -> str:
+    """`attempts/<n>.json`: attempt, started, machine (id, type, zone, market; {} outside EC2); in the end also exit,
+    message, ended. One without an exit runs, or was killed."""
     return run_key(run_id, f"attempts/{attempt}.json")
 
 

@@ -6,13 +6,30 @@ Only the command line lives here; the work is in `trainer.data.prepare`.
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import signal
 import sys
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from trainer.contract import Exit, RunEnv, UserError
+from trainer.contract import RUN_ID_RULE, Exit, Phase, RunEnv, UserError
+from trainer.launch import say
+
+if TYPE_CHECKING:
+    from trainer.data.prepare import Prepared
+    from trainer.prepare_run import PrepareRun
+    from trainer.store import ObjectStore
+
+RUN_PREFIX = "prepare-"  # of run ids: what is below runs/prepare-… is a preparation's, never a training's
+
+
+def _given_run() -> str:
+    run_id = os.environ.get(RunEnv.variable("run_id"), "")
+    return run_id if run_id.startswith(RUN_PREFIX) else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +48,7 @@ class Options:
 
     train_sides: tuple[int, ...] = (256, 128)
     """Short sides in pixels; training images are stored with each, and read from the smallest that serves. 256 is made
-    for training at 224, 128 for up to 112 (progressive resizing starts there). Smaller images are not enlarged."""
+    for training at 224, 128 for up to 112 (progressive resizing starts there). Smaller images stay so."""
 
     val_sides: tuple[int, ...] = (320,)
     """Likewise for validation images; several are allowed. 320 serves evaluation at resize 232 to 320."""
@@ -48,19 +65,36 @@ class Options:
     secrets_dir: str = field(default_factory=lambda: os.environ.get(RunEnv.variable("secrets_dir"), ""))
     """Folder with the file hf_token, for gated data; without it HF_TOKEN or `hf auth login` counts."""
 
+    run_id: str = field(default_factory=_given_run)
+    """prepare-…: keep attempts, a heartbeat, and done.json or failed.json under runs/<run id>/ of the store, as on AWS,
+    where it comes from TRAINER_RUN_ID; a finished run does nothing. Another TRAINER_RUN_ID is a training's."""
+
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: _leave())
     try:
         options = tyro.cli(Options, prog="python -m trainer.prepare")
     except SystemExit as stop:  # tyro has said what is wrong
         return Exit.USER if stop.code else Exit.FINISHED
-    from trainer.store import StoreError
+    from trainer.prepare_run import exit_code, record
+    from trainer.store import StoreError, open_store
+
+    def work(run: PrepareRun) -> dict[str, Any]:
+        signal.signal(signal.SIGTERM, lambda *_: _leave(run))
+        prepared = _prepare(options, store, run)
+        images = sum(split.images for split in prepared.index.splits.values())
+        return {"dataset": store.describe(prepared.prefix), "images": images}
 
     try:
-        _prepare(options)
+        _check_run_id(options.run_id)
+        store = open_store(options.store)
+        if options.run_id:
+            record(store, options.run_id, work)
+        else:
+            _prepare(options, store)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return Exit.USER
+        return exit_code(error) if options.run_id else Exit.USER
     except (StoreError, OSError) as error:
         print(f"error: {error}; the shards written so far are kept, run the same command again", file=sys.stderr)
         return 1
@@ -70,12 +104,30 @@ def main() -> int:
     return Exit.FINISHED
 
 
-def _prepare(options: Options) -> None:
+def _leave(run: PrepareRun | None = None) -> None:
+    """After SIGTERM, at once and wherever the work is: what is whole in the store counts, and a call later continues.
+
+    Not by an exception, as for Ctrl-C: the hub's client would first finish the files that it is downloading.
+    """
+    if run is not None:
+        run.interrupt()
+    say("stopped; what was prepared so far is kept, run the same command again to continue")
+    os._exit(Exit.INTERRUPTED)
+
+
+def _check_run_id(run_id: str) -> None:
+    if run_id and not (run_id.startswith(RUN_PREFIX) and re.fullmatch(RUN_ID_RULE, run_id)):
+        raise UserError(
+            f"--run-id {run_id!r} is not the run id of a preparation: it begins with {RUN_PREFIX}, then {RUN_ID_RULE} "
+            "(lower case, digits, '-', '_', '.'), for example prepare-imagenet; without one nothing is recorded"
+        )
+
+
+def _prepare(options: Options, store: ObjectStore, run: PrepareRun | None = None) -> Prepared:
     from trainer.data.prepare import prepare
     from trainer.data.shards import Copies
-    from trainer.store import explained, open_store
+    from trainer.store import explained
 
-    store = open_store(options.store)
     store.probe("datasets/probe")
     with explained(f"the data {options.data}, or the store {store.uri},"):
         prepared = prepare(
@@ -85,9 +137,12 @@ def _prepare(options: Options) -> None:
             secrets_dir=options.secrets_dir,
             workers=options.workers,
             max_broken_share=options.max_broken_share,
+            progress=partial(run.count, Phase.PREPARING) if run else None,
+            downloaded=partial(run.count, Phase.STAGING) if run else None,
         )
     where = store.describe(prepared.prefix)
     print(f"prepared: {where}\ntrain from it: make train DATA={shlex.quote(where)}")
+    return prepared
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Is this machine about to be taken away? Asks the instance metadata service of EC2 (IMDSv2) every few seconds.
+"""What is this machine, and is it about to be taken away? Asks the instance metadata service of EC2 (IMDSv2).
 
 Standard library only. Says what it hears to two callbacks, and knows nothing of what is done about it.
 """
@@ -20,6 +20,11 @@ TOKEN_SECONDS = 21600  # the longest that the service grants
 BODY_BYTES = 4096
 NOTICE = "/latest/meta-data/spot/instance-action"
 REBALANCE = "/latest/meta-data/events/recommendations/rebalance"
+MACHINE = {
+    "id": "instance-id", "type": "instance-type", "zone": "placement/availability-zone",
+    "market": "instance-life-cycle",
+}  # fmt: skip
+FAULTS = (OSError, http.client.HTTPException, ValueError)
 
 
 def on_ec2(sysfs: Path = Path("/sys")) -> bool:
@@ -40,6 +45,57 @@ def endpoint(environ: Mapping[str, str]) -> str:
     return named.rstrip("/") or ("http://169.254.169.254" if on_ec2() else "")
 
 
+class Metadata:
+    """The service's documents. Every method raises OSError, HTTPException or ValueError where it fails."""
+
+    def __init__(self, url: str, token_seconds: int = TOKEN_SECONDS):
+        self.url, self.token_seconds = url, token_seconds
+        self.token, self.renew_at = "", 0.0
+
+    def get(self, path: str) -> str | None:
+        """A document; None where there is none."""
+        for _ in range(2):
+            if time.monotonic() >= self.renew_at:
+                seconds = {"X-aws-ec2-metadata-token-ttl-seconds": str(self.token_seconds)}
+                status, body = self.request("PUT", "/latest/api/token", seconds)
+                if status != 200:
+                    raise ValueError(f"{status} for a token")
+                self.token, self.renew_at = body, time.monotonic() + self.token_seconds / 2
+            status, body = self.request("GET", path, {"X-aws-ec2-metadata-token": self.token})
+            if status != 401:
+                break
+            self.renew_at = 0.0  # the token has ended before its time
+        if status == 404:
+            return None
+        if status != 200:
+            raise ValueError(f"{status} for {path}")
+        return body
+
+    def request(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:
+        """Status and body. By http.client, which knows no proxy."""
+        url = urlsplit(self.url)
+        if not url.hostname:
+            raise ValueError("no host in it: it must be like http://169.254.169.254")
+        connection = http.client.HTTPConnection(url.hostname, url.port, timeout=TIMEOUT_SECONDS)
+        try:
+            connection.request(method, url.path + path, headers=headers)
+            response = connection.getresponse()
+            return response.status, response.read(BODY_BYTES).decode()
+        finally:
+            connection.close()
+
+
+def machine(url: str) -> dict[str, str]:
+    """What this machine is, for the ledger of attempts: id, type, zone, market (spot, on-demand); {} elsewhere."""
+    if not url:
+        return {}
+    metadata = Metadata(url)
+    try:
+        return {name: metadata.get(f"/latest/meta-data/{path}") or "" for name, path in MACHINE.items()}
+    except FAULTS:
+        return {}
+
+
 class Poller(threading.Thread):
     """Polls until the notice has come, or for ever. A service that fails is never a notice, and said once."""
 
@@ -56,8 +112,7 @@ class Poller(threading.Thread):
         super().__init__(daemon=True, name="spot")
         self.url = url
         self.on_notice, self.on_rebalance, self.say = on_notice, on_rebalance, say
-        self.poll_seconds, self.token_seconds = poll_seconds, token_seconds
-        self.token, self.renew_at = "", 0.0
+        self.poll_seconds, self.metadata = poll_seconds, Metadata(url, token_seconds)
         self.recommended = ""  # the time of the last recommendation, which tells it from the next
         self.complained = False
 
@@ -80,7 +135,7 @@ class Poller(threading.Thread):
         """A JSON object with this field; None where there is none, or no sound answer."""
         try:
             return self.get(path, name)
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except FAULTS as error:
             if not self.complained:
                 self.complained = True
                 self.say(
@@ -90,35 +145,9 @@ class Poller(threading.Thread):
             return None
 
     def get(self, path: str, name: str) -> dict[str, Any] | None:
-        for _ in range(2):
-            if time.monotonic() >= self.renew_at:
-                seconds = {"X-aws-ec2-metadata-token-ttl-seconds": str(self.token_seconds)}
-                status, body = self.request("PUT", "/latest/api/token", seconds)
-                if status != 200:
-                    raise ValueError(f"{status} for a token")
-                self.token, self.renew_at = body, time.monotonic() + self.token_seconds / 2
-            status, body = self.request("GET", path, {"X-aws-ec2-metadata-token": self.token})
-            if status != 401:
-                break
-            self.renew_at = 0.0  # the token has ended before its time
-        if status == 404:
+        if (body := self.metadata.get(path)) is None:
             return None
-        if status != 200:
-            raise ValueError(f"{status} for {path}")
         answer = json.loads(body)
         if not (isinstance(answer, dict) and isinstance(answer.get(name), str)):
             raise ValueError(f"{body[:80]!r} for {path}")
         return answer
-
-    def request(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:
-        """Status and body. By http.client, which knows no proxy."""
-        url = urlsplit(self.url)
-        if not url.hostname:
-            raise ValueError("no host in it: it must be like http://169.254.169.254")
-        connection = http.client.HTTPConnection(url.hostname, url.port, timeout=TIMEOUT_SECONDS)
-        try:
-            connection.request(method, url.path + path, headers=headers)
-            response = connection.getresponse()
-            return response.status, response.read(BODY_BYTES).decode()
-        finally:
-            connection.close()

@@ -176,6 +176,8 @@ def supervise(arguments: Sequence[str]) -> int:
     environ |= env.to_environ() | {SOCKET_VARIABLE: uploader.socket}
     spec = {"recipe": recipe["recipe"], "arguments": list(arguments), "data": env.data}
     uploader.ask(op="create", key=run_key(env.run_id, "spec.json"), body=spec)
+    begun = {"attempt": uploader.attempt, "started": started, "machine": spot.machine(url)}
+    uploader.ask(op="put", key=attempt_key(env.run_id, uploader.attempt), body=begun)
     ended = train(arguments, environ, attempt_dir(env), signals)
     code, message = int(ended["code"]), ended["message"]
 
@@ -186,7 +188,7 @@ def supervise(arguments: Sequence[str]) -> int:
     saved = answer.get("drained", False)
     if code == Exit.FINISHED and saved:
         report(environ)
-    body = {"attempt": uploader.attempt, "exit": code, "message": message, "started": started, "ended": time.time()}
+    body = begun | {"exit": code, "message": message, "ended": time.time()}
     uploader.ask(op="put", key=attempt_key(env.run_id, uploader.attempt), body=body)
     if code == Exit.FINISHED and saved:
         uploader.ask(op="create", key=run_key(env.run_id, "done.json"), body=body)

@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -32,7 +33,7 @@ class Imds:
         class Handler(BaseHTTPRequestHandler):
             def handle_any(self) -> None:
                 imds.answering.wait()
-                status, body = imds.answer(self.command, self.path, dict(self.headers.items()))
+                status, body = imds.answer(self.command, self.path, self.headers)
                 imds.answers.append((f"{self.command} {self.path}", status))
                 self.send_response_only(status)
                 self.send_header("Content-Length", str(len(body)))
@@ -55,7 +56,7 @@ class Imds:
         self._thread.start()
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
 
-    def answer(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:
+    def answer(self, method: str, path: str, headers: Message) -> tuple[int, str]:
         if self.failing is not None:
             return self.failing, "planned by the test"
         if method == "PUT":

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.contract import UserError
+from trainer.data.progress import Progress
 
 Labels = npt.NDArray[np.int64]
 
@@ -39,6 +40,10 @@ class Example:
     image: bytes  # as stored: JPEG, PNG, …
     label: int
     name: str  # for messages
+
+
+class UnreachableError(UserError):
+    """The hub does not answer, or is too busy: it may be gone in a minute without anybody's doing."""
 
 
 class Split(Protocol):
@@ -266,11 +271,14 @@ def _check_schema(data: str, path: Path, schema: Any) -> None:
         raise UserError(f"DATA={data}: {path.name} has image: {image}, label: {label}: {wanted}")
 
 
-def download(data: str, secrets_dir: str) -> Path:
-    """The parquet files of a hub dataset, in the hub's own cache; an interrupted download continues."""
+def download(data: str, secrets_dir: str, progress: Progress | None = None) -> Path:
+    """The parquet files of a hub dataset, in the hub's own cache; an interrupted download continues.
+
+    `progress` is told of bytes, as they arrive and as they are written: it moves as long as the download does.
+    """
     from huggingface_hub import constants, get_token, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars, tqdm
 
     secret = Path(secrets_dir) / "hf_token" if secrets_dir else None
     token = (secret.read_text().strip() if secret and secret.is_file() else "") or get_token()
@@ -279,8 +287,20 @@ def download(data: str, secrets_dir: str) -> Path:
     if not sys.stderr.isatty():
         disable_progress_bars()
     patterns = [f"*{name}*.parquet" for names in SPLITS.values() for name in names]
+
+    class Bar(tqdm):  # the hub's client has no other way to tell
+        def update(self, count: float | None = 1) -> bool | None:
+            if progress is not None and count:
+                progress(int(count))
+            shown: bool | None = super().update(count)
+            return shown
+
     try:
-        return Path(snapshot_download(data, repo_type="dataset", allow_patterns=patterns, token=token or False))
+        return Path(
+            snapshot_download(
+                data, repo_type="dataset", allow_patterns=patterns, token=token or False, tqdm_class=Bar
+            )
+        )  # fmt: skip
     except GatedRepoError as error:
         if not token:
             raise UserError(
@@ -295,8 +315,8 @@ def download(data: str, secrets_dir: str) -> Path:
             f"DATA={data}: no folder of that name here, and no such dataset at {page} (or it is private): check the "
             f"spelling; for a private dataset {give}"
         ) from error
-    except LocalEntryNotFoundError as error:
-        raise UserError(
+    except LocalEntryNotFoundError as error:  # after its client has tried for half a minute
+        raise UnreachableError(
             f"DATA={data}: no folder of that name here, and the hub at {constants.ENDPOINT} cannot be reached: check "
             "the network, or give DATA= a folder of its parquet files"
         ) from error

@@ -45,8 +45,11 @@ def prepare(
     max_broken_share: float = 0.001,
     images_per_shard: int = 0,
     progress: Progress | None = None,
+    downloaded: Progress | None = None,
 ) -> Prepared:
     """Write the shards, then the index; where the index is, do nothing. Shards that are already there are kept, unread.
+
+    `progress` is told of images; of bytes from the hub, too, unless `downloaded` is.
 
     `workers` of 0 means all cores, `images_per_shard` of 0 about 128 MB for the largest copy. In memory are the images
     of one shard while they are converted, and of the one before it while it is written. Raises UserError and
@@ -61,7 +64,7 @@ def prepare(
         say(f"{name}: already prepared in {where}")
         return Prepared(prefix, index)
 
-    source = open_source(data, secrets_dir=secrets_dir)
+    source = open_source(data, secrets_dir=secrets_dir, progress=downloaded or progress)
     total = sum(len(split) for split in source.splits.values())
     workers = workers or os.cpu_count() or 1
     files = {info.key.rpartition("/")[2] for info in store.list(f"{prefix}/")}

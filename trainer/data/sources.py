@@ -18,6 +18,7 @@ import numpy as np
 from trainer.contract import UserError
 from trainer.data import forms
 from trainer.data.forms import FORMS, Example, Split
+from trainer.data.progress import Progress
 
 __all__ = ["Example", "Source", "Split", "identify", "open_source"]
 
@@ -30,10 +31,11 @@ class Source:
     identity: str  # changes when the content may have changed
 
 
-def open_source(data: str, *, secrets_dir: str = "") -> Source:
+def open_source(data: str, *, secrets_dir: str = "", progress: Progress | None = None) -> Source:
     """Open what DATA= names and check it: both splits, no empty class, labels in range. UserError says what is wrong.
 
     A gated dataset's token is `<secrets_dir>/hf_token`, else what the hub's client finds (HF_TOKEN, `hf auth login`).
+    `progress` is told of bytes that are downloaded.
     """
     name, identity = identify(data)
     if data == "digits":
@@ -44,7 +46,7 @@ def open_source(data: str, *, secrets_dir: str = "") -> Source:
         else:
             classes, splits = forms.image_folder(data, folder)
     else:
-        classes, splits = forms.parquet(data, forms.parquet_files(forms.download(data, secrets_dir)))
+        classes, splits = forms.parquet(data, forms.parquet_files(forms.download(data, secrets_dir, progress)))
     _check(data, classes, splits)
     return Source(name, classes, splits, identity)
 

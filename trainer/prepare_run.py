@@ -1,0 +1,123 @@
+"""A preparation as a run of its own, `runs/prepare-…/`: its attempts, its heartbeat, and how it ended.
+
+For a machine that nobody watches: on AWS a guard stops what shows no life, and what has ended. Nothing of the images
+lives here, and the shards are stored without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from trainer import spot
+from trainer.contract import Exit, Phase, UserError, attempt_key, run_key
+from trainer.data.forms import UnreachableError
+from trainer.data.progress import say
+from trainer.head import claim_attempt
+from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError, explained, may_pass
+from trainer.store.background import in_background
+
+HEARTBEAT_SECONDS = 30
+COMPLAIN_SECONDS = 60
+LEAVE_SECONDS = 10  # what the store gets after a SIGTERM
+CRASH = 1
+
+
+class PrepareRun:
+    """One attempt, from its beginning to its end."""
+
+    def __init__(self, store: ObjectStore, run_id: str) -> None:
+        self.store, self.run_id = store, run_id
+        self.attempt = claim_attempt(store, run_id)
+        self.record: dict[str, Any] = {"attempt": self.attempt, "started": time.time()}
+        self.record["machine"] = spot.machine(spot.endpoint(os.environ))
+        self.put(attempt_key(run_id, self.attempt), self.record)
+        self.phase, self.progress, self.counting = Phase.STARTING, 0, threading.Lock()
+        self.complained = float("-inf")
+        self.ended = threading.Event()
+        self.beating = threading.Thread(target=self.beat_forever, daemon=True, name="heartbeat")
+        self.beating.start()
+
+    def put(self, key: str, body: dict[str, Any]) -> None:
+        self.store.put(key, json.dumps(body, indent=1).encode())
+
+    def count(self, phase: str, amount: int) -> None:
+        """So much more of the phase is done, bytes or images; from any thread."""
+        with self.counting:
+            if phase != self.phase:
+                self.phase, self.progress = phase, 0
+            self.progress += amount
+
+    def beat(self) -> None:
+        with self.counting:
+            status = {"phase": self.phase, "step": 0, "progress": self.progress}
+        body = status | {"time": time.time(), "attempt": self.attempt, "owner": platform.node()}
+        try:
+            self.put(run_key(self.run_id, "heartbeat.json"), body)
+        except Exception as error:  # noqa: BLE001  # whatever it is: one without a heartbeat is stopped as hung
+            if time.monotonic() >= self.complained + COMPLAIN_SECONDS:
+                self.complained = time.monotonic()
+                say(f"no heartbeat could be stored, and the preparation goes on: {error}")
+
+    def beat_forever(self) -> None:
+        while not self.ended.is_set():
+            self.beat()
+            self.ended.wait(HEARTBEAT_SECONDS)
+
+    def end(self, code: int, message: str, **facts: Any) -> None:
+        """Tell how it ended; `done.json` or `failed.json` is the last that is written. Raises StoreError."""
+        self.ended.set()
+        self.beating.join()
+        body = self.record | {"exit": int(code), "message": message, "ended": time.time()} | facts
+        self.put(attempt_key(self.run_id, self.attempt), body)
+        if code == Exit.FINISHED:
+            with contextlib.suppress(ConflictError):  # two at once have prepared the same
+                self.store.create(run_key(self.run_id, "done.json"), json.dumps(body, indent=1).encode())
+        if code == Exit.USER:
+            self.put(run_key(self.run_id, "failed.json"), body)
+
+    def interrupt(self) -> None:
+        """Tell that it is stopped, if the store takes it soon. By another thread: where a signal comes, this one may
+        hold a lock that is needed."""
+        if not self.ended.is_set():
+            word = in_background(partial(self.end, Exit.INTERRUPTED, "stopped"))
+            with contextlib.suppress(TimeoutError, StoreError):
+                word.result(timeout=LEAVE_SECONDS)
+
+
+def exit_code(error: UserError) -> int:
+    """Nobody is there to look: what may pass without anybody's doing is a crash, which is tried again."""
+    return CRASH if isinstance(error, UnreachableError) or may_pass(error) else Exit.USER
+
+
+def is_done(store: ObjectStore, run_id: str) -> bool:
+    """Whether an earlier attempt has finished, which is then said."""
+    try:
+        done = json.loads(store.get(run_key(run_id, "done.json")))
+    except NotFoundError:
+        return False
+    say(f"{run_id} is finished already: {done.get('images', 0):,} images in {done.get('dataset', store.uri)}")
+    return True
+
+
+def record(store: ObjectStore, run_id: str, work: Callable[[PrepareRun], dict[str, Any]]) -> None:
+    """Do the work as the next attempt of a run, unless that is finished; what it returns goes into `done.json`."""
+    with explained(f"the store {store.uri}"):
+        if is_done(store, run_id):
+            return
+        run = PrepareRun(store, run_id)
+    try:
+        facts = work(run)
+    except Exception as error:
+        code = exit_code(error) if isinstance(error, UserError) else CRASH
+        with contextlib.suppress(StoreError):  # it may be the reason; the exit code tells, too
+            run.end(code, str(error) or type(error).__name__)
+        raise
+    run.end(Exit.FINISHED, "prepared", **facts)
