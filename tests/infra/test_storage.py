@@ -14,7 +14,7 @@ import aws_cdk as cdk
 import pytest
 from aws_cdk.assertions import Match, Template
 
-from infra.config import Installation, context_key
+from infra.config import Installation, Output, context_key
 from infra.storage import StorageStack
 from trainer.contract import Exit, UserError, dataset_key, manifest_key, run_key, snapshot_key
 
@@ -36,20 +36,9 @@ def lifecycle_rules(template: Template) -> list[dict[str, Any]]:
     return rules
 
 
-def run_app(out: Path, **context: object) -> subprocess.CompletedProcess[str]:
-    """The app in a process of its own, with the context as the `cdk` command passes it."""
-    environ = os.environ | {
-        "CDK_OUTDIR": str(out),
-        "CDK_CONTEXT_JSON": json.dumps({context_key(name): value for name, value in context.items()}),
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "infra.app"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120
-    )
-
-
-def test_the_stack_is_one_bucket_and_its_policy(template: Template) -> None:
+def test_the_stack_is_one_bucket_with_its_policy_and_one_secret(template: Template) -> None:
     types = [resource["Type"] for resource in template.to_json()["Resources"].values()]
-    assert sorted(types) == ["AWS::S3::Bucket", "AWS::S3::BucketPolicy"]
+    assert sorted(types) == ["AWS::S3::Bucket", "AWS::S3::BucketPolicy", "AWS::SecretsManager::Secret"]
 
 
 def test_nothing_in_the_bucket_can_be_made_public(template: Template) -> None:
@@ -95,8 +84,20 @@ def test_objects_are_encrypted_and_have_no_old_versions(template: Template) -> N
     )
 
 
-def test_the_bucket_survives_the_stack(template: Template) -> None:
-    template.has_resource("AWS::S3::Bucket", {"DeletionPolicy": "Retain", "UpdateReplacePolicy": "Retain"})
+@pytest.mark.parametrize("type", ["AWS::S3::Bucket", "AWS::SecretsManager::Secret"])
+def test_what_is_stored_survives_the_stack(template: Template, type: str) -> None:
+    template.has_resource(type, {"DeletionPolicy": "Retain", "UpdateReplacePolicy": "Retain"})
+
+
+def test_the_secret_has_a_fixed_name_and_no_value_of_its_own(template: Template) -> None:
+    template.has_resource_properties(
+        "AWS::SecretsManager::Secret",
+        {
+            "Name": Installation().secret_name,
+            "SecretString": Match.absent(),
+            "GenerateSecretString": Match.absent(),
+        },
+    )
 
 
 def test_an_upload_that_no_one_completes_is_aborted_after_a_day(template: Template) -> None:
@@ -131,9 +132,10 @@ def test_the_expiring_prefix_holds_checkpoints_and_neither_runs_nor_datasets(tem
     assert not dataset_key("imagenet-1k", "1", "index.json").startswith(prefix)
 
 
-def test_the_stack_tells_the_name_of_its_bucket(template: Template) -> None:
-    (name,) = template.find_resources("AWS::S3::Bucket")
-    template.has_output("BucketName", {"Value": {"Ref": name}})
+def test_the_stack_tells_the_name_of_its_bucket_and_its_secret(template: Template) -> None:
+    for output, type in ((Output.BUCKET, "AWS::S3::Bucket"), (Output.SECRET, "AWS::SecretsManager::Secret")):
+        (name,) = template.find_resources(type)
+        template.has_output(output, {"Value": {"Ref": name}})
 
 
 def test_aws_makes_up_the_name_of_the_bucket_unless_one_is_given(template: Template) -> None:
@@ -142,22 +144,18 @@ def test_aws_makes_up_the_name_of_the_bucket_unless_one_is_given(template: Templ
     named.has_resource_properties("AWS::S3::Bucket", {"BucketName": "my-imagenet"})
 
 
-def test_two_processes_synthesize_the_same_bytes(tmp_path: Path) -> None:
-    outs = [tmp_path / "first", tmp_path / "second"]
-    for out in outs:
-        done = run_app(out, name="other")
-        assert (done.returncode, done.stderr) == (0, "")
-    first, second = ({path.name: path.read_bytes() for path in out.iterdir()} for out in outs)
-    assert "other-storage.template.json" in first
-    assert first == second
-
-
 def test_the_app_names_a_bad_value_and_makes_no_template(tmp_path: Path) -> None:
-    done = run_app(tmp_path / "out", bucket_name="My_Bucket")
+    environ = os.environ | {
+        "CDK_OUTDIR": str(tmp_path),
+        "CDK_CONTEXT_JSON": json.dumps({context_key("bucket_name"): "My_Bucket"}),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "infra.app"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == Exit.USER
-    assert done.stderr.startswith("error: resnet-spot:bucket_name='My_Bucket' in the CDK context is not a bucket's")
-    assert "3 to 63 lower case letters" in done.stderr
-    assert not list(tmp_path.rglob("*.template.json"))
+    assert done.stderr.startswith("error: resnet-spot:bucket_name='My_Bucket' in the CDK context is not valid: use ")
+    assert "(3 to 63 lower case letters" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -169,6 +167,12 @@ def test_the_app_names_a_bad_value_and_makes_no_template(tmp_path: Path) -> None
         ({"resnet-spot:name": 7}, r"resnet-spot:name=7 .* is not a string: put it in"),
         ({"resnet-spot:bucket_name": "a.b.c"}, r"resnet-spot:bucket_name='a.b.c' .* or \"\" and AWS makes one up"),
         ({"resnet-spot:bucket_name": None}, r"resnet-spot:bucket_name=None .* is not a string"),
+        ({"resnet-spot:market": "cheap"}, r"resnet-spot:market='cheap' .* \(spot or on-demand\), for example spot"),
+        ({"resnet-spot:vpc_id": "vpc-0a"}, r"vpc_id='vpc-0a' and .*subnet_ids='' .* belong together: give both"),
+        (
+            {"resnet-spot:vpc_id": "vpc-0a", "resnet-spot:subnet_ids": "subnet-0a", "resnet-spot:zones": "us-east-1a"},
+            r"resnet-spot:zones='us-east-1a' .* has no effect with a given VPC",
+        ),
         ({"resnet-spot:bucket": "x"}, r"resnet-spot:bucket='x' .* use one of .*resnet-spot:bucket_name"),
     ],
 )
