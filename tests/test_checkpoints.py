@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,13 @@ def make(seed: int) -> State:
     return state
 
 
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    """A run with three checkpoints, of which the second scored best with its average."""
-    (tmp_path / "store").mkdir()
-    store = open_store(str(tmp_path / "store"))
-    with owning(store, 1, tmp_path) as head:
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a run with three checkpoints, of which the second scored best with its average."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    (folder / "store").mkdir()
+    store = open_store(str(folder / "store"))
+    with owning(store, 1, folder) as head:
         for step in (2, 4, 6):
             details = {"config": to_json(CONFIG), "counters": {"best": BEST}}
             commit(head, step, make(step).tensors(), is_best=step == 4, **details)
@@ -47,6 +49,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
         *({"step": i, "train/loss": 1} for i in range(1, 7)),
     ]
     store.put(metrics_key(RUN, 1, "a.jsonl"), "".join(json.dumps(row) + "\n" for row in rows).encode())
+    return folder / "store"
+
+
+@pytest.fixture
+def store(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """A copy of it, for a test to do with as it likes, and named as the command expects."""
+    shutil.copytree(saved, tmp_path / "store")
+    store = open_store(str(tmp_path / "store"))
     monkeypatch.setenv("TRAINER_STORE", store.uri)
     monkeypatch.setenv("TRAINER_RUN_ID", RUN)
     return store

@@ -18,7 +18,8 @@ from trainer.channel import Channel
 from trainer.config import Config, DataConfig
 from trainer.data.loader import Loader, val_jobs
 from trainer.dist import World
-from trainer.metrics import MetricsWriter, StepLog, read_metrics
+from trainer.metrics import MetricsWriter, read_metrics
+from trainer.steplog import StepLog
 from trainer.store import ObjectStore, open_store
 
 RUN = "job"

@@ -463,14 +463,14 @@ def test_slow_metrics_do_not_keep_checkpoints_from_being_stored(
     wait_until_settled(s3_proxy)
 
     def slow(forward: Callable[[], Answer]) -> Answer:
-        time.sleep(1)
+        time.sleep(0.5)
         return forward()
 
     s3_proxy.plan("PUT", *[slow] * 1000)
     for step in range(1, 31):
         channel.send({"op": "put", "key": f"runs/job/metrics/1/{step}.jsonl", "body": {}})
         assert checkpointer.save(step, {"n": step})
-        time.sleep(0.4)
+        time.sleep(0.2)
     checkpointer.poll()
     s3_proxy.faults.clear()
     assert checkpointer.committed

@@ -42,12 +42,13 @@ from trainer.data.augment import mix, one_hot, to_augmented_input
 from trainer.data.loader import Batch, Loader, train_jobs
 from trainer.data.sampling import MIX, generator
 from trainer.evaluate import autocast, evaluate, hits, scores
-from trainer.metrics import MetricsWriter, StepLog
+from trainer.metrics import MetricsWriter
 from trainer.monitor import Console, Interrupted, Interruption, Status
 from trainer.optim import one_cycle_lr, set_lr, update_ema
 from trainer.restore import list_manifests, patiently, restore
 from trainer.startup import check_config, check_data, identity, read_config, set_backends, stage_data
 from trainer.state import State, make_state
+from trainer.steplog import StepLog
 from trainer.store import StoreError, open_store
 
 STOP_SECONDS = 45.0  # how long an attempt that was told to stop waits for its last checkpoint
