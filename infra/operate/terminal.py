@@ -51,3 +51,24 @@ def next_commands(*commands: tuple[str, str]) -> None:
     """What to type next: (command, what it does)."""
     print("\nnext:")
     print(table([(f"  {command}", what) for command, what in commands]))
+
+
+class Live:
+    """One line that changes in place on a terminal; elsewhere every new text is a line of its own."""
+
+    def __init__(self) -> None:
+        self.shown = ""
+
+    def show(self, text: str) -> None:
+        if text == self.shown:
+            return
+        print(f"\r\033[K{text}" if sys.stdout.isatty() else text, end="" if sys.stdout.isatty() else "\n", flush=True)
+        self.shown = text
+
+    def end(self, text: str = "") -> None:
+        """The last text, which stays."""
+        if sys.stdout.isatty() and self.shown:
+            print("\r\033[K", end="")
+        if text:
+            print(text, flush=True)
+        self.shown = ""

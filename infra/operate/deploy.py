@@ -1,0 +1,69 @@
+"""`deploy`: preflight, both stacks through the pinned CDK, away with the image before, then the launch.
+
+Every step can be repeated: after Ctrl-C or a failure the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from infra.config import Installation, Output
+from infra.operate import cdk, options
+from infra.operate.destroy import delete_stack
+from infra.operate.launch import launch
+from infra.operate.leftovers import stack_status
+from infra.operate.preflight import preflight
+from infra.operate.session import Aws, ExitCode, explained
+from infra.operate.terminal import color, next_commands
+
+HELP = "check, deploy both stacks, and launch a run"
+DEAD = ("ROLLBACK_COMPLETE", "REVIEW_IN_PROGRESS")  # a first deploy that failed: CloudFormation can only delete it
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-launch", dest="launches", action="store_false", help="deploy only; nothing bills then")
+    options.configure(parser)
+
+
+def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
+    request = options.request_of(given)
+    if not preflight(aws, installation, request, None, deploys=True):
+        return ExitCode.PREFLIGHT
+    deploy(aws, installation)
+    if given.launches:
+        print()
+        return launch(aws, installation, request, is_checked=True)
+    next_commands(
+        ("make launch", "start a run"),
+        ("make prepare ON=aws", "put ImageNet into the bucket, once"),
+        ("make destroy", "remove it again; the data stays"),
+    )
+    return ExitCode.DONE
+
+
+def deploy(aws: Aws, installation: Installation) -> None:
+    for name in (installation.training_stack, installation.storage_stack):
+        with explained(f"the stack {name}"):
+            status = stack_status(aws, name)
+        if status in DEAD:
+            print(f"{name} is in {status}, from a deploy that failed: it is deleted first", flush=True)
+            delete_stack(aws, name)
+    before = image_of(aws, installation)
+    cdk.deploy(aws, installation, "--all")
+    print(color(f"deployed: {installation.storage_stack}, {installation.training_stack}", "green"))
+    prune_image(aws, before, image_of(aws, installation))
+
+
+def image_of(aws: Aws, installation: Installation) -> str:
+    return aws.outputs(installation.training_stack).get(Output.IMAGE, "")
+
+
+def prune_image(aws: Aws, before: str, now: str) -> None:
+    """Delete the image of the deploy before, if it is one that CDK put into the account's assets repository."""
+    _, _, name = before.partition("/")
+    repository, _, tag = name.partition(":")
+    if before == now or "-container-assets-" not in repository or not tag:
+        return
+    with explained(f"delete the image before, {before}"):
+        aws.client("ecr").batch_delete_image(repositoryName=repository, imageIds=[{"imageTag": tag}])
+    print(f"deleted the image before, {repository}:{tag[:12]}")

@@ -1,0 +1,64 @@
+"""What stands costs while nothing runs: the bucket, the secret, the image. List prices, none of them by the hour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infra.config import Installation, Output
+from infra.operate.runs import Bucket
+from infra.operate.session import Aws, explained
+from infra.operate.terminal import table, usd
+
+SOURCE = "list prices of us-east-1 in March 2026"  # aws.amazon.com/s3/pricing, /ecr/pricing, /secrets-manager/pricing
+S3_USD_PER_GB_MONTH = 0.023  # S3 Standard, the first 50 TB
+ECR_USD_PER_GB_MONTH = 0.10
+SECRET_USD_PER_MONTH = 0.40
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Something that bills by the month."""
+
+    what: str
+    name: str
+    size: str
+    usd_per_month: float
+
+
+def kept_data(bucket: Bucket, installation: Installation) -> list[Kept]:
+    """What `destroy` keeps."""
+    objects = list(bucket.list(""))
+    size = sum(found.bytes for found in objects)
+    return [
+        Kept("data", f"s3://{bucket.name}", gigabytes(size, len(objects)), size / 1e9 * S3_USD_PER_GB_MONTH),
+        Kept("token", f"secret {installation.secret_name}", "", SECRET_USD_PER_MONTH),
+    ]
+
+
+def kept_image(aws: Aws, installation: Installation) -> list[Kept]:
+    """The image that the training stack runs, where it lies in this account's registry."""
+    uri = aws.outputs(installation.training_stack).get(Output.IMAGE, "")
+    registry, _, name = uri.partition("/")
+    repository, _, tag = name.partition(":")
+    if ".dkr.ecr." not in registry or not tag:
+        return []
+    ecr = aws.client("ecr")
+    with explained(f"the image {uri}"):
+        try:
+            (image,) = ecr.describe_images(repositoryName=repository, imageIds=[{"imageTag": tag}])["imageDetails"]
+        except (ecr.exceptions.ImageNotFoundException, ecr.exceptions.RepositoryNotFoundException):
+            return []
+    size = image["imageSizeInBytes"]
+    return [Kept("image", f"{repository}:{tag[:12]}", gigabytes(size), size / 1e9 * ECR_USD_PER_GB_MONTH)]
+
+
+def gigabytes(size: int, objects: int = 0) -> str:
+    text = f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
+    return text + (f" in {objects:,} objects" if objects else "")
+
+
+def print_kept(kept: list[Kept]) -> None:
+    rows = [(f"  {one.what}", one.name, one.size, f"{usd(one.usd_per_month)} a month") for one in kept]
+    print(table(rows))
+    total = sum(one.usd_per_month for one in kept)
+    print(f"  together {usd(total)} a month, {usd(total / 30)} a day ({SOURCE})")

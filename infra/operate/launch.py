@@ -1,0 +1,74 @@
+"""`launch`: start a run, or go on with one; says before what it will cost, and after what comes next.
+
+What it is going to do is planned in `infra.operate.plan`; `infra.operate.start` does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from infra.config import Installation, Output
+from infra.operate import options
+from infra.operate.plan import Request, check, describe, make_plan, merge
+from infra.operate.preflight import preflight
+from infra.operate.runs import open_bucket
+from infra.operate.session import Aws, ExitCode, explained
+from infra.operate.start import Place, is_running, start
+from infra.operate.terminal import color, next_commands, usd
+from trainer.contract import UserError
+
+HELP = "start a run on the deployed installation, or go on with one (--run)"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    options.configure(parser)
+
+
+def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
+    return launch(aws, installation, options.request_of(given))
+
+
+def launch(aws: Aws, installation: Installation, request: Request, *, is_checked: bool = False) -> int:
+    """Plan, check unless that was done just now, start, and say what comes next."""
+    check(request, installation)
+    place = find_place(aws, installation)
+    if is_running(aws.client, place, request.kind, request.run_id):
+        print(f"{request.run_id} is running already")
+        if request.hours or request.budget_usd or request.market or request.types:
+            print(f"to change its limits: make stop, then make launch RUN={request.run_id} with the new ones")
+        _next(request.run_id)
+        return ExitCode.DONE
+    plan = make_plan(aws, installation, open_bucket(aws, installation), request, time.time())
+    if plan.existing:
+        request = merge(request, plan.existing)
+    if not is_checked and not preflight(aws, installation, request, plan, deploys=False):
+        return ExitCode.PREFLIGHT
+    print(f"\n{describe(plan)}\n")
+    with explained("the launch"):
+        etag = plan.existing.etag if plan.existing else ""
+        start(aws.client, place, plan.spec, [one.type for one in plan.offered], replaces=etag)
+    print(color(f"{'goes on' if plan.existing else 'launched'}: {plan.spec.run_id}", "green"))
+    listed = max(plan.spec.prices[one.type] for one in plan.offered) * plan.spec.nodes
+    print(f"while it runs: at most {usd(listed)} an hour, the list price of the dearest type")
+    _next(plan.spec.run_id)
+    return ExitCode.DONE
+
+
+def find_place(aws: Aws, installation: Installation) -> Place:
+    """Raises UserError where it is not deployed."""
+    storage, training = aws.outputs(installation.storage_stack), aws.outputs(installation.training_stack)
+    if Output.BUCKET not in storage or Output.SCHEDULER_ROLE not in training:
+        missing = installation.training_stack if Output.BUCKET in storage else installation.storage_stack
+        raise UserError(f"the stack {missing} is not deployed in {aws.region}: `make deploy` deploys and launches")
+    return Place(
+        installation=installation, bucket=storage[Output.BUCKET], scheduler_role=training[Output.SCHEDULER_ROLE]
+    )
+
+
+def _next(run_id: str) -> None:
+    next_commands(
+        (f"make status RUN={run_id}", "step, images/s, dollars, and why no machine comes"),
+        (f"make logs RUN={run_id}", "follow the log"),
+        ("make stop", "stop and keep everything"),
+    )

@@ -1,0 +1,125 @@
+"""`pull`: a run's results from the bucket into a local store of the same layout, for `make report` and the like.
+
+A file that is there with the bucket's size and time is skipped; one that was cut off goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from botocore.exceptions import ClientError
+
+from infra.config import Installation
+from infra.operate.runs import Bucket, Object, active_run, choose_run, need_bucket
+from infra.operate.session import Aws, ExitCode, explained
+from infra.operate.terminal import Live, next_commands
+from trainer.contract import HEAD_FILE, Head, UserError, checkpoint_key, run_key
+
+HELP = "copy a run's result, report, metrics and configuration here; with --checkpoints also its weights"
+CHUNK_BYTES = 1 << 20
+PARALLEL = 16
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", dest="run_id", default="", metavar="RUN", help="another run than the newest")
+    parser.add_argument("--to", type=Path, default=Path("out"), metavar="FOLDER", help="the local store (default: out)")
+    parser.add_argument("--checkpoints", action="store_true", help="the newest and the best checkpoint as well")
+
+
+def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> int:
+    bucket = need_bucket(aws, installation)
+    run_id = choose_run(bucket, options.run_id, active_run(aws, installation))
+    objects = list(bucket.list(run_key(run_id, "")))
+    if options.checkpoints:
+        objects += checkpoint_objects(bucket, run_id)
+    download(bucket, objects, options.to)
+    results = options.to / run_key(run_id, "")
+    print(f"{results}: {', '.join(sorted(path.name for path in results.iterdir()))}")
+    export = f'make checkpoints RUN={run_id} STORE={options.to} ARGS="export resnet50.safetensors"'
+    next_commands(
+        (f"make report RUN={run_id} STORE={options.to}", "result and curves"),
+        (export, "plain weights")
+        if options.checkpoints
+        else (f"make pull RUN={run_id} CHECKPOINTS=1", "the newest and best weights"),
+    )
+    return ExitCode.DONE
+
+
+def checkpoint_objects(bucket: Bucket, run_id: str) -> list[Object]:
+    """All that HEAD names, HEAD last: what lies here is then a store that can be read and resumed from."""
+    key = checkpoint_key(run_id, HEAD_FILE)
+    body = bucket.read(key)
+    if body is None:
+        raise UserError(f"run {run_id!r} has no checkpoint yet: leave --checkpoints out, or wait for the first minute")
+    keys = []
+    for manifest in sorted(Head.from_json(body).keys()):
+        if data := bucket.read_json(manifest).get("object", {}).get("key"):
+            keys += [data, manifest]
+    return [found for name in [*keys, key] for found in bucket.list(name) if found.key == name]
+
+
+def download(bucket: Bucket, objects: Collection[Object], folder: Path) -> None:
+    wanted = [found for found in objects if not is_here(found, folder / found.key)]
+    total, done, shown, live = sum(found.bytes for found in wanted), 0, time.monotonic(), Live()
+    lock, stopping = threading.Lock(), threading.Event()
+
+    def count(size: int) -> None:
+        nonlocal done, shown
+        if stopping.is_set():
+            raise InterruptedError
+        with lock:
+            done += size
+            if time.monotonic() > shown + 1:
+                shown = time.monotonic()
+                live.show(f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB, {100 * done / total:.0f} %")
+
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        jobs = [pool.submit(fetch, bucket, found, folder / found.key, count) for found in wanted]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:
+            stopping.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    live.end(f"{len(wanted)} files with {total / 1e6:,.1f} MB copied, {len(objects) - len(wanted)} were here")
+
+
+def is_here(found: Object, path: Path) -> bool:
+    if not path.is_file():
+        return False
+    stat = path.stat()
+    return stat.st_size == found.bytes and int(stat.st_mtime) == int(found.modified.timestamp())
+
+
+def fetch(bucket: Bucket, found: Object, path: Path, count: Callable[[int], None]) -> None:
+    """Into a part file that the object's etag names, so that only the rest of the same bytes is ever added to it."""
+    if ".." in found.key.split("/"):
+        raise UserError(f"s3://{bucket.name}/{found.key} leads out of the folder: it is no file of a run; delete it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{found.etag.strip(chr(34))[:12]}.part")
+    with explained(f"copy s3://{bucket.name}/{found.key}"), part.open("ab") as file:
+        count(begin := file.tell())
+        if begin < found.bytes:
+            rest = {"Range": f"bytes={begin}-"} if begin else {}
+            try:
+                body = bucket.s3.get_object(Bucket=bucket.name, Key=found.key, IfMatch=found.etag, **rest)["Body"]
+            except ClientError as error:
+                if error.response["Error"].get("Code") not in ("PreconditionFailed", "NoSuchKey", "404", "412"):
+                    raise
+                part.unlink()  # the run has overwritten it, or it has expired, since it was listed
+                for newer in bucket.list(found.key):
+                    if newer.key == found.key:
+                        fetch(bucket, newer, path, count)
+                return
+            for chunk in body.iter_chunks(CHUNK_BYTES):
+                file.write(chunk)
+                count(len(chunk))
+    os.utime(part, (found.modified.timestamp(), found.modified.timestamp()))
+    part.replace(path)

@@ -1,0 +1,153 @@
+"""What a run has left in the bucket: which runs there are, their files, whether one has ended.
+
+Reads only, and little at a time. Machines are `infra.fleet`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import botocore.exceptions
+
+from infra import fleet
+from infra.config import Installation, Output
+from infra.operate.session import Aws, explained
+from infra.spec import Spec
+from infra.spend import Spend
+from trainer.contract import UserError, run_key
+
+
+@dataclass(frozen=True)
+class Object:
+    key: str
+    bytes: int
+    modified: datetime
+    etag: str = ""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The store, read from the operator's machine."""
+
+    s3: Any
+    name: str
+
+    def read(self, key: str) -> bytes | None:
+        """The object's bytes; None where there is none."""
+        with explained(f"read s3://{self.name}/{key}"):
+            try:
+                return bytes(self.s3.get_object(Bucket=self.name, Key=key)["Body"].read())
+            except botocore.exceptions.ClientError as error:
+                if error.response["Error"].get("Code") == "NoSuchKey":
+                    return None
+                raise
+
+    def read_json(self, key: str) -> dict[str, Any]:
+        """Empty where there is no such object, or it is no JSON object."""
+        try:
+            value = json.loads(self.read(key) or b"{}")
+        except ValueError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def list(self, prefix: str, after: str = "") -> Iterator[Object]:
+        """The objects below a prefix, in order of their keys; those after the key `after`."""
+        start = {"StartAfter": after} if after else {}
+        with explained(f"list s3://{self.name}/{prefix}"):
+            pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix, **start)
+            for page in pages:
+                for found in page.get("Contents", []):
+                    yield Object(found["Key"], found["Size"], found["LastModified"], found["ETag"])
+
+    def runs(self) -> dict[str, datetime]:
+        """Every run that was launched, and when its spec was written."""
+        with explained(f"list the runs in s3://{self.name}"):
+            pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix="runs/", Delimiter="/")
+            names = [found["Prefix"].split("/")[1] for page in pages for found in page.get("CommonPrefixes", [])]
+        with ThreadPoolExecutor(16) as pool:
+            specs = pool.map(lambda name: next(self.list(run_key(name, "spec.json")), None), names)
+        return {name: spec.modified for name, spec in zip(names, specs, strict=True) if spec}
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A run's last word."""
+
+    how: str  # done, failed, or stopped
+    message: str
+    at: float  # Unix seconds
+
+
+def open_bucket(aws: Aws, installation: Installation) -> Bucket | None:
+    """None where the storage stack was never deployed."""
+    name = aws.outputs(installation.storage_stack).get(Output.BUCKET)
+    return Bucket(aws.client("s3"), name) if name else None
+
+
+def need_bucket(aws: Aws, installation: Installation) -> Bucket:
+    if bucket := open_bucket(aws, installation):
+        return bucket
+    raise UserError(
+        f"the stack {installation.storage_stack} is not deployed in {aws.region}: there is no run to look at; start "
+        "with `make deploy`, or name another AWS_REGION or AWS_PROFILE"
+    )
+
+
+def choose_run(bucket: Bucket, asked: str, active: str) -> str:
+    """The run that was asked for, else the active one, else the newest; raises UserError where there is none."""
+    if asked:
+        if bucket.read(run_key(asked, "spec.json")) is None:
+            known = ", ".join(sorted(bucket.runs())) or "none yet"
+            raise UserError(f"RUN={asked!r} is no run in s3://{bucket.name}: use one of: {known}")
+        return asked
+    if active:
+        return active
+    runs = bucket.runs()
+    if not runs:
+        raise UserError(f"there is no run in s3://{bucket.name} yet: start one with `make launch`")
+    return max(runs, key=runs.__getitem__)
+
+
+def read_spec(bucket: Bucket, run_id: str) -> Spec | None:
+    body = bucket.read(run_key(run_id, "spec.json"))
+    return Spec.from_json(body) if body else None
+
+
+def read_spend(bucket: Bucket, run_id: str) -> Spend:
+    body = bucket.read(run_key(run_id, "spend.json"))
+    return Spend.from_json(body) if body else Spend()
+
+
+def newest_attempt(bucket: Bucket, run_id: str) -> int:
+    keys = (found.key for found in bucket.list(run_key(run_id, "attempts/")))
+    return max((int(name) for key in keys if (name := key.split("/")[-1].removesuffix(".json")).isdecimal()), default=0)
+
+
+def read_ending(bucket: Bucket, run_id: str) -> Ending | None:
+    """From `done.json`, or from `failed.json` where no later attempt was started; None while it can go on."""
+    if done := bucket.read_json(run_key(run_id, "done.json")):
+        return Ending("done", str(done.get("message", "")), float(done.get("ended", 0)))
+    failed = bucket.read_json(run_key(run_id, "failed.json"))
+    if failed and int(failed.get("attempt", 0)) >= newest_attempt(bucket, run_id):
+        return Ending("failed", str(failed.get("message", "")), float(failed.get("ended", 0)))
+    return None
+
+
+def group_of(installation: Installation, spec: Spec | None) -> str:
+    """The Auto Scaling group that the run's machines come from."""
+    return installation.prepare_group if spec and spec.kind == "prepare" else installation.train_group
+
+
+def active_run(aws: Aws, installation: Installation) -> str:
+    """The run that machines are wanted for; "" for none."""
+    with explained("the Auto Scaling groups"):
+        for name in (installation.train_group, installation.prepare_group):
+            group = fleet.group_state(aws.client("autoscaling"), name)
+            if group and (group.desired or group.instance_ids):
+                return group.run_id
+    return ""

@@ -1,0 +1,311 @@
+"""Both stacks in the emulated account, small but with the real names and tags, and the files that a run leaves."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+import boto3
+import pytest
+
+from infra import fleet
+from infra.config import Installation, Output, Tag
+from infra.operate import destroy, logs, pull, shell, status, stop
+from infra.operate.session import Aws as Operator
+from infra.spec import Spec
+from infra.spend import Machine, Spend
+from tests.emulator.aws import Aws
+from tests.emulator.aws_images import MANIFEST
+from tests.emulator.registry import Registry
+from trainer.contract import Head, attempt_key, checkpoint_key, manifest_key, metrics_key, run_key, snapshot_key
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 60
+INSTALLATION = Installation()
+RUN = "rn50-20260101-ab12"
+COMMANDS = {"status": status, "logs": logs, "stop": stop, "pull": pull, "shell": shell, "destroy": destroy}
+IMAGE_TAG = "1f" * 32
+REPOSITORY = "cdk-hnb659fds-container-assets-123456789012-us-east-1"
+
+
+def tags(**more: str) -> list[dict[str, str]]:
+    return [{"Key": key, "Value": value} for key, value in ({Tag.INSTALLATION: INSTALLATION.name} | more).items()]
+
+
+def storage_template() -> dict[str, Any]:
+    return {
+        "Resources": {
+            "Bucket": {"Type": "AWS::S3::Bucket", "DeletionPolicy": "Retain", "Properties": {"Tags": tags()}},
+            "Secret": {
+                "Type": "AWS::SecretsManager::Secret", "DeletionPolicy": "Retain",
+                "Properties": {"Name": INSTALLATION.secret_name, "Tags": tags()},
+            },
+        },
+        "Outputs": {Output.BUCKET: {"Value": {"Ref": "Bucket"}}, Output.SECRET: {"Value": {"Ref": "Secret"}}},
+    }  # fmt: skip
+
+
+def group_resource(name: str, template: str) -> dict[str, Any]:
+    return {
+        "Type": "AWS::AutoScaling::AutoScalingGroup",
+        "Properties": {
+            "AutoScalingGroupName": name, "MinSize": "0", "MaxSize": "3", "DesiredCapacity": "0",
+            "VPCZoneIdentifier": [{"Ref": "Subnet"}],
+            "Tags": [{"Key": Tag.INSTALLATION, "Value": INSTALLATION.name, "PropagateAtLaunch": True}],
+            "MixedInstancesPolicy": {
+                "LaunchTemplate": {
+                    "LaunchTemplateSpecification": {
+                        "LaunchTemplateId": {"Ref": template},
+                        "Version": {"Fn::GetAtt": [template, "LatestVersionNumber"]},
+                    },
+                    "Overrides": [{"InstanceType": "g6.xlarge"}, {"InstanceType": "g5.xlarge"}],
+                },
+                "InstancesDistribution": {"OnDemandBaseCapacity": 0, "OnDemandPercentageAboveBaseCapacity": 0},
+            },
+        },
+    }  # fmt: skip
+
+
+def training_template() -> dict[str, Any]:
+    image = f"${{AWS::AccountId}}.dkr.ecr.${{AWS::Region}}.${{AWS::URLSuffix}}/{REPOSITORY}:{IMAGE_TAG}"
+    image = image.replace("123456789012-us-east-1", "${AWS::AccountId}-${AWS::Region}")  # as CDK writes it
+    return {
+        "Resources": {
+            "Vpc": {"Type": "AWS::EC2::VPC", "Properties": {"CidrBlock": "10.0.0.0/16", "Tags": tags()}},
+            "Subnet": {
+                "Type": "AWS::EC2::Subnet",
+                "Properties": {
+                    "CidrBlock": "10.0.0.0/24", "VpcId": {"Ref": "Vpc"}, "AvailabilityZone": "us-east-1b",
+                    "Tags": tags(),
+                },
+            },
+            "LaunchTemplate": {
+                "Type": "AWS::EC2::LaunchTemplate",
+                "Properties": {
+                    "LaunchTemplateData": {"ImageId": "ami-12345678"},
+                    "TagSpecifications": [{"ResourceType": "launch-template", "Tags": tags()}],
+                },
+            },
+            "Train": group_resource(INSTALLATION.train_group, "LaunchTemplate"),
+            "Prepare": group_resource(INSTALLATION.prepare_group, "LaunchTemplate"),
+            "Logs": {"Type": "AWS::Logs::LogGroup", "Properties": {"LogGroupName": INSTALLATION.log_group}},
+            "Schedules": {
+                "Type": "AWS::Scheduler::ScheduleGroup", "Properties": {"Name": INSTALLATION.schedule_group}
+            },
+            "Topic": {
+                "Type": "AWS::SNS::Topic", "Properties": {"TopicName": f"{INSTALLATION.training_stack}-Topic-A1B2"}
+            },
+        },
+        "Outputs": {
+            Output.IMAGE: {"Value": {"Fn::Sub": image}},
+            Output.SCHEDULER_ROLE: {"Value": "arn:aws:iam::123456789012:role/stop"},
+        },
+    }  # fmt: skip
+
+
+client = cache(Aws.client)  # making one takes longer than using it
+
+
+@cache
+def operator() -> Operator:
+    """Whose credentials and endpoint are those that the fixture `aws` has set, the same in all tests."""
+    return Operator(boto3.Session())
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """The account after `make deploy`."""
+
+    aws: Aws
+
+    @property
+    def bucket(self) -> str:
+        (found,) = [b["Name"] for b in client(self.aws, "s3").list_buckets()["Buckets"]]
+        return str(found)
+
+    def put(self, key: str, body: bytes | Mapping[str, Any]) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        client(self.aws, "s3").put_object(Bucket=self.bucket, Key=key, Body=data)
+
+    def launch(self, run_id: str = RUN, *, nodes: int = 1, kind: str = "train", hours: float = 10) -> Spec:
+        """What `launch` leaves, without its checks."""
+        now = time.time()
+        spec = Spec(
+            run_id=run_id, kind=kind, recipe="rn50" if kind == "train" else "", budget_usd=10, hours=hours,
+            created=now, deadline=now + hours * 3600, prices={"g6.xlarge": 0.8},
+        )  # fmt: skip
+        self.put(run_key(run_id, "spec.json"), spec.to_json())
+        group = INSTALLATION.train_group if kind == "train" else INSTALLATION.prepare_group
+        autoscaling = client(self.aws, "autoscaling")
+        fleet.assign(autoscaling, group, run_id, spec.deadline)
+        client(self.aws, "scheduler").create_schedule(
+            GroupName=INSTALLATION.schedule_group, Name=run_id, ScheduleExpression="at(2099-01-01T00:00:00)",
+            FlexibleTimeWindow={"Mode": "OFF"},
+            Target={"Arn": "arn:aws:scheduler:::aws-sdk:autoscaling:updateAutoScalingGroup",
+                    "RoleArn": "arn:aws:iam::123456789012:role/stop", "Input": "{}"},
+        )  # fmt: skip
+        fleet.scale(autoscaling, group, nodes)
+        return spec
+
+    def train_to(self, step: int, *, run_id: str = RUN, attempt: int = 1, machine: str = "g6.xlarge") -> None:
+        """What a trainer, its uploader and the guard leave at a step of 1,000, 100 to the epoch, 250 images/s."""
+        now = time.time()
+        validated = step // 100 * 100
+        self.put(attempt_key(run_id, attempt), {"attempt": attempt, "started": now, "machine": {"type": machine}})
+        self.put(run_key(run_id, "config.json"), {"epochs": 10, "global_batch_size": 256})
+        self.put(run_key(run_id, "heartbeat.json"), {
+            "phase": "training", "step": step, "progress": step, "time": now, "attempt": attempt, "owner": "i-1",
+        })  # fmt: skip
+        begin = {"step": 0, "time": now, "event": "start", "attempt": attempt, "origin": 0}
+        for first in range(0, step, 50):
+            rows = [
+                {"step": s, "time": now, "train/epoch": s / 100, "train/top1": 0.5} for s in range(first, first + 50)
+            ]
+            rows[-1]["speed/images_per_second"] = 250.0
+            if first == validated:
+                rows[0] |= {"val/top1": 0.61, "val_ema/top1": 0.625}
+            body = "".join(json.dumps(row) + "\n" for row in ([begin] * (not first) + rows))
+            self.put(metrics_key(run_id, attempt, f"{first:08d}-{first + 49:08d}.jsonl"), body.encode())
+        manifest, data = manifest_key(run_id, step, attempt), snapshot_key(run_id, step, attempt)
+        best = {"top1": 0.63, "step": max(100, validated - 100), "weights": "ema"}
+        self.put(data, bytes(5_000_000))
+        self.put(manifest, {
+            "step": step, "time": now, "counters": {"step": step, "validated": validated, "best": best},
+            "object": {"key": data, "bytes": 5_000_000},
+        })  # fmt: skip
+        self.put(checkpoint_key(run_id, "HEAD.json"), Head(attempt=attempt, newest=manifest, best=manifest).to_json())
+
+    def spend(self, hours: float, usd_per_hour: float, run_id: str = RUN) -> None:
+        """The guard's tally: one machine since so many hours."""
+        now = time.time()
+        machine = Machine(
+            id=self.machines()[0].id, type="g6.xlarge", zone="us-east-1b", market="spot", launched=now - hours * 3600,
+            usd_per_hour=usd_per_hour,
+        )  # fmt: skip
+        self.put(run_key(run_id, "spend.json"), Spend(at=now, machines=(machine,)).to_json())
+
+    def end(self, name: str, message: str, run_id: str = RUN, attempt: int = 1) -> None:
+        """`done` or `failed`, just now."""
+        self.put(run_key(run_id, f"{name}.json"), {"attempt": attempt, "message": message, "ended": time.time()})
+
+    def desired(self, group: str = INSTALLATION.train_group) -> int:
+        found = fleet.group_state(client(self.aws, "autoscaling"), group)
+        assert found is not None
+        return found.desired
+
+    def machines(self) -> list[fleet.FleetMachine]:
+        """Those that bill."""
+        return [m for m in fleet.machines(client(self.aws, "ec2"), INSTALLATION.name) if m.is_billing]
+
+    def keys(self) -> set[str]:
+        found = client(self.aws, "s3").list_objects_v2(Bucket=self.bucket)
+        return {entry["Key"] for entry in found.get("Contents", [])}
+
+    def images(self) -> int:
+        return len(client(self.aws, "ecr").list_images(repositoryName=REPOSITORY)["imageIds"])
+
+
+def push_image(registry: Registry) -> None:
+    """An image of two blobs under the name that the stack's template has, as `docker push` leaves it."""
+    base = f"http://{registry.host}/v2/{REPOSITORY}"
+
+    def send(method: str, url: str, body: bytes = b"", type: str = "application/octet-stream") -> str:
+        request = urllib.request.Request(url, body, {"Content-Type": type}, method=method)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return str(answer.headers.get("Location", ""))
+
+    blobs = []
+    for body in (b"{}", bytes(1000)):
+        digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
+        send("PUT", f"{send('POST', f'{base}/blobs/uploads/')}&digest={digest}", body)
+        blobs.append({"mediaType": "application/octet-stream", "size": len(body), "digest": digest})
+    manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": blobs[0], "layers": blobs[1:]}
+    send("PUT", f"{base}/manifests/{IMAGE_TAG}", json.dumps(manifest).encode(), MANIFEST)
+
+
+def deploy(aws: Aws) -> Deployed:
+    ecr = client(aws, "ecr")
+    if not ecr.describe_repositories()["repositories"]:
+        ecr.create_repository(repositoryName=REPOSITORY)
+    cloudformation = client(aws, "cloudformation")
+    for name, template in (
+        (INSTALLATION.storage_stack, storage_template()), (INSTALLATION.training_stack, training_template()),
+    ):  # fmt: skip
+        cloudformation.create_stack(
+            StackName=name, TemplateBody=json.dumps(template), Tags=tags(), Capabilities=["CAPABILITY_IAM"]
+        )
+    return Deployed(aws)
+
+
+def operate(command: str, *arguments: str, installation: Installation = INSTALLATION) -> int:
+    """A command of the operator in this process: its exit code."""
+    parser = argparse.ArgumentParser()
+    COMMANDS[command].configure(parser)
+    return int(COMMANDS[command].run(operator(), installation, parser.parse_args(arguments)))
+
+
+class Command:
+    """`python -m infra …` in a process of its own, its lines as they come."""
+
+    def __init__(self, aws: Aws, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "infra", *arguments], cwd=ROOT, env=aws.environ | {"PATH": os.environ["PATH"]},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.lines: list[str] = []
+        self.notes: list[str] = []  # on standard error
+        pipes = ((self.process.stdout, self.lines), (self.process.stderr, self.notes))
+        self.readers = [threading.Thread(target=self.read, args=pair, daemon=True) for pair in pipes]
+        for reader in self.readers:
+            reader.start()
+
+    @staticmethod
+    def read(pipe: IO[str], into: list[str]) -> None:
+        with pipe:
+            for line in pipe:
+                into.append(line.rstrip("\n"))
+
+    def wait_for(self, is_true: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not is_true():
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                pytest.fail(f"it did not come; exit {self.process.poll()}\n{self.lines}\n{self.notes}")
+            time.sleep(0.02)
+
+    def end(self) -> int:
+        """Its exit code, once it has ended by itself."""
+        code = self.process.wait(timeout=PATIENCE_SECONDS)
+        for reader in self.readers:
+            reader.join(timeout=PATIENCE_SECONDS)
+        return code
+
+
+class Commands:
+    """Commands that are ended with the test."""
+
+    def __init__(self, aws: Aws) -> None:
+        self.aws, self.started = aws, list[Command]()
+
+    def start(self, *arguments: str) -> Command:
+        self.started.append(Command(self.aws, *arguments))
+        return self.started[-1]
+
+    def __enter__(self) -> Commands:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for command in self.started:
+            command.process.kill()
+            command.end()

@@ -1,0 +1,238 @@
+"""The whole life of an installation over HTTP, without AWS: the real `make deploy` of a checkout, with the unmodified
+`cdk` and Docker, against the emulated account; run, watch, stop, destroy, and nothing of it left in any service.
+
+The machines do not boot here (tests/infra/test_boot*.py) and nobody reclaims them (tests/simulate); the image is a
+stand-in, since its content is the matter of tests/test_image.py.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+
+from infra.config import Installation, Output, Tag, context_key
+from infra.operate.checks_machines import AMI
+from infra.operate.session import ExitCode
+from tests.emulator.aws import Aws
+from tests.emulator.inventory import COVERED, inventory
+from tests.emulator.registry import Registry
+from tests.engine import BASE
+from trainer.contract import run_key
+
+ROOT = Path(__file__).parents[2]
+INSTALLATION = Installation(bucket_name="my-imagenet")
+RUN = "first"
+LIMIT_SECONDS = 300
+CPU_AMI = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64"
+STAND_IN = f"FROM {BASE}\nARG COMMIT\nLABEL commit=$COMMIT resnet-spot-end-to-end=yes\nCOPY trainer /app/trainer\n"
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A clone of its own, whose user has the emulated account and a home without any settings."""
+
+    folder: Path
+    environ: dict[str, str]
+
+    def run(self, *command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environ, input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, check=False, timeout=LIMIT_SECONDS,
+        )  # fmt: skip
+
+    def make(self, *arguments: str, code: int = ExitCode.DONE, stdin: str = "") -> str:
+        """What it says. Make itself ends with 2 whatever its command ended with, and says the number."""
+        ended = self.run("make", *arguments, stdin=stdin)
+        found = re.search(r"^make: \*\*\* \[.*\] Error (\d+)$", ended.stdout, re.MULTILINE)
+        assert (int(found[1]) if found else ended.returncode) == code, f"make {' '.join(arguments)}\n{ended.stdout}"
+        return ended.stdout
+
+
+@pytest.fixture
+def checkout(aws: Aws, registry: Registry, engine: docker.DockerClient, tmp_path: Path) -> Iterator[Checkout]:
+    try:
+        engine.images.get(BASE)
+    except docker.errors.ImageNotFound:
+        pytest.skip(f"no image {BASE} to build on (make ci-deps, as root, makes it)")
+    aws.set(registry=registry.host, parameters={AMI: "ami-12345678", CPU_AMI: "ami-23456789"})
+    folder = tmp_path / "checkout"
+    for name in tracked_files():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    (folder / "Dockerfile").write_text(STAND_IN)
+    settings = json.loads((folder / "cdk.json").read_text())
+    settings["context"][context_key("bucket_name")] = INSTALLATION.bucket_name
+    (folder / "cdk.json").write_text(json.dumps(settings))
+    for name in (".venv-infra", "node_modules"):
+        (folder / name).symlink_to(ROOT / name)
+    kept = {name: value for name, value in os.environ.items() if name in ("LANG", "DOCKER_HOST")}
+    homes = {name: str(tmp_path / name) for name in ("HOME", "CDK_HOME", "DOCKER_CONFIG")}
+    path = {"PATH": f"{without_node(tmp_path / 'bin')}:{os.environ['PATH']}"}
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:1"}  # digits need no hub
+    yield Checkout(folder, kept | path | homes | nowhere | aws.environ)
+    for image in engine.images.list(filters={"label": "resnet-spot-end-to-end=yes"}):
+        engine.images.remove(image.id, force=True)
+
+
+def without_node(folder: Path) -> Path:
+    """A user need not have Node.js: what there is of it fails."""
+    folder.mkdir()
+    for name in ("node", "npm", "npx", "cdk"):
+        (folder / name).write_text(f"#!/bin/sh\necho {name} of the machine was called >&2; exit 99\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def tracked_files() -> list[str]:
+    """As they are in the working tree, those not yet committed included."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def fixes(said: str) -> dict[str, str]:
+    """The commands that preflight tells, by check."""
+    told = said.partition("\nfix:\n")[2].partition("\n\n")[0]
+    return dict(re.findall(r"^  (\S.*?)  +(\S.*)$", told, re.MULTILINE))
+
+
+def desired(aws: Aws) -> int:
+    groups = aws.client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[INSTALLATION.train_group])
+    return int(groups["AutoScalingGroups"][0]["DesiredCapacity"])
+
+
+def machines(aws: Aws) -> list[dict[str, Any]]:
+    """Those that bill."""
+    pages = aws.client("ec2").get_paginator("describe_instances").paginate()
+    found = [machine for page in pages for reservation in page["Reservations"] for machine in reservation["Instances"]]
+    return [machine for machine in found if machine["State"]["Name"] != "terminated"]
+
+
+def outputs(aws: Aws, stack: str) -> dict[str, str]:
+    (found,) = aws.client("cloudformation").describe_stacks(StackName=stack)["Stacks"]
+    return {output["OutputKey"]: output["OutputValue"] for output in found["Outputs"]}
+
+
+def resource_types(aws: Aws) -> set[str]:
+    found = set()
+    for stack in (INSTALLATION.storage_stack, INSTALLATION.training_stack):
+        template = aws.client("cloudformation").get_template(StackName=stack)["TemplateBody"]
+        found |= {resource["Type"] for resource in template["Resources"].values()}
+    return found
+
+
+def run_the_deployed_guard(aws: Aws, checkout: Checkout, folder: Path) -> None:
+    """Its own zip and its own environment, as Lambda would call it; once."""
+    function = aws.client("lambda").get_function(FunctionName=INSTALLATION.guard_function)["Configuration"]
+    (name,) = [b["Name"] for b in aws.client("s3").list_buckets()["Buckets"] if b["Name"].startswith("cdk-")]
+    keys = [o["Key"] for o in aws.client("s3").list_objects_v2(Bucket=name)["Contents"] if o["Key"].endswith(".zip")]
+    (body,) = [aws.client("s3").get_object(Bucket=name, Key=key)["Body"].read() for key in keys]
+    zipfile.ZipFile(io.BytesIO(body)).extractall(folder)
+    module, _, handler = function["Handler"].rpartition(".")
+    ended = subprocess.run(
+        [sys.executable, "-c", f"import json, {module}; print(json.dumps({module}.{handler}({{}}, None)))"],
+        cwd=folder, env=checkout.environ | function["Environment"]["Variables"], capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout.splitlines()[-1]) == {"problems": []}
+
+
+def write_log(aws: Aws, *lines: str) -> None:
+    logs, stream = aws.client("logs"), f"{RUN}/i-1/1"
+    logs.create_log_stream(logGroupName=INSTALLATION.log_group, logStreamName=stream)
+    now = int(time.time() * 1000)
+    events = [{"timestamp": now + i, "message": line} for i, line in enumerate(lines)]
+    logs.put_log_events(logGroupName=INSTALLATION.log_group, logStreamName=stream, logEvents=events)
+
+
+@pytest.mark.engine
+def test_an_installation_comes_lives_and_goes_without_a_trace(
+    aws: Aws, registry: Registry, checkout: Checkout, tmp_path: Path
+) -> None:
+    missing = fixes(checkout.make("preflight", "RECIPE=digits", code=ExitCode.PREFLIGHT))
+    assert set(missing) == {"CDK bootstrap", "spot role"}
+    assert "create-service-linked-role --aws-service-name spot.amazonaws.com" in missing["spot role"]
+    aws.client("iam").create_service_linked_role(AWSServiceName="spot.amazonaws.com")
+    bootstrap = checkout.run("bash", "-c", missing["CDK bootstrap"])
+    assert bootstrap.returncode == 0, bootstrap.stdout
+    before = inventory(aws)
+
+    said = checkout.make("deploy", "RECIPE=digits", f"RUN={RUN}", "HOURS=2", "BUDGET=3", "ARGS=--epochs 2")
+    assert not re.search(r"end.of.life|telemetry|NOTICES|npm (warn|notice)", said, re.IGNORECASE), said
+    assert said.index("checks in") < said.index("Synthesis time") < said.index(f"launched: {RUN}")
+    image = outputs(aws, INSTALLATION.training_stack)[Output.IMAGE]
+    repository, _, tag = image.partition("/")[2].partition(":")
+    assert registry.tags() == {repository: [tag]}
+    assert resource_types(aws) <= COVERED, resource_types(aws) - COVERED
+
+    (machine,) = machines(aws)
+    tags = {tag["Key"]: tag["Value"] for tag in machine["Tags"]}
+    assert (tags[Tag.INSTALLATION], tags[Tag.RUN]) == (INSTALLATION.name, RUN)
+    assert machine["InstanceLifecycle"] == "spot"
+    assert float(tags[Tag.DEADLINE]) == pytest.approx(time.time() + 2 * 3600, abs=600)
+    schedules = aws.client("scheduler").list_schedules(GroupName=INSTALLATION.schedule_group)["Schedules"]
+    assert [schedule["Name"] for schedule in schedules] == [RUN]
+    bucket = INSTALLATION.bucket_name
+    read = aws.client("s3").get_object
+    spec = json.loads(read(Bucket=bucket, Key=run_key(RUN, "spec.json"))["Body"].read())
+    assert (spec["arguments"], spec["budget_usd"], spec["hours"]) == (["digits", "--epochs", "2"], 3, 2)
+
+    run_the_deployed_guard(aws, checkout, tmp_path / "function")
+    spend = json.loads(read(Bucket=bucket, Key=run_key(RUN, "spend.json"))["Body"].read())
+    assert [one["id"] for one in spend["machines"]] == [machine["InstanceId"]]
+    assert desired(aws) == 1
+
+    checkout.make("launch", "RECIPE=digits", "RUN=second", code=ExitCode.PREFLIGHT)  # one at a time
+    assert RUN in checkout.make("status")
+    assert spend["machines"][0]["type"] in checkout.make("cost", f"RUN={RUN}")
+    write_log(aws, "step 1", "step 2")
+    assert re.search(r"step 1\n.*step 2\n", checkout.make("logs", "ARGS=--no-follow"))
+    token = "hf_" + "canary" * 5
+    assert token not in checkout.make("secret", stdin=f"{token}\n")
+    assert aws.client("secretsmanager").get_secret_value(SecretId=INSTALLATION.secret_name)["SecretString"] == token
+
+    checkout.make("stop")
+    assert (desired(aws), machines(aws)) == (0, [])
+    assert "digits come with the image" in checkout.make("launch", f"RUN={RUN}")
+    assert (desired(aws), len(machines(aws))) == (1, 1)
+
+    said = checkout.make("destroy")
+    kept = inventory(aws) - before
+    assert {kind for kind, _ in kept} == {"S3 bucket", "secret", "CloudFormation stack"}, said
+    assert {name for kind, name in kept if kind == "CloudFormation stack"} == {INSTALLATION.storage_stack}
+    assert machines(aws) == []
+    assert registry.tags() == {}
+    checkout.make("destroy")
+    aws.fault("sts.GetCallerIdentity", "ExpiredToken")
+    assert "renew your credentials" in checkout.make("destroy", code=ExitCode.REFUSED)
+    aws.heal()
+
+    aws.client("cloudformation").delete_stack(StackName=INSTALLATION.storage_stack)  # by hand: it lets go of the data
+    assert {kind for kind, _ in inventory(aws) - before} == {"S3 bucket", "secret"}
+    checkout.make("deploy", "NO_LAUNCH=1", "RECIPE=digits")
+    assert outputs(aws, INSTALLATION.storage_stack)[Output.BUCKET] == bucket
+    assert (desired(aws), machines(aws)) == (0, [])
+    assert RUN in checkout.make("status")
+
+    checkout.make("destroy", "PURGE=1", code=ExitCode.USAGE)  # there is nobody to ask
+    said = checkout.make("destroy", "PURGE=1", "YES=1")
+    assert inventory(aws) == before, said
+    assert registry.tags() == {}
+    checkout.make("destroy", "PURGE=1", "YES=1")
