@@ -14,7 +14,10 @@ RESULTS = Path(__file__).parent / "results"
 
 def describe() -> dict[str, Any]:
     """Processor, cores, memory, GPU and versions."""
-    import torch
+    try:
+        import torch
+    except ImportError:  # the AWS half has an environment without it
+        torch = None  # type: ignore[assignment]
 
     cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                 if line.startswith("model name")), platform.processor())  # fmt: skip
@@ -22,9 +25,9 @@ def describe() -> dict[str, Any]:
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": torch.__version__ if torch else None,
         "load_average": os.getloadavg()[0],
     }
 

@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 
+LOST_SECONDS = 600  # EC2 sometimes leaves a machine out of an answer; so long it counts as running
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -20,10 +22,22 @@ class Machine:
     market: str  # spot or on-demand
     launched: float
     ended: float = 0.0  # 0: it still bills
-    usd_per_hour: float = 0.0
+    usd_per_hour: float = 0.0  # since `priced`
+    priced: float = 0.0  # since when that is its price; 0: since its launch
+    usd_before: float = 0.0  # what it had cost until then
+    lost: float = 0.0  # since when EC2 does not show it; 0: it does, or it has ended
 
     def usd(self, now: float) -> float:
-        return max(0.0, (self.ended or now) - self.launched) / 3600 * self.usd_per_hour
+        hours = ((self.ended or now) - (self.priced or self.launched)) / 3600
+        return max(0.0, self.usd_before + hours * self.usd_per_hour)
+
+    def reprice(self, usd_per_hour: float, since: float, until: float) -> Machine:
+        """With the price of `until`, when that of `since` was the last known: in between it is taken for the higher."""
+        if usd_per_hour == self.usd_per_hour:
+            return self
+        start = min(until, max(since, self.priced or self.launched))
+        before = self.usd(start) + (until - start) / 3600 * max(usd_per_hour, self.usd_per_hour)
+        return replace(self, usd_before=before, priced=until, usd_per_hour=usd_per_hour)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +55,28 @@ class Spend:
         return sum(machine.usd_per_hour for machine in self.machines if not machine.ended)
 
     def tally(self, seen: Iterable[Machine], now: float) -> Spend:
-        """With what EC2 tells now: a machine keeps its first price; one that EC2 no longer shows ended by now."""
-        before = {machine.id: machine for machine in self.machines}
-        after = dict(before)
+        """With what EC2 tells now: its word on when a machine ended, and its price.
+
+        A machine that EC2 does not show bills on, until it has been missing for LOST_SECONDS: then it had ended when
+        it was first missing. One that EC2 shows again bills on, as if it had never been missing.
+        """
+        machines = {machine.id: machine for machine in self.machines}
+        unseen = set(machines)
         for machine in seen:
-            known = before.get(machine.id)
-            after[machine.id] = replace(known, ended=known.ended or machine.ended) if known else machine
-            before.pop(machine.id, None)
-        for id, lost in before.items():
-            after[id] = replace(lost, ended=lost.ended or now)
-        return replace(self, at=now, machines=tuple(after.values()))
+            unseen.discard(machine.id)
+            if not (known := machines.get(machine.id)):
+                machines[machine.id] = machine
+            elif not (known.ended and machine.ended):
+                running = replace(known, ended=0.0, lost=0.0)
+                running = running.reprice(machine.usd_per_hour, self.at, machine.ended or now)
+                machines[machine.id] = replace(running, ended=machine.ended)
+            else:
+                machines[machine.id] = replace(known, ended=machine.ended)
+        for id in unseen:
+            if not (known := machines[id]).ended:
+                lost = known.lost or now
+                machines[id] = replace(known, lost=lost, ended=lost if now - lost >= LOST_SECONDS else 0.0)
+        return replace(self, at=now, machines=tuple(machines.values()))
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self) | {"usd": round(self.usd(self.at), 4)}, indent=1).encode()

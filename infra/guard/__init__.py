@@ -1,0 +1,269 @@
+"""The guard function: every minute AWS Lambda calls `handler`, which stops what must not run (and bill) any longer.
+
+The guards are in `rules`; here they are driven: read, decide, act, record, tell.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from infra import fleet
+from infra.fleet import FleetMachine, Group
+from infra.guard import look, rules
+from infra.guard.look import Bucket, Run
+from infra.guard.memory import Memory
+from infra.guard.rules import Decision, Facts
+from infra.spend import Spend
+from trainer.contract import run_key
+
+Clients = Callable[[str], Any]  # a boto3 client by the name of its service
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The function's environment, one variable per field."""
+
+    installation: str
+    bucket: str
+    topic: str
+    train_group: str
+    prepare_group: str
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
+        return cls(
+            installation=environ["INSTALLATION"], bucket=environ["BUCKET"], topic=environ["TOPIC"],
+            train_group=environ["TRAIN_GROUP"], prepare_group=environ["PREPARE_GROUP"],
+        )  # fmt: skip
+
+
+class Guard:
+    """Lives as long as Lambda keeps the process: what it remembers bridges a store that fails, and saves reads."""
+
+    def __init__(self, client: Clients, settings: Settings, without: Collection[str] = ()):
+        self.settings, self.without = settings, without
+        self.ec2, self.autoscaling, self.s3 = client("ec2"), client("autoscaling"), client("s3")
+        self.scheduler, self.sns = client("scheduler"), client("sns")
+        self.bucket = Bucket(self.s3, settings.bucket)
+        self.runs: dict[str, Run] = {}
+        self.settled: set[tuple[str, float]] = set()  # launches that are over: nothing changes any more
+
+    def tick(self, now: float) -> list[str]:
+        """One look. What could not be read or done is returned (and printed), and does not keep the rest from it."""
+        problems: list[str] = []
+        self.bucket = Bucket(self.s3, self.settings.bucket)
+        machines: list[FleetMachine] | None = None
+        with noted(problems, "the machines"):
+            machines = fleet.machines(self.ec2, self.settings.installation)
+        names = (self.settings.train_group, self.settings.prepare_group)
+        groups = self.read_groups(names, machines or [], problems)
+        for group in groups:
+            mine = None if machines is None else tuple(m for m in machines if m.group == group.name)
+            is_tended = False
+            with noted(problems, f"the run {group.run_id!r}"):
+                self.tend(group, mine, now, problems)
+                is_tended = True
+            if not is_tended:  # what needs no file of the run still holds: its deadline above all
+                with noted(problems, f"the group {group.name}"):
+                    facts = Facts(now=now, group=group, machines=mine, unknown_budget=problems[-1])
+                    self.act(facts, rules.decide(facts, self.without), problems)
+        if machines:
+            for run_id in {m.run_id for m in machines} - {group.run_id for group in groups} - {""}:
+                with noted(problems, f"the tally of {run_id}"):
+                    self.settle(run_id, [m for m in machines if m.run_id == run_id], now)
+            if "outside" not in self.without and (lost := rules.outside(machines, names, now)):
+                self.terminate(lost, problems)
+                with noted(problems, "a notice"):
+                    self.tell("terminated", "\n".join(f"{id}: {reason}" for id, reason in lost.items()))
+        return problems
+
+    def read_groups(self, names: Iterable[str], machines: list[FleetMachine], problems: list[str]) -> list[Group]:
+        """Those that are deployed. One that cannot be read is taken for what the tags of its machines say."""
+        groups: list[Group | None] = []
+        for name in names:
+            try:
+                groups.append(fleet.group_state(self.autoscaling, name))
+            except Exception as error:  # noqa: BLE001  # as in `noted`
+                problems.append(f"the group {name}: {error}")
+                groups.append(assume(name, machines))
+        return [group for group in groups if group]
+
+    def tend(self, group: Group, machines: tuple[FleetMachine, ...] | None, now: float, problems: list[str]) -> None:
+        """One group and its run."""
+        launch = (group.run_id, group.deadline)
+        self.settled.discard((group.run_id, 0.0))
+        facts = Facts(now=now, group=group, machines=machines)
+        if facts.is_at_rest and (not group.run_id or launch in self.settled):
+            return
+        run = self.runs.get(group.run_id, Run(id=group.run_id))
+        if group.run_id:
+            run = look.read_run(self.bucket, run)
+            problems += run.problems
+            run = self.tallied(run, None if machines is None else [m for m in machines if m.run_id == run.id], now)
+        is_known = run.spend is not None and bool(run.spec or run.spec_problem)
+        facts = Facts(
+            now=now, group=group, machines=machines, spec=run.spec, spec_problem=run.spec_problem,
+            unknown_budget="" if is_known else "; ".join(run.problems), spend=run.spend or Spend(),
+            memory=run.memory or Memory(),
+        )  # fmt: skip
+        if group.run_id and facts.is_active:
+            progress, unread = look.read_progress(
+                self.bucket, run.id, now, is_running=bool(facts.billing), is_suspect=bool(facts.memory.suspected)
+            )
+            problems += unread
+            facts = replace(facts, progress=progress)
+        decision = rules.decide(facts, self.without)
+        memory = self.act(facts, decision, problems)
+        if group.run_id:
+            self.remember(run, memory, problems)
+            if not facts.is_active and run.spend and all(machine.ended for machine in run.spend.machines):
+                self.settled.add(launch)
+        else:
+            self.runs[""] = replace(run, memory=memory)
+
+    def act(self, facts: Facts, decision: Decision, problems: list[str]) -> Memory:
+        """Do what was decided; what fails is tried again at the next look. The memory of what was done."""
+        group, memory = facts.group, decision.memory
+        messages = dict(memory.untold)  # event: what SNS is told of it
+        if decision.stop:
+            with noted(problems, f"scaling {group.name} to 0"):
+                if group.desired:
+                    fleet.scale_to_zero(self.autoscaling, group.name)
+                    memory = replace(memory, unwanted={machine.id: facts.now for machine in facts.billing})
+                if not memory.stopped:
+                    memory = replace(memory, stopped=facts.now, reason=decision.stop)
+                    messages[f"stopped {facts.deadline:.0f}"] = f"{decision.stop}. {_told_spend(facts)}"
+        if decision.terminate:
+            done = self.terminate(decision.terminate, problems)
+            if decision.is_hang and not done:
+                memory = replace(memory, hang_kills=facts.memory.hang_kills, checkpoint=facts.memory.checkpoint)
+            for id in done:
+                messages[f"terminated {id}"] = f"machine {id} was terminated: {decision.terminate[id]}"
+        if decision.market:
+            with noted(problems, f"changing {group.name} to {decision.market}"):
+                fleet.use_market(self.autoscaling, group.name, decision.market)
+                why = [str(refusal) for refusal in fleet.why_no_machine(self.autoscaling, group.name)[:3]]
+                change = f"no spot machine came: from now on {decision.market} machines. {'; '.join(why)}"
+                messages[f"market {facts.deadline:.0f}"] = change
+        is_this_launch = bool(group.run_id) and memory.deadline == facts.deadline  # a next one keeps its own schedule
+        if facts.is_at_rest and is_this_launch and memory.stopped and not memory.is_schedule_deleted:
+            with noted(problems, "deleting the schedule"):
+                with suppress(self.scheduler.exceptions.ResourceNotFoundException):
+                    self.scheduler.delete_schedule(GroupName=self.settings.installation, Name=group.run_id)
+                memory = replace(memory, is_schedule_deleted=True)
+        return self.notify(group.run_id, messages, memory, problems)
+
+    def notify(self, run_id: str, messages: Mapping[str, str], memory: Memory, problems: list[str]) -> Memory:
+        """Each event once; one that SNS refuses is told at the next look."""
+        told = list(memory.told)
+        for event, message in messages.items():
+            with noted(problems, "a notice"):
+                if event not in told:
+                    self.tell(f"run {run_id or '(none)'}", message)
+                    told.append(event)
+        untold = {event: message for event, message in messages.items() if event not in told}
+        return replace(memory, told=tuple(told), untold=untold)
+
+    def terminate(self, machines: Mapping[str, str], problems: list[str]) -> list[str]:
+        """One by one, since one that EC2 refuses would keep the others. Those that were told to go."""
+        done = []
+        for id, reason in machines.items():
+            with noted(problems, f"terminating {id}"):
+                print(f"terminating {id}: {reason}")
+                self.ec2.terminate_instances(InstanceIds=[id])
+                done.append(id)
+        return done
+
+    def tell(self, about: str, message: str) -> None:
+        print(f"{about}: {message}")
+        subject = f"{self.settings.installation}: {about}"[:100]
+        self.sns.publish(TopicArn=self.settings.topic, Subject=subject, Message=message)
+
+    def tallied(self, run: Run, machines: list[FleetMachine] | None, now: float) -> Run:
+        """With what EC2 says; without its word the machines that ran go on billing. An unreadable tally stays so."""
+        if machines is None or run.spec is None or run.spend is None:
+            return run
+        looked = max(run.spend.at, run.memory.at if run.memory else 0.0)  # it is written only where it changes
+        known = replace(run.spend, at=looked)
+        spend = look.tally(known, machines, look.price(self.ec2, run.spec, known, machines, now), now)
+        return replace(run, spend=spend, is_spend_new=run.is_spend_new or spend.machines != known.machines)
+
+    def remember(self, run: Run, memory: Memory, problems: list[str]) -> None:
+        """In the bucket and in this process. What was never read is not overwritten."""
+        before = run.memory
+        if before is not None:
+            run = replace(run, memory=memory)
+        self.runs[run.id] = run
+        with noted(problems, "spend.json"):
+            self.save_spend(run)
+        with noted(problems, "guard.json"):
+            if before is not None and memory.changed(before):
+                self.bucket.write(run_key(run.id, "guard.json"), memory.to_json())
+
+    def save_spend(self, run: Run) -> None:
+        if run.spend is not None and run.is_spend_new:
+            self.bucket.write(run_key(run.id, "spend.json"), run.spend.to_json())
+            self.runs[run.id] = replace(run, is_spend_new=False)
+
+    def settle(self, run_id: str, machines: list[FleetMachine], now: float) -> None:
+        """The tally of a run that no group has any more, until its last machine has ended."""
+        if (run_id, 0.0) in self.settled:
+            return
+        run = look.read_run(self.bucket, self.runs.get(run_id, Run(id=run_id)))
+        run = self.tallied(run, machines, now)
+        self.save_spend(run)
+        if run.spend and all(machine.ended for machine in run.spend.machines):
+            self.settled.add((run_id, 0.0))
+
+
+def assume(name: str, machines: Collection[FleetMachine]) -> Group | None:
+    """A group that cannot be read, after the tags of the newest of its machines; None where it has none."""
+    mine = [machine for machine in machines if machine.group == name and machine.is_billing]
+    if not mine:
+        return None
+    newest = max(mine, key=lambda machine: machine.launched)
+    return Group(
+        name=name, desired=len(mine), maximum=len(mine), run_id=newest.run_id, deadline=newest.deadline,
+        instance_ids=tuple(machine.id for machine in mine),
+    )  # fmt: skip
+
+
+@contextmanager
+def noted(problems: list[str], what: str) -> Iterator[None]:
+    """One failing read or act must not keep the other guards from their work: it is printed, and told to the caller."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  # whatever it is
+        problems.append(f"{what}: {error}")
+        print(f"{what}: {error}")
+        if not isinstance(error, look.UnreadableError) and not hasattr(error, "response"):
+            traceback.print_exc()  # not a word of AWS
+
+
+def _told_spend(facts: Facts) -> str:
+    if not facts.spec:
+        return ""
+    return f"It has cost ${facts.spend.usd(facts.now):.2f} of ${facts.spec.budget_usd:.2f} so far."
+
+
+@cache
+def _guard() -> Guard:
+    import boto3  # in here: the simulation has no use for it
+    from botocore.config import Config
+
+    config = Config(connect_timeout=2, read_timeout=4, retries={"mode": "standard", "max_attempts": 2})
+    connect: Any = boto3.client
+    return Guard(lambda service: connect(service, config=config), Settings.from_environ(os.environ))
+
+
+def handler(event: object, context: object) -> None:
+    """Fails after the look where something could not be read or done: the alarm on failures tells who must know."""
+    if problems := _guard().tick(time.time()):
+        raise RuntimeError("; ".join(problems))

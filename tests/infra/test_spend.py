@@ -58,12 +58,21 @@ def test_ec2_s_own_time_of_the_end_counts_once_it_is_told() -> None:
     assert told.usd(1000.0 + 9 * HOUR) == pytest.approx(1.0)
 
 
-def test_another_price_counts_from_when_it_is_seen() -> None:
-    spend = Spend().tally([MACHINE], 1000.0).tally([replace(MACHINE, usd_per_hour=1.0)], 1000.0 + HOUR)
-    assert spend.usd(1000.0 + HOUR) == pytest.approx(0.5)
-    assert spend.usd(1000.0 + 2 * HOUR) == pytest.approx(1.5)
+def test_another_price_counts_from_the_last_look_if_it_is_higher_and_from_this_one_if_it_is_lower() -> None:
+    spend = Spend().tally([MACHINE], 1000.0).tally([MACHINE], 1000.0 + HOUR)
+    dearer = spend.tally([replace(MACHINE, usd_per_hour=1.0)], 1000.0 + 2 * HOUR)
+    assert dearer.usd(1000.0 + 2 * HOUR) == pytest.approx(0.5 + 1.0)
+    assert dearer.usd(1000.0 + 3 * HOUR) == pytest.approx(2.5)
+    cheaper = spend.tally([replace(MACHINE, usd_per_hour=0.1)], 1000.0 + 2 * HOUR)
+    assert cheaper.usd(1000.0 + 2 * HOUR) == pytest.approx(0.5 + 0.5)
+    assert cheaper.usd(1000.0 + 3 * HOUR) == pytest.approx(1.1)
+
+
+def test_a_machine_that_ended_unseen_is_charged_the_higher_price_since_the_last_look() -> None:
+    spend = Spend().tally([MACHINE], 1000.0).tally([MACHINE], 1000.0 + HOUR)
     ended = spend.tally([replace(MACHINE, usd_per_hour=1.0, ended=1000.0 + 1.5 * HOUR)], 1000.0 + 2 * HOUR)
-    assert ended.usd(1000.0 + 9 * HOUR) == pytest.approx(1.0)
+    assert ended.usd(1000.0 + 9 * HOUR) == pytest.approx(0.5 + 0.5)
+    assert ended.tally([replace(MACHINE, usd_per_hour=9.0, ended=1000.0 + 1.5 * HOUR)], 9e3).usd(9e3) == ended.usd(9e3)
 
 
 def test_two_machines_at_once_both_cost() -> None:

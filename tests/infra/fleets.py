@@ -1,0 +1,153 @@
+"""An installation in the emulated account without CDK: two groups, bucket, topic, schedule; and its guard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from infra import fleet
+from infra.config import Installation, Tag
+from infra.fleet import FleetMachine
+from infra.guard import Guard, Settings
+from infra.guard.memory import Memory
+from infra.spec import Spec
+from infra.spend import Spend
+from tests.emulator.aws import Aws
+from trainer.contract import Head, checkpoint_key, run_key
+
+INSTALLATION = Installation()
+BUCKET = "a-store"
+RUN = "run-1"
+PRICES = {"g6.xlarge": 0.8048, "g5.xlarge": 1.006}
+
+
+@dataclass(frozen=True)
+class Lab:
+    """One account; `tick` is a look of the guard so many minutes from now. S3's clock is the real one."""
+
+    aws: Aws
+    topic: str
+    inbox: str  # a queue that the topic feeds
+    began: float
+
+    def client(self, service: str) -> Any:
+        return client(self.aws, service)
+
+    def guard(self, without: Collection[str] = ()) -> Guard:
+        settings = Settings.from_environ({
+            "INSTALLATION": INSTALLATION.name, "BUCKET": BUCKET, "TOPIC": self.topic,
+            "TRAIN_GROUP": INSTALLATION.train_group, "PREPARE_GROUP": INSTALLATION.prepare_group,
+        })  # fmt: skip
+        return Guard(self.client, settings, without)
+
+    def tick(self, minutes: float = 0.0) -> list[str]:
+        """By a guard that remembers nothing, as after a cold start of the function."""
+        return self.guard().tick(self.began + minutes * 60)
+
+    def launch(self, run_id: str = RUN, group: str = INSTALLATION.train_group, nodes: int = 1, **spec: Any) -> Spec:
+        """As the operator's `launch` does it, without its checks."""
+        wanted = {"budget_usd": 10.0, "hours": 10.0, "created": self.began, "deadline": self.began + 36000}
+        launched = Spec(**{"run_id": run_id, "prices": PRICES, **wanted, **spec})
+        self.put(run_key(run_id, "spec.json"), launched.to_json())
+        autoscaling = self.client("autoscaling")
+        fleet.use_market(autoscaling, group, launched.market)
+        fleet.assign(autoscaling, group, run_id, launched.deadline)
+        self.client("scheduler").create_schedule(
+            GroupName=INSTALLATION.schedule_group, Name=run_id, ScheduleExpression="at(2099-01-01T00:00:00)",
+            FlexibleTimeWindow={"Mode": "OFF"},
+            Target={"Arn": "arn:aws:scheduler:::aws-sdk:autoscaling:updateAutoScalingGroup",
+                    "RoleArn": "arn:aws:iam::123456789012:role/stop", "Input": "{}"},
+        )  # fmt: skip
+        fleet.scale(autoscaling, group, nodes)
+        return launched
+
+    def put(self, key: str, body: bytes | Mapping[str, Any]) -> None:
+        self.client("s3").put_object(Bucket=BUCKET, Key=key, Body=body if isinstance(body, bytes) else json.dumps(body))
+
+    def get(self, key: str) -> bytes:
+        return bytes(self.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read())
+
+    def beat(self, step: int = 1, phase: str = "training", attempt: int = 1) -> None:
+        """A heartbeat, now."""
+        self.put(run_key(RUN, "heartbeat.json"), {"phase": phase, "step": step, "progress": step, "attempt": attempt})
+
+    def commit(self, step: int) -> None:
+        """A checkpoint."""
+        self.put(checkpoint_key(RUN, "HEAD.json"), Head(attempt=1, newest=f"manifest-{step}").to_json())
+
+    def desired(self, group: str = INSTALLATION.train_group) -> int:
+        state = fleet.group_state(self.client("autoscaling"), group)
+        assert state is not None
+        return state.desired
+
+    def machines(self, run_id: str = "") -> list[FleetMachine]:
+        return fleet.machines(self.client("ec2"), INSTALLATION.name, run_id)
+
+    def billing(self) -> list[str]:
+        return [machine.id for machine in self.machines() if machine.is_billing]
+
+    def memory(self, run_id: str = RUN) -> Memory:
+        return Memory.from_json(self.get(run_key(run_id, "guard.json")))
+
+    def spend(self, run_id: str = RUN) -> Spend:
+        return Spend.from_json(self.get(run_key(run_id, "spend.json")))
+
+    def schedules(self) -> list[str]:
+        found = self.client("scheduler").list_schedules(GroupName=INSTALLATION.schedule_group)["Schedules"]
+        return [schedule["Name"] for schedule in found]
+
+    def mail(self) -> list[str]:
+        """What the topic's subscriber has received since the last call."""
+        found = []
+        sqs = self.client("sqs")
+        while received := sqs.receive_message(QueueUrl=self.inbox, MaxNumberOfMessages=10).get("Messages"):
+            for message in received:
+                told = json.loads(message["Body"])
+                found.append(f"{told['Subject']}: {told['Message']}")
+                sqs.delete_message(QueueUrl=self.inbox, ReceiptHandle=message["ReceiptHandle"])
+        return found
+
+
+@cache
+def client(aws: Aws, service: str) -> Any:
+    """One for all tests: making one takes a third of a second."""
+    return aws.client(service)
+
+
+def make_lab(aws: Aws) -> Lab:
+    make_group(aws, INSTALLATION.train_group, maximum=2)
+    make_group(aws, INSTALLATION.prepare_group, maximum=1)
+    client(aws, "s3").create_bucket(Bucket=BUCKET)
+    client(aws, "scheduler").create_schedule_group(Name=INSTALLATION.schedule_group)
+    sns, sqs = client(aws, "sns"), client(aws, "sqs")
+    topic = sns.create_topic(Name="guard")["TopicArn"]
+    inbox = sqs.create_queue(QueueName="inbox")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=inbox, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
+    return Lab(aws, topic, inbox, time.time())
+
+
+def make_group(aws: Aws, name: str, maximum: int = 1) -> None:
+    """A group of spot machines as the training stack makes it, in two zones."""
+    ec2 = client(aws, "ec2")
+    template = ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData={"ImageId": "ami-12345678"})
+    zones = {"Name": "availability-zone", "Values": ["us-east-1a", "us-east-1b"]}
+    subnets = [subnet["SubnetId"] for subnet in ec2.describe_subnets(Filters=[zones])["Subnets"]]
+    client(aws, "autoscaling").create_auto_scaling_group(
+        AutoScalingGroupName=name, MinSize=0, MaxSize=maximum, DesiredCapacity=0, VPCZoneIdentifier=",".join(subnets),
+        Tags=[{"Key": Tag.INSTALLATION, "Value": INSTALLATION.name, "PropagateAtLaunch": True,
+               "ResourceId": name, "ResourceType": "auto-scaling-group"}],
+        MixedInstancesPolicy={
+            "LaunchTemplate": {
+                "LaunchTemplateSpecification": {
+                    "LaunchTemplateId": template["LaunchTemplate"]["LaunchTemplateId"], "Version": "1",
+                },
+                "Overrides": [{"InstanceType": type} for type in PRICES],
+            },
+            "InstancesDistribution": {"OnDemandBaseCapacity": 0, "OnDemandPercentageAboveBaseCapacity": 0},
+        },
+    )  # fmt: skip

@@ -1,0 +1,114 @@
+"""A simulated day, many times: with all guards nothing goes wrong; without any, money runs; and what each is for.
+
+`make simulate` runs the same thousand seeds and writes down what came of them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Collection
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.simulate.world import OUTER_GUARDS, Result, World, simulate
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEDS = range(1000)
+FEW = range(50)
+LATE, IDLE, DEAR = "alive past the deadline", "idle", "over budget"
+
+
+@cache
+def wrong(seed: int, without: Collection[str] = ()) -> tuple[str, ...]:
+    return simulate(seed, without).wrong
+
+
+def failing(*without: str, seeds: Collection[int] = FEW) -> dict[str, list[int]]:
+    """The seeds by what goes wrong in them."""
+    found: dict[str, list[int]] = {}
+    for seed in seeds:
+        for what in wrong(seed, without):
+            found.setdefault(what, []).append(seed)
+    return found
+
+
+def test_with_all_guards_no_budget_is_broken_and_no_machine_is_late_or_idle() -> None:
+    results = [simulate(seed) for seed in SEEDS]
+    assert {result.seed: result.wrong for result in results if result.wrong} == {}
+    # A simulation in which nothing happens shows nothing.
+    assert {result.ending for result in results} >= {"finished", "failed", "stopped"}
+    assert sum(result.machines for result in results) > 1.5 * len(results)
+    assert any(result.lost_steps for result in results)
+    assert any(result.usd > 0.9 * result.budget_usd for result in results)
+
+
+def test_without_any_guard_the_money_runs_in_every_seed() -> None:
+    found = failing(*OUTER_GUARDS, seeds=range(20))
+    assert found[LATE] == list(range(20))
+    assert len(found[DEAR]) > 10
+
+
+# Without this one guard: what goes wrong, or which others cover it, so that without those, too, it goes wrong.
+SINGLE = [
+    ("guard", "", DEAR),
+    ("budget_spent", "", DEAR),
+    ("hung", "", IDLE),
+    ("unwanted", "", DEAR),
+    ("deadline-timer", "schedule guard", LATE),
+    ("schedule", "deadline-timer guard", LATE),
+    ("past_deadline", "deadline-timer schedule", LATE),
+    ("exit-path", "finished failed", IDLE),
+    ("finished", "exit-path", IDLE),
+    ("failed", "exit-path", IDLE),
+]
+
+
+@pytest.mark.parametrize(("guard", "covering", "goes_wrong"), SINGLE, ids=[guard for guard, *_ in SINGLE])
+def test_a_removed_guard_is_missed_unless_others_cover_it(guard: str, covering: str, goes_wrong: str) -> None:
+    seeds = range(100) if guard == "unwanted" else FEW
+    alone = failing(guard, seeds=seeds)
+    if not covering:
+        assert alone.get(goes_wrong), f"no seed misses {guard}"
+        return
+    assert alone == {}
+    uncovered = failing(guard, *covering.split())
+    assert uncovered.get(goes_wrong), f"no seed misses {guard}, not even without {covering}"
+
+
+@pytest.mark.parametrize("guard", ["deadline-timer", "schedule", "guard"])
+def test_each_guard_of_the_deadline_is_enough_where_it_works_at_all(guard: str) -> None:
+    others = {"deadline-timer", "schedule", "guard"} - {guard}
+    late = failing(*sorted(others)).get(LATE, [])
+    assert len(late) < len(FEW) / 4
+    for seed in late:  # named, and each with its reason
+        world = World(seed)
+        is_away = bool(world.weather.guard_outages) and guard == "guard"
+        is_stuck = world.weather.is_sticky and guard == "schedule"
+        is_frozen = world.training.trouble.frozen_share > 0 and guard == "deadline-timer"
+        never_boots = world.training.trouble.boot_hangs > 0 and guard == "deadline-timer"
+        assert is_away or is_stuck or is_frozen or never_boots, f"seed {seed} is late with {guard} alone"
+
+
+def test_a_seed_is_the_same_every_time() -> None:
+    first, second = (World(7).run() for _ in range(2))
+    assert isinstance(first, Result)
+    assert first == second
+
+
+def test_the_command_tells_what_it_found_and_fails_where_something_is_wrong() -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tests.simulate", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    well = run("--seeds", "3")
+    assert well.returncode == 0, well.stderr
+    assert "nothing wrong" in well.stdout
+    assert "dollars" in well.stdout
+    ill = run("--seeds", "3", *(word for guard in OUTER_GUARDS for word in ("--without", guard)))
+    assert ill.returncode == 1
+    assert "WRONG: alive past the deadline: 3 seeds: 0 1 2" in ill.stdout
+    one = run("--seed", "1")
+    assert "min  i-0 " in one.stdout

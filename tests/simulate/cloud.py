@@ -1,0 +1,358 @@
+"""AWS in memory, as far as the guard, `launch` and a machine use it: clients with boto3's methods, and what AWS does by
+itself between two calls. Time, capacity, prices and faults are those of the simulation's `Clock` and `Weather`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from tests.simulate.clock import Clock
+
+FORGET_SECONDS = 3600  # EC2 shows a terminated machine for about an hour
+ON_DEMAND_USD = {"g6.xlarge": 0.8048, "g5.xlarge": 1.006, "g6e.xlarge": 1.861}
+ZONES = ("a", "b", "c")
+
+
+def error(code: str, operation: str, kind: type[ClientError] = ClientError) -> ClientError:
+    return kind({"Error": {"Code": code, "Message": "simulated"}}, operation)
+
+
+class NoSuchKey(ClientError):  # noqa: N818  # boto3's name
+    pass
+
+
+class NotFound(ClientError):  # noqa: N818
+    pass
+
+
+@dataclass
+class Weather:
+    """What a seed has in store. Windows are (from, to)."""
+
+    droughts: dict[tuple[str, str], list[tuple[float, float]]] = field(default_factory=dict)  # by pool
+    on_demand_droughts: list[tuple[float, float]] = field(default_factory=list)
+    store_outages: list[tuple[float, float]] = field(default_factory=list)
+    guard_outages: list[tuple[float, float]] = field(default_factory=list)
+    throttled: float = 0.0  # share of calls that EC2 and Auto Scaling refuse
+    overlooked: float = 0.0  # share of answers in which EC2 leaves a machine out
+    share: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # of the on-demand price, by hour
+    reclaims_per_hour: float = 0.0
+    unannounced: float = 0.0  # share of reclaims without the notice
+    is_rebalancing: bool = False  # the replacement of a reclaimed machine comes before it goes
+    is_sticky: bool = False  # a group that is set to 0 keeps its machines: protected, or its processes suspended
+
+
+def within(windows: Sequence[tuple[float, float]], now: float) -> bool:
+    return any(start <= now < end for start, end in windows)
+
+
+@dataclass(eq=False)
+class Instance:
+    """`shape` is what DescribeInstances says of it."""
+
+    id: str
+    type: str
+    zone: str
+    market: str
+    tags: dict[str, str]
+    launched: float
+    shape: dict[str, Any]
+    ended: float = 0.0
+    prices: list[tuple[float, float]] = field(default_factory=list)  # (from, dollars per hour)
+
+    @property
+    def is_billing(self) -> bool:
+        return not self.ended
+
+    def usd(self, now: float) -> float:
+        ends = [start for start, _ in self.prices[1:]] + [self.ended or now]
+        return sum(
+            max(0.0, min(end, self.ended or now) - start) / 3600 * price
+            for (start, price), end in zip(self.prices, ends, strict=True)
+        )
+
+
+@dataclass(eq=False)
+class GroupState:
+    name: str
+    shape: dict[str, Any]  # what DescribeAutoScalingGroups says of it
+    activities: list[dict[str, Any]] = field(default_factory=list)
+    members: list[Instance] = field(default_factory=list)
+    is_busy: bool = False
+
+
+class Cloud:
+    """`client(service)` as `boto3.client`; `on_launch` is called with every machine that a group gets."""
+
+    def __init__(self, clock: Clock, random: Random, weather: Weather, groups: Sequence[str]):
+        self.clock, self.random, self.weather = clock, random, weather
+        self.on_launch: Callable[[Instance], None] = lambda instance: None
+        self.on_terminate: Callable[[Instance], None] = lambda instance: None
+        self.instances: list[Instance] = []
+        self.objects: dict[str, tuple[bytes, float]] = {}
+        self.live: dict[str, Callable[[], tuple[bytes, float] | None]] = {}  # objects that someone keeps writing
+        self.schedules: dict[str, str] = {}  # name: the target's input
+        self.mail: list[str] = []
+        self.refuses_schedules = False
+        self.groups = {name: self._group(name) for name in groups}
+        self.clients = {
+            "ec2": Ec2(self), "autoscaling": AutoScaling(self), "s3": S3(self), "scheduler": Scheduler(self),
+            "sns": SimpleNamespace(publish=self._publish),
+        }  # fmt: skip
+
+    def client(self, service: str) -> Any:
+        return self.clients[service]
+
+    def _publish(self, TopicArn: str, Subject: str, Message: str) -> None:  # noqa: N803
+        self.mail.append(f"{Subject}: {Message}")
+
+    def _group(self, name: str) -> GroupState:
+        tag = {"Key": "resnet-spot", "Value": "resnet-spot", "PropagateAtLaunch": True}
+        policy = {
+            "LaunchTemplate": {"LaunchTemplateSpecification": {"LaunchTemplateId": "lt"}, "Overrides": []},
+            "InstancesDistribution": {"OnDemandPercentageAboveBaseCapacity": 0},
+        }
+        shape = {"AutoScalingGroupName": name, "MinSize": 0, "MaxSize": 1, "DesiredCapacity": 0, "Tags": [tag],
+                 "MixedInstancesPolicy": policy, "Instances": []}  # fmt: skip
+        return GroupState(name, shape)
+
+    # What AWS does by itself.
+
+    def reconcile(self, group: GroupState, seconds: float = 0.0) -> None:
+        """Soon the group will look at what it has and what it wants."""
+        if not group.is_busy:
+            group.is_busy = True
+            self.clock.after(seconds or self.random.uniform(3, 20), lambda: self._look(group))
+
+    def _look(self, group: GroupState) -> None:
+        group.is_busy = False
+        members = [instance for instance in group.members if instance.is_billing]
+        group.members = members
+        group.shape["Instances"] = [{"InstanceId": instance.id} for instance in members]
+        wanted = group.shape["DesiredCapacity"]
+        for instance in [] if self.weather.is_sticky else members[wanted:]:
+            self.terminate(instance)
+        if wanted > len(members):
+            self.reconcile(group, 20.0 if self._launch(group) else self.random.uniform(60, 120))
+
+    def _launch(self, group: GroupState) -> bool:
+        policy, now = group.shape["MixedInstancesPolicy"], self.clock.now
+        is_spot = policy["InstancesDistribution"]["OnDemandPercentageAboveBaseCapacity"] == 0
+        pools = [
+            (override["InstanceType"], zone) for override in policy["LaunchTemplate"]["Overrides"] for zone in ZONES
+        ]
+        if is_spot:
+            free = [pool for pool in pools if not within(self.weather.droughts.get(pool, []), now)]
+        else:
+            free = [] if within(self.weather.on_demand_droughts, now) else pools
+        if not free:
+            message = "Could not launch Spot Instances. UnfulfillableCapacity - Unable to fulfill capacity."
+            self._activity(group, "Failed", "Launching a new EC2 instance.", message)
+            return False
+        type, zone = min(free, key=lambda pool: self.price(*pool, is_spot=is_spot)) if is_spot else free[0]
+        self._start(group, type, zone, "spot" if is_spot else "on-demand")
+        return True
+
+    def _start(self, group: GroupState, type: str, zone: str, market: str) -> None:
+        now, id = self.clock.now, f"i-{len(self.instances)}"
+        tags = {tag["Key"]: tag["Value"] for tag in group.shape["Tags"] if tag["PropagateAtLaunch"]}
+        tags["aws:autoscaling:groupName"] = group.name
+        shape = {
+            "InstanceId": id, "InstanceType": type, "Placement": {"AvailabilityZone": zone},
+            "State": {"Name": "pending"}, "LaunchTime": datetime.fromtimestamp(now, UTC), "StateTransitionReason": "",
+            "Tags": [{"Key": key, "Value": value} for key, value in tags.items()],
+        }  # fmt: skip
+        if market == "spot":
+            shape["InstanceLifecycle"] = "spot"
+        instance = Instance(id, type, zone, market, tags, now, shape)
+        instance.prices.append((now, self.price(type, zone, is_spot=market == "spot")))
+        self.instances.append(instance)
+        group.members.append(instance)
+        group.shape["Instances"] = [{"InstanceId": member.id} for member in group.members if member.is_billing]
+        self._activity(group, "Successful", f"Launching a new EC2 instance: {id}", "")
+        if market == "spot":
+            self.clock.after(3600 - now % 3600, lambda: self._reprice(instance))
+        self.on_launch(instance)
+
+    def _reprice(self, instance: Instance) -> None:
+        if instance.is_billing:
+            price = self.price(instance.type, instance.zone, is_spot=True)
+            if price != instance.prices[-1][1]:
+                instance.prices.append((self.clock.now, price))
+            self.clock.after(3600, lambda: self._reprice(instance))
+
+    def price(self, type: str, zone: str, *, is_spot: bool) -> float:
+        shares = self.weather.share.get((type, zone), [0.4])
+        return ON_DEMAND_USD[type] * (shares[int(self.clock.now // 3600) % len(shares)] if is_spot else 1.0)
+
+    def give_up(self, instance: Instance) -> None:
+        """Its group stops counting on it."""
+        group = self.groups[instance.tags["aws:autoscaling:groupName"]]
+        if self.weather.is_rebalancing and instance in group.members:
+            group.members.remove(instance)
+            self.reconcile(group)
+
+    def running(self, instance: Instance) -> None:
+        instance.shape["State"] = {"Name": "running"}
+
+    def terminate(self, instance: Instance) -> None:
+        """It stops billing; its group notices."""
+        if instance.is_billing:
+            instance.ended = self.clock.now
+            instance.shape["State"] = {"Name": "shutting-down"}
+            instance.shape["StateTransitionReason"] = (
+                f"User initiated ({datetime.fromtimestamp(self.clock.now, UTC):%Y-%m-%d %H:%M:%S} GMT)"
+            )
+            self.clock.after(60, lambda: instance.shape.update(State={"Name": "terminated"}))
+            self.on_terminate(instance)
+            self.reconcile(self.groups[instance.tags["aws:autoscaling:groupName"]])
+
+    def _activity(self, group: GroupState, status: str, description: str, message: str) -> None:
+        group.activities.insert(0, {"StartTime": datetime.fromtimestamp(self.clock.now, UTC), "StatusCode": status,
+                                    "Description": description, "StatusMessage": message})  # fmt: skip
+
+    def read(self, key: str) -> tuple[bytes, float] | None:
+        return self.live[key]() if key in self.live else self.objects.get(key)
+
+    def write(self, key: str, body: bytes) -> None:
+        self.objects[key] = (body, self.clock.now)
+
+    @property
+    def is_store_up(self) -> bool:
+        return not within(self.weather.store_outages, self.clock.now)
+
+    def throttle(self, operation: str) -> None:
+        if self.random.random() < self.weather.throttled:
+            raise error("RequestLimitExceeded", operation)
+
+
+class Ec2:
+    def __init__(self, cloud: Cloud):
+        self.cloud = cloud
+
+    def describe_instances(self, Filters: list[dict[str, Any]]) -> dict[str, Any]:  # noqa: N803
+        self.cloud.throttle("DescribeInstances")
+        now = self.cloud.clock.now
+        found = [i for i in self.cloud.instances if not i.ended or now - i.ended < FORGET_SECONDS]
+        for filter in Filters:
+            key = filter["Name"].removeprefix("tag:")
+            found = [instance for instance in found if instance.tags.get(key) in filter["Values"]]
+        if found and self.cloud.random.random() < self.cloud.weather.overlooked:
+            found.remove(self.cloud.random.choice(found))
+        return {"Reservations": [{"Instances": [instance.shape for instance in found]}]}
+
+    def terminate_instances(self, InstanceIds: list[str]) -> None:  # noqa: N803
+        self.cloud.throttle("TerminateInstances")
+        for instance in self.cloud.instances:
+            if instance.id in InstanceIds:
+                self.cloud.terminate(instance)
+
+    def describe_spot_price_history(
+        self, InstanceTypes: list[str], AvailabilityZone: str, **_: Any  # noqa: N803
+    ) -> dict[str, Any]:  # fmt: skip
+        self.cloud.throttle("DescribeSpotPriceHistory")
+        price = self.cloud.price(InstanceTypes[0], AvailabilityZone, is_spot=True)
+        return {"SpotPriceHistory": [{"Timestamp": 0, "SpotPrice": f"{price:.6f}"}]}
+
+
+class AutoScaling:
+    exceptions = SimpleNamespace(ClientError=ClientError)
+
+    def __init__(self, cloud: Cloud):
+        self.cloud = cloud
+
+    def describe_auto_scaling_groups(self, AutoScalingGroupNames: list[str]) -> dict[str, Any]:  # noqa: N803
+        self.cloud.throttle("DescribeAutoScalingGroups")
+        return {"AutoScalingGroups": [self.cloud.groups[name].shape for name in AutoScalingGroupNames]}
+
+    def describe_scaling_activities(self, AutoScalingGroupName: str) -> dict[str, Any]:  # noqa: N803
+        self.cloud.throttle("DescribeScalingActivities")
+        return {"Activities": self.cloud.groups[AutoScalingGroupName].activities}
+
+    def create_or_update_tags(self, Tags: list[dict[str, Any]]) -> None:  # noqa: N803
+        for tag in Tags:
+            shape = self.cloud.groups[tag["ResourceId"]].shape
+            shape["Tags"] = [old for old in shape["Tags"] if old["Key"] != tag["Key"]] + [tag]
+
+    def set_desired_capacity(
+        self, AutoScalingGroupName: str, DesiredCapacity: int, HonorCooldown: bool  # noqa: N803
+    ) -> None:  # fmt: skip
+        self.cloud.throttle("SetDesiredCapacity")
+        self._desire(AutoScalingGroupName, DesiredCapacity)
+
+    def update_auto_scaling_group(self, AutoScalingGroupName: str, **values: Any) -> None:  # noqa: N803
+        self.cloud.throttle("UpdateAutoScalingGroup")
+        shape = self.cloud.groups[AutoScalingGroupName].shape
+        shape["MixedInstancesPolicy"] = shape["MixedInstancesPolicy"] | values.pop("MixedInstancesPolicy", {})
+        if "DesiredCapacity" in values:
+            self._desire(AutoScalingGroupName, values["DesiredCapacity"])
+
+    def _desire(self, name: str, desired: int) -> None:
+        group = self.cloud.groups[name]
+        group.shape["DesiredCapacity"] = desired
+        self.cloud.reconcile(group)
+
+
+class S3:
+    exceptions = SimpleNamespace(NoSuchKey=NoSuchKey)
+
+    def __init__(self, cloud: Cloud):
+        self.cloud = cloud
+
+    def get_object(self, Bucket: str, Key: str) -> dict[str, Any]:  # noqa: N803
+        self._check("GetObject")
+        if (found := self.cloud.read(Key)) is None:
+            raise error("NoSuchKey", "GetObject", NoSuchKey)
+        return {"Body": io.BytesIO(found[0]), "LastModified": datetime.fromtimestamp(found[1], UTC)}
+
+    def put_object(self, Bucket: str, Key: str, Body: bytes, **condition: str) -> None:  # noqa: N803
+        self._check("PutObject")
+        if condition.get("IfNoneMatch") and Key in self.cloud.objects:
+            raise error("PreconditionFailed", "PutObject")
+        self.cloud.write(Key, Body)
+
+    def delete_object(self, Bucket: str, Key: str) -> None:  # noqa: N803
+        self._check("DeleteObject")
+        self.cloud.objects.pop(Key, None)
+
+    def _check(self, operation: str) -> None:
+        if not self.cloud.is_store_up:
+            raise error("SlowDown", operation)
+
+
+class Scheduler:
+    exceptions = SimpleNamespace(ResourceNotFoundException=NotFound)
+
+    def __init__(self, cloud: Cloud):
+        self.cloud = cloud
+
+    def list_schedules(self, GroupName: str) -> dict[str, Any]:  # noqa: N803
+        return {"Schedules": [{"Name": name} for name in self.cloud.schedules]}
+
+    def create_schedule(self, Name: str, ScheduleExpression: str, Target: dict[str, Any], **_: Any) -> None:  # noqa: N803
+        at = datetime.strptime(ScheduleExpression, "at(%Y-%m-%dT%H:%M:%S)").replace(tzinfo=UTC).timestamp()
+        self.cloud.schedules[Name] = ScheduleExpression
+        late = self.cloud.random.uniform(0, 60)  # EventBridge Scheduler is precise to a minute
+        self.cloud.clock.at(at + late, lambda: self._fire(Name, ScheduleExpression, json.loads(Target["Input"])))
+
+    update_schedule = create_schedule
+
+    def delete_schedule(self, GroupName: str, Name: str) -> None:  # noqa: N803
+        if self.cloud.schedules.pop(Name, None) is None:
+            raise error("ResourceNotFoundException", "DeleteSchedule", NotFound)
+
+    def _fire(self, name: str, expression: str, values: dict[str, Any]) -> None:
+        if self.cloud.schedules.get(name) == expression and not self.cloud.refuses_schedules:
+            del self.cloud.schedules[name]
+            group = self.cloud.groups[values["AutoScalingGroupName"]]
+            group.shape["DesiredCapacity"] = values["DesiredCapacity"]
+            self.cloud.reconcile(group)
