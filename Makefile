@@ -116,7 +116,7 @@ test: $(VENV)/.dev $(if $(ARGS),,test-infra) ## run all tests (what lacks here i
 
 .PHONY: test-infra
 test-infra: $(INFRA)/.dev node_modules/.package-lock.json ## run the tests of the AWS app alone (they have an environment of their own)
-	@$(INFRA)/bin/python -m pytest tests/infra $(ARGS)
+	@$(INFRA)/bin/python -m pytest tests/infra -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: chaos
 chaos: $(VENV)/.dev ## inject faults at scale, for hours; again: goes on (ARGS="races --seconds 600", ARGS=--help)
@@ -145,6 +145,14 @@ bench-prepare: $(VENV)/.bench ## measure make prepare: images/s per core, hours 
 .PHONY: bench-checkpoint
 bench-checkpoint: $(VENV)/.dev ## measure what a checkpoint costs against the usual ways (ARGS="--rounds N")
 	@$(BIN)/python -m benchmarks.checkpoint $(ARGS)
+
+.PHONY: bench-logs
+bench-logs: $(INFRA)/.dev ## measure the log's way from a container to the terminal (root: starts a Docker engine of its own)
+	@$(INFRA)/bin/python -m benchmarks.logs $(ARGS)
+
+.PHONY: bench-image
+bench-image: $(VENV)/.dev ## measure what IMAGE= weighs, compressed, and which package how much
+	@IMAGE=$(IMAGE) $(BIN)/python -m benchmarks.image
 
 .PHONY: image
 image: ## build the container image (BASE= another base with Python 3.11)

@@ -13,7 +13,7 @@ from importlib import import_module
 
 import boto3
 
-from infra.operate.session import Aws, ExitCode, AwsError, load_installation
+from infra.operate.session import Aws, AwsError, ExitCode, load_installation
 from trainer.contract import UserError
 
 COMMANDS = (

@@ -146,12 +146,11 @@ def run_the_deployed_guard(aws: Aws, checkout: Checkout, folder: Path) -> None:
     zipfile.ZipFile(io.BytesIO(body)).extractall(folder)
     module, _, handler = function["Handler"].rpartition(".")
     ended = subprocess.run(
-        [sys.executable, "-c", f"import json, {module}; print(json.dumps({module}.{handler}({{}}, None)))"],
+        [sys.executable, "-c", f"import {module}; {module}.{handler}({{}}, None)"],
         cwd=folder, env=checkout.environ | function["Environment"]["Variables"], capture_output=True, text=True,
         timeout=60,
     )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout.splitlines()[-1]) == {"problems": []}
+    assert ended.returncode == 0, ended.stderr  # it fails where it could not read or do something
 
 
 def write_log(aws: Aws, *lines: str) -> None:
