@@ -30,12 +30,12 @@ option = $(if $(filter-out file undefined,$(origin $(1))),--$(2)='$(subst ','\''
 options = $(foreach pair,$(1),$(call option,$(firstword $(subst :, ,$(pair))),$(lastword $(subst :, ,$(pair)))))
 switches = $(foreach pair,$(1),$(if $($(firstword $(subst :, ,$(pair)))),--$(lastword $(subst :, ,$(pair)))))
 LIMITS = $(call options,RUN:run DATA:data ARGS:args HOURS:hours BUDGET:budget MARKET:market TYPES:types ON_DEMAND_AFTER:on-demand-after) $(call switches,ANYWAY:anyway)
-LAUNCH = $(call options,RECIPE:recipe NODES:nodes) $(LIMITS)
+LAUNCH = $(if $(NODES),$(error NODES=$(NODES): several machines do not train one run yet: leave NODES= out))$(call options,RECIPE:recipe) $(LIMITS)
 
 .PHONY: help
 help: ## list these targets
 	@echo "resnet-spot: ResNet-50 on ImageNet, on one spot GPU. Variables: RECIPE= RUN= DATA= STORE= SCRATCH= ARGS=\"--epochs 4\""
-	@echo "of a run on AWS, too: HOURS= BUDGET=dollars NODES= MARKET=on-demand TYPES=g6.xlarge ON_DEMAND_AFTER=minutes ANYWAY=1"
+	@echo "of a run on AWS, too: HOURS= BUDGET=dollars MARKET=on-demand TYPES=g6.xlarge ON_DEMAND_AFTER=minutes ANYWAY=1"
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: train

@@ -22,7 +22,11 @@ LOADER_IMAGES_PER_SECOND_PER_VCPU = 988  # 344 µs of a core (`make bench-data`)
 DOWNLOAD_GB_PER_HOUR = 180  # of `prepare`, an assumption: 50 MB/s
 START_HOURS = 0.25  # boot, image, data; an allowance
 LEAST_POOLS = 12  # types x zones: with fewer, spot capacity is often gone
-MOST_TIMES_THE_CHEAPEST = 2.0  # dollars per image: what costs more is offered only to reach LEAST_POOLS
+MOST_TIMES_THE_CHEAPEST = 1.35  # dollars per image: what costs more is offered only to reach LEAST_POOLS
+# Beside the machine, list prices of us-east-1: aws.amazon.com/ebs/pricing (gp3), /vpc/pricing (public IPv4)
+DISK_USD_PER_GIB_MONTH = 0.08
+ADDRESS_USD_PER_HOUR = 0.005
+HOURS_PER_MONTH = 730
 MARKETS = ("spot", "on-demand")
 
 
@@ -182,7 +186,6 @@ def estimate(
     types: Collection[str],
     prices: Mapping[str, float],
     *,
-    nodes: int = 1,
     epochs: int = 0,
     share: float = 1.0,
 ) -> list[Estimate]:
@@ -190,7 +193,7 @@ def estimate(
     work = work_of(recipe)
     images = (epochs or work.epochs) * work.images_per_epoch * share
     return _ordered(
-        _estimate(type.name, prices[type.name], type.images_per_second, images, nodes, START_HOURS)
+        _estimate(type.name, prices[type.name], type.images_per_second, images, START_HOURS)
         for type in gpu_types(types)
     )
 
@@ -206,16 +209,15 @@ def estimate_prepare(types: Collection[str], prices: Mapping[str, float]) -> lis
             prices[machine.name],
             min(machine.vcpus * PREPARE_IMAGES_PER_SECOND_PER_VCPU, fastest),
             IMAGENET_IMAGES,
-            1,
             START_HOURS,
         )
         for machine in machines
     )
 
 
-def _estimate(type: str, price: float, speed: float, images: float, nodes: int, start: float) -> Estimate:
-    hours = start + images / (speed * nodes) / 3600
-    return Estimate(type, price, speed, hours, hours * price * nodes, price / 3600 / speed * 1e6)
+def _estimate(type: str, price: float, speed: float, images: float, start: float) -> Estimate:
+    hours = start + images / speed / 3600
+    return Estimate(type, price, speed, hours, hours * price, price / 3600 / speed * 1e6)
 
 
 def _ordered(estimates: Iterable[Estimate]) -> list[Estimate]:
@@ -223,7 +225,16 @@ def _ordered(estimates: Iterable[Estimate]) -> list[Estimate]:
 
 
 def offered(estimates: Sequence[Estimate], zones: int) -> list[Estimate]:
-    """Of all in order: those near the cheapest per image, and as many as make LEAST_POOLS pools."""
+    """Of all in order: those near the cheapest per image, and as many as make LEAST_POOLS pools.
+
+    The choice among them is AWS's: its `price-capacity-optimized` ignores their order and leans to the cheapest machine
+    per hour, not per image. So only types among which that costs little are offered.
+    """
     limit = MOST_TIMES_THE_CHEAPEST * estimates[0].usd_per_million_images
     enough = math.ceil(LEAST_POOLS / max(zones, 1))
     return [one for place, one in enumerate(estimates) if place < enough or one.usd_per_million_images <= limit]
+
+
+def extras_usd_per_hour(disk_gib: int) -> float:
+    """What a machine costs beside its own price: its root volume and its public address."""
+    return disk_gib * DISK_USD_PER_GIB_MONTH / HOURS_PER_MONTH + ADDRESS_USD_PER_HOUR

@@ -17,6 +17,8 @@ CPU_TYPES = "c7a.2xlarge,c7i.2xlarge,c6a.2xlarge,c6i.2xlarge,m7a.2xlarge,m7i.2xl
 # The SSM parameter of the machines' AMI: Ubuntu with Docker, AWS's command line and the NVIDIA driver. Those without a
 # GPU use it, too, so that one boot serves both.
 AMI = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
+PREPARE_DISK_GIB = 400  # of the CPU machines: the AMI takes 75, ImageNet's parquet files 150, the prepared form 50
+PREPARE_PREFIX = "prepare-"  # of the names of preparations: roles and schedules tell them from trainings by it
 RULES = {  # field: the rule that its value matches, the rule in words, an example
     "name": (r"[a-z][a-z0-9-]{0,23}", "at most 24 lower case letters, digits and '-', a letter first", "resnet-spot"),
     "bucket_name": (
@@ -27,7 +29,7 @@ RULES = {  # field: the rule that its value matches, the rule in words, an examp
     "instance_types": (r"[a-z0-9-]+\.[a-z0-9]+(,[a-z0-9-]+\.[a-z0-9]+)*", "types with one GPU, by ','", GPU_TYPES),
     "prepare_instance_types": (r"[a-z0-9-]+\.[a-z0-9]+(,[a-z0-9-]+\.[a-z0-9]+)*", "CPU types, by ','", CPU_TYPES),
     "market": (r"spot|on-demand", "spot or on-demand", "spot"),
-    "zones": (r"([a-z0-9-]+(,[a-z0-9-]+)*)?", "zones, by ',', or \"\" for the region's first three", "us-east-1a"),
+    "zones": (r"([a-z0-9-]+(,[a-z0-9-]+)*)?", "zones, by ',', or \"\" for the three with most types", "us-east-1a"),
     "email": (r"([^@\s]+@[^@\s]+)?", 'an address, or "" for none', "me@example.org"),
     "vpc_id": (r"(vpc-[0-9a-f]+)?", 'an existing VPC, or "" for one of its own', "vpc-0123456789abcdef0"),
     "subnet_ids": (
@@ -104,6 +106,11 @@ class Installation:
     @property
     def log_group(self) -> str:
         return f"/{self.name}/runs"
+
+    @property
+    def image_tag_prefix(self) -> str:
+        """Of the images that its deploys push into CDK's repository, which all of the account's CDK apps share."""
+        return f"{self.name}-"
 
     @property
     def guard_function(self) -> str:

@@ -123,19 +123,16 @@ def scale_to_zero(autoscaling: Any, name: str) -> None:
 
 def use_market(autoscaling: Any, name: str, market: str) -> None:
     """What the group launches from now on; machines that run stay."""
-    share = 100 if market == ON_DEMAND else 0
-    distribution = _policy(autoscaling, name).get("InstancesDistribution", {}) | {
-        "OnDemandBaseCapacity": 0, "OnDemandPercentageAboveBaseCapacity": share,
-    }  # fmt: skip
     # Without the launch template, which stays: to name it, the caller would have to be allowed ec2:RunInstances.
-    policy = {"InstancesDistribution": distribution}
+    policy = {"InstancesDistribution": _distribution(_policy(autoscaling, name), market)}
     autoscaling.update_auto_scaling_group(AutoScalingGroupName=name, MixedInstancesPolicy=policy)
 
 
-def set_types(autoscaling: Any, name: str, types: Sequence[str]) -> None:
-    """The types that the group may launch from now on, the preferred first."""
+def offer(autoscaling: Any, name: str, market: str, types: Sequence[str]) -> None:
+    """The market and the types that the group may launch from, the preferred first."""
     policy = _policy(autoscaling, name)
     policy["LaunchTemplate"]["Overrides"] = [{"InstanceType": type} for type in types]
+    policy["InstancesDistribution"] = _distribution(policy, market)
     autoscaling.update_auto_scaling_group(AutoScalingGroupName=name, MixedInstancesPolicy=policy)
 
 
@@ -200,6 +197,12 @@ def _policy(autoscaling: Any, name: str) -> dict[str, Any]:
     policy: dict[str, Any] = found["MixedInstancesPolicy"]
     policy["LaunchTemplate"]["LaunchTemplateSpecification"].pop("LaunchTemplateName", None)  # id or name, not both
     return policy
+
+
+def _distribution(policy: dict[str, Any], market: str) -> dict[str, Any]:
+    share = 100 if market == ON_DEMAND else 0
+    changed = {"OnDemandBaseCapacity": 0, "OnDemandPercentageAboveBaseCapacity": share}
+    return policy.get("InstancesDistribution", {}) | changed
 
 
 def _machine(instance: dict[str, Any]) -> FleetMachine:

@@ -21,13 +21,12 @@ from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
 from infra.acknowledge import acknowledge
-from infra.config import AMI, Installation, Tag
+from infra.config import AMI, PREPARE_DISK_GIB, Installation, Tag
 from infra.network import Network
 from trainer.contract import UserError
 
 BOOT = Path(__file__).parent / "boot"
 ROOT_DEVICE = "/dev/sda1"
-PREPARE_DISK_GIB = 400  # the AMI takes 75, ImageNet's parquet files 150, the prepared form 50
 USER_DATA_BYTES = 16384  # EC2's limit, before base64
 VALUES_BYTES = 1500  # of it for what CloudFormation puts into /etc/resnet-spot.env: ARNs, names, the image
 
@@ -109,7 +108,9 @@ class MachineGroup(Construct):
                     on_demand_base_capacity=0,
                     on_demand_percentage_above_base_capacity=0 if installation.market == "spot" else 100,
                     on_demand_allocation_strategy="prioritized",  # the order of the types
-                    spot_allocation_strategy="price-capacity-optimized",  # no maximum price: it causes interruptions
+                    # What AWS recommends; it ignores the types' order, so `catalog.offered` leaves the dear ones out.
+                    # No maximum price: it causes interruptions.
+                    spot_allocation_strategy="price-capacity-optimized",
                 ),
             ),
         )

@@ -25,7 +25,7 @@ class Image:
 
 
 def image(scope: Construct, installation: Installation) -> Image:
-    """The built image belongs to the CDK's own assets repository, from which `destroy` deletes it."""
+    """The built image goes to CDK's own assets repository; by its tag, `deploy` and `destroy` find and delete it."""
     if not installation.image_uri:
         asset = ecr_assets.DockerImageAsset(
             scope,

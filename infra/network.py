@@ -12,7 +12,7 @@ from constructs import Construct
 from infra.acknowledge import acknowledge
 from infra.config import Installation
 
-ZONES = 3  # of a region, unless the context names them; a region with fewer has to be told them
+ZONES = 3  # unless the context names them, as `deploy` does
 
 
 class Network(Construct):
@@ -88,5 +88,5 @@ class Network(Construct):
 
 
 def _zone(index: int) -> str:
-    """The region's zone of this index, which CloudFormation knows at the deploy."""
+    """The region's zone of this index, so that synthesis needs no AWS; those without a default subnet do not count."""
     return cdk.Fn.select(index, cdk.Fn.get_azs())

@@ -22,6 +22,7 @@ class Spec:
     data: str = ""  # TRAINER_DATA: s3://<bucket>/datasets/<name>/<version>, a Hugging Face id, "" for the recipe's own
     nodes: int = 1
     market: str = "spot"  # or "on-demand"
+    types: tuple[str, ...] = ()  # only these instance types; () for the installation's, by dollars per image
     on_demand_after_minutes: float = 0.0  # without any machine for so long: the guard changes to on-demand; 0: never
     budget_usd: float
     hours: float
@@ -29,6 +30,12 @@ class Spec:
     deadline: float  # created + hours, unless a later launch moved it: the tag on the group counts
     prices: dict[str, float] = field(default_factory=dict)  # on-demand dollars per hour and machine, by type
     prices_source: str = ""
+    extras_usd_per_hour: float = 0.05  # a machine's disk and public address
+
+    @property
+    def launched(self) -> float:
+        """The newest launch of the run: each sets another deadline."""
+        return self.deadline - self.hours * 3600
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()
@@ -44,5 +51,6 @@ class Spec:
             raise UserError(
                 f"spec.json is not that of a run on AWS ({error}): start the run with `make launch`, under another RUN="
             ) from error
-        object.__setattr__(spec, "arguments", tuple(spec.arguments))
+        for name in ("arguments", "types"):
+            object.__setattr__(spec, name, tuple(getattr(spec, name)))
         return spec

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 
 LOST_SECONDS = 600  # EC2 sometimes leaves a machine out of an answer; so long it counts as running
+FORGET_SECONDS = 3600  # EC2 shows a terminated machine for about so long
+LATE_SECONDS = 600  # past its deadline no machine lives for so long: its own timer and the schedule see to that
+SILENT_SECONDS = 600  # a tally older than that has no guard any more, which would see what still runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +24,7 @@ class Machine:
     zone: str
     market: str  # spot or on-demand
     launched: float
+    deadline: float = 0.0  # its tag; 0 where it has none
     ended: float = 0.0  # 0: it still bills
     usd_per_hour: float = 0.0  # since `priced`
     priced: float = 0.0  # since when that is its price; 0: since its launch
@@ -48,17 +52,31 @@ class Spend:
     machines: tuple[Machine, ...] = field(default=())
 
     def usd(self, now: float) -> float:
+        """What is known to be spent: where no guard has looked for a while, only until shortly after its last look."""
+        return self.usd_at_most(self.until(now))
+
+    def usd_at_most(self, now: float) -> float:
+        """With every machine that is not known to have ended billing on: what a budget has to count with."""
         return sum(machine.usd(now) for machine in self.machines)
+
+    def until(self, now: float) -> float:
+        return min(now, self.at + SILENT_SECONDS) if self.at else now
+
+    @property
+    def open(self) -> tuple[Machine, ...]:
+        """The machines that bill, as far as is known."""
+        return tuple(machine for machine in self.machines if not machine.ended)
 
     def usd_per_hour(self) -> float:
         """What is being spent right now."""
-        return sum(machine.usd_per_hour for machine in self.machines if not machine.ended)
+        return sum(machine.usd_per_hour for machine in self.open)
 
     def tally(self, seen: Iterable[Machine], now: float) -> Spend:
         """With what EC2 tells now: its word on when a machine ended, and its price.
 
         A machine that EC2 does not show bills on, until it has been missing for LOST_SECONDS: then it had ended when
-        it was first missing. One that EC2 shows again bills on, as if it had never been missing.
+        it was first missing. One that EC2 shows again bills on, as if it had never been missing. After a time without
+        any look, a missing machine is charged for the longest that it can have lived.
         """
         machines = {machine.id: machine for machine in self.machines}
         unseen = set(machines)
@@ -74,9 +92,18 @@ class Spend:
                 machines[machine.id] = replace(known, ended=machine.ended)
         for id in unseen:
             if not (known := machines[id]).ended:
-                lost = known.lost or now
+                lost = known.lost or self._missing_since(known, now)
                 machines[id] = replace(known, lost=lost, ended=lost if now - lost >= LOST_SECONDS else 0.0)
         return replace(self, at=now, machines=tuple(machines.values()))
+
+    def _missing_since(self, machine: Machine, now: float) -> float:
+        """Now; or, if EC2 may have forgotten it since the last look, the latest that it can have ended."""
+        if now - self.at <= FORGET_SECONDS:
+            return now
+        latest = now - FORGET_SECONDS
+        if machine.deadline:
+            latest = min(latest, machine.deadline + LATE_SECONDS)
+        return max(self.at, latest)
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self) | {"usd": round(self.usd(self.at), 4)}, indent=1).encode()

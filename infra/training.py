@@ -21,6 +21,7 @@ class TrainingStack(cdk.Stack):
             scope,
             installation.training_stack,
             description="resnet-spot: machines, their guard and their log; costs cents while nothing trains",
+            synthesizer=cdk.DefaultStackSynthesizer(docker_tag_prefix=installation.image_tag_prefix),
         )
         self.add_stack_dependency(storage)
         network = Network(self, installation)

@@ -115,9 +115,11 @@ class Guard(Construct):
             threshold=1,
             comparison_operator=cloudwatch.ComparisonOperator.GREATER_THAN_OR_EQUAL_TO_THRESHOLD,
             evaluation_periods=SILENT_MINUTES,
-            treat_missing_data=cloudwatch.TreatMissingData.BREACHING,
+            treat_missing_data=cloudwatch.TreatMissingData.MISSING,
         )
         alarm.add_alarm_action(actions.SnsAction(topic))
+        # A guard that does not run leaves no data. A new alarm begins so, which is no change, and tells nobody.
+        alarm.add_insufficient_data_action(actions.SnsAction(topic))
 
 
 class StopSchedules(Construct):

@@ -11,7 +11,7 @@ IMDS=${IMDS%/}
 export HOME=/root DOCKER_CONFIG=$LIVE/docker # a login stays in memory
 export AWS_DEFAULT_REGION="$REGION" AWS_RETRY_MODE=standard AWS_METADATA_SERVICE_NUM_ATTEMPTS=3
 
-: "${IDENTIFY_SECONDS:=60}"     # what the metadata service has to tell the deadline
+: "${IDENTIFY_SECONDS:=60}"     # what the metadata service has to tell run and deadline
 : "${STOP_SECONDS:=150}"        # before the deadline, the end begins: 110 to save, the rest to scale and power off
 : "${RETRY_SECONDS:=5}"         # before the second try, doubled before each further one
 : "${CRASH_SECONDS:=10}"        # before the start after a crash
@@ -39,9 +39,15 @@ try() { # TIMES COMMAND…: until it succeeds, or so many times
   done
 }
 
-imds() { # PATH: a document of the metadata service; false where there is none
+imds() { # PATH: a document of the metadata service; 44 where it says that there is none, 1 where it says nothing
   token=$(curl -fsS -m 2 -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' "$IMDS/latest/api/token") &&
-    curl -fsS -m 2 -H "X-aws-ec2-metadata-token: $token" "$IMDS/latest/meta-data/$1"
+    answer=$(curl -sS -m 2 -w '%{http_code}' -H "X-aws-ec2-metadata-token: $token" "$IMDS/latest/meta-data/$1") ||
+    return 1
+  case $answer in
+  *200) printf '%s\n' "${answer%200}" ;;
+  *404) return 44 ;;
+  *) return 1 ;;
+  esac
 } 2>/dev/null
 
 set_desired_to_0() {

@@ -24,6 +24,7 @@ from infra.spend import Spend
 from trainer.contract import run_key
 
 Clients = Callable[[str], Any]  # a boto3 client by the name of its service
+STORE_SECONDS = 300.0  # while something bills, so often the tally is stored, whose time says that there is a guard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,9 @@ class Guard:
         launch = (group.run_id, group.deadline)
         self.settled.discard((group.run_id, 0.0))
         facts = Facts(now=now, group=group, machines=machines)
-        if facts.is_at_rest and (not group.run_id or launch in self.settled):
+        if not facts.is_at_rest:
+            self.settled.discard(launch)  # looked at in the middle of `launch`, it was at rest, too
+        elif not group.run_id or launch in self.settled:
             return
         run = self.runs.get(group.run_id, Run(id=group.run_id))
         if group.run_id:
@@ -123,7 +126,7 @@ class Guard:
         memory = self.act(facts, decision, problems)
         if group.run_id:
             self.remember(run, memory, problems)
-            if not facts.is_active and run.spend and all(machine.ended for machine in run.spend.machines):
+            if not facts.is_active and run.spend and not run.spend.open:
                 self.settled.add(launch)
         else:
             self.runs[""] = replace(run, memory=memory)
@@ -149,9 +152,10 @@ class Guard:
         if decision.market:
             with noted(problems, f"changing {group.name} to {decision.market}"):
                 fleet.use_market(self.autoscaling, group.name, decision.market)
-                why = [str(refusal) for refusal in fleet.why_no_machine(self.autoscaling, group.name)[:3]]
+                since = facts.spec.launched if facts.spec else 0.0
+                why = [str(refusal) for refusal in fleet.why_no_machine(self.autoscaling, group.name, since)[:3]]
                 change = f"no spot machine came: from now on {decision.market} machines. {'; '.join(why)}"
-                messages[f"market {facts.deadline:.0f}"] = change
+                messages[f"market {facts.deadline:.0f}"] = change.strip()
         is_this_launch = bool(group.run_id) and memory.deadline == facts.deadline  # a next one keeps its own schedule
         if facts.is_at_rest and is_this_launch and memory.stopped and not memory.is_schedule_deleted:
             with noted(problems, "deleting the schedule"):
@@ -190,10 +194,10 @@ class Guard:
         """With what EC2 says; without its word the machines that ran go on billing. An unreadable tally stays so."""
         if machines is None or run.spec is None or run.spend is None:
             return run
-        looked = max(run.spend.at, run.memory.at if run.memory else 0.0)  # it is written only where it changes
-        known = replace(run.spend, at=looked)
+        known = run.spend
         spend = look.tally(known, machines, look.price(self.ec2, run.spec, known, machines, now), now)
-        return replace(run, spend=spend, is_spend_new=run.is_spend_new or spend.machines != known.machines)
+        is_due = bool(spend.open) and now - known.at >= STORE_SECONDS
+        return replace(run, spend=spend, is_spend_new=run.is_spend_new or is_due or spend.machines != known.machines)
 
     def remember(self, run: Run, memory: Memory, problems: list[str]) -> None:
         """In the bucket and in this process. What was never read is not overwritten."""
@@ -219,7 +223,7 @@ class Guard:
         run = look.read_run(self.bucket, self.runs.get(run_id, Run(id=run_id)))
         run = self.tallied(run, machines, now)
         self.save_spend(run)
-        if run.spend and all(machine.ended for machine in run.spend.machines):
+        if run.spend and not run.spend.open:
             self.settled.add((run_id, 0.0))
 
 
@@ -250,7 +254,7 @@ def noted(problems: list[str], what: str) -> Iterator[None]:
 def _told_spend(facts: Facts) -> str:
     if not facts.spec:
         return ""
-    return f"It has cost ${facts.spend.usd(facts.now):.2f} of ${facts.spec.budget_usd:.2f} so far."
+    return f"It has cost ${facts.spend.usd_at_most(facts.now):.2f} of ${facts.spec.budget_usd:.2f} so far."
 
 
 @cache

@@ -20,10 +20,6 @@ from infra.spec import Spec
 from infra.spend import Machine, Spend
 from trainer.contract import HEAD_FILE, Head, UserError, attempt_key, checkpoint_key, run_key
 
-# Per machine beside its own price, by the list of us-east-1: a public IPv4 address ($0.005 an hour) and 120 GiB of gp3
-# ($0.08 per GiB and month), rounded up.
-EXTRAS_USD_PER_HOUR = 0.02
-
 T = TypeVar("T")
 
 
@@ -53,7 +49,7 @@ class Run:
     spec: Spec | None = None
     spec_problem: str = ""
     spend: Spend | None = None  # None: could never be read, so that it must not be written
-    is_spend_new: bool = False  # it differs from what is stored
+    is_spend_new: bool = False  # it is to be stored
     memory: Memory | None = None  # the same
     problems: tuple[str, ...] = field(default=())  # of the last reading
 
@@ -100,7 +96,7 @@ def read_run(bucket: Bucket, known: Run) -> Run:
 
     spec, spec_problem = parsed("spec.json", _parse_spec, (None, "it is missing"), (known.spec, known.spec_problem))
     spend = parsed("spend.json", Spend.from_json, Spend(), known.spend)
-    if spend and known.spend and known.spend.at > spend.at:
+    if spend and known.spend and known.is_spend_new and known.spend.at > spend.at:
         spend = known.spend  # it could not be written at the last look
     memory = parsed("guard.json", Memory.from_json, Memory(), known.memory)
     if memory and known.memory and known.memory.at > memory.at:
@@ -154,7 +150,7 @@ def price(ec2: Any, spec: Spec, spend: Spend, machines: Iterable[FleetMachine], 
         # A type that the spec does not name costs at most as much as its dearest, as far as anyone can know.
         listed = spec.prices.get(machine.type) or max(spec.prices.values())
         spot = _spot_price(ec2, machine, now) if machine.market == SPOT else 0.0
-        prices[machine.id] = (spot or listed) + EXTRAS_USD_PER_HOUR
+        prices[machine.id] = (spot or listed) + spec.extras_usd_per_hour
     return prices
 
 
@@ -165,6 +161,7 @@ def tally(spend: Spend, machines: Iterable[FleetMachine], prices: dict[str, floa
         [
             Machine(
                 id=machine.id, type=machine.type, zone=machine.zone, market=machine.market, launched=machine.launched,
+                deadline=machine.deadline,
                 ended=0.0 if machine.is_billing else machine.ended or _ended_by(known.get(machine.id), now),
                 usd_per_hour=prices[machine.id],
             )
@@ -199,11 +196,13 @@ def _parse_spec(body: bytes) -> tuple[Spec | None, str]:
         return None, str(error)
     try:
         amounts = [spec.budget_usd, spec.deadline, *spec.prices.values(), 1 + spec.on_demand_after_minutes]
-        if spec.prices and all(0 < amount < math.inf for amount in amounts):
+        has_extras = 0 <= spec.extras_usd_per_hour < math.inf
+        if spec.prices and has_extras and all(0 < amount < math.inf for amount in amounts):
             return spec, ""
     except (AttributeError, TypeError):
         pass
-    return None, "budget_usd, deadline and prices must be numbers above 0: `make launch` writes them"
+    rule = "budget_usd, deadline and prices must be numbers above 0, extras_usd_per_hour at least 0"
+    return None, f"{rule}: `make launch` writes them"
 
 
 def _newest(head: Object | None) -> str:

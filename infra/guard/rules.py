@@ -108,11 +108,13 @@ def failed(facts: Facts) -> str:
 
 
 def budget_spent(facts: Facts) -> str:
-    """With what is spent until the next look, and until the machines are gone after it."""
+    """With what is spent until the next look, and until the machines are gone after it; those to come among them."""
     if not facts.spec:
         return ""
-    spent = facts.spend.usd(facts.now)
-    ahead = facts.spend.usd_per_hour() * (TICK_SECONDS + SHUTDOWN_SECONDS) / 3600
+    spent = facts.spend.usd_at_most(facts.now)
+    missing = max(0, facts.group.desired - len(facts.spend.open))
+    hourly = facts.spend.usd_per_hour() + missing * _dearest(facts.spec, facts.group)
+    ahead = hourly * (TICK_SECONDS + SHUTDOWN_SECONDS) / 3600
     if spent + ahead < facts.spec.budget_usd:
         return ""
     return f"${spent:.2f} of the budget of ${facts.spec.budget_usd:.2f} are spent"
@@ -229,6 +231,12 @@ def remember(facts: Facts) -> Memory:
         marked=heartbeat.at if heartbeat and is_moving else memory.marked,
         unwanted=unwanted, without_machine=without_machine,
     )  # fmt: skip
+
+
+def _dearest(spec: Spec, group: Group) -> float:
+    """What the next machine may cost an hour."""
+    listed = [spec.prices[type] for type in group.types if type in spec.prices] or spec.prices.values()
+    return max(listed, default=0.0) + spec.extras_usd_per_hour
 
 
 def _is_confirmed(facts: Facts) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from infra.config import Installation, context_key
+from infra.operate.keeping import is_bucket_of
 from infra.operate.session import ROOT, Aws, AwsError
 
 CLI = ROOT / "node_modules" / "aws-cdk" / "bin" / "cdk"
@@ -38,8 +39,9 @@ def context(installation: Installation) -> list[str]:
 
 
 def deploy(aws: Aws, installation: Installation, *stacks: str) -> None:
-    """A named bucket that an earlier installation kept is adopted."""
-    adopts = installation.bucket_name and not aws.outputs(installation.storage_stack)
+    """A named bucket that an earlier deploy made is adopted: CloudFormation takes it as it is, and sets nothing up."""
+    name, s3 = installation.bucket_name, aws.client("s3")
+    adopts = name and not aws.outputs(installation.storage_stack) and is_bucket_of(s3, name, installation)
     adopting = ["--import-existing-resources"] if adopts else []
     run(aws, installation, "deploy", *stacks, "--require-approval", "never", *adopting)
 
@@ -50,9 +52,23 @@ def run(aws: Aws, installation: Installation, *arguments: str) -> None:
     command = [os.environ.get("JSII_NODE", "node"), str(CLI), *arguments, "--no-notices", "--app", app]
     command += ["--output", str(ROOT / "cdk.out"), *context(installation)]
     environment = {**os.environ, **QUIET, "AWS_REGION": aws.region, "AWS_DEFAULT_REGION": aws.region}
+    environment |= _credentials_of_this_machine(aws)
     sys.stdout.flush()  # what was printed before comes before, in a file as well
     if code := _wait(command, environment):
         raise AwsError(f"cdk {arguments[0]} ended with {code}; what it said is above; the same command again goes on")
+
+
+def _credentials_of_this_machine(aws: Aws) -> dict[str, str]:
+    """Those of an EC2 instance's role, which cdk does not ask for itself; any others it finds, and renews, itself."""
+    found = aws.session.get_credentials()
+    if found is None or found.method != "iam-role":
+        return {}
+    frozen = found.get_frozen_credentials()
+    return {
+        "AWS_ACCESS_KEY_ID": frozen.access_key,
+        "AWS_SECRET_ACCESS_KEY": frozen.secret_key,
+        "AWS_SESSION_TOKEN": frozen.token,
+    }
 
 
 def _wait(command: Sequence[str], environment: dict[str, str]) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 from dataclasses import dataclass, field
-from typing import Any
 
 import botocore.exceptions
 
@@ -20,6 +19,7 @@ from infra.operate.leftovers import stack_status
 from infra.operate.plan import DEFAULT_RECIPE, Plan, Request, types_of
 from infra.operate.runs import Bucket
 from infra.operate.session import ROOT, Aws, AwsError
+from infra.operate.zones import ZONES, zones_of_region
 
 INFRA = ".venv-infra/bin/python -m infra"  # for what no make target says
 LEAST_BOOTSTRAP = 6  # what the synthesised stacks require
@@ -29,6 +29,9 @@ ENDED_BADLY = {  # status of a stack: the one command that helps
     "ROLLBACK_FAILED": "make destroy",
     "UPDATE_ROLLBACK_FAILED": "aws cloudformation continue-update-rollback --stack-name {stack}",
 }
+KEEPING = dict.fromkeys(  # for the storage stack, which `destroy` never touches, and whose parts all outlive it
+    ("DELETE_FAILED", "ROLLBACK_FAILED"), "aws cloudformation delete-stack --stack-name {stack}"
+)
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,12 @@ def region(wanted: Wanted) -> Finding:
     name = wanted.aws.region
     if not is_region(wanted.aws):
         return failed(f"{name!r} is not a region of AWS", "export AWS_REGION=us-east-1")
-    zones = [zone["ZoneName"] for zone in zones_of(wanted.aws)]
-    if missing := sorted(set(filter(None, wanted.installation.zones.split(","))) - set(zones)):
-        return failed(f"{name} has no zone {', '.join(missing)}", f"{INFRA} -c zones={','.join(zones[:3])} deploy")
+    installation, zones = wanted.installation, zones_of_region(wanted.aws)
+    told = f"{INFRA} -c zones={','.join(zones[:ZONES])} deploy"
+    if missing := sorted(set(filter(None, installation.zones.split(","))) - set(zones)):
+        return failed(f"{name} has no zone {', '.join(missing)}", told)
+    if len(zones) < ZONES and not (installation.zones or installation.vpc_id):
+        return failed(f"{name} has {len(zones)} zones, and {ZONES} are used unless they are named", told)
     return ok(f"{name}, {len(zones)} zones")
 
 
@@ -147,12 +153,6 @@ def docker(wanted: Wanted) -> Finding:
         )
         return failed(f"the engine does not answer: {why[-1]}", fix)
     return ok(f"engine {asked.stdout.strip()}")
-
-
-def zones_of(aws: Aws) -> list[dict[str, Any]]:
-    zones = aws.client("ec2").describe_availability_zones()["AvailabilityZones"]
-    usual = [zone for zone in zones if zone.get("ZoneType", "availability-zone") == "availability-zone"]
-    return sorted(usual, key=lambda zone: zone["ZoneName"])
 
 
 def quota_value(wanted: Wanted, code: str, service: str = "ec2") -> float:
@@ -196,11 +196,14 @@ def _given_vpc(wanted: Wanted) -> Finding:
 
 def stacks(wanted: Wanted) -> Finding:
     found = {}
-    for name in (wanted.installation.storage_stack, wanted.installation.training_stack):
+    storage, training = wanted.installation.storage_stack, wanted.installation.training_stack
+    for name in (storage, training):
         status = stack_status(wanted.aws, name)
         found[name] = status
         if status in ENDED_BADLY:
-            return failed(f"{name} is in {status}", ENDED_BADLY[status].format(stack=name))
+            is_alone = name == storage and not stack_status(wanted.aws, training)  # else its outputs are in use
+            fixes = ENDED_BADLY | (KEEPING if is_alone else {})
+            return failed(f"{name} is in {status}", fixes[status].format(stack=name))
         if status.endswith("_IN_PROGRESS") and status != "REVIEW_IN_PROGRESS":
             verb = {"DELETE": "delete", "CREATE": "create"}.get(status.partition("_")[0], "update")
             return failed(

@@ -11,8 +11,9 @@ import botocore.exceptions
 from infra import catalog
 from infra.config import Installation
 from infra.operate import datasets
-from infra.operate.checks import INFRA, Finding, Wanted, failed, ok, quota_value, unneeded, zones_of
+from infra.operate.checks import INFRA, Finding, Wanted, failed, ok, quota_value, unneeded
 from infra.operate.plan import find_dataset
+from infra.operate.zones import zones_of_subnets
 
 AMI = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
 AMI_GIB, IMAGE_GIB = 75, 10  # of the root volume: the AMI's snapshot; the container image, pulled and unpacked
@@ -33,10 +34,10 @@ def _quota(wanted: Wanted, market: str) -> Finding:
     kind = catalog.quota_of(wanted.types[0])
     if kind is None:
         return Finding("unknown", f"no quota is known for {wanted.types[0]}")
-    code, nodes = kind.code(market), wanted.request.nodes or 1
+    code = kind.code(market)
     types = [catalog.instance_type(name) for name in wanted.types if catalog.quota_of(name) == kind]
     allowed, used = quota_value(wanted, code), _used_vcpus(wanted, code, market)
-    least, most = (nodes * f(type.vcpus for type in types) for f in (min, max))
+    least, most = (f(type.vcpus for type in types) for f in (min, max))
     said = f"{code}, {kind.words} {market}: {allowed:g} vCPUs, {used:g} in use"
     fix = (
         "aws service-quotas request-service-quota-increase --service-code ec2 "
@@ -44,7 +45,7 @@ def _quota(wanted: Wanted, market: str) -> Finding:
     )
     if least > allowed - used:
         return failed(f"{said}, at least {least} needed", fix)
-    if small := [type.name for type in types if nodes * type.vcpus > allowed - used]:
+    if small := [type.name for type in types if type.vcpus > allowed - used]:
         return ok(f"{said}; too few for {', '.join(small)}")
     return ok(said)
 
@@ -162,8 +163,7 @@ def _used_zones(wanted: Wanted) -> list[str]:
     if installation.subnet_ids:
         answer = wanted.aws.client("ec2").describe_subnets(SubnetIds=installation.subnet_ids.split(","))
         return sorted({subnet["AvailabilityZone"] for subnet in answer["Subnets"]})
-    names = installation.zones.split(",") if installation.zones else []
-    return names or [zone["ZoneName"] for zone in zones_of(wanted.aws)][:3]
+    return zones_of_subnets(wanted.aws, installation)
 
 
 def _without(wanted: Wanted, wrong: Iterable[str]) -> str:

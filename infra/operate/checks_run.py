@@ -10,8 +10,10 @@ import urllib.request
 import botocore.exceptions
 
 from infra import catalog
+from infra.config import Tag
 from infra.operate import datasets, secret
 from infra.operate.checks import INFRA, Finding, Wanted, failed, ok, unneeded
+from infra.operate.keeping import is_bucket_of
 from infra.operate.leftovers import stack_status
 from infra.operate.plan import MeansError, find_dataset, make_plan
 from infra.operate.start import find_active
@@ -24,9 +26,10 @@ ANSWERS_SECONDS = 8
 def token(wanted: Wanted) -> Finding:
     name, aws = wanted.installation.secret_name, wanted.aws
     value = secret.read(aws, name)
-    if value is None and secret.exists(aws, name) and not stack_status(aws, wanted.installation.storage_stack):
+    if secret.exists(aws, name) and not stack_status(aws, wanted.installation.storage_stack):
         return failed(
-            f"an empty secret {name} was left behind, which the deploy could not make again",
+            f"a secret {name} was left without its stack, which can neither adopt it nor make it again: delete it, "
+            "and put the token with `make secret`",
             f"aws secretsmanager delete-secret --force-delete-without-recovery --secret-id {name}",
         )
     if not _needs_hub(wanted):
@@ -106,7 +109,16 @@ def bucket(wanted: Wanted) -> Finding:
     region = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", wanted.aws.region)
     if region != wanted.aws.region:
         return failed(f"{name} is in {region}", f"export AWS_REGION={region}")
-    return ok(f"{name} is there" + ("" if deployed else " and will be adopted"))
+    if deployed:
+        return ok(f"{name} is there")
+    if not is_bucket_of(wanted.aws.client("s3"), name, wanted.installation):
+        tag = f"{Tag.INSTALLATION}={wanted.installation.name}"
+        return failed(
+            f"{name} is there without the tag {tag}: no deploy of this installation made it, and none would set it up "
+            "(lifecycle, no public access)",
+            another,
+        )
+    return ok(f"{name} is there and will be adopted")
 
 
 def budget(wanted: Wanted) -> Finding:

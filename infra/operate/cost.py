@@ -11,6 +11,7 @@ import time
 from datetime import datetime
 from typing import Any
 
+from infra.catalog import HOURS_PER_MONTH
 from infra.config import Installation
 from infra.operate import options
 from infra.operate.keeping import Kept, gigabytes, kept_data, kept_image, print_kept
@@ -23,14 +24,11 @@ from infra.spend import Spend
 from trainer.contract import run_key
 
 HELP = "estimate before, spend after, and what is paid while nothing runs"
-# List prices of us-east-1: aws.amazon.com/ebs/pricing, /vpc/pricing, /cloudwatch/pricing, /lambda/pricing
-DISK_USD_PER_GIB_MONTH = 0.08  # gp3
-ADDRESS_USD_PER_HOUR = 0.005  # public IPv4
+# List prices of us-east-1: aws.amazon.com/cloudwatch/pricing, /lambda/pricing
 ALARM_USD_PER_MONTH = 0.10
 LOGS_USD_PER_GB_MONTH = 0.03
 LAMBDA_USD_PER_REQUEST = 0.20 / 1e6
 LAMBDA_USD_PER_GB_SECOND = 0.0000166667
-HOURS_PER_MONTH = 730
 TICKS_PER_MONTH = HOURS_PER_MONTH * 60
 TICK_GB_SECONDS = 0.25  # 256 MB for a second: an assumption, the guard was not yet timed on AWS
 
@@ -46,7 +44,7 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
         plan = make_plan(aws, installation, bucket, options.without_limits(request), time.time())
         print(color(f"estimate: {plan.spec.recipe}, {plan.spec.data or 'the data of the recipe'}", "bold"))
         print(describe(plan))
-        print(running_costs(installation, plan.spec.nodes))
+        print(extras(plan.spec))
     if bucket and (run_id := chosen(aws, installation, bucket, given.run_id)):
         print(color(f"\nspent: {run_id}", "bold"))
         print_spent(bucket, run_id, time.time())
@@ -68,10 +66,9 @@ def chosen(aws: Aws, installation: Installation, bucket: Bucket, asked: str) -> 
     return choose_run(bucket, asked, active_run(aws, installation))
 
 
-def running_costs(installation: Installation, nodes: int) -> str:
-    disk = int(installation.disk_gib) * DISK_USD_PER_GIB_MONTH / HOURS_PER_MONTH
-    more = (disk + ADDRESS_USD_PER_HOUR) * nodes
-    return f"on top    {usd(more)} an hour for disk and public address, by list prices; the budget does not count them"
+def extras(spec: Spec) -> str:
+    hourly = f"${spec.extras_usd_per_hour:.3f} an hour"
+    return f"on top    {hourly} for disk and public address, by list prices; the budget counts them, too"
 
 
 def print_spent(bucket: Bucket, run_id: str, now: float) -> None:

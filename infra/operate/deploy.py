@@ -1,4 +1,4 @@
-"""`deploy`: preflight, both stacks through the pinned CDK, away with the image before, then the launch.
+"""`deploy`: preflight, both stacks through the pinned CDK, away with the images before, then the launch.
 
 Every step can be repeated: after Ctrl-C or a failure the same command goes on.
 """
@@ -6,15 +6,17 @@ Every step can be repeated: after Ctrl-C or a failure the same command goes on.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from infra.config import Installation, Output
-from infra.operate import cdk, options
+from infra.operate import cdk, leftovers, options
 from infra.operate.destroy import delete_stack
 from infra.operate.launch import launch
 from infra.operate.leftovers import stack_status
 from infra.operate.preflight import preflight
 from infra.operate.session import Aws, ExitCode, explained
 from infra.operate.terminal import color, next_commands
+from infra.operate.zones import zones_of_subnets
 
 HELP = "check, deploy both stacks, and launch a run"
 DEAD = ("ROLLBACK_COMPLETE", "REVIEW_IN_PROGRESS")  # a first deploy that failed: CloudFormation can only delete it
@@ -48,22 +50,16 @@ def deploy(aws: Aws, installation: Installation) -> None:
         if status in DEAD:
             print(f"{name} is in {status}, from a deploy that failed: it is deleted first", flush=True)
             delete_stack(aws, name)
-    before = image_of(aws, installation)
-    cdk.deploy(aws, installation, "--all")
+    zones = "" if installation.vpc_id else ",".join(zones_of_subnets(aws, installation))
+    cdk.deploy(aws, replace(installation, zones=zones), "--all")
     print(color(f"deployed: {installation.storage_stack}, {installation.training_stack}", "green"))
-    prune_image(aws, before, image_of(aws, installation))
+    prune_images(aws, installation, aws.outputs(installation.training_stack).get(Output.IMAGE, ""))
 
 
-def image_of(aws: Aws, installation: Installation) -> str:
-    return aws.outputs(installation.training_stack).get(Output.IMAGE, "")
-
-
-def prune_image(aws: Aws, before: str, now: str) -> None:
-    """Delete the image of the deploy before, if it is one that CDK put into the account's assets repository."""
-    _, _, name = before.partition("/")
-    repository, _, tag = name.partition(":")
-    if before == now or "-container-assets-" not in repository or not tag:
-        return
-    with explained(f"delete the image before, {before}"):
-        aws.client("ecr").batch_delete_image(repositoryName=repository, imageIds=[{"imageTag": tag}])
-    print(f"deleted the image before, {repository}:{tag[:12]}")
+def prune_images(aws: Aws, installation: Installation, current: str) -> None:
+    """Delete all images of earlier deploys, those that failed or were stopped included."""
+    with explained("delete the images before"):
+        for image in list(leftovers.images(aws, installation)):
+            if not current.endswith(f"/{image.id}") and image.delete:
+                image.delete()
+                print(f"deleted the image before, {image.id}")

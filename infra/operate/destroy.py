@@ -11,12 +11,13 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from infra.config import Installation
+from infra.config import Installation, Output
+from infra.guard import Guard, Settings
 from infra.operate import leftovers
-from infra.operate.keeping import kept_data, print_kept
+from infra.operate.keeping import kept_buckets, kept_data, print_kept
 from infra.operate.leftovers import LeftOver, stack_status
-from infra.operate.purge import confirm_purge, kept_buckets, purge
-from infra.operate.runs import active_run
+from infra.operate.purge import confirm_purge, purge
+from infra.operate.runs import active_run, open_bucket
 from infra.operate.session import Aws, AwsError, ExitCode, explained
 from infra.operate.stop import delete_schedules, scale_to_zero, wait_until_gone
 from infra.operate.terminal import Live, color, next_commands, table
@@ -29,6 +30,10 @@ DELETABLE = ("REVIEW_IN_PROGRESS", "CREATE_IN_PROGRESS")  # at once
 ASKED = (
     "EC2, EBS, network interfaces, VPC, Auto Scaling, ECR, Logs, Scheduler, EventBridge, Lambda, CloudWatch, "
     "SNS, IAM, CloudFormation"
+)
+BOOTSTRAP = (
+    "the CDK bootstrap stack (CDKToolkit) is the account's, and stays, with the templates and the guard's code of past "
+    "deploys in its bucket"
 )
 
 
@@ -45,6 +50,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
         print(f"run {run_id} is active: its machine saves and stops{'' if options.purge else '; checkpoints are kept'}")
     scale_to_zero(aws, installation)
     wait_until_gone(aws, installation)
+    close_tally(aws, installation)
     delete_schedules(aws, installation)
     found = leftovers.find(aws, installation)
     if not found:
@@ -66,6 +72,17 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     print(color("nothing is left", "green") + f" by the word of {ASKED}")
     say_kept(aws, installation)
     return ExitCode.DONE
+
+
+def close_tally(aws: Aws, installation: Installation) -> None:
+    """The guard's last look, in this process: its own next one, which would see the machines' end, will not come."""
+    bucket, topic = open_bucket(aws, installation), aws.outputs(installation.training_stack).get(Output.TOPIC)
+    if bucket and topic:
+        settings = Settings(
+            installation=installation.name, bucket=bucket.name, topic=topic,
+            train_group=installation.train_group, prepare_group=installation.prepare_group,
+        )  # fmt: skip
+        Guard(aws.client, settings).tick(time.time())  # it says what it could not do; nothing here depends on it
 
 
 def remove(left: LeftOver) -> None:
@@ -148,10 +165,12 @@ def wait_for_stack(aws: Aws, name: str) -> str:
 def say_kept(aws: Aws, installation: Installation) -> None:
     buckets = kept_buckets(aws, installation)
     if not buckets:
-        print("no data is kept either. The CDK bootstrap stack (CDKToolkit) is the account's, and stays.")
+        print("no data is kept either")
+        print(BOOTSTRAP)
         return
     print("\nkept, and adopted by the next `make deploy`:")
     for bucket in buckets:
         print_kept(kept_data(bucket, installation))
+    print(BOOTSTRAP)
     next_commands(("make deploy", "train again"), ("make pull", "copy results here"),
                   ("make destroy PURGE=1", "delete the data as well"))  # fmt: skip

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from infra.config import Installation, Output
-from infra.operate.runs import Bucket
+from botocore.exceptions import ClientError
+
+from infra.config import Installation, Output, Tag
+from infra.operate.runs import Bucket, open_bucket
 from infra.operate.session import Aws, explained
 from infra.operate.terminal import table, usd
 
@@ -23,6 +26,30 @@ class Kept:
     name: str
     size: str
     usd_per_month: float
+
+
+def kept_buckets(aws: Aws, installation: Installation) -> list[Bucket]:
+    """The installation's bucket, and any that an earlier storage stack left."""
+    s3 = aws.client("s3")
+    current = open_bucket(aws, installation)
+    names = {current.name} if current else set()
+    with explained("the buckets"):
+        for page in s3.get_paginator("list_buckets").paginate():
+            for bucket in page["Buckets"]:
+                name = bucket["Name"]
+                is_named = name == installation.bucket_name or name.startswith(f"{installation.storage_stack}-")
+                if is_named and is_bucket_of(s3, name, installation):
+                    names.add(name)
+    return [Bucket(s3, name) for name in sorted(names)]
+
+
+def is_bucket_of(s3: Any, name: str, installation: Installation) -> bool:
+    """Whether a deploy of this installation made it, by its tag."""
+    try:
+        tags = s3.get_bucket_tagging(Bucket=name)["TagSet"]
+    except ClientError:  # no such bucket, no tags, or not ours to read
+        return False
+    return {"Key": Tag.INSTALLATION, "Value": installation.name} in tags
 
 
 def kept_data(bucket: Bucket, installation: Installation) -> list[Kept]:
@@ -49,7 +76,7 @@ def kept_image(aws: Aws, installation: Installation) -> list[Kept]:
         except (ecr.exceptions.ImageNotFoundException, ecr.exceptions.RepositoryNotFoundException):
             return []
     size = image["imageSizeInBytes"]
-    return [Kept("image", f"{repository}:{tag[:12]}", gigabytes(size), size / 1e9 * ECR_USD_PER_GB_MONTH)]
+    return [Kept("image", f"{repository}:{tag[:24]}", gigabytes(size), size / 1e9 * ECR_USD_PER_GB_MONTH)]
 
 
 def gigabytes(size: int, objects: int = 0) -> str:

@@ -6,6 +6,7 @@ What it is going to do is planned in `infra.operate.plan`; `infra.operate.start`
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 
 from infra.config import Installation, Output
@@ -19,6 +20,7 @@ from infra.operate.terminal import color, next_commands, usd
 from trainer.contract import UserError
 
 HELP = "start a run on the deployed installation, or go on with one (--run)"
+INTERRUPTED = 130  # the shell's code for Ctrl-C
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +34,7 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
 def launch(aws: Aws, installation: Installation, request: Request, *, is_checked: bool = False) -> int:
     """Plan, check unless that was done just now, start, and say what comes next."""
     check(request, installation)
-    place = find_place(aws, installation)
+    place = find_place(aws, installation, request.kind)
     if is_running(aws.client, place, request.kind, request.run_id):
         print(f"{request.run_id} is running already")
         if request.hours or request.budget_usd or request.market or request.types:
@@ -44,23 +46,29 @@ def launch(aws: Aws, installation: Installation, request: Request, *, is_checked
         request = merge(request, plan.existing)
     if not is_checked and not preflight(aws, installation, request, plan, deploys=False):
         return ExitCode.PREFLIGHT
-    print(f"\n{describe(plan)}\n")
-    with explained("the launch"):
-        etag = plan.existing.etag if plan.existing else ""
-        start(aws.client, place, plan.spec, [one.type for one in plan.offered], replaces=etag)
-    print(color(f"{'goes on' if plan.existing else 'launched'}: {plan.spec.run_id}", "green"))
-    listed = max(plan.spec.prices[one.type] for one in plan.offered) * plan.spec.nodes
+    spec, types, etag = plan.spec, [one.type for one in plan.offered], plan.existing.etag if plan.existing else ""
+    print(f"\n{describe(plan)}\n\nstarting {spec.run_id}", flush=True)
+    try:
+        with explained("the launch"):
+            start(aws.client, place, spec, types, replaces=etag)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: make launch RUN={spec.run_id} starts it all the same, make stop makes sure that nothing "
+              "runs", file=sys.stderr)  # fmt: skip
+        return INTERRUPTED
+    print(color(f"{'goes on' if plan.existing else 'launched'}: {spec.run_id}", "green"))
+    listed = max(spec.prices[one.type] for one in plan.offered)
     print(f"while it runs: at most {usd(listed)} an hour, the list price of the dearest type")
-    _next(plan.spec.run_id)
+    _next(spec.run_id)
     return ExitCode.DONE
 
 
-def find_place(aws: Aws, installation: Installation) -> Place:
+def find_place(aws: Aws, installation: Installation, kind: str) -> Place:
     """Raises UserError where it is not deployed."""
     storage, training = aws.outputs(installation.storage_stack), aws.outputs(installation.training_stack)
     if Output.BUCKET not in storage or Output.SCHEDULER_ROLE not in training:
         missing = installation.training_stack if Output.BUCKET in storage else installation.storage_stack
-        raise UserError(f"the stack {missing} is not deployed in {aws.region}: `make deploy` deploys and launches")
+        fix = "`make deploy` deploys and launches" if kind == "train" else "`make deploy NO_LAUNCH=1` first"
+        raise UserError(f"the stack {missing} is not deployed in {aws.region}: {fix}")
     return Place(
         installation=installation, bucket=storage[Output.BUCKET], scheduler_role=training[Output.SCHEDULER_ROLE]
     )

@@ -31,7 +31,7 @@ SERVICES = (
     "sns",
     "iam",
 )
-ASSET = re.compile(r"/(cdk-[^\s\"'/]*container-assets[^\s\"'/]*):([0-9a-f]{64})")
+ASSET_HASH = "[0-9a-f]{64}"  # without it, the prefix of `mine` would hold for the images of `mine-too`
 IMAGE = "ECR image"
 
 
@@ -134,41 +134,19 @@ def functions(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
 
 
 def images(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
-    """Those in CDK's assets repository that a stack of ours named, also one deleted since: AWS keeps their templates.
-
-    An image that another installation's living stack names is not ours to remove.
-    """
-    cloudformation, ecr = aws.client("cloudformation"), aws.client("ecr")
-    ours: set[tuple[str, str]] = set()
-    others: set[tuple[str, str]] = set()
-    for page in cloudformation.get_paginator("list_stacks").paginate():
-        for stack in page["StackSummaries"]:
-            is_ours = stack["StackName"] == installation.training_stack
-            if is_ours or (stack["StackStatus"] != "DELETE_COMPLETE" and stack["StackName"].endswith("-training")):
-                (ours if is_ours else others).update(images_named(aws, stack["StackId"]))
-    for repository, tag in sorted(ours - others):
-        id = {"imageTag": tag}
-        try:
-            ecr.describe_images(repositoryName=repository, imageIds=[id])
-        except (ecr.exceptions.ImageNotFoundException, ecr.exceptions.RepositoryNotFoundException):
-            continue
-        yield LeftOver(
-            IMAGE, f"{repository}:{tag}",
-            f"aws ecr batch-delete-image --repository-name {repository} --image-ids imageTag={tag}",
-            partial(ecr.batch_delete_image, repositoryName=repository, imageIds=[id]),
-        )  # fmt: skip
-
-
-def images_named(aws: Aws, stack: str) -> set[tuple[str, str]]:
-    """(repository, tag) of each image asset in a stack's template."""
-    try:
-        template = aws.client("cloudformation").get_template(StackName=stack)["TemplateBody"]
-    except ClientError as error:
-        if error.response["Error"].get("Code") != "ValidationError":  # one without a template: nothing was created
-            raise
-        return set()
-    text = str(template).replace("${AWS::AccountId}", aws.account).replace("${AWS::Region}", aws.region)
-    return {(found[1], found[2]) for found in ASSET.finditer(text)}
+    """Those that its deploys put into CDK's repository, by their tags: also of a deploy that failed or was stopped."""
+    ecr = aws.client("ecr")
+    pages = ecr.get_paginator("describe_repositories").paginate()
+    names = [repository["repositoryName"] for page in pages for repository in page["repositories"]]
+    for name in (one for one in names if re.fullmatch(f"cdk-.*container-assets-{aws.account}-{aws.region}", one)):
+        pages = ecr.get_paginator("list_images").paginate(repositoryName=name, filter={"tagStatus": "TAGGED"})
+        for tag in sorted(image["imageTag"] for page in pages for image in page["imageIds"]):
+            if re.fullmatch(installation.image_tag_prefix + ASSET_HASH, tag):
+                yield LeftOver(
+                    IMAGE, f"{name}:{tag}",
+                    f"aws ecr batch-delete-image --repository-name {name} --image-ids imageTag={tag}",
+                    partial(ecr.batch_delete_image, repositoryName=name, imageIds=[{"imageTag": tag}]),
+                )  # fmt: skip
 
 
 def stacks(aws: Aws, installation: Installation) -> Iterator[LeftOver]:

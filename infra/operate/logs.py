@@ -21,7 +21,17 @@ from botocore.exceptions import ClientError
 
 from infra import fleet
 from infra.config import Installation
-from infra.operate.runs import Bucket, Ending, active_run, choose_run, group_of, need_bucket, read_ending, read_spec
+from infra.operate.runs import (
+    Bucket,
+    Ending,
+    active_run,
+    choose_run,
+    group_of,
+    launched_at,
+    need_bucket,
+    read_ending,
+    read_spec,
+)
 from infra.operate.session import Aws, AwsError, ExitCode, explained
 from infra.operate.terminal import color, duration, next_commands
 from trainer.contract import UserError, run_key
@@ -212,7 +222,7 @@ def look(aws: Aws, installation: Installation, bucket: Bucket, run_id: str, name
             reason = bucket.read_json(run_key(run_id, "guard.json")).get("reason") or "its group is scaled to zero"
             return Ending("stopped", str(reason), max((machine.ended for machine in machines), default=0.0))
         screen.note("no machine yet: AWS is looking for one")
-        for refusal in fleet.why_no_machine(autoscaling, name):
+        for refusal in fleet.why_no_machine(autoscaling, name, launched_at(bucket, run_id)):
             screen.note(f"no machine: {refusal}")
     return None
 

@@ -15,7 +15,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--recipe", default="", help="what to train (default: finetune)")
     add("--data", default="", help="Hugging Face id or s3://… (default: the recipe's own, its prepared form first)")
     add("--args", default="", metavar='"--epochs 4"', help="options of the recipe")
-    add("--nodes", type=int, default=0, metavar="N", help="machines at once (default: 1)")
     configure_limits(parser)
 
 
@@ -49,7 +48,6 @@ def request_of(given: argparse.Namespace) -> Request:
         recipe=given.recipe,
         data=given.data,
         arguments=tuple(shlex.split(given.args)),
-        nodes=given.nodes,
         **limits_of(given),
     )
 

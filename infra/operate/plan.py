@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from infra import catalog
 from infra.catalog import Estimate
-from infra.config import Installation
+from infra.config import PREPARE_DISK_GIB, PREPARE_PREFIX, Installation
 from infra.operate import datasets
 from infra.operate.datasets import Dataset
 from infra.operate.prices import Prices, find_prices
@@ -43,7 +43,6 @@ class Request:
     arguments: tuple[str, ...] = ()
     hours: float = 0.0
     budget_usd: float = 0.0
-    nodes: int = 0
     market: str = ""
     types: tuple[str, ...] = ()
     on_demand_after_minutes: float = 0.0
@@ -97,6 +96,7 @@ def make_plan(aws: Aws, installation: Installation, bucket: Bucket | None, reque
     existing = find_existing(bucket, request.run_id, now) if bucket and request.run_id else None
     if existing:
         request = merge(request, existing)
+    check_name(request)
     prices = find_prices(aws, types_of(request, installation))
     dataset = find_dataset(bucket, request) if bucket and request.kind == "train" else None
     if dataset and not existing:
@@ -121,11 +121,19 @@ def check(request: Request, installation: Installation) -> None:
             raise UserError(f"{name}={value:g} is out of range: more than {limit}, for example {name}=20")
     if request.market and request.market not in catalog.MARKETS:
         raise UserError(f"MARKET={request.market!r} is unknown: use spot or on-demand")
-    if not 0 <= request.nodes <= int(installation.max_nodes):
-        raise UserError(
-            f"NODES={request.nodes} is more than the installation has: 1 to {installation.max_nodes}; more with "
-            f'"resnet-spot:max_nodes": "{request.nodes}" in cdk.json and `make deploy`'
-        )
+
+
+def check_name(request: Request) -> None:
+    """A preparation's name tells what it is, and no training's does."""
+    if not request.run_id or request.run_id.startswith(PREPARE_PREFIX) == (request.kind == "prepare"):
+        return
+    name = request.run_id.removeprefix(PREPARE_PREFIX) or DEFAULT_RECIPE
+    rule, fix = (
+        (f"a preparation's name begins with {PREPARE_PREFIX!r}", f"{PREPARE_PREFIX}{name}")
+        if request.kind == "prepare"
+        else (f"only a preparation's name begins with {PREPARE_PREFIX!r}", name)
+    )
+    raise UserError(f"RUN={request.run_id!r} does not fit: {rule}; use RUN={fix}")
 
 
 def types_of(request: Request, installation: Installation) -> tuple[str, ...]:
@@ -153,7 +161,7 @@ def merge(request: Request, existing: Existing) -> Request:
     return replace(
         request, kind=spec.kind, recipe=spec.recipe, data=spec.data, arguments=arguments,
         hours=request.hours or spec.hours, budget_usd=request.budget_usd or spec.budget_usd,
-        nodes=request.nodes or spec.nodes, market=request.market or spec.market,
+        market=request.market or spec.market, types=request.types or spec.types,
         on_demand_after_minutes=request.on_demand_after_minutes or spec.on_demand_after_minutes,
     )  # fmt: skip
 
@@ -170,31 +178,31 @@ def plan_run(
     request: Request, installation: Installation, prices: Prices, existing: Existing | None, share: float, now: float
 ) -> Plan:
     """Everything that was left open, filled in; raises UserError where money or time is less than the estimate."""
-    market, nodes = request.market or installation.market, request.nodes or 1
+    market = request.market or installation.market
     types, zones = types_of(request, installation), len(installation.zones.split(",")) if installation.zones else 3
     recipe = request.recipe or DEFAULT_RECIPE
     if request.kind == "prepare":
         expected, listed = (catalog.estimate_prepare(types, prices.expected(m)) for m in (market, "on-demand"))
-        arguments: tuple[str, ...] = request.arguments
+        arguments, disk_gib = request.arguments, PREPARE_DISK_GIB
     else:
         epochs = epochs_in(request.arguments)
         expected, listed = (
-            catalog.estimate(recipe, types, prices.expected(m), nodes=nodes, epochs=epochs, share=share)
+            catalog.estimate(recipe, types, prices.expected(m), epochs=epochs, share=share)
             for m in (market, "on-demand")
         )
-        arguments = (recipe, *request.arguments)
+        arguments, disk_gib = (recipe, *request.arguments), int(installation.disk_gib)
     offered = expected if request.types else catalog.offered(expected, zones)
     names = {one.type for one in offered}
     dearest = max(one.usd for one in listed if one.type in names)
-    name = recipe if request.kind == "train" else f"prepare-{datasets.slug(request.data)}"
+    name = recipe if request.kind == "train" else f"{PREPARE_PREFIX}{datasets.slug(request.data)}"
     spec = Spec(
         run_id=request.run_id or new_run_id(name, now),
         kind=request.kind,
         recipe=recipe if request.kind == "train" else "",
         arguments=arguments,
         data=request.data,
-        nodes=nodes,
         market=market,
+        types=request.types,
         on_demand_after_minutes=request.on_demand_after_minutes,
         budget_usd=request.budget_usd or float(math.ceil(SPARE * dearest)),
         hours=request.hours or min(MOST_HOURS, 2 * max(one.hours for one in offered)),
@@ -202,6 +210,7 @@ def plan_run(
         deadline=0.0,
         prices=dict(prices.on_demand),
         prices_source=prices.source,
+        extras_usd_per_hour=catalog.extras_usd_per_hour(disk_gib),
     )
     spec = replace(spec, deadline=now + spec.hours * SECONDS_PER_HOUR)
     plan = Plan(spec=spec, offered=offered, prices_source=prices.source, existing=existing)
@@ -253,11 +262,10 @@ def describe(plan: Plan) -> str:
         for one in plan.offered
     ]  # fmt: skip
     header = (f"type ({spec.market})", "$/hour", "images/s", "$/million images", "hours", "dollars")
-    nodes = f"{spec.nodes} machines at once; hours are for all of them together\n" if spec.nodes > 1 else ""
     spent = f", of which {usd(plan.existing.spent_usd)} are spent" if plan.existing else ""
     ends = f"{datetime.fromtimestamp(spec.deadline).astimezone():%a %d %b %H:%M %Z}"
     return (
-        f"{table(rows, header)}\n{nodes}"
+        f"{table(rows, header)}\n"
         + color(f"{plan.prices_source}\n{speed_source(spec.kind)}\n", "dim")
         + f"budget    {usd(spec.budget_usd)}{spent}; at the budget everything stops\n"
         + f"deadline  {ends}, in {duration(spec.hours * SECONDS_PER_HOUR)}; then everything stops"

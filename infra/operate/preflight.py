@@ -120,7 +120,7 @@ def make(one: Check, wanted: Wanted) -> Finding:
         return Finding("failed", str(error), "see its text")
     except Exception as error:  # noqa: BLE001  # the others' findings count, whatever happened to this one
         if one is checks.credentials:
-            return Finding("failed", checks.why(error), "aws sso login")
+            return Finding("failed", checks.why(error), "aws configure (or `aws sso login`, or export AWS_PROFILE=…)")
         return Finding("unknown", checks.why(error))
 
 

@@ -44,7 +44,7 @@ def request_of(given: argparse.Namespace, store: str) -> Request:
 
 
 def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
-    find_place(aws, installation)
+    find_place(aws, installation, "prepare")
     bucket = need_bucket(aws, installation)
     request = request_of(given, f"s3://{bucket.name}")
     if not given.again and not given.args and (found := datasets.newest(bucket, given.data)):

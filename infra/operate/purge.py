@@ -6,39 +6,13 @@ Nothing here is ever reached without `--purge`.
 from __future__ import annotations
 
 import sys
-from typing import Any
 
-from botocore.exceptions import ClientError
-
-from infra.config import Installation, Tag
-from infra.operate.keeping import kept_data, print_kept
-from infra.operate.runs import Bucket, open_bucket
+from infra.config import Installation
+from infra.operate.keeping import kept_buckets, kept_data, print_kept
+from infra.operate.runs import Bucket
 from infra.operate.session import Aws, AwsError, explained
 from infra.operate.terminal import Live
 from trainer.contract import UserError
-
-
-def kept_buckets(aws: Aws, installation: Installation) -> list[Bucket]:
-    """The installation's bucket, and any that an earlier storage stack left."""
-    s3 = aws.client("s3")
-    current = open_bucket(aws, installation)
-    names = {current.name} if current else set()
-    with explained("the buckets"):
-        for page in s3.get_paginator("list_buckets").paginate():
-            for bucket in page["Buckets"]:
-                name = bucket["Name"]
-                is_named = name == installation.bucket_name or name.startswith(f"{installation.storage_stack}-")
-                if is_named and tag_of_bucket(s3, name) == installation.name:
-                    names.add(name)
-    return [Bucket(s3, name) for name in sorted(names)]
-
-
-def tag_of_bucket(s3: Any, name: str) -> str:
-    try:
-        tags = s3.get_bucket_tagging(Bucket=name)["TagSet"]
-    except ClientError:  # no tags, or not ours to read
-        return ""
-    return next((str(tag["Value"]) for tag in tags if tag["Key"] == Tag.INSTALLATION), "")
 
 
 def confirm_purge(aws: Aws, installation: Installation) -> None:

@@ -118,6 +118,12 @@ def read_spec(bucket: Bucket, run_id: str) -> Spec | None:
     return Spec.from_json(body) if body else None
 
 
+def launched_at(bucket: Bucket, run_id: str) -> float:
+    """When its last launch began, which wrote its spec; `created` in there is of the first one."""
+    spec = next((found for found in bucket.list(run_key(run_id, "spec.json"))), None)
+    return spec.modified.timestamp() if spec else 0.0
+
+
 def read_spend(bucket: Bucket, run_id: str) -> Spend:
     body = bucket.read(run_key(run_id, "spend.json"))
     return Spend.from_json(body) if body else Spend()

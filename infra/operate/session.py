@@ -86,6 +86,8 @@ def explained(what: str) -> Iterator[None]:
             f"{what}: there are no AWS credentials: export AWS_PROFILE=… or AWS_ACCESS_KEY_ID=… and "
             "AWS_SECRET_ACCESS_KEY=…, or run `aws configure` or `aws sso login`"
         ) from error
+    except botocore.exceptions.NoRegionError as error:
+        raise AwsError(f"{what}: no AWS region is set: export AWS_REGION=us-east-1, or run `aws configure`") from error
     except botocore.exceptions.ClientError as error:
         code, said = error.response["Error"].get("Code", ""), error.response["Error"].get("Message", "")
         fix = ""

@@ -14,7 +14,7 @@ from typing import Any
 import botocore.exceptions
 
 from infra import fleet
-from infra.config import Installation
+from infra.config import PREPARE_PREFIX, Installation
 from infra.operate.session import explained
 from infra.spec import Spec
 from trainer.contract import UserError, run_key
@@ -33,6 +33,11 @@ class Place:
     def group(self, kind: str) -> str:
         return self.installation.train_group if kind == "train" else self.installation.prepare_group
 
+    @property
+    def partition(self) -> str:
+        """Of AWS: "aws", in China "aws-cn"."""
+        return self.scheduler_role.split(":")[1]
+
 
 def start(client: Clients, place: Place, spec: Spec, types: Sequence[str], *, replaces: str = "") -> None:
     """Start a run on machines of these types, the preferred first. `replaces`: the ETag of its spec, if it goes on.
@@ -43,8 +48,7 @@ def start(client: Clients, place: Place, spec: Spec, types: Sequence[str], *, re
     autoscaling, group = client("autoscaling"), place.group(spec.kind)
     refuse_if_active(client, place, spec)
     _write_spec(client("s3"), place.bucket, spec, replaces)
-    fleet.use_market(autoscaling, group, spec.market)
-    fleet.set_types(autoscaling, group, types)
+    fleet.offer(autoscaling, group, spec.market, types)
     fleet.assign(autoscaling, group, spec.run_id, spec.deadline)
     _schedule_stop(client("scheduler"), place, spec)
     fleet.scale(autoscaling, group, spec.nodes)
@@ -61,14 +65,8 @@ def refuse_if_active(client: Clients, place: Place, spec: Spec) -> None:
     group = place.group(spec.kind)
     if active := find_active(client, place.installation, group):
         raise UserError(f"{active}: one run at a time; `make status` shows it, `make stop` stops it")
-    state = fleet.group_state(client("autoscaling"), group)
-    if state is None:
+    if fleet.group_state(client("autoscaling"), group) is None:
         raise UserError(f"the Auto Scaling group {group} does not exist: `make deploy`")
-    if spec.nodes > state.maximum:
-        raise UserError(
-            f"NODES={spec.nodes} is more than the group {group} may have ({state.maximum}): put "
-            f'"resnet-spot:max_nodes": "{spec.nodes}" into cdk.json and `make deploy`'
-        )
 
 
 def find_active(client: Clients, installation: Installation, group: str) -> str:
@@ -117,7 +115,7 @@ def _schedule_stop(scheduler: Any, place: Place, spec: Spec) -> None:
         "FlexibleTimeWindow": {"Mode": "OFF"},
         "ActionAfterCompletion": "DELETE",
         "Target": {
-            "Arn": "arn:aws:scheduler:::aws-sdk:autoscaling:updateAutoScalingGroup",
+            "Arn": f"arn:{place.partition}:scheduler:::aws-sdk:autoscaling:updateAutoScalingGroup",
             "RoleArn": place.scheduler_role,
             "Input": json.dumps({"AutoScalingGroupName": place.group(spec.kind), "MinSize": 0, "DesiredCapacity": 0}),
         },
@@ -128,7 +126,7 @@ def _schedule_stop(scheduler: Any, place: Place, spec: Spec) -> None:
     else:
         scheduler.create_schedule(**wanted)
     for name in known:
-        if name != spec.run_id and name.startswith("prepare-") == (spec.kind == "prepare"):
+        if name != spec.run_id and name.startswith(PREPARE_PREFIX) == (spec.kind == "prepare"):
             forget_schedule(scheduler, group, name)
 
 

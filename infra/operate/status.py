@@ -23,6 +23,7 @@ from infra.operate.runs import (
     active_run,
     choose_run,
     group_of,
+    launched_at,
     open_bucket,
     read_ending,
     read_spec,
@@ -79,7 +80,8 @@ def read_status(aws: Aws, installation: Installation, bucket: Bucket, run_id: st
         seen = fleet.machines(aws.client("ec2"), installation.name, run_id)
         machines = tuple(machine for machine in seen if machine.is_billing)
         is_waiting = bool(group and group.desired and group.run_id == run_id and not machines)
-        refusals = tuple(fleet.why_no_machine(autoscaling, name)) if is_waiting else ()
+        since = launched_at(bucket, run_id) if is_waiting else 0.0
+        refusals = tuple(fleet.why_no_machine(autoscaling, name, since)) if is_waiting else ()
     return Status(
         now=time.time(), run_id=run_id, spec=spec, group=group, machines=machines, refusals=refusals,
         spend=settle(read_spend(bucket, run_id), seen), guard=bucket.read_json(run_key(run_id, "guard.json")),

@@ -29,7 +29,7 @@ a group's machines after its mixed-instances policy (the first override, the fir
 with the launch template's tags, and gone with them; a changed distribution or desired capacity that leaves the rest of
 the policy alone; desired above max refused; images as the registry has them; the spot role by its real name;
 CloudFormation: AWS::SecretsManager::Secret, AWS::Scheduler::ScheduleGroup, AWS::CloudWatch::Alarm; updates in place of
-groups; outputs and exports after change sets; ImportExistingResources (buckets, secrets); deletion of VPC parts;
+groups; outputs and exports after change sets; ImportExistingResources (buckets, no secrets); deletion of VPC parts;
 exports in use keep their stack; recorded only: policies of buckets and topics. Not there: IAM, whoever asks may;
 machines that boot; reclaims; bucket policy and lifecycle at work.
 """

@@ -68,12 +68,11 @@ class Secret(Resource):
 
     def __init__(self, name: str, body: dict[str, Any], account: str, region: str) -> None:
         given, backend = body["Properties"], secretsmanager_backends[account][region]
-        if not (IMPORTING.get() and name in backend.secrets):
-            backend.create_secret(
-                name, secret_string=given.get("SecretString"), secret_binary=None, description=given.get("Description"),
-                tags=given.get("Tags", []), kms_key_id=None, client_request_token=None, replica_regions=[],
-                force_overwrite=False,
-            )  # fmt: skip
+        backend.create_secret(
+            name, secret_string=given.get("SecretString"), secret_binary=None, description=given.get("Description"),
+            tags=given.get("Tags", []), kms_key_id=None, client_request_token=None, replica_regions=[],
+            force_overwrite=False,
+        )  # fmt: skip
         self.name, self.arn = name, backend.secrets[name].arn
 
     @property

@@ -6,6 +6,7 @@ in the folder boot_machine/. A machine that has powered off is a container that 
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import subprocess
@@ -33,12 +34,15 @@ STAND_INS = Path(__file__).with_name("boot_machine")
 MACHINE_IMAGE = "resnet-spot-test-machine:bookworm"
 UP = ("running", "degraded")
 ECR = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"  # is 127.0.0.1 on the machines
+DEADLINE = f"/latest/meta-data/tags/instance/{Tag.DEADLINE}"
+RUN = f"/latest/meta-data/tags/instance/{Tag.RUN}"
 CANARY = "hf_canaryCANARYcanary0123456789"
 CAPABILITIES = [  # --privileged asks for more than some hosts have themselves
     "SYS_ADMIN", "SYS_BOOT", "SYS_CHROOT", "SYS_NICE", "SYS_PTRACE", "SYS_TTY_CONFIG", "SYSLOG", "NET_ADMIN", "MKNOD",
     "IPC_LOCK", "DAC_READ_SEARCH", "AUDIT_CONTROL", "LEASE", "LINUX_IMMUTABLE",
 ]  # fmt: skip
-NO_WAITS = {"RETRY_SECONDS": "0", "CRASH_SECONDS": "0", "INTERRUPTED_SECONDS": "1", "LEASE_SECONDS": "1"}
+NO_WAITS = {"RETRY_SECONDS": "0", "CRASH_SECONDS": "0", "INTERRUPTED_SECONDS": "0", "LEASE_SECONDS": "0"}
+NO_RESTART_WAIT = b"[Service]\nRestartSec=0\n"
 DOCKER_ENVIRONMENT = b"[Service]\nEnvironment=AWS_ACCESS_KEY_ID=testing AWS_SECRET_ACCESS_KEY=testing\n"
 
 
@@ -77,6 +81,11 @@ class Machine:
     def scratch(self) -> Path:
         return self.folder / "scratch"
 
+    def launched(self, **spec: Any) -> Machine:
+        self.prepare_account(**spec)
+        self.prepare_metadata()
+        return self
+
     def prepare_account(self, **spec: Any) -> None:
         """What `deploy` and `launch` leave: bucket, group with one instance, log group, secret, spec.json."""
         self.aws.client("s3").create_bucket(Bucket="bucket")
@@ -107,8 +116,8 @@ class Machine:
         }  # fmt: skip
         self.imds.documents |= {
             "/latest/meta-data/instance-id": self.instance,
-            f"/latest/meta-data/tags/instance/{Tag.RUN}": self.run,
-            f"/latest/meta-data/tags/instance/{Tag.DEADLINE}": str(int(time.time()) + 3600),
+            RUN: self.run,
+            DEADLINE: str(int(time.time()) + 3600),
             "/latest/meta-data/iam/security-credentials/": "role",
             "/latest/meta-data/iam/security-credentials/role": json.dumps(credentials),
         }
@@ -158,6 +167,7 @@ class Machine:
                 "etc/resnet-spot.env": "".join(f"{name}={value}\n" for name, value in environment.items()).encode(),
                 "etc/docker/daemon.json": json.dumps(daemon).encode(),
                 "etc/systemd/system/docker.service.d/test.conf": DOCKER_ENVIRONMENT,
+                "etc/systemd/system/resnet-spot.service.d/test.conf": NO_RESTART_WAIT,
             }
             | self.files
         )
@@ -261,17 +271,19 @@ class Machine:
 
 
 @pytest.fixture(scope="session")
-def machine_image(engine: docker.DockerClient) -> str:
-    """Built once, about a minute; later it is in the engine's cache."""
+def machine_image(engine: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Built once, about a minute; later it is in the engine's cache. Of two workers, one waits for the other."""
     try:
         engine.images.get(BASE)
     except ImageNotFound:
         pytest.skip(f"no image {BASE} to build on (make ci-deps, as root, makes it)")
-    for target, name in (("machine", MACHINE_IMAGE), ("trainer", "resnet-spot-test-trainer")):
-        command = ["docker", "build", "--network", "host", "--target", target, "--tag", name, str(STAND_INS)]
-        built = subprocess.run(command, capture_output=True, text=True, check=False)
-        if built.returncode:
-            pytest.fail(f"{' '.join(command)}:\n{built.stdout[-4000:]}{built.stderr[-4000:]}")
+    with (tmp_path_factory.getbasetemp().parent / "machine-image.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for target, name in (("machine", MACHINE_IMAGE), ("trainer", "resnet-spot-test-trainer")):
+            command = ["docker", "build", "--network", "host", "--target", target, "--tag", name, str(STAND_INS)]
+            built = subprocess.run(command, capture_output=True, text=True, check=False)
+            if built.returncode:
+                pytest.fail(f"{' '.join(command)}:\n{built.stdout[-4000:]}{built.stderr[-4000:]}")
     return MACHINE_IMAGE
 
 

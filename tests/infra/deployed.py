@@ -36,7 +36,7 @@ PATIENCE_SECONDS = 60
 INSTALLATION = Installation()
 RUN = "rn50-20260101-ab12"
 COMMANDS = {"status": status, "logs": logs, "stop": stop, "pull": pull, "shell": shell, "destroy": destroy}
-IMAGE_TAG = "1f" * 32
+IMAGE_TAG = INSTALLATION.image_tag_prefix + "1f" * 32
 REPOSITORY = "cdk-hnb659fds-container-assets-123456789012-us-east-1"
 
 
@@ -110,6 +110,7 @@ def training_template() -> dict[str, Any]:
         },
         "Outputs": {
             Output.IMAGE: {"Value": {"Fn::Sub": image}},
+            Output.TOPIC: {"Value": {"Ref": "Topic"}},
             Output.SCHEDULER_ROLE: {"Value": "arn:aws:iam::123456789012:role/stop"},
         },
     }  # fmt: skip

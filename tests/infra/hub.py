@@ -43,7 +43,7 @@ def serve() -> Iterator[Hub]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         hub.endpoint = f"http://127.0.0.1:{server.server_port}"
         yield hub
         server.shutdown()

@@ -22,6 +22,7 @@ def test_before_the_first_deploy_it_estimates_from_prices_with_source_and_date(a
     assert "list prices: AWS Pricing API for us-east-1, 20" in ended.said
     assert "spot prices: EC2's history for us-east-1, 20" in ended.said
     assert "not measured by this project" in ended.said
+    assert "$0.018 an hour for disk and public address, by list prices; the budget counts them, too" in ended.said
     assert "spent" not in ended.said
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 
 import botocore.exceptions
 import pytest
@@ -12,10 +13,11 @@ from infra.config import Installation
 from infra.operate import destroy, leftovers, stop
 from infra.operate.keeping import Kept, print_kept
 from infra.operate.session import AwsError, ExitCode
+from infra.spend import Spend
 from tests.emulator.aws import Aws
 from tests.emulator.registry import Registry
 from tests.infra.deployed import INSTALLATION, RUN, Commands, Deployed, client, deploy, operate, operator, push_image
-from trainer.contract import UserError
+from trainer.contract import UserError, run_key
 
 ZERO = ExitCode.DONE
 
@@ -55,12 +57,21 @@ def test_a_running_installation_is_gone_and_its_data_kept_with_its_price(
     assert deployed.machines() == []
     assert deployed.images() == 0
     assert stacks(deployed.aws) == {INSTALLATION.storage_stack}
-    assert deployed.keys() == kept
+    assert deployed.keys() == kept | {run_key(RUN, "spend.json")}
     text = capsys.readouterr().out
     assert f"run {RUN} is active: its machine saves and stops; checkpoints are kept" in text
     assert "nothing is left by the word of EC2, EBS" in text
-    assert f"data   s3://{deployed.bucket}  5.0 MB in {len(kept)} objects  $0.00 a month" in text
+    assert f"data   s3://{deployed.bucket}  5.0 MB in {len(kept) + 1} objects  $0.00 a month" in text
     assert "make destroy PURGE=1" in text
+
+
+def test_the_tally_of_the_run_gets_its_end(deployed: Deployed) -> None:
+    deployed.launch()
+    deployed.spend(hours=2, usd_per_hour=0.5)
+    assert operate("destroy") == ZERO
+    tally = client(deployed.aws, "s3").get_object(Bucket=deployed.bucket, Key=run_key(RUN, "spend.json"))
+    (machine,) = Spend.from_json(tally["Body"].read()).machines
+    assert machine.launched < machine.ended <= time.time()
 
 
 def test_a_second_time_and_with_nothing_deployed_it_is_done(
@@ -168,9 +179,7 @@ def test_what_only_hands_can_remove_is_in_the_table(deployed: Deployed, capsys: 
     assert f"IAM role  {role}  aws iam delete-role --role-name {role}" in capsys.readouterr().out
 
 
-def test_an_image_whose_stack_is_gone_already_is_found_by_the_deleted_stacks_template(
-    deployed: Deployed, registry: Registry
-) -> None:
+def test_an_image_whose_stack_is_gone_already_is_found_by_its_tag(deployed: Deployed, registry: Registry) -> None:
     deployed.aws.set(registry=registry.host)
     operate("destroy")
     push_image(registry)
@@ -219,6 +228,7 @@ def test_purge_empties_the_bucket_with_versions_and_uploads_and_deletes_the_toke
     text = capsys.readouterr().out
     assert f"deleted: s3://{bucket}" in text
     assert "no data is kept either" in text
+    assert "stays, with the templates and the guard's code of past deploys in its bucket" in text
     assert operate("destroy", "--purge", "--yes") == ZERO
 
 

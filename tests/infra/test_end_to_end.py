@@ -225,6 +225,13 @@ def test_an_installation_comes_lives_and_goes_without_a_trace(
 
     aws.client("cloudformation").delete_stack(StackName=INSTALLATION.storage_stack)  # by hand: it lets go of the data
     assert {kind for kind, _ in inventory(aws) - before} == {"S3 bucket", "secret"}
+    lost = fixes(checkout.make("deploy", "NO_LAUNCH=1", "RECIPE=digits", code=ExitCode.PREFLIGHT))
+    assert lost == {
+        "token": "aws secretsmanager delete-secret --force-delete-without-recovery "
+        f"--secret-id {INSTALLATION.secret_name}"
+    }
+    secrets = aws.client("secretsmanager")
+    secrets.delete_secret(SecretId=INSTALLATION.secret_name, ForceDeleteWithoutRecovery=True)
     checkout.make("deploy", "NO_LAUNCH=1", "RECIPE=digits")
     assert outputs(aws, INSTALLATION.storage_stack)[Output.BUCKET] == bucket
     assert (desired(aws), machines(aws)) == (0, [])

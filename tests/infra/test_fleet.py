@@ -56,13 +56,19 @@ def test_a_group_tells_what_it_is_asked_for_and_none_is_none(lab: Lab) -> None:
     assert sorted(after.instance_ids) == sorted(machine.id for machine in lab.machines())
 
 
+def offer(lab: Lab) -> tuple[str, tuple[str, ...]]:
+    state = fleet.group_state(lab.client("autoscaling"), GROUP)
+    assert state is not None
+    return state.market, state.types
+
+
 def test_market_and_types_change_and_leave_the_rest(lab: Lab) -> None:
     autoscaling = lab.client("autoscaling")
-    fleet.set_types(autoscaling, GROUP, ["g6e.xlarge", "g5.2xlarge"])
+    fleet.offer(autoscaling, GROUP, "on-demand", ["g6e.xlarge", "g5.2xlarge"])
+    assert offer(lab) == ("on-demand", ("g6e.xlarge", "g5.2xlarge"))
+    fleet.use_market(autoscaling, GROUP, "spot")
+    assert offer(lab) == ("spot", ("g6e.xlarge", "g5.2xlarge"))
     fleet.use_market(autoscaling, GROUP, "on-demand")
-    state = fleet.group_state(autoscaling, GROUP)
-    assert state is not None
-    assert (state.market, state.types) == ("on-demand", ("g6e.xlarge", "g5.2xlarge"))
     fleet.scale(autoscaling, GROUP, 1)
     (machine,) = lab.machines()
     assert (machine.type, machine.market) == ("g6e.xlarge", "on-demand")

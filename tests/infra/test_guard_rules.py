@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
+from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,6 +54,50 @@ def test_the_budget_stops_early_enough_for_the_next_look_and_the_shutdown() -> N
         machine = Machine(id="i-1", type="g6.xlarge", zone="a", market="spot", launched=NOW - 3600, usd_per_hour=1.0)
         facts = replace(WELL, spend=Spend(machines=(machine,)), spec=replace(SPEC, budget_usd=1.0 + left))
         assert bool(decide(facts).stop) == stops
+
+
+def test_the_budget_counts_a_machine_that_is_to_come_at_the_dearest_price_it_may_have() -> None:
+    ended = Machine(
+        id="i-1", type="g6.xlarge", zone="a", market="spot", launched=NOW - 3600, ended=NOW, usd_per_hour=1.0
+    )
+    prices = {"g6.xlarge": 0.8, "g5.xlarge": 1.0, "p5.48xlarge": 55.0}
+    spec = replace(SPEC, prices=prices, extras_usd_per_hour=0.2)
+    waiting = replace(
+        WELL,
+        machines=(),
+        spend=Spend(at=NOW, machines=(ended,)),
+        group=replace(GROUP, types=("g6.xlarge", "g5.xlarge")),
+    )
+    ahead = 1.2 * (rules.TICK_SECONDS + rules.SHUTDOWN_SECONDS) / 3600
+    for left, stops in ((ahead * 1.01, False), (ahead * 0.99, True)):
+        assert bool(decide(replace(waiting, spec=replace(spec, budget_usd=1.0 + left))).stop) == stops
+    enough = replace(waiting, spec=replace(spec, budget_usd=1.0 + ahead * 0.99), group=replace(GROUP, desired=0))
+    assert decide(enough).stop == ""
+
+
+def test_the_budget_holds_while_ec2_cannot_be_asked() -> None:
+    machine = Machine(id="i-1", type="g6.xlarge", zone="a", market="spot", launched=NOW - 3600, usd_per_hour=1.0)
+    blind = replace(WELL, machines=None, spend=Spend(at=NOW - 1800, machines=(machine,)))
+    assert decide(replace(blind, spec=replace(SPEC, budget_usd=0.95))).stop
+    assert decide(replace(blind, spec=replace(SPEC, budget_usd=1.1))).stop == ""
+
+
+def test_a_machine_costs_its_own_price_and_its_runs_extras() -> None:
+    spec = replace(SPEC, extras_usd_per_hour=0.3)
+    on_demand = replace(MACHINE, market="on-demand")
+    assert look.price(None, spec, Spend(), [on_demand], NOW) == {"i-1": pytest.approx(0.8 + 0.3)}
+
+
+@pytest.mark.parametrize("extras", ["-0.5", "NaN", '"much"'])
+def test_a_spec_whose_extras_are_no_amount_is_no_spec(extras: str) -> None:
+    body = SPEC.to_json().replace(b'"extras_usd_per_hour": 0.05', f'"extras_usd_per_hour": {extras}'.encode())
+    s3 = SimpleNamespace(
+        exceptions=SimpleNamespace(NoSuchKey=KeyError),
+        get_object=lambda **_: {"Body": BytesIO(body), "LastModified": datetime.fromtimestamp(NOW, UTC)},
+    )
+    run = look.read_run(Bucket(s3, "b"), Run(id="r"))
+    assert run.spec is None
+    assert "extras_usd_per_hour" in run.spec_problem
 
 
 def test_the_group_s_deadline_counts_and_not_the_spec_s_or_an_older_machine_s() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from infra import fleet
 from infra.config import Installation, Tag
+from infra.operate.launch import launch
 from infra.operate.plan import Plan, Request, describe, epochs_in, make_plan, new_run_id
 from infra.operate.runs import open_bucket
 from infra.operate.session import Aws as Operator
@@ -121,6 +122,7 @@ def test_the_guards_stand_before_the_money_flows(place: Deployed) -> None:
     put = calls.index("s3.PutObject")
     tag, stop = calls.index("autoscaling.CreateOrUpdateTags"), calls.index("scheduler.CreateSchedule")
     assert put < tag < stop < calls.index(MONEY) == len(calls) - 1
+    assert calls.count("autoscaling.UpdateAutoScalingGroup") == 1  # none that writes back what another has read
     found = schedule(place, spec.run_id)
     at = time.strptime(found["ScheduleExpression"], "at(%Y-%m-%dT%H:%M:%S)")
     assert abs(time.mktime(at) - time.timezone - spec.deadline) < 2
@@ -162,6 +164,39 @@ def test_only_the_types_that_were_asked_for_are_offered(place: Deployed) -> None
     begin(place, Request(recipe="digits", types=("g6.4xlarge",), market="on-demand"))
     assert group(place).types == ("g6.4xlarge",)
     assert group(place).market == "on-demand"
+
+
+def test_a_run_goes_on_with_the_types_that_it_was_given_or_with_new_ones(place: Deployed) -> None:
+    begin(place, Request(recipe="digits", run_id="mine", types=("g6.4xlarge",)))
+    stop(place)
+    assert begin(place, Request(run_id="mine")).types == ("g6.4xlarge",)
+    assert group(place).types == ("g6.4xlarge",)
+    stop(place)
+    begin(place, Request(run_id="mine", types=("g5.xlarge",)))
+    assert group(place).types == ("g5.xlarge",)
+
+
+def test_the_stop_schedule_is_of_the_partition_that_the_installation_is_in(place: Deployed) -> None:
+    china = Place(
+        installation=INSTALLATION, bucket=place.bucket, scheduler_role="arn:aws-cn:iam::123456789012:role/stop"
+    )
+    start(Operator(session()).client, china, plan(Request(recipe="digits", run_id="mine")).spec, ["g5.xlarge"])
+    target = schedule(place, "mine")["Target"]["Arn"]
+    assert target == "arn:aws-cn:scheduler:::aws-sdk:autoscaling:updateAutoScalingGroup"
+
+
+def test_ctrl_c_while_it_is_launched_names_the_run_and_bills_nothing(
+    place: Deployed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fleet, "scale", interrupt)
+    assert launch(Operator(session()), INSTALLATION, Request(recipe="digits", run_id="mine"), is_checked=True) == 130
+    printed = capsys.readouterr()
+    assert "starting mine" in printed.out
+    assert "interrupted: make launch RUN=mine starts it all the same, make stop" in printed.err
+    assert group(place).desired == 0
 
 
 def test_another_run_at_the_same_time_is_refused(place: Deployed) -> None:
@@ -225,6 +260,31 @@ def test_a_run_does_not_become_another_one(place: Deployed) -> None:
         plan(Request(recipe="finetune", run_id="mine"))
     with pytest.raises(UserError, match="ARGS='--epochs 9' is not what RUN=mine"):
         plan(Request(arguments=("--epochs", "9"), run_id="mine"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "run_id", "fix"),
+    [
+        ("train", "prepare-x", "only a preparation's name begins with 'prepare-'; use RUN=x"),
+        ("prepare", "imagenet", "a preparation's name begins with 'prepare-'; use RUN=prepare-imagenet"),
+    ],
+)
+def test_a_name_of_the_other_kind_is_refused(place: Deployed, kind: str, run_id: str, fix: str) -> None:
+    data = hub.IMAGENET if kind == "prepare" else ""
+    with pytest.raises(UserError, match=f"RUN='{run_id}' does not fit: {fix}"):
+        plan(Request(kind=kind, data=data, run_id=run_id))
+
+
+def test_a_preparation_goes_on_by_launch_too(place: Deployed) -> None:
+    begin(place, Request(kind="prepare", data=hub.IMAGENET, run_id="prepare-x"))
+    fleet.scale_to_zero(place.aws.client("autoscaling"), INSTALLATION.prepare_group)
+    assert begin(place, Request(run_id="prepare-x")).kind == "prepare"
+
+
+def test_disk_and_address_are_told_to_the_guard_which_counts_them(place: Deployed) -> None:
+    train, prepare = plan(disk_gib="730"), plan(Request(kind="prepare", data=hub.IMAGENET))
+    assert train.spec.extras_usd_per_hour == pytest.approx(0.08 + 0.005)
+    assert prepare.spec.extras_usd_per_hour == pytest.approx(400 * 0.08 / 730 + 0.005)
 
 
 def test_a_finished_run_says_so(place: Deployed) -> None:

@@ -15,11 +15,11 @@ import pytest
 
 from infra.operate import logs
 from infra.operate.logs import Screen, Tail, follow, parse_since
-from infra.operate.runs import Ending
+from infra.operate.runs import Bucket, Ending
 from infra.operate.session import AwsError
 from tests.emulator.aws import Aws
 from tests.infra import awslogs
-from tests.infra.deployed import INSTALLATION, RUN, Command, Commands, Deployed, deploy, operate
+from tests.infra.deployed import INSTALLATION, RUN, Command, Commands, Deployed, deploy, operate, operator
 from trainer.contract import UserError
 
 CAPACITY = "Could not launch Spot Instances. InsufficientInstanceCapacity - There is no Spot capacity available."
@@ -251,6 +251,28 @@ def test_while_there_is_no_machine_the_reason_is_shown_within_30_seconds(
     began = time.monotonic()
     following.wait_for(lambda: any("quota" in note and "make preflight" in note for note in following.notes))
     assert time.monotonic() - began < 30
+
+
+def test_why_an_earlier_launch_got_no_machine_is_not_told_of_this_one(
+    deployed: Deployed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def notes() -> str:
+        bucket = Bucket(deployed.aws.client("s3"), deployed.bucket)
+        logs.look(operator(), INSTALLATION, bucket, RUN, INSTALLATION.train_group, Screen())
+        return capsys.readouterr().err
+
+    deployed.aws.set(launch_failures={INSTALLATION.train_group: CAPACITY})
+    deployed.launch()
+    assert "no such machine free" in notes()
+    operate("stop")
+    second = int(time.time())
+    while int(time.time()) == second:  # S3 tells times in whole seconds
+        time.sleep(0.02)
+    deployed.aws.set(launch_failures={INSTALLATION.train_group: "Max spot instance count exceeded"})
+    deployed.launch()
+    told = notes()
+    assert "vCPU quota" in told
+    assert "no such machine free" not in told
 
 
 def test_a_run_that_was_stopped_ends_the_following(

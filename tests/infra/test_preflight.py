@@ -32,9 +32,10 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def ready(aws: Aws) -> Aws:
-    """A prepared account with the token; nothing is deployed yet."""
+    """A prepared account with the token, after `make secret`; training is not deployed yet."""
     prepare_account(aws)
-    aws.client("secretsmanager").create_secret(Name=Installation().secret_name, SecretString=hub.TOKEN)
+    aws.client("cloudformation").create_stack(StackName=STORAGE, TemplateBody=json.dumps(deployed.storage_template()))
+    put_token(aws)
     return aws
 
 
@@ -231,7 +232,12 @@ def test_a_bucket_of_somebody_else_is_a_failure_and_one_of_ours_is_adopted(aws: 
     prepare_account(aws)
     assert rows(look(bucket_name="my-store"))["bucket"] == ("ok", "my-store is free")
     aws.client("s3").create_bucket(Bucket="my-store")
-    assert rows(look(bucket_name="my-store"))["bucket"][1] == "my-store is there and will be adopted"
+    said = look(bucket_name="my-store")
+    assert rows(said)["bucket"][0] == "failed"
+    assert "my-store is there without the tag resnet-spot=resnet-spot" in rows(said)["bucket"][1]
+    assert "bucket_name=my-store-123456789012" in fixes(said)["bucket"]
+    aws.client("s3").put_bucket_tagging(Bucket="my-store", Tagging={"TagSet": deployed.tags()})
+    assert rows(look(bucket_name="my-store"))["bucket"] == ("ok", "my-store is there and will be adopted")
     aws.fault("s3.HeadBucket", code="403", status=403)
     said = look(bucket_name="my-store")
     assert rows(said)["bucket"][1] == "my-store belongs to somebody else, or you may not use it"
@@ -242,10 +248,33 @@ def test_another_bucket_name_than_the_stack_has_is_refused(installed: Aws, look:
     assert "whose data would stay behind" in rows(look(bucket_name="another-store"))["bucket"][1]
 
 
-def test_an_empty_secret_left_without_its_stack_is_told(aws: Aws, look: Callable[..., str]) -> None:
+@pytest.mark.parametrize("value", [{}, {"SecretString": hub.TOKEN}])
+def test_a_secret_left_without_its_stack_is_told(aws: Aws, look: Callable[..., str], value: dict[str, str]) -> None:
     prepare_account(aws)
-    aws.client("secretsmanager").create_secret(Name=Installation().secret_name)
-    assert fixes(look())["token"].startswith("aws secretsmanager delete-secret")
+    aws.client("secretsmanager").create_secret(Name=Installation().secret_name, **value)
+    said = look()
+    assert "`make secret`" in rows(said)["token"][1]
+    assert fixes(said)["token"] == (
+        f"aws secretsmanager delete-secret --force-delete-without-recovery --secret-id {Installation().secret_name}"
+    )
+
+
+@pytest.mark.parametrize("status", ["DELETE_FAILED", "ROLLBACK_FAILED"])
+def test_a_storage_stack_that_ended_badly_is_let_go_of_once_nothing_uses_it(
+    installed: Aws, look: Callable[..., str], status: str
+) -> None:
+    installed.set(stack_status={STORAGE: status})
+    assert fixes(look())["stacks"] == "make destroy"
+    installed.client("cloudformation").delete_stack(StackName=TRAINING)
+    assert fixes(look())["stacks"] == f"aws cloudformation delete-stack --stack-name {STORAGE}"
+
+
+def test_a_region_of_two_zones_has_to_be_told_them(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "us-west-1")
+    said = infra("preflight").said
+    assert "us-west-1 has 2 zones, and 3 are used unless they are named" in rows(said)["region"][1]
+    assert "-c zones=us-west-1a,us-west-1b deploy" in fixes(said)["region"]
+    assert rows(infra("-c", "zones=us-west-1a,us-west-1b", "preflight").said)["region"] == ("ok", "us-west-1, 2 zones")
 
 
 @pytest.mark.parametrize(
@@ -318,7 +347,6 @@ def test_a_check_that_hangs_is_unknown_and_holds_nobody_up(
         (Request(recipe="resnet51"), r"recipe 'resnet51' is unknown: choose one of digits, finetune"),
         (Request(types=("c7a.2xlarge",)), r"'c7a\.2xlarge' has no GPU"),
         (Request(data="/home/me/images"), r"DATA='/home/me/images' is not known to a machine on AWS"),
-        (Request(nodes=2), r"NODES=2 is more than the installation has"),
         (Request(hours=1000.0), r"HOURS=1000 is out of range"),
         (Request(market="reserved"), r"MARKET='reserved' is unknown"),
         (Request(run_id="My Run"), r"RUN='My Run' is not a run id"),

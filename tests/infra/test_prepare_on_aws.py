@@ -79,4 +79,4 @@ def test_only_a_dataset_of_the_hub_can_be_prepared_there(place: Deployed, data: 
 def test_without_a_deploy_it_says_so(aws: Aws) -> None:
     ended = infra("prepare")
     assert ended.code == 2
-    assert "is not deployed" in ended.error
+    assert "is not deployed in us-east-1: `make deploy NO_LAUNCH=1` first" in ended.error  # else it trains on a GPU

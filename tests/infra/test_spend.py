@@ -14,7 +14,7 @@ MACHINE = Machine(id="i-1", type="g6.xlarge", zone="a", market="spot", launched=
 
 def test_a_machine_costs_its_hours_times_its_price() -> None:
     spend = Spend().tally([MACHINE], 1060.0)
-    assert spend.usd(1000.0 + 2 * HOUR) == pytest.approx(1.0)
+    assert spend.usd_at_most(1000.0 + 2 * HOUR) == pytest.approx(1.0)
     assert spend.usd_per_hour() == 0.5
     ended = spend.tally([replace(MACHINE, ended=1000.0 + HOUR)], 1000.0 + 3 * HOUR)
     assert ended.usd(1000.0 + 9 * HOUR) == pytest.approx(0.5)
@@ -34,7 +34,7 @@ def test_a_machine_missing_from_one_answer_bills_on() -> None:
     assert missing.usd(1120.0) == seen.usd(1120.0)
     assert missing.usd_per_hour() == 0.5
     again = missing.tally([MACHINE], 1180.0)
-    assert again.usd(1000.0 + HOUR) == pytest.approx(0.5)
+    assert again.usd_at_most(1000.0 + HOUR) == pytest.approx(0.5)
     assert again.machines == seen.machines
 
 
@@ -62,10 +62,10 @@ def test_another_price_counts_from_the_last_look_if_it_is_higher_and_from_this_o
     spend = Spend().tally([MACHINE], 1000.0).tally([MACHINE], 1000.0 + HOUR)
     dearer = spend.tally([replace(MACHINE, usd_per_hour=1.0)], 1000.0 + 2 * HOUR)
     assert dearer.usd(1000.0 + 2 * HOUR) == pytest.approx(0.5 + 1.0)
-    assert dearer.usd(1000.0 + 3 * HOUR) == pytest.approx(2.5)
+    assert dearer.usd_at_most(1000.0 + 3 * HOUR) == pytest.approx(2.5)
     cheaper = spend.tally([replace(MACHINE, usd_per_hour=0.1)], 1000.0 + 2 * HOUR)
     assert cheaper.usd(1000.0 + 2 * HOUR) == pytest.approx(0.5 + 0.5)
-    assert cheaper.usd(1000.0 + 3 * HOUR) == pytest.approx(1.1)
+    assert cheaper.usd_at_most(1000.0 + 3 * HOUR) == pytest.approx(1.1)
 
 
 def test_a_machine_that_ended_unseen_is_charged_the_higher_price_since_the_last_look() -> None:
@@ -77,12 +77,36 @@ def test_a_machine_that_ended_unseen_is_charged_the_higher_price_since_the_last_
 
 def test_two_machines_at_once_both_cost() -> None:
     spend = Spend().tally([MACHINE, replace(MACHINE, id="i-2")], 1060.0)
-    assert spend.usd(1000.0 + HOUR) == pytest.approx(1.0)
+    assert spend.usd_at_most(1000.0 + HOUR) == pytest.approx(1.0)
     assert spend.usd_per_hour() == 1.0
 
 
 def test_a_clock_before_the_launch_costs_nothing_rather_than_less() -> None:
     assert Spend().tally([MACHINE], 900.0).usd(900.0) == 0.0
+
+
+def test_days_without_a_look_bill_a_missing_machine_for_the_longest_that_it_can_have_lived() -> None:
+    """EC2 would still show it if it had been there in the last hour; and no machine lives long past its deadline."""
+    back = 1060.0 + 72 * HOUR
+    for deadline, ended in ((0.0, back - HOUR), (1000.0 + 10 * HOUR, 1000.0 + 10 * HOUR + 600), (1000.0, 1060.0 + 540)):
+        spend = Spend().tally([replace(MACHINE, deadline=deadline)], 1060.0).tally([], back)
+        assert spend.machines[0].ended == ended
+        assert spend.usd(back) == pytest.approx((ended - 1000.0) / HOUR * 0.5)
+        again = spend.tally([MACHINE], back + 60)  # EC2 had only left it out
+        assert again.usd(back + 60) == pytest.approx((back + 60 - 1000.0) / HOUR * 0.5)
+
+
+def test_half_an_hour_without_a_look_says_nothing_about_a_missing_machine() -> None:
+    spend = Spend().tally([MACHINE], 1060.0).tally([], 1060.0 + HOUR / 2)
+    assert spend.usd(1060.0 + HOUR / 2) == pytest.approx((60 + HOUR / 2) / HOUR * 0.5)
+    assert spend.open
+
+
+def test_an_old_tally_is_read_as_what_was_seen_and_not_as_days_of_a_machine_that_may_be_gone() -> None:
+    spend = Spend().tally([MACHINE], 1000.0 + HOUR)
+    assert spend.usd(1000.0 + HOUR + 300) == pytest.approx(0.5 * (HOUR + 300) / HOUR)  # the guard stores it so often
+    assert spend.usd(1000.0 + 72 * HOUR) == pytest.approx(0.5 * (HOUR + 600) / HOUR)
+    assert spend.usd_at_most(1000.0 + 72 * HOUR) == pytest.approx(36.0)  # what a budget counts with
 
 
 def test_the_file_holds_all_of_it() -> None:

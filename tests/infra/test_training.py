@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -197,6 +198,7 @@ def test_the_user_data_carries_every_file_of_the_boot_and_installs_it(machine: s
 def test_the_machines_are_told_what_the_boot_reads() -> None:
     image = "${AWS::AccountId}.dkr.ecr.${AWS::Region}.${AWS::URLSuffix}/cdk-hnb659fds-container-assets-"
     train, prepare = environment("Train"), environment("Prepare")
+    assert re.fullmatch(f"{INSTALLATION.image_tag_prefix}[0-9a-f]{{64}}", train["IMAGE"].rpartition(":")[2])
     assert train.pop("IMAGE").startswith(image)
     assert prepare.pop("IMAGE").startswith(image)
     shared = {
@@ -246,8 +248,8 @@ def test_a_guard_that_fails_or_does_not_run_for_five_minutes_is_told() -> None:
     alarm = stacks().training.one("CloudWatch::Alarm")
     assert (alarm["Namespace"], alarm["MetricName"], alarm["Statistic"]) == ("AWS/Lambda", "Errors", "Sum")
     assert (alarm["Period"], alarm["EvaluationPeriods"], alarm["Threshold"]) == (60, 5, 1)
-    assert alarm["TreatMissingData"] == "breaching"
-    assert flat(alarm["AlarmActions"]) == ["<Topic>"]
+    assert alarm["TreatMissingData"] == "missing"  # to INSUFFICIENT_DATA, where a new alarm begins
+    assert flat(alarm["AlarmActions"]) == flat(alarm["InsufficientDataActions"]) == ["<Topic>"]
     assert flat(alarm["Dimensions"]) == [{"Name": "FunctionName", "Value": "<GuardFunction>"}]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -49,10 +49,10 @@ class LaptopDiedError(BaseException):
 
 
 class Laptop:
-    """The operator's clients, which after so many calls are no more."""
+    """The operator's clients, which after so many calls are no more. Between two calls others may act."""
 
-    def __init__(self, cloud: Cloud, calls: int):
-        self.cloud, self.calls = cloud, calls
+    def __init__(self, cloud: Cloud, calls: int, between: Callable[[], None]):
+        self.cloud, self.calls, self.between = cloud, calls, between
 
     def __call__(self, service: str) -> Any:
         laptop, real = self, self.cloud.client(service)
@@ -64,6 +64,7 @@ class Laptop:
                 if laptop.calls <= 0:
                     raise LaptopDiedError
                 laptop.calls -= 1
+                laptop.between()
                 return getattr(real, name)
 
         return Client()
@@ -85,7 +86,7 @@ class World:
         self.spec = Spec(
             run_id=RUN, budget_usd=round(self.estimate_usd * random.choice((0.4, 1.0, 2.0, 4.0)), 2),
             hours=hours * random.choice((0.7, 2, 4)), created=BEGAN, deadline=0.0, prices=ON_DEMAND_USD,
-            on_demand_after_minutes=random.choice((0.0, 0.0, 20.0)),
+            extras_usd_per_hour=0.0, on_demand_after_minutes=random.choice((0.0, 0.0, 20.0)),
             market=random.choice(("spot", "spot", "on-demand")),
         )  # fmt: skip
         self.horizon = BEGAN + (self.spec.hours + 3) * 3600
@@ -101,7 +102,7 @@ class World:
         self.cloud.on_launch, self.cloud.on_terminate = self.launched, self.terminated
         publish(self.cloud, self.training)
         self.lives: dict[str, Machine] = {}
-        self.place = Place(installation=INSTALLATION, bucket="store", scheduler_role="role")
+        self.place = Place(installation=INSTALLATION, bucket="store", scheduler_role="arn:aws:iam::1:role/stop")
         self.settings = Settings(installation=INSTALLATION.name, bucket="store", topic="topic", train_group=GROUP,
                                  prepare_group=INSTALLATION.prepare_group)  # fmt: skip
         self.guard = self.new_guard()
@@ -149,7 +150,8 @@ class World:
         try:
             if "schedule" in self.without:
                 self.cloud.refuses_schedules = True
-            start(Laptop(self.cloud, calls), self.place, spec, list(ON_DEMAND_USD), replaces="etag" if known else "")
+            laptop = Laptop(self.cloud, calls, self.look_meanwhile)
+            start(laptop, self.place, spec, list(ON_DEMAND_USD), replaces="etag" if known else "")
         except LaptopDiedError:
             self.say(f"the laptop died after {calls} calls")
             self.dead_launches += 1
@@ -177,8 +179,15 @@ class World:
     def new_guard(self) -> Guard:
         return Guard(self.cloud.client, self.settings, self.without)
 
+    def look_meanwhile(self) -> None:
+        if self.random.random() < 0.05:
+            self.look()
+
     def tick(self) -> None:
         self.clock.after(TICK_SECONDS, self.tick)
+        self.look()
+
+    def look(self) -> None:
         now = self.clock.now
         if "guard" not in self.without:
             self.gap = max(self.gap, now - self.looked)
@@ -225,9 +234,9 @@ class World:
     # What came of it.
 
     def run(self) -> Result:
-        self.launch()
-        self.clock.after(self.random.uniform(0, 60), self.tick)
         with quiet() as printed:
+            self.launch()
+            self.clock.after(self.random.uniform(0, 60), self.tick)
             self.clock.run(self.is_over, self.horizon + 48 * 3600)
         if self.says:
             self.told += printed.getvalue().splitlines()
@@ -239,11 +248,13 @@ class World:
         if usd > bound:
             self.wrong.add("over budget")
         tally = self.guard.runs.get(RUN)
-        tallied = tally.spend.usd(now) if tally and tally.spend else 0.0
+        tallied = tally.spend.usd_at_most(now) if tally and tally.spend else 0.0
         last = max((instance.ended for instance in self.cloud.instances), default=0.0)
         was_seen = self.gap < FORGET_SECONDS and self.looked > last  # EC2 had forgotten nothing meanwhile
         if "guard" not in self.without and was_seen and tallied < usd - 0.001 and self.is_store_steady(now):
             self.wrong.add("undercounted")
+        if "guard" not in self.without and was_seen and self.rest and tally and tally.spend and tally.spend.open:
+            self.wrong.add("tally left open")
         ending = "finished" if self.training.finished else "failed" if self.training.failed else "stopped"
         if not self.cloud.instances:
             ending = "no machine"
