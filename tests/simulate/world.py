@@ -26,6 +26,7 @@ RUN = "run-1"
 OUTER_GUARDS = ("deadline-timer", "schedule", "exit-path", "guard")
 LATE_SECONDS = 300.0  # past the deadline no machine may be alive for longer
 IDLE_SECONDS = 1200.0  # nor one that computes nothing: 15 minutes of boot, 10 without progress
+UNSEEN_USD = 0.005  # by so much a tally may be short: a price that changed before the first look at its machine
 PATIENCE_SECONDS = 6 * 3600.0  # past the deadline: machines that still run then run for ever
 
 
@@ -251,7 +252,7 @@ class World:
         tallied = tally.spend.usd_at_most(now) if tally and tally.spend else 0.0
         last = max((instance.ended for instance in self.cloud.instances), default=0.0)
         was_seen = self.gap < FORGET_SECONDS and self.looked > last  # EC2 had forgotten nothing meanwhile
-        if "guard" not in self.without and was_seen and tallied < usd - 0.001 and self.is_store_steady(now):
+        if "guard" not in self.without and was_seen and tallied < usd - UNSEEN_USD and self.is_store_steady(now):
             self.wrong.add("undercounted")
         if "guard" not in self.without and was_seen and self.rest and tally and tally.spend and tally.spend.open:
             self.wrong.add("tally left open")
