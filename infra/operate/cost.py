@@ -76,7 +76,8 @@ def print_spent(bucket: Bucket, run_id: str, now: float) -> None:
     rows = [
         (machine.id, machine.type, machine.zone, machine.market, clock(machine.launched),
          clock(machine.ended) if machine.ended else "still there",
-         duration((machine.ended or now) - machine.launched), f"{machine.usd_per_hour:.4f}", f"{machine.usd(now):.2f}")
+         duration((machine.ended or spend.until(now)) - machine.launched), f"{machine.usd_per_hour:.4f}",
+         f"{machine.usd(spend.until(now)):.2f}")
         for machine in spend.machines
     ]  # fmt: skip
     if rows:
