@@ -33,5 +33,5 @@ ENV TRAINER_COMMIT=${COMMIT}
 LABEL org.opencontainers.image.title=resnet-spot org.opencontainers.image.revision=${COMMIT}
 
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["python", "-m", "trainer.supervise"]
+ENTRYPOINT ["python", "-m", "trainer.process.supervise"]
 CMD ["digits"]

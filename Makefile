@@ -40,7 +40,7 @@ help: ## list these targets
 
 .PHONY: train
 train: $(VENV)/.trainer ## train (RECIPE=digits by default: a minute on a laptop); again after Ctrl-C: continues
-	@$(BIN)/python -m trainer.supervise $(RECIPE) $(ARGS)
+	@$(BIN)/python -m trainer.process.supervise $(RECIPE) $(ARGS)
 
 .PHONY: recipes
 recipes: $(VENV)/.trainer ## list the recipes; `make recipes RECIPE=digits ARGS=--help` lists its options

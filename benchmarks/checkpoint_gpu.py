@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from benchmarks.checkpoint_peers import MANIFEST, Ours
 from benchmarks.limits import Limit
-from trainer.channel import Channel
-from trainer.checkpoint import Checkpointer
-from trainer.config import OptimConfig
-from trainer.optim import make_optimizer, state_tensors, update_ema
-from trainer.restore import tensors_of
-from trainer.snapshot import Snapshot
+from trainer.checkpoint.restore import tensors_of
+from trainer.checkpoint.saver import Checkpointer
+from trainer.learning.average import update_ema
+from trainer.learning.optimizer import make_optimizer
+from trainer.learning.state import state_tensors
+from trainer.process.channel import Channel
+from trainer.process.snapshot import Snapshot
+from trainer.recipes.config import OptimConfig
 
 BATCH = 64
 STEPS, EVERY = 600, 30  # a save after every so many

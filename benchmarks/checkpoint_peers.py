@@ -22,9 +22,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, async_save
 
-from trainer.channel import SOCKET_VARIABLE, Channel
-from trainer.checkpoint import Checkpointer
-from trainer.launch import Uploader
+from trainer.checkpoint.saver import Checkpointer
+from trainer.process.channel import SOCKET_VARIABLE, Channel
+from trainer.process.children import Uploader
 
 BUCKET = "bucket"
 MANIFEST = {"config": {"recipe": "bench"}, "config_hash": "0" * 16, "data": "none", "versions": {"torch": "none"}}

@@ -8,9 +8,9 @@ from multiprocessing.connection import Connection
 from typing import cast
 
 from benchmarks.checkpoint_worker import Memcpy, training_state
-from trainer.checkpoint import Layout
-from trainer.restore import READERS, load, read_object, tensors_of
-from trainer.snapshot import Snapshot
+from trainer.checkpoint.layout import Layout
+from trainer.checkpoint.restore import READERS, load, read_object, tensors_of
+from trainer.process.snapshot import Snapshot
 from trainer.store import ObjectInfo, ObjectStore
 from trainer.store.checksum import Checksums, crc64
 

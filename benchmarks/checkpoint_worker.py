@@ -28,7 +28,7 @@ def training_state() -> dict[str, Any]:
     import torch
     import torchvision
 
-    from trainer.optim import state_tensors
+    from trainer.learning.state import state_tensors
 
     torch.manual_seed(0)
     model = torchvision.models.resnet50()

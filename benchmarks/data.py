@@ -35,8 +35,8 @@ from benchmarks.peers import (
     pooled,
     torchvision_v2,
 )
-from trainer.data.shards import Copies, Index
-from trainer.data.split import PreparedSplit
+from trainer.data.format import Copies, Index
+from trainer.data.reading.split import PreparedSplit
 
 COPIES = Copies(train=(256, 128), val=(320,))
 ORIGINAL = 2048  # larger than any image here: nothing is shrunk

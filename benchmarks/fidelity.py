@@ -11,9 +11,9 @@ from torchvision import transforms
 
 from benchmarks.images import BATCH, Images, visits
 from benchmarks.peers import Contender
-from trainer.data.decode import center_into, crop_into
-from trainer.data.split import PreparedSplit
-from trainer.data.tiles import Bytes
+from trainer.data.jpeg import Bytes
+from trainer.data.reading.decode import center_into, crop_into
+from trainer.data.reading.split import PreparedSplit
 
 EQUAL_DB = 100.0  # stands for equal pixels, whose PSNR is infinite
 

@@ -18,12 +18,13 @@ import simplejpeg
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from trainer.config import Config, DataConfig
-from trainer.data.prepare import prepare
-from trainer.data.sampling import CROP, CROP_DRAWS, draws, epoch_order, random_resized_crop
-from trainer.data.shards import Copies, Index, Row, Shard, Size, SplitIndex, write_shard
-from trainer.data.split import PreparedSplit
-from trainer.data.tiles import Box, Bytes
+from trainer.data.format import Copies, Index, Row, Shard, Size, SplitIndex, write_shard
+from trainer.data.jpeg import Bytes
+from trainer.data.making.prepare import prepare
+from trainer.data.reading.order import CROP, CROP_DRAWS, draws, epoch_order, random_resized_crop
+from trainer.data.reading.split import PreparedSplit
+from trainer.data.reading.window import Box
+from trainer.recipes.config import Config, DataConfig
 from trainer.store import open_store
 
 BATCH = 128

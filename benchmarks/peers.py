@@ -24,9 +24,10 @@ from torchvision.transforms import functional
 from torchvision.transforms.v2 import functional as functional_v2
 
 from benchmarks.images import BATCH, THREADS, Images, Visits, config
-from trainer.data.decode import crop_into
-from trainer.data.loader import CHUNK_IMAGES, Loader, train_jobs
-from trainer.data.tiles import Box, Bytes
+from trainer.data.jpeg import Bytes
+from trainer.data.reading.decode import crop_into
+from trainer.data.reading.loader import CHUNK_IMAGES, Loader, train_jobs
+from trainer.data.reading.window import Box
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

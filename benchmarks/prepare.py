@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks import photographs
 from benchmarks.machine import write
-from trainer.data.shards import INDEX, Index, read_index
+from trainer.data.format import INDEX, Index, read_index
 
 IMAGENET = {"train": 1_281_167, "val": 50_000}
 LINKS = 10  # names of each file: enough for several shards, so that memory is what it is for millions

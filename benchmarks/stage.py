@@ -27,7 +27,7 @@ import boto3
 
 from benchmarks.machine import write
 from trainer.contract import dataset_key
-from trainer.data.shards import INDEX, Copies, Index, Shard, Size, SplitIndex
+from trainer.data.format import INDEX, Copies, Index, Shard, Size, SplitIndex
 from trainer.data.stage import stage
 
 ROUNDS = 7  # interleaved

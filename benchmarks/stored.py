@@ -11,7 +11,7 @@ from benchmarks.cpu import Run, interleaved
 from benchmarks.fidelity import stored_loss
 from benchmarks.images import Images, prepared
 from benchmarks.peers import ours
-from trainer.data.shards import Copies
+from trainer.data.format import Copies
 
 SIDES = (256, 320, 352, 400)
 QUALITIES = (85, 90, 95)

@@ -10,8 +10,8 @@ import sys
 import aws_cdk as cdk
 
 from infra.config import Installation
-from infra.storage import StorageStack
-from infra.training import TrainingStack
+from infra.stacks.storage import StorageStack
+from infra.stacks.training import TrainingStack
 from trainer.contract import Exit, UserError
 
 

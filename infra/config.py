@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from trainer.contract import UserError
 
+ROOT = Path(__file__).parents[1]  # of the checkout
 CONTEXT_PREFIX = "resnet-spot:"  # CDK keeps keys of its own in the same context
 GPU_TYPES = "g6.xlarge,g6.2xlarge,g6.4xlarge,g5.xlarge,g5.2xlarge,g5.4xlarge,g6e.xlarge,g6e.2xlarge,g6e.4xlarge"
 CPU_TYPES = "c7a.2xlarge,c7i.2xlarge,c6a.2xlarge,c6i.2xlarge,m7a.2xlarge,m7i.2xlarge,m6a.2xlarge,m6i.2xlarge"

@@ -12,12 +12,13 @@ import boto3
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import FORMAT, Layout
+from trainer.checkpoint.layout import FORMAT, Layout
 from trainer.contract import HEAD_FILE, Head, checkpoint_key
-from trainer.head import HeadOwner, MachineLock, put_checkpoint
-from trainer.snapshot import Snapshot
+from trainer.process.snapshot import Snapshot
 from trainer.store import ObjectStore
 from trainer.store.checksum import Checksums
+from trainer.upload.commit import put_checkpoint
+from trainer.upload.owner import HeadOwner, MachineLock
 
 RUN = "job"
 

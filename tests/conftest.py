@@ -18,7 +18,7 @@ import pytest
 # tests/infra runs in an environment of its own, .venv-infra, which has CDK but not torch; all others in .venv.
 IN_INFRA = find_spec("torch") is None
 OWN_PLUGINS = (
-    ["tests.emulator.aws", "tests.emulator.registry", "tests.infra.boot_machines"] if IN_INFRA else ["tests.runs"]
+    ["tests.emulator.aws", "tests.emulator.registry", "tests.infra.boot.boot_machines"] if IN_INFRA else ["tests.runs"]
 )
 pytest_plugins = ["tests.emulator.s3", "tests.emulator.imds", "tests.engine", *OWN_PLUGINS]
 collect_ignore = [] if IN_INFRA else ["infra"]

@@ -18,7 +18,8 @@ import pytest
 from docker.errors import ImageNotFound
 from docker.models.containers import Container as DockerContainer
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 BASE = "resnet-spot-test-base:bookworm"
 IMAGE = "resnet-spot-test:latest"
 LABEL = "resnet-spot.test"

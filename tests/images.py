@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trainer.data.prepare import Prepared, prepare
-from trainer.data.shards import Copies, read_index
-from trainer.data.split import PreparedSplit
+from trainer.data.format import Copies, read_index
+from trainer.data.making.prepare import Prepared, prepare
+from trainer.data.reading.split import PreparedSplit
 from trainer.store import open_store
 
 CLASSES = ("n01440764", "n01443537", "n01484850")

@@ -17,14 +17,14 @@ import pytest
 import safetensors.torch
 from torch import Tensor
 
+from tests import ROOT
 from trainer.contract import HEAD_FILE, Head, checkpoint_key, run_key
-from trainer.data.shards import Copies
+from trainer.data.format import Copies
 from trainer.data.stage import stage
-from trainer.metrics import read_metrics
-from trainer.recipes import digits
+from trainer.recipes.named import digits
 from trainer.store import ObjectStore, open_store
+from trainer.telemetry.metrics import read_metrics
 
-ROOT = Path(__file__).parent.parent
 # 5 steps per epoch of 256 images, 4 micro-batches each: the shortest run that does all that a long one does.
 NETWORK = "shufflenet_v2_x0_5"  # small; its kernels, too, and those are slower on two threads than on one
 QUICK = ("digits", "--model.name", NETWORK, "--epochs", "2", "--global-batch-size", "256", "--device-batch-size", "64")
@@ -47,7 +47,7 @@ class Run:
         if "AWS_EC2_METADATA_SERVICE_ENDPOINT" not in environ:  # on EC2, the machine's own has no say in a test
             environ["AWS_EC2_METADATA_DISABLED"] = "true"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.supervise", *(arguments or QUICK)],
+            [sys.executable, "-m", "trainer.process.supervise", *(arguments or QUICK)],
             env=environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         return self
@@ -149,7 +149,9 @@ class Run:
         return [int(pid) for pid in listing.split()]
 
     def uploader(self) -> int:
-        return next(pid for pid in self.children() if "trainer.uploader" in Path(f"/proc/{pid}/cmdline").read_text())
+        return next(
+            pid for pid in self.children() if "trainer.upload.uploader" in Path(f"/proc/{pid}/cmdline").read_text()
+        )
 
     def kill_everything(self) -> None:
         """As when the machine is gone."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from tests.runs import ROOT
+from tests import ROOT
 
 CTRL_C = b"\x03"
 HANG_UP = b""  # no key: the terminal is closed

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import ROOT
+from tests import ROOT
 from tests.terminal import CTRL_C, HANG_UP, on_a_terminal
 from trainer.contract import Exit
 

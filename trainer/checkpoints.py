@@ -16,7 +16,7 @@ import tyro
 from trainer.contract import Exit, Head, RunEnv, UserError, parse_manifest_key
 
 if TYPE_CHECKING:
-    from trainer.restore import Manifest
+    from trainer.checkpoint.restore import Manifest
     from trainer.store import ObjectStore
 
 
@@ -71,7 +71,7 @@ class Options:
 
 def found(store: ObjectStore, run_id: str) -> tuple[Head | None, list[str]]:
     """The head and all manifests, the newest first; UserError when there is none."""
-    from trainer.restore import list_manifests
+    from trainer.checkpoint.restore import list_manifests
 
     head, keys = list_manifests(store, run_id)
     if not keys:
@@ -81,7 +81,7 @@ def found(store: ObjectStore, run_id: str) -> tuple[Head | None, list[str]]:
 
 def show(store: ObjectStore, run_id: str) -> None:
     """A table on standard output."""
-    from trainer.restore import DamagedError, read_manifest
+    from trainer.checkpoint.restore import DamagedError, read_manifest
 
     head, keys = found(store, run_id)
     print(f"{'step':>9}  {'attempt':>7}  {'saved':<20} {'MB':>7}  what")
@@ -100,8 +100,8 @@ def show(store: ObjectStore, run_id: str) -> None:
 
 def verify(store: ObjectStore, run_id: str, *, every: bool) -> bool:
     """Whether all bytes and metrics are as they should be; a line for each checkpoint."""
-    from trainer.metrics import read_metrics
-    from trainer.restore import DamagedError, read_manifest, read_object
+    from trainer.checkpoint.restore import DamagedError, read_manifest, read_object
+    from trainer.telemetry.metrics import read_metrics
 
     head, keys = found(store, run_id)
     wanted = keys if every or head is None else head.keys()
@@ -128,7 +128,7 @@ def verify(store: ObjectStore, run_id: str, *, every: bool) -> bool:
 
 def choose(store: ObjectStore, run_id: str, options: Export) -> tuple[str, Manifest]:
     """The key and the manifest of the checkpoint to export. Raises UserError."""
-    from trainer.restore import DamagedError, read_manifest
+    from trainer.checkpoint.restore import DamagedError, read_manifest
 
     head, keys = found(store, run_id)
     if options.step is not None:
@@ -149,7 +149,7 @@ def export(store: ObjectStore, run_id: str, options: Export) -> None:
     """Write the file. Raises UserError."""
     import safetensors.torch
 
-    from trainer.restore import DamagedError, read_object, tensors_of
+    from trainer.checkpoint.restore import DamagedError, read_object, tensors_of
 
     key, manifest = choose(store, run_id, options)
     try:

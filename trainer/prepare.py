@@ -1,6 +1,6 @@
 """`make prepare`: images in any known form become shards in a store, once. Training reads them from there.
 
-Only the command line lives here; the work is in `trainer.data.prepare`.
+Only the command line lives here; the work is in `trainer.data.making.prepare`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from trainer.contract import RUN_ID_RULE, Exit, Phase, RunEnv, UserError
-from trainer.launch import say
+from trainer.process.children import say
 
 if TYPE_CHECKING:
-    from trainer.data.prepare import Prepared
+    from trainer.data.making.prepare import Prepared
     from trainer.prepare_run import PrepareRun
     from trainer.store import ObjectStore
 
@@ -124,8 +124,8 @@ def _check_run_id(run_id: str) -> None:
 
 
 def _prepare(options: Options, store: ObjectStore, run: PrepareRun | None = None) -> Prepared:
-    from trainer.data.prepare import prepare
-    from trainer.data.shards import Copies
+    from trainer.data.format import Copies
+    from trainer.data.making.prepare import prepare
     from trainer.store import explained
 
     store.probe("datasets/probe")

@@ -16,13 +16,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from trainer import spot
 from trainer.contract import Exit, Phase, UserError, attempt_key, run_key
-from trainer.data.forms import UnreachableError
+from trainer.data.making.source_formats import UnreachableError
 from trainer.data.progress import say
-from trainer.head import claim_attempt
+from trainer.process import spot
 from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError, explained, may_pass
 from trainer.store.background import in_background
+from trainer.upload.owner import claim_attempt
 
 HEARTBEAT_SECONDS = 30
 COMPLAIN_SECONDS = 60

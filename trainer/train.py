@@ -11,14 +11,15 @@ from __future__ import annotations
 import os
 import sys
 
-from trainer.channel import SOCKET_VARIABLE, attempt_dir, register
 from trainer.contract import RunEnv
-from trainer.recipes import command_line_or_exit
+from trainer.learning.schedule import Plan
+from trainer.process.channel import SOCKET_VARIABLE, attempt_dir, register
+from trainer.recipes.command_line import command_line_or_exit
 
 if __name__ == "__main__":  # before torch is imported, so that help and usage errors answer at once
     CONFIG = command_line_or_exit("python -m trainer.train")
     if SOCKET_VARIABLE not in os.environ:  # the supervisor starts the uploader, and then this again
-        os.execv(sys.executable, [sys.executable, "-m", "trainer.supervise", *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, "-m", "trainer.process.supervise", *sys.argv[1:]])
     register(attempt_dir(RunEnv.from_environ(os.environ)))
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # batches change size with the resolution
 
@@ -26,66 +27,41 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer import dist
-from trainer.channel import Channel, DisconnectedError, leave_exit
-from trainer.checkpoint import Checkpointer
-from trainer.config import Config, to_json
+from trainer.checkpoint.restore import list_manifests, restore
+from trainer.checkpoint.saver import Checkpointer
 from trainer.contract import Exit, LostRunError, Phase, RefusedError, UserError, run_key
-from trainer.data.augment import mix, one_hot, to_augmented_input
-from trainer.data.loader import Batch, Loader, train_jobs
-from trainer.data.sampling import MIX, generator
-from trainer.evaluate import autocast, evaluate, hits, scores
-from trainer.metrics import MetricsWriter
-from trainer.monitor import Console, Interrupted, Interruption, Status
-from trainer.optim import one_cycle_lr, set_lr, update_ema
-from trainer.restore import list_manifests, patiently, restore
-from trainer.startup import check_config, check_data, identity, read_config, set_backends, stage_data
-from trainer.state import State, make_state
-from trainer.steplog import StepLog
+from trainer.data.augment.batch import mix, one_hot, to_augmented_input
+from trainer.data.reading.loader import Batch, Loader, train_jobs
+from trainer.data.reading.order import MIX, generator
+from trainer.learning.average import update_ema
+from trainer.learning.evaluation import autocast, evaluate, hits, scores
+from trainer.learning.optimizer import set_lr
+from trainer.learning.schedule import one_cycle_lr
+from trainer.learning.state import State, make_state
+from trainer.learning.world import World, agree, any_of, barrier, empty_cache, join, share_buffers, without_sync, wrap
+from trainer.process.channel import Channel, DisconnectedError, leave_exit
+from trainer.process.interruption import Interrupted, Interruption
+from trainer.recipes.config import Config, to_json
+from trainer.setup import check_config, check_data, identity, read_config, set_backends, stage_data
 from trainer.store import StoreError, open_store
+from trainer.store.retry import patiently
+from trainer.telemetry.console import Console
+from trainer.telemetry.metrics import MetricsWriter
+from trainer.telemetry.status import Status
+from trainer.telemetry.step_log import StepLog
 
 STOP_SECONDS = 45.0  # how long an attempt that was told to stop waits for its last checkpoint
 END_SECONDS = 3600.0  # how long a finished one does, unless TRAINER_DEADLINE says another time
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The clock of a run: how many steps there are, and what is due at each."""
-
-    steps_per_epoch: int
-    total_steps: int
-    val_every_epochs: int
-
-    @classmethod
-    def of(cls, config: Config, images: int) -> Plan:
-        per_epoch = images // config.global_batch_size  # the rest of an epoch, less than a step, is left out
-        if not per_epoch:
-            raise UserError(
-                f"--global-batch-size {config.global_batch_size} is more than the {images} training images: "
-                "an epoch has no step; choose a smaller one"
-            )
-        return cls(
-            steps_per_epoch=per_epoch,
-            total_steps=per_epoch * config.epochs,
-            val_every_epochs=config.val_every_epochs,
-        )
-
-    def epoch(self, step: int) -> float:
-        return step / self.steps_per_epoch
-
-    def validation_is_due(self, step: int) -> bool:
-        return step == self.total_steps or (step > 0 and step % (self.steps_per_epoch * self.val_every_epochs) == 0)
-
-
 def train_step(
-    state: State, net: nn.Module, batches: Iterator[Batch], config: Config, plan: Plan, world: dist.World,
+    state: State, net: nn.Module, batches: Iterator[Batch], config: Config, plan: Plan, world: World,
     before_update: Callable[[], None],
 ) -> Tensor:  # fmt: skip
     """One optimizer step. Returns this process's sums of loss, top-1 hits, top-5 hits, and images: (4,) float32.
@@ -100,7 +76,7 @@ def train_step(
         rng = generator(MIX, config.seed, 1 + micro * world.size + world.rank, state.step)
         images = to_augmented_input(batch.images, batch.flips, batch.draws, config.data, config.regularize)
         images, targets = mix(images, one_hot(batch.labels, config.model.num_classes), config.regularize, rng)
-        with dist.without_sync(net, skip=micro < accum - 1):
+        with without_sync(net, skip=micro < accum - 1):
             with autocast(config, world.device):
                 logits = net(images)
             loss = F.cross_entropy(logits.float(), targets, label_smoothing=config.regularize.label_smoothing)
@@ -117,7 +93,7 @@ def train_step(
     return sums
 
 
-def train(config: Config, env: RunEnv, world: dist.World, interruption: Interruption) -> tuple[Exit, str]:
+def train(config: Config, env: RunEnv, world: World, interruption: Interruption) -> tuple[Exit, str]:
     """Run to the end or to an interruption. Raises UserError, Interrupted before there is anything to save."""
     local, store = attempt_dir(env), open_store(env.store)
     status = Status(local / "status.json", writes=world.is_main)
@@ -146,9 +122,9 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
         state = make_state(config, world.device, initialise=not has_checkpoint)
         status.enter(Phase.WAITING_FOR_STORE)
         channel = stack.enter_context(closing(Channel.to_uploader())) if world.is_main else None
-        dist.barrier(world)  # from here on the run is this attempt's: nobody else adds checkpoints
+        barrier(world)  # from here on the run is this attempt's: nobody else adds checkpoints
         restored, skipped = read(lambda: restore(store, env.run_id, state.tensors()))
-        dist.agree(restored.step if restored is not None else -1, world)
+        agree(restored.step if restored is not None else -1, world)
         status.enter(Phase.STARTING)
         for reason in skipped:
             console.say(f"checkpoint skipped: {reason}")
@@ -168,7 +144,7 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
             state.tensors(), channel, identity(config, data, env), changed_in_forward=state.changed_in_forward(),
             restored=(restored.step, restored.key, restored.counters) if restored is not None else (-1, "", {}),
         )  # fmt: skip
-        net = dist.wrap(state.model, world)
+        net = wrap(state.model, world)
         if config.compile:
             net = torch.compile(net)  # type: ignore[assignment]
         resources = stack.pop_all()
@@ -212,14 +188,14 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
             status.enter(Phase.EVALUATING)
             models = {"val": state.model} | ({"val_ema": state.average} if state.average is not None else {})
             for model in models.values():
-                dist.share_buffers(model, world)
+                share_buffers(model, world)
             sums = {}
             try:
                 with interruption.raises():
                     sums = evaluate(models, data.open("val", config.data.val_resize), config, world, status.tick)
             except Interrupted:
                 pass  # the other processes have to hear of it first
-            if dist.any_of(not sums, world):
+            if any_of(not sums, world):
                 return
             found = scores(sums, world)
             state.validated, state.scores = state.step, found
@@ -229,7 +205,7 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
             if is_best := top1 > state.best["top1"]:
                 state.best = {"top1": top1, "step": state.step, "weights": "ema" if name == "val_ema" else "model"}
             save(is_best=is_best)
-            dist.empty_cache(world)  # validation's blocks have other shapes
+            empty_cache(world)  # validation's blocks have other shapes
             log.restart_clock()
             status.enter(Phase.TRAINING)
 
@@ -238,7 +214,7 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
         while True:
             if plan.validation_is_due(state.step) and state.validated < state.step:
                 validate()
-            if dist.any_of(interruption.requested, world) or state.step == plan.total_steps:
+            if any_of(interruption.requested, world) or state.step == plan.total_steps:
                 break
             step, pixels = state.step, config.resolution_at(int(plan.epoch(state.step)))
             sums = train_step(state, net, batches, config, plan, world, checkpointer.before_update)
@@ -252,11 +228,11 @@ def train(config: Config, env: RunEnv, world: dist.World, interruption: Interrup
                 look()
             asked = interruption.take_save_request()
             due = checkpointer.is_due(config.checkpoint.every_seconds) or asked
-            if dist.any_of(due, world) and not plan.validation_is_due(state.step):  # that ends with a save
+            if any_of(due, world) and not plan.validation_is_due(state.step):  # that ends with a save
                 save()
             metrics.flush_if_due()
             if config.resolution_at(int(plan.epoch(state.step))) != pixels:
-                dist.empty_cache(world)
+                empty_cache(world)
 
         look()
         metrics.flush()
@@ -295,7 +271,7 @@ def main(config: Config) -> int:
     """Train, and leave the exit code and its reason where the supervisor finds them: torchrun has one code for all."""
     env = RunEnv.from_environ(os.environ)
     local, interruption = attempt_dir(env), Interruption()
-    with dist.join() as world:  # left only after the reason is: a peer that loses its partner must not be the first
+    with join() as world:  # left only after the reason is: a peer that loses its partner must not be the first
         try:
             code, message = train(config, env, world, interruption)
         except UserError as error:

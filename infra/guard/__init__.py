@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from infra import fleet
-from infra.fleet import FleetMachine, Group
-from infra.guard import look, rules
-from infra.guard.look import Bucket, Run
+from infra.guard import reading, rules
 from infra.guard.memory import Memory
+from infra.guard.reading import Bucket, Run
 from infra.guard.rules import Decision, Facts
-from infra.spend import Spend
+from infra.run import fleet
+from infra.run.fleet import FleetMachine, Group
+from infra.run.spend import Spend
 from trainer.contract import run_key
 
 Clients = Callable[[str], Any]  # a boto3 client by the name of its service
@@ -107,7 +107,7 @@ class Guard:
             return
         run = self.runs.get(group.run_id, Run(id=group.run_id))
         if group.run_id:
-            run = look.read_run(self.bucket, run)
+            run = reading.read_run(self.bucket, run)
             problems += run.problems
             run = self.tallied(run, None if machines is None else [m for m in machines if m.run_id == run.id], now)
         is_known = run.spend is not None and bool(run.spec or run.spec_problem)
@@ -117,7 +117,7 @@ class Guard:
             memory=run.memory or Memory(),
         )  # fmt: skip
         if group.run_id and facts.is_active:
-            progress, unread = look.read_progress(
+            progress, unread = reading.read_progress(
                 self.bucket, run.id, now, is_running=bool(facts.billing), is_suspect=bool(facts.memory.suspected)
             )
             problems += unread
@@ -195,7 +195,7 @@ class Guard:
         if machines is None or run.spec is None or run.spend is None:
             return run
         known = run.spend
-        spend = look.tally(known, machines, look.price(self.ec2, run.spec, known, machines, now), now)
+        spend = reading.tally(known, machines, reading.price(self.ec2, run.spec, known, machines, now), now)
         is_due = bool(spend.open) and now - known.at >= STORE_SECONDS
         return replace(run, spend=spend, is_spend_new=run.is_spend_new or is_due or spend.machines != known.machines)
 
@@ -220,7 +220,7 @@ class Guard:
         """The tally of a run that no group has any more, until its last machine has ended."""
         if (run_id, 0.0) in self.settled:
             return
-        run = look.read_run(self.bucket, self.runs.get(run_id, Run(id=run_id)))
+        run = reading.read_run(self.bucket, self.runs.get(run_id, Run(id=run_id)))
         run = self.tallied(run, machines, now)
         self.save_spend(run)
         if run.spend and not run.spend.open:
@@ -247,7 +247,7 @@ def noted(problems: list[str], what: str) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001  # whatever it is
         problems.append(f"{what}: {error}")
         print(f"{what}: {error}")
-        if not isinstance(error, look.UnreadableError) and not hasattr(error, "response"):
+        if not isinstance(error, reading.UnreadableError) and not hasattr(error, "response"):
             traceback.print_exc()  # not a word of AWS
 
 

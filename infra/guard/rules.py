@@ -10,10 +10,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from infra.fleet import ON_DEMAND, FleetMachine, Group
 from infra.guard.memory import Memory
-from infra.spec import Spec
-from infra.spend import Spend
+from infra.run.fleet import ON_DEMAND, FleetMachine, Group
+from infra.run.spec import Spec
+from infra.run.spend import Spend
 
 TICK_SECONDS = 60.0  # how often the guard looks
 SHUTDOWN_SECONDS = 180.0  # that a machine may bill after the group was set to 0

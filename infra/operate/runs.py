@@ -1,6 +1,6 @@
 """What a run has left in the bucket: which runs there are, their files, whether one has ended.
 
-Reads only, and little at a time. Machines are `infra.fleet`'s.
+Reads only, and little at a time. Machines are `infra.run.fleet`'s.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 import botocore.exceptions
 
-from infra import fleet
 from infra.config import Installation, Output
 from infra.operate.session import Aws, explained
-from infra.spec import Spec
-from infra.spend import Spend
+from infra.run import fleet
+from infra.run.spec import Spec
+from infra.run.spend import Spend
 from trainer.contract import UserError, run_key
 
 

@@ -18,10 +18,9 @@ import boto3
 import botocore.exceptions
 from botocore.config import Config
 
-from infra.config import Installation, context_key
+from infra.config import ROOT, Installation, context_key
 from trainer.contract import UserError
 
-ROOT = Path(__file__).parents[2]
 CONFIG = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "max_attempts": 4})
 
 

@@ -31,7 +31,7 @@ def full_disk(lab: Lab, seed: int) -> Case:
     reference(lab)
     run = RealRun.make(lab, s3=False)
     Path(run.environ["TRAINER_SCRATCH_DIR"]).mkdir(exist_ok=True)
-    run.command = ("unshare", "-rm", "sh", "-c", SMALL_DISK, "sh", sys.executable, "-m", "trainer.supervise")
+    run.command = ("unshare", "-rm", "sh", "-c", SMALL_DISK, "sh", sys.executable, "-m", "trainer.process.supervise")
     run.start(environ={"MEGABYTES": str(SCRATCH_MEGABYTES)})
     assert run.process is not None
     process, dice = run.process, random.Random(seed)
@@ -76,7 +76,7 @@ def dead_uploader(lab: Lab, seed: int) -> Case:
             lambda: run.status().get("step", 0) >= dice.randrange(1, 40) or process.poll() is not None, 90, "steps"
         )
         for pid in run.tree():
-            if b"trainer.uploader" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"trainer.upload.uploader" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
         code = run.wait(100)
     finally:

@@ -19,13 +19,13 @@ from typing import Any
 
 import boto3
 
+from tests import ROOT
 from tests.chaos.standin import Play, contents, same, to_line
 from tests.emulator.faults import FaultProxy
+from trainer.checkpoint.restore import restore
 from trainer.contract import SUPERSEDED_TAG, UserError, checkpoint_key
-from trainer.restore import restore
 from trainer.store import ObjectStore, StoreError, open_store
 
-ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = 20_000  # of the small state: 80 kB
 MANY_NUMBERS = 9_000_000  # 36 MB: two parts
 LEASE_SECONDS = 2
@@ -87,7 +87,11 @@ class Attempt:
         found = {"supervisor": self.pid}
         with contextlib.suppress(OSError):
             for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
-                name = "uploader" if b"trainer.uploader" in Path(f"/proc/{child}/cmdline").read_bytes() else "trainer"
+                name = (
+                    "uploader"
+                    if b"trainer.upload.uploader" in Path(f"/proc/{child}/cmdline").read_bytes()
+                    else "trainer"
+                )
                 found[name] = int(child)
         return found
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tests.chaos.lab import NUMBERS, RUN, Case, Lab, WrongError, expect
 from tests.chaos.standin import contents, same
+from trainer.checkpoint.restore import restore
 from trainer.contract import UserError, checkpoint_key, run_key, unseal
-from trainer.restore import restore
 from trainer.store import StoreError
 
 OTHER = "other"

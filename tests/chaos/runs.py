@@ -1,4 +1,4 @@
-"""Real runs, `trainer.supervise` and all that it starts, killed or told to stop at random, with the end compared."""
+"""Real runs, the supervisor and all that it starts, killed or told to stop at random, with the end compared."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from tests.chaos.lab import ROOT, Case, Lab, WrongError, expect, wait_for
+from tests import ROOT
+from tests.chaos.lab import Case, Lab, WrongError, expect, wait_for
+from trainer.checkpoint.restore import list_manifests, read_manifest
 from trainer.contract import Exit
-from trainer.data.shards import Copies
+from trainer.data.format import Copies
 from trainer.data.stage import stage
-from trainer.metrics import read_metrics
-from trainer.recipes import digits
-from trainer.restore import list_manifests, read_manifest
+from trainer.recipes.named import digits
 from trainer.store import ObjectStore, open_store
+from trainer.telemetry.metrics import read_metrics
 
 INTERVAL = 1.0  # seconds between saves
 OPTIONS = (
@@ -52,7 +53,7 @@ class RealRun:
     lab: Lab
     store: ObjectStore
     environ: dict[str, str]
-    command: tuple[str, ...] = (sys.executable, "-m", "trainer.supervise")
+    command: tuple[str, ...] = (sys.executable, "-m", "trainer.process.supervise")
     process: subprocess.Popen[bytes] | None = None
     outputs: list[Path] = field(default_factory=list)
 

@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.channel import SOCKET_VARIABLE, Channel, attempt_dir, write_json
-from trainer.checkpoint import Checkpointer
+from trainer.checkpoint.restore import restore
+from trainer.checkpoint.saver import Checkpointer
 from trainer.contract import Exit, LostRunError, RunEnv, UserError, metrics_key
-from trainer.launch import Uploader
-from trainer.restore import patiently, restore
+from trainer.process.channel import SOCKET_VARIABLE, Channel, attempt_dir, write_json
+from trainer.process.children import Uploader
 from trainer.store import open_store
+from trainer.store.retry import patiently
 
 SAVED_BY_THE_END = 45.0  # seconds
 
@@ -186,7 +187,7 @@ def die_with_parent() -> None:
 
 
 def attempt(play: Play) -> int:
-    """The supervisor's part: uploader, trainer, the end of both, as `trainer.supervise` does it."""
+    """The supervisor's part: uploader, trainer, the end of both, as `trainer.process.supervise` does it."""
     log = Log(play.log)
     die_with_parent()
     errors = os.open(f"{play.log}.stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

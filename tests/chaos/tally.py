@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from tests.chaos.lab import ROOT, Case
+from tests import ROOT
+from tests.chaos.lab import Case
 
 PATH = machine.RESULTS / "chaos.json"
 KEPT_CASES = 50  # wrong ones, by scenario

@@ -45,12 +45,12 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests import ROOT
+
 REGION = "us-east-1"
 ACCOUNT = "123456789012"
 
@@ -127,7 +127,7 @@ def aws_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
     with log.open("wb") as errors:
         server = subprocess.Popen(
             [sys.executable, "-m", "tests.emulator.aws"],
-            cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
         )  # fmt: skip
     with server:  # closes the pipes and waits
         assert server.stdout is not None

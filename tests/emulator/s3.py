@@ -24,10 +24,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests import ROOT
+
 if TYPE_CHECKING:
     from trainer.store import ObjectStore
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,7 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with log.open("wb") as errors:
         server = subprocess.Popen(
             [sys.executable, "-m", "tests.emulator.s3"],
-            cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
         )  # fmt: skip
     with server:  # closes the pipes and waits
         assert server.stdout is not None

@@ -14,24 +14,23 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import IO, Any
 
 import boto3
 import pytest
 
-from infra import fleet
 from infra.config import Installation, Output, Tag
-from infra.operate import destroy, logs, pull, shell, status, stop
+from infra.operate.commands import destroy, logs, pull, shell, status, stop
 from infra.operate.session import Aws as Operator
-from infra.spec import Spec
-from infra.spend import Machine, Spend
+from infra.run import fleet
+from infra.run.spec import Spec
+from infra.run.spend import Machine, Spend
+from tests import ROOT
 from tests.emulator.aws import Aws
 from tests.emulator.aws_images import MANIFEST
 from tests.emulator.registry import Registry
 from trainer.contract import Head, attempt_key, checkpoint_key, manifest_key, metrics_key, run_key, snapshot_key
 
-ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 60
 INSTALLATION = Installation()
 RUN = "rn50-20260101-ab12"

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from infra import fleet
 from infra.config import Installation, Tag
-from infra.fleet import FleetMachine
 from infra.guard import Guard, Settings
 from infra.guard.memory import Memory
-from infra.spec import Spec
-from infra.spend import Spend
+from infra.run import fleet
+from infra.run.fleet import FleetMachine
+from infra.run.spec import Spec
+from infra.run.spend import Spend
 from tests.emulator.aws import Aws
 from trainer.contract import Head, checkpoint_key, run_key
 

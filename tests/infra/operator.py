@@ -15,8 +15,8 @@ from typing import Any
 import boto3
 import pytest
 
-from infra.operate.checks_machines import AMI
-from infra.operate.session import ROOT
+from infra.operate.checks.machines import AMI
+from tests import ROOT
 from tests.emulator.aws import Aws
 
 Calls = Callable[[], list[list[str]]]

@@ -2,7 +2,7 @@
 `cdk` and Docker, against the emulated account; run, watch, stop, destroy, and nothing of it left in any service.
 
 The machines do not boot here (tests/infra/test_boot*.py) and nobody reclaims them (tests/simulate); the image is a
-stand-in, since its content is the matter of tests/test_image.py.
+stand-in, since its content is the matter of tests/trainer/test_image.py.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ import docker
 import pytest
 
 from infra.config import Installation, Output, Tag, context_key
-from infra.operate.checks_machines import AMI
+from infra.operate.checks.machines import AMI
 from infra.operate.session import ExitCode
+from tests import ROOT
 from tests.emulator.aws import Aws
 from tests.emulator.inventory import COVERED, inventory
 from tests.emulator.registry import Registry
 from tests.engine import BASE
 from trainer.contract import run_key
 
-ROOT = Path(__file__).parents[2]
 INSTALLATION = Installation(bucket_name="my-imagenet")
 RUN = "first"
 LIMIT_SECONDS = 300

@@ -9,13 +9,12 @@ import subprocess
 import sys
 from collections.abc import Collection
 from functools import cache
-from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.simulate.world import OUTER_GUARDS, Result, World, simulate
 
-ROOT = Path(__file__).resolve().parents[2]
 SEEDS = range(1000)
 FEW = range(50)
 LATE, IDLE, DEAR = "alive past the deadline", "idle", "over budget"

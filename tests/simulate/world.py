@@ -12,8 +12,8 @@ from typing import Any
 from infra.config import Installation
 from infra.guard import Guard, Settings
 from infra.guard.rules import SHUTDOWN_SECONDS, TICK_SECONDS
-from infra.operate.start import Place, start
-from infra.spec import Spec
+from infra.operate.planning.start import Place, start
+from infra.run.spec import Spec
 from tests.simulate.clock import Clock
 from tests.simulate.cloud import FORGET_SECONDS, ON_DEMAND_USD, ZONES, Cloud, Instance, Weather
 from tests.simulate.machine import Machine, Training, Trouble, publish

@@ -14,10 +14,10 @@ from io import FileIO
 from pathlib import Path
 
 from trainer.contract import RunEnv, UserError, dataset_key
-from trainer.data.prepare import Progress, prepare
+from trainer.data.format import INDEX, Copies, Index, Shard, read_index
+from trainer.data.making.prepare import Progress, prepare
 from trainer.data.progress import Track, say
-from trainer.data.shards import INDEX, Copies, Index, Shard, read_index
-from trainer.data.verify import (
+from trainer.data.reading.verify import (
     MISSING,
     PIECE_BYTES,
     find_faults,

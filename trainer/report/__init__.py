@@ -23,9 +23,9 @@ __all__ = ["Summary", "summary_text", "write_report"]
 def write_report(store: ObjectStore, run_id: str) -> Summary:
     """Read the run, put `report/index.html` and `report/*.png` beside it, return the summary."""
     # Heavy: not before there is a run to report on.
-    from trainer.metrics import read_metrics
     from trainer.report.charts import draw_charts
     from trainer.report.page import render_page
+    from trainer.telemetry.metrics import read_metrics
 
     if not re.fullmatch(RUN_ID_RULE, run_id):
         raise UserError(f"{run_id!r} is not a run id: use {RUN_ID_RULE}, for example --run-id digits")

@@ -1,0 +1,216 @@
+"""What the guard reads: a run's files from the bucket, prices from EC2. What cannot be read is unknown, never absent.
+
+What follows from it is decided in `rules`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from infra.guard.memory import Memory
+from infra.guard.rules import Heartbeat, Progress
+from infra.run.fleet import SPOT, FleetMachine
+from infra.run.spec import Spec
+from infra.run.spend import Machine, Spend
+from trainer.contract import HEAD_FILE, Head, UserError, attempt_key, checkpoint_key, run_key
+
+T = TypeVar("T")
+
+
+class UnreadableError(Exception):
+    """The bucket did not answer, or not with what belongs there."""
+
+
+@dataclass(frozen=True)
+class Object:
+    body: bytes
+    at: float  # when it was written, by S3's clock
+
+    def json(self) -> dict[str, Any]:
+        """Empty where it is no JSON object."""
+        with suppress(ValueError):
+            value = json.loads(self.body)
+            if isinstance(value, dict):
+                return value
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What is known of a run between two looks; what the bucket says replaces it, where it can be read."""
+
+    id: str
+    spec: Spec | None = None
+    spec_problem: str = ""
+    spend: Spend | None = None  # None: could never be read, so that it must not be written
+    is_spend_new: bool = False  # it is to be stored
+    memory: Memory | None = None  # the same
+    problems: tuple[str, ...] = field(default=())  # of the last reading
+
+
+class Bucket:
+    """The store during one look. Once it does not answer at all, it is not asked again: there is a minute for all."""
+
+    def __init__(self, s3: Any, name: str):
+        self.s3, self.name, self.silence = s3, name, ""
+
+    def read(self, key: str) -> Object | None:
+        """None where there is no such object. Raises UnreadableError."""
+        if self.silence:
+            raise UnreadableError(f"s3://{self.name}/{key} was not asked for: {self.silence}")
+        try:
+            found = self.s3.get_object(Bucket=self.name, Key=key)
+            return Object(found["Body"].read(), found["LastModified"].timestamp())
+        except self.s3.exceptions.NoSuchKey:
+            return None
+        except Exception as error:
+            if not hasattr(error, "response"):  # no word of S3
+                self.silence = str(error)
+            raise UnreadableError(f"s3://{self.name}/{key} cannot be read: {error}") from error
+
+    def write(self, key: str, body: bytes) -> None:
+        if self.silence:
+            raise UnreadableError(f"s3://{self.name}/{key} was not written: {self.silence}")
+        self.s3.put_object(Bucket=self.name, Key=key, Body=body, ContentType="application/json")
+
+
+def read_run(bucket: Bucket, known: Run) -> Run:
+    """Its spec, its tally and the guard's memory."""
+    problems: list[str] = []
+
+    def parsed(file: str, parse: Callable[[bytes], T], missing: T, otherwise: T) -> T:
+        try:
+            found = bucket.read(run_key(known.id, file))
+            return parse(found.body) if found else missing
+        except UnreadableError as error:
+            problems.append(str(error))
+        except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
+            problems.append(f"runs/{known.id}/{file} is not valid: {error}")
+        return otherwise
+
+    spec, spec_problem = parsed("spec.json", _parse_spec, (None, "it is missing"), (known.spec, known.spec_problem))
+    spend = parsed("spend.json", Spend.from_json, Spend(), known.spend)
+    if spend and known.spend and known.is_spend_new and known.spend.at > spend.at:
+        spend = known.spend  # it could not be written at the last look
+    memory = parsed("guard.json", Memory.from_json, Memory(), known.memory)
+    if memory and known.memory and known.memory.at > memory.at:
+        memory = known.memory
+    return replace(known, spec=spec, spec_problem=spec_problem, spend=spend, memory=memory, problems=tuple(problems))
+
+
+def read_progress(
+    bucket: Bucket, run_id: str, now: float, *, is_running: bool, is_suspect: bool
+) -> tuple[Progress, list[str]]:
+    """What the run's machines wrote, as far as it matters now; and what could not be read."""
+    problems: list[str] = []
+
+    def get(key: str) -> Object | None:
+        try:
+            return bucket.read(key)
+        except UnreadableError as error:
+            problems.append(str(error))
+            return None
+
+    if done := get(run_key(run_id, "done.json")):
+        return Progress(done=done.at), problems
+    if failed := get(run_key(run_id, "failed.json")):
+        body, readable = failed.json(), len(problems)
+        later = get(attempt_key(run_id, _int(body.get("attempt")) + 1))  # attempts are counted without a gap
+        if later is None and len(problems) == readable:
+            return Progress(failed=failed.at, failure=str(body.get("message", ""))), problems
+    if not is_running:
+        return Progress(), problems
+    readable = len(problems)
+    beat = get(run_key(run_id, "heartbeat.json"))
+    if beat is None:
+        return Progress(heartbeat=Heartbeat(at=0.0) if len(problems) == readable else None), problems
+    body = beat.json()
+    attempt = _int(body.get("attempt"))
+    mark = f"attempt {attempt}, {body.get('phase', '')}, step {body.get('step', 0)}, {body.get('progress', 0)}"
+    ended = get(attempt_key(run_id, attempt)) if now - beat.at > 60 else None
+    return Progress(
+        heartbeat=Heartbeat(at=beat.at, mark=mark),
+        paused=ended.at if ended and "exit" in ended.json() else 0.0,
+        checkpoint=_newest(get(checkpoint_key(run_id, HEAD_FILE))) if is_suspect else "",
+    ), problems
+
+
+def price(ec2: Any, spec: Spec, spend: Spend, machines: Iterable[FleetMachine], now: float) -> dict[str, float]:
+    """Dollars per hour, by machine: spot history where EC2 tells it, else the spec's list price, which is higher."""
+    prices = {machine.id: machine.usd_per_hour for machine in spend.machines if machine.ended}
+    for machine in machines:
+        if machine.id in prices and not machine.is_billing:
+            continue
+        # A type that the spec does not name costs at most as much as its dearest, as far as anyone can know.
+        listed = spec.prices.get(machine.type) or max(spec.prices.values())
+        spot = _spot_price(ec2, machine, now) if machine.market == SPOT else 0.0
+        prices[machine.id] = (spot or listed) + spec.extras_usd_per_hour
+    return prices
+
+
+def tally(spend: Spend, machines: Iterable[FleetMachine], prices: dict[str, float], now: float) -> Spend:
+    """With the machines of a run as EC2 shows them. One that ended at a time that EC2 does not say ended by now."""
+    known = {machine.id: machine for machine in spend.machines}
+    return spend.tally(
+        [
+            Machine(
+                id=machine.id, type=machine.type, zone=machine.zone, market=machine.market, launched=machine.launched,
+                deadline=machine.deadline,
+                ended=0.0 if machine.is_billing else machine.ended or _ended_by(known.get(machine.id), now),
+                usd_per_hour=prices[machine.id],
+            )
+            for machine in machines
+        ],
+        now,
+    )  # fmt: skip
+
+
+def _ended_by(known: Machine | None, now: float) -> float:
+    return known.ended if known and known.ended else now
+
+
+def _spot_price(ec2: Any, machine: FleetMachine, now: float) -> float:
+    """0 where it cannot be had: then the list price counts."""
+    try:
+        history = ec2.describe_spot_price_history(
+            InstanceTypes=[machine.type], AvailabilityZone=machine.zone, ProductDescriptions=["Linux/UNIX"],
+            StartTime=datetime.fromtimestamp(now, UTC),
+        )["SpotPriceHistory"]  # fmt: skip
+        return float(max(history, key=lambda entry: entry["Timestamp"])["SpotPrice"]) if history else 0.0
+    except Exception as error:  # noqa: BLE001  # a budget must not hang on this
+        print(f"no spot price of {machine.type} in {machine.zone}: {error}")
+        return 0.0
+
+
+def _parse_spec(body: bytes) -> tuple[Spec | None, str]:
+    """A spec that was edited by hand may be JSON and still say no budget."""
+    try:
+        spec = Spec.from_json(body)
+    except UserError as error:
+        return None, str(error)
+    try:
+        amounts = [spec.budget_usd, spec.deadline, *spec.prices.values(), 1 + spec.on_demand_after_minutes]
+        has_extras = 0 <= spec.extras_usd_per_hour < math.inf
+        if spec.prices and has_extras and all(0 < amount < math.inf for amount in amounts):
+            return spec, ""
+    except (AttributeError, TypeError):
+        pass
+    rule = "budget_usd, deadline and prices must be numbers above 0, extras_usd_per_hour at least 0"
+    return None, f"{rule}: `make launch` writes them"
+
+
+def _newest(head: Object | None) -> str:
+    """The newest checkpoint; "" where that cannot be told."""
+    with suppress(ValueError):
+        return Head.from_json(head.body).newest if head else ""
+    return ""
+
+
+def _int(value: object) -> int:
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,161 @@
+"""What `preflight` checks of the account and the laptop: may AWS be asked, is everything set up for a deploy.
+
+A check gets what is wanted and gives a finding; it changes nothing. Those of the machines are in `checks_machines`,
+those of the run in `checks_run`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import botocore.exceptions
+
+from infra.config import ROOT
+from infra.operate.checks.finding import INFRA, Finding, Wanted, failed, ok, unneeded
+from infra.operate.installation import cdk
+from infra.operate.installation.leftovers import stack_status
+from infra.operate.installation.zones import ZONES, zones_of_region
+from infra.operate.session import Aws, AwsError
+
+LEAST_BOOTSTRAP = 6  # what the synthesised stacks require
+VPC_QUOTA = "L-F678F1CE"
+ENDED_BADLY = {  # status of a stack: the one command that helps
+    "DELETE_FAILED": "make destroy",
+    "ROLLBACK_FAILED": "make destroy",
+    "UPDATE_ROLLBACK_FAILED": "aws cloudformation continue-update-rollback --stack-name {stack}",
+}
+KEEPING = dict.fromkeys(  # for the storage stack, which `destroy` never touches, and whose parts all outlive it
+    ("DELETE_FAILED", "ROLLBACK_FAILED"), "aws cloudformation delete-stack --stack-name {stack}"
+)
+
+
+def credentials(wanted: Wanted) -> Finding:
+    caller = wanted.aws.client("sts").get_caller_identity()
+    return ok(f"account {caller['Account']}, {caller['Arn'].rpartition(':')[2]}")
+
+
+def is_region(aws: Aws) -> bool:
+    """By its name alone: with a wrong one, no call says what is wrong."""
+    session = aws.session
+    try:
+        return aws.region in session.get_available_regions("ec2", session.get_partition_for_region(aws.region))
+    except botocore.exceptions.UnknownRegionError:
+        return False
+
+
+def region(wanted: Wanted) -> Finding:
+    name = wanted.aws.region
+    if not is_region(wanted.aws):
+        return failed(f"{name!r} is not a region of AWS", "export AWS_REGION=us-east-1")
+    installation, zones = wanted.installation, zones_of_region(wanted.aws)
+    told = f"{INFRA} -c zones={','.join(zones[:ZONES])} deploy"
+    if missing := sorted(set(filter(None, installation.zones.split(","))) - set(zones)):
+        return failed(f"{name} has no zone {', '.join(missing)}", told)
+    if len(zones) < ZONES and not (installation.zones or installation.vpc_id):
+        return failed(f"{name} has {len(zones)} zones, and {ZONES} are used unless they are named", told)
+    return ok(f"{name}, {len(zones)} zones")
+
+
+def bootstrap(wanted: Wanted) -> Finding:
+    command = cdk.shell_command("bootstrap", f"aws://{wanted.aws.account}/{wanted.aws.region}")
+    try:
+        parameter = wanted.aws.client("ssm").get_parameter(Name="/cdk-bootstrap/hnb659fds/version")["Parameter"]
+    except botocore.exceptions.ClientError as error:
+        if error.response["Error"].get("Code") != "ParameterNotFound":
+            raise
+        return failed("this account and region are not prepared for CDK", command)
+    version = int(parameter["Value"])
+    if version < LEAST_BOOTSTRAP:
+        return failed(f"its version is {version}, at least {LEAST_BOOTSTRAP} is needed", command)
+    return ok(f"version {version}")
+
+
+def cdk_command_line(wanted: Wanted) -> Finding:
+    if not cdk.CLI.exists():
+        return failed(f"{cdk.CLI.relative_to(ROOT)} is not installed", "make node_modules/.package-lock.json")
+    return ok(f"aws-cdk {cdk.version()}")
+
+
+def docker(wanted: Wanted) -> Finding:
+    if wanted.installation.image_uri:
+        return unneeded(f"the image is given: {wanted.installation.image_uri}")
+    engine = shutil.which("docker")
+    if not engine:
+        return failed("no docker command, and no image_uri given", "curl -fsSL https://get.docker.com | sh")
+    command = [engine, "version", "--format", "{{.Server.Version}}"]
+    asked = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    if asked.returncode:
+        why = asked.stderr.strip().splitlines() or ["no answer"]
+        fix = (
+            "sudo usermod -aG docker $USER && newgrp docker"
+            if "permission" in why[-1]
+            else "sudo systemctl start docker"
+        )
+        return failed(f"the engine does not answer: {why[-1]}", fix)
+    return ok(f"engine {asked.stdout.strip()}")
+
+
+def quota_value(wanted: Wanted, code: str, service: str = "ec2") -> float:
+    client = wanted.aws.client("service-quotas")
+    try:
+        answer = client.get_service_quota(ServiceCode=service, QuotaCode=code)
+    except client.exceptions.NoSuchResourceException:  # never changed in this account
+        answer = client.get_aws_default_service_quota(ServiceCode=service, QuotaCode=code)
+    return float(answer["Quota"]["Value"])
+
+
+def vpc(wanted: Wanted) -> Finding:
+    ec2, installation = wanted.aws.client("ec2"), wanted.installation
+    if installation.vpc_id:
+        return _given_vpc(wanted)
+    if stack_status(wanted.aws, installation.training_stack):
+        return unneeded("the stack has its own already")
+    there, allowed = len(ec2.describe_vpcs()["Vpcs"]), quota_value(wanted, VPC_QUOTA, "vpc")
+    if there >= allowed:
+        return failed(
+            f"{there} VPCs of {allowed:g} are there, one more is needed (or set vpc_id and subnet_ids in cdk.json)",
+            "aws service-quotas request-service-quota-increase --service-code vpc "
+            f"--quota-code {VPC_QUOTA} --desired-value {allowed + 1:g}",
+        )
+    return ok(f"{there} of {allowed:g} in use, one is needed")
+
+
+def _given_vpc(wanted: Wanted) -> Finding:
+    installation, ids = wanted.installation, wanted.installation.subnet_ids.split(",")
+    list_them = f"aws ec2 describe-subnets --filters Name=vpc-id,Values={installation.vpc_id}"
+    try:
+        subnets = wanted.aws.client("ec2").describe_subnets(SubnetIds=ids)["Subnets"]
+    except botocore.exceptions.ClientError as error:
+        if "NotFound" not in error.response["Error"].get("Code", ""):
+            raise
+        return failed(error.response["Error"]["Message"], list_them)
+    if strangers := [one["SubnetId"] for one in subnets if one["VpcId"] != installation.vpc_id]:
+        return failed(f"{', '.join(strangers)} are not in {installation.vpc_id}", list_them)
+    return ok(f"{installation.vpc_id}, {len(subnets)} subnets")
+
+
+def stacks(wanted: Wanted) -> Finding:
+    found = {}
+    storage, training = wanted.installation.storage_stack, wanted.installation.training_stack
+    for name in (storage, training):
+        status = stack_status(wanted.aws, name)
+        found[name] = status
+        if status in ENDED_BADLY:
+            is_alone = name == storage and not stack_status(wanted.aws, training)  # else its outputs are in use
+            fixes = ENDED_BADLY | (KEEPING if is_alone else {})
+            return failed(f"{name} is in {status}", fixes[status].format(stack=name))
+        if status.endswith("_IN_PROGRESS") and status != "REVIEW_IN_PROGRESS":
+            verb = {"DELETE": "delete", "CREATE": "create"}.get(status.partition("_")[0], "update")
+            return failed(
+                f"{name} is in {status}", f"aws cloudformation wait stack-{verb}-complete --stack-name {name}"
+            )
+    said = [f"{name}: {status or 'not there yet'}" for name, status in found.items()]
+    return ok(", ".join(said))
+
+
+def why(error: BaseException) -> str:
+    """Of a check that could not be made."""
+    if isinstance(error, botocore.exceptions.ClientError):
+        return f"AWS refused ({error.response['Error'].get('Code', '')}): {error.response['Error'].get('Message', '')}"
+    return str(error) if isinstance(error, AwsError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,68 @@
+"""What a check of `preflight` is given and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from infra.config import Installation, Output
+from infra.operate.planning import catalog
+from infra.operate.planning.plan import DEFAULT_RECIPE, Plan, Request, types_of
+from infra.operate.runs import Bucket
+from infra.operate.session import Aws
+
+INFRA = ".venv-infra/bin/python -m infra"  # for what no make target says
+
+
+@dataclass(frozen=True)
+class Finding:
+    state: str  # ok, failed, unknown, not needed
+    said: str
+    fix: str = ""  # one command
+
+
+def ok(said: str) -> Finding:
+    return Finding("ok", said)
+
+
+def failed(said: str, fix: str) -> Finding:
+    return Finding("failed", said, fix)
+
+
+def unneeded(said: str) -> Finding:
+    return Finding("not needed", said)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is going to be deployed and launched, and where."""
+
+    aws: Aws
+    installation: Installation
+    request: Request
+    plan: Plan | None = None  # where it was made already
+    outputs: dict[str, str] = field(default_factory=dict)  # of both stacks, as far as they exist
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        return types_of(self.request, self.installation)
+
+    @property
+    def market(self) -> str:
+        return self.request.market or self.installation.market
+
+    @property
+    def data(self) -> str:
+        """What the run is made from, before the bucket was looked into."""
+        if self.request.kind == "prepare":
+            return self.request.data
+        return self.request.data or catalog.work_of(self.request.recipe or DEFAULT_RECIPE).data
+
+    @property
+    def bucket(self) -> Bucket | None:
+        name = self.outputs.get(Output.BUCKET)
+        return Bucket(self.aws.client("s3"), name) if name else None
+
+    @property
+    def group(self) -> str:
+        is_training = self.request.kind == "train"
+        return self.installation.train_group if is_training else self.installation.prepare_group

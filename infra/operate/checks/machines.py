@@ -1,0 +1,173 @@
+"""What `preflight` checks of the machines: quota, role, types, zones, image, disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import botocore.exceptions
+
+from infra.config import Installation
+from infra.operate.checks.account import quota_value
+from infra.operate.checks.finding import INFRA, Finding, Wanted, failed, ok, unneeded
+from infra.operate.installation.zones import zones_of_subnets
+from infra.operate.planning import catalog, datasets
+from infra.operate.planning.plan import find_dataset
+
+AMI = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
+AMI_GIB, IMAGE_GIB = 75, 10  # of the root volume: the AMI's snapshot; the container image, pulled and unpacked
+GB_PER_GIB = 1.0737
+
+
+def quota(wanted: Wanted) -> Finding:
+    return _quota(wanted, wanted.market)
+
+
+def fallback_quota(wanted: Wanted) -> Finding:
+    if wanted.market != "spot" or not wanted.request.on_demand_after_minutes:
+        return unneeded("no change to on-demand was asked for")
+    return _quota(wanted, "on-demand")
+
+
+def _quota(wanted: Wanted, market: str) -> Finding:
+    kind = catalog.quota_of(wanted.types[0])
+    if kind is None:
+        return Finding("unknown", f"no quota is known for {wanted.types[0]}")
+    code = kind.code(market)
+    types = [catalog.instance_type(name) for name in wanted.types if catalog.quota_of(name) == kind]
+    allowed, used = quota_value(wanted, code), _used_vcpus(wanted, code, market)
+    least, most = (f(type.vcpus for type in types) for f in (min, max))
+    said = f"{code}, {kind.words} {market}: {allowed:g} vCPUs, {used:g} in use"
+    fix = (
+        "aws service-quotas request-service-quota-increase --service-code ec2 "
+        f"--quota-code {code} --desired-value {used + most:g}"
+    )
+    if least > allowed - used:
+        return failed(f"{said}, at least {least} needed", fix)
+    if small := [type.name for type in types if type.vcpus > allowed - used]:
+        return ok(f"{said}; too few for {', '.join(small)}")
+    return ok(said)
+
+
+def _used_vcpus(wanted: Wanted, code: str, market: str) -> float:
+    pages = wanted.aws.client("ec2").get_paginator("describe_instances").paginate(
+        Filters=[{"Name": "instance-state-name", "Values": ["pending", "running"]}]
+    )  # fmt: skip
+    instances = [one for page in pages for reservation in page["Reservations"] for one in reservation["Instances"]]
+    return sum(
+        _vcpus(one)
+        for one in instances
+        if one.get("InstanceLifecycle", "on-demand") == market
+        and (kind := catalog.quota_of(one["InstanceType"]))
+        and kind.code(market) == code
+    )
+
+
+def _vcpus(instance: dict[str, Any]) -> int:
+    if known := catalog.TYPES.get(instance["InstanceType"]):
+        return known.vcpus
+    return int(instance["CpuOptions"]["CoreCount"] * instance["CpuOptions"]["ThreadsPerCore"])
+
+
+def spot_role(wanted: Wanted) -> Finding:
+    if wanted.market != "spot":
+        return unneeded("no spot machines")
+    roles = wanted.aws.client("iam").list_roles(PathPrefix="/aws-service-role/spot.amazonaws.com/")["Roles"]
+    if not roles:
+        return failed(
+            "this account never had a spot machine",
+            "aws iam create-service-linked-role --aws-service-name spot.amazonaws.com",
+        )
+    return ok(roles[0]["RoleName"])
+
+
+def ami(wanted: Wanted) -> Finding:
+    try:
+        value = wanted.aws.client("ssm").get_parameter(Name=AMI)["Parameter"]["Value"]
+    except botocore.exceptions.ClientError as error:
+        if error.response["Error"].get("Code") != "ParameterNotFound":
+            raise
+        return failed(f"{wanted.aws.region} has no {AMI}", "export AWS_REGION=us-east-1")
+    return ok(value)
+
+
+def disk(wanted: Wanted) -> Finding:
+    """Data goes to the machine's NVMe, to the root volume where it has none."""
+    if wanted.request.kind == "prepare":
+        return unneeded("the machines of prepare have a volume of their own size")
+    root = int(wanted.installation.disk_gib)
+    least, needed = AMI_GIB + IMAGE_GIB, data_gb(wanted)
+    if root < least:
+        fix = f"{INFRA} -c disk_gib={Installation().disk_gib} deploy"
+        return failed(f"{root} GiB have no room for the AMI ({AMI_GIB}) and the image ({IMAGE_GIB})", fix)
+    free = {name: catalog.instance_type(name).nvme_gb or (root - least) * GB_PER_GIB for name in wanted.types}
+    if small := [name for name, gb in free.items() if gb < needed]:
+        fix = f"{INFRA} -c disk_gib={math.ceil(least + needed / GB_PER_GIB)} deploy"
+        if any(catalog.instance_type(name).nvme_gb for name in small):
+            fix = _without(wanted, small)
+        return failed(f"{needed:.0f} GB of data do not fit on {', '.join(small)}", fix)
+    return ok(f"{root} GiB, NVMe of at least {min(free.values()):.0f} GB; the data takes {needed:.0f} GB")
+
+
+def data_gb(wanted: Wanted) -> float:
+    """On the training machine: the shards, or what they are made from as well."""
+    if dataset := find_dataset(wanted.bucket, wanted.request) if wanted.bucket else None:
+        return dataset.bytes / 1e9
+    if not datasets.is_hub_id(wanted.data):
+        return 0.0
+    return catalog.IMAGENET_SOURCE_GB + catalog.IMAGENET_PREPARED_GB
+
+
+def instance_types(wanted: Wanted) -> Finding:
+    try:
+        pages = wanted.aws.client("ec2").get_paginator("describe_instance_types").paginate(
+            InstanceTypes=list(wanted.types)
+        )  # fmt: skip
+        found = {one["InstanceType"]: one for page in pages for one in page["InstanceTypes"]}
+    except botocore.exceptions.ClientError as error:
+        if error.response["Error"].get("Code") != "InvalidInstanceType":
+            raise
+        found = {}
+    if missing := [name for name in wanted.types if name not in found]:
+        return failed(f"{wanted.aws.region} does not know {', '.join(missing)}", _without(wanted, missing))
+    if wanted.request.kind == "train" and (without := [n for n, one in found.items() if not one.get("GpuInfo")]):
+        return failed(f"{', '.join(without)} have no GPU", _without(wanted, without))
+    arms = [n for n, one in found.items() if "x86_64" not in one["ProcessorInfo"]["SupportedArchitectures"]]
+    if arms:
+        return failed(f"{', '.join(arms)} are not x86_64, which the image is made for", _without(wanted, arms))
+    return ok(f"{len(found)} types")
+
+
+def pools(wanted: Wanted) -> Finding:
+    """Each type in each zone that has it."""
+    zones = _used_zones(wanted)
+    pages = wanted.aws.client("ec2").get_paginator("describe_instance_type_offerings").paginate(
+        LocationType="availability-zone", Filters=[{"Name": "instance-type", "Values": list(wanted.types)}]
+    )  # fmt: skip
+    offered = {(one["InstanceType"], one["Location"]) for page in pages for one in page["InstanceTypeOfferings"]}
+    where = {zone: [name for name in wanted.types if (name, zone) in offered] for zone in zones}
+    count = sum(map(len, where.values()))
+    if not count:
+        return failed(f"none of the types is offered in {', '.join(zones)}", "export AWS_REGION=us-east-1")
+    said = f"{count} pools: " + ", ".join(f"{len(names)} types in {zone}" for zone, names in where.items())
+    if lacking := sorted({name for name in wanted.types if not any(name in names for names in where.values())}):
+        said += f"; nowhere {', '.join(lacking)}"
+    if count < catalog.LEAST_POOLS and wanted.market == "spot":
+        said += f"; with fewer than {catalog.LEAST_POOLS} spot capacity is often gone"
+    return ok(said)
+
+
+def _used_zones(wanted: Wanted) -> list[str]:
+    installation = wanted.installation
+    if installation.subnet_ids:
+        answer = wanted.aws.client("ec2").describe_subnets(SubnetIds=installation.subnet_ids.split(","))
+        return sorted({subnet["AvailabilityZone"] for subnet in answer["Subnets"]})
+    return zones_of_subnets(wanted.aws, installation)
+
+
+def _without(wanted: Wanted, wrong: Iterable[str]) -> str:
+    kind = "instance_types" if wanted.request.kind == "train" else "prepare_instance_types"
+    default = getattr(Installation(), kind).split(",")
+    right = [name for name in wanted.types if name not in set(wrong)] or default[:3]
+    return f"{INFRA} -c {kind}={','.join(right)} deploy"

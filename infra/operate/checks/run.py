@@ -1,0 +1,164 @@
+"""What `preflight` checks of the run: its data, the token that opens it, the bucket, the money, no other run."""
+
+from __future__ import annotations
+
+import os
+import time
+import urllib.error
+import urllib.request
+
+import botocore.exceptions
+
+from infra.config import Tag
+from infra.operate.checks.finding import INFRA, Finding, Wanted, failed, ok, unneeded
+from infra.operate.installation.leftovers import stack_status
+from infra.operate.installation.standing import is_bucket_of
+from infra.operate.installation.token import secret_exists, stored_token
+from infra.operate.planning import catalog, datasets
+from infra.operate.planning.plan import MeansError, find_dataset, make_plan
+from infra.operate.planning.start import find_active
+from infra.operate.terminal import usd
+
+HUB = "https://huggingface.co"
+ANSWERS_SECONDS = 8
+
+
+def token(wanted: Wanted) -> Finding:
+    name, aws = wanted.installation.secret_name, wanted.aws
+    value = stored_token(aws, name)
+    if secret_exists(aws, name) and not stack_status(aws, wanted.installation.storage_stack):
+        return failed(
+            f"a secret {name} was left without its stack, which can neither adopt it nor make it again: delete it, "
+            "and put the token with `make secret`",
+            f"aws secretsmanager delete-secret --force-delete-without-recovery --secret-id {name}",
+        )
+    if not _needs_hub(wanted):
+        return unneeded(f"the data is {wanted.data}")
+    if value:
+        return ok(f"secret {name}")
+    status = _knock(wanted.data, "")
+    if status == 200:
+        return unneeded(f"{wanted.data} is open to everybody")
+    return failed(f"the secret {name} holds no token, and {wanted.data} is gated", "make secret")
+
+
+def gate(wanted: Wanted) -> Finding:
+    if not _needs_hub(wanted):
+        return unneeded("nothing is read from the hub")
+    value = stored_token(wanted.aws, wanted.installation.secret_name)
+    status, page = _knock(wanted.data, value or ""), f"{_hub()}/datasets/{wanted.data}"
+    if status == 200:
+        return ok(f"{wanted.data} lets {'this token' if value else 'everybody'} in")
+    if status == 404:
+        return failed(f"the hub has no dataset {wanted.data}, or hides it from this token", "make secret")
+    if status == 401 and value:
+        return failed("the hub does not know this token", "make secret")
+    if status == 403 or (status == 401 and not value):
+        if not value:
+            return Finding("unknown", "needs the token first")
+        return failed(f"{wanted.data} is closed for this token's account: accept its terms there", f"open {page}")
+    return Finding("unknown", f"the hub answered {status}")
+
+
+def _needs_hub(wanted: Wanted) -> bool:
+    if not datasets.is_hub_id(wanted.data):
+        return False
+    is_prepared = wanted.request.kind == "train" and wanted.bucket and find_dataset(wanted.bucket, wanted.request)
+    return not is_prepared
+
+
+def _hub() -> str:
+    return os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
+
+
+def _knock(data: str, value: str) -> int:
+    """The status with which the hub answers whether this token may read the dataset."""
+    headers = {"Authorization": f"Bearer {value}"} if value else {}
+    request = urllib.request.Request(f"{_hub()}/api/datasets/{data}/auth-check", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWERS_SECONDS) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return int(error.code)
+
+
+def bucket(wanted: Wanted) -> Finding:
+    name, deployed = wanted.installation.bucket_name, wanted.bucket.name if wanted.bucket else ""
+    if name and deployed and name != deployed:
+        return failed(
+            f"cdk.json says {name}, but the stack has {deployed}, whose data would stay behind",
+            f"{INFRA} -c bucket_name={deployed} deploy",
+        )
+    if not name and not deployed:
+        return ok("AWS makes up its name")
+    name = name or deployed
+    another = f"{INFRA} -c bucket_name={name[:50]}-{wanted.aws.account} deploy"
+    try:
+        answer = wanted.aws.client("s3").head_bucket(Bucket=name)
+    except botocore.exceptions.ClientError as error:
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        if status == 404 and deployed:
+            return failed(f"{name} is the stack's bucket, but somebody deleted it", f"aws s3 mb s3://{name}")
+        if status == 404:
+            return ok(f"{name} is free")
+        if status in (301, 400):
+            return failed(f"{name} is in another region than {wanted.aws.region}", another)
+        if status == 403:
+            return failed(f"{name} belongs to somebody else, or you may not use it", another)
+        raise
+    region = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", wanted.aws.region)
+    if region != wanted.aws.region:
+        return failed(f"{name} is in {region}", f"export AWS_REGION={region}")
+    if deployed:
+        return ok(f"{name} is there")
+    if not is_bucket_of(wanted.aws.client("s3"), name, wanted.installation):
+        tag = f"{Tag.INSTALLATION}={wanted.installation.name}"
+        return failed(
+            f"{name} is there without the tag {tag}: no deploy of this installation made it, and none would set it up "
+            "(lifecycle, no public access)",
+            another,
+        )
+    return ok(f"{name} is there and will be adopted")
+
+
+def budget(wanted: Wanted) -> Finding:
+    try:
+        plan = wanted.plan or make_plan(
+            wanted.aws, wanted.installation, wanted.bucket, wanted.request, time.time()
+        )  # fmt: skip
+    except MeansError as error:
+        return failed(str(error), error.command)
+    best = plan.offered[0]
+    estimate = f"{best.type}: about {best.hours:.1f} h, {usd(best.usd)}"
+    return ok(f"{usd(plan.spec.budget_usd)} and {plan.spec.hours:.0f} h; {estimate}")
+
+
+def alone(wanted: Wanted) -> Finding:
+    if active := find_active(wanted.aws.client, wanted.installation, wanted.group):
+        return failed(active, "make stop")
+    return ok("no other run is active")
+
+
+def idle(wanted: Wanted) -> Finding:
+    """For a deploy, which changes both groups."""
+    installation = wanted.installation
+    for group in (installation.train_group, installation.prepare_group):
+        if active := find_active(wanted.aws.client, installation, group):
+            return failed(active, "make stop")
+    return ok("no run is active")
+
+
+def data(wanted: Wanted) -> Finding:
+    if wanted.request.kind == "prepare":
+        return ok(f"{wanted.data}, from the hub")
+    if wanted.data == "digits":
+        return ok("digits come with the image")
+    dataset = find_dataset(wanted.bucket, wanted.request) if wanted.bucket else None
+    if dataset:
+        return ok(f"{dataset.uri}, {dataset.train_images:,} images, {dataset.bytes / 1e9:.0f} GB")
+    if wanted.data.startswith("s3://"):
+        return failed(f"there is no prepared dataset at {wanted.data} (no index.json)", "make prepare ON=aws")
+    return ok(
+        f"{wanted.data} is not prepared: every new machine downloads {catalog.IMAGENET_SOURCE_GB} GB for ImageNet; "
+        "`make prepare ON=aws` once is cheaper"
+    )

@@ -1,0 +1,66 @@
+"""`deploy`: preflight, both stacks through the pinned CDK, away with the images before, then the launch.
+
+Every step can be repeated: after Ctrl-C or a failure the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from infra.config import Installation, Output
+from infra.operate.commands.destroy import delete_stack
+from infra.operate.commands.launch import launch
+from infra.operate.commands.preflight import preflight
+from infra.operate.installation import cdk, leftovers
+from infra.operate.installation.leftovers import stack_status
+from infra.operate.installation.zones import zones_of_subnets
+from infra.operate.planning import options
+from infra.operate.session import Aws, ExitCode, explained
+from infra.operate.terminal import color, next_commands
+
+HELP = "check, deploy both stacks, and launch a run"
+DEAD = ("ROLLBACK_COMPLETE", "REVIEW_IN_PROGRESS")  # a first deploy that failed: CloudFormation can only delete it
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-launch", dest="launches", action="store_false", help="deploy only; nothing bills then")
+    options.configure(parser)
+
+
+def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
+    request = options.request_of(given)
+    if not preflight(aws, installation, request, None, deploys=True):
+        return ExitCode.PREFLIGHT
+    deploy(aws, installation)
+    if given.launches:
+        print()
+        return launch(aws, installation, request, is_checked=True)
+    next_commands(
+        ("make launch", "start a run"),
+        ("make prepare ON=aws", "put ImageNet into the bucket, once"),
+        ("make destroy", "remove it again; the data stays"),
+    )
+    return ExitCode.DONE
+
+
+def deploy(aws: Aws, installation: Installation) -> None:
+    for name in (installation.training_stack, installation.storage_stack):
+        with explained(f"the stack {name}"):
+            status = stack_status(aws, name)
+        if status in DEAD:
+            print(f"{name} is in {status}, from a deploy that failed: it is deleted first", flush=True)
+            delete_stack(aws, name)
+    zones = "" if installation.vpc_id else ",".join(zones_of_subnets(aws, installation))
+    cdk.deploy(aws, replace(installation, zones=zones), "--all")
+    print(color(f"deployed: {installation.storage_stack}, {installation.training_stack}", "green"))
+    prune_images(aws, installation, aws.outputs(installation.training_stack).get(Output.IMAGE, ""))
+
+
+def prune_images(aws: Aws, installation: Installation, current: str) -> None:
+    """Delete all images of earlier deploys, those that failed or were stopped included."""
+    with explained("delete the images before"):
+        for image in list(leftovers.images(aws, installation)):
+            if not current.endswith(f"/{image.id}") and image.delete:
+                image.delete()
+                print(f"deleted the image before, {image.id}")

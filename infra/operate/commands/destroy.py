@@ -1,0 +1,176 @@
+"""`destroy`: stop what bills, delete the training stack, sweep what it left, then ask AWS whether anything is there.
+
+Each step can be repeated: after Ctrl-C or a failure the same command goes on. The data stays without `--purge`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from infra.config import Installation, Output
+from infra.guard import Guard, Settings
+from infra.operate.commands.stop import delete_schedules, scale_to_zero, wait_until_gone
+from infra.operate.installation import leftovers
+from infra.operate.installation.leftovers import LeftOver, stack_status
+from infra.operate.installation.purge import confirm_purge, purge
+from infra.operate.installation.standing import kept_buckets, kept_data, print_kept
+from infra.operate.runs import active_run, open_bucket
+from infra.operate.session import Aws, AwsError, ExitCode, explained
+from infra.operate.terminal import Live, color, next_commands, table
+
+HELP = "terminate machines, delete the stack, and check with AWS that nothing is left; keeps the data"
+STACK_SECONDS = 1800.0  # a stack of this size is deleted in a few minutes; a VPC with a stuck interface never
+SETTLE_SECONDS = 90.0  # for which what was deleted may still be listed
+POLL_SECONDS = 3.0
+DELETABLE = ("REVIEW_IN_PROGRESS", "CREATE_IN_PROGRESS")  # at once
+ASKED = (
+    "EC2, EBS, network interfaces, VPC, Auto Scaling, ECR, Logs, Scheduler, EventBridge, Lambda, CloudWatch, "
+    "SNS, IAM, CloudFormation"
+)
+BOOTSTRAP = (
+    "the CDK bootstrap stack (CDKToolkit) is the account's, and stays, with the templates and the guard's code of past "
+    "deploys in its bucket"
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--purge", action="store_true", help="delete the data, the checkpoints and the token as well")
+    parser.add_argument("--yes", action="store_true", help="with --purge: do not ask")
+
+
+def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> int:
+    print(f"destroying {installation.name} in account {aws.account}, {aws.region}", flush=True)
+    if options.purge and not options.yes:
+        confirm_purge(aws, installation)
+    if run_id := active_run(aws, installation):
+        print(f"run {run_id} is active: its machine saves and stops{'' if options.purge else '; checkpoints are kept'}")
+    scale_to_zero(aws, installation)
+    wait_until_gone(aws, installation)
+    close_tally(aws, installation)
+    delete_schedules(aws, installation)
+    found = leftovers.find(aws, installation)
+    if not found:
+        print(f"no {installation.training_stack} is deployed here")
+    for one in found:
+        if one.service == leftovers.IMAGE:  # before the stack, which names it
+            remove(one)
+    delete_stack(aws, installation.training_stack)
+    left = sweep(aws, installation)
+    if options.purge:
+        purge(aws, installation)
+        delete_stack(aws, installation.storage_stack)
+        left += leftovers.stack(aws, installation.storage_stack)
+    if left:
+        print(color("\nleft over:", "red"))
+        print(table([(f"  {one.service}", one.id, one.command) for one in left]))
+        print("\nsome things only take time: `make destroy` again, then the commands above")
+        return ExitCode.LEFT_OVERS
+    print(color("nothing is left", "green") + f" by the word of {ASKED}")
+    say_kept(aws, installation)
+    return ExitCode.DONE
+
+
+def close_tally(aws: Aws, installation: Installation) -> None:
+    """The guard's last look, in this process: its own next one, which would see the machines' end, will not come."""
+    bucket, topic = open_bucket(aws, installation), aws.outputs(installation.training_stack).get(Output.TOPIC)
+    if bucket and topic:
+        settings = Settings(
+            installation=installation.name, bucket=bucket.name, topic=topic,
+            train_group=installation.train_group, prepare_group=installation.prepare_group,
+        )  # fmt: skip
+        Guard(aws.client, settings).tick(time.time())  # it says what it could not do; nothing here depends on it
+
+
+def remove(left: LeftOver) -> None:
+    """What refuses to go now may go later, or stays in the list."""
+    if left.delete is None:
+        return
+    try:
+        with explained(f"delete {left.service} {left.id}"):
+            left.delete()
+    except AwsError as error:
+        if not isinstance(error.__cause__, ClientError):
+            raise  # the network, not the thing
+        print(error, flush=True)
+    else:
+        print(f"deleted: {left.service} {left.id}", flush=True)
+
+
+def sweep(aws: Aws, installation: Installation) -> list[LeftOver]:
+    """Remove what no stack owns any more, until AWS lists nothing, or for SETTLE_SECONDS."""
+    began, name = time.monotonic(), installation.training_stack
+    while left := leftovers.find(aws, installation):
+        owned = {name} | {part.get("PhysicalResourceId") for part in resources(aws, name)}
+        free = [one for one in left if one.delete and one.id not in owned]
+        if not free or time.monotonic() > began + SETTLE_SECONDS:
+            break
+        for one in free:
+            remove(one)
+        time.sleep(POLL_SECONDS)
+    return left
+
+
+def delete_stack(aws: Aws, name: str) -> None:
+    """Also one that is half made, rolled back, or half deleted: what CloudFormation cannot delete it lets go of."""
+    cloudformation = aws.client("cloudformation")
+    with explained(f"delete the stack {name}"):
+        for attempt in range(3):
+            if not (status := wait_for_stack(aws, name)):
+                return
+            failed = [r for r in resources(aws, name) if r["ResourceStatus"] == "DELETE_FAILED"] if attempt else []
+            for resource in failed:
+                print(
+                    f"the stack cannot delete {resource['ResourceType']} {resource.get('PhysicalResourceId', '')} "
+                    f"({resource.get('ResourceStatusReason', 'no reason given')}): it is swept below"
+                )
+            print(f"deleting the stack {name} ({status})", flush=True)
+            retain = {"RetainResources": [resource["LogicalResourceId"] for resource in failed]} if failed else {}
+            cloudformation.delete_stack(StackName=name, **retain)
+        wait_for_stack(aws, name)
+
+
+def resources(aws: Aws, name: str) -> list[dict[str, Any]]:
+    """The parts of a stack; none where there is no such stack."""
+    if not stack_status(aws, name):
+        return []
+    pages = aws.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=name)
+    return [resource for page in pages for resource in page["StackResourceSummaries"]]
+
+
+def wait_for_stack(aws: Aws, name: str) -> str:
+    """Show what it does until it does nothing: its status then, "" once it is gone."""
+    live, began = Live(), time.monotonic()
+    while (status := stack_status(aws, name)).endswith("_IN_PROGRESS") and status not in DELETABLE:
+        parts = resources(aws, name)
+        going = [part for part in parts if part["ResourceStatus"] != "DELETE_COMPLETE"]
+        waits_for = next(
+            (part["ResourceType"] for part in going if part["ResourceStatus"].endswith("_IN_PROGRESS")), ""
+        )
+        live.show(f"{name}: {status}, {len(going)} of {len(parts)} resources {waits_for}".rstrip())
+        if time.monotonic() > began + STACK_SECONDS:
+            live.end()
+            raise AwsError(
+                f"the stack {name} is {status} for {STACK_SECONDS / 60:.0f} min: see its events in the CloudFormation "
+                "console, then `make destroy` again"
+            )
+        time.sleep(POLL_SECONDS)
+    live.end()
+    return status
+
+
+def say_kept(aws: Aws, installation: Installation) -> None:
+    buckets = kept_buckets(aws, installation)
+    if not buckets:
+        print("no data is kept either")
+        print(BOOTSTRAP)
+        return
+    print("\nkept, and adopted by the next `make deploy`:")
+    for bucket in buckets:
+        print_kept(kept_data(bucket, installation))
+    print(BOOTSTRAP)
+    next_commands(("make deploy", "train again"), ("make pull", "copy results here"),
+                  ("make destroy PURGE=1", "delete the data as well"))  # fmt: skip

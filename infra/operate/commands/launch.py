@@ -1,0 +1,82 @@
+"""`launch`: start a run, or go on with one; says before what it will cost, and after what comes next.
+
+What it is going to do is planned in `infra.operate.planning.plan`; `infra.operate.planning.start` does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from infra.config import Installation, Output
+from infra.operate.commands.preflight import preflight
+from infra.operate.planning import options
+from infra.operate.planning.plan import Request, check, describe, make_plan, merge
+from infra.operate.planning.start import Place, is_running, start
+from infra.operate.runs import open_bucket
+from infra.operate.session import Aws, ExitCode, explained
+from infra.operate.terminal import color, next_commands, usd
+from trainer.contract import UserError
+
+HELP = "start a run on the deployed installation, or go on with one (--run)"
+INTERRUPTED = 130  # the shell's code for Ctrl-C
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    options.configure(parser)
+
+
+def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
+    return launch(aws, installation, options.request_of(given))
+
+
+def launch(aws: Aws, installation: Installation, request: Request, *, is_checked: bool = False) -> int:
+    """Plan, check unless that was done just now, start, and say what comes next."""
+    check(request, installation)
+    place = find_place(aws, installation, request.kind)
+    if is_running(aws.client, place, request.kind, request.run_id):
+        print(f"{request.run_id} is running already")
+        if request.hours or request.budget_usd or request.market or request.types:
+            print(f"to change its limits: make stop, then make launch RUN={request.run_id} with the new ones")
+        _next(request.run_id)
+        return ExitCode.DONE
+    plan = make_plan(aws, installation, open_bucket(aws, installation), request, time.time())
+    if plan.existing:
+        request = merge(request, plan.existing)
+    if not is_checked and not preflight(aws, installation, request, plan, deploys=False):
+        return ExitCode.PREFLIGHT
+    spec, types, etag = plan.spec, [one.type for one in plan.offered], plan.existing.etag if plan.existing else ""
+    print(f"\n{describe(plan)}\n\nstarting {spec.run_id}", flush=True)
+    try:
+        with explained("the launch"):
+            start(aws.client, place, spec, types, replaces=etag)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: make launch RUN={spec.run_id} starts it all the same, make stop makes sure that nothing "
+              "runs", file=sys.stderr)  # fmt: skip
+        return INTERRUPTED
+    print(color(f"{'goes on' if plan.existing else 'launched'}: {spec.run_id}", "green"))
+    listed = max(spec.prices[one.type] for one in plan.offered)
+    print(f"while it runs: at most {usd(listed)} an hour, the list price of the dearest type")
+    _next(spec.run_id)
+    return ExitCode.DONE
+
+
+def find_place(aws: Aws, installation: Installation, kind: str) -> Place:
+    """Raises UserError where it is not deployed."""
+    storage, training = aws.outputs(installation.storage_stack), aws.outputs(installation.training_stack)
+    if Output.BUCKET not in storage or Output.SCHEDULER_ROLE not in training:
+        missing = installation.training_stack if Output.BUCKET in storage else installation.storage_stack
+        fix = "`make deploy` deploys and launches" if kind == "train" else "`make deploy NO_LAUNCH=1` first"
+        raise UserError(f"the stack {missing} is not deployed in {aws.region}: {fix}")
+    return Place(
+        installation=installation, bucket=storage[Output.BUCKET], scheduler_role=training[Output.SCHEDULER_ROLE]
+    )
+
+
+def _next(run_id: str) -> None:
+    next_commands(
+        (f"make status RUN={run_id}", "step, images/s, dollars, and why no machine comes"),
+        (f"make logs RUN={run_id}", "follow the log"),
+        ("make stop", "stop and keep everything"),
+    )

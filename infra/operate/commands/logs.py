@@ -1,0 +1,260 @@
+"""`logs`: what the machines of a run print, followed across replacements, from CloudWatch Logs to the terminal.
+
+Lines go to standard output, everything else to standard error. CloudWatch shows a line late and out of order: each
+poll begins a while before the newest line and drops what was shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import botocore.exceptions
+from botocore.exceptions import ClientError
+
+from infra.config import Installation
+from infra.operate.runs import (
+    Bucket,
+    Ending,
+    active_run,
+    choose_run,
+    group_of,
+    launched_at,
+    need_bucket,
+    read_ending,
+    read_spec,
+)
+from infra.operate.session import Aws, AwsError, ExitCode, explained
+from infra.operate.terminal import color, duration, next_commands
+from infra.run import fleet
+from trainer.contract import UserError, run_key
+
+HELP = "follow what the run prints, whichever machine it is on, until it ends (Ctrl-C leaves the run alone)"
+POLL_SECONDS = 1.0  # AWS takes 5 calls of FilterLogEvents a second from an account
+MOST_WAIT_SECONDS = 8.0  # between polls, while AWS does not answer or throttles
+LATE_SECONDS = 120  # how far behind the newest line every poll looks …
+VERY_LATE_SECONDS = 3600  # … and one in SWEEP_SECONDS; when the run has ended, everything is read once more
+SWEEP_SECONDS = 60.0
+LOOK_SECONDS = 5.0  # between looks at the machines and at whether the run has ended
+QUIET_SECONDS = 6.0  # without a line after the run's end: the log driver and CloudWatch are through within that
+OLD_SECONDS = 60.0  # after the run's end nothing more is waited for
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+THROTTLING = ("ThrottlingException", "Throttling", "RequestLimitExceeded", "TooManyRequestsException", "SlowDown")
+LOST = (
+    botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError, botocore.exceptions.IncompleteReadError,
+    OSError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Line:
+    stream: str
+    text: str
+
+    @property
+    def machine(self) -> str:
+        """Streams are `<run>/<instance id>/<n>`."""
+        return self.stream.split("/")[1]
+
+
+class Tail:
+    """The lines of a run so far: what was shown, and how far the clock of its machines has come."""
+
+    def __init__(self, client: Any, group: str, run_id: str, since: float):
+        self.client, self.group, self.prefix = client, group, f"{run_id}/"
+        self.since = self.newest = int(since * 1000)
+        self.shown: set[str] = set()
+
+    def poll(self, back_seconds: float | None = None) -> Iterator[Line]:
+        """What was not shown yet, of the last seconds before the newest line; None: of all since the beginning.
+
+        One that fails in the middle leaves `newest` as it was, so that the next begins no later.
+        """
+        with explained(f"the log group {self.group}"):
+            try:
+                yield from self._new_lines(back_seconds)
+            except self.client.exceptions.ResourceNotFoundException as error:
+                raise UserError(
+                    f"there is no log group {self.group}: `make destroy` removes it with the stack; what else the run "
+                    "left is still there: `make status`, `make pull`"
+                ) from error
+
+    def _new_lines(self, back_seconds: float | None) -> Iterator[Line]:
+        start = self.since if back_seconds is None else max(self.since, self.newest - int(back_seconds * 1000))
+        pages = self.client.get_paginator("filter_log_events").paginate(
+            logGroupName=self.group, logStreamNamePrefix=self.prefix, startTime=start
+        )
+        newest = self.newest
+        for page in pages:
+            for event in sorted(page["events"], key=lambda event: int(event["timestamp"])):
+                if event["eventId"] in self.shown or not event["logStreamName"].startswith(self.prefix):
+                    continue
+                self.shown.add(event["eventId"])
+                newest = max(newest, min(event["timestamp"], event["ingestionTime"]))  # a clock may be ahead
+                yield Line(event["logStreamName"], event["message"].rstrip("\n"))
+        self.newest = newest
+
+
+class Screen:
+    """Prints lines, with their machine once there is more than one, and notes, each once."""
+
+    def __init__(self) -> None:
+        self.machines: set[str] = set()
+        self.notes: set[str] = set()
+
+    def show(self, lines: Iterable[Line]) -> int:
+        """How many there were."""
+        count = 0
+        for line in lines:
+            count += 1
+            self.machines.add(line.machine)
+            print(color(f"{line.machine} ", "dim") + line.text if len(self.machines) > 1 else line.text)
+        sys.stdout.flush()
+        return count
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.add(text)
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        print(f"-- {text}", file=sys.stderr, flush=True)
+
+
+class Connection:
+    """Waits out a lost network, AWS's own faults and throttling; says so once, and when it is over."""
+
+    def __init__(self, screen: Screen) -> None:
+        self.screen, self.wait, self.lost_at = screen, POLL_SECONDS, 0.0
+
+    @contextmanager
+    def forgiving(self) -> Iterator[None]:
+        try:
+            yield
+        except AwsError as error:
+            if not is_passing(error):
+                raise
+            self.wait = min(2 * self.wait, MOST_WAIT_SECONDS)
+            if not self.lost_at and not is_throttling(error):
+                self.lost_at = time.monotonic()
+                self.screen.say(f"{error}; trying again until it answers, no line is lost (Ctrl-C leaves)")
+        else:
+            if self.lost_at:
+                self.screen.say(f"AWS answers again, after {duration(time.monotonic() - self.lost_at)}")
+            self.wait, self.lost_at = POLL_SECONDS, 0.0
+
+
+def is_throttling(error: AwsError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, ClientError) and cause.response["Error"].get("Code") in THROTTLING
+
+
+def is_passing(error: AwsError) -> bool:
+    """Whether the same call may succeed later without the user doing anything."""
+    cause = error.__cause__
+    if isinstance(cause, ClientError):
+        return is_throttling(error) or cause.response["ResponseMetadata"].get("HTTPStatusCode", 0) >= 500
+    return isinstance(cause, LOST)
+
+
+def follow(tail: Tail, screen: Screen, look: Callable[[], Ending | None]) -> Ending:
+    """Show lines until the run has ended and nothing more comes."""
+    connection = Connection(screen)
+    ending: Ending | None = None
+    look_at = sweep_at = settle_at = give_up_at = 0.0
+    while True:
+        now = time.monotonic()
+        with connection.forgiving():
+            if ending is None and now >= look_at:
+                ending, look_at = look(), now + LOOK_SECONDS
+                if ending and time.time() < ending.at + OLD_SECONDS:
+                    settle_at, give_up_at = now + QUIET_SECONDS, now + OLD_SECONDS
+            is_over = ending is not None and now >= min(settle_at, give_up_at)
+            back = None if is_over else VERY_LATE_SECONDS if now >= sweep_at else LATE_SECONDS
+            if screen.show(tail.poll(back)):
+                settle_at = now + QUIET_SECONDS
+            if ending and is_over:
+                return ending
+            if back == VERY_LATE_SECONDS:
+                sweep_at = now + SWEEP_SECONDS
+        time.sleep(connection.wait)
+
+
+def parse_since(text: str, now: float) -> float:
+    """Unix seconds of `10m`, `2h`, or a date and time (of this machine's time zone where it names none)."""
+    if found := re.fullmatch(r"([0-9]+)([smhd])", text):
+        return now - int(found[1]) * SECONDS[found[2]]
+    try:
+        return datetime.fromisoformat(text).astimezone().timestamp()
+    except ValueError:
+        raise UserError(
+            f"SINCE={text!r} is no time: write how long ago (90s, 10m, 2h, 1d) or when (2026-11-23T14:00)"
+        ) from None
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", dest="run_id", default="", metavar="RUN", help="another run than the newest")
+    parser.add_argument("--since", default="", metavar="WHEN", help="only from then on: 10m, 2h, 2026-11-23T14:00")
+    parser.add_argument("--no-follow", dest="follow", action="store_false", help="print what there is, and end")
+
+
+def look(aws: Aws, installation: Installation, bucket: Bucket, run_id: str, name: str, screen: Screen) -> Ending | None:
+    """Say what is new about the machines; how the run ended, once it has or was stopped."""
+    if ending := read_ending(bucket, run_id):
+        return ending
+    with explained("the machines of the run"):
+        autoscaling = aws.client("autoscaling")
+        group = fleet.group_state(autoscaling, name)
+        machines = fleet.machines(aws.client("ec2"), installation.name, run_id)
+        billing = [machine for machine in machines if machine.is_billing]
+        for machine in billing:
+            screen.note(f"machine {machine.id}: {machine.type} in {machine.zone}, {machine.market}")
+        if billing:
+            return None
+        if group is None or not group.desired or group.run_id != run_id:
+            reason = bucket.read_json(run_key(run_id, "guard.json")).get("reason") or "its group is scaled to zero"
+            return Ending("stopped", str(reason), max((machine.ended for machine in machines), default=0.0))
+        screen.note("no machine yet: AWS is looking for one")
+        for refusal in fleet.why_no_machine(autoscaling, name, launched_at(bucket, run_id)):
+            screen.note(f"no machine: {refusal}")
+    return None
+
+
+def say_ending(run_id: str, ending: Ending) -> None:
+    looks = {"done": "green", "failed": "red", "stopped": "yellow"}
+    print(f"\nrun {run_id} {color(ending.how, looks[ending.how])}: {ending.message}")
+    if ending.how == "done":
+        next_commands(("make report", "result and curves"), ("make pull", "copy them here"),
+                      ("make destroy", "remove what bills; the data stays"))  # fmt: skip
+    else:
+        next_commands((f"make launch RUN={run_id}", "continue from the newest checkpoint"),
+                      ("make status", "what was spent, and why it stopped"))  # fmt: skip
+
+
+def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> int:
+    bucket = need_bucket(aws, installation)
+    run_id = choose_run(bucket, options.run_id, active_run(aws, installation))
+    spec = read_spec(bucket, run_id)
+    began = spec.created - OLD_SECONDS if spec else 0.0
+    since = parse_since(options.since, time.time()) if options.since else began
+    tail = Tail(aws.client("logs"), installation.log_group, run_id, since)
+    screen = Screen()
+    if not options.follow:
+        screen.show(tail.poll())
+        return ExitCode.DONE
+    screen.note(f"run {run_id} (Ctrl-C leaves the run alone)")
+    group = group_of(installation, spec)
+    try:
+        ending = follow(tail, screen, lambda: look(aws, installation, bucket, run_id, group, screen))
+    except KeyboardInterrupt:
+        next_commands(("make logs", "follow again"), ("make status", "step, ETA, dollars"), ("make stop", "stop it"))
+        return ExitCode.DONE
+    say_ending(run_id, ending)
+    return ExitCode.DONE

@@ -1,0 +1,133 @@
+"""`preflight`: every reason why a deploy or a launch would fail, all at once, each with its fix. Changes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from infra.config import Installation
+from infra.operate.checks import account, machines
+from infra.operate.checks import run as run_checks
+from infra.operate.checks.finding import Finding, Wanted
+from infra.operate.planning import options
+from infra.operate.planning.plan import Plan, Request, check
+from infra.operate.session import Aws, AwsError, ExitCode
+from infra.operate.terminal import color, next_commands, table
+from trainer.contract import UserError
+
+HELP = "check everything that a deploy and a run need, before anything costs money"
+LIMIT_SECONDS = 14.0  # what has not answered by then is unknown
+Check = Callable[[Wanted], Finding]
+LAUNCH: Mapping[str, Check] = MappingProxyType(
+    {
+        "region": account.region,
+        "vCPU quota": machines.quota,
+        "vCPU quota of on-demand": machines.fallback_quota,
+        "spot role": machines.spot_role,
+        "instance types": machines.instance_types,
+        "zones": machines.pools,
+        "machine image": machines.ami,
+        "disk": machines.disk,
+        "bucket": run_checks.bucket,
+        "data": run_checks.data,
+        "token": run_checks.token,
+        "gate of the hub": run_checks.gate,
+        "budget": run_checks.budget,
+        "other runs": run_checks.alone,
+    }
+)
+DEPLOY: Mapping[str, Check] = MappingProxyType(
+    {
+        "CDK bootstrap": account.bootstrap,
+        "CDK command line": account.cdk_command_line,
+        "Docker": account.docker,
+        "VPC": account.vpc,
+        "stacks": account.stacks,
+        "other runs": run_checks.idle,
+    }
+)
+OFFLINE = ("CDK command line", "Docker")  # need no credentials
+SERVICES = ("cloudformation", "ec2", "iam", "s3", "secretsmanager", "service-quotas", "ssm", "sts", "autoscaling")
+COLORS = MappingProxyType({"ok": "green", "failed": "red", "unknown": "yellow", "not needed": "dim"})
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    options.configure(parser)
+
+
+def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
+    if not preflight(aws, installation, options.request_of(given), None, deploys=True):
+        return ExitCode.PREFLIGHT
+    next_commands(("make deploy", "deploy and launch"), ("make launch", "launch, where it is deployed"))
+    return ExitCode.DONE
+
+
+def preflight(aws: Aws, installation: Installation, request: Request, plan: Plan | None, *, deploys: bool) -> bool:
+    """Prints a table of all checks; whether none failed. Raises UserError where the request itself makes no sense."""
+    check(request, installation)
+    began = time.monotonic()
+    wanted = Wanted(aws=aws, installation=installation, request=request, plan=plan)
+    findings = find_all(wanted, {**LAUNCH, **(DEPLOY if deploys else {})})
+    print(table((name, color(one.state, COLORS[one.state]), one.said) for name, one in findings.items()))
+    failures = {name: one for name, one in findings.items() if one.state == "failed"}
+    print(color(f"{len(findings)} checks in {time.monotonic() - began:.1f} s, {len(failures)} failed", "dim"))
+    if failures:
+        print("\nfix:")
+        print(table((f"  {name}", one.fix) for name, one in failures.items()))
+    return not failures
+
+
+def find_all(wanted: Wanted, selected: Mapping[str, Check]) -> dict[str, Finding]:
+    """At the same time, each in a thread of its own, which nobody waits for at the end."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    first = make(account.credentials, wanted) if account.is_region(wanted.aws) else Finding("unknown", "needs a region")
+    if first.state != "ok":
+        why = Finding("unknown", "needs credentials" if first.state == "failed" else first.said)
+        offline = OFFLINE if first.state == "failed" else (*OFFLINE, "region")
+        asked = {name: make(one, wanted) for name, one in selected.items() if name in offline}
+        return {"credentials": first, **dict.fromkeys(selected, why), **asked}
+    for service in SERVICES:  # making a client is not for several threads
+        wanted.aws.client(service)
+    wanted = replace(wanted, outputs=_outputs(wanted))
+    findings = {
+        "credentials": first,
+        **dict.fromkeys(selected, Finding("unknown", f"no answer in {LIMIT_SECONDS:g} s")),
+    }
+    answers: queue.Queue[tuple[str, Finding]] = queue.Queue()
+
+    def answer(name: str) -> None:
+        answers.put((name, make(selected[name], wanted)))
+
+    for name in selected:
+        threading.Thread(target=answer, args=(name,), daemon=True).start()
+    try:
+        for _ in selected:
+            name, finding = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+            findings[name] = finding
+    except queue.Empty:
+        pass
+    return findings
+
+
+def make(one: Check, wanted: Wanted) -> Finding:
+    """A check that cannot be made is unknown, and says why; what the user must change is a failure."""
+    try:
+        return one(wanted)
+    except UserError as error:
+        return Finding("failed", str(error), "see its text")
+    except Exception as error:  # noqa: BLE001  # the others' findings count, whatever happened to this one
+        if one is account.credentials:
+            return Finding("failed", account.why(error), "aws configure (or `aws sso login`, or export AWS_PROFILE=…)")
+        return Finding("unknown", account.why(error))
+
+
+def _outputs(wanted: Wanted) -> dict[str, str]:
+    try:
+        return wanted.aws.outputs(wanted.installation.storage_stack)
+    except AwsError:
+        return {}

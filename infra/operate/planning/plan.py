@@ -1,0 +1,277 @@
+"""What a launch is going to do: the run's spec, its estimate per type, whether it goes on with an existing run.
+
+Asks AWS for prices and the bucket for the run; changes nothing. the command `launch` does what is planned here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from infra.config import PREPARE_DISK_GIB, PREPARE_PREFIX, Installation
+from infra.operate.planning import catalog, datasets
+from infra.operate.planning.catalog import Estimate
+from infra.operate.planning.datasets import Dataset
+from infra.operate.planning.prices import Prices, find_prices
+from infra.operate.runs import Bucket, Ending, read_ending, read_spend
+from infra.operate.session import Aws
+from infra.operate.terminal import color, duration, table, usd
+from infra.run.spec import Spec
+from trainer.contract import RUN_ID_RULE, UserError, run_key
+
+DEFAULT_RECIPE = "finetune"
+MOST_HOURS = 168.0
+SPARE = 1.25  # of the default budget over the estimate: reclaimed machines stage and compile again
+SECONDS_PER_HOUR = 3600.0
+AT_THE_LIMIT = ", or ANYWAY=1: it stops at the limit, and goes on when it is launched with more"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked for; "" and 0 where nothing was."""
+
+    kind: str = "train"
+    recipe: str = ""
+    run_id: str = ""
+    data: str = ""
+    arguments: tuple[str, ...] = ()
+    hours: float = 0.0
+    budget_usd: float = 0.0
+    market: str = ""
+    types: tuple[str, ...] = ()
+    on_demand_after_minutes: float = 0.0
+    anyway: bool = False  # with less money or time than the estimate
+
+
+class MeansError(UserError):
+    """Less money or time than the run needs by the estimate; `command` gives it enough."""
+
+    def __init__(self, message: str, command: str) -> None:
+        super().__init__(message)
+        self.command = command
+
+
+@dataclass(frozen=True, kw_only=True)
+class Existing:
+    """A run that was launched before."""
+
+    spec: Spec
+    etag: str  # of its spec.json
+    spent_usd: float
+    ending: Ending | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    spec: Spec
+    offered: list[Estimate]  # at the price to expect, cheapest image first
+    prices_source: str
+    existing: Existing | None = None
+
+
+def find_existing(bucket: Bucket, run_id: str, now: float) -> Existing | None:
+    found = next(
+        (one for one in bucket.list(run_key(run_id, "spec.json")) if one.key == run_key(run_id, "spec.json")), None
+    )
+    body = bucket.read(found.key) if found else None
+    if not found or not body:
+        return None
+    return Existing(
+        spec=Spec.from_json(body),
+        etag=found.etag,
+        spent_usd=read_spend(bucket, run_id).usd(now),
+        ending=read_ending(bucket, run_id),
+    )
+
+
+def make_plan(aws: Aws, installation: Installation, bucket: Bucket | None, request: Request, now: float) -> Plan:
+    """`bucket` is None before the first deploy. Raises UserError where the run cannot be meant so."""
+    check(request, installation)
+    existing = find_existing(bucket, request.run_id, now) if bucket and request.run_id else None
+    if existing:
+        request = merge(request, existing)
+    check_name(request)
+    prices = find_prices(aws, types_of(request, installation))
+    dataset = find_dataset(bucket, request) if bucket and request.kind == "train" else None
+    if dataset and not existing:
+        request = replace(request, data=dataset.uri)
+    share = dataset.train_images / catalog.IMAGENET_IMAGES if dataset else 1.0
+    return plan_run(request, installation, prices, existing, share, now)
+
+
+def check(request: Request, installation: Installation) -> None:
+    """What needs nobody to be asked."""
+    if request.run_id and not re.fullmatch(RUN_ID_RULE, request.run_id):
+        raise UserError(f"RUN={request.run_id!r} is not a run id: use {RUN_ID_RULE}, for example RUN=finetune-2")
+    if request.kind == "train":
+        catalog.work_of(request.recipe or DEFAULT_RECIPE)
+        catalog.gpu_types(types_of(request, installation))
+    for type in types_of(request, installation):
+        catalog.instance_type(type)
+    datasets.check_form(request.data)
+    for name, value, most in (("HOURS", request.hours, MOST_HOURS), ("BUDGET", request.budget_usd, math.inf)):
+        if not (0 <= value <= most):
+            limit = "0" if most == math.inf else f"0 and at most {most:g}"
+            raise UserError(f"{name}={value:g} is out of range: more than {limit}, for example {name}=20")
+    if request.market and request.market not in catalog.MARKETS:
+        raise UserError(f"MARKET={request.market!r} is unknown: use spot or on-demand")
+
+
+def check_name(request: Request) -> None:
+    """A preparation's name tells what it is, and no training's does."""
+    if not request.run_id or request.run_id.startswith(PREPARE_PREFIX) == (request.kind == "prepare"):
+        return
+    name = request.run_id.removeprefix(PREPARE_PREFIX) or DEFAULT_RECIPE
+    rule, fix = (
+        (f"a preparation's name begins with {PREPARE_PREFIX!r}", f"{PREPARE_PREFIX}{name}")
+        if request.kind == "prepare"
+        else (f"only a preparation's name begins with {PREPARE_PREFIX!r}", name)
+    )
+    raise UserError(f"RUN={request.run_id!r} does not fit: {rule}; use RUN={fix}")
+
+
+def types_of(request: Request, installation: Installation) -> tuple[str, ...]:
+    listed = installation.instance_types if request.kind == "train" else installation.prepare_instance_types
+    return request.types or tuple(listed.split(","))
+
+
+def merge(request: Request, existing: Existing) -> Request:
+    """The request for a run that exists: what it computes stays, where and how long it may run can change."""
+    spec = existing.spec
+    if existing.ending and existing.ending.how == "done":
+        raise UserError(
+            f"RUN={spec.run_id} is finished: `make status RUN={spec.run_id}` shows its result; for a new run leave "
+            "RUN= out, or give another"
+        )
+    arguments = spec.arguments[1:] if spec.kind == "train" else spec.arguments
+    asked = {"RECIPE": (request.recipe, spec.recipe), "DATA": (request.data, spec.data),
+             "ARGS": (shlex.join(request.arguments), shlex.join(arguments))}  # fmt: skip
+    for name, (new, old) in asked.items():
+        if new and new != old:
+            raise UserError(
+                f"{name}={new!r} is not what RUN={spec.run_id} was started with ({old!r}): leave {name}= out to go on "
+                "with it, or give another RUN="
+            )
+    return replace(
+        request, kind=spec.kind, recipe=spec.recipe, data=spec.data, arguments=arguments,
+        hours=request.hours or spec.hours, budget_usd=request.budget_usd or spec.budget_usd,
+        market=request.market or spec.market, types=request.types or spec.types,
+        on_demand_after_minutes=request.on_demand_after_minutes or spec.on_demand_after_minutes,
+    )  # fmt: skip
+
+
+def find_dataset(bucket: Bucket, request: Request) -> Dataset | None:
+    """The prepared shards that the bucket has of the run's data; None where the machine must get it elsewhere."""
+    data = request.data or catalog.work_of(request.recipe or DEFAULT_RECIPE).data
+    if data.startswith("s3://"):
+        return datasets.read(bucket, data)
+    return datasets.newest(bucket, data) if datasets.is_hub_id(data) else None
+
+
+def plan_run(
+    request: Request, installation: Installation, prices: Prices, existing: Existing | None, share: float, now: float
+) -> Plan:
+    """Everything that was left open, filled in; raises UserError where money or time is less than the estimate."""
+    market = request.market or installation.market
+    types, zones = types_of(request, installation), len(installation.zones.split(",")) if installation.zones else 3
+    recipe = request.recipe or DEFAULT_RECIPE
+    if request.kind == "prepare":
+        expected, listed = (catalog.estimate_prepare(types, prices.expected(m)) for m in (market, "on-demand"))
+        arguments, disk_gib = request.arguments, PREPARE_DISK_GIB
+    else:
+        epochs = epochs_in(request.arguments)
+        expected, listed = (
+            catalog.estimate(recipe, types, prices.expected(m), epochs=epochs, share=share)
+            for m in (market, "on-demand")
+        )
+        arguments, disk_gib = (recipe, *request.arguments), int(installation.disk_gib)
+    offered = expected if request.types else catalog.offered(expected, zones)
+    names = {one.type for one in offered}
+    dearest = max(one.usd for one in listed if one.type in names)
+    name = recipe if request.kind == "train" else f"{PREPARE_PREFIX}{datasets.slug(request.data)}"
+    spec = Spec(
+        run_id=request.run_id or new_run_id(name, now),
+        kind=request.kind,
+        recipe=recipe if request.kind == "train" else "",
+        arguments=arguments,
+        data=request.data,
+        market=market,
+        types=request.types,
+        on_demand_after_minutes=request.on_demand_after_minutes,
+        budget_usd=request.budget_usd or float(math.ceil(SPARE * dearest)),
+        hours=request.hours or min(MOST_HOURS, 2 * max(one.hours for one in offered)),
+        created=existing.spec.created if existing else now,
+        deadline=0.0,
+        prices=dict(prices.on_demand),
+        prices_source=prices.source,
+        extras_usd_per_hour=catalog.extras_usd_per_hour(disk_gib),
+    )
+    spec = replace(spec, deadline=now + spec.hours * SECONDS_PER_HOUR)
+    plan = Plan(spec=spec, offered=offered, prices_source=prices.source, existing=existing)
+    check_means(plan, anyway=request.anyway)
+    return plan
+
+
+def check_means(plan: Plan, *, anyway: bool) -> None:
+    """A new run gets the money and the time of its estimate; an old one at least some money."""
+    spec, best = plan.spec, plan.offered[0]
+    how = f"{best.type}, {spec.market}, {best.hours:.1f} h at {usd(best.usd_per_hour)}"
+    if plan.existing:
+        spent = plan.existing.spent_usd
+        if spent < spec.budget_usd - 0.01:
+            return
+        short = f"RUN={spec.run_id} has spent {usd(spent)} of its budget of {usd(spec.budget_usd)}"
+        fix, reason = f"RUN={spec.run_id} BUDGET={math.ceil(spent + best.usd)}", ""
+    elif anyway:
+        return
+    elif spec.budget_usd < best.usd:
+        short = f"BUDGET={spec.budget_usd:g} is below the estimate of {usd(best.usd)} ({how})"
+        fix, reason = f"BUDGET={math.ceil(SPARE * best.usd)}", AT_THE_LIMIT
+    elif spec.hours < best.hours:
+        short = f"HOURS={spec.hours:g} is below the estimate of {best.hours:.1f} hours ({how})"
+        fix, reason = f"HOURS={math.ceil(2 * best.hours)}", AT_THE_LIMIT
+    else:
+        return
+    raise MeansError(f"{short}: use {fix}{reason}", f"make launch {fix}")
+
+
+def epochs_in(arguments: Sequence[str]) -> int:
+    """Of `--epochs 4`; 0 where the recipe's own number counts."""
+    found = re.search(r"(?:^| )--epochs[ =](\d+)(?: |$)", " ".join(arguments))
+    return int(found[1]) if found else 0
+
+
+def new_run_id(name: str, now: float) -> str:
+    """`<name>-<date>-<4 hex>`."""
+    date = f"{datetime.fromtimestamp(now, UTC):%Y%m%d}"
+    return f"{datasets.slug(name)[:48]}-{date}-{secrets.token_hex(2)}"
+
+
+def describe(plan: Plan) -> str:
+    """The estimate per type, where its figures come from, and what limits the run."""
+    spec = plan.spec
+    rows = [
+        (one.type, f"{one.usd_per_hour:.3f}", f"{one.images_per_second:.0f}", f"{one.usd_per_million_images:.2f}",
+         f"{one.hours:.1f}", f"{one.usd:.2f}")
+        for one in plan.offered
+    ]  # fmt: skip
+    header = (f"type ({spec.market})", "$/hour", "images/s", "$/million images", "hours", "dollars")
+    spent = f", of which {usd(plan.existing.spent_usd)} are spent" if plan.existing else ""
+    ends = f"{datetime.fromtimestamp(spec.deadline).astimezone():%a %d %b %H:%M %Z}"
+    return (
+        f"{table(rows, header)}\n"
+        + color(f"{plan.prices_source}\n{speed_source(spec.kind)}\n", "dim")
+        + f"budget    {usd(spec.budget_usd)}{spent}; at the budget everything stops\n"
+        + f"deadline  {ends}, in {duration(spec.hours * SECONDS_PER_HOUR)}; then everything stops"
+    )
+
+
+def speed_source(kind: str) -> str:
+    if kind == "prepare":
+        return "images/s: from a measured 329 per core and 50 MB/s of download, an assumption; for ImageNet"
+    return "images/s: not measured by this project on these machines; their sources are in catalog.py"

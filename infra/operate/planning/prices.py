@@ -1,0 +1,94 @@
+"""What machines cost now: the Pricing API and the spot market where they answer, else the catalogue's dated table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from statistics import median
+from typing import Any
+
+import boto3
+import botocore.exceptions
+from botocore.config import Config
+
+from infra.operate.planning.catalog import PRICES_SOURCE, TYPES
+from infra.operate.session import Aws
+
+QUICK = Config(connect_timeout=3, read_timeout=6, retries={"mode": "standard", "max_attempts": 1})
+UNREACHABLE = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, OSError)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Dollars per hour by type, and where they come from, with the date."""
+
+    on_demand: Mapping[str, float]
+    spot: Mapping[str, float]  # the middle one of the zones' present prices; empty where AWS did not tell
+    source: str
+
+    def expected(self, market: str) -> dict[str, float]:
+        """By type: the spot price where it is known and asked for, else the list price, which is more."""
+        return {**self.on_demand, **self.spot} if market == "spot" else dict(self.on_demand)
+
+
+def find_prices(aws: Aws, types: Collection[str]) -> Prices:
+    pricing, ec2 = _clients(aws.session)
+    with ThreadPoolExecutor(len(types) + 1) as pool:
+        history = pool.submit(_spot, ec2, types)
+        listed = dict(zip(types, pool.map(lambda type: _on_demand(pricing, aws.region, type), types), strict=True))
+        spot = history.result()
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    table = {type: TYPES[type].usd_per_hour for type in types}
+    told = {type: price for type, price in listed.items() if price is not None}
+    if len(told) == len(table):
+        source = f"list prices: AWS Pricing API for {aws.region}, {today}"
+    else:
+        source = f"list prices: {PRICES_SOURCE} (the Pricing API did not answer"
+        source += f"; {aws.region} has prices of its own)" if aws.region != "us-east-1" else ")"
+    if spot:
+        source += f"; spot prices: EC2's history for {aws.region}, {today}"
+    return Prices(table | told, spot, source)
+
+
+@cache
+def _clients(session: boto3.Session) -> tuple[Any, Any]:
+    """They give up soon, since there is the table. us-east-1 tells the prices of every region."""
+    return session.client("pricing", region_name="us-east-1", config=QUICK), session.client("ec2", config=QUICK)
+
+
+def _on_demand(pricing: Any, region: str, type: str) -> float | None:
+    wanted = {
+        "instanceType": type, "regionCode": region, "operatingSystem": "Linux", "tenancy": "Shared",
+        "preInstalledSw": "NA", "capacitystatus": "Used",
+    }  # fmt: skip
+    filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in wanted.items()]
+    try:
+        products = pricing.get_products(ServiceCode="AmazonEC2", Filters=filters, MaxResults=10)["PriceList"]
+    except UNREACHABLE:
+        return None
+    prices = [
+        float(dimension["pricePerUnit"]["USD"])
+        for product in map(json.loads, products)
+        for term in product["terms"].get("OnDemand", {}).values()
+        for dimension in term["priceDimensions"].values()
+        if dimension.get("unit", "Hrs") == "Hrs"
+    ]
+    return max(prices, default=0.0) or None
+
+
+def _spot(ec2: Any, types: Collection[str]) -> dict[str, float]:
+    now = datetime.now(UTC)
+    try:
+        history = ec2.describe_spot_price_history(
+            InstanceTypes=list(types), ProductDescriptions=["Linux/UNIX"], StartTime=now, EndTime=now
+        )["SpotPriceHistory"]
+    except UNREACHABLE:
+        return {}
+    by_type: dict[str, list[float]] = {}
+    for price in history:
+        by_type.setdefault(price["InstanceType"], []).append(float(price["SpotPrice"]))
+    return {type: median(prices) for type, prices in by_type.items()}

@@ -1,0 +1,200 @@
+"""The two Auto Scaling groups, and the machines that they launch: launch template and user data.
+
+No group has a machine until `launch` asks for one, so a deploy never waits for capacity. What happens on a machine
+is in `infra/boot/`, which the user data carries along.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import aws_cdk as cdk
+from aws_cdk import aws_autoscaling as autoscaling
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_ssm as ssm
+from constructs import Construct
+
+from infra.config import AMI, PREPARE_DISK_GIB, Installation, Tag
+from infra.stacks.acknowledge import acknowledge
+from infra.stacks.network import Network
+from trainer.contract import UserError
+
+BOOT = Path(__file__).parent / "boot"
+ROOT_DEVICE = "/dev/sda1"
+USER_DATA_BYTES = 16384  # EC2's limit, before base64
+VALUES_BYTES = 1500  # of it for what CloudFormation puts into /etc/resnet-spot.env: ARNs, names, the image
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineKind:
+    """What differs between the machines of the two groups."""
+
+    kind: str  # train or prepare
+    group: str
+    types: str
+    max_machines: int
+    disk_gib: int
+    docker_options: str  # that give the container the GPU
+
+    @classmethod
+    def train(cls, installation: Installation) -> MachineKind:
+        return cls(
+            kind="train",
+            group=installation.train_group,
+            types=installation.instance_types,
+            max_machines=int(installation.max_nodes),
+            disk_gib=int(installation.disk_gib),
+            docker_options="--gpus all --ipc=host",
+        )
+
+    @classmethod
+    def prepare(cls, installation: Installation) -> MachineKind:
+        return cls(
+            kind="prepare",
+            group=installation.prepare_group,
+            types=installation.prepare_instance_types,
+            max_machines=1,
+            disk_gib=PREPARE_DISK_GIB,
+            docker_options="",
+        )
+
+    def environment(self, shared: Mapping[str, str]) -> dict[str, str]:
+        """/etc/resnet-spot.env, which `infra/boot/` reads."""
+        return {**shared, "KIND": self.kind, "GPU": self.docker_options}
+
+
+class MachineGroup(Construct):
+    def __init__(
+        self,
+        scope: Construct,
+        kind: MachineKind,
+        *,
+        installation: Installation,
+        network: Network,
+        role: iam.Role,
+        environment: Mapping[str, str],
+    ) -> None:
+        super().__init__(scope, kind.kind.capitalize())
+        template = self._launch_template(kind, installation, network, role, user_data(kind.environment(environment)))
+        group = autoscaling.CfnAutoScalingGroup(
+            self,
+            "Group",
+            auto_scaling_group_name=kind.group,
+            vpc_zone_identifier=network.subnet_ids,
+            min_size="0",
+            max_size=str(kind.max_machines),  # no desired capacity: an update of the stack leaves it as it is
+            health_check_type="EC2",
+            new_instances_protected_from_scale_in=False,
+            # With it AWS launches a second machine on a mere warning, which would bill and wait for the first one's
+            # lease. The trainer uses the two minutes of a notice instead, and the group replaces the machine then.
+            capacity_rebalance=False,
+            mixed_instances_policy=autoscaling.CfnAutoScalingGroup.MixedInstancesPolicyProperty(
+                launch_template=autoscaling.CfnAutoScalingGroup.LaunchTemplateProperty(
+                    launch_template_specification=autoscaling.CfnAutoScalingGroup.LaunchTemplateSpecificationProperty(
+                        launch_template_id=template.ref, version=template.attr_latest_version_number
+                    ),
+                    overrides=[
+                        autoscaling.CfnAutoScalingGroup.LaunchTemplateOverridesProperty(instance_type=type)
+                        for type in kind.types.split(",")
+                    ],
+                ),
+                instances_distribution=autoscaling.CfnAutoScalingGroup.InstancesDistributionProperty(
+                    on_demand_base_capacity=0,
+                    on_demand_percentage_above_base_capacity=0 if installation.market == "spot" else 100,
+                    on_demand_allocation_strategy="prioritized",  # the order of the types
+                    # What AWS recommends; it ignores the types' order, so `catalog.offered` leaves the dear ones out.
+                    # No maximum price: it causes interruptions.
+                    spot_allocation_strategy="price-capacity-optimized",
+                ),
+            ),
+        )
+        cdk.Tags.of(group).add("Name", kind.group)
+        acknowledge(
+            group,
+            "AS3",
+            "A mail at each start and end of a spot machine would teach to ignore mails; the guard tells what matters.",
+        )
+        acknowledge(
+            group,
+            "EC26",
+            "The rule fails on a group with several types; its launch template encrypts the volume (tested).",
+        )
+
+    def _launch_template(
+        self, kind: MachineKind, installation: Installation, network: Network, role: iam.Role, user_data: str
+    ) -> ec2.CfnLaunchTemplate:
+        ami = ssm.StringParameter.value_for_typed_string_parameter_v2(
+            cdk.Stack.of(self), AMI, ssm.ParameterValueType.AWS_EC2_IMAGE_ID
+        )  # fmt: skip
+        profile = iam.CfnInstanceProfile(self, "Profile", roles=[role.role_name])
+        tags = [
+            cdk.CfnTag(key="Name", value=kind.group),
+            cdk.CfnTag(key=Tag.INSTALLATION, value=installation.name),
+        ]
+        template = ec2.CfnLaunchTemplate  # whose property types are named below
+        return template(
+            self,
+            "LaunchTemplate",
+            launch_template_data=template.LaunchTemplateDataProperty(
+                image_id=ami,
+                iam_instance_profile=template.IamInstanceProfileProperty(arn=profile.attr_arn),
+                instance_initiated_shutdown_behavior="terminate",
+                user_data=cdk.Fn.base64(user_data),
+                metadata_options=template.MetadataOptionsProperty(
+                    http_tokens="required",
+                    http_put_response_hop_limit=2,
+                    instance_metadata_tags="enabled",  # the machine reads its run and its deadline there
+                ),
+                network_interfaces=[
+                    template.NetworkInterfaceProperty(
+                        device_index=0,
+                        associate_public_ip_address=True,
+                        delete_on_termination=True,
+                        groups=[network.security_group_id],
+                    )
+                ],
+                block_device_mappings=[
+                    template.BlockDeviceMappingProperty(
+                        device_name=ROOT_DEVICE,
+                        ebs=template.EbsProperty(
+                            volume_size=kind.disk_gib, volume_type="gp3", encrypted=True, delete_on_termination=True
+                        ),
+                    )
+                ],
+                tag_specifications=[
+                    template.TagSpecificationProperty(resource_type=resource, tags=tags)
+                    for resource in ("instance", "volume", "network-interface")
+                ],
+            ),
+            tag_specifications=[
+                template.LaunchTemplateTagSpecificationProperty(resource_type="launch-template", tags=tags)
+            ],
+        )
+
+
+def user_data(environment: Mapping[str, str], boot: Path = BOOT) -> str:
+    """cloud-init's instructions, in JSON, which is YAML: write `infra/boot/` and the environment, then install."""
+    files = [
+        {
+            "path": f"/opt/resnet-spot/{file.name}",
+            "permissions": "0755",
+            "encoding": "gz+b64",
+            "content": base64.b64encode(gzip.compress(file.read_bytes(), mtime=0)).decode(),
+        }
+        for file in sorted(boot.iterdir())
+        if file.is_file()
+    ]
+    lines = "".join(f"{name}={value}\n" for name, value in environment.items())
+    files.append({"path": "/etc/resnet-spot.env", "permissions": "0644", "content": lines})
+    text = "#cloud-config\n" + json.dumps({"write_files": files, "runcmd": [["/opt/resnet-spot/install"]]})
+    if (size := len(text) + VALUES_BYTES) > USER_DATA_BYTES:
+        raise UserError(
+            f"the files in {boot} make {size} bytes of user data, and EC2 takes {USER_DATA_BYTES}: shorten them"
+        )
+    return text

@@ -1,0 +1,50 @@
+"""The trainer's image: built from this repository as a CDK asset, or the given one; and the repository to pull from."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+
+import aws_cdk as cdk
+from aws_cdk import aws_ecr_assets as ecr_assets
+from constructs import Construct
+
+from infra.config import ROOT, Installation
+
+CONTENT = ("Dockerfile", ".dockerignore", "requirements/trainer.txt", "trainer")
+ECR_URI = r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?/(?P<repository>[^:@]+)[:@].+"
+
+
+@dataclass(frozen=True)
+class Image:
+    uri: str
+    repository_arn: str = ""  # "": not in ECR, so that a pull needs no permission
+
+
+def image(scope: Construct, installation: Installation) -> Image:
+    """The built image goes to CDK's own assets repository; by its tag, `deploy` and `destroy` find and delete it."""
+    if not installation.image_uri:
+        asset = ecr_assets.DockerImageAsset(
+            scope,
+            "Image",
+            directory=str(ROOT),
+            platform=ecr_assets.Platform.LINUX_AMD64,
+            build_args={"COMMIT": commit()},
+        )
+        return Image(asset.image_uri, asset.repository.repository_arn)
+    if not (found := re.fullmatch(ECR_URI, installation.image_uri)):
+        return Image(installation.image_uri)
+    arn = f"arn:{cdk.Aws.PARTITION}:ecr:{found['region']}:{found['account']}:repository/{found['repository']}"
+    return Image(installation.image_uri, arn)
+
+
+def commit() -> str:
+    """The last commit that changed what is in the image, so that another one builds nothing anew."""
+    git = ("git", "-C", str(ROOT))
+    try:
+        last = subprocess.run([*git, "log", "-1", "--format=%H", "--", *CONTENT], capture_output=True, text=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "--", *CONTENT], capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return (last.stdout.strip() or "unknown") + ("-dirty" if changed.stdout else "")

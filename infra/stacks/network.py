@@ -1,0 +1,92 @@
+"""Where the machines are: public subnets without NAT, S3 by a gateway endpoint, no inbound rule.
+
+A machine has a public address to reach ECR, Logs, Secrets Manager and the hub; nothing reaches the machine.
+"""
+
+from __future__ import annotations
+
+import aws_cdk as cdk
+from aws_cdk import aws_ec2 as ec2
+from constructs import Construct
+
+from infra.config import Installation
+from infra.stacks.acknowledge import acknowledge
+
+ZONES = 3  # unless the context names them, as `deploy` does
+
+
+class Network(Construct):
+    """The VPC of the installation, or the given one, and the machines' security group.
+
+    The subnets are L1: `ec2.Vpc` in a stack without account and region makes two of them, with them it asks AWS.
+    """
+
+    def __init__(self, scope: Construct, installation: Installation) -> None:
+        super().__init__(scope, "Network")
+        if installation.vpc_id:
+            vpc_id, self.subnet_ids = installation.vpc_id, installation.subnet_ids.split(",")
+        else:
+            vpc_id, self.subnet_ids = self._vpc(installation)
+        self.security_group_id = self._security_group(vpc_id, is_multi_node=int(installation.max_nodes) > 1)
+
+    def _vpc(self, installation: Installation) -> tuple[str, list[str]]:
+        vpc = ec2.CfnVPC(self, "Vpc", cidr_block="10.0.0.0/16", enable_dns_hostnames=True, enable_dns_support=True)
+        acknowledge(vpc, "VPC7", "Flow logs bill by the gigabyte, and nothing can connect to a machine.")
+        gateway = ec2.CfnInternetGateway(self, "Gateway")
+        attachment = ec2.CfnVPCGatewayAttachment(self, "Attachment", vpc_id=vpc.ref, internet_gateway_id=gateway.ref)
+        routes = ec2.CfnRouteTable(self, "Routes", vpc_id=vpc.ref)
+        route = ec2.CfnRoute(
+            self,
+            "DefaultRoute",
+            route_table_id=routes.ref,
+            destination_cidr_block="0.0.0.0/0",
+            gateway_id=gateway.ref,
+        )
+        route.add_resource_dependency(attachment)
+        ec2.CfnVPCEndpoint(
+            self,
+            "S3",
+            vpc_id=vpc.ref,
+            service_name=f"com.amazonaws.{cdk.Aws.REGION}.s3",
+            vpc_endpoint_type="Gateway",
+            route_table_ids=[routes.ref],
+        )
+        zones = installation.zones.split(",") if installation.zones else [_zone(index) for index in range(ZONES)]
+        return vpc.ref, [self._subnet(index, zone, vpc.ref, routes.ref) for index, zone in enumerate(zones)]
+
+    def _subnet(self, index: int, zone: str, vpc_id: str, route_table_id: str) -> str:
+        subnet = ec2.CfnSubnet(
+            self,
+            f"Subnet{index}",
+            vpc_id=vpc_id,
+            availability_zone=zone,
+            cidr_block=f"10.0.{16 * index}.0/20",
+        )
+        ec2.CfnSubnetRouteTableAssociation(
+            self, f"Routes{index}", subnet_id=subnet.ref, route_table_id=route_table_id
+        )  # fmt: skip
+        return subnet.ref
+
+    def _security_group(self, vpc_id: str, *, is_multi_node: bool) -> str:
+        group = ec2.CfnSecurityGroup(
+            self,
+            "SecurityGroup",
+            group_description="resnet-spot: machines; nothing comes in",
+            vpc_id=vpc_id,
+            security_group_egress=[ec2.CfnSecurityGroup.EgressProperty(ip_protocol="-1", cidr_ip="0.0.0.0/0")],
+        )
+        if is_multi_node:
+            ec2.CfnSecurityGroupIngress(
+                self,
+                "BetweenNodes",
+                description="the nodes of one run talk to each other",
+                group_id=group.attr_group_id,
+                source_security_group_id=group.attr_group_id,
+                ip_protocol="-1",
+            )
+        return group.attr_group_id
+
+
+def _zone(index: int) -> str:
+    """The region's zone of this index, so that synthesis needs no AWS; those without a default subnet do not count."""
+    return cdk.Fn.select(index, cdk.Fn.get_azs())

@@ -1,0 +1,87 @@
+"""The training stack: machines that start on demand, and what watches them. `destroy` removes all of it."""
+
+from __future__ import annotations
+
+import aws_cdk as cdk
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_logs as logs
+from constructs import Construct
+
+from infra.config import Installation, Output, Tag
+from infra.stacks import guards, roles
+from infra.stacks.groups import MachineGroup, MachineKind
+from infra.stacks.image import image
+from infra.stacks.network import Network
+from infra.stacks.storage import StorageStack
+
+
+class TrainingStack(cdk.Stack):
+    def __init__(self, scope: Construct, installation: Installation, storage: StorageStack) -> None:
+        super().__init__(
+            scope,
+            installation.training_stack,
+            description="resnet-spot: machines, their guard and their log; costs cents while nothing trains",
+            synthesizer=cdk.DefaultStackSynthesizer(docker_tag_prefix=installation.image_tag_prefix),
+        )
+        self.add_stack_dependency(storage)
+        network = Network(self, installation)
+        trainer = image(self, installation)
+        run_logs = self._log_group("RunLogs", installation.log_group)
+        guard_logs = self._log_group("GuardLogs", f"/aws/lambda/{installation.guard_function}")
+        topic = guards.topic(self, installation)
+        arns = roles.Arns(
+            installation=installation,
+            bucket=storage.bucket_arn,
+            secret=storage.secret_arn,
+            run_logs=run_logs.log_group_arn,
+            guard_logs=guard_logs.log_group_arn,
+            topic=topic.topic_arn,
+            repository=trainer.repository_arn,
+        )
+        environment = {
+            "INSTALLATION": installation.name,
+            "STORE": f"s3://{storage.bucket_name}",
+            "LOG_GROUP": installation.log_group,
+            "IMAGE": trainer.uri,
+            "SECRET": storage.secret_arn,
+            "REGION": self.region,
+        }
+        ec2 = iam.ServicePrincipal("ec2.amazonaws.com")
+        for kind, allowed in (
+            (MachineKind.train(installation), roles.training(arns)),
+            (MachineKind.prepare(installation), roles.prepare(arns)),
+        ):
+            MachineGroup(
+                self,
+                kind,
+                installation=installation,
+                network=network,
+                role=roles.role(self, f"{kind.kind.capitalize()}Role", ec2, allowed),
+                environment=environment,
+            )
+        guards.Guard(
+            self,
+            installation=installation,
+            arns=arns,
+            log_group=guard_logs,
+            topic=topic,
+            bucket_name=storage.bucket_name,
+        )
+        schedules = guards.StopSchedules(self, installation=installation, arns=arns)
+
+        cdk.Tags.of(self).add(Tag.INSTALLATION, installation.name)
+        for name, value, description in (
+            (Output.IMAGE, trainer.uri, "the trainer's image"),
+            (Output.TOPIC, topic.topic_arn, "who is told when the guard acts"),
+            (Output.SCHEDULER_ROLE, schedules.role.role_arn, "with which a schedule sets a group to 0"),
+        ):
+            cdk.CfnOutput(self, name, value=value, description=description)
+
+    def _log_group(self, id: str, name: str) -> logs.LogGroup:
+        return logs.LogGroup(
+            self,
+            id,
+            log_group_name=name,
+            retention=logs.RetentionDays.ONE_MONTH,
+            removal_policy=cdk.RemovalPolicy.DESTROY,
+        )

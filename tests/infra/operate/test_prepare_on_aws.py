@@ -1,0 +1,82 @@
+"""prepare on AWS: a launch of the CPU group, with its own arguments, limits and price."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+import pytest
+
+from infra.config import Installation
+from infra.run import fleet
+from infra.run.spec import Spec
+from tests.emulator.aws import Aws
+from tests.infra import deployed, hub
+from tests.infra.deployed import Deployed
+from tests.infra.operator import infra, prepare_account
+from trainer.contract import run_key
+
+INSTALLATION = Installation()
+
+
+@pytest.fixture
+def place(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployed]:
+    prepare_account(aws)
+    account = deployed.deploy(aws)
+    aws.client("secretsmanager").put_secret_value(SecretId=INSTALLATION.secret_name, SecretString=hub.TOKEN)
+    with hub.serve() as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
+        yield account
+
+
+def test_a_cpu_machine_prepares_the_dataset_into_the_bucket(place: Deployed) -> None:
+    ended = infra("prepare", "--args", "--quality 85", "--hours", "3")
+    assert ended.code == 0, ended.said + ended.error
+    group = fleet.group_state(place.aws.client("autoscaling"), INSTALLATION.prepare_group)
+    assert group
+    assert (group.desired, group.types[0]) == (1, "c6a.2xlarge")
+    assert group.run_id.startswith("prepare-imagenet-1k-")
+    body = place.aws.client("s3").get_object(Bucket=place.bucket, Key=run_key(group.run_id, "spec.json"))["Body"].read()
+    spec = Spec.from_json(body)
+    wanted = f"--data {hub.IMAGENET} --store s3://{place.bucket} --quality 85"
+    assert (spec.kind, spec.arguments) == ("prepare", tuple(shlex.split(wanted)))
+    assert (spec.hours, spec.data) == (3.0, hub.IMAGENET)
+    assert "dollars" in ended.said
+    assert "50 MB/s of download, an assumption" in ended.said
+    assert f"make status RUN={group.run_id}" in ended.said
+    training = fleet.group_state(place.aws.client("autoscaling"), INSTALLATION.train_group)
+    assert training
+    assert training.desired == 0
+
+
+def test_an_interrupted_preparation_goes_on_under_its_name(place: Deployed) -> None:
+    assert infra("prepare", "--run", "prepare-x").code == 0
+    fleet.scale_to_zero(place.aws.client("autoscaling"), INSTALLATION.prepare_group)
+    ended = infra("prepare", "--run", "prepare-x", "--hours", "4")
+    assert ended.code == 0, ended.said + ended.error
+    assert "goes on: prepare-x" in ended.said
+
+
+def test_what_is_prepared_is_not_prepared_again_unless_asked_for(place: Deployed) -> None:
+    shards = [{"file": "a.arrow", "images": 10, "bytes": 2_000_000_000, "crc32": 1}]
+    sizes = [{"short_side": 256, "quality": 90, "shards": shards}]
+    splits = {"train": {"images": 10, "sizes": sizes}, "val": {"images": 0, "sizes": []}}
+    place.put("datasets/imagenet-1k/v1/index.json", {"splits": splits})
+    ended = infra("prepare")
+    assert ended.code == 0
+    assert f"is prepared: s3://{place.bucket}/datasets/imagenet-1k/v1, 10 images, 2.0 GB" in ended.said
+    assert infra("prepare", "--again", "--run", "prepare-again").code == 0
+
+
+@pytest.mark.parametrize("data", ["digits", "/home/me/images", "s3://bucket/images"])
+def test_only_a_dataset_of_the_hub_can_be_prepared_there(place: Deployed, data: str) -> None:
+    ended = infra("prepare", "--data", data)
+    assert ended.code == 2
+    assert f"DATA='{data}' is not a Hugging Face id" in ended.error
+    assert "make prepare DATA=" in ended.error
+
+
+def test_without_a_deploy_it_says_so(aws: Aws) -> None:
+    ended = infra("prepare")
+    assert ended.code == 2
+    assert "is not deployed in us-east-1: `make deploy NO_LAUNCH=1` first" in ended.error  # else it trains on a GPU

@@ -1,0 +1,108 @@
+"""secret: the token goes from standard input into Secrets Manager, and nowhere else."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.config import Installation
+from tests import ROOT
+from tests.emulator.aws import Aws
+from tests.infra import deployed, hub
+from tests.infra.operator import infra, stand_in_for_cdk
+
+NAME = Installation().secret_name
+
+
+def stored(aws: Aws) -> str:
+    return str(aws.client("secretsmanager").get_secret_value(SecretId=NAME)["SecretString"])
+
+
+def test_the_token_is_put_without_its_white_space_and_never_printed(aws: Aws) -> None:
+    deployed.deploy(aws)
+    ended = infra("secret", stdin=f"  {hub.TOKEN}  \r\n")
+    assert ended.code == 0, ended.error
+    assert stored(aws) == hub.TOKEN
+    assert hub.TOKEN not in ended.said + ended.error
+    assert "make preflight" in ended.said
+
+
+def test_a_new_token_takes_the_place_of_the_old_one(aws: Aws) -> None:
+    deployed.deploy(aws)
+    for token in ("hf_0123456789abcdef", hub.TOKEN):
+        assert infra("secret", stdin=token).code == 0
+    assert stored(aws) == hub.TOKEN
+
+
+@pytest.mark.parametrize(
+    ("stdin", "message"),
+    [
+        ("", "no token came from standard input"),
+        ("\n", "no token came from standard input"),
+        ("sk-0123456789abcdefghij", "is not a Hugging Face token (23 characters): it has the form hf_"),
+        ("hf_short", "is not a Hugging Face token (8 characters)"),
+        ("hf_0123456789 and more", "is not a Hugging Face token (22 characters)"),
+    ],
+)
+def test_what_is_no_token_is_refused_without_showing_it(aws: Aws, stdin: str, message: str) -> None:
+    ended = infra("secret", stdin=stdin)
+    assert ended.code == 2
+    assert message in ended.error
+    assert not stdin.strip() or stdin.strip() not in ended.said + ended.error
+    assert aws.calls() == []
+
+
+def test_what_is_typed_on_a_terminal_is_not_echoed(aws: Aws) -> None:
+    deployed.deploy(aws)
+    mine, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "infra", "secret"], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs,
+        start_new_session=True, preexec_fn=lambda: controlling(theirs),
+    )  # fmt: skip
+    os.close(theirs)
+    seen = read_until(mine, b"(hidden): ")
+    os.write(mine, hub.TOKEN.encode() + b"\n")
+    seen += read_until(mine, b"")
+    assert process.wait(60) == 0, seen
+    os.close(mine)
+    assert hub.TOKEN.encode() not in seen
+    assert stored(aws) == hub.TOKEN
+
+
+def controlling(terminal: int) -> None:
+    """Make it the child's terminal, as a shell's is: getpass reads from there."""
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+
+def read_until(terminal: int, wanted: bytes) -> bytes:
+    """Up to these bytes, or to the end where there are none."""
+    seen, deadline = b"", time.monotonic() + 60
+    while time.monotonic() < deadline and not (wanted and wanted in seen):
+        try:
+            more = os.read(terminal, 4096)
+        except OSError:  # the other side has ended
+            break
+        if not more:
+            break
+        seen += more
+    return seen
+
+
+def test_before_the_first_deploy_the_stack_of_the_secret_is_deployed_alone(
+    aws: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = stand_in_for_cdk(tmp_path, monkeypatch)
+    ended = infra("secret", stdin=hub.TOKEN)
+    assert ended.code == 4  # the stand-in deploys nothing, so there is no secret to put it into
+    (call,) = calls()
+    assert call[:2] == ["deploy", Installation().storage_stack]
+    assert hub.TOKEN not in str(call)
+    assert hub.TOKEN not in ended.said + ended.error

@@ -1,0 +1,137 @@
+"""`stop` and `shell`: the machines, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from infra.operate.commands import stop
+from infra.operate.session import AwsError
+from tests.emulator.aws import Aws
+from tests.infra.deployed import INSTALLATION, RUN, Deployed, client, deploy, operate
+from trainer.contract import UserError
+
+
+@pytest.fixture
+def deployed(aws: Aws) -> Deployed:
+    return deploy(aws)
+
+
+def schedules(aws: Aws) -> list[str]:
+    found = client(aws, "scheduler").list_schedules(GroupName=INSTALLATION.schedule_group)["Schedules"]
+    return [schedule["Name"] for schedule in found]
+
+
+def stray_machine(deployed: Deployed) -> str:
+    """One with the installation's tag that no group knows."""
+    (machine,) = client(deployed.aws, "ec2").run_instances(
+        ImageId="ami-12345678", MinCount=1, MaxCount=1, InstanceType="g6.xlarge",
+        TagSpecifications=[
+            {"ResourceType": "instance", "Tags": [{"Key": "resnet-spot", "Value": INSTALLATION.name}]}
+        ],
+    )["Instances"]  # fmt: skip
+    return str(machine["InstanceId"])
+
+
+def test_stop_ends_every_machine_and_keeps_everything_else(
+    deployed: Deployed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployed.launch(nodes=2)
+    deployed.launch("prepare-imagenet", kind="prepare")
+    deployed.train_to(150)
+    stray_machine(deployed)
+    kept = deployed.keys()
+    assert operate("stop") == 0
+    assert deployed.machines() == []
+    assert deployed.desired() == deployed.desired(INSTALLATION.prepare_group) == 0
+    assert schedules(deployed.aws) == []
+    assert deployed.keys() == kept
+    text = capsys.readouterr().out
+    assert "nothing bills by the hour" in text
+    assert f"make launch RUN={RUN}" in text
+    assert operate("stop") == 0
+    assert "no run was active" in capsys.readouterr().out
+
+
+def test_the_group_is_at_zero_before_a_machine_is_terminated(deployed: Deployed) -> None:
+    deployed.launch()
+    deployed.aws.clear_calls()
+    stray_machine(deployed)
+    operate("stop")
+    calls = deployed.aws.calls()
+    assert calls.index("autoscaling.SetDesiredCapacity") < calls.index("ec2.TerminateInstances")
+
+
+def test_a_machine_that_does_not_go_is_named_after_a_while(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    id = stray_machine(deployed)
+    client(deployed.aws, "ec2").modify_instance_attribute(InstanceId=id, DisableApiTermination={"Value": True})
+    with pytest.raises(AwsError, match=r"terminate the machines: AWS refused"):
+        operate("stop")
+    client(deployed.aws, "ec2").modify_instance_attribute(InstanceId=id, DisableApiTermination={"Value": False})
+    monkeypatch.setattr(stop, "terminate_machines", lambda *_: {id: "shutting-down"})
+    monkeypatch.setattr(stop, "POLL_SECONDS", 0.01)
+    with pytest.raises(AwsError, match=rf"still there after 0 s: {id} \(shutting-down\).*run the same command again"):
+        stop.wait_until_gone(None, INSTALLATION, 0.02)  # type: ignore[arg-type]
+
+
+def test_no_wait_returns_at_once(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployed.launch()
+    monkeypatch.setattr(stop, "wait_until_gone", lambda *_: pytest.fail("it waited"))
+    assert operate("stop", "--no-wait") == 0
+    assert deployed.desired() == 0
+
+
+def test_stop_with_nothing_deployed_is_done(aws: Aws, capsys: pytest.CaptureFixture[str]) -> None:
+    assert operate("stop") == 0
+    assert "no run was active" in capsys.readouterr().out
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is all of PATH."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+def install(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o755)
+
+
+def test_shell_names_the_missing_tool_and_where_it_comes_from(deployed: Deployed, tools: Path) -> None:
+    with pytest.raises(UserError, match=r"`aws` is not installed.*getting-started-install"):
+        operate("shell")
+    install(tools, "aws")
+    with pytest.raises(UserError, match=r"`session-manager-plugin` is not installed.*install-plugin"):
+        operate("shell")
+
+
+def test_shell_opens_a_session_on_the_machine_that_runs(
+    deployed: Deployed, tools: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(tools, "aws", "session-manager-plugin")
+    with pytest.raises(UserError, match=r"no machine runs: .*make launch"):
+        operate("shell")
+    deployed.launch(nodes=2)
+    first, second = (machine.id for machine in deployed.machines())
+    started: list[list[str]] = []
+
+    class Replaced(Exception):  # noqa: N818  # as this process is by execvp
+        pass
+
+    def execvp(file: str, arguments: list[str]) -> None:
+        started.append(arguments)
+        raise Replaced
+
+    monkeypatch.setattr(os, "execvp", execvp)
+    for arguments in ((), ("--instance", second)):
+        with pytest.raises(Replaced):
+            operate("shell", *arguments)
+    begin = ["aws", "ssm", "start-session", "--target"]
+    assert started == [[*begin, id, "--region", "us-east-1"] for id in (first, second)]
+    assert f"of 2: {first}, {second}; --instance chooses" in capsys.readouterr().out
+    with pytest.raises(UserError, match=rf"'i-0' is no running machine: use one of: {first}, {second}"):
+        operate("shell", "--instance", "i-0")

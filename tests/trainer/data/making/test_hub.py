@@ -1,0 +1,153 @@
+"""Data of a Hugging Face hub, which here is a server on 127.0.0.1: downloads, and refusals with their fix."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from tests import ROOT
+from tests.images import parquet_folder, rows, write_parquet
+
+TOKEN = "hf_" + "x" * 30
+GRANTED = "hf_" + "y" * 30
+
+
+class Hub:
+    """A hub with one free data set (`lab/photos`) and one gated (`lab/gated`); the rest does not exist."""
+
+    def __init__(self, files: Path) -> None:
+        self.requests: list[tuple[str, str]] = []  # path, authorization
+        hub, sha = self, "0123456789abcdef0123456789abcdef01234567"
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                path = unquote(urlsplit(self.path).path)
+                hub.requests.append((path, self.headers.get("Authorization", "")))
+                token = self.headers.get("Authorization")
+                if "lab/gated" in path and "/resolve/" in path and token != f"Bearer {GRANTED}":
+                    self.answer(403 if token else 401, {"X-Error-Code": "GatedRepo"})  # its listing is open to all
+                elif "lab/photos" not in path and "lab/gated" not in path:
+                    self.answer(404, {"X-Error-Code": "RepoNotFound"})
+                elif "/tree/" in path:
+                    found = [file for file in sorted(files.rglob("*")) if file.is_file()]
+                    self.answer_json(
+                        [
+                            {
+                                "type": "file",
+                                "path": str(file.relative_to(files)),
+                                "size": file.stat().st_size,
+                                "oid": "0" * 40,
+                            }
+                            for file in found
+                        ]
+                    )
+                elif path.startswith("/api/"):
+                    self.answer_json({"id": "/".join(path.split("/")[3:5]), "sha": sha, "siblings": []})
+                else:
+                    body = (files / path.split(f"/resolve/{sha}/")[1]).read_bytes()
+                    self.answer(200, {"ETag": f'"{len(body)}"', "X-Repo-Commit": sha}, body)
+
+            do_HEAD = do_GET  # noqa: N815
+
+            def answer_json(self, value: object) -> None:
+                self.answer(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
+
+            def answer(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
+                self.send_response(status)
+                for name, value in (headers or {}).items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+        self._thread.start()
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    files = tmp_path / "hub"
+    parquet_folder(files)
+    write_parquet(files / "data" / "test-00000-of-00001.parquet", [{**row, "label": -1} for row in rows(2)], names=None)
+    server = Hub(files)
+    yield server
+    server.close()
+
+
+def prepare(
+    data: str, tmp_path: Path, endpoint: str, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """`python -m trainer.prepare` in a process of its own: the hub's client reads its environment once, on import."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environ |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", **variables}
+    command = [sys.executable, "-m", "trainer.prepare", "--data", data, "--store", str(tmp_path / "store"), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+
+
+def test_a_hub_id_is_downloaded_without_its_test_split_and_prepared(hub: Hub, tmp_path: Path) -> None:
+    done = prepare("lab/photos", tmp_path, hub.endpoint)
+    assert done.returncode == 0, done.stderr
+    assert "photos: 12 train and 6 val images of 3 classes" in done.stderr
+    assert not [path for path, _ in hub.requests if "test-0000" in path]
+    asked = len(hub.requests)
+    again = prepare("lab/photos", tmp_path, hub.endpoint)
+    assert again.returncode == 0
+    assert "already prepared" in again.stderr
+    assert len(hub.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("data", "token", "expected"),
+    [
+        ("lab/gated", "", "is gated and no token was found: accept the terms on .*HF_TOKEN=.*hf auth login"),
+        ("lab/gated", TOKEN, "is gated and the hub refused this token: accept the terms on .*/datasets/lab/gated"),
+        ("lab/nothing", "", "no folder of that name here, and no such dataset at .*check the spelling"),
+    ],
+)
+def test_what_the_hub_refuses_is_told_with_the_fix(
+    data: str, token: str, expected: str, hub: Hub, tmp_path: Path
+) -> None:
+    done = prepare(data, tmp_path, hub.endpoint, **({"HF_TOKEN": token} if token else {}))
+    assert done.returncode == 78, done.stderr
+    assert re.search(f"error: DATA={data}.*{expected}", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+
+
+def test_the_token_of_the_secrets_folder_opens_gated_data_and_is_never_printed(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "hf_token").write_text(f"{GRANTED}\n")
+    done = prepare("lab/gated", tmp_path, hub.endpoint, "--secrets-dir", str(tmp_path), HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert "gated: 12 train and 6 val images of 3 classes" in done.stderr
+    assert GRANTED not in done.stdout + done.stderr
+
+
+def test_a_hub_that_cannot_be_reached_is_told_with_the_fix(tmp_path: Path) -> None:
+    done = prepare("lab/photos", tmp_path, "http://127.0.0.1:9")
+    assert done.returncode == 78, done.stderr
+    assert "the hub at http://127.0.0.1:9 cannot be reached: check the network" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,201 @@
+"""The supervisor and what it stands on: standard library only, exit codes, and how it counts GPUs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+from tests.emulator.s3 import FaultyProxy, refuse
+from trainer.contract import Exit, Head, RunEnv, UserError
+from trainer.process.channel import leave_exit, read_json, write_json
+from trainer.process.children import Uploader, gpu_count, process_count
+
+LOADED = "import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "trainer.contract",
+        "trainer.process.supervise",
+        "trainer.process.channel",
+        "trainer.process.children",
+        "trainer.process.spot",
+    ],
+)
+def test_it_loads_nothing_but_the_standard_library(module: str) -> None:
+    code = LOADED.format(module=module)
+    ended = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    foreign = set(ended.stdout.split()) - set(sys.stdlib_module_names) - {"trainer", "__main__", "__mp_main__"}
+    assert not foreign
+
+
+def test_the_exit_codes_are_those_of_the_table() -> None:
+    assert {code.name: int(code) for code in Exit} == {"FINISHED": 0, "INTERRUPTED": 75, "HELD": 76, "USER": 78}
+
+
+def test_the_environment_round_trips_and_passes_strings_through_untouched() -> None:
+    env = RunEnv(store="${Token[TOKEN.12]}", run_id="a-1", scratch_dir="/scratch", data="x", attempt="3")
+    assert RunEnv.from_environ(env.to_environ()) == env
+    assert env.to_environ()["TRAINER_STORE"] == "${Token[TOKEN.12]}"
+    assert len({RunEnv.variable(f.name) for f in fields(RunEnv)}) == len(fields(RunEnv))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("TRAINER_STORE", "", "TRAINER_STORE is not set"), ("TRAINER_RUN_ID", "../x", "'../x' is not a run id"),
+     ("TRAINER_ATTEMPT", "one", "TRAINER_ATTEMPT='one' is not a number")],
+)  # fmt: skip
+def test_a_bad_variable_is_named_with_its_value(name: str, value: str, said: str) -> None:
+    good = {"TRAINER_STORE": "out", "TRAINER_RUN_ID": "r", "TRAINER_SCRATCH_DIR": "s"}
+    with pytest.raises(UserError) as error:
+        RunEnv.from_environ(good | {name: value})
+    assert said in str(error.value)
+
+
+def test_the_head_keeps_the_newest_the_previous_and_the_best() -> None:
+    head = Head(attempt=1).advance("a", is_best=True).advance("b", is_best=False).advance("c", is_best=False)
+    assert (head.newest, head.previous, head.best) == ("c", "b", "a")
+    assert head.advance("c", is_best=False) == head, "a commit that is repeated moves nothing"
+    assert head.advance("c", is_best=True).best == "c", "unless a validation has found it to be the best meanwhile"
+    assert Head.from_json(head.to_json()) == head
+
+
+def test_gpus_are_counted_as_the_trainer_will_see_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = tmp_path / "nvidia-smi"
+    listing.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA A10G (UUID: GPU-1)'\necho 'GPU 1: NVIDIA A10G (UUID: GPU-2)'\n")
+    listing.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu_count() == 2
+    for visible, count in (("0", 1), ("0,1,2", 3), ("", 0), ("-1", 0)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert gpu_count() == count
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert gpu_count() == 0
+
+
+def test_the_first_process_to_leave_a_reason_is_the_one_that_counts(tmp_path: Path) -> None:
+    leave_exit(tmp_path, 78, "labels out of range", run_failed=True)
+    leave_exit(tmp_path, 75, "stopped by torchrun")
+    assert read_json(tmp_path / "exit.json") == {"code": 78, "message": "labels out of range", "run_failed": True}
+
+
+REGISTERED = """
+import os, resource, signal, sys
+from pathlib import Path
+from trainer.process.channel import leave_exit, register
+folder = Path(sys.argv[1])
+(folder / "pids").mkdir()
+register(folder)
+os.kill(os.getpid(), signal.SIGUSR1)
+(mine,) = folder.glob(".exit.*")
+print(mine.stat().st_ino, mine.stat().st_blocks, mine.stat().st_size)
+resource.setrlimit(resource.RLIMIT_FSIZE, (mine.stat().st_size,) * 2)
+leave_exit(folder, 78, sys.argv[2], run_failed=True)
+"""
+
+
+@pytest.mark.parametrize("message", ["no space left on device", "too long: " + 1000 * "ä€😀"])
+def test_the_reason_is_written_into_the_room_that_was_taken_at_the_start(tmp_path: Path, message: str) -> None:
+    """By a process whose files may not grow, and which a request to save has not ended before it could save."""
+    command = [sys.executable, "-c", REGISTERED, str(tmp_path), message]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = (tmp_path / "exit.json").stat()
+    assert ended.stdout.split() == [str(found.st_ino), str(found.st_blocks), str(found.st_size)]
+    reason = read_json(tmp_path / "exit.json")
+    assert reason is not None
+    assert (reason["code"], reason["run_failed"]) == (78, True)
+    assert reason["message"] == message or (len(message) > 1000 and message.startswith(reason["message"]))
+    assert len(reason["message"]) > 20
+
+
+def test_a_long_reason_is_whole_where_there_is_room(tmp_path: Path) -> None:
+    leave_exit(tmp_path, 1, 10_000 * "x")
+    assert read_json(tmp_path / "exit.json") == {"code": 1, "message": 10_000 * "x", "run_failed": False}
+
+
+PATIENT = """
+import math, os, signal, time
+from trainer.process.supervise import Signals
+signals, now = Signals(), time.monotonic
+until = signals.upload_until(3600)
+print(round(until() - now()))
+os.kill(os.getpid(), signal.SIGINT)
+print(round(until() - now()), round(signals.upload_until(3600)() - now()), round(signals.upload_until(9)() - now()))
+signals.first -= 60  # a trainer that took a minute for its last step
+print(round(signals.upload_until(3600)() - now()))
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("left")
+"""
+
+
+def test_a_store_gets_an_hour_after_the_training_and_seconds_after_a_signal() -> None:
+    ended = subprocess.run([sys.executable, "-c", PATIENT], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines() == ["3600", "45 45 9", "15", "left"]
+    assert "stopping: ending as soon as the store allows" in ended.stderr
+
+
+@pytest.fixture
+def uploader(tmp_path: Path, s3_proxy: FaultyProxy, s3_uri: str) -> Iterator[Uploader]:
+    env = RunEnv(store=s3_uri, run_id="job", scratch_dir=str(tmp_path))
+    started = Uploader(os.environ | env.to_environ())
+    yield started
+    started.process.kill()
+    started.finish(seconds=1)
+    for pipe in (started.process.stdin, started.process.stdout):
+        assert pipe is not None
+        pipe.close()
+
+
+def test_a_dead_uploader_is_seen_at_once(uploader: Uploader) -> None:
+    started = time.monotonic()
+    uploader.process.kill()
+    assert uploader.flush(lambda: started + 60) == {}
+    assert uploader.finish(seconds=60) != 0
+    assert time.monotonic() - started < 5
+
+
+def test_a_signal_shortens_the_wait_for_a_store_that_fails(uploader: Uploader, s3_proxy: FaultyProxy) -> None:
+    s3_proxy.plan("PUT", *[refuse(503, "SlowDown")] * 10_000)
+    uploader.ask(op="put", key="runs/job/some.json", body={})
+    started = time.monotonic()
+
+    def until() -> float:
+        """An hour; after two seconds there is a signal."""
+        return started + (3600 if time.monotonic() < started + 2 else 4)
+
+    assert uploader.flush(until).get("drained") is False
+    assert 4 <= time.monotonic() - started < 14
+    assert uploader.finish(seconds=5) == 1
+
+
+def test_a_small_file_is_replaced_at_once_and_its_absence_is_not_an_error(tmp_path: Path) -> None:
+    assert read_json(tmp_path / "none.json") is None
+    for value in (1, 2):
+        write_json(tmp_path / "some.json", {"value": value})
+    assert read_json(tmp_path / "some.json") == {"value": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["some.json"]
+
+
+def test_processes_are_as_many_as_share_the_batch_and_fewer_than_gpus_is_said(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert process_count(0, 32, 32) == 1
+    assert process_count(4, 512, 128) == 4
+    assert capfd.readouterr().err == ""
+    assert process_count(8, 512, 128) == 4
+    assert "using 4 of 8 GPUs" in (said := capfd.readouterr().err)
+    assert "--device-batch-size 64" in said
+    assert process_count(2, 256, 48) == 1, "the trainer says what is wrong"

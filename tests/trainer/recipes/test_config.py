@@ -1,0 +1,231 @@
+"""The config tree: strict JSON, what counts as another run, exact accumulation, the ramp, and every rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+from typing import Any
+
+import pytest
+
+from trainer.contract import UserError
+from trainer.recipes.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RegularizeConfig,
+    config_hash,
+    differences,
+    flatten,
+    from_json,
+    to_json,
+)
+
+OPERATIONAL = {
+    "data.workers", "val_batch_size", "log_every_steps", "checkpoint.every_seconds", "checkpoint.accept_changes",
+}  # fmt: skip
+FIELDS = sorted(flatten(Config()))
+OTHER = {  # Literal fields need a value of their own
+    "precision": "fp16",
+    "optim.anneal": "linear",
+    "regularize.augment": "trivial",
+}
+
+
+def with_value(config: Any, name: str, value: Any) -> Any:
+    """The config with the field of a dotted name replaced."""
+    head, _, rest = name.partition(".")
+    return dataclasses.replace(config, **{head: with_value(getattr(config, head), rest, value) if rest else value})
+
+
+def another(name: str, value: Any) -> Any:
+    if name in OTHER:
+        return OTHER[name]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return (*value[:-1], type(value[-1])(value[-1] / 2))
+    return value + "x" if isinstance(value, str) else value + 1
+
+
+def test_a_config_survives_json_with_every_field_changed() -> None:
+    config = Config()
+    for name in FIELDS:
+        config = with_value(config, name, another(name, flatten(config)[name]))
+    read = from_json(Config, json.loads(json.dumps(to_json(config))))
+    assert read == config
+    assert not set(flatten(Config()).items()) & set(flatten(read).items())  # no field fell back to its default
+
+
+def test_whole_numbers_of_json_become_floats_where_floats_belong() -> None:
+    value = to_json(Config())
+    value["optim"]["peak_lr"] = 1
+    value["data"]["crop_scale"] = [1, 1]
+    read = from_json(Config, value)
+    assert [type(x) for x in (read.optim.peak_lr, *read.data.crop_scale)] == [float] * 3
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("epochs", "90"),
+        ("epochs", 90.0),
+        ("epochs", True),  # a bool is an int to Python
+        ("compile", 1),
+        ("precision", "fp8"),
+        ("recipe", None),
+        ("optim.peak_lr", "fast"),
+        ("optim.peak_lr", True),
+        ("optim.anneal", ["cos"]),
+        ("data.mean", [0.5, 0.5]),
+        ("data.crop_scale", 0.5),
+    ],
+)
+def test_a_mistyped_field_is_named_with_path_and_value(path: str, value: Any) -> None:
+    raw = to_json(Config())
+    *parents, name = path.split(".")
+    holder = raw
+    for parent in parents:
+        holder = holder[parent]
+    holder[name] = value
+    with pytest.raises(UserError, match=f"{re.escape(path)}={re.escape(repr(value))}.*RUN="):
+        from_json(Config, raw)
+
+
+def test_a_mistyped_element_is_named_with_its_field() -> None:
+    raw = to_json(Config())
+    raw["data"]["mean"] = [0.5, "x", 0.5]
+    with pytest.raises(UserError, match=r"data\.mean\[\]='x'"):
+        from_json(Config, raw)
+
+
+def test_unknown_and_missing_fields_are_named_with_their_path() -> None:
+    for parent, where in (("", "root"), ("optim", "optim")):
+        raw = to_json(Config())
+        (raw[parent] if parent else raw)["warp"] = 9
+        with pytest.raises(UserError, match=rf"config {where}: fields \['warp'\]"):
+            from_json(Config, raw)
+    for parent, name, where in (("", "epochs", "root"), ("data", "val_crop", "data")):
+        raw = to_json(Config())
+        del (raw[parent] if parent else raw)[name]
+        with pytest.raises(UserError, match=rf"config {where}: fields \['{name}'\]"):
+            from_json(Config, raw)
+    with pytest.raises(UserError, match="config root: fields 7"):
+        from_json(Config, 7)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_hash_and_differences_see_every_field_that_changes_what_is_computed(name: str) -> None:
+    old = Config()
+    new = with_value(old, name, another(name, flatten(old)[name]))
+    if name in OPERATIONAL:
+        assert config_hash(new) == config_hash(old)
+        assert differences(old, new) == []
+    else:
+        assert config_hash(new) != config_hash(old)
+        assert differences(old, new) == [f"{name}: {flatten(old)[name]!r} -> {flatten(new)[name]!r}"]
+
+
+def test_the_operational_fields_are_these() -> None:
+    assert set(flatten(Config())) - set(flatten(Config(), operational=False)) == OPERATIONAL
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("device", [1, 3, 24, 32, 128, 512, 1024])
+def test_accumulation_is_exact_or_refused(world: int, device: int) -> None:
+    config = Config(global_batch_size=512, device_batch_size=device)
+    if 512 % (device * world) == 0:
+        assert config.grad_accum_steps(world) * device * world == 512
+        return
+    with pytest.raises(UserError) as caught:
+        config.grad_accum_steps(world)
+    assert isinstance(caught.value, ValueError)
+    message = str(caught.value)
+    assert "global_batch_size=512" in message
+    assert f"device_batch_size={device} x {world} device(s) = {device * world}" in message
+    assert "--device-batch-size" in message
+
+
+def ramp(config: DataConfig, epochs: int) -> list[int]:
+    return [Config(data=config).resolution_at(epoch) for epoch in range(epochs)]
+
+
+def test_the_resolution_is_flat_then_rises_in_multiples_then_is_flat() -> None:
+    data = DataConfig(start_resolution=128, resolution=224, ramp_start_epoch=2, ramp_end_epoch=8)
+    assert ramp(data, 11) == [128, 128, 128, 128, 160, 192, 192, 192, 224, 224, 224]
+    assert ramp(dataclasses.replace(data, resolution_multiple=16), 11) == [
+        128, 128, 128, 144, 160, 176, 192, 208, 224, 224, 224,
+    ]  # fmt: skip
+
+
+def test_without_a_ramp_the_resolution_is_that_of_training_and_may_fall_as_well() -> None:
+    assert ramp(DataConfig(), 3) == [224, 224, 224]
+    assert ramp(DataConfig(start_resolution=128, resolution=160), 3) == [160, 160, 160]
+    falling = DataConfig(start_resolution=224, resolution=128, ramp_end_epoch=3)
+    assert ramp(falling, 4) == [224, 192, 160, 128]
+
+
+def test_the_ramp_never_leaves_its_two_ends() -> None:
+    """Buffers are as large as the larger end, and a multiple may be coarser than the ramp."""
+    for start, end in ((96, 120), (120, 96), (33, 40)):
+        for multiple in (32, 64, 512):
+            data = DataConfig(
+                start_resolution=start, resolution=end, ramp_end_epoch=20, resolution_multiple=multiple
+            )  # fmt: skip
+            assert all(min(start, end) <= pixels <= max(start, end) for pixels in ramp(data, 25))
+
+
+BREAKS = {
+    "--epochs": Config(epochs=0),
+    "--global-batch-size": Config(global_batch_size=0),
+    "--device-batch-size": Config(device_batch_size=-1),
+    "--val-every-epochs": Config(val_every_epochs=0),
+    "--val-batch-size": Config(val_batch_size=0),
+    "--log-every-steps": Config(log_every_steps=0),
+    "--seed": Config(seed=-1),
+    "--model.num-classes": Config(model=ModelConfig(num_classes=1)),
+    "--data.workers": Config(data=DataConfig(workers=-1)),
+    "--data.resolution": Config(data=DataConfig(resolution=16, start_resolution=32)),
+    "--data.start-resolution": Config(data=DataConfig(start_resolution=4096)),
+    "--data.val-crop": Config(data=DataConfig(val_crop=256, val_resize=232)),
+    "--data.val-side": Config(data=DataConfig(val_side=0)),
+    "--data.train-sides": Config(data=DataConfig(train_sides=(256, 256))),
+    "--data.resolution-multiple": Config(data=DataConfig(resolution_multiple=0)),
+    "--data.crop-scale": Config(data=DataConfig(crop_scale=(0.5, 0.2))),
+    "--data.crop-ratio": Config(data=DataConfig(crop_ratio=(0.0, 1.0))),
+    "--data.std": Config(data=DataConfig(std=(0.2, 0.0, 0.2))),
+    "--data.flip-probability": Config(data=DataConfig(flip_probability=1.1)),
+    "--data.quality": Config(data=DataConfig(quality=101)),
+    "--optim.pct-start": Config(optim=OptimConfig(pct_start=1.0)),
+    "--optim.peak-lr": Config(optim=OptimConfig(peak_lr=float("nan"))),
+    "--optim.momentum": Config(optim=OptimConfig(momentum=1.0)),
+    "--optim.nesterov": Config(optim=OptimConfig(nesterov=True, momentum=0.0)),
+    "--optim.weight-decay": Config(optim=OptimConfig(weight_decay=-1e-4)),
+    "--optim.div": Config(optim=OptimConfig(div=0.0)),
+    "--optim.final-div": Config(optim=OptimConfig(final_div=0.0)),
+    "--regularize.label-smoothing": Config(regularize=RegularizeConfig(label_smoothing=1.0)),
+    "--regularize.ema-decay": Config(regularize=RegularizeConfig(ema_decay=1.0)),
+    "--regularize.mixup-alpha": Config(regularize=RegularizeConfig(mixup_alpha=-0.1)),
+    "--regularize.cutmix-alpha": Config(regularize=RegularizeConfig(cutmix_alpha=float("inf"))),
+    "--regularize.rand-ops": Config(regularize=RegularizeConfig(rand_ops=0)),
+    "--regularize.rand-magnitude": Config(regularize=RegularizeConfig(rand_magnitude=31)),
+    "--regularize.erasing-probability": Config(regularize=RegularizeConfig(erasing_probability=1.01)),
+    "--checkpoint.every-seconds": Config(checkpoint=CheckpointConfig(every_seconds=0.0)),
+}
+
+
+@pytest.mark.parametrize("option", BREAKS)
+def test_a_value_out_of_range_is_named_with_its_rule(option: str) -> None:
+    value = flatten(BREAKS[option])[option.removeprefix("--").replace("-", "_")]
+    with pytest.raises(UserError, match=f"^{re.escape(f'{option} is {value}: it must be ')}.+ pass another value"):
+        BREAKS[option].validate()
+
+
+def test_every_rule_of_validate_is_broken_above_and_the_defaults_break_none() -> None:
+    rules = set(re.findall(r'"(--[a-z.-]+)"', inspect.getsource(Config.validate)))
+    assert rules == set(BREAKS)
+    assert Config().validate() == Config()

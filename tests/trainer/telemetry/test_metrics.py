@@ -1,0 +1,186 @@
+"""Metrics: immutable segments, one row per step, read back over restarts as if there had been none."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.images import open_split, prepared
+from trainer.data.reading.loader import Loader, val_jobs
+from trainer.learning.world import World
+from trainer.process.channel import Channel
+from trainer.recipes.config import Config, DataConfig
+from trainer.store import ObjectStore, open_store
+from trainer.telemetry.metrics import MetricsWriter, read_metrics
+from trainer.telemetry.step_log import StepLog
+
+RUN = "job"
+Attempt = Callable[[int, int], MetricsWriter]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    (tmp_path / "store").mkdir()
+    return open_store(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def attempt(tmp_path: Path, store: ObjectStore) -> Iterator[Attempt]:
+    """Makes writers; `ship` does to what they sent what the uploader does."""
+    ends: list[Channel] = []
+
+    def make(number: int, first_step: int, origin: int | None = None) -> MetricsWriter:
+        ours, theirs = (Channel(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        ends.extend([ours, theirs])
+        before = number - 1 if origin is None else origin
+        writer = MetricsWriter(tmp_path / "local", ours, RUN, number, first_step=first_step, origin=before)
+
+        def ship() -> None:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    message, fd = theirs.receive(timeout=0)
+                    if fd is None:
+                        store.put(message["key"], Path(message["path"]).read_bytes())
+                    else:
+                        store.put(message["key"], os.pread(fd, 1 << 20, 0))
+                        os.close(fd)
+
+        writer.ship = ship  # type: ignore[attr-defined]
+        return writer
+
+    yield make
+    for end in ends:
+        end.close()
+
+
+def finish(writer: MetricsWriter) -> None:
+    writer.flush()
+    writer.ship()  # type: ignore[attr-defined]
+
+
+def steps(store: ObjectStore) -> list[int]:
+    return [row["step"] for row in read_metrics(store, RUN) if "event" not in row]
+
+
+def test_values_of_one_step_stand_in_one_row(attempt: Attempt, store: ObjectStore) -> None:
+    writer = attempt(1, 0)
+    writer.add(1, {"train/loss": 2.0})
+    writer.add(1, {"val/top1": 0.5})
+    writer.add(2, {"train/loss": 1.0})
+    finish(writer)
+    start, first, second = read_metrics(store, RUN)
+    assert (start["event"], start["attempt"]) == ("start", 1)
+    assert (first["step"], first["train/loss"], first["val/top1"]) == (1, 2.0, 0.5)
+    assert second["step"] == 2
+    assert abs(second["time"] - time.time()) < 60
+
+
+def test_a_segment_is_named_by_its_steps_and_never_overwritten(attempt: Attempt, store: ObjectStore) -> None:
+    """A save by time, a validation and a second save can all fall on the step at which an attempt began."""
+    writer = attempt(1, 22)
+    finish(writer)
+    writer.add(22, {"val/top1": 0.5})
+    finish(writer)
+    writer.add(23, {"train/loss": 1.0})
+    finish(writer)
+    files = [info.key.rsplit("/", 1)[1] for info in store.list(f"runs/{RUN}/metrics/")]
+    assert len(files) == 3
+    assert {"00000022-00000022.jsonl", "00000023-00000023.jsonl"} < set(files)
+    assert [row["step"] for row in read_metrics(store, RUN)] == [22, 22, 23]
+    assert len(list(store.list(f"runs/{RUN}/tensorboard/"))) == 3
+
+
+def test_what_an_attempt_did_in_vain_is_dropped_when_the_next_one_redoes_it(
+    attempt: Attempt, store: ObjectStore
+) -> None:
+    first = attempt(1, 0)
+    for step in range(1, 8):
+        first.add(step, {"train/loss": 1.0})
+    finish(first)
+    second = attempt(2, 4)  # the checkpoint was of step 4
+    second.add(5, {"train/loss": 5.0})
+    finish(second)
+    assert steps(store) == [1, 2, 3, 4, 5]
+    assert read_metrics(store, RUN)[-1]["train/loss"] == 5.0
+
+
+def test_the_tenth_attempt_comes_after_the_ninth(attempt: Attempt, store: ObjectStore) -> None:
+    for number, origin in ((10, 9), (9, 1), (1, 0)):
+        writer = attempt(number, number, origin)
+        writer.add(number + 1, {"train/loss": 1.0})
+        finish(writer)
+    assert steps(store) == [2, 10, 11]
+
+
+def test_what_an_attempt_did_beside_the_way_to_the_last_one_does_not_count(
+    attempt: Attempt, store: ObjectStore
+) -> None:
+    """The second could read only the checkpoint of step 2, and died; the third goes on from the first one's step 4."""
+    for number, first, last, origin in ((1, 0, 6, 0), (2, 2, 3, 1), (3, 4, 5, 1)):
+        writer = attempt(number, first, origin)
+        for step in range(first + 1, last + 1):
+            writer.add(step, {"train/loss": float(number)})
+        finish(writer)
+    assert steps(store) == [1, 2, 3, 4, 5]
+    losses = [row["train/loss"] for row in read_metrics(store, RUN) if "event" not in row]
+    assert losses == [1.0, 1.0, 1.0, 1.0, 3.0]
+
+
+def test_a_validation_that_came_in_the_next_attempt_joins_the_row_of_its_step(
+    attempt: Attempt, store: ObjectStore
+) -> None:
+    first = attempt(1, 0)
+    first.add(1, {"train/loss": 2.0})
+    finish(first)
+    second = attempt(2, 1)
+    second.add(1, {"val/top1": 0.5})
+    finish(second)
+    (row,) = [row for row in read_metrics(store, RUN) if "event" not in row]
+    assert (row["train/loss"], row["val/top1"]) == (2.0, 0.5)
+
+
+def test_flushing_nothing_writes_nothing(attempt: Attempt, store: ObjectStore) -> None:
+    writer = attempt(1, 0)
+    finish(writer)
+    finish(writer)
+    assert len(list(store.list(f"runs/{RUN}/metrics/"))) == 1
+
+
+def test_every_line_is_json_of_flat_names(attempt: Attempt, store: ObjectStore) -> None:
+    writer = attempt(1, 0)
+    writer.add(1, {"train/loss": 2.0, "train/lr": 0.1})
+    finish(writer)
+    (info,) = store.list(f"runs/{RUN}/metrics/")
+    for line in store.get(info.key).decode().splitlines():
+        assert all(isinstance(value, int | float | str) for value in json.loads(line).values())
+
+
+def test_the_log_gives_means_per_step_and_the_share_of_time_spent_waiting_for_data(tmp_path: Path) -> None:
+    from tests.images import image_folder
+
+    split = open_split(tmp_path / "s", prepared(image_folder(tmp_path / "i"), tmp_path / "s"))
+    config = Config(data=DataConfig(val_resize=32, val_crop=32))
+    with Loader(
+        val_jobs(config, split, rank=0, world=1), max_images=64, max_pixels=32, workers=1, device=torch.device("cpu")
+    ) as loader:
+        log = StepLog(World(0, 0, 1, torch.device("cpu")), loader)
+        log.add(1, 0.1, torch.tensor([8.0, 1.0, 3.0, 4.0]))
+        log.add(2, 0.2, torch.tensor([4.0, 2.0, 4.0, 4.0]))
+        loader.wait_seconds += 0.05
+        time.sleep(0.1)
+        first, second = log.read(steps_per_epoch=10)
+        assert (first["train/loss"], first["train/top1"], first["train/top5"]) == (2.0, 0.25, 0.75)
+        assert (second["train/loss"], second["train/lr"], second["train/epoch"]) == (1.0, 0.2, 0.2)
+        assert "speed/images_per_second" not in first
+        assert 40 < second["speed/images_per_second"] <= 80
+        assert 0.2 < second["speed/data_wait_fraction"] <= 0.5
+        assert log.summary["train/loss"] == 1.5
+        assert log.read(steps_per_epoch=10) == []

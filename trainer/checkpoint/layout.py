@@ -1,0 +1,69 @@
+"""The bytes of a checkpoint: safetensors layout (a length, a JSON header, raw tensors; no pickle)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMAT = 2
+
+
+DTYPES = {
+    torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32",
+    torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+NHWC = "channels_last"  # the key of the header's metadata that names the tensors stored with their channels last
+
+
+def in_memory_order(tensor: Tensor) -> Tensor:
+    """The tensor, or for one in channels_last format its (N, H, W, C) view, so that storing it is a plain copy."""
+    is_nhwc = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor.permute(0, 2, 3, 1) if is_nhwc and not tensor.is_contiguous() else tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each tensor stands in the file. Wide types first, so that every tensor is aligned."""
+
+    header: bytes
+    places: Mapping[str, tuple[int, int]]  # name -> first and last byte of the file
+    bytes: int
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Layout:
+        names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+        stored = {name: in_memory_order(tensors[name]) for name in names}
+        header: dict[str, Any] = {
+            "__metadata__": {NHWC: " ".join(name for name in names if stored[name] is not tensors[name])}
+        }
+        position = 0
+        for name in names:
+            end = position + stored[name].nbytes
+            header[name] = {
+                "dtype": DTYPES[stored[name].dtype],
+                "shape": list(stored[name].shape),
+                "data_offsets": [position, end],
+            }
+            position = end
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 64)
+        start = 8 + len(text)
+        places = {name: tuple(start + at for at in header[name]["data_offsets"]) for name in names}
+        return cls(len(text).to_bytes(8, "little") + text, places, start + position)
+
+    def views(self, body: memoryview, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors over the file's bytes, in the memory order and the shape of the given ones' `in_memory_order`."""
+        found = {}
+        for name, (start, _) in self.places.items():
+            like = in_memory_order(tensors[name])
+            if like.numel():
+                flat = torch.frombuffer(body, dtype=like.dtype, count=like.numel(), offset=start)
+                found[name] = flat.view(like.shape)
+        return found

@@ -1,0 +1,196 @@
+"""Reading checkpoints: which there are, whether their bytes are those that were saved, and back into the tensors.
+
+A store that refuses or fails is never read as "no checkpoint": that takes a head that is not there and an empty list.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from trainer.checkpoint.layout import DTYPES, FORMAT, NHWC, in_memory_order
+from trainer.contract import (
+    HEAD_FILE,
+    Head,
+    UserError,
+    checkpoint_key,
+    newest_manifest,
+    parse_manifest_key,
+    unseal,
+)
+from trainer.store import NotFoundError, ObjectStore, StoreError
+from trainer.store.checksum import Checksums, crc64
+
+T = TypeVar("T")
+Manifest = Mapping[str, Any]
+READERS = 4  # parts read and checked at a time
+DAMAGES = ("FlexibleChecksumError", "InvalidRange")  # what a store says of bytes that are not as they were stored
+TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
+
+
+class DamagedError(Exception):
+    """A checkpoint's bytes are not those that were saved."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a checkpoint held beside its tensors."""
+
+    key: str
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        return int(self.manifest["step"])
+
+    @property
+    def counters(self) -> Mapping[str, Any]:
+        counters: Mapping[str, Any] = self.manifest["counters"]
+        return counters
+
+
+def read_head(store: ObjectStore, run_id: str) -> Head | None:
+    """The run's head; None where there is none, or none that is whole. A failing store raises StoreError."""
+    try:
+        return Head.from_json(store.get(checkpoint_key(run_id, HEAD_FILE)))
+    except (NotFoundError, ValueError):
+        return None
+
+
+def list_manifests(store: ObjectStore, run_id: str) -> tuple[Head | None, list[str]]:
+    """The head, and the keys of all manifests in the order in which they are to be tried: the newest first."""
+    head = read_head(store, run_id)
+    listed = [info.key for info in store.list(checkpoint_key(run_id, "manifest/")) if parse_manifest_key(info.key)]
+    by_age = sorted(listed, key=lambda key: parse_manifest_key(key) or (0, 0), reverse=True)
+    named = [newest_manifest(head, listed)] + ([head.newest, head.previous, head.best] if head else [])
+    return head, list(dict.fromkeys(key for key in named + by_age if key))
+
+
+def read_manifest(store: ObjectStore, run_id: str, key: str) -> Manifest:
+    """Raises DamagedError when it is not the one that was stored under this key, UserError for a newer format."""
+    try:
+        manifest = unseal(store.get(key))
+    except NotFoundError as error:
+        raise DamagedError(f"it is missing ({error})") from error
+    except ValueError as error:
+        raise DamagedError(f"the manifest is damaged: {error}") from error
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"{store.describe(key)} has format {manifest.get('format')}, and this trainer reads {FORMAT}: "
+            "use the version that wrote it, or start a new run (RUN=another-name)"
+        )
+    if (manifest["run_id"], manifest["attempt"], manifest["step"]) != (run_id, *(parse_manifest_key(key) or ())):
+        raise DamagedError(
+            f"it is the manifest of run {manifest['run_id']!r}, attempt {manifest['attempt']}, step {manifest['step']}"
+        )
+    return manifest
+
+
+def read_object(store: ObjectStore, manifest: Manifest) -> memoryview:
+    """The checkpoint's bytes, verified. Raises DamagedError, and StoreError when the store fails."""
+    key, expected = manifest["object"]["key"], Checksums.from_json(manifest["object"])
+    try:
+        size = store.head(key).bytes
+    except NotFoundError as error:
+        raise DamagedError(f"its object is missing ({error})") from error
+    if size != expected.bytes:
+        raise DamagedError(f"its object has {size} bytes instead of {expected.bytes}")
+    body = memoryview(mmap.mmap(-1, size))
+
+    def read_part(number: int) -> None:
+        start = number * expected.part_bytes
+        part = body[start : start + expected.part_bytes]
+        for is_last in (False, True):  # a bit may flip on its way, too
+            try:
+                store.read_into(key, part, start)
+            except NotFoundError as error:
+                raise DamagedError(f"its object is missing ({error})") from error
+            except StoreError as error:
+                if error.code not in DAMAGES:
+                    raise
+                if is_last:
+                    raise DamagedError(str(error)) from error
+            else:
+                if crc64(part) == expected.parts[number]:
+                    return
+        raise DamagedError(f"the checksum of part {number} of its object is wrong")
+
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(read_part, range(len(expected.parts))))
+    return body
+
+
+def tensors_of(body: memoryview) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, over its bytes and in their logical shapes: safetensors, with our metadata."""
+    size = int.from_bytes(body[:8], "little")
+    header = json.loads(bytes(body[8 : 8 + size]))
+    nhwc = set(header.pop("__metadata__", {}).get(NHWC, "").split())
+    found: dict[str, Tensor] = {}
+    for dtype, group in groupby(header.items(), key=lambda item: item[1]["dtype"]):  # each stands in one piece
+        entries = dict(group)
+        kind, offsets = TORCH_DTYPES[dtype], [entry["data_offsets"] for entry in entries.values()]
+        sizes = [(end - start) // kind.itemsize for start, end in offsets]
+        flat = torch.frombuffer(body, dtype=kind, count=sum(sizes), offset=8 + size + offsets[0][0])
+        for (name, entry), piece in zip(entries.items(), torch.split(flat, sizes), strict=True):
+            tensor = piece.view(entry["shape"])
+            found[name] = tensor.permute(0, 3, 1, 2) if name in nhwc else tensor
+    return found
+
+
+@torch.no_grad()
+def load(found: Mapping[str, Tensor], tensors: Mapping[str, Tensor], key: str) -> None:
+    """Copy into the tensors. Raises UserError, before anything is touched, when they are those of another model."""
+    names = sorted(found.keys() | tensors.keys())
+    odd = [name for name in names if not alike(found.get(name), tensors.get(name))]
+    if odd:
+        first = [f"{n}: {describe(found.get(n))} there, {describe(tensors.get(n))} here" for n in odd[:3]]
+        raise UserError(
+            f"checkpoint {key} is of another model: {'; '.join(first)}{'; …' * (len(odd) > 3)}: "
+            "use the config that it was trained with, or start a new run (RUN=another-name)"
+        )
+    into = {name: in_memory_order(tensor) for name, tensor in tensors.items()}
+    torch._foreach_copy_(
+        list(into.values()),
+        [found[name] if into[name] is tensors[name] else found[name].permute(0, 2, 3, 1) for name in into],
+    )
+
+
+def alike(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and a.dtype == b.dtype and a.shape == b.shape
+
+
+def describe(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else f"{DTYPES[tensor.dtype]} {list(tensor.shape)}"
+
+
+def restore(store: ObjectStore, run_id: str, tensors: Mapping[str, Tensor]) -> tuple[Restored | None, list[str]]:
+    """Load the newest checkpoint whose bytes verify, else the one before it, and so on; and say what was skipped.
+
+    The tensors are touched only after all bytes were verified. None: the run has no checkpoint yet. UserError when it
+    has some but none that can be used, or when they are of another model; StoreError when the store fails.
+    """
+    _, candidates = list_manifests(store, run_id)
+    skipped: list[str] = []
+    for key in candidates:
+        try:
+            manifest = read_manifest(store, run_id, key)
+            body = read_object(store, manifest)
+        except DamagedError as error:
+            skipped.append(f"{store.describe(key)}: {error}")
+        else:
+            load(tensors_of(body), tensors, key)
+            return Restored(key, manifest), skipped
+    if candidates:
+        raise UserError(
+            f"run {run_id!r} has checkpoints, but none can be used ({'; '.join(skipped)}): "
+            "restore the objects, or start a new run (RUN=another-name)"
+        )
+    return None, skipped

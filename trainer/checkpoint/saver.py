@@ -1,0 +1,194 @@
+"""Checkpoints, the trainer's side: a snapshot into prepared memory, handed to the uploader's process.
+
+A snapshot's bytes are the file: safetensors layout (a length, a JSON header, raw tensors; no pickle). What follows the
+copy happens in the uploader, in the order object, manifest, head. Reading is `restore.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.checkpoint.layout import FORMAT, Layout, in_memory_order
+from trainer.contract import LostRunError
+from trainer.process.channel import Channel
+from trainer.process.snapshot import VOID, Snapshot
+from trainer.store import StoreError
+
+
+class Copier:
+    """Copies tensors into a snapshot. On a GPU beside the training, on a stream of its own, into pinned memory."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], changed_in_forward: Collection[str]):
+        self.tensors = {name: in_memory_order(tensor) for name, tensor in tensors.items()}
+        self.early = [name for name in changed_in_forward if name in tensors]
+        on_gpu = any(tensor.is_cuda for tensor in tensors.values())
+        self.stream: Any = torch.cuda.Stream() if on_gpu else None  # type: ignore[no-untyped-call]
+        self.done: Any = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+
+    def pin(self, snapshot: Snapshot) -> None:
+        """Lock the pages of a snapshot for the GPU's copy engine."""
+        if self.stream is not None:
+            address = torch.frombuffer(snapshot.memory, dtype=torch.uint8).data_ptr()
+            cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            torch.cuda.check_error(cudart.cudaHostRegister(address, len(snapshot.memory), 0))
+
+    @torch.no_grad()
+    def start(self, views: Mapping[str, Tensor]) -> None:
+        """Begin the copy; on a CPU it is finished on return. Call `before_update` before the tensors change."""
+        if self.stream is None:
+            torch._foreach_copy_(list(views.values()), [self.tensors[name] for name in views])
+            return
+        # BatchNorm's statistics change in the next forward pass already: they are copied on the training's stream.
+        early = {name: self.tensors[name].clone() for name in self.early}
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            for name, view in views.items():
+                view.copy_(early.get(name, self.tensors[name]), non_blocking=True)
+            self.done.record()
+        for tensor in early.values():
+            tensor.record_stream(self.stream)
+
+    def is_done(self, *, wait: bool = False) -> bool:
+        if self.done is not None and wait:
+            self.done.synchronize()
+        return self.done is None or bool(self.done.query())
+
+    def before_update(self) -> None:
+        """The GPU changes no parameter before the copy of it is done; the CPU does not wait."""
+        if self.done is not None:
+            torch.cuda.current_stream().wait_event(self.done)
+
+
+class Checkpointer:
+    """Two snapshots. While one is sent, a newer save takes the place of the other: training never waits for a store."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        channel: Channel | None,
+        manifest: Mapping[str, Any],
+        *,
+        changed_in_forward: Collection[str] = (),
+        restored: tuple[int, str, Mapping[str, Any]] = (-1, "", {}),
+    ):
+        """`manifest` holds what is the same for all checkpoints of an attempt: config, data, versions. `restored`:
+        step, manifest and counters that the state was restored from.
+
+        Only the main process has a channel; in the others nothing is saved.
+        """
+        self.channel, self.manifest = channel, manifest
+        self.copier = Copier(tensors, changed_in_forward)
+        layout = Layout.of(tensors)
+        self.snapshots = [Snapshot.create(layout.bytes) for _ in range(2 if channel else 0)]
+        self.views = [layout.views(snapshot.body, tensors) for snapshot in self.snapshots]
+        for snapshot in self.snapshots:
+            snapshot.body[: len(layout.header)] = layout.header
+            self.copier.pin(snapshot)
+        self.seq = 0
+        self.notes: list[dict[str, Any]] = [VOID for _ in self.snapshots]  # the last save in each snapshot
+        self.sent = [True for _ in self.snapshots]  # False while a GPU still copies
+        self.waiting: dict[int, float] = {}  # seq of what is not committed yet -> when it was copied
+        self.saved_at, self.saved_step, self.committed = time.monotonic(), *restored[:2]
+        self.restored_counters = restored[2]
+        self.last_lag = 0.0
+
+    @property
+    def lag_seconds(self) -> float:
+        """From a snapshot to its commit: of the oldest on its way, or of the last committed one."""
+        return time.monotonic() - min(self.waiting.values()) if self.waiting else self.last_lag
+
+    def is_due(self, every_seconds: float) -> bool:
+        """Time to save? Raises LostRunError when the run is another's, DisconnectedError when the uploader died."""
+        self.poll()
+        return self.channel is not None and time.monotonic() >= self.saved_at + every_seconds
+
+    def save(self, step: int, counters: Mapping[str, Any], *, is_best: bool = False) -> bool:
+        """Copy the state and hand it over, once per step; never waits for the store.
+
+        False when there is no place for it: one snapshot is being sent, and the other waits with the best weights.
+
+        `counters` is all that is not a tensor, as JSON: scaler, best score.
+        """
+        self.poll()
+        if self.channel is None:
+            return False
+        if step == self.saved_step and (self.seq or counters == self.restored_counters):
+            return True
+        self._send_copied(wait=True)
+        if (free := self._take_snapshot(is_best)) is None:
+            self.saved_at = time.monotonic()  # and not at every step again
+            return False
+        snapshot, self.seq = self.snapshots[free], self.seq + 1
+        self.waiting.pop(self.notes[free]["seq"], None)
+        snapshot.note = VOID
+        self.copier.start(self.views[free])
+        manifest = {"format": FORMAT, "step": step, "time": time.time(), **self.manifest, "counters": counters}
+        self.notes[free] = {"seq": self.seq, "step": step, "is_best": is_best, "manifest": manifest}
+        self.sent[free] = False
+        self.waiting[self.seq] = self.saved_at = time.monotonic()
+        self.saved_step = step
+        self._send_copied()
+        return True
+
+    def _take_snapshot(self, is_best: bool) -> int | None:
+        """A snapshot locked for writing: a free one, else one that waits, which the newer save makes needless."""
+        by_age = sorted(range(len(self.snapshots)), key=lambda i: (self._is_waiting(i), self.notes[i]["seq"]))
+        for i in by_age:
+            replaceable = is_best or not (self._is_waiting(i) and self.notes[i]["is_best"])
+            if replaceable and self.snapshots[i].lock(wait=False):
+                return i
+        return None
+
+    def _is_waiting(self, i: int) -> bool:
+        return self.notes[i]["seq"] in self.waiting
+
+    def _send_copied(self, *, wait: bool = False) -> None:
+        """Hand over what has been copied completely."""
+        for i, snapshot in enumerate(self.snapshots):
+            if not self.sent[i] and self.copier.is_done(wait=wait) and self.channel is not None:
+                snapshot.note = self.notes[i]
+                self.channel.send({"op": "checkpoint", "seq": self.notes[i]["seq"]}, snapshot.fd)
+                snapshot.unlock()
+                self.sent[i] = True
+
+    def before_update(self) -> None:
+        """Call it before the optimizer changes anything."""
+        self.copier.before_update()
+
+    def poll(self) -> None:
+        """Send what is ready, and take the uploader's answers."""
+        if self.channel is None:
+            return
+        self._send_copied()
+        for answer in self.channel.pending():
+            self._take_answer(answer)
+
+    def save_last(self, step: int, counters: Mapping[str, Any], deadline: Callable[[], float]) -> None:
+        """Save this step unless it is saved already, and wait until it is committed.
+
+        Raises StoreError past the deadline (monotonic seconds, asked again and again), LostRunError.
+        """
+        while self.channel is not None:
+            if self.save(step, counters) and self.seq not in self.waiting:
+                return
+            left = deadline() - time.monotonic()
+            if left <= 0:
+                raise StoreError("the last checkpoint did not reach the store in time")
+            with suppress(TimeoutError):
+                self._take_answer(self.channel.receive(timeout=min(0.2, left))[0])
+
+    def _take_answer(self, answer: Mapping[str, Any]) -> None:
+        if "lost" in answer:
+            raise LostRunError(answer["lost"])
+        copied = self.waiting.pop(answer["seq"], None)
+        if "committed" in answer:
+            self.committed = answer["committed"]
+            self.last_lag = time.monotonic() - copied if copied is not None else self.last_lag
+        else:
+            raise StoreError(f"the checkpoint of step {answer['step']} did not reach the store in time")

@@ -1,0 +1,120 @@
+"""What happens to a batch on the device: flip, policy, normalise, erase, mixup, cutmix.
+
+Pure functions of the batch and of random numbers that the caller drew. The policies are in `policies.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainer.data.augment.policies import Floats, Ints, apply_policy, policy_draws, to_device
+from trainer.recipes.config import DataConfig, RegularizeConfig
+
+ERASE_SCALE, ERASE_RATIO = (0.02, 0.33), (0.3, 3.3)  # torchvision's: share of the image's area, height over width
+ERASE_TRIES = 10  # likewise: until a box fits into the image
+
+
+@cache
+def normalisation(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of pixels in 0..255: two (3,) float32, kept on the device."""
+    return torch.tensor(mean, device=device) * 255, torch.tensor(std, device=device) * 255
+
+
+def normalise(images: Tensor, data: DataConfig) -> Tensor:
+    """(N, H, W, 3) uint8 to (N, 3, H, W) float32, channels last in memory."""
+    mean, std = normalisation(data.mean, data.std, images.device)
+    return ((images.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+def flip(images: Tensor, flips: Tensor) -> Tensor:
+    """(N, H, W, 3), left and right exchanged where `flips`, (N,) bool, says so; in new memory."""
+    return torch.where(flips[:, None, None, None], images.flip(2), images)
+
+
+def to_input(images: Tensor, flips: Tensor, data: DataConfig) -> Tensor:
+    """(N, H, W, 3) uint8 and (N,) bool to normalised (N, 3, H, W) float32, channels last in memory."""
+    return normalise(flip(images, flips), data)
+
+
+def to_augmented_input(images: Tensor, flips: Tensor, draws: Floats, data: DataConfig, reg: RegularizeConfig) -> Tensor:
+    """`to_input` with the policy and the erasing that `reg` asks for, in torchvision's order.
+
+    draws: (N, draws_per_image(reg)) float64 uniforms in [0, 1), on the host.
+    """
+    for_policy, for_erasing = np.hsplit(draws, [policy_draws(reg)])
+    images = apply_policy(flip(images, flips), for_policy, reg)
+    return erase(normalise(images, data), for_erasing, reg)
+
+
+def draws_per_image(reg: RegularizeConfig) -> int:
+    """How many uniforms `to_augmented_input` takes per image: none if there is nothing to draw for."""
+    return policy_draws(reg) + (3 + 2 * ERASE_TRIES if reg.erasing_probability else 0)
+
+
+def erase(images: Tensor, draws: Floats, reg: RegularizeConfig) -> Tensor:
+    """Random erasing (arXiv:1708.04896): 0, the mean of normalised pixels, in a box of the images that draw one.
+
+    images (N, 3, H, W); draws (N, 3 + 2 ERASE_TRIES) float64 uniforms in [0, 1), on the host.
+    """
+    if not reg.erasing_probability:
+        return images
+    height, width = images.shape[2:]
+    left, top, right, bottom = to_device(erasing_boxes(draws, reg, width, height), images.device)[:, :, None]
+    x, y = torch.arange(width, device=images.device), torch.arange(height, device=images.device)
+    columns, rows = (left <= x) & (x < right), (top <= y) & (y < bottom)  # (N, W), (N, H)
+    return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], 0.0, images)  # keeps channels last
+
+
+def erasing_boxes(draws: Floats, reg: RegularizeConfig, width: int, height: int) -> Ints:
+    """(4, N) int64: left, top, right, bottom, as torchvision's RandomErasing draws them; empty where it erases none."""
+    (happens, x, y), tries = draws.T[:3], draws.T[3:]
+    low, high = np.log(ERASE_RATIO)
+    areas = (ERASE_SCALE[0] + (ERASE_SCALE[1] - ERASE_SCALE[0]) * tries[:ERASE_TRIES]) * (width * height)
+    ratios = np.exp(low + (high - low) * tries[ERASE_TRIES:])
+    w, h = np.rint(np.sqrt(areas / ratios)), np.rint(np.sqrt(areas * ratios))  # (tries, N)
+    fits = (w < width) & (h < height)
+    chosen = fits.argmax(0), np.arange(len(draws))  # the first that fits
+    erased = (happens < reg.erasing_probability) & fits.any(0)
+    w, h = np.where(erased, w[chosen], 0), np.where(erased, h[chosen], 0)
+    left, top = np.floor(x * (width - w + 1)), np.floor(y * (height - h + 1))
+    return np.stack([left, top, left + w, top + h]).astype(np.int64)
+
+
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """(N,) int64 to (N, num_classes) float32: one form of target for plain and mixed batches."""
+    return F.one_hot(labels, num_classes).float()
+
+
+def mix(images: Tensor, targets: Tensor, reg: RegularizeConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Mixup (arXiv:1710.09412) or cutmix (arXiv:1905.04899) of each image with its neighbour, or neither.
+
+    images (N, 3, H, W), targets (N, classes); one share for the whole batch.
+    """
+    if not reg.mixup_alpha and not reg.cutmix_alpha:
+        return images, targets
+    cut = bool(reg.cutmix_alpha) and (not reg.mixup_alpha or rng.random() < 0.5)
+    alpha = reg.cutmix_alpha if cut else reg.mixup_alpha
+    share = float(rng.beta(alpha, alpha))
+    partners = images.roll(1, 0)
+    if cut:
+        height, width = images.shape[2:]
+        left, top, right, bottom = cut_box(rng, width, height, share)
+        images = images.clone()
+        images[:, :, top:bottom, left:right] = partners[:, :, top:bottom, left:right]
+        share = 1 - (right - left) * (bottom - top) / (width * height)
+    else:
+        images = images.lerp(partners, 1 - share)
+    return images, targets.lerp(targets.roll(1, 0), 1 - share)
+
+
+def cut_box(rng: np.random.Generator, width: int, height: int, share: float) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom): a box of 1 - share of the area around a uniform centre, clipped at the borders."""
+    x, y, half = int(rng.integers(width)), int(rng.integers(height)), 0.5 * math.sqrt(1 - share)
+    w, h = int(half * width), int(half * height)
+    return max(x - w, 0), max(y - h, 0), min(x + w, width), min(y + h, height)

@@ -1,0 +1,193 @@
+"""From DATA= to the prepared form: `datasets/<name>/<version>/` of a store.
+
+Every image is decoded once, by a pool of threads; what is done to one image is in `convert`. The bytes written depend
+on the source and the options alone, so that two preparations into one place can only write the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from trainer.contract import UserError, dataset_key
+from trainer.data.format import FORMAT, INDEX, Copies, Index, Shard, Size, SplitIndex, Tally
+from trainer.data.making.convert import CONVERSION
+from trainer.data.making.parts import NOTE, Job, default_images, parts_of
+from trainer.data.making.sources import identify, open_source
+from trainer.data.progress import Progress, Track, say, show_bytes, show_duration, show_rate
+from trainer.store import NotFoundError, ObjectStore
+
+__all__ = ["Prepared", "Progress", "prepare"]
+
+BROKEN_NAMED = 10
+
+
+@dataclass(frozen=True)
+class Prepared:
+    prefix: str  # of the store: datasets/<name>/<version>
+    index: Index
+
+
+def prepare(
+    data: str,
+    store: ObjectStore,
+    copies: Copies,
+    *,
+    secrets_dir: str = "",
+    workers: int = 0,
+    max_broken_share: float = 0.001,
+    images_per_shard: int = 0,
+    progress: Progress | None = None,
+    downloaded: Progress | None = None,
+) -> Prepared:
+    """Write the shards, then the index; where the index is, do nothing. Shards that are already there are kept, unread.
+
+    `progress` is told of images; of bytes from the hub, too, unless `downloaded` is.
+
+    `workers` of 0 means all cores, `images_per_shard` of 0 about 128 MB for the largest copy. In memory are the images
+    of one shard while they are converted, and of the one before it while it is written. Raises UserError and
+    StoreError; after either, or an interruption, a later call continues. None of them waits for what is being written.
+    """
+    copies = _checked(copies, max_broken_share)
+    name, identity = identify(data)
+    per_shard = {split: images_per_shard or default_images(copies.sides(split)) for split in ("train", "val")}
+    prefix = _prefix(name, copies, [identity, per_shard])
+    where = store.describe(prefix)
+    if index := _finished(store, prefix):
+        say(f"{name}: already prepared in {where}")
+        return Prepared(prefix, index)
+
+    source = open_source(data, secrets_dir=secrets_dir, progress=downloaded or progress)
+    total = sum(len(split) for split in source.splits.values())
+    workers = workers or os.cpu_count() or 1
+    files = {info.key.rpartition("/")[2] for info in store.list(f"{prefix}/")}
+    there = {file for file in files if file + NOTE in files}
+    tallies = {split: Tally() for split in source.splits}
+    shards: dict[str, list[tuple[Shard, ...]]] = {split: [] for split in source.splits}
+    pool = ThreadPoolExecutor(workers, "prepare")
+    try:
+        job = Job(source, store, prefix, copies, there, workers, pool)
+        parts = list(parts_of(source, per_shard, copies))
+        job.estimate([part for part in parts if not there.issuperset(part.files)])
+        with Track(total, "images", f"preparing {name}", progress) as track:
+            for part in job.run(parts, track):
+                shards[part.split].append(part.shards)
+                tallies[part.split].add(part.tally)
+                _check_broken(name, tallies, total, max_broken_share)
+    finally:  # whether all is done, or nobody wants the rest
+        pool.shutdown(wait=False, cancel_futures=True)
+    _check_not_empty(name, tallies)
+
+    splits = {
+        split: SplitIndex(
+            tallies[split].images,
+            tuple(
+                Size(side, copies.quality, of_side)
+                for side, of_side in zip(copies.sides(split), zip(*shards[split], strict=True), strict=True)
+            ),
+        )
+        for split in source.splits
+    }
+    version = prefix.rpartition("/")[2]
+    index = Index(name, version, source.classes, splits, _fingerprint(source.classes, splits, tallies))
+    store.put(f"{prefix}/{INDEX}", index.to_json().encode())
+    say(_summary(name, where, index, tallies))
+    if track.worked:
+        took, rate = show_duration(track.seconds), show_rate(track.worked, track.seconds, workers)
+        say(f"  converted {track.worked:,} images in {took}, {rate}")
+    return Prepared(prefix, index)
+
+
+def _checked(copies: Copies, max_broken_share: float) -> Copies:
+    """The copies, largest first: the order in which each is made from the one before."""
+    for split in ("train", "val"):
+        sides = copies.sides(split)
+        if not sides or len(set(sides)) < len(sides):
+            raise UserError(f"short sides {sides} of {split} are none, or one twice: use for example 256 128")
+        if min(sides) < 8:
+            raise UserError(
+                f"short side {min(sides)} is too small: use pixels, 8 or more; 256 serves training up to 224"
+            )
+    if not 1 <= copies.quality <= 95:
+        raise UserError(f"quality {copies.quality} is not a JPEG quality: use 1 to 95; 90 is the default")
+    if not 0 <= max_broken_share < 1:
+        raise UserError(f"max broken share {max_broken_share} is not a share: use 0 to 1, for example 0.001")
+    return replace(copies, train=_falling(copies.train), val=_falling(copies.val))
+
+
+def _falling(sides: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted(sides, reverse=True))
+
+
+def _prefix(name: str, copies: Copies, content: Sequence[object]) -> str:
+    """`datasets/<name>/<version>`: the version tells people the options, and hashes all that decides the content."""
+    decides = [FORMAT, CONVERSION, copies.train, copies.val, copies.quality, *content]
+    digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
+    sides = "-".join(str(side) for side in copies.train)
+    return dataset_key(name, f"{sides}px-q{copies.quality}-{digest}", "").rstrip("/")
+
+
+def _finished(store: ObjectStore, prefix: str) -> Index | None:
+    key = f"{prefix}/{INDEX}"
+    try:
+        return Index.from_json(store.get(key), store.describe(key))
+    except NotFoundError:
+        return None
+
+
+def _check_broken(name: str, tallies: dict[str, Tally], total: int, max_broken_share: float) -> None:
+    broken = [line for tally in tallies.values() for line in tally.broken]
+    if len(broken) > max_broken_share * total:
+        raise UserError(
+            f"{name}: {len(broken)} broken images of {total} are more than the share {max_broken_share} that may be "
+            f"left out: {_first(broken)}. Replace or remove them, or prepare with a larger share: "
+            'make prepare DATA=… STORE=… ARGS="--max-broken-share …"; the shards written so far are kept'
+        )
+
+
+def _check_not_empty(name: str, tallies: dict[str, Tally]) -> None:
+    for split, tally in tallies.items():
+        if not tally.images:
+            raise UserError(
+                f"{name}: split {split} has no image left, all {len(tally.broken)} are broken: {_first(tally.broken)}. "
+                "Replace them: training and evaluation need at least one image each"
+            )
+
+
+def _first(broken: list[str]) -> str:
+    more = [f"and {len(broken) - BROKEN_NAMED:,} more"] if len(broken) > BROKEN_NAMED else []
+    return "; ".join([*broken[:BROKEN_NAMED], *more])
+
+
+def _fingerprint(classes: tuple[str, ...], splits: dict[str, SplitIndex], tallies: dict[str, Tally]) -> str:
+    digest = hashlib.sha256(json.dumps(classes).encode())
+    for split in sorted(splits):
+        shards = [[s.short_side, s.quality, [asdict(shard) for shard in s.shards]] for s in splits[split].sizes]
+        digest.update(json.dumps([split, *shards]).encode())
+        digest.update(np.concatenate(tallies[split].labels).astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _summary(name: str, where: str, index: Index, tallies: dict[str, Tally]) -> str:
+    images = " and ".join(f"{split.images:,} {key}" for key, split in index.splits.items())
+    size = show_bytes(sum(shard.bytes for shard in index.shards()))
+    lines = [f"{name}: {images} images of {len(index.classes)} classes, {size}, in {where}"]
+    copies = [
+        f"{split} {size.short_side} px {show_bytes(sum(shard.bytes for shard in size.shards))}"
+        for split, content in index.splits.items()
+        for size in content.sizes
+    ]
+    lines.append("  copies: " + ", ".join(copies))
+    odd = sum((tally.odd for tally in tallies.values()), Counter[str]())
+    if odd:
+        lines.append("  seen: " + ", ".join(f"{count:,} {kind}" for kind, count in sorted(odd.items())))
+    if broken := [line for tally in tallies.values() for line in tally.broken]:
+        lines.append(f"  broken and left out: {len(broken)}: {_first(broken)}")
+    return "\n".join(lines)

@@ -1,0 +1,198 @@
+"""Batches, decoded ahead of the training step by a pool of threads into preallocated uint8 buffers.
+
+The threads run C code that releases the interpreter lock. Which images a batch holds is decided in `sampling.py`; what
+is done to pixels on the device, in `augment.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.data.augment.batch import draws_per_image
+from trainer.data.reading.decode import center_into, crop_into, image_size
+from trainer.data.reading.order import AUGMENT, CROP, CROP_DRAWS, draws, epoch_order, micro_batches, random_resized_crop
+from trainer.data.reading.split import PreparedSplit
+from trainer.recipes.config import Config
+
+CHUNK_IMAGES = 8  # decoded per task: small enough to share out evenly, large enough that the queue costs nothing
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on the device, valid until the next one is asked for."""
+
+    images: Tensor  # (N, pixels, pixels, 3) uint8
+    labels: Tensor  # (N,) int64
+    flips: Tensor  # (N,) bool
+    draws: np.ndarray  # (N, draws_per_image) float64 in [0, 1), on the host: for the policies of `augment`
+
+
+@dataclass(frozen=True)
+class Job:
+    """A batch to be made: `write(out, row)` decodes one image into (pixels, pixels, 3) uint8; the rest is at hand."""
+
+    split: PreparedSplit
+    indices: np.ndarray  # (N,) int64
+    pixels: int
+    write: Callable[[np.ndarray, int], None]
+    flips: np.ndarray  # (N,) bool
+    draws: np.ndarray  # (N, draws_per_image) float64
+
+
+def train_jobs(
+    config: Config,
+    open_split: Callable[[int], PreparedSplit],
+    *,
+    images: int,
+    rank: int,
+    world: int,
+    first_step: int,
+    steps: int,
+) -> Iterator[Job]:
+    """The micro-batches of steps first_step … steps - 1, in order. `open_split` gives the copy for a resolution."""
+    accum = config.grad_accum_steps(world)
+    per_epoch = images // config.global_batch_size
+    order, order_epoch = np.empty(0, np.int64), -1
+    for step in range(first_step, steps):
+        epoch = step // per_epoch
+        if epoch != order_epoch:
+            order, order_epoch = epoch_order(config.seed, epoch, images), epoch
+        pixels = config.resolution_at(epoch)
+        split = open_split(pixels)
+        for indices in micro_batches(order, step % per_epoch, accum, config.device_batch_size, rank, world):
+            yield _train_job(config, split, indices, pixels, epoch)
+
+
+def _train_job(config: Config, split: PreparedSplit, indices: np.ndarray, pixels: int, epoch: int) -> Job:
+    data = config.data
+    uniform = draws(CROP, config.seed, epoch, indices, CROP_DRAWS)
+
+    def write(out: np.ndarray, row: int) -> None:
+        jpeg = split.jpeg(int(indices[row]))
+        size = image_size(jpeg)
+        crop_into(out, jpeg, random_resized_crop(uniform[row, 1:].tolist(), *size, data.crop_scale, data.crop_ratio))
+
+    policy = draws(AUGMENT, config.seed, epoch, indices, draws_per_image(config.regularize))
+    return Job(split, indices, pixels, write, uniform[:, 0] < data.flip_probability, policy)
+
+
+def val_jobs(config: Config, split: PreparedSplit, *, rank: int, world: int) -> Iterator[Job]:
+    """Every image exactly once over all ranks; the last batch may be smaller."""
+    mine = np.arange(rank, len(split), world)
+    for start in range(0, len(mine), config.val_batch_size):
+        indices = mine[start : start + config.val_batch_size]
+
+        def write(out: np.ndarray, row: int, indices: np.ndarray = indices) -> None:
+            center_into(out, split.jpeg(int(indices[row])), config.data.val_resize)
+
+        plain = np.zeros(len(indices), np.bool_), np.empty((len(indices), 0))
+        yield Job(split, indices, config.data.val_crop, write, *plain)
+
+
+class Slot:
+    """Host memory of one batch, pinned where there is a GPU, and the event after which it may be overwritten."""
+
+    def __init__(self, images: int, pixels: int, pinned: bool):
+        self.pixels = torch.empty(images * pixels * pixels * 3, dtype=torch.uint8, pin_memory=pinned)
+        self.flips = torch.empty(images, dtype=torch.bool, pin_memory=pinned)
+        self.labels = torch.empty(images, dtype=torch.int64, pin_memory=pinned)
+        self.copied: torch.cuda.Event | None = None
+
+    def images(self, count: int, pixels: int) -> Tensor:
+        return self.pixels[: count * pixels * pixels * 3].view(count, pixels, pixels, 3)
+
+
+class Loader:
+    """Iterates over the batches of `jobs` in order. Close it, or use it as a context manager, to end its threads.
+
+    An image that cannot be decoded raises RuntimeError with its split and number. `wait_seconds` is the time the
+    consumer spent waiting for data.
+    """
+
+    DEPTH = 3  # batches in memory: one in use, two being filled
+
+    def __init__(
+        self, jobs: Iterable[Job], *, max_images: int, max_pixels: int, workers: int, device: torch.device
+    ) -> None:
+        self.jobs, self.device, self.wait_seconds = iter(jobs), device, 0.0
+        self.pool = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)), thread_name_prefix="decode")
+        cuda = device.type == "cuda"
+        self.slots = deque(Slot(max_images, max_pixels, pinned=cuda) for _ in range(self.DEPTH))
+        self.filling: deque[tuple[Job, Slot, list[Future[None]]]] = deque()
+        self.stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            self._fill()
+            if not self.filling:
+                return
+            job, slot, futures = self.filling.popleft()
+            started = time.perf_counter()
+            for future in futures:
+                future.result()
+            self.wait_seconds += time.perf_counter() - started
+            yield self._to_device(job, slot)
+            self.slots.append(slot)  # the consumer is done with it: it asks for the next one
+
+    def _fill(self) -> None:
+        """Start decoding into every free slot."""
+        while self.slots and (job := next(self.jobs, None)) is not None:
+            slot = self.slots.popleft()
+            if slot.copied is not None:
+                slot.copied.synchronize()
+            count = len(job.indices)
+            slot.labels[:count] = torch.from_numpy(job.split.labels[job.indices])
+            slot.flips[:count] = torch.from_numpy(job.flips)
+            job.split.prefetch(job.indices)
+            chunks = range(0, count, CHUNK_IMAGES)
+            self.filling.append((job, slot, [self.pool.submit(_decode, job, slot, start) for start in chunks]))
+
+    def _to_device(self, job: Job, slot: Slot) -> Batch:
+        count = len(job.indices)
+        host = Batch(slot.images(count, job.pixels), slot.labels[:count], slot.flips[:count], job.draws)
+        if self.stream is None:
+            return host
+        with torch.cuda.stream(self.stream):
+            images, labels, flips = (
+                tensor.to(self.device, non_blocking=True) for tensor in (host.images, host.labels, host.flips)
+            )
+            batch = Batch(images, labels, flips, job.draws)
+            slot.copied = self.stream.record_event()
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(slot.copied)
+        for tensor in (batch.images, batch.labels, batch.flips):
+            tensor.record_stream(current)  # allocated on the side stream, used on this one
+        return batch
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _decode(job: Job, slot: Slot, start: int) -> None:
+    images = slot.images(len(job.indices), job.pixels).numpy()
+    for row in range(start, min(start + CHUNK_IMAGES, len(job.indices))):
+        try:
+            job.write(images[row], row)
+        except Exception as error:
+            index = int(job.indices[row])
+            raise RuntimeError(
+                f"image {index} of {job.split.split} ({job.split.name(index)}) cannot be decoded: {error}"
+            ) from error

@@ -1,0 +1,94 @@
+"""The images of a prepared split, by number: random access straight from the mapped Arrow files, from any thread."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from trainer.contract import UserError
+from trainer.data.format import AGAIN, INDEX, Index, Shard
+
+
+class PreparedSplit:
+    """One split at one stored size, mapped. Any thread may read; nothing is copied until a decoder does."""
+
+    labels: npt.NDArray[np.int64]  # (N,)
+
+    def __init__(self, directory: Path, index: Index, split: str, short_side: int) -> None:
+        sizes = {size.short_side: size for size in index.splits[split].sizes}
+        if short_side not in sizes:
+            raise UserError(
+                f"{directory} has no {short_side}-px images of {split}, only {sorted(sizes)}: prepare that size"
+            )
+        self.classes, self.split, self.short_side = index.classes, split, short_side
+        self._bytes: list[npt.NDArray[np.uint8]] = []  # of one record batch each: all its JPEGs, end to end
+        self._paths: list[tuple[int, Any]] = []  # likewise: its first image, and all names
+        self._maps: list[tuple[mmap.mmap, int]] = []  # likewise: its file, and where in it the JPEGs begin
+        images_before, batch_of, starts, stops, labels = 0, [], [], [], []
+        for shard in sizes[short_side].shards:
+            rows = 0
+            for batch, mapped in _open_shard(directory, shard):
+                images = batch.column("image").field("bytes")
+                _, offsets, values = images.buffers()
+                ends = np.frombuffer(offsets, np.int32)[images.offset : images.offset + len(images) + 1]
+                starts.append(ends[:-1].astype(np.int64))
+                stops.append(ends[1:].astype(np.int64))
+                batch_of.append(np.full(batch.num_rows, len(self._bytes), np.int32))
+                labels.append(batch.column("label").to_numpy())
+                self._bytes.append(np.frombuffer(values, np.uint8))
+                self._maps.append((mapped, values.address - pa.py_buffer(mapped).address))
+                self._paths.append((images_before + rows, batch.column("image").field("path")))
+                rows += batch.num_rows
+            images_before += rows
+            if rows != shard.images:
+                raise UserError(f"{directory / shard.file} has {rows} images, {INDEX} says {shard.images}: {AGAIN}")
+        self.labels = np.concatenate([np.empty(0, np.int64), *labels])
+        self._batch_of = np.concatenate([np.empty(0, np.int32), *batch_of])
+        self._starts = np.concatenate([np.empty(0, np.int64), *starts])
+        self._stops = np.concatenate([np.empty(0, np.int64), *stops])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def jpeg(self, i: int) -> npt.NDArray[np.uint8]:
+        """The encoded image, (bytes,) uint8, read-only, in place."""
+        jpeg: npt.NDArray[np.uint8] = self._bytes[self._batch_of[i]][self._starts[i] : self._stops[i]]
+        return jpeg
+
+    def prefetch(self, indices: npt.NDArray[np.int64]) -> None:
+        """Have the system read these images from the disk, all at once; returns at once."""
+        batches, starts, stops = self._batch_of[indices], self._starts[indices], self._stops[indices]
+        for batch, start, stop in zip(batches.tolist(), starts.tolist(), stops.tolist(), strict=True):
+            mapped, first = self._maps[batch]
+            page = (first + start) // mmap.PAGESIZE * mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_WILLNEED, page, first + stop - page)
+
+    def name(self, i: int) -> str:
+        """What the image was called where it came from; for messages."""
+        first, paths = self._paths[self._batch_of[i]]
+        return str(paths[i - first].as_py())
+
+
+def _open_shard(directory: Path, shard: Shard) -> Iterator[tuple[Any, mmap.mmap]]:
+    """The record batches of a shard that are not empty, and the mapped file that they lie in."""
+    path = directory / shard.file
+    if not path.is_file():
+        raise UserError(f"{path} is missing, {INDEX} names it: {AGAIN}")
+    if (found := path.stat().st_size) != shard.bytes:
+        raise UserError(f"{path} has {found} bytes, {INDEX} says {shard.bytes}: {AGAIN}")
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        mapped.madvise(mmap.MADV_RANDOM)  # reading ahead, the system would fetch ten times of what is asked for
+        reader = pa.ipc.open_file(pa.py_buffer(mapped))
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise UserError(f"{path} is not an Arrow file ({error}): {AGAIN}") from error
+    for i in range(reader.num_record_batches):
+        if (batch := reader.get_batch(i)).num_rows:
+            yield batch, mapped

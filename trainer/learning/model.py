@@ -1,0 +1,24 @@
+"""The network: torchvision's models by name, and their starting weights. Averages and optimizer live in `optim.py`."""
+
+from __future__ import annotations
+
+import torchvision
+from torch import nn
+
+from trainer.contract import UserError
+from trainer.learning.weights import load_matching, read_weights
+from trainer.recipes.config import ModelConfig
+
+
+def build_model(config: ModelConfig, *, initialise: bool = True) -> nn.Module:
+    """The model, with its starting weights unless they are restored later. (N, 3, H, W) in, (N, classes) logits out."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    if config.name not in names:
+        raise UserError(
+            f"--model.name {config.name!r} is not a torchvision classification model: "
+            f"use one of {', '.join(n for n in names if n.startswith('resnet'))}, …"
+        )
+    model: nn.Module = torchvision.models.get_model(config.name, weights=None, num_classes=config.num_classes)
+    if initialise and config.weights:
+        load_matching(model, read_weights(config), config.weights)
+    return model

@@ -1,0 +1,29 @@
+"""Optimizer, learning rate and weight average. The learning rate is a pure function of the step: nothing to restore."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from trainer.recipes.config import OptimConfig
+
+
+def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.SGD:
+    """SGD without weight decay on norms and biases, its momentum allocated now, so that a checkpoint's layout is fixed.
+
+    A momentum of zeros gives the same first step as torch's missing one.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": optim.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=optim.peak_lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
+    for p in parameters:
+        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+    return optimizer
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

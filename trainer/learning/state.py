@@ -1,0 +1,69 @@
+"""Everything that training changes, as one value: what a step works on, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.learning.model import build_model
+from trainer.learning.optimizer import make_optimizer
+from trainer.recipes.config import Config
+
+
+@dataclass(kw_only=True)
+class State:
+    """Everything that training changes."""
+
+    model: nn.Module  # the raw module: state, average, validation
+    average: nn.Module | None  # EMA of weights and BatchNorm buffers
+    optimizer: torch.optim.SGD
+    scaler: torch.amp.GradScaler
+    step: int = 0  # optimizer steps done
+    validated: int = 0  # the step of the last validation
+    scores: dict[str, float] = field(default_factory=dict)  # of the last validation
+    best: dict[str, Any] = field(default_factory=lambda: {"top1": -1.0, "step": 0, "weights": "model"})
+    seconds: float = 0.0  # spent in training steps, over all attempts
+
+    def tensors(self) -> dict[str, Tensor]:
+        return state_tensors(self.model, self.average, self.optimizer)
+
+    def changed_in_forward(self) -> list[str]:
+        """The names of those tensors that a forward pass changes already: BatchNorm's statistics."""
+        return [f"model.{name}" for name, _ in self.model.named_buffers()]
+
+    def counters(self) -> dict[str, Any]:
+        """What a checkpoint holds beside tensors, as JSON."""
+        names = ("step", "validated", "scores", "best", "seconds")
+        return {name: getattr(self, name) for name in names} | {"scaler": self.scaler.state_dict()}
+
+    def load_counters(self, counters: Any) -> None:
+        for name in ("step", "validated", "scores", "best", "seconds"):
+            setattr(self, name, counters[name])
+        self.scaler.load_state_dict(counters["scaler"])
+
+
+def make_state(config: Config, device: torch.device, *, initialise: bool) -> State:
+    """The state before the first step; starting weights are fetched only to `initialise` a run, not to restore one."""
+    torch.manual_seed(config.seed)
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = build_model(config.model, initialise=initialise).to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+    return State(
+        model=model,
+        average=copy.deepcopy(model) if config.regularize.ema_decay else None,
+        optimizer=make_optimizer(model, config.optim),
+        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+    )
+
+
+def state_tensors(model: nn.Module, average: nn.Module | None, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+    """Every tensor that training changes, by a stable name: what a checkpoint holds. References, not copies."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    if average is not None:
+        tensors |= {f"ema.{name}": tensor for name, tensor in average.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
+    return tensors

@@ -1,0 +1,193 @@
+"""The processes of an attempt as the supervisor sees them: the uploader, and the trainer with its workers.
+
+Standard library only. How many processes there are and what they are told is decided here, and how they are ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.process.channel import Message
+
+KILL_SECONDS = 75  # what a trainer, or an uploader that still starts, gets after a signal
+CRASH = 1
+
+
+def say(message: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal was closed: the run is saved all the same
+        os.write(2, f"{message}\n".encode(errors="replace"))  # at once: a signal handler may speak in between
+
+
+def gpu_count() -> int:
+    """GPUs that the trainer will see; 0 without a driver. Asked of nvidia-smi, since importing torch takes seconds."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+
+
+class Uploader:
+    """The uploader process, seen from here: requests on its standard input, answers on its standard output."""
+
+    def __init__(self, environ: dict[str, str], since_signal: Callable[[], float] = lambda: -math.inf):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "trainer.upload.uploader"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ, start_new_session=True,
+        )  # fmt: skip
+        while not self.has_answered():
+            if since_signal() > KILL_SECONDS:  # it waits for the store, or for the run; nothing has begun
+                self.process.kill()
+        answer = self.answer()
+        self.state: str = answer.get("state", "failed")
+        self.attempt: int = answer.get("attempt", 0)
+        self.socket: str = answer.get("socket", "")
+
+    def ask(self, **request: Any) -> None:
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # its exit code tells, in finish()
+                self.process.stdin.write(json.dumps(request) + "\n")
+                self.process.stdin.flush()
+
+    def has_answered(self) -> bool:
+        """Wait a moment for an answer, or for its end."""
+        return self.process.stdout is None or bool(select.select([self.process.stdout], [], [], 0.5)[0])
+
+    def answer(self) -> Message:
+        """The next line that it prints; {} when it is gone."""
+        line = self.process.stdout.readline() if self.process.stdout is not None else ""
+        answer: Message = json.loads(line) if line else {}
+        return answer
+
+    def flush(self, until: Callable[[], float]) -> Message:
+        """Wait until all that was handed over so far is in the store, or until a time.monotonic() that may come nearer.
+
+        Its answer: `drained`, whether all is stored, and else `kept`, the folder with a local copy, "" without one.
+        {} when it does not answer.
+        """
+        told = math.inf
+        while True:
+            if until() < told:
+                told = until()
+                self.ask(op="flush", seconds=max(0.0, told - time.monotonic()))
+            if self.has_answered():
+                return self.answer()
+            if time.monotonic() > told + 10:
+                return {}
+
+    def finish(self, seconds: float) -> int:
+        """Close, wait, and return its exit code: 0 when all that it was given is in the store."""
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
+        try:
+            return self.process.wait(timeout=seconds + 10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return CRASH
+
+
+class Trainer:
+    """The workers, in sessions of their own so that a terminal's Ctrl-C reaches the supervisor alone.
+
+    A single one is started as it is. Several need torchrun, whose import of torch costs every start two seconds.
+    Signals go to the workers, not to torchrun, which would kill them 30 s after a SIGTERM. torchrun's exit code is 1
+    whatever happened; the worker's own travels in `exit.json`.
+    """
+
+    def __init__(self, arguments: Sequence[str], environ: dict[str, str], local: Path):
+        self.local = local
+        self.is_alone = environ["PET_NPROC_PER_NODE"] == "1" and environ.get("PET_NNODES", "1") == "1"
+        command = [sys.executable, "-m", "trainer.train", *arguments]
+        if self.is_alone:  # whatever a cluster has set for a torchrun of its own
+            environ = environ | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        else:
+            command[1:1] = ["-m", "torch.distributed.run"]
+        self.process = subprocess.Popen(command, env=environ, start_new_session=True)
+
+    def workers(self) -> list[int]:
+        """Those that have registered, which is the first thing that they do, and may still run."""
+        ended = self.process.pid if self.process.returncode is not None else 0
+        return [pid for path in (self.local / "pids").iterdir() if (pid := int(path.name)) != ended]
+
+    def send(self, number: int) -> bool:
+        """Send a signal to the workers; False when there is none yet."""
+        workers = self.workers()
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        return bool(workers)
+
+    def interrupt(self) -> None:
+        """Ask the workers to save and end; before there are any, end at once."""
+        if not self.send(signal.SIGTERM):
+            self.kill()
+
+    def save(self) -> bool:
+        """Ask the workers to save and go on; False before there are any."""
+        return self.send(signal.SIGUSR1)
+
+    def kill(self) -> None:
+        """End what was started, its children, and every worker, at once."""
+        children: list[int] = []
+        with contextlib.suppress(OSError):  # it has ended, or this kernel does not tell
+            self.process.send_signal(signal.SIGSTOP)  # no more of them
+            listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+            children = [int(pid) for pid in listing.split()]
+        self.process.kill()
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.send(signal.SIGKILL)
+
+    def wait(self, since_signal: Callable[[], float]) -> None:
+        """Until it has ended, and KILL_SECONDS after a signal at the latest; leaves no worker behind."""
+        while self.process.poll() is None:
+            if since_signal() > KILL_SECONDS:
+                say(f"the trainer has not ended {KILL_SECONDS} s after the signal: killing it")
+                self.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=1)
+        self.send(signal.SIGKILL)  # workers that outlive torchrun would train on unseen
+
+
+def torch_environ(recipe: dict[str, Any]) -> dict[str, str]:
+    """Defaults for torchrun and torch; the user's own variables win.
+
+    torchrun would give each process one OpenMP thread: on a CPU the cores are shared out instead. Waiting OpenMP
+    threads spin, which starves the decoding threads: with 2 busy neighbours on 2 cores a ResNet-18 step takes 3 to 9
+    times as long; after 2,000 spins instead of 300,000 it does not, and an idle machine loses 1 % (measured).
+    """
+    count = process_count(gpu_count(), recipe["global_batch_size"], recipe["device_batch_size"])
+    processes = int(os.environ.get("PET_NPROC_PER_NODE") or count)
+    return {
+        "PET_STANDALONE": "1",
+        "PET_NPROC_PER_NODE": str(processes),
+        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // processes)),
+        "GOMP_SPINCOUNT": "2000",
+    }
+
+
+def process_count(gpus: int, global_batch_size: int, device_batch_size: int) -> int:
+    """One process per GPU; fewer where the batch cannot be shared out among all, and then that is said."""
+    fits = [n for n in range(1, gpus + 1) if global_batch_size % (device_batch_size * n) == 0]
+    count = max(fits, default=1)
+    if count < gpus:
+        say(
+            f"using {count} of {gpus} GPUs: the global batch of {global_batch_size} images cannot be shared out among "
+            f"more at {device_batch_size} per device; --device-batch-size {max(1, global_batch_size // gpus)} might"
+        )
+    return count

@@ -1,0 +1,220 @@
+"""The entry, on a laptop and as PID 1 of the container: starts the uploader, then the trainer; gives the exit code.
+
+Standard library only, and nothing that can block on the store: whatever needs the store goes through the uploader,
+which lives in a session of its own, so that it can finish a checkpoint after the trainer died.
+
+    python -m trainer.process.supervise digits --epochs 4      (options: python -m trainer.train digits --help)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from trainer.contract import Exit, RunEnv, UserError, attempt_key, run_key
+from trainer.process import spot
+from trainer.process.channel import SOCKET_VARIABLE, Message, attempt_dir, read_json
+from trainer.process.children import CRASH, Trainer, Uploader, say, torch_environ
+
+HELP = """
+environment: where the run lives (the options above say what it computes)
+  TRAINER_STORE         s3://bucket/prefix or a folder for all results    (out)
+  TRAINER_RUN_ID        name of the run; the same name continues it       (the recipe's name)
+  TRAINER_DATA          hub id, parquet or image folder, prepared shards  (the recipe's own)
+  TRAINER_SCRATCH_DIR   local folder for prepared data, may be lost       (.scratch)
+  TRAINER_SECRETS_DIR   folder with the file hf_token, for gated data     (none: HF_TOKEN)
+  TRAINER_DEADLINE      Unix seconds: the last save is tried until then   (an hour after the last step)
+
+exit codes: 0 finished, 75 interrupted and saved, 76 another trainer has the run, 78 you must change something
+"""
+DRAIN_SECONDS = 90  # what the uploader gets after a signal: all in all within the 100 s of `docker stop`
+PATIENCE_SECONDS = 3600  # what the store gets after the end of a training, without TRAINER_DEADLINE
+NOTHING: Message = {"code": Exit.INTERRUPTED, "message": "nothing had begun"}
+
+
+def run_env(recipe: str) -> RunEnv:
+    """The environment, with a laptop's defaults: store `out`, scratch `.scratch`, the recipe's name as the run."""
+    defaults = {"TRAINER_STORE": "out", "TRAINER_RUN_ID": recipe, "TRAINER_SCRATCH_DIR": ".scratch"}
+    return RunEnv.from_environ(defaults | {name: value for name, value in os.environ.items() if value})
+
+
+class Signals:
+    """SIGTERM, SIGINT, SIGHUP, or a spot notice: the first is passed on, a second SIGINT ends everything at once."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.first = math.inf
+        self.reason = "stopping"
+        self.trainer: Trainer | None = None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+                signal.signal(number, self.handle)
+
+    def seconds_since(self) -> float:
+        """Since the first signal; negative before there was one."""
+        return time.monotonic() - self.first
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(number)
+        if len(self.received) == 1:
+            self.first = time.monotonic()
+            what = "finishing the step and saving it" if self.trainer else "ending as soon as the store allows"
+            say(f"{self.reason}: {what} (Ctrl-C again: leave at once)")
+            if self.trainer is not None:
+                self.trainer.interrupt()
+        elif self.received.count(signal.SIGINT) > 1:
+            say("second Ctrl-C: leaving at once, without a last save")
+            if self.trainer is None:
+                raise KeyboardInterrupt
+            self.trainer.kill()
+
+    def notice(self, action: str, when: str) -> None:
+        """In two minutes there is no machine: the same as a SIGTERM."""
+        self.reason = f"spot notice: this machine is reclaimed at {when}"
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def rebalance(self) -> None:
+        """The machine may be the next to go, or not: have the work saved, and go on."""
+        if self.trainer is not None and self.trainer.save():
+            say("rebalance recommendation: this machine may be reclaimed soon: saving now, and going on")
+
+    def upload_until(self, patience_seconds: float) -> Callable[[], float]:
+        """The time.monotonic() that ends an upload that begins now; a signal leaves it half of DRAIN_SECONDS' rest."""
+        began = time.monotonic()
+
+        def until() -> float:
+            if not self.received:
+                return began + patience_seconds
+            start = max(began, self.first)
+            return min(began + patience_seconds, start + max(5.0, (DRAIN_SECONDS - (start - self.first)) / 2))
+
+        return until
+
+
+def train(arguments: Sequence[str], environ: dict[str, str], local: Path, signals: Signals) -> Message:
+    """Run the trainer to its end: `code` (CRASH where it left none), `message`, `run_failed`."""
+    if signals.received:
+        return NOTHING
+    shutil.rmtree(local, ignore_errors=True)  # of a run of this name in a store that was removed since
+    (local / "pids").mkdir(parents=True)
+    trainer = signals.trainer = Trainer(arguments, environ, local)
+    if signals.received:  # just before it could be told
+        trainer.kill()
+    trainer.wait(signals.seconds_since)
+    signals.trainer = None
+    ended = read_json(local / "exit.json")
+    if ended is None and signals.received and read_json(local / "status.json") is None:
+        return NOTHING
+    if ended is None:
+        killed = f" ({signal.Signals(-code).name})" if (code := trainer.process.returncode) < 0 else ""
+        return {"code": CRASH, "message": f"the trainer died without a word{killed}: see its output above"}
+    if ended["code"] == Exit.INTERRUPTED and not signals.received and not trainer.is_alone:
+        return {"code": CRASH, "message": "a process of the trainer died, and torchrun stopped the others: see above"}
+    return ended
+
+
+def interrupted(message: str) -> int:
+    say(f"interrupted; {message}. The same command continues from there.")
+    return Exit.INTERRUPTED
+
+
+def report(environ: dict[str, str]) -> bool:
+    """Draw the curves, store them and print the summary; a failure here does not undo a training."""
+    return subprocess.run([sys.executable, "-m", "trainer.report"], env=environ, check=False).returncode == 0
+
+
+def supervise(arguments: Sequence[str]) -> int:
+    signals = Signals()
+    if url := spot.endpoint(os.environ):
+        spot.Poller(url, signals.notice, signals.rebalance, say).start()
+    check = subprocess.run(
+        [sys.executable, "-m", "trainer.recipes.named", *arguments], stdout=subprocess.PIPE, text=True, check=False,
+        start_new_session=True,
+    )  # fmt: skip
+    if check.returncode or {"-h", "--help"} & set(arguments):
+        print(check.stdout + (HELP if not check.returncode else ""), end="")
+        return check.returncode
+    recipe = json.loads(check.stdout)
+    env = run_env(recipe["recipe"])
+    compiled = {}  # where numba keeps machine code: beside the source, unless that is read-only, as in the container
+    if not os.access(Path(__file__).parent / "data", os.W_OK):
+        compiled["NUMBA_CACHE_DIR"] = str(Path(env.scratch_dir).absolute() / "numba")
+    environ = compiled | torch_environ(recipe) | os.environ | env.to_environ()
+    try:
+        (folder := attempt_dir(env)).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"TRAINER_SCRATCH_DIR={env.scratch_dir!r} cannot be written ({error}): name a local folder with room, "
+            "for example SCRATCH=/tmp/resnet-spot"
+        ) from error
+
+    if signals.received:
+        return interrupted(NOTHING["message"])
+    uploader = Uploader(environ, signals.seconds_since)
+    if uploader.state == "finished":
+        uploader.finish(DRAIN_SECONDS)
+        say(f"run {env.run_id!r} is finished already; `make train RUN=another-name` starts a new one. Its result:")
+        return Exit.FINISHED if report(environ) else CRASH
+    if uploader.state != "ready":
+        code = uploader.finish(DRAIN_SECONDS)
+        return interrupted(NOTHING["message"]) if signals.received else code or CRASH
+
+    started = time.time()
+    env = replace(env, attempt=str(uploader.attempt))
+    environ |= env.to_environ() | {SOCKET_VARIABLE: uploader.socket}
+    spec = {"recipe": recipe["recipe"], "arguments": list(arguments), "data": env.data}
+    uploader.ask(op="create", key=run_key(env.run_id, "spec.json"), body=spec)
+    begun = {"attempt": uploader.attempt, "started": started, "machine": spot.machine(url)}
+    uploader.ask(op="put", key=attempt_key(env.run_id, uploader.attempt), body=begun)
+    ended = train(arguments, environ, attempt_dir(env), signals)
+    code, message = int(ended["code"]), ended["message"]
+
+    patience = DRAIN_SECONDS / 2
+    if code == Exit.FINISHED:
+        patience = max(DRAIN_SECONDS, float(env.deadline or time.time() + PATIENCE_SECONDS) - time.time())
+    answer = uploader.flush(signals.upload_until(patience))
+    saved = answer.get("drained", False)
+    if code == Exit.FINISHED and saved:
+        report(environ)
+    body = begun | {"exit": code, "message": message, "ended": time.time()}
+    uploader.ask(op="put", key=attempt_key(env.run_id, uploader.attempt), body=body)
+    if code == Exit.FINISHED and saved:
+        uploader.ask(op="create", key=run_key(env.run_id, "done.json"), body=body)
+    if code == Exit.USER and ended["run_failed"]:
+        uploader.ask(op="put", key=run_key(env.run_id, "failed.json"), body=body)
+    if code not in (Exit.FINISHED, Exit.INTERRUPTED):
+        say(f"error: {message}")
+    waited, kept = max(0.0, signals.seconds_since()), answer.get("kept")
+    if uploader.finish(max(5.0, DRAIN_SECONDS - waited)) and (kept or code not in (Exit.USER, Exit.HELD)):
+        then = "the same command continues from the newest checkpoint there"
+        if kept:
+            then = f"a copy of the last checkpoint is in {kept}; the same command on this machine continues from it"
+        say(f"error: not everything reached {env.store}; {then}")
+        code = CRASH if code in (Exit.FINISHED, Exit.INTERRUPTED) else code
+    return interrupted(message) if code == Exit.INTERRUPTED else code
+
+
+def main() -> int:
+    try:
+        return supervise(sys.argv[1:])
+    except UserError as error:
+        say(f"error: {error}")
+        return Exit.USER
+    except KeyboardInterrupt:
+        return CRASH
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,128 @@
+"""Metrics: one row per step, written as immutable segments of JSON lines and TensorBoard events, and read back.
+
+Names are flat and slashed (`train/loss`, `val/top1`, `speed/images_per_second`). Shipping is the uploader's, and what
+a step measures is `steplog`'s. No torch here: whoever only reads, as the report does, starts in an instant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from trainer.contract import metrics_key, run_key, tensorboard_key
+from trainer.process.channel import Channel
+from trainer.store import ObjectStore
+
+Row = dict[str, Any]
+SHIP_SECONDS = 30
+
+
+class MetricsWriter:
+    """Rows of one attempt. `flush` makes a segment of what has come since and hands it to the uploader."""
+
+    def __init__(
+        self, local: Path, channel: Channel | None, run_id: str, attempt: int, *, first_step: int, origin: int
+    ):
+        """`local` is the attempt's folder on this machine. Only the main process has a channel; others keep nothing.
+
+        The attempt continues from step `first_step` of attempt `origin` (0: from nothing).
+        """
+        self.folder, self.channel, self.run_id, self.attempt = local / "metrics", channel, run_id, attempt
+        self.first_step = first_step
+        self.rows: list[Row] = [
+            {"step": first_step, "time": time.time(), "event": "start", "attempt": attempt, "origin": origin}
+        ]
+        self.shipped = time.monotonic()
+        self.names: set[str] = set()  # of the segments so far
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Values of a step; those of the same step join one row."""
+        if self.rows and self.rows[-1]["step"] == step and "event" not in self.rows[-1]:
+            self.rows[-1] |= values
+        else:
+            self.rows.append({"step": step, "time": round(time.time(), 3)} | dict(values))
+
+    def flush_if_due(self) -> None:
+        if time.monotonic() >= self.shipped + SHIP_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write `<first>-<last>.jsonl` and a TensorBoard file of the same rows. Call it at the end of a step only."""
+        self.shipped = time.monotonic()
+        if self.channel is None or not self.rows:
+            self.rows = []
+            return
+        name = f"{self.rows[0]['step']:08d}-{self.rows[-1]['step']:08d}"
+        if name in self.names:  # a validation and two saves can meet at one step
+            name += f"_{len(self.names)}"
+        self.names.add(name)
+        self.send_file(f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        with suppress(OSError):  # TensorBoard's copy needs room on the disk; no metric is lost without it
+            self.folder.mkdir(parents=True, exist_ok=True)
+            events = write_events(self.folder, name, self.rows, purge_step=self.first_step + 1)
+            key = tensorboard_key(self.run_id, self.attempt, events.name)
+            self.channel.send({"op": "put", "key": key, "path": str(events)})
+        self.rows = []
+
+    def send_file(self, name: str, body: bytes) -> None:
+        """Hand a segment to the uploader, in memory: a full disk does not stop it."""
+        assert self.channel is not None
+        fd = os.memfd_create(name)
+        try:
+            os.write(fd, body)
+            self.channel.send({"op": "put", "key": metrics_key(self.run_id, self.attempt, name)}, fd)
+        finally:
+            os.close(fd)
+
+
+def write_events(folder: Path, name: str, rows: list[Row], purge_step: int) -> Path:
+    """A TensorBoard event file. A resume purges the steps that the attempt before it did in vain."""
+    from tensorboardX import SummaryWriter  # heavy, and only a trainer writes
+
+    resumed = rows[0].get("event") == "start" and purge_step > 1
+    writer = SummaryWriter(
+        logdir=str(folder), filename_suffix=f".{name}", flush_secs=3600, purge_step=purge_step if resumed else None
+    )
+    for row in rows:
+        for metric, value in row.items():
+            if "/" in metric:
+                writer.add_scalar(metric, value, global_step=row["step"], walltime=row["time"])
+    writer.close()
+    (events,) = folder.glob(f"events.*.{name}")
+    return events
+
+
+def read_metrics(store: ObjectStore, run_id: str) -> list[Row]:
+    """All rows of a run, each step once: what an attempt redid stands as the later one saw it.
+
+    An attempt begins with a row that says from which step of which attempt it goes on. From the last attempt that way
+    leads back to the first; what an attempt logged beyond, or beside it, does not belong to the run.
+    """
+    rows: dict[int, list[Row]] = {}
+    for info in store.list(run_key(run_id, "metrics/")):
+        attempt = int(info.key.split("/")[-2])
+        rows.setdefault(attempt, []).extend(json.loads(line) for line in store.get(info.key).decode().splitlines())
+    begins = {attempt: found[0] for attempt, found in rows.items() if found[0].get("event") == "start"}
+    way: list[Row] = []
+    attempt, end = max(begins, default=0), float("inf")
+    while attempt in begins:
+        way = [row for row in rows[attempt] if row["step"] <= end] + way
+        attempt, end = begins[attempt]["origin"], min(end, begins[attempt]["step"])
+    return merged(way)
+
+
+def merged(rows: list[Row]) -> list[Row]:
+    """Rows of one step that follow each other become one, as where a validation came in the next attempt."""
+    found: list[Row] = []
+    for row in rows:
+        known = [old for old in found[-2:] if old["step"] == row["step"] and "event" not in old]
+        if known and "event" not in row:
+            known[0] |= row
+        else:
+            found.append(row)
+    return found

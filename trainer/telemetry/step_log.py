@@ -1,0 +1,52 @@
+"""What the training loop measures of its steps: loss, hits and speed, as rows for `metrics` and the console."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from trainer.data.reading.loader import Loader
+from trainer.learning.world import World, all_sum
+from trainer.telemetry.metrics import Row
+
+
+class StepLog:
+    """The sums of recent steps, left on the device until somebody looks, so that a step never waits for the host."""
+
+    def __init__(self, world: World, loader: Loader):
+        self.world, self.loader = world, loader
+        self.pending: list[tuple[int, float, Tensor]] = []
+        self.seconds = 0.0  # between the last two looks
+        self.summary: dict[str, float] = {}  # means over those steps
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """What came since the last look is not training."""
+        self.started, self.waited = time.perf_counter(), self.loader.wait_seconds
+
+    def add(self, step: int, lr: float, sums: Tensor) -> None:
+        """Step `step` is done; sums of (loss, top-1 hits, top-5 hits, images) of this process, (4,)."""
+        self.pending.append((step, lr, sums))
+
+    def read(self, steps_per_epoch: int) -> list[Row]:
+        """One row per step since the last look, over all processes; the last one also has the speed."""
+        if not self.pending:
+            return []
+        table = all_sum(torch.stack([sums for _, _, sums in self.pending]), self.world).tolist()
+        self.seconds = time.perf_counter() - self.started
+        rows: list[Row] = [
+            {"step": step, "train/loss": loss / images, "train/top1": top1 / images, "train/top5": top5 / images,
+             "train/lr": lr, "train/epoch": step / steps_per_epoch}
+            for (step, lr, _), (loss, top1, top5, images) in zip(self.pending, table, strict=True)
+        ]  # fmt: skip
+        rows[-1]["speed/images_per_second"] = sum(row[3] for row in table) / self.seconds
+        rows[-1]["speed/data_wait_fraction"] = (self.loader.wait_seconds - self.waited) / self.seconds
+        if self.world.device.type == "cuda":
+            rows[-1]["gpu/memory_bytes"] = torch.cuda.max_memory_allocated(self.world.device)
+        means = {name: sum(row[name] for row in rows) / len(rows) for name in ("train/loss", "train/top1")}
+        self.summary = means | {"speed/images_per_second": rows[-1]["speed/images_per_second"]}
+        self.pending.clear()
+        self.restart_clock()
+        return rows

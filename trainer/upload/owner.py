@@ -1,0 +1,234 @@
+"""Who owns a run: the claim, its renewal, the commits, and what a dead owner left behind.
+
+All of it moves one small object, `HEAD.json`, by compare-and-swap (`contract.Head` says what its fields mean).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from trainer.contract import (
+    HEAD_FILE,
+    Head,
+    LostRunError,
+    attempt_key,
+    checkpoint_key,
+    newest_manifest,
+    parse_manifest_key,
+    run_key,
+    unseal,
+)
+from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError
+from trainer.upload.commit import attempt_of, data_key
+
+RENEWALS_PER_LEASE = 4
+UNKNOWN = "unknown"  # the etag of a head after a write of which we do not know whether it took effect
+
+
+def claim_attempt(store: ObjectStore, run_id: str) -> int:
+    """The next free attempt number, taken by creating its key."""
+    prefix = run_key(run_id, "attempts/")
+    taken = [int(Path(info.key).stem) for info in store.list(prefix)]
+    attempt = max(taken, default=0) + 1
+    while True:
+        body = {"attempt": attempt, "started": time.time(), "host": platform.node(), "nonce": uuid.uuid4().hex}
+        try:
+            store.create(attempt_key(run_id, attempt), json.dumps(body).encode())
+        except ConflictError:
+            attempt += 1
+        else:
+            return attempt
+
+
+class MachineLock:
+    """Tells which attempts of this machine are dead, so that a restart on the same machine waits for no lease.
+
+    A file in the scratch folder lists the attempts that owned its lock; the kernel frees the lock of a dead process,
+    in whichever container it was. A stopped process keeps it.
+    """
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.mine = path, False
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def take(self, name: str) -> list[str]:
+        """The names of the dead, and this process's name added to them; nothing while a living process has the lock."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return []
+        dead = [line for line in self.path.read_text().splitlines() if line != name]
+        if not self.mine:
+            os.write(self.fd, f"{name}\n".encode())
+            self.mine = True
+        return dead
+
+
+class HeadOwner:
+    """The head of one run as one attempt moves it. Safe to use from several threads."""
+
+    def __init__(self, store: ObjectStore, run_id: str, attempt: int, lease_seconds: float, lock: MachineLock):
+        """The lease of a present owner is watched from now on. Raises StoreError."""
+        self.store, self.run_id, self.attempt, self.lease_seconds = store, run_id, attempt, lease_seconds
+        self.key, self.machine = checkpoint_key(run_id, HEAD_FILE), lock
+        self.mutex = threading.RLock()
+        self.head, self.etag = self._read()
+        self.seen_at = time.monotonic()
+        self.is_mine = False
+        self.own = Head(attempt=attempt)  # as this attempt wrote it last
+        self.since = time.time()
+
+    def _read(self) -> tuple[Head | None, str]:
+        """The head and its etag; (None, "") where there is none. One whose bytes were damaged is none that counts."""
+        try:
+            body, etag = self.store.get_with_etag(self.key)
+        except NotFoundError:
+            return None, ""
+        try:
+            return Head.from_json(body), etag
+        except ValueError:
+            return None, etag
+
+    def _look(self) -> None:
+        """Read it again, and remember since when it has not changed."""
+        head, etag = self._read()
+        if etag != self.etag and self.etag != UNKNOWN:  # what changed may have been our own doing
+            self.seen_at = time.monotonic()
+        self.head, self.etag = head, etag
+
+    def manifests(self) -> list[str]:
+        listed = self.store.list(checkpoint_key(self.run_id, "manifest/"))
+        return [info.key for info in listed if parse_manifest_key(info.key)]
+
+    def _name(self, attempt: int, since: float) -> str:
+        """Of an attempt, in the lock's file: a store that was emptied counts its attempts from 1 again."""
+        return f"{self.store.uri} {attempt} {since!r}"
+
+    def look(self) -> bool:
+        """Whether another attempt may be alive. Raises StoreError."""
+        with self.mutex:
+            if self.is_mine:
+                return False
+            dead = self.machine.take(self._name(self.attempt, self.since))
+            self._look()
+            if self.head is None or not self.head.owner or self.head.attempt == self.attempt:
+                return False
+            if self._name(self.head.attempt, self.head.since) in dead:
+                return False
+            return time.monotonic() < self.seen_at + self.lease_seconds
+
+    def claim(self, say: Callable[[str], None], resend: Callable[[Head | None], None]) -> None:
+        """Own the run, after waiting one lease at most for a present owner to end or to show no life.
+
+        `resend(head)` is called before, to store what the last owner had left on this machine. Raises LostRunError
+        when another attempt holds the run, StoreError.
+        """
+        give_up, told = time.monotonic() + self.lease_seconds, False
+        while True:
+            with self.mutex:
+                held, holder, etag = self.look(), self.head, self.etag
+                if not held:
+                    self._refuse_later()
+            if not held or holder is None:
+                resend(holder)
+                if self._take(holder, etag):
+                    return
+                continue  # somebody moved it in between
+            since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.since))
+            who = f"run {self.run_id!r} is held by attempt {holder.attempt} on {holder.owner!r} since {since}"
+            if time.monotonic() >= give_up:
+                raise LostRunError(f"{who}; it is alive: stop that one, or start a new run (RUN=another-name)")
+            if not told:
+                say(f"{who}: waiting up to {self.lease_seconds:.0f} s for it to end")
+                told = True
+            time.sleep(min(1.0, self.lease_seconds / 10))
+
+    def _refuse_later(self) -> None:
+        if self.head is not None and self.head.attempt > self.attempt:
+            self.is_mine = False
+            raise LostRunError(f"attempt {self.head.attempt} has taken the run over from attempt {self.attempt}")
+
+    def _take(self, before: Head | None, etag: str) -> bool:
+        """Own the run if its head is still this one."""
+        newest = newest_manifest(before, self.manifests())
+        after = before or Head(attempt=0, swept=self.attempt)  # what a lost head named is unknown: all of it stays
+        if newest:
+            after = after.advance(newest, is_best=newest != after.newest and self._is_best(newest))
+        with self.mutex:
+            self.head, self.etag = before, etag
+            try:
+                self._write(replace(after, attempt=self.attempt, owner=platform.node() or "unknown", since=self.since))
+            except ConflictError:
+                return False
+            self.is_mine = True
+            return True
+
+    def _is_best(self, manifest: str) -> bool:
+        """Whether the checkpoint is the best so far, by its own word."""
+        try:
+            found = unseal(self.store.get(manifest))
+            return bool(found["counters"]["best"]["step"] == found["step"])
+        except (NotFoundError, ValueError, KeyError):
+            return False
+
+    def _write(self, head: Head) -> None:
+        """Move from the head that was read last. Raises ConflictError if it is another by now, StoreError."""
+        head = replace(head, renewed=head.renewed + 1)
+        try:
+            if self.etag:
+                self.etag = self.store.replace(self.key, head.to_json(), self.etag)
+            else:
+                self.etag = self.store.create(self.key, head.to_json())
+        except StoreError:
+            self.etag = UNKNOWN  # the write may have taken effect: to be read before the next move
+            raise
+        self.head = self.own = head
+
+    def move(self, change: Callable[[Head], Head]) -> Head:
+        """Write `change(head)`; returns the head before. Raises LostRunError once it is another's, StoreError."""
+        with self.mutex:
+            while True:
+                if self.etag == UNKNOWN:
+                    self._look()
+                self._refuse_later()
+                found, before = self.head, self.own
+                if found is not None and found.attempt == self.attempt and found.renewed > before.renewed:
+                    before = found  # a write of ours whose acknowledgement was lost; anything older was put there
+                try:
+                    self._write(change(before))
+                except ConflictError:
+                    continue
+                return before
+
+    def commit(self, manifest: str, *, is_best: bool) -> set[str]:
+        """Make it the newest; returns the manifests that are superseded by it."""
+        before = self.move(lambda head: head.advance(manifest, is_best=is_best))
+        return before.keys() - self.own.keys()
+
+    def renew(self) -> None:
+        self.move(lambda head: head)
+
+    def release(self) -> None:
+        """Nobody has to wait for this attempt any more."""
+        self.move(lambda head: replace(head, owner=""))
+        self.is_mine = False
+
+    def sweep(self) -> None:
+        """Retire whatever attempts before this one left that the head does not name; once for each of them."""
+        with self.mutex:
+            named, first = self.own.keys(), self.own.swept
+        named |= {data_key(manifest) for manifest in named}
+        for info in self.store.list(checkpoint_key(self.run_id, "")):
+            if info.key not in named and first <= attempt_of(info.key, self.attempt) < self.attempt:
+                self.store.retire(info.key)
+        self.move(lambda head: replace(head, swept=self.attempt))

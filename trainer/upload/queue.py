@@ -1,0 +1,188 @@
+"""What an attempt sends to its store: metrics as they come, and checkpoints in order, so that "marker last" holds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import threading
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from trainer.contract import LostRunError, RunEnv
+from trainer.process.channel import Channel, Message
+from trainer.process.snapshot import Snapshot
+from trainer.store import ConflictError, ObjectStore, StoreError
+from trainer.store.checksum import Checksums
+from trainer.store.retry import PAUSE_SECONDS, Patience, say
+from trainer.upload.commit import data_key, put_checkpoint
+from trainer.upload.owner import HeadOwner
+from trainer.upload.unsaved import forget_checkpoint, keep_checkpoint, keep_file
+
+PUTS_AT_ONCE = 4  # segments of metrics
+
+
+class Sender:
+    """`jobs` are worked off by the main thread, one after the other; metrics by a few threads beside it."""
+
+    def __init__(self, env: RunEnv, store: ObjectStore, head: HeadOwner):
+        self.env, self.store, self.head = env, store, head
+        self.jobs: queue.Queue[Callable[[], None]] = queue.Queue()
+        self.pool = ThreadPoolExecutor(PUTS_AT_ONCE)
+        self.puts: set[Future[None]] = set()  # of metrics; replaced, never changed, once somebody may look at it
+        self.patience = Patience()
+        self.failed = False  # something did not reach the store by the deadline
+        self.kept = ""  # the folder where that is
+        self.channels: list[Channel] = []  # of the trainer
+        self.snapshots: dict[int, Snapshot] = {}  # by inode: mapped once
+        self.stored_seq = 0  # the newest save that is committed
+
+    def put_soon(self, request: Message, fd: int | None) -> None:
+        """Several at a time, beside the checkpoints, so that a slow store does not hold those up."""
+        file = None
+        if fd is not None:
+            file = os.pread(fd, os.fstat(fd).st_size, 0)
+            os.close(fd)
+        unfinished = {put for put in self.puts if not put.done() or put.exception()}
+        self.puts = unfinished | {self.pool.submit(self.put, request, file)}
+
+    def in_order(self, work: Callable[[], None]) -> None:
+        """Queue what has to come after all puts until now."""
+        before = self.puts
+
+        def job() -> None:
+            for put in before:
+                put.result()
+            work()
+
+        self.jobs.put(job)
+
+    def put(self, request: Message, file: bytes | None = None) -> None:
+        """`{"op": "put" | "create", "key", "body" | "path"}` or a file: JSON or a file; "create" keeps what exists."""
+        key = request["key"]
+        if file is not None:
+            body = file
+        elif "path" in request:
+            try:
+                body = Path(request["path"]).read_bytes()
+            except OSError as error:
+                self.patience.complain(f"{key} is not stored: {error}")
+                return
+        else:
+            body = json.dumps(request["body"], indent=1).encode()
+
+        def work() -> None:
+            if request["op"] == "create":
+                with contextlib.suppress(ConflictError):  # created once; it stands
+                    self.store.create(key, body)
+            else:
+                self.store.put(key, body)
+
+        if self.failed or not self.patience.until_done(key, work):  # after the first, nothing waits for the store
+            self.keep(lambda: keep_file(self.env, key, body))
+
+    def snapshot(self, fd: int) -> Snapshot:
+        """Over the memory of a descriptor; mapped once."""
+        inode = os.fstat(fd).st_ino
+        if inode in self.snapshots:
+            os.close(fd)
+        else:
+            self.snapshots[inode] = Snapshot(fd)
+        return self.snapshots[inode]
+
+    def commit(self, seq: int, snapshot: Snapshot, before: Collection[Future[None]], channel: Channel) -> None:
+        """Object, then manifest, then head; the trainer may not write to the snapshot meanwhile.
+
+        Nothing begins before the metrics that were sent `before` are stored.
+        """
+        snapshot.lock(wait=True)
+        try:
+            note = snapshot.note
+            if note["seq"] == seq:  # else the trainer has put a newer one into this memory
+                for put in before:
+                    put.result()
+                self.commit_snapshot(note, snapshot.body, channel)
+        finally:
+            snapshot.unlock()
+
+    def commit_snapshot(self, note: Message, body: memoryview, channel: Channel) -> None:
+        superseded: set[str] = set()
+        checksums, name = Checksums.of(body), ""
+
+        def work() -> None:
+            nonlocal superseded, name
+            name = put_checkpoint(self.store, self.env.run_id, self.head.attempt, note, body, checksums)
+            superseded = self.head.commit(name, is_best=note["is_best"])
+
+        answer: Message = {"seq": note["seq"], "step": note["step"]}
+        try:
+            if not self.head.is_mine:
+                raise LostRunError("the run was taken over")
+            if not self.failed and self.patience.until_done(
+                f"step {note['step']}", work
+            ):  # never without the metrics before it
+                answer["committed"] = name
+                self.stored_seq = max(self.stored_seq, note["seq"])
+            else:
+                self.keep(lambda: keep_checkpoint(self.env, note, body))
+        except LostRunError as error:
+            if self.head.head is not None:
+                superseded = {name} - {""} - self.head.head.keys()  # of which the new owner knows nothing
+            self.tell_lost(error)
+        for manifest in sorted(superseded):
+            self.jobs.put(lambda manifest=manifest: self.retire(manifest))  # type: ignore[misc]
+        with contextlib.suppress(OSError):  # the trainer is gone
+            channel.send(answer)
+
+    def keep(self, save: Callable[[], Path]) -> None:
+        """What the store did not take by the deadline stays on this machine; the next start here stores it."""
+        self.failed = True
+        try:
+            self.kept = str(save())
+        except OSError as error:
+            say(f"and it cannot be kept on this machine either: {error}")
+
+    def retire(self, manifest: str) -> None:
+        """Mark a superseded manifest and its object; a directory store removes them. A failure costs only space."""
+
+        def work() -> None:
+            self.store.retire(data_key(manifest))
+            self.store.retire(manifest)
+
+        if not self.patience.has_an_end:
+            try:
+                work()
+            except StoreError as error:
+                self.patience.complain(f"a superseded checkpoint could not be given up, trying again: {error}")
+                again = threading.Timer(PAUSE_SECONDS, lambda: self.jobs.put(lambda: self.retire(manifest)))
+                again.daemon = True
+                again.start()
+        else:
+            with contextlib.suppress(StoreError):
+                work()
+
+    def tell_lost(self, error: LostRunError) -> None:
+        """The trainer has to end."""
+        say(str(error))
+        for channel in self.channels:
+            with contextlib.suppress(OSError):
+                channel.send({"lost": str(error)})
+
+    def keep_waiting(self) -> None:
+        """Copy the newest save that is not committed yet to this machine: there may be no time left to do so later.
+
+        Only when the trainer is gone: nobody writes to the snapshots any more.
+        """
+        waiting = [snapshot for snapshot in self.snapshots.values() if snapshot.note["seq"] > self.stored_seq]
+        if waiting:
+            newest = max(waiting, key=lambda snapshot: snapshot.note["seq"])
+            with contextlib.suppress(OSError):
+                keep_checkpoint(self.env, newest.note, newest.body)
+                self.in_order(self.forget_if_stored)
+
+    def forget_if_stored(self) -> None:
+        if not self.failed:
+            with contextlib.suppress(OSError):
+                forget_checkpoint(self.env)

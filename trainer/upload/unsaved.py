@@ -1,0 +1,107 @@
+"""What a store did not take in time: kept in a folder of this machine, and stored by the next start here.
+
+`<scratch>/runs/<run>/unsaved/<store>.<attempt>/`: `files/<key>` for metrics, `checkpoint.safetensors`, and last
+`checkpoint.json`, without which the one before does not count.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.contract import Head, RunEnv, parse_manifest_key
+from trainer.process.channel import Message, attempt_dir
+from trainer.store import ObjectStore
+from trainer.store.checksum import Checksums
+from trainer.upload.commit import put_checkpoint
+
+
+def unsaved_dir(env: RunEnv) -> Path:
+    """The folder of an attempt. Its name also tells the store: another one counts its attempts from 1, too."""
+    return attempt_dir(env).parent / "unsaved" / f"{zlib.crc32(env.store.encode()):08x}.{env.attempt}"
+
+
+def keep_file(env: RunEnv, key: str, body: bytes) -> Path:
+    """Returns the folder. Raises OSError."""
+    folder = unsaved_dir(env)
+    path = folder / "files" / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(body)
+    return folder
+
+
+def keep_checkpoint(env: RunEnv, note: Message, body: memoryview) -> Path:
+    """Replaces the one that was kept before; returns the folder. Raises OSError."""
+    folder = unsaved_dir(env)
+    folder.mkdir(parents=True, exist_ok=True)
+    forget_checkpoint(env)
+    with (folder / "checkpoint.safetensors").open("wb") as file:
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary = folder / ".checkpoint.json"
+    temporary.write_text(json.dumps(note | {"checksums": Checksums.of(body).to_json()}))
+    temporary.replace(folder / "checkpoint.json")
+    return folder
+
+
+def forget_checkpoint(env: RunEnv) -> None:
+    """It is in the store by now. The marker goes first. Raises OSError."""
+    for name in ("checkpoint.json", "checkpoint.safetensors"):
+        (unsaved_dir(env) / name).unlink(missing_ok=True)
+
+
+def resend(env: RunEnv, store: ObjectStore, head: Head | None, say: Callable[[str], None]) -> None:
+    """Store what the run's last owner, `head.attempt`, left on this machine; its manifest is then the newest.
+
+    What others have gone on without, and what is damaged, stays where it is, and is said. Raises StoreError.
+    """
+    mine = unsaved_dir(env)
+    for folder in sorted(mine.parent.glob(f"{mine.stem}.*")):
+        attempt, marker = int(folder.suffix[1:]), folder / "checkpoint.json"
+        newest = parse_manifest_key(head.newest) if head is not None else None
+        note = read_note(marker)
+        is_newer = note is not None and (newest is None or (attempt, note["step"]) > newest)
+        if attempt >= int(env.attempt) or (head is not None and attempt < head.attempt):
+            if note is not None and (newest is None or note["step"] > newest[1]):
+                say(f"{folder} holds step {note['step']} of attempt {attempt}, but the run went on without it")
+                continue
+        else:
+            files = folder / "files"
+            for path in sorted(path for path in files.rglob("*") if path.is_file()):
+                store.put(path.relative_to(files).as_posix(), path.read_bytes())
+            if note is not None and is_newer and not send_checkpoint(env, store, attempt, folder, note):
+                say(f"{folder} holds step {note['step']} of attempt {attempt}, but its bytes are damaged: not stored")
+                continue
+            if note is not None and is_newer:
+                say(f"stored the checkpoint of step {note['step']} that attempt {attempt} could not store")
+        marker.unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
+def read_note(marker: Path) -> Message | None:
+    """None where there is no checkpoint, or none that was kept completely."""
+    try:
+        note: Message = json.loads(marker.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return note
+
+
+def send_checkpoint(env: RunEnv, store: ObjectStore, attempt: int, folder: Path, note: Message) -> bool:
+    """False when its bytes are not those that were kept. Raises StoreError."""
+    checksums = Checksums.from_json(note["checksums"])
+    try:
+        with (folder / "checkpoint.safetensors").open("rb") as file:
+            body = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError):  # missing, or empty
+        return False
+    if Checksums.of(body) != checksums:
+        return False
+    put_checkpoint(store, env.run_id, attempt, note, body, checksums)
+    return True

@@ -1,0 +1,210 @@
+"""The process between a run and its store: attempts, heartbeat, metrics, and the commit of checkpoints.
+
+It is started before the trainer and outlives it, so a killed trainer's last checkpoint still arrives, and nothing of
+an upload ever holds the trainer's interpreter. What to save and when is the trainer's business (`checkpoint.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from trainer.contract import Exit, LostRunError, RunEnv, UserError, checkpoint_key, run_key
+from trainer.process.channel import Channel, DisconnectedError, attempt_dir, listen, read_json
+from trainer.store import NotFoundError, ObjectStore, StoreError, may_pass, open_store
+from trainer.store.retry import Patience, say
+from trainer.upload.owner import RENEWALS_PER_LEASE, HeadOwner, MachineLock, claim_attempt
+from trainer.upload.queue import Sender
+from trainer.upload.unsaved import resend
+
+HEARTBEAT_SECONDS = 30
+DRAIN_SECONDS = 90  # what is left when the supervisor dies is tried for so long
+PUTS_AT_ONCE = 4  # segments of metrics
+CLAIM_SECONDS = 300  # a store that fails when the run is to begin is tried for so long
+PROBE_SECONDS = 60  # a store whose servers fail at the start is tried for so long
+
+
+class Uploader:
+    """One attempt's process: who talks to whom, and what goes on all the time."""
+
+    def __init__(self, env: RunEnv, store: ObjectStore, head: HeadOwner):
+        self.env, self.store, self.head = replace(env, attempt=str(head.attempt)), store, head
+        self.sender = Sender(self.env, store, head)
+        self.patience = self.sender.patience
+        self.readers: list[threading.Thread] = []
+
+    def claim(self) -> None:
+        """Take the run for this attempt, finish what the one before began, and renew the lease from now on."""
+        patience = Patience()
+        patience.end_in(CLAIM_SECONDS)
+        done = patience.until_done(
+            "the claim to the run",
+            lambda: self.head.claim(say, lambda before: resend(self.env, self.store, before, say)),
+        )
+        if not done:
+            raise StoreError(f"the store has not worked for {CLAIM_SECONDS} s, and the run was not begun")
+        for prefix in (checkpoint_key(self.env.run_id, ""), run_key(self.env.run_id, "")):
+            try:
+                self.store.abort_uploads(prefix)  # what a killed writer began
+            except StoreError as error:
+                say(f"unfinished uploads stay until the next start, or until they expire: {error}")
+        sweep = partial(self.patience.until_done, "retiring what was left", self.head.sweep)
+        for target in (self.renew_forever, sweep):
+            threading.Thread(target=self.unless_lost, args=[target], daemon=True).start()
+
+    def unless_lost(self, work: Callable[[], Any]) -> None:
+        try:
+            work()
+        except LostRunError as error:
+            self.sender.tell_lost(error)
+
+    def renew_forever(self) -> None:
+        while True:
+            time.sleep(self.head.lease_seconds / RENEWALS_PER_LEASE)
+            try:
+                self.head.renew()
+            except LostRunError:
+                raise
+            except Exception as error:  # noqa: BLE001  # whatever it is: one that does not renew loses the run
+                self.patience.complain(f"the lease could not be renewed, trying again: {error}")
+
+    def read_trainer(self, channel: Channel) -> None:
+        """Queue what one trainer process sends, until it closes or dies."""
+        try:
+            if not self.head.is_mine:
+                self.claim()
+        except LostRunError as error:
+            channel.send({"lost": str(error)})
+            return
+        except Exception as error:  # noqa: BLE001  # the trainer must not wait for ever
+            say(f"{type(error).__name__}: {error}")
+            channel.send({"failed": str(error)})
+            return
+        self.sender.channels.append(channel)
+        channel.send({"hello": self.head.attempt})
+        while True:
+            try:
+                request, fd = channel.receive()
+            except DisconnectedError:
+                return
+            if request["op"] == "checkpoint" and fd is not None:
+                work = partial(self.sender.commit, request["seq"], self.sender.snapshot(fd), self.sender.puts, channel)
+                self.sender.jobs.put(work)
+            else:
+                self.sender.put_soon(request, fd)
+
+    def read_supervisor(self) -> None:
+        """Queue what the supervisor asks on standard input; its end, or its death, is the end of this process."""
+        for line in sys.stdin:
+            request = json.loads(line)
+            if request["op"] == "flush":
+                self.drain(request["seconds"])
+                self.sender.in_order(self.answer_flush)
+            else:
+                self.sender.in_order(partial(self.sender.put, request))
+        self.drain(DRAIN_SECONDS)
+        self.sender.in_order(self.stop)
+
+    def answer_flush(self) -> None:
+        print(json.dumps({"drained": not self.sender.failed, "kept": self.sender.kept}), flush=True)
+
+    def drain(self, seconds: float) -> None:
+        """The trainer has ended: read what it still sent, and bound the retries."""
+        self.patience.end_in(seconds)
+        for reader in self.readers:
+            reader.join(timeout=5)
+        if not any(reader.is_alive() for reader in self.readers):
+            self.sender.keep_waiting()
+
+    def stop(self) -> None:
+        self.beat()
+        if self.head.is_mine:
+            with contextlib.suppress(StoreError, LostRunError):
+                self.head.release()
+        raise SystemExit(1 if self.sender.failed else 0)
+
+    def beat(self) -> None:
+        """Copy the trainer's small status file to the store's heartbeat, unless another attempt may be alive."""
+        status = read_json(attempt_dir(self.env) / "status.json") or {}
+        body = status | {"time": time.time(), "attempt": self.head.attempt, "owner": platform.node()}
+        try:
+            if not self.head.look():
+                self.store.put(run_key(self.env.run_id, "heartbeat.json"), json.dumps(body).encode())
+        except Exception as error:  # noqa: BLE001  # whatever it is: one without a heartbeat is stopped as hung
+            self.patience.complain(f"no heartbeat could be stored: {error}")
+
+    def beat_forever(self) -> None:
+        while True:
+            self.beat()
+            time.sleep(HEARTBEAT_SECONDS)
+
+    def run(self) -> None:
+        server, path = listen()
+
+        def accept() -> None:
+            while True:
+                channel = Channel(server.accept()[0])
+                reader = threading.Thread(target=self.read_trainer, args=[channel], daemon=True)
+                self.readers.append(reader)
+                reader.start()
+
+        for target in (accept, self.read_supervisor, self.beat_forever):
+            threading.Thread(target=target, daemon=True).start()
+        print(json.dumps({"state": "ready", "attempt": self.head.attempt, "socket": path}), flush=True)
+        try:
+            while True:
+                self.sender.jobs.get()()
+        finally:
+            Path(path).unlink(missing_ok=True)
+            Path(path).parent.rmdir()
+
+
+def start() -> Uploader | None:
+    """Probe the store and take an attempt; None when the run is finished already. Raises UserError, StoreError."""
+    env = RunEnv.from_environ(os.environ)
+    store = open_store(env.store)
+    for key in (run_key(env.run_id, "probe"), checkpoint_key(env.run_id, "probe")):
+        store.probe(key)
+    try:
+        store.head(run_key(env.run_id, "done.json"))
+    except NotFoundError:
+        lock = MachineLock(Path(env.scratch_dir).absolute() / "runs" / env.run_id / "uploader.lock")
+        attempt = claim_attempt(store, env.run_id)
+        return Uploader(env, store, HeadOwner(store, env.run_id, attempt, float(env.lease_seconds), lock))
+    return None
+
+
+def main() -> int:
+    os.nice(10)  # never ahead of the trainer
+    deadline = time.monotonic() + PROBE_SECONDS
+    while True:
+        try:
+            uploader = start()
+        except (UserError, StoreError) as error:
+            left = deadline - time.monotonic()
+            if not may_pass(error) or left <= 0:
+                print(f"error: {error}", file=sys.stderr)
+                return Exit.USER
+            say(f"the store fails, trying for {left:.0f} s: {error}")
+            time.sleep(min(5.0, left))
+        else:
+            break
+    if uploader is None:
+        print(json.dumps({"state": "finished"}), flush=True)
+        return 0
+    uploader.run()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
