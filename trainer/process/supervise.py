@@ -139,7 +139,7 @@ def supervise(arguments: Sequence[str]) -> int:
     if url := spot.endpoint(os.environ):
         spot.Poller(url, signals.notice, signals.rebalance, say).start()
     check = subprocess.run(
-        [sys.executable, "-m", "trainer.recipes.named", *arguments], stdout=subprocess.PIPE, text=True, check=False,
+        [sys.executable, "-m", "trainer.recipes.command_line", *arguments], stdout=subprocess.PIPE, text=True, check=False,
         start_new_session=True,
     )  # fmt: skip
     if check.returncode or {"-h", "--help"} & set(arguments):

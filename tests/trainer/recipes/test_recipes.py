@@ -28,7 +28,7 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
 @cache
 def help_of(recipe: str) -> str:
     """The help as one line, without the boxes around it."""
-    done = run("-m", "trainer.recipes.named", recipe, "--help")
+    done = run("-m", "trainer.recipes.command_line", recipe, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     return re.sub(r"[\s│╭╮╰╯─]+", " ", done.stdout)
 
@@ -84,7 +84,7 @@ def test_help_shows_every_option_with_its_meaning_and_default(recipe: str) -> No
 
 
 def test_the_help_without_a_recipe_lists_all_of_them() -> None:
-    done = run("-m", "trainer.recipes.named", "--help")
+    done = run("-m", "trainer.recipes.command_line", "--help")
     assert done.returncode == 0
     assert all(f"• {recipe}" in done.stdout for recipe in RECIPES)
 
@@ -105,7 +105,7 @@ def test_the_help_without_a_recipe_lists_all_of_them() -> None:
 def test_a_mistake_on_the_command_line_exits_with_78_and_one_message_that_names_it(
     args: list[str], named: list[str]
 ) -> None:
-    done = run("-m", "trainer.recipes.named", *args)
+    done = run("-m", "trainer.recipes.command_line", *args)
     assert done.returncode == Exit.USER
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
@@ -115,7 +115,7 @@ def test_a_mistake_on_the_command_line_exits_with_78_and_one_message_that_names_
 
 
 def test_a_good_command_line_prints_what_the_supervisor_needs_to_know() -> None:
-    done = run("-m", "trainer.recipes.named", "digits", "--epochs", "3")
+    done = run("-m", "trainer.recipes.command_line", "digits", "--epochs", "3")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == {"recipe": "digits", "global_batch_size": 32, "device_batch_size": 32}
 
@@ -131,7 +131,7 @@ def test_options_change_only_what_they_name() -> None:
 
 
 def test_config_and_recipes_are_read_without_torch() -> None:
-    done = run("-c", "import sys, trainer.recipes.config, trainer.recipes.named as r; r.command_line('t', ['digits']); "
+    done = run("-c", "import sys, trainer.recipes.command_line as r; r.command_line('t', ['digits']); "
                      "print(sorted({'torch', 'numpy', 'torchvision', 'boto3'} & set(sys.modules)))")  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
