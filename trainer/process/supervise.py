@@ -139,8 +139,8 @@ def supervise(arguments: Sequence[str]) -> int:
     if url := spot.endpoint(os.environ):
         spot.Poller(url, signals.notice, signals.rebalance, say).start()
     check = subprocess.run(
-        [sys.executable, "-m", "trainer.recipes.command_line", *arguments], stdout=subprocess.PIPE, text=True, check=False,
-        start_new_session=True,
+        [sys.executable, "-m", "trainer.recipes.command_line", *arguments],
+        stdout=subprocess.PIPE, text=True, check=False, start_new_session=True,
     )  # fmt: skip
     if check.returncode or {"-h", "--help"} & set(arguments):
         print(check.stdout + (HELP if not check.returncode else ""), end="")
