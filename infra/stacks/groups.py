@@ -20,12 +20,12 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
-from infra.config import AMI, PREPARE_DISK_GIB, Installation, Tag
+from infra.config import AMI, PREPARE_DISK_GIB, ROOT, Installation, Tag
 from infra.stacks.acknowledge import acknowledge
 from infra.stacks.network import Network
 from trainer.contract import UserError
 
-BOOT = Path(__file__).parent / "boot"
+BOOT = ROOT / "infra/boot"
 ROOT_DEVICE = "/dev/sda1"
 USER_DATA_BYTES = 16384  # EC2's limit, before base64
 VALUES_BYTES = 1500  # of it for what CloudFormation puts into /etc/resnet-spot.env: ARNs, names, the image

@@ -148,7 +148,7 @@ def supervise(arguments: Sequence[str]) -> int:
     recipe = json.loads(check.stdout)
     env = run_env(recipe["recipe"])
     compiled = {}  # where numba keeps machine code: beside the source, unless that is read-only, as in the container
-    if not os.access(Path(__file__).parent / "data", os.W_OK):
+    if not os.access(Path(__file__).parents[1] / "data", os.W_OK):
         compiled["NUMBA_CACHE_DIR"] = str(Path(env.scratch_dir).absolute() / "numba")
     environ = compiled | torch_environ(recipe) | os.environ | env.to_environ()
     try:
