@@ -111,12 +111,12 @@ simulate: $(INFRA)/.dev ## simulate days of runs: reclaims, droughts, crashes, h
 	@$(INFRA)/bin/python -m tests.simulate $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.dev $(if $(ARGS),,test-infra) ## run all tests (what lacks here is skipped and said; STRICT=1: a skip is a failure)
-	@$(BIN)/python -m pytest tests $(ARGS)
+test: $(VENV)/.dev $(INFRA)/.dev node_modules/.package-lock.json ## run all tests; FAST=1: the quick ones; ARGS="tests/test_make.py -k help"; STRICT=1: a skip fails
+	@$(BIN)/python -m tests $(ARGS)
 
 .PHONY: test-infra
 test-infra: $(INFRA)/.dev node_modules/.package-lock.json ## run the tests of the AWS app alone (they have an environment of their own)
-	@$(INFRA)/bin/python -m pytest tests/infra -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(INFRA)/bin/python -m tests tests/infra $(ARGS)
 
 .PHONY: chaos
 chaos: $(VENV)/.dev ## inject faults at scale, for hours; again: goes on (ARGS="races --seconds 600", ARGS=--help)

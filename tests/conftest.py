@@ -1,19 +1,23 @@
-"""The session's habits: fixtures for all, what this machine lacks, no skips under STRICT=1, seconds per file.
+"""The session's habits: fixtures for all, no skips under STRICT=1, what FAST=1 leaves out, seconds per file.
 
 What a skip says goes to whoever runs `make test`; in CI (STRICT=1) a skip of any kind is a failure.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Generator
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+
+from tests.seconds import SECONDS_FILE, cpu_seconds, table
 
 # tests/infra runs in an environment of its own, .venv-infra, which has CDK but not torch; all others in .venv.
 IN_INFRA = find_spec("torch") is None
@@ -30,6 +34,8 @@ for number in (signal.SIGINT, signal.SIGHUP):  # a shell's `&`, and nohup, have 
         signal.signal(number, signal.default_int_handler)
 
 STRICT = os.environ.get("STRICT") == "1"
+FAST = os.environ.get("FAST") == "1"  # leave out what is marked slow, or has a fixture that is: engines, whole runs
+SLOW_FIXTURES = frozenset({"chromium", "engine", "lab", "new_run"})
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -54,10 +60,21 @@ def skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     return str(getattr(report, "wasxfail", report.longrepr))
 
 
+spent = 0.0
+
+
+def pytest_collection_finish() -> None:
+    global spent
+    spent = cpu_seconds()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    global spent
     report = yield
     refuse_skip(report)
+    before, spent = spent, cpu_seconds()
+    report.user_properties.append(("cpu_seconds", spent - before))
     return report
 
 
@@ -68,19 +85,42 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    seconds: defaultdict[str, float] = defaultdict(float)
-    tests: defaultdict[str, set[str]] = defaultdict(set)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not FAST:
+        return
+    left_out = [item for item in items if is_slow(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not is_slow(item)]
+
+
+def is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None or not SLOW_FIXTURES.isdisjoint(
+        getattr(item, "fixturenames", ())
+    )
+
+
+def taken(terminalreporter: pytest.TerminalReporter) -> dict[str, dict[str, float]]:
+    """By file: its seconds, those of the processor, and how many tests."""
+    files: dict[str, dict[str, float]] = {}
+    tests: set[str] = set()
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
-                file = report.nodeid.split("::")[0]
-                seconds[file] += report.duration
-                tests[file].add(report.nodeid)
-    if seconds:
+                values = files.setdefault(report.nodeid.split("::")[0], {"wall": 0, "cpu": 0, "tests": 0})
+                values["wall"] += report.duration
+                values["cpu"] += dict(report.user_properties).get("cpu_seconds", 0)
+                values["tests"] += report.nodeid not in tests
+                tests.add(report.nodeid)
+    return files
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    files = taken(terminalreporter)
+    if path := os.environ.get(SECONDS_FILE):
+        Path(path).write_text(json.dumps(files))
+    elif files:
         terminalreporter.section("seconds per file")
-        for file, total in sorted(seconds.items(), key=lambda item: -item[1]):
-            terminalreporter.write_line(f"{total:8.1f} s  {len(tests[file]):4d} tests  {file}")
+        terminalreporter.write("\n".join([*table(files), ""]))
     skips = Counter(skip_reason(report) for report in terminalreporter.stats.get("skipped", []))
     for reason, count in sorted(skips.items()):
         terminalreporter.write_line(f"{count} test{'s' if count > 1 else ''} skipped: {reason}")
