@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from trainer.contract import RUN_ID_RULE, Exit, Phase, RunEnv, UserError
-from trainer.process.children import say
+from trainer.text import say
 
 if TYPE_CHECKING:
     from trainer.data.making.prepare import Prepared

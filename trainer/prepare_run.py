@@ -18,10 +18,10 @@ from typing import Any
 
 from trainer.contract import Exit, Phase, UserError, attempt_key, run_key
 from trainer.data.making.source_formats import UnreachableError
-from trainer.data.progress import say
 from trainer.process import spot
 from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError, explained, may_pass
 from trainer.store.background import in_background
+from trainer.text import say
 from trainer.upload.owner import claim_attempt
 
 HEARTBEAT_SECONDS = 30

@@ -108,7 +108,7 @@ def check_data(restored: Restored, data: Data) -> None:
         )
 
 
-def commit() -> str:
+def git_commit() -> str:
     """The git commit of this code, and whether it was changed since: built into the image, asked of git elsewhere."""
     if found := os.environ.get("TRAINER_COMMIT"):
         return found
@@ -128,6 +128,6 @@ def identity(config: Config, data: Data, env: RunEnv) -> dict[str, Any]:
         "config_hash": config_hash(config),
         "data": {"name": data.index.name, "version": data.index.version, "fingerprint": data.index.fingerprint},
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__,
-                     "numpy": np.__version__, "python": platform.python_version(), "commit": commit(),
+                     "numpy": np.__version__, "python": platform.python_version(), "commit": git_commit(),
                      "image": os.environ.get("TRAINER_IMAGE", "")},
     }  # fmt: skip

@@ -19,8 +19,8 @@ from trainer.report import summary_text, write_report
 from trainer.report.__main__ import main
 from trainer.report.charts import MOST_POINTS, series
 from trainer.report.page import DARK, LIGHT
-from trainer.report.summary import duration
 from trainer.store import ObjectStore, open_store
+from trainer.text import show_duration
 
 STEPS_PER_EPOCH, EPOCHS = 25, 8
 STEPS = STEPS_PER_EPOCH * EPOCHS
@@ -239,7 +239,7 @@ def test_long_curves_are_averaged_down_to_what_a_chart_can_show() -> None:
     [(0.4, "0 s"), (59.6, "1 min 0 s"), (112.4, "1 min 52 s"), (8_040, "2 h 14 min"), (273_700, "3 d 4 h")],
 )
 def test_durations_are_told_by_their_two_largest_units(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert show_duration(seconds) == words
 
 
 @pytest.mark.browser

@@ -11,25 +11,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from trainer.text import say, show_estimate
+
 Progress = Callable[[int], None]  # told how many more images, or bytes, are done
 
 LINE_EVERY_SECONDS = 10.0
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def show_bytes(count: float) -> str:
-    """For people: 1.4 MB, 45.2 GB."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
-
-
-def show_duration(seconds: float) -> str:
-    """For people: 42 s, 12 min, 1.6 h."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def show_rate(images: int, seconds: float, threads: int) -> str:
@@ -78,7 +64,7 @@ class Track:
                 self._bar.update(count)
             elif now - self._last >= LINE_EVERY_SECONDS:
                 self._last, rate = now, self.worked / self.seconds
-                left = f"{show_duration((self._total - self._done) / rate)} left" if rate else "time left unknown"
+                left = f"{show_estimate((self._total - self._done) / rate)} left" if rate else "time left unknown"
                 say(f"{self._what}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s, {left}")
         if self._listener is not None:
             self._listener(count)

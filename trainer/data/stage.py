@@ -16,7 +16,7 @@ from pathlib import Path
 from trainer.contract import RunEnv, UserError, dataset_key
 from trainer.data.format import INDEX, Copies, Index, Shard, read_index
 from trainer.data.making.prepare import Progress, prepare
-from trainer.data.progress import Track, say
+from trainer.data.progress import Track
 from trainer.data.reading.verify import (
     MISSING,
     PIECE_BYTES,
@@ -27,6 +27,7 @@ from trainer.data.reading.verify import (
     read_crc32,
 )
 from trainer.store import NotFoundError, ObjectStore, StoreError, explained, open_store
+from trainer.text import say, show_bytes
 
 STREAMS = 16  # shards on their way at once: one connection to S3 is slower than the network of the machine
 _REPAIR = f"remove it and {INDEX} there and run `make prepare` again"
@@ -124,8 +125,8 @@ def _check_room(folder: Path, missing: int) -> None:
     disk = os.statvfs(folder)
     if (free := disk.f_bavail * disk.f_frsize) < missing:
         raise UserError(
-            f"scratch folder {folder} has {free / 1e9:,.1f} GB free, the shards still to fetch take "
-            f"{missing / 1e9:,.1f} GB: free disk space, or name a folder on a larger disk, "
+            f"scratch folder {folder} has {show_bytes(free)} free, the shards still to fetch take "
+            f"{show_bytes(missing)}: free disk space, or name a folder on a larger disk, "
             f"{RunEnv.variable('scratch_dir')}=…"
         )
 

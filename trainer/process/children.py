@@ -20,14 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.process.channel import Message
+from trainer.text import say
 
 KILL_SECONDS = 75  # what a trainer, or an uploader that still starts, gets after a signal
 CRASH = 1
-
-
-def say(message: str) -> None:
-    with contextlib.suppress(OSError):  # the terminal was closed: the run is saved all the same
-        os.write(2, f"{message}\n".encode(errors="replace"))  # at once: a signal handler may speak in between
 
 
 def gpu_count() -> int:

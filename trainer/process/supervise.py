@@ -25,7 +25,8 @@ from types import FrameType
 from trainer.contract import Exit, RunEnv, UserError, attempt_key, run_key
 from trainer.process import spot
 from trainer.process.channel import SOCKET_VARIABLE, Message, attempt_dir, read_json
-from trainer.process.children import CRASH, Trainer, Uploader, say, torch_environ
+from trainer.process.children import CRASH, Trainer, Uploader, torch_environ
+from trainer.text import say
 
 HELP = """
 environment: where the run lives (the options above say what it computes)

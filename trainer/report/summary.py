@@ -1,6 +1,6 @@
 """What happened in a run: its rows, config and result as one Summary, and that Summary in words.
 
-Pure functions; standard library only. No pictures here, and no store.
+Pure functions. No pictures here, and no store.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from trainer.text import show_duration
 
 Row = dict[str, float | int | str]
 
@@ -135,15 +137,6 @@ def number(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
-def duration(seconds: float) -> str:
-    """The two largest units: '52 s', '1 min 52 s', '2 h 14 min', '3 d 4 h'."""
-    seconds = round(seconds)
-    for unit, size, below, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if seconds >= size:
-            return f"{seconds // size} {unit} {seconds % size // part} {below}"
-    return f"{seconds} s"
-
-
 def _printable(text: str) -> str:
     """Names come from files; nothing in them may steer the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
@@ -159,7 +152,7 @@ def facts(summary: Summary) -> dict[str, str]:
     return {
         "steps": steps,
         "epochs": epochs,
-        "wall time": duration(summary.seconds),
+        "wall time": show_duration(summary.seconds),
         "speed": "-" if rate is None else f"{rate:,.0f} images/s",
         "attempts": str(summary.attempts),
     }

@@ -10,6 +10,8 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from trainer.text import show_time_left
+
 
 class Console:
     """A live bar on a terminal; elsewhere one plain line per log event. Only the main process speaks.
@@ -49,7 +51,7 @@ class Console:
             self.bar.set_postfix_str(text, refresh=False)
         else:
             left = (time.monotonic() - self.started) / max(1, step - self.first_step) * (self.total - step)
-            self.say(f"step {step}/{self.total}  epoch {epoch:.2f}  {text}  ETA {clock(left)}")
+            self.say(f"step {step}/{self.total}  epoch {epoch:.2f}  {text}  ETA {show_time_left(left)}")
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
         """The result of a validation, of the model and of its average."""
@@ -73,10 +75,3 @@ class Console:
         if self.bar is not None:
             with suppress(OSError):
                 self.bar.close()
-
-
-def clock(seconds: float) -> str:
-    """1:02:03 or 2:03."""
-    minutes, second = divmod(int(seconds), 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"

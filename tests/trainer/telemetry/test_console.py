@@ -18,8 +18,8 @@ from tests import ROOT
 from tests.terminal import on_a_terminal
 from trainer.contract import Phase
 from trainer.process.interruption import Interrupted, Interruption
-from trainer.telemetry.console import clock
 from trainer.telemetry.status import Status
+from trainer.text import show_time_left
 
 CONSOLE = """
 import time
@@ -60,7 +60,7 @@ def test_off_a_terminal_there_is_a_line_per_log_event_and_no_control_character()
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.9, "0:59"), (61, "1:01"), (3723, "1:02:03")])
 def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
+    assert show_time_left(seconds) == text
 
 
 def test_the_status_file_follows_phase_and_step_and_is_written_at_most_once_a_second(tmp_path: Path) -> None:

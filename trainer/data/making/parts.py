@@ -21,9 +21,10 @@ import numpy as np
 from trainer.data.format import Copies, Row, Shard, Tally, read_tally, write_shard
 from trainer.data.making.convert import BrokenImageError, convert
 from trainer.data.making.sources import Source, Split
-from trainer.data.progress import Track, say, show_bytes, show_duration, show_rate
+from trainer.data.progress import Track, show_rate
 from trainer.store import NotFoundError, ObjectStore
 from trainer.store.background import in_background
+from trainer.text import say, show_bytes, show_estimate
 
 SHARD_PIXELS = 2**28  # short side squared, times images: 128 MB, since a photograph takes half a byte per pixel
 SMALL_SIDE = 64  # below, headers and names count more than pixels
@@ -136,7 +137,7 @@ class Job:
             size += found * count / len(sample)
         say(
             f"estimate: {todo.total():,} images, about {show_bytes(size)} in {self.store.describe(self.prefix)}, about "
-            f"{show_duration(seconds)} at {show_rate(todo.total(), seconds, self.workers)}"
+            f"{show_estimate(seconds)} at {show_rate(todo.total(), seconds, self.workers)}"
         )
 
     def _converted(self, split: str, numbers: Iterable[int]) -> Iterator[tuple[Row, ...]]:

@@ -21,8 +21,9 @@ from trainer.data.format import FORMAT, INDEX, Copies, Index, Shard, Size, Split
 from trainer.data.making.convert import CONVERSION
 from trainer.data.making.parts import NOTE, Job, default_images, parts_of
 from trainer.data.making.sources import identify, open_source
-from trainer.data.progress import Progress, Track, say, show_bytes, show_duration, show_rate
+from trainer.data.progress import Progress, Track, show_rate
 from trainer.store import NotFoundError, ObjectStore
+from trainer.text import say, show_bytes, show_estimate
 
 __all__ = ["Prepared", "Progress", "prepare"]
 
@@ -100,7 +101,7 @@ def prepare(
     store.put(f"{prefix}/{INDEX}", index.to_json().encode())
     say(_summary(name, where, index, tallies))
     if track.worked:
-        took, rate = show_duration(track.seconds), show_rate(track.worked, track.seconds, workers)
+        took, rate = show_estimate(track.seconds), show_rate(track.worked, track.seconds, workers)
         say(f"  converted {track.worked:,} images in {took}, {rate}")
     return Prepared(prefix, index)
 

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from trainer.contract import RunEnv, UserError
 from trainer.data.format import INDEX, Index, Shard
-from trainer.data.progress import Track, say
+from trainer.data.progress import Track
+from trainer.text import say
 
 PIECE_BYTES = 1 << 20  # of a shard in memory, per thread; small enough to stay in the processor's cache
 WAIT_SECONDS = 0.1

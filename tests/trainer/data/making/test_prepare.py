@@ -96,14 +96,14 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> Non
     assert len(digests(tmp_path / "1")) == 2 * (3 + 2) + 1  # a shard and the file beside it; the index
 
 
-def test_a_second_call_writes_nothing_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_call_writes_nothing_and_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = image_folder(tmp_path / "folder")
     first = prepared(folder, tmp_path)
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / first.prefix).iterdir()}
-    capsys.readouterr()
+    capfd.readouterr()
     assert prepared(folder, tmp_path) == first
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / first.prefix).iterdir()} == written
-    assert "already prepared in" in capsys.readouterr().err
+    assert "already prepared in" in capfd.readouterr().err
 
 
 def test_other_images_options_or_conversions_make_another_version(
@@ -137,7 +137,7 @@ def test_an_interrupted_preparation_continues_and_ends_with_the_same_bytes(tmp_p
 
 
 def test_shards_that_another_preparation_writes_meanwhile_are_taken_over(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, options = image_folder(tmp_path / "folder"), {"copies": COPIES, "images_per_shard": 5}
     stamps: dict[Path, int] = {}
@@ -149,7 +149,7 @@ def test_shards_that_another_preparation_writes_meanwhile_are_taken_over(
 
     prepared(folder, tmp_path, **options, progress=other)
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-    said = capsys.readouterr().err
+    said = capfd.readouterr().err
     for path in stamps:
         assert f"{path.name}: another preparation has written it meanwhile; taken over" in said
 
@@ -193,7 +193,7 @@ def lost_note(folder: Path) -> str:
 
 @pytest.mark.parametrize("damage", [cut_shard, foreign_shard, foreign_note, cut_note, note_without_counts, lost_note])
 def test_a_shard_that_is_not_as_the_file_beside_it_says_is_made_again(
-    damage: Callable[[Path], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage: Callable[[Path], str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data, options = image_folder(tmp_path / "folder"), {"copies": COPIES, "images_per_shard": 5}
     whole = prepared(data, tmp_path, **options)
@@ -201,9 +201,9 @@ def test_a_shard_that_is_not_as_the_file_beside_it_says_is_made_again(
     expected = digests(folder)
     (folder / "index.json").unlink()
     message = damage(folder)
-    capsys.readouterr()
+    capfd.readouterr()
     assert prepared(data, tmp_path, **options) == whole
-    assert re.search(message, capsys.readouterr().err)
+    assert re.search(message, capfd.readouterr().err)
     assert digests(folder) == expected
 
 
@@ -264,7 +264,7 @@ def test_a_parquet_file_that_is_damaged_inside_is_named_and_what_is_complete_is_
 
 
 def test_progress_tells_rate_and_time_left_from_the_work_alone(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
     monkeypatch.setattr("trainer.data.progress.time.monotonic", lambda: now)
@@ -272,7 +272,7 @@ def test_progress_tells_rate_and_time_left_from_the_work_alone(
         track.add(40_000, skipped=True)  # there from an earlier call
         now = 20.0
         track.add(100)
-    assert "preparing x: 40,100/100,000 images, 5/s, 3.3 h left" in capsys.readouterr().err
+    assert "preparing x: 40,100/100,000 images, 5/s, 3.3 h left" in capfd.readouterr().err
     assert (track.worked, track.seconds) == (100, 20)
 
 
@@ -280,12 +280,12 @@ def test_progress_tells_rate_and_time_left_from_the_work_alone(
 def test_a_long_preparation_begins_with_an_estimate_of_what_is_left_to_do(
     form: Callable[[Path], Path],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = form(tmp_path / "data")
     result = prepared(data, tmp_path, copies=COPIES, images_per_shard=5)
-    assert "estimate" not in capsys.readouterr().err
+    assert "estimate" not in capfd.readouterr().err
     folder = tmp_path / result.prefix
     whole = digests(folder)
     for lost in ("index.json", "train-32px-00000.arrow", "train-16px-00001.arrow"):
@@ -293,7 +293,7 @@ def test_a_long_preparation_begins_with_an_estimate_of_what_is_left_to_do(
     monkeypatch.setattr("trainer.data.making.parts.ESTIMATE_FROM", 10)
     monkeypatch.setattr("trainer.data.making.parts.ESTIMATE_SAMPLE", 6)
     assert prepared(data, tmp_path, copies=COPIES, images_per_shard=5, workers=2) == result
-    said = capsys.readouterr().err
+    said = capfd.readouterr().err
     assert re.search(
         rf"estimate: 10 images, about 0.0 MB in {folder}, about \d+ s at [\d,]+ images/s \(2 threads\)", said
     )
@@ -312,13 +312,13 @@ def with_broken(folder: Path, count: int, good: int) -> Path:
 
 
 def test_one_broken_image_of_a_thousand_is_named_and_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     result = prepared(with_broken(tmp_path / "data", 1, 1000), tmp_path)
     split = open_split(tmp_path, result)
     assert len(split) == result.index.splits["train"].images == 999
     assert split.name(0) == "image_1.JPEG"
-    assert "broken and left out: 1: image_0.JPEG: image file is truncated" in capsys.readouterr().err
+    assert "broken and left out: 1: image_0.JPEG: image file is truncated" in capfd.readouterr().err
 
 
 def test_too_many_broken_images_fail_with_their_names_and_keep_what_is_complete(tmp_path: Path) -> None:
@@ -342,14 +342,14 @@ def test_a_split_without_a_whole_image_fails_and_leaves_no_index(tmp_path: Path)
     assert not list((tmp_path / "datasets").rglob("index.json"))
 
 
-def test_the_summary_counts_what_was_odd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_counts_what_was_odd(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = image_folder(tmp_path / "folder")
     train = folder / "train" / CLASSES[0]
     (train / "png.JPEG").write_bytes(encode(photo(1), "PNG"))
     (train / "cmyk.JPEG").write_bytes(encode(photo(2).convert("CMYK")))
     (train / "grey.JPEG").write_bytes(encode(photo(3).convert("L")))
     prepared(folder, tmp_path, copies=COPIES, workers=3)
-    said = capsys.readouterr().err
+    said = capfd.readouterr().err
     assert "folder: 15 train and 6 val images of 3 classes" in said
     assert "copies: train 32 px 0.0 MB, train 16 px 0.0 MB, val 40 px 0.0 MB, val 24 px 0.0 MB" in said
     assert "seen: 1 CMYK, 1 PNG named .JPEG, 1 grey" in said

@@ -1,0 +1,43 @@
+"""How the trainer speaks to people: one line on standard error, and bytes and durations as text.
+
+Standard library only. What the operator's commands print is made in `infra.operate.terminal`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+
+def say(line: str) -> None:
+    """A line on standard error, written at once: a signal handler may speak between two lines of the program."""
+    with contextlib.suppress(OSError):  # the terminal was closed, which is no reason to stop
+        os.write(2, f"{line}\n".encode(errors="replace"))
+
+
+def show_bytes(count: float) -> str:
+    """1.4 MB, 45.2 GB."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def show_duration(seconds: float) -> str:
+    """The two largest units of what was measured: 52 s, 1 min 52 s, 2 h 14 min, 3 d 4 h."""
+    seconds = round(seconds)
+    for unit, size, below, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= size:
+            return f"{seconds // size} {unit} {seconds % size // part} {below}"
+    return f"{seconds} s"
+
+
+def show_estimate(seconds: float) -> str:
+    """One unit, for a duration that is only known roughly: 42 s, 12 min, 1.6 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def show_time_left(seconds: float) -> str:
+    """1:02:03 or 2:03, as a progress bar shows it."""
+    minutes, second = divmod(int(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
