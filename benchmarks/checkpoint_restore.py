@@ -23,7 +23,7 @@ class InMemory:
     def __init__(self, body: memoryview):
         self.body = body
 
-    def head(self, key: str) -> ObjectInfo:
+    def info(self, key: str) -> ObjectInfo:
         return ObjectInfo(key, len(self.body), "")
 
     def read_into(self, key: str, buffer: memoryview, start: int = 0) -> None:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint.layout import FORMAT, Layout
-from trainer.contract import HEAD_FILE, Head, checkpoint_key
+from trainer.contract import HEAD_FILE, Lease, checkpoint_key
 from trainer.process.snapshot import Snapshot
 from trainer.store import ObjectStore
 from trainer.store.checksum import Checksums
 from trainer.upload.commit import put_checkpoint
-from trainer.upload.owner import HeadOwner, MachineLock
+from trainer.upload.owner import MachineLock, Ownership
 
 RUN = "job"
 
@@ -60,38 +60,40 @@ def note(step: int, attempt: int = 1, **changes: Any) -> dict[str, Any]:
     return {"seq": step, "step": step, "is_best": False, "manifest": manifest | changes}
 
 
-def owner(store: ObjectStore, attempt: int, machine: Path, lease_seconds: float = 60) -> HeadOwner:
+def owner(store: ObjectStore, attempt: int, machine: Path, lease_seconds: float = 60) -> Ownership:
     """An attempt on some machine, which does not own the run yet."""
-    return HeadOwner(store, RUN, attempt, lease_seconds, MachineLock(machine / "uploader.lock"))
+    return Ownership(store, RUN, attempt, lease_seconds, MachineLock(machine / "uploader.lock"))
 
 
 @contextmanager
-def owning(store: ObjectStore, attempt: int, machine: Path) -> Iterator[HeadOwner]:
+def owning(store: ObjectStore, attempt: int, machine: Path) -> Iterator[Ownership]:
     """An attempt that owns the run, and ends cleanly."""
-    head = owner(store, attempt, machine)
-    head.claim(print, lambda before: None)
-    yield head
-    head.release()
+    ownership = owner(store, attempt, machine)
+    ownership.claim(print, lambda before: None)
+    yield ownership
+    ownership.release()
 
 
 def store_checkpoint(store: ObjectStore, attempt: int, said: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    """Object and manifest, without the head; returns the manifest's key."""
+    """Object and manifest, without HEAD.json; returns the manifest's key."""
     body = file_of(tensors)
     return put_checkpoint(store, RUN, attempt, said, body, Checksums.of(body))
 
 
-def commit(head: HeadOwner, step: int, tensors: dict[str, Tensor], *, is_best: bool = False, **changes: Any) -> str:
-    """Object, manifest, head; the superseded ones are retired. Returns the manifest's key."""
-    said = note(step, head.attempt, **changes)
-    name = store_checkpoint(head.store, head.attempt, said, tensors)
-    for manifest in head.commit(name, is_best=is_best):
-        head.store.retire(manifest)
-        head.store.retire(manifest.replace("/manifest/", "/data/").replace(".json", ".safetensors"))
+def commit(
+    ownership: Ownership, step: int, tensors: dict[str, Tensor], *, is_best: bool = False, **changes: Any
+) -> str:
+    """Object, manifest, HEAD.json; the superseded ones are retired. Returns the manifest's key."""
+    said = note(step, ownership.attempt, **changes)
+    name = store_checkpoint(ownership.store, ownership.attempt, said, tensors)
+    for manifest in ownership.commit(name, is_best=is_best):
+        ownership.store.retire(manifest)
+        ownership.store.retire(manifest.replace("/manifest/", "/data/").replace(".json", ".safetensors"))
     return name
 
 
-def read_head(store: ObjectStore) -> Head:
-    return Head.from_json(store.get(checkpoint_key(RUN, HEAD_FILE)))
+def read_lease(store: ObjectStore) -> Lease:
+    return Lease.from_json(store.get(checkpoint_key(RUN, HEAD_FILE)))
 
 
 def object_key(store: ObjectStore, manifest: str) -> str:

@@ -18,7 +18,7 @@ import safetensors.torch
 from torch import Tensor
 
 from tests import ROOT
-from trainer.contract import HEAD_FILE, Head, checkpoint_key, run_key
+from trainer.contract import HEAD_FILE, Lease, checkpoint_key, run_key
 from trainer.data.format import Copies
 from trainer.data.stage import stage
 from trainer.recipes.named import digits
@@ -169,14 +169,14 @@ class Run:
     def stored(self) -> set[str]:
         return {info.key for prefix in ("runs/", "checkpoints/") for info in self.store.list(prefix)}
 
-    def head(self) -> Head:
+    def lease(self) -> Lease:
         """It names no checkpoint before the first commit."""
         key = checkpoint_key(self.run_id, HEAD_FILE)
-        return Head.from_json(self.store.get(key)) if key in self.stored() else Head(attempt=0)
+        return Lease.from_json(self.store.get(key)) if key in self.stored() else Lease(attempt=0)
 
     def manifest(self) -> dict[str, Any]:
         """The newest committed manifest."""
-        value: dict[str, Any] = json.loads(self.store.get(self.head().newest))
+        value: dict[str, Any] = json.loads(self.store.get(self.lease().newest))
         return value
 
     def tensors(self) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from trainer.contract import Exit, Head, RunEnv, UserError, parse_manifest_key
+from trainer.contract import Exit, Lease, RunEnv, UserError, parse_manifest_key
 
 if TYPE_CHECKING:
     from trainer.checkpoint.restore import Manifest
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class List:
-    """Show the checkpoints of a run, the newest first: step, attempt, age, size, and what the head says of each."""
+    """Show the checkpoints of a run, the newest first: step, attempt, age, size, and what HEAD.json says of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Verify:
     """Read checkpoints and compare every byte with the checksums; also whether the metrics have every step."""
 
     every: bool = False
-    """All that are there, not only those that the head names."""
+    """All that are there, not only those that HEAD.json names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,24 +69,24 @@ class Options:
     """The run; else $TRAINER_RUN_ID."""
 
 
-def found(store: ObjectStore, run_id: str) -> tuple[Head | None, list[str]]:
-    """The head and all manifests, the newest first; UserError when there is none."""
+def found(store: ObjectStore, run_id: str) -> tuple[Lease | None, list[str]]:
+    """The lease and all manifests, the newest first; UserError when there is none."""
     from trainer.checkpoint.restore import list_manifests
 
-    head, keys = list_manifests(store, run_id)
+    lease, keys = list_manifests(store, run_id)
     if not keys:
         raise UserError(f"run {run_id!r} has no checkpoint in {store.uri}: check the names (RUN=, STORE=)")
-    return head, sorted(keys, key=lambda key: parse_manifest_key(key) or (0, 0), reverse=True)
+    return lease, sorted(keys, key=lambda key: parse_manifest_key(key) or (0, 0), reverse=True)
 
 
 def show(store: ObjectStore, run_id: str) -> None:
     """A table on standard output."""
     from trainer.checkpoint.restore import DamagedError, read_manifest
 
-    head, keys = found(store, run_id)
+    lease, keys = found(store, run_id)
     print(f"{'step':>9}  {'attempt':>7}  {'saved':<20} {'MB':>7}  what")
     for key in keys:
-        roles = [name for name in ("newest", "previous", "best") if head and getattr(head, name) == key]
+        roles = [name for name in ("newest", "previous", "best") if lease and getattr(lease, name) == key]
         attempt, step = parse_manifest_key(key) or (0, 0)
         try:
             manifest = read_manifest(store, run_id, key)
@@ -103,8 +103,8 @@ def verify(store: ObjectStore, run_id: str, *, every: bool) -> bool:
     from trainer.checkpoint.restore import DamagedError, read_manifest, read_object
     from trainer.telemetry.metrics import read_metrics
 
-    head, keys = found(store, run_id)
-    wanted = keys if every or head is None else head.keys()
+    lease, keys = found(store, run_id)
+    wanted = keys if every or lease is None else lease.keys()
     newest, good = 0, True
     for key in keys:
         if key not in wanted:
@@ -130,15 +130,15 @@ def choose(store: ObjectStore, run_id: str, options: Export) -> tuple[str, Manif
     """The key and the manifest of the checkpoint to export. Raises UserError."""
     from trainer.checkpoint.restore import DamagedError, read_manifest
 
-    head, keys = found(store, run_id)
+    lease, keys = found(store, run_id)
     if options.step is not None:
         keys = [key for key in keys if (parse_manifest_key(key) or (0, 0))[1] == options.step]
         if not keys:
             raise UserError(f"--step {options.step}: run {run_id!r} has no checkpoint of it; `list` shows those it has")
-    elif options.which == "best" and head is not None and head.best:
-        keys = [head.best]
-    elif head is not None and head.newest:
-        keys = [head.newest]
+    elif options.which == "best" and lease is not None and lease.best:
+        keys = [lease.best]
+    elif lease is not None and lease.newest:
+        keys = [lease.newest]
     try:
         return keys[0], read_manifest(store, run_id, keys[0])
     except DamagedError as error:

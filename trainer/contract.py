@@ -60,7 +60,7 @@ class RunEnv:
     data: str = field(default="", metadata={"variable": "TRAINER_DATA"})  # URI, folder, hub id; "": the recipe's own
     attempt: str = field(default="", metadata={"variable": "TRAINER_ATTEMPT"})  # given by the uploader, "1", "2", …
     secrets_dir: str = field(default="", metadata={"variable": "TRAINER_SECRETS_DIR"})  # files; hf_token is one
-    lease_seconds: str = field(default="60", metadata={"variable": "TRAINER_LEASE_SECONDS"})  # see Head
+    lease_seconds: str = field(default="60", metadata={"variable": "TRAINER_LEASE_SECONDS"})  # see Lease
     deadline: str = field(default="", metadata={"variable": "TRAINER_DEADLINE"})  # of the last save, in Unix seconds
 
     def to_environ(self) -> dict[str, str]:
@@ -166,7 +166,7 @@ def unseal(body: bytes) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head:
+class Lease:
     """`checkpoints/<run_id>/HEAD.json`, moved by compare-and-swap only: lease, fence and commit point in one object.
 
     The owner moves it at least every quarter of a lease. One that has not moved for a whole lease, by the clock of
@@ -187,15 +187,15 @@ class Head:
         return seal(asdict(self))
 
     @classmethod
-    def from_json(cls, body: bytes) -> Head:
-        """Raises ValueError where the bytes are not those of a head."""
+    def from_json(cls, body: bytes) -> Lease:
+        """Raises ValueError where the bytes are not those of a lease."""
         value = unseal(body)
         if value.keys() != {f.name for f in fields(cls)}:
             raise ValueError(f"it was written by another version: {sorted(value)}")
         return cls(**value)
 
-    def advance(self, manifest: str, *, is_best: bool) -> Head:
-        """The head after committing `manifest`; committing it once more changes at most whether it is the best."""
+    def advance(self, manifest: str, *, is_best: bool) -> Lease:
+        """The lease after committing `manifest`; committing it once more changes at most whether it is the best."""
         best = manifest if is_best else self.best
         if self.newest == manifest:
             return replace(self, best=best)
@@ -205,19 +205,19 @@ class Head:
         return {self.newest, self.previous, self.best} - {""}
 
 
-def newest_manifest(head: Head | None, manifests: Iterable[str]) -> str:
-    """The key of the newest checkpoint, from the head and the keys of all manifests; "" where there is none.
+def newest_manifest(lease: Lease | None, manifests: Iterable[str]) -> str:
+    """The key of the newest checkpoint, from HEAD.json and the keys of all manifests; "" where there is none.
 
-    It is what the head names, unless the owner died between its manifest and the head, or the head is missing or was
+    It is what HEAD.json names, unless the owner died between its manifest and HEAD.json, or HEAD.json is missing or was
     put back: then a manifest of the owner, or of a later attempt, is newer. Those of attempts before the owner do not
     count: they may come from one that had lost the run.
     """
-    floor = (head.attempt, 0) if head else (0, 0)
-    newest = parse_manifest_key(head.newest) if head and head.newest else None
+    floor = (lease.attempt, 0) if lease else (0, 0)
+    newest = parse_manifest_key(lease.newest) if lease and lease.newest else None
     found = {order: key for key in manifests if (order := parse_manifest_key(key)) and order >= floor}
     if found and (newest is None or max(found) > newest):
         return found[max(found)]
-    return head.newest if head else ""
+    return lease.newest if lease else ""
 
 
 HEAD_FILE = "HEAD.json"

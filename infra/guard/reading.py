@@ -18,7 +18,7 @@ from infra.guard.rules import Heartbeat, Progress
 from infra.run.fleet import SPOT, FleetMachine
 from infra.run.spec import Spec
 from infra.run.spend import Machine, Spend
-from trainer.contract import HEAD_FILE, Head, UserError, attempt_key, checkpoint_key, run_key
+from trainer.contract import HEAD_FILE, Lease, UserError, attempt_key, checkpoint_key, run_key
 
 T = TypeVar("T")
 
@@ -205,10 +205,10 @@ def _parse_spec(body: bytes) -> tuple[Spec | None, str]:
     return None, f"{rule}: `make launch` writes them"
 
 
-def _newest(head: Object | None) -> str:
+def _newest(found: Object | None) -> str:
     """The newest checkpoint; "" where that cannot be told."""
     with suppress(ValueError):
-        return Head.from_json(head.body).newest if head else ""
+        return Lease.from_json(found.body).newest if found else ""
     return ""
 
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from infra.operate.runs import Bucket, Object
-from trainer.contract import HEAD_FILE, Head, checkpoint_key, metrics_key, run_key
+from trainer.contract import HEAD_FILE, Lease, checkpoint_key, metrics_key, run_key
 
 ATTEMPTS_SHOWN = 50  # more are counted, not read
 
@@ -109,7 +109,7 @@ def read_checkpoint(bucket: Bucket, run_id: str) -> Checkpoint | None:
     """The newest one that HEAD names."""
     body = bucket.read(checkpoint_key(run_id, HEAD_FILE))
     try:
-        newest = Head.from_json(body).newest if body else ""
+        newest = Lease.from_json(body).newest if body else ""
     except ValueError:  # of another version; the trainer will say so
         newest = ""
     manifest = bucket.read_json(newest) if newest else {}

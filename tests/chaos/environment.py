@@ -113,7 +113,7 @@ def clocks(lab: Lab, seed: int) -> Case:
     second = lab.start("scratch-2", environ=shifted(-hours), last_step=STEPS)
     racers = [second] if kill else [owner, second]
     judge_end(lab, racers, [racer.wait(60) for racer in racers], {0})
-    expect(step_of(lab.head()["newest"]) == STEPS, "the run is not at its end")
+    expect(step_of(lab.lease()["newest"]) == STEPS, "the run is not at its end")
     return Case()
 
 

@@ -24,20 +24,20 @@ OPERATIONS: dict[str, tuple[set[str], bool]] = {
     "upload-part": ({"upload-part"}, True),
     "complete": ({"complete"}, True),
     "put-manifest": ({"put-manifest"}, False),
-    "put-head": ({"put-head"}, False),
-    "get-head": ({"get-head"}, False),
+    "put-lease": ({"put-lease"}, False),
+    "get-lease": ({"get-lease"}, False),
     "put-metrics": ({"put-metrics"}, False),
     "put-heartbeat": ({"put-heartbeat"}, False),
     "tag": ({"tag"}, False),
     "everything": (set(), False),
-    "start": (set(), False),  # all that a start asks: list, get, head
+    "start": (set(), False),  # all that a start asks: list, get, HEAD
 }
 PAIRS = [(kind, operation) for operation in OPERATIONS for kind in FAULTS]
 COUNT = len(PAIRS)
 ALL = {
     f"{verb}-{kind}"
     for verb in ("put", "get", "look")
-    for kind in ("head", "manifest", "data", "metrics", "heartbeat", "attempt", "other")
+    for kind in ("lease", "manifest", "data", "metrics", "heartbeat", "attempt", "other")
 } | {"create-multipart", "upload-part", "complete", "abort", "list", "list-uploads", "list-parts", "tag", "get-tags"}
 
 
@@ -55,8 +55,8 @@ def share_of(kind: str) -> float:
 def in_training(lab: Lab, kind: str, operation: str) -> Case:
     operations, large = OPERATIONS[operation]
     numbers = MANY_NUMBERS if large else NUMBERS
-    # A heartbeat comes at the start, and then every half minute; the head is read again after an answer was lost.
-    also = {"put-head": "lost-answer"} if operation == "get-head" else {}
+    # A heartbeat comes at the start, and then every half minute; HEAD.json is read again after an answer was lost.
+    also = {"put-lease": "lost-answer"} if operation == "get-lease" else {}
     if operation == "put-heartbeat":
         lab.proxy.inflict(kind, operations)
     run = lab.start(numbers=numbers, last_step=100_000, every_steps=0, every_seconds=INTERVAL)
@@ -73,7 +73,7 @@ def in_training(lab: Lab, kind: str, operation: str) -> Case:
     def newer() -> list[float]:
         """When HEAD named a step that was done after the fault's end."""
         done = [event["step"] for event in run.events("saved") if event["time"] > ended]
-        return [at for at, head in lab.proxy.heads if at > ended and done and step_of(head["newest"]) >= done[0]]
+        return [at for at, lease in lab.proxy.leases if at > ended and done and step_of(lease["newest"]) >= done[0]]
 
     limit = INTERVAL + TIMEOUTS
     found = wait_for(newer, limit + 5, f"{kind} on {operation}: durable again")

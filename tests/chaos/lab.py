@@ -218,14 +218,14 @@ class Lab:
         expect(same(tensors, contents(run_id, step, numbers)), f"step {step} is not what was saved as step {step}")
         return step, list(skipped)
 
-    def head(self) -> dict[str, Any]:
+    def lease(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.store().get(checkpoint_key(RUN, "HEAD.json")))
         return found
 
     def leftovers(self) -> list[str]:
         """What nothing refers to and nothing will remove: open uploads, objects without a tag, temporary files."""
-        store, head = self.store(), self.head()
-        kept = {head[name] for name in ("newest", "previous", "best")} - {""}
+        store, lease = self.store(), self.lease()
+        kept = {lease[name] for name in ("newest", "previous", "best")} - {""}
         kept |= {json.loads(store.get(key))["object"]["key"] for key in kept}
         keys = {i.key for i in store.list(checkpoint_key(RUN, "data/"))}
         keys |= {i.key for i in store.list(checkpoint_key(RUN, "manifest/"))}

@@ -70,7 +70,7 @@ HARMS: dict[str, Callable[[random.Random, bytes], bytes | None]] = {
 }
 
 
-def overlay(dice: random.Random, objects: Objects, old_head: bytes) -> tuple[str, Overlay]:
+def overlay(dice: random.Random, objects: Objects, old_lease: bytes) -> tuple[str, Overlay]:
     """One mutation: its name and what it changes. Half of them are single bits."""
     manifest, data = newest(objects)
     targets = {"data": data, "manifest": manifest, "HEAD": HEAD}
@@ -82,7 +82,7 @@ def overlay(dice: random.Random, objects: Objects, old_head: bytes) -> tuple[str
     their_manifest, their_data = newest(objects, OTHER)
     theirs_as_ours = objects[their_manifest].replace(their_data.encode(), data.encode())
     whole: dict[str, Overlay] = {
-        "HEAD stale": {HEAD: old_head},
+        "HEAD stale": {HEAD: old_lease},
         "HEAD of another run": {HEAD: objects[checkpoint_key(OTHER, "HEAD.json")]},
         "data of another run": {data: objects[their_data]},
         "manifest of another run": {manifest: objects[their_manifest]},
@@ -138,9 +138,9 @@ def judge_start(lab: Lab, name: str) -> None:
 
 def mutation(lab: Lab, seed: int) -> Case:
     """On a folder. HEAD's mutations and every tenth meet a whole start, the others the reader."""
-    objects, old_head = base(lab)
+    objects, old_lease = base(lab)
     dice = random.Random(seed)
-    name, changed = overlay(dice, objects, old_head)
+    name, changed = overlay(dice, objects, old_lease)
     lab.new_try(s3=False)
     for key, body in (objects | changed).items():
         if body is not None:
@@ -157,8 +157,8 @@ def mutation(lab: Lab, seed: int) -> Case:
 
 def mutation_s3(lab: Lab, seed: int) -> Case:
     """The same objects in S3, read by the reader."""
-    objects, old_head = base(lab)
-    name, changed = overlay(random.Random(seed), objects, old_head)
+    objects, old_lease = base(lab)
+    name, changed = overlay(random.Random(seed), objects, old_lease)
     lab.new_try(s3=True)
     store = lab.store()
     for key, body in (objects | changed).items():

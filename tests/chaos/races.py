@@ -18,16 +18,16 @@ def attempt_of(key: str) -> int:
     return int(key.rsplit(".", 2)[1]) if key else 0
 
 
-def judge_history(heads: list[tuple[float, dict[str, Any]]]) -> None:
+def judge_history(leases: list[tuple[float, dict[str, Any]]]) -> None:
     """Owners and checkpoints only ever follow each other; nobody commits under an owner that is not itself."""
     owner, at = 0, (0, 0)
-    for _, head in heads:
-        expect(head["attempt"] >= owner, f"attempt {head['attempt']} wrote HEAD after attempt {owner} had the run")
-        newest = step_of(head["newest"]), attempt_of(head["newest"])
+    for _, lease in leases:
+        expect(lease["attempt"] >= owner, f"attempt {lease['attempt']} wrote HEAD after attempt {owner} had the run")
+        newest = step_of(lease["newest"]), attempt_of(lease["newest"])
         expect(newest >= at, f"the newest checkpoint went from step, attempt {at} back to {newest}")
         if newest != at:
-            expect(newest[1] in (head["attempt"], owner) or newest[1] < head["attempt"], f"{newest} under {head}")
-        owner, at = head["attempt"], newest
+            expect(newest[1] in (lease["attempt"], owner) or newest[1] < lease["attempt"], f"{newest} under {lease}")
+        owner, at = lease["attempt"], newest
 
 
 def judge_end(lab: Lab, attempts: list[Attempt], codes: list[int], winners: set[int]) -> int:
@@ -37,10 +37,10 @@ def judge_end(lab: Lab, attempts: list[Attempt], codes: list[int], winners: set[
     expect(all(code in (0, Exit.HELD) for code in codes), f"exit codes {codes}: {told}")
     winner = codes.index(0)
     expect(winner in winners, f"attempt {winner} trained, of {winners} one should have: {told}")
-    judge_history(lab.proxy.heads)
+    judge_history(lab.proxy.leases)
     for attempt in attempts:
         expect(all(event["right"] for event in attempt.events("restored")), "a false state was restored")
-    newest = step_of(lab.head()["newest"])
+    newest = step_of(lab.lease()["newest"])
     acknowledged = max(attempt.acknowledged() for attempt in attempts)
     step, said = lab.read()
     expect(step >= acknowledged, f"lost: step {acknowledged} was acknowledged, {step} is kept")
@@ -80,7 +80,7 @@ def sleeper(lab: Lab, seed: int) -> Case:
     stopped = time.time()
     heir = lab.start("scratch-2", last_step=STEPS)
     wait_for(lambda: heir.acknowledged() > 3 or heir.events("exit"), LEASE_SECONDS * 4 + 20, "the heir commits")
-    taken = next((at for at, head in lab.proxy.heads if at > stopped), time.time()) - stopped
+    taken = next((at for at, lease in lab.proxy.leases if at > stopped), time.time()) - stopped
     if seed % 2:
         heir.wait(60)
     owner.signal(signal.SIGCONT)

@@ -36,7 +36,7 @@ def test_no_changed_byte_is_loaded_in_silence(lab: Lab) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "operation"),
-    [("expired-token", "put-manifest"), ("black-hole", "put-head"), ("lost-answer", "put-head")],
+    [("expired-token", "put-manifest"), ("black-hole", "put-lease"), ("lost-answer", "put-lease")],
 )
 def test_training_goes_on_through_a_fault_of_the_store_and_is_durable_soon_after(
     lab: Lab, kind: str, operation: str

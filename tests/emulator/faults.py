@@ -1,6 +1,6 @@
 """A proxy before the S3 endpoint that knows which operation of a commit a request is, and can do any harm to it.
 
-What passed is kept (`calls`, `heads`), so that a test can check the order of all that took effect.
+What passed is kept (`calls`, `leases`), so that a test can check the order of all that took effect.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 
 # Of keys, by what they hold; the first that fits. The rest is "other".
 KEYS = {
-    "head": r"/checkpoints/[^/]+/HEAD\.json$",
+    "lease": r"/checkpoints/[^/]+/HEAD\.json$",
     "manifest": r"/checkpoints/[^/]+/manifest/",
     "data": r"/checkpoints/[^/]+/data/",
     "metrics": r"/runs/[^/]+/(metrics|tensorboard)/",
@@ -32,7 +32,7 @@ KEYS = {
 
 
 def operation_of(method: str, target: str) -> str:
-    """The name of a request's operation: `put-head`, `upload-part`, `list`, …"""
+    """The name of a request's operation: `put-lease`, `upload-part`, `list`, …"""
     url = urlsplit(target)
     query = parse_qs(url.query, keep_blank_values=True)
     if "uploadId" in query:
@@ -81,7 +81,7 @@ class Exchange:
         """Let it take effect; the endpoint's answer."""
         self.read()
         headers = {k: v for k, v in self.handler.headers.items() if k.lower() not in ("expect", "connection")}
-        with self.proxy.one_at_a_time if self.call.operation == "put-head" else contextlib.nullcontext():
+        with self.proxy.one_at_a_time if self.call.operation == "put-lease" else contextlib.nullcontext():
             connection = http.client.HTTPConnection(self.proxy.target, timeout=30)
             try:
                 connection.request(self.handler.command, self.handler.path, self.body, headers)
@@ -90,9 +90,9 @@ class Exchange:
             finally:
                 connection.close()
             self.call.status = answer[0]
-            if self.call.operation == "put-head" and answer[0] == 200:
+            if self.call.operation == "put-lease" and answer[0] == 200:
                 document = self.body[self.body.index(b"{") : self.body.rindex(b"}") + 1]  # it may come in chunks
-                self.proxy.heads.append((time.time(), json.loads(document)))
+                self.proxy.leases.append((time.time(), json.loads(document)))
         return answer
 
     def answer(self, answer: Answer, *, keep: float = 1.0) -> None:
@@ -130,7 +130,7 @@ class FaultProxy:
     def __init__(self, endpoint: str) -> None:
         self.target = urlsplit(endpoint).netloc
         self.calls: list[Call] = []
-        self.heads: list[tuple[float, dict[str, Any]]] = []  # every HEAD.json that took effect, in this order
+        self.leases: list[tuple[float, dict[str, Any]]] = []  # every HEAD.json that took effect, in this order
         self.harm: Fault | None = None
         self.released = threading.Event()  # ends black holes
         self.one_at_a_time = threading.Lock()
@@ -180,7 +180,7 @@ class FaultProxy:
     def forget(self) -> None:
         """A fresh start for the next test."""
         self.heal()
-        self.calls, self.heads = [], []
+        self.calls, self.leases = [], []
 
     def inflict(self, kind: str, operations: set[str], *, share: float = 1.0, also: Mapping[str, str] = {}) -> None:
         """Let requests of these operations meet a fault (a name of FAULTS), or that share of them.

@@ -29,7 +29,7 @@ from tests import ROOT
 from tests.emulator.aws import Aws
 from tests.emulator.aws_images import MANIFEST
 from tests.emulator.registry import Registry
-from trainer.contract import Head, attempt_key, checkpoint_key, manifest_key, metrics_key, run_key, snapshot_key
+from trainer.contract import Lease, attempt_key, checkpoint_key, manifest_key, metrics_key, run_key, snapshot_key
 
 PATIENCE_SECONDS = 60
 INSTALLATION = Installation()
@@ -185,7 +185,7 @@ class Deployed:
             "step": step, "time": now, "counters": {"step": step, "validated": validated, "best": best},
             "object": {"key": data, "bytes": 5_000_000},
         })  # fmt: skip
-        self.put(checkpoint_key(run_id, "HEAD.json"), Head(attempt=attempt, newest=manifest, best=manifest).to_json())
+        self.put(checkpoint_key(run_id, "HEAD.json"), Lease(attempt=attempt, newest=manifest, best=manifest).to_json())
 
     def spend(self, hours: float, usd_per_hour: float, run_id: str = RUN) -> None:
         """The guard's tally: one machine since so many hours."""

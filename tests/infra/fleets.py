@@ -17,7 +17,7 @@ from infra.run.fleet import FleetMachine
 from infra.run.spec import Spec
 from infra.run.spend import Spend
 from tests.emulator.aws import Aws
-from trainer.contract import Head, checkpoint_key, run_key
+from trainer.contract import Lease, checkpoint_key, run_key
 
 INSTALLATION = Installation()
 BUCKET = "a-store"
@@ -77,7 +77,7 @@ class Lab:
 
     def commit(self, step: int) -> None:
         """A checkpoint."""
-        self.put(checkpoint_key(RUN, "HEAD.json"), Head(attempt=1, newest=f"manifest-{step}").to_json())
+        self.put(checkpoint_key(RUN, "HEAD.json"), Lease(attempt=1, newest=f"manifest-{step}").to_json())
 
     def desired(self, group: str = INSTALLATION.train_group) -> int:
         state = fleet.group_state(self.client("autoscaling"), group)

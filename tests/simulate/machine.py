@@ -12,7 +12,7 @@ from random import Random
 
 from tests.simulate.clock import Clock
 from tests.simulate.cloud import Cloud, Instance
-from trainer.contract import Head, attempt_key, checkpoint_key, run_key
+from trainer.contract import Lease, attempt_key, checkpoint_key, run_key
 
 HEARTBEAT_SECONDS = 30.0
 SAVE_SECONDS = 45.0
@@ -277,10 +277,10 @@ def publish(cloud: Cloud, training: Training) -> None:
             training.last_beat = training.beating.beat()
         return training.last_beat
 
-    def head() -> tuple[bytes, float] | None:
+    def lease() -> tuple[bytes, float] | None:
         if not training.checkpoint:
             return None
-        return Head(attempt=training.attempts, newest=training.checkpoint).to_json(), cloud.clock.now
+        return Lease(attempt=training.attempts, newest=training.checkpoint).to_json(), cloud.clock.now
 
     cloud.live[run_key(training.run_id, "heartbeat.json")] = heartbeat
-    cloud.live[checkpoint_key(training.run_id, "HEAD.json")] = head
+    cloud.live[checkpoint_key(training.run_id, "HEAD.json")] = lease

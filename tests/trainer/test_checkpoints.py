@@ -40,10 +40,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     (folder / "store").mkdir()
     store = open_store(str(folder / "store"))
-    with owning(store, 1, folder) as head:
+    with owning(store, 1, folder) as ownership:
         for step in (2, 4, 6):
             details = {"config": to_json(CONFIG), "counters": {"best": BEST}}
-            commit(head, step, make(step).tensors(), is_best=step == 4, **details)
+            commit(ownership, step, make(step).tensors(), is_best=step == 4, **details)
     rows = [
         {"step": 0, "event": "start", "attempt": 1, "origin": 0},
         *({"step": i, "train/loss": 1} for i in range(1, 7)),
@@ -62,7 +62,7 @@ def store(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Objec
     return store
 
 
-def test_the_list_shows_the_newest_first_and_what_the_head_says(
+def test_the_list_shows_the_newest_first_and_what_the_lease_says(
     store: ObjectStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["list"]) == Exit.FINISHED

@@ -54,9 +54,9 @@ class Run:
         return json.loads(self.store.get(key))
 
     def newest_manifest(self) -> Any:
-        """What the head names, or None before the first commit."""
-        head = checkpoint_key(self.run_id, HEAD_FILE)
-        newest = self.read(head)["newest"] if head in self.keys(head) else ""
+        """What HEAD.json names, or None before the first commit."""
+        lease = checkpoint_key(self.run_id, HEAD_FILE)
+        newest = self.read(lease)["newest"] if lease in self.keys(lease) else ""
         return self.read(newest) if newest else None
 
     def steps(self, attempt: int) -> list[int]:
@@ -116,7 +116,7 @@ def test_a_run_finishes_with_0_and_everything_about_it_is_in_the_store(run: Run)
     assert run.read(attempt_key(run.run_id, 1))["exit"] == Exit.FINISHED
     manifest = run.newest_manifest()
     assert manifest["step"] == STEPS_PER_EPOCH
-    assert run.store.head(manifest["object"]["key"]).bytes == manifest["object"]["bytes"]
+    assert run.store.info(manifest["object"]["key"]).bytes == manifest["object"]["bytes"]
     assert run.steps(attempt=1) == [*range(1, STEPS_PER_EPOCH + 1)]
 
 
@@ -189,5 +189,5 @@ def test_the_uploader_finishes_the_checkpoint_in_flight_when_the_trainer_is_kill
     released.set()
     assert container.wait() not in {*Exit}, container.logs()
     manifest = run.newest_manifest()
-    assert run.store.head(manifest["object"]["key"]).bytes == manifest["object"]["bytes"]
+    assert run.store.info(manifest["object"]["key"]).bytes == manifest["object"]["bytes"]
     assert run.read(attempt_key(run.run_id, 1))["exit"] not in {*Exit}

@@ -104,7 +104,7 @@ def test_on_aws_it_leaves_its_records_done_last_by_what_its_role_may_do_and_is_t
     assert records(store) == {"attempts/1.json", "heartbeat.json", "done.json"}
     done = record(store, "done.json")
     assert done["dataset"] in said
-    assert store.head(done["dataset"].removeprefix(f"{s3_uri}/") + "/index.json").bytes
+    assert store.info(done["dataset"].removeprefix(f"{s3_uri}/") + "/index.json").bytes
     assert done.items() >= {"attempt": 1, "exit": 0, "message": "prepared", "images": 18, "machine": MACHINE}.items()
     assert done["started"] < done["ended"]
     assert record(store, "attempts/1.json") == done

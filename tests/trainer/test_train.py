@@ -252,7 +252,7 @@ def test_killed_again_and_again_with_other_workers_each_time_it_ends_bit_for_bit
     run = new_run(run_id="killed", TRAINER_DATA=data)
 
     def a_checkpoint() -> bool:
-        return run.head().newest != "" and run.manifest()["step"] > 4
+        return run.lease().newest != "" and run.manifest()["step"] > 4
 
     if precision == "fp32":  # wherever the saving is
         run.start(*options, "--data.workers", "1").until_step(4)
@@ -264,7 +264,7 @@ def test_killed_again_and_again_with_other_workers_each_time_it_ends_bit_for_bit
     assert run.run(*options, "--data.workers", "4") == Exit.FINISHED, run.output
     continued = re.search(rf"continuing run 'killed' from step (\d+) of {steps}", run.output)
     assert continued is not None, run.output
-    assert int(continued[1]) >= saved  # or from one that was whole in the store, and not yet its head
+    assert int(continued[1]) >= saved  # or from one that was whole in the store, and not yet named by HEAD.json
     expected, found = whole.tensors(), run.tensors()
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():

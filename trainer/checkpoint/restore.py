@@ -1,6 +1,6 @@
 """Reading checkpoints: which there are, whether their bytes are those that were saved, and back into the tensors.
 
-A store that refuses or fails is never read as "no checkpoint": that takes a head that is not there and an empty list.
+A store that refuses or fails is never read as "no checkpoint": that takes a missing HEAD.json and an empty list.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from trainer.checkpoint.layout import DTYPES, FORMAT, NHWC, in_memory_order
 from trainer.contract import (
     HEAD_FILE,
-    Head,
+    Lease,
     UserError,
     checkpoint_key,
     newest_manifest,
@@ -57,21 +57,21 @@ class Restored:
         return counters
 
 
-def read_head(store: ObjectStore, run_id: str) -> Head | None:
-    """The run's head; None where there is none, or none that is whole. A failing store raises StoreError."""
+def read_lease(store: ObjectStore, run_id: str) -> Lease | None:
+    """The run's lease; None where there is none, or none that is whole. A failing store raises StoreError."""
     try:
-        return Head.from_json(store.get(checkpoint_key(run_id, HEAD_FILE)))
+        return Lease.from_json(store.get(checkpoint_key(run_id, HEAD_FILE)))
     except (NotFoundError, ValueError):
         return None
 
 
-def list_manifests(store: ObjectStore, run_id: str) -> tuple[Head | None, list[str]]:
-    """The head, and the keys of all manifests in the order in which they are to be tried: the newest first."""
-    head = read_head(store, run_id)
+def list_manifests(store: ObjectStore, run_id: str) -> tuple[Lease | None, list[str]]:
+    """The lease, and the keys of all manifests in the order in which they are to be tried: the newest first."""
+    lease = read_lease(store, run_id)
     listed = [info.key for info in store.list(checkpoint_key(run_id, "manifest/")) if parse_manifest_key(info.key)]
     by_age = sorted(listed, key=lambda key: parse_manifest_key(key) or (0, 0), reverse=True)
-    named = [newest_manifest(head, listed)] + ([head.newest, head.previous, head.best] if head else [])
-    return head, list(dict.fromkeys(key for key in named + by_age if key))
+    named = [newest_manifest(lease, listed)] + ([lease.newest, lease.previous, lease.best] if lease else [])
+    return lease, list(dict.fromkeys(key for key in named + by_age if key))
 
 
 def read_manifest(store: ObjectStore, run_id: str, key: str) -> Manifest:
@@ -98,7 +98,7 @@ def read_object(store: ObjectStore, manifest: Manifest) -> memoryview:
     """The checkpoint's bytes, verified. Raises DamagedError, and StoreError when the store fails."""
     key, expected = manifest["object"]["key"], Checksums.from_json(manifest["object"])
     try:
-        size = store.head(key).bytes
+        size = store.info(key).bytes
     except NotFoundError as error:
         raise DamagedError(f"its object is missing ({error})") from error
     if size != expected.bytes:

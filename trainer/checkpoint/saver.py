@@ -1,7 +1,7 @@
 """Checkpoints, the trainer's side: a snapshot into prepared memory, handed to the uploader's process.
 
 A snapshot's bytes are the file: safetensors layout (a length, a JSON header, raw tensors; no pickle). What follows the
-copy happens in the uploader, in the order object, manifest, head. Reading is `restore.py`.
+copy happens in the uploader, in the order object, manifest, HEAD.json. Reading is `restore.py`.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class ObjectStore(Protocol):
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
         """The object and the etag of these very bytes, for `replace`; NotFoundError if there is none."""
 
-    def head(self, key: str) -> ObjectInfo:
+    def info(self, key: str) -> ObjectInfo:
         """Size and etag; NotFoundError if there is none."""
 
     def read_range(self, key: str, start: int, size: int) -> bytes:

@@ -54,7 +54,7 @@ class DirectoryStore:
         with self._errors("get", key, reading=True), self._path(key).open("rb") as file:
             return file.read(), _file_etag(os.fstat(file.fileno()))
 
-    def head(self, key: str) -> ObjectInfo:
+    def info(self, key: str) -> ObjectInfo:
         with self._errors("head", key, reading=True), self._path(key).open("rb") as file:
             stat = os.fstat(file.fileno())
             return ObjectInfo(key, stat.st_size, _file_etag(stat))

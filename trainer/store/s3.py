@@ -91,7 +91,7 @@ class S3Store:
         with self._open("get", key) as body:
             return bytes(body.read_into(memoryview(bytearray(body.size)))), body.etag
 
-    def head(self, key: str) -> ObjectInfo:
+    def info(self, key: str) -> ObjectInfo:
         name = self._key(key)
         try:
             with self._errors("head", key):

@@ -1,6 +1,6 @@
 """Who owns a run: the claim, its renewal, the commits, and what a dead owner left behind.
 
-All of it moves one small object, `HEAD.json`, by compare-and-swap (`contract.Head` says what its fields mean).
+All of it moves one small object, `HEAD.json`, by compare-and-swap (`contract.Lease` says what its fields mean).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from trainer.contract import (
     HEAD_FILE,
-    Head,
+    Lease,
     LostRunError,
     attempt_key,
     checkpoint_key,
@@ -31,7 +31,7 @@ from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError
 from trainer.upload.commit import attempt_of, data_key
 
 RENEWALS_PER_LEASE = 4
-UNKNOWN = "unknown"  # the etag of a head after a write of which we do not know whether it took effect
+UNKNOWN = "unknown"  # the etag after a write that may or may not have taken effect
 
 
 def claim_attempt(store: ObjectStore, run_id: str) -> int:
@@ -74,37 +74,37 @@ class MachineLock:
         return dead
 
 
-class HeadOwner:
-    """The head of one run as one attempt moves it. Safe to use from several threads."""
+class Ownership:
+    """The lease of one run as one attempt moves it. Safe to use from several threads."""
 
     def __init__(self, store: ObjectStore, run_id: str, attempt: int, lease_seconds: float, lock: MachineLock):
         """The lease of a present owner is watched from now on. Raises StoreError."""
         self.store, self.run_id, self.attempt, self.lease_seconds = store, run_id, attempt, lease_seconds
         self.key, self.machine = checkpoint_key(run_id, HEAD_FILE), lock
         self.mutex = threading.RLock()
-        self.head, self.etag = self._read()
+        self.lease, self.etag = self._read()
         self.seen_at = time.monotonic()
         self.is_mine = False
-        self.own = Head(attempt=attempt)  # as this attempt wrote it last
+        self.written = Lease(attempt=attempt)  # as this attempt wrote it last
         self.since = time.time()
 
-    def _read(self) -> tuple[Head | None, str]:
-        """The head and its etag; (None, "") where there is none. One whose bytes were damaged is none that counts."""
+    def _read(self) -> tuple[Lease | None, str]:
+        """The lease and its etag; (None, "") where there is none. One whose bytes were damaged is none that counts."""
         try:
             body, etag = self.store.get_with_etag(self.key)
         except NotFoundError:
             return None, ""
         try:
-            return Head.from_json(body), etag
+            return Lease.from_json(body), etag
         except ValueError:
             return None, etag
 
-    def _look(self) -> None:
+    def _reread(self) -> None:
         """Read it again, and remember since when it has not changed."""
-        head, etag = self._read()
+        lease, etag = self._read()
         if etag != self.etag and self.etag != UNKNOWN:  # what changed may have been our own doing
             self.seen_at = time.monotonic()
-        self.head, self.etag = head, etag
+        self.lease, self.etag = lease, etag
 
     def manifests(self) -> list[str]:
         listed = self.store.list(checkpoint_key(self.run_id, "manifest/"))
@@ -114,29 +114,29 @@ class HeadOwner:
         """Of an attempt, in the lock's file: a store that was emptied counts its attempts from 1 again."""
         return f"{self.store.uri} {attempt} {since!r}"
 
-    def look(self) -> bool:
+    def is_held_by_another(self) -> bool:
         """Whether another attempt may be alive. Raises StoreError."""
         with self.mutex:
             if self.is_mine:
                 return False
             dead = self.machine.take(self._name(self.attempt, self.since))
-            self._look()
-            if self.head is None or not self.head.owner or self.head.attempt == self.attempt:
+            self._reread()
+            if self.lease is None or not self.lease.owner or self.lease.attempt == self.attempt:
                 return False
-            if self._name(self.head.attempt, self.head.since) in dead:
+            if self._name(self.lease.attempt, self.lease.since) in dead:
                 return False
             return time.monotonic() < self.seen_at + self.lease_seconds
 
-    def claim(self, say: Callable[[str], None], resend: Callable[[Head | None], None]) -> None:
+    def claim(self, say: Callable[[str], None], resend: Callable[[Lease | None], None]) -> None:
         """Own the run, after waiting one lease at most for a present owner to end or to show no life.
 
-        `resend(head)` is called before, to store what the last owner had left on this machine. Raises LostRunError
+        `resend(lease)` is called before, to store what the last owner had left on this machine. Raises LostRunError
         when another attempt holds the run, StoreError.
         """
         give_up, told = time.monotonic() + self.lease_seconds, False
         while True:
             with self.mutex:
-                held, holder, etag = self.look(), self.head, self.etag
+                held, holder, etag = self.is_held_by_another(), self.lease, self.etag
                 if not held:
                     self._refuse_later()
             if not held or holder is None:
@@ -154,18 +154,18 @@ class HeadOwner:
             time.sleep(min(1.0, self.lease_seconds / 10))
 
     def _refuse_later(self) -> None:
-        if self.head is not None and self.head.attempt > self.attempt:
+        if self.lease is not None and self.lease.attempt > self.attempt:
             self.is_mine = False
-            raise LostRunError(f"attempt {self.head.attempt} has taken the run over from attempt {self.attempt}")
+            raise LostRunError(f"attempt {self.lease.attempt} has taken the run over from attempt {self.attempt}")
 
-    def _take(self, before: Head | None, etag: str) -> bool:
-        """Own the run if its head is still this one."""
+    def _take(self, before: Lease | None, etag: str) -> bool:
+        """Own the run if its lease is still this one."""
         newest = newest_manifest(before, self.manifests())
-        after = before or Head(attempt=0, swept=self.attempt)  # what a lost head named is unknown: all of it stays
+        after = before or Lease(attempt=0, swept=self.attempt)  # what a lost lease named is unknown: all of it stays
         if newest:
             after = after.advance(newest, is_best=newest != after.newest and self._is_best(newest))
         with self.mutex:
-            self.head, self.etag = before, etag
+            self.lease, self.etag = before, etag
             try:
                 self._write(replace(after, attempt=self.attempt, owner=platform.node() or "unknown", since=self.since))
             except ConflictError:
@@ -181,27 +181,27 @@ class HeadOwner:
         except (NotFoundError, ValueError, KeyError):
             return False
 
-    def _write(self, head: Head) -> None:
-        """Move from the head that was read last. Raises ConflictError if it is another by now, StoreError."""
-        head = replace(head, renewed=head.renewed + 1)
+    def _write(self, lease: Lease) -> None:
+        """Replace the lease that was read last. Raises ConflictError if it is another by now, StoreError."""
+        lease = replace(lease, renewed=lease.renewed + 1)
         try:
             if self.etag:
-                self.etag = self.store.replace(self.key, head.to_json(), self.etag)
+                self.etag = self.store.replace(self.key, lease.to_json(), self.etag)
             else:
-                self.etag = self.store.create(self.key, head.to_json())
+                self.etag = self.store.create(self.key, lease.to_json())
         except StoreError:
             self.etag = UNKNOWN  # the write may have taken effect: to be read before the next move
             raise
-        self.head = self.own = head
+        self.lease = self.written = lease
 
-    def move(self, change: Callable[[Head], Head]) -> Head:
-        """Write `change(head)`; returns the head before. Raises LostRunError once it is another's, StoreError."""
+    def move(self, change: Callable[[Lease], Lease]) -> Lease:
+        """Write `change(lease)`; returns the lease before. Raises LostRunError if it is another's, StoreError."""
         with self.mutex:
             while True:
                 if self.etag == UNKNOWN:
-                    self._look()
+                    self._reread()
                 self._refuse_later()
-                found, before = self.head, self.own
+                found, before = self.lease, self.written
                 if found is not None and found.attempt == self.attempt and found.renewed > before.renewed:
                     before = found  # a write of ours whose acknowledgement was lost; anything older was put there
                 try:
@@ -212,23 +212,23 @@ class HeadOwner:
 
     def commit(self, manifest: str, *, is_best: bool) -> set[str]:
         """Make it the newest; returns the manifests that are superseded by it."""
-        before = self.move(lambda head: head.advance(manifest, is_best=is_best))
-        return before.keys() - self.own.keys()
+        before = self.move(lambda lease: lease.advance(manifest, is_best=is_best))
+        return before.keys() - self.written.keys()
 
     def renew(self) -> None:
-        self.move(lambda head: head)
+        self.move(lambda lease: lease)
 
     def release(self) -> None:
         """Nobody has to wait for this attempt any more."""
-        self.move(lambda head: replace(head, owner=""))
+        self.move(lambda lease: replace(lease, owner=""))
         self.is_mine = False
 
     def sweep(self) -> None:
-        """Retire whatever attempts before this one left that the head does not name; once for each of them."""
+        """Retire whatever attempts before this one left that HEAD.json does not name; once for each of them."""
         with self.mutex:
-            named, first = self.own.keys(), self.own.swept
+            named, first = self.written.keys(), self.written.swept
         named |= {data_key(manifest) for manifest in named}
         for info in self.store.list(checkpoint_key(self.run_id, "")):
             if info.key not in named and first <= attempt_of(info.key, self.attempt) < self.attempt:
                 self.store.retire(info.key)
-        self.move(lambda head: replace(head, swept=self.attempt))
+        self.move(lambda lease: replace(lease, swept=self.attempt))

@@ -18,7 +18,7 @@ from trainer.store import ConflictError, ObjectStore, StoreError
 from trainer.store.checksum import Checksums
 from trainer.store.retry import PAUSE_SECONDS, Patience, say
 from trainer.upload.commit import data_key, put_checkpoint
-from trainer.upload.owner import HeadOwner
+from trainer.upload.owner import Ownership
 from trainer.upload.unsaved import forget_checkpoint, keep_checkpoint, keep_file
 
 PUTS_AT_ONCE = 4  # segments of metrics
@@ -27,8 +27,8 @@ PUTS_AT_ONCE = 4  # segments of metrics
 class Sender:
     """`jobs` are worked off by the main thread, one after the other; metrics by a few threads beside it."""
 
-    def __init__(self, env: RunEnv, store: ObjectStore, head: HeadOwner):
-        self.env, self.store, self.head = env, store, head
+    def __init__(self, env: RunEnv, store: ObjectStore, ownership: Ownership):
+        self.env, self.store, self.ownership = env, store, ownership
         self.jobs: queue.Queue[Callable[[], None]] = queue.Queue()
         self.pool = ThreadPoolExecutor(PUTS_AT_ONCE)
         self.puts: set[Future[None]] = set()  # of metrics; replaced, never changed, once somebody may look at it
@@ -93,7 +93,7 @@ class Sender:
         return self.snapshots[inode]
 
     def commit(self, seq: int, snapshot: Snapshot, before: Collection[Future[None]], channel: Channel) -> None:
-        """Object, then manifest, then head; the trainer may not write to the snapshot meanwhile.
+        """Object, then manifest, then HEAD.json; the trainer may not write to the snapshot meanwhile.
 
         Nothing begins before the metrics that were sent `before` are stored.
         """
@@ -113,12 +113,12 @@ class Sender:
 
         def work() -> None:
             nonlocal superseded, name
-            name = put_checkpoint(self.store, self.env.run_id, self.head.attempt, note, body, checksums)
-            superseded = self.head.commit(name, is_best=note["is_best"])
+            name = put_checkpoint(self.store, self.env.run_id, self.ownership.attempt, note, body, checksums)
+            superseded = self.ownership.commit(name, is_best=note["is_best"])
 
         answer: Message = {"seq": note["seq"], "step": note["step"]}
         try:
-            if not self.head.is_mine:
+            if not self.ownership.is_mine:
                 raise LostRunError("the run was taken over")
             if not self.failed and self.patience.until_done(
                 f"step {note['step']}", work
@@ -128,8 +128,8 @@ class Sender:
             else:
                 self.keep(lambda: keep_checkpoint(self.env, note, body))
         except LostRunError as error:
-            if self.head.head is not None:
-                superseded = {name} - {""} - self.head.head.keys()  # of which the new owner knows nothing
+            if self.ownership.lease is not None:
+                superseded = {name} - {""} - self.ownership.lease.keys()  # of which the new owner knows nothing
             self.tell_lost(error)
         for manifest in sorted(superseded):
             self.jobs.put(lambda manifest=manifest: self.retire(manifest))  # type: ignore[misc]

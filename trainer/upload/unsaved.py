@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.contract import Head, RunEnv, parse_manifest_key
+from trainer.contract import Lease, RunEnv, parse_manifest_key
 from trainer.process.channel import Message, attempt_dir
 from trainer.store import ObjectStore
 from trainer.store.checksum import Checksums
@@ -56,18 +56,18 @@ def forget_checkpoint(env: RunEnv) -> None:
         (unsaved_dir(env) / name).unlink(missing_ok=True)
 
 
-def resend(env: RunEnv, store: ObjectStore, head: Head | None, say: Callable[[str], None]) -> None:
-    """Store what the run's last owner, `head.attempt`, left on this machine; its manifest is then the newest.
+def resend(env: RunEnv, store: ObjectStore, lease: Lease | None, say: Callable[[str], None]) -> None:
+    """Store what the run's last owner, `lease.attempt`, left on this machine; its manifest is then the newest.
 
     What others have gone on without, and what is damaged, stays where it is, and is said. Raises StoreError.
     """
     mine = unsaved_dir(env)
     for folder in sorted(mine.parent.glob(f"{mine.stem}.*")):
         attempt, marker = int(folder.suffix[1:]), folder / "checkpoint.json"
-        newest = parse_manifest_key(head.newest) if head is not None else None
+        newest = parse_manifest_key(lease.newest) if lease is not None else None
         note = read_note(marker)
         is_newer = note is not None and (newest is None or (attempt, note["step"]) > newest)
-        if attempt >= int(env.attempt) or (head is not None and attempt < head.attempt):
+        if attempt >= int(env.attempt) or (lease is not None and attempt < lease.attempt):
             if note is not None and (newest is None or note["step"] > newest[1]):
                 say(f"{folder} holds step {note['step']} of attempt {attempt}, but the run went on without it")
                 continue

@@ -23,7 +23,7 @@ from trainer.contract import Exit, LostRunError, RunEnv, UserError, checkpoint_k
 from trainer.process.channel import Channel, DisconnectedError, attempt_dir, listen, read_json
 from trainer.store import NotFoundError, ObjectStore, StoreError, may_pass, open_store
 from trainer.store.retry import Patience, say
-from trainer.upload.owner import RENEWALS_PER_LEASE, HeadOwner, MachineLock, claim_attempt
+from trainer.upload.owner import RENEWALS_PER_LEASE, MachineLock, Ownership, claim_attempt
 from trainer.upload.queue import Sender
 from trainer.upload.unsaved import resend
 
@@ -37,9 +37,9 @@ PROBE_SECONDS = 60  # a store whose servers fail at the start is tried for so lo
 class Uploader:
     """One attempt's process: who talks to whom, and what goes on all the time."""
 
-    def __init__(self, env: RunEnv, store: ObjectStore, head: HeadOwner):
-        self.env, self.store, self.head = replace(env, attempt=str(head.attempt)), store, head
-        self.sender = Sender(self.env, store, head)
+    def __init__(self, env: RunEnv, store: ObjectStore, ownership: Ownership):
+        self.env, self.store, self.ownership = replace(env, attempt=str(ownership.attempt)), store, ownership
+        self.sender = Sender(self.env, store, ownership)
         self.patience = self.sender.patience
         self.readers: list[threading.Thread] = []
 
@@ -49,7 +49,7 @@ class Uploader:
         patience.end_in(CLAIM_SECONDS)
         done = patience.until_done(
             "the claim to the run",
-            lambda: self.head.claim(say, lambda before: resend(self.env, self.store, before, say)),
+            lambda: self.ownership.claim(say, lambda before: resend(self.env, self.store, before, say)),
         )
         if not done:
             raise StoreError(f"the store has not worked for {CLAIM_SECONDS} s, and the run was not begun")
@@ -58,7 +58,7 @@ class Uploader:
                 self.store.abort_uploads(prefix)  # what a killed writer began
             except StoreError as error:
                 say(f"unfinished uploads stay until the next start, or until they expire: {error}")
-        sweep = partial(self.patience.until_done, "retiring what was left", self.head.sweep)
+        sweep = partial(self.patience.until_done, "retiring what was left", self.ownership.sweep)
         for target in (self.renew_forever, sweep):
             threading.Thread(target=self.unless_lost, args=[target], daemon=True).start()
 
@@ -70,9 +70,9 @@ class Uploader:
 
     def renew_forever(self) -> None:
         while True:
-            time.sleep(self.head.lease_seconds / RENEWALS_PER_LEASE)
+            time.sleep(self.ownership.lease_seconds / RENEWALS_PER_LEASE)
             try:
-                self.head.renew()
+                self.ownership.renew()
             except LostRunError:
                 raise
             except Exception as error:  # noqa: BLE001  # whatever it is: one that does not renew loses the run
@@ -81,7 +81,7 @@ class Uploader:
     def read_trainer(self, channel: Channel) -> None:
         """Queue what one trainer process sends, until it closes or dies."""
         try:
-            if not self.head.is_mine:
+            if not self.ownership.is_mine:
                 self.claim()
         except LostRunError as error:
             channel.send({"lost": str(error)})
@@ -91,7 +91,7 @@ class Uploader:
             channel.send({"failed": str(error)})
             return
         self.sender.channels.append(channel)
-        channel.send({"hello": self.head.attempt})
+        channel.send({"hello": self.ownership.attempt})
         while True:
             try:
                 request, fd = channel.receive()
@@ -128,17 +128,17 @@ class Uploader:
 
     def stop(self) -> None:
         self.beat()
-        if self.head.is_mine:
+        if self.ownership.is_mine:
             with contextlib.suppress(StoreError, LostRunError):
-                self.head.release()
+                self.ownership.release()
         raise SystemExit(1 if self.sender.failed else 0)
 
     def beat(self) -> None:
         """Copy the trainer's small status file to the store's heartbeat, unless another attempt may be alive."""
         status = read_json(attempt_dir(self.env) / "status.json") or {}
-        body = status | {"time": time.time(), "attempt": self.head.attempt, "owner": platform.node()}
+        body = status | {"time": time.time(), "attempt": self.ownership.attempt, "owner": platform.node()}
         try:
-            if not self.head.look():
+            if not self.ownership.is_held_by_another():
                 self.store.put(run_key(self.env.run_id, "heartbeat.json"), json.dumps(body).encode())
         except Exception as error:  # noqa: BLE001  # whatever it is: one without a heartbeat is stopped as hung
             self.patience.complain(f"no heartbeat could be stored: {error}")
@@ -160,7 +160,7 @@ class Uploader:
 
         for target in (accept, self.read_supervisor, self.beat_forever):
             threading.Thread(target=target, daemon=True).start()
-        print(json.dumps({"state": "ready", "attempt": self.head.attempt, "socket": path}), flush=True)
+        print(json.dumps({"state": "ready", "attempt": self.ownership.attempt, "socket": path}), flush=True)
         try:
             while True:
                 self.sender.jobs.get()()
@@ -176,11 +176,11 @@ def start() -> Uploader | None:
     for key in (run_key(env.run_id, "probe"), checkpoint_key(env.run_id, "probe")):
         store.probe(key)
     try:
-        store.head(run_key(env.run_id, "done.json"))
+        store.info(run_key(env.run_id, "done.json"))
     except NotFoundError:
         lock = MachineLock(Path(env.scratch_dir).absolute() / "runs" / env.run_id / "uploader.lock")
         attempt = claim_attempt(store, env.run_id)
-        return Uploader(env, store, HeadOwner(store, env.run_id, attempt, float(env.lease_seconds), lock))
+        return Uploader(env, store, Ownership(store, env.run_id, attempt, float(env.lease_seconds), lock))
     return None
 
 

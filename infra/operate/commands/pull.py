@@ -19,7 +19,7 @@ from infra.config import Installation
 from infra.operate.runs import Bucket, Object, active_run, choose_run, need_bucket
 from infra.operate.session import Aws, ExitCode, explained
 from infra.operate.terminal import Live, next_commands
-from trainer.contract import HEAD_FILE, Head, UserError, checkpoint_key, run_key
+from trainer.contract import HEAD_FILE, Lease, UserError, checkpoint_key, run_key
 
 HELP = "copy a run's result, report, metrics and configuration here; with --checkpoints also its weights"
 CHUNK_BYTES = 1 << 20
@@ -58,7 +58,7 @@ def checkpoint_objects(bucket: Bucket, run_id: str) -> list[Object]:
     if body is None:
         raise UserError(f"run {run_id!r} has no checkpoint yet: leave --checkpoints out, or wait for the first minute")
     keys = []
-    for manifest in sorted(Head.from_json(body).keys()):
+    for manifest in sorted(Lease.from_json(body).keys()):
         if data := bucket.read_json(manifest).get("object", {}).get("key"):
             keys += [data, manifest]
     return [found for name in [*keys, key] for found in bucket.list(name) if found.key == name]

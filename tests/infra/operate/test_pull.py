@@ -12,7 +12,7 @@ from infra.operate.runs import Bucket
 from infra.operate.session import AwsError
 from tests.emulator.aws import Aws
 from tests.infra.deployed import RUN, Deployed, client, deploy, operate
-from trainer.contract import Head, UserError
+from trainer.contract import Lease, UserError
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def test_it_copies_the_run_with_the_layout_of_a_store(
 
 def test_with_checkpoints_the_local_store_has_all_that_head_names(deployed: Deployed, tmp_path: Path) -> None:
     assert operate("pull", "--checkpoints", "--to", str(tmp_path)) == 0
-    head = Head.from_json((tmp_path / f"checkpoints/{RUN}/HEAD.json").read_bytes())
-    assert all((tmp_path / key).is_file() for key in {head.newest, head.best})
+    lease = Lease.from_json((tmp_path / f"checkpoints/{RUN}/HEAD.json").read_bytes())
+    assert all((tmp_path / key).is_file() for key in {lease.newest, lease.best})
     assert (tmp_path / f"checkpoints/{RUN}/data/step-00000150.1.safetensors").stat().st_size == 5_000_000
 
 

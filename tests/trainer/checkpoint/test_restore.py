@@ -28,8 +28,8 @@ def store(tmp_path: Path) -> ObjectStore:
 
 
 def test_a_restore_gives_every_tensor_and_counter_back(store: ObjectStore, tmp_path: Path) -> None:
-    with owning(store, 1, tmp_path) as head:
-        key = commit(head, 12, state(3))
+    with owning(store, 1, tmp_path) as ownership:
+        key = commit(ownership, 12, state(3))
     tensors = state(4)
     restored, skipped = restore(store, RUN, tensors)
     assert restored is not None
@@ -40,8 +40,8 @@ def test_a_restore_gives_every_tensor_and_counter_back(store: ObjectStore, tmp_p
 
 
 def test_it_does_not_matter_in_which_memory_order_the_model_is_now(store: ObjectStore, tmp_path: Path) -> None:
-    with owning(store, 1, tmp_path) as head:
-        commit(head, 12, state(3))
+    with owning(store, 1, tmp_path) as ownership:
+        commit(ownership, 12, state(3))
     tensors = {name: tensor.contiguous() for name, tensor in state(4).items()}
     restore(store, RUN, tensors)
     assert same(tensors, state(3))
@@ -72,8 +72,8 @@ def test_a_store_that_refuses_or_errs_is_never_a_run_without_checkpoints(
 def test_a_store_that_fails_for_a_while_is_waited_for_and_mentioned(
     s3_uri: str, s3_proxy: FaultyProxy, tmp_path: Path
 ) -> None:
-    with owning(open_store(s3_uri), 1, tmp_path) as head:
-        commit(head, 12, state(3))
+    with owning(open_store(s3_uri), 1, tmp_path) as ownership:
+        commit(ownership, 12, state(3))
     s3_proxy.plan("GET", *[refuse(403, "AccessDenied")] * 3)
     tensors, said = state(4), list[str]()
     restored, _ = patiently("the store", lambda: restore(open_store(s3_uri), RUN, tensors), said.append)
@@ -97,9 +97,9 @@ MUTATIONS = ("bit", "truncated", "parts swapped", "missing", "empty", "of anothe
 def test_a_damaged_file_is_always_noticed_and_the_one_before_is_used(
     mutation: str, store: ObjectStore, tmp_path: Path
 ) -> None:
-    with owning(store, 1, tmp_path) as head:
-        commit(head, 1, state(5))
-        key = object_key(store, commit(head, 2, state(6)))
+    with owning(store, 1, tmp_path) as ownership:
+        commit(ownership, 1, state(5))
+        key = object_key(store, commit(ownership, 2, state(6)))
     whole, rng = store.get(key), random.Random(mutation)
     for trial in range(40 if mutation in ("bit", "truncated") else 1):
         body = bytearray(whole)
@@ -125,9 +125,9 @@ def test_a_damaged_file_is_always_noticed_and_the_one_before_is_used(
 
 
 def test_every_damaged_manifest_is_noticed(store: ObjectStore, tmp_path: Path) -> None:
-    with owning(store, 1, tmp_path) as head:
-        commit(head, 1, state(5))
-        key = commit(head, 2, state(6))
+    with owning(store, 1, tmp_path) as ownership:
+        commit(ownership, 1, state(5))
+        key = commit(ownership, 2, state(6))
     whole, rng = store.get(key), random.Random(0)
     for _ in range(100):
         body = bytearray(whole)
@@ -143,9 +143,9 @@ def test_every_damaged_manifest_is_noticed(store: ObjectStore, tmp_path: Path) -
 def test_a_whole_manifest_under_a_name_that_is_not_its_own_is_not_used(
     change: dict[str, Any], store: ObjectStore, tmp_path: Path
 ) -> None:
-    with owning(store, 1, tmp_path) as head:
-        commit(head, 1, state(5))
-        key = commit(head, 2, state(6))
+    with owning(store, 1, tmp_path) as ownership:
+        commit(ownership, 1, state(5))
+        key = commit(ownership, 2, state(6))
     store.put(key, seal(unseal(store.get(key)) | change))
     restored, skipped = restore(store, RUN, state(7))
     assert restored is not None
@@ -154,8 +154,8 @@ def test_a_whole_manifest_under_a_name_that_is_not_its_own_is_not_used(
 
 
 def test_a_bit_that_flips_on_its_way_is_read_again(s3_uri: str, s3_proxy: FaultyProxy, tmp_path: Path) -> None:
-    with owning(open_store(s3_uri), 1, tmp_path) as head:
-        key = object_key(head.store, commit(head, 12, state(3)))
+    with owning(open_store(s3_uri), 1, tmp_path) as ownership:
+        key = object_key(ownership.store, commit(ownership, 12, state(3)))
 
     def flip(forward: Any) -> Any:
         status, headers, body = forward()
@@ -166,7 +166,7 @@ def test_a_bit_that_flips_on_its_way_is_read_again(s3_uri: str, s3_proxy: Faulty
     store = open_store(s3_uri)
     _, keys = list_manifests(store, RUN)
     assert keys == [manifest_key(RUN, 12, 1)]
-    s3_proxy.plan("GET", *[flip] * 4)  # list, head, manifest, and then the object once
+    s3_proxy.plan("GET", *[flip] * 4)  # list, HEAD.json, manifest, and then the object once
     tensors = state(4)
     restored, skipped = restore(store, RUN, tensors)
     assert restored is not None
@@ -176,8 +176,8 @@ def test_a_bit_that_flips_on_its_way_is_read_again(s3_uri: str, s3_proxy: Faulty
 
 
 def test_when_nothing_verifies_the_run_stops_and_no_tensor_is_touched(store: ObjectStore, tmp_path: Path) -> None:
-    with owning(store, 1, tmp_path) as head:
-        key = object_key(store, commit(head, 1, state(5)))
+    with owning(store, 1, tmp_path) as ownership:
+        key = object_key(store, commit(ownership, 1, state(5)))
     store.put(key, b"nonsense")
     tensors = state(7)
     with pytest.raises(UserError, match=r"none can be used.*8 bytes instead of.*RUN=another-name"):
@@ -185,11 +185,11 @@ def test_when_nothing_verifies_the_run_stops_and_no_tensor_is_touched(store: Obj
     assert same(tensors, state(7))
 
 
-def test_a_head_that_is_gone_or_put_back_hides_no_checkpoint(store: ObjectStore, tmp_path: Path) -> None:
-    with owning(store, 1, tmp_path) as head:
-        commit(head, 1, state(5))
+def test_a_lease_that_is_gone_or_put_back_hides_no_checkpoint(store: ObjectStore, tmp_path: Path) -> None:
+    with owning(store, 1, tmp_path) as ownership:
+        commit(ownership, 1, state(5))
         old = store.get(HEAD)
-        commit(head, 2, state(6))
+        commit(ownership, 2, state(6))
     for body in (old, b"", None):
         store.retire(HEAD) if body is None else store.put(HEAD, body)
         restored, _ = restore(store, RUN, state(7))
@@ -199,9 +199,9 @@ def test_a_head_that_is_gone_or_put_back_hides_no_checkpoint(store: ObjectStore,
 
 def test_older_checkpoints_that_were_superseded_but_not_expired_are_a_last_resort(s3_uri: str, tmp_path: Path) -> None:
     store = open_store(s3_uri)
-    with owning(store, 1, tmp_path) as head:
+    with owning(store, 1, tmp_path) as ownership:
         for step in (1, 2, 3):
-            commit(head, step, state(step))
+            commit(ownership, step, state(step))
     for step in (2, 3):
         store.put(manifest_key(RUN, step, 1), b"")
     tensors = state(7)
@@ -214,16 +214,16 @@ def test_older_checkpoints_that_were_superseded_but_not_expired_are_a_last_resor
 def test_a_checkpoint_of_another_model_or_a_newer_format_is_refused_with_the_fix(
     store: ObjectStore, tmp_path: Path
 ) -> None:
-    head = owner(store, 1, tmp_path)
-    head.claim(print, lambda before: None)
-    commit(head, 1, state(5))
+    ownership = owner(store, 1, tmp_path)
+    ownership.claim(print, lambda before: None)
+    commit(ownership, 1, state(5))
     tensors = state(6) | {"model.conv.weight": torch.zeros(9)}
     match = r"model.conv.weight: F32 \[4, 3, 3, 3\] there, F32 \[9\] here.*RUN=another-name"
     with pytest.raises(UserError, match=match):
         restore(store, RUN, tensors)
     assert same({"model.flag": tensors["model.flag"]}, {"model.flag": state(6)["model.flag"]})
     assert tensors["model.bn.num_batches_tracked"] == 6, "nothing was touched"
-    commit(head, 2, state(5), format=99)
+    commit(ownership, 2, state(5), format=99)
     with pytest.raises(UserError, match="has format 99, and this trainer reads 2: use the version that wrote it"):
         restore(store, RUN, state(5))
 
@@ -231,8 +231,8 @@ def test_a_checkpoint_of_another_model_or_a_newer_format_is_refused_with_the_fix
 def test_a_checkpoint_of_several_parts_is_read_and_checked_by_parts(s3_uri: str, tmp_path: Path) -> None:
     big = {"model.weight": torch.arange(10_000_000, dtype=torch.float32)}  # 40 MB: two parts of up to 32 MiB
     store = open_store(s3_uri)
-    with owning(store, 1, tmp_path) as head:
-        key = commit(head, 1, big)
+    with owning(store, 1, tmp_path) as ownership:
+        key = commit(ownership, 1, big)
     parts = json.loads(store.get(key))["object"]["parts"]
     assert len(parts) == 2
     tensors = {"model.weight": torch.zeros(10_000_000)}

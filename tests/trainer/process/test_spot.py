@@ -222,7 +222,7 @@ def test_a_recommendation_saves_and_goes_on_and_a_notice_saves_and_ends(spot_run
     imds.set_rebalance()
 
     def the_checkpoint() -> str:
-        return spot_run.head().newest
+        return spot_run.lease().newest
 
     spot_run.until(the_checkpoint)
     saved = spot_run.manifest()["step"]

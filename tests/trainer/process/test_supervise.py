@@ -14,7 +14,7 @@ import pytest
 
 from tests import ROOT
 from tests.emulator.s3 import FaultyProxy, refuse
-from trainer.contract import Exit, Head, RunEnv, UserError
+from trainer.contract import Exit, Lease, RunEnv, UserError
 from trainer.process.channel import leave_exit, read_json, write_json
 from trainer.process.children import Uploader, gpu_count, process_count
 
@@ -61,12 +61,12 @@ def test_a_bad_variable_is_named_with_its_value(name: str, value: str, said: str
     assert said in str(error.value)
 
 
-def test_the_head_keeps_the_newest_the_previous_and_the_best() -> None:
-    head = Head(attempt=1).advance("a", is_best=True).advance("b", is_best=False).advance("c", is_best=False)
-    assert (head.newest, head.previous, head.best) == ("c", "b", "a")
-    assert head.advance("c", is_best=False) == head, "a commit that is repeated moves nothing"
-    assert head.advance("c", is_best=True).best == "c", "unless a validation has found it to be the best meanwhile"
-    assert Head.from_json(head.to_json()) == head
+def test_the_lease_keeps_the_newest_the_previous_and_the_best() -> None:
+    lease = Lease(attempt=1).advance("a", is_best=True).advance("b", is_best=False).advance("c", is_best=False)
+    assert (lease.newest, lease.previous, lease.best) == ("c", "b", "a")
+    assert lease.advance("c", is_best=False) == lease, "a commit that is repeated moves nothing"
+    assert lease.advance("c", is_best=True).best == "c", "unless a validation has found it to be the best meanwhile"
+    assert Lease.from_json(lease.to_json()) == lease
 
 
 def test_gpus_are_counted_as_the_trainer_will_see_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ def test_what_was_put_is_read_back_whole_in_part_and_into_a_buffer(store: Object
     etag = store.put("runs/a/x.bin", body)
     assert store.get("runs/a/x.bin") == body
     assert store.get_with_etag("runs/a/x.bin") == (body, etag)
-    info = store.head("runs/a/x.bin")
+    info = store.info("runs/a/x.bin")
     assert (info.key, info.bytes, info.etag) == ("runs/a/x.bin", len(body), etag)
     assert store.read_range("runs/a/x.bin", 250, 20) == body[250:270]
     assert store.read_range("runs/a/x.bin", len(body) - 1, 1) == body[-1:]
@@ -41,7 +41,7 @@ def test_what_was_put_is_read_back_whole_in_part_and_into_a_buffer(store: Object
 def test_an_empty_object_is_an_object(store: ObjectStore) -> None:
     store.put("empty", b"")
     assert store.get("empty") == b""
-    assert store.head("empty").bytes == 0
+    assert store.info("empty").bytes == 0
     store.read_into("empty", memoryview(bytearray()))
 
 
@@ -51,7 +51,7 @@ def test_a_missing_key_is_not_found_by_every_read(store: ObjectStore) -> None:
         for read in (
             store.get,
             store.get_with_etag,
-            store.head,
+            store.info,
             lambda key: store.read_range(key, 0, 1),
             lambda key: streamed(store, key, 0, 1),
             lambda key: store.read_into(key, memoryview(bytearray(1))),
@@ -84,8 +84,8 @@ def test_a_large_file_is_put_from_its_position_and_restored_byte_for_byte(store:
     with path.open("rb") as file:
         file.seek(6)
         etag = store.put("checkpoints/a/data/1", file)
-    assert store.head("checkpoints/a/data/1").etag == etag
-    assert store.head("checkpoints/a/data/1").bytes == len(body)
+    assert store.info("checkpoints/a/data/1").etag == etag
+    assert store.info("checkpoints/a/data/1").bytes == len(body)
     buffer = bytearray(len(body))
     store.read_into("checkpoints/a/data/1", memoryview(buffer))
     assert buffer == body
@@ -96,13 +96,13 @@ def test_a_list_is_by_prefix_sorted_and_shows_nothing_but_objects(store: ObjectS
     keys = ["runs/b/1", "runs/a/2", "runs/a/10", "runs/ab", "runs.txt", "checkpoints/a"]
     for key in keys:
         store.create(key, key.encode())
-        store.replace(key, key.encode() * 2, store.head(key).etag)
+        store.replace(key, key.encode() * 2, store.info(key).etag)
     assert [info.key for info in store.list("")] == sorted(keys)
     assert [info.key for info in store.list("runs/a")] == ["runs/a/10", "runs/a/2", "runs/ab"]
     assert [info.key for info in store.list("runs/a/")] == ["runs/a/10", "runs/a/2"]
     assert list(store.list("runs/c/")) == []
     assert list(store.list("runs/ab/")) == []
-    assert list(store.list("runs/ab")) == [store.head("runs/ab")]
+    assert list(store.list("runs/ab")) == [store.info("runs/ab")]
 
 
 def test_create_writes_once(store: ObjectStore) -> None:
@@ -149,7 +149,7 @@ def test_what_is_no_key_is_refused_before_anything_is_touched(store: ObjectStore
     for key in ("", "/etc/passwd", "../x", "a/../../x", "a//b", "a/", "./a", "a/.store-lock", "a\0b"):
         for call in (
             store.get,
-            store.head,
+            store.info,
             store.retire,
             store.probe,
             store.describe,

@@ -52,7 +52,7 @@ def test_the_store_needs_no_permission_but_to_list_get_put_tag_and_abort(s3_uri:
     store.read_into("large", memoryview(bytearray(17 * MIB)))
     store.put_large("large", memoryview(bytes(40 * MIB)), Checksums.of(memoryview(bytes(40 * MIB))))
     with pytest.raises(NotFoundError):
-        store.head("nothing")
+        store.info("nothing")
     store.retire("large")
     assert [info.key for info in store.list("")] == ["large", "runs/a/probe", "x"]
     bucket, prefix = bucket_and_prefix(s3_uri)
@@ -95,14 +95,14 @@ def test_after_a_refusal_of_its_credentials_the_store_reads_them_anew(
     store = open_store(s3_uri)
     etag = store.put("x", b"1")
     s3_control.set(**settings)
-    for call in (store.get, lambda key: store.put(key, b"2"), store.head, lambda key: list(store.list(key))):
+    for call in (store.get, lambda key: store.put(key, b"2"), store.info, lambda key: list(store.list(key))):
         for _ in range(2):  # the file is still the old one
             with pytest.raises(StoreError) as caught:
                 call("x")
             assert caught.value.code == code
     write_credentials(credentials, "ASIASECOND", "second", "two")
     assert store.get_with_etag("x") == (b"1", etag)
-    assert store.head("x").bytes == 1
+    assert store.info("x").bytes == 1
 
 
 def test_credentials_that_come_late_are_found(s3_uri: str, credentials: Path) -> None:

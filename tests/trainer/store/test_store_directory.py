@@ -21,7 +21,7 @@ def test_a_folder_that_is_not_there_is_a_fault_and_no_empty_store(tmp_path: Path
     for store in (open_store(str(tmp_path / "nowhere")), open_store(str(tmp_path / "file/below"))):
         for call in (
             store.get,
-            store.head,
+            store.info,
             store.retire,
             store.abort_uploads,
             lambda key, store=store: list(store.list(key)),

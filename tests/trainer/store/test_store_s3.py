@@ -21,7 +21,7 @@ from trainer.store.s3 import S3Settings, S3Store
 
 def test_a_missing_bucket_is_never_a_missing_key(s3_uri: str) -> None:
     store = open_store("s3://no-such-bucket-here/prefix")
-    for call in (store.get, store.head, store.retire, store.abort_uploads, lambda key: list(store.list(key))):
+    for call in (store.get, store.info, store.retire, store.abort_uploads, lambda key: list(store.list(key))):
         with pytest.raises(StoreError) as caught:
             call("runs/a")
         assert not isinstance(caught.value, NotFoundError)
@@ -37,7 +37,7 @@ def test_an_endpoint_that_does_not_answer_is_a_fault_and_fails_the_probe(
         listener.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
         store = S3Store(*bucket_and_prefix(s3_uri), S3Settings(attempts=1))
-        for call in (store.get, store.head, store.retire, store.abort_uploads, lambda key: list(store.list(key))):
+        for call in (store.get, store.info, store.retire, store.abort_uploads, lambda key: list(store.list(key))):
             with pytest.raises(StoreError) as caught:
                 call("runs/a")
             assert caught.value.code == "EndpointConnectionError"
@@ -74,7 +74,7 @@ def test_a_refusal_is_a_fault_of_every_operation_and_fails_the_probe(
     store = open_store(s3_uri)
     for method, call in (
         ("GET", store.get),
-        ("HEAD", store.head),
+        ("HEAD", store.info),
         ("GET", lambda key: list(store.list(key))),
         ("PUT", lambda key: store.put(key, b"")),
         ("PUT", lambda key: store.create(key, b"")),
@@ -124,7 +124,7 @@ def test_a_lost_acknowledgement_does_not_turn_a_winner_into_a_loser(s3_uri: str,
 def test_a_lost_request_does_not_turn_a_loser_into_a_winner(s3_uri: str, s3_proxy: FaultyProxy) -> None:
     store = open_store(s3_uri)
     store.put("attempts/1.json", b"theirs")
-    etag = store.head("attempts/1.json").etag
+    etag = store.info("attempts/1.json").etag
     s3_proxy.plan("PUT", lambda forward: None)
     with pytest.raises(ConflictError):
         store.create("attempts/1.json", b"mine")

@@ -104,7 +104,7 @@ def test_a_signal_raises_a_flag_and_where_nothing_is_to_be_saved_an_exception(in
 
 
 def test_progress_may_be_counted_from_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.telemetry.console.STATUS_SECONDS", 0.0)
+    monkeypatch.setattr("trainer.telemetry.status.STATUS_SECONDS", 0.0)
     status = Status(tmp_path / "status.json", writes=True)
     with ThreadPoolExecutor(8) as pool:
         for done in [pool.submit(status.tick, 1) for _ in range(2000)]:

@@ -19,14 +19,14 @@ from tests.checkpoints import (
     note,
     owner,
     owning,
-    read_head,
+    read_lease,
     state,
     store_checkpoint,
 )
-from trainer.contract import HEAD_FILE, Head, LostRunError, checkpoint_key, manifest_key
+from trainer.contract import HEAD_FILE, Lease, LostRunError, checkpoint_key, manifest_key
 from trainer.store import ObjectStore, StoreError, open_store
 from trainer.upload.commit import data_key
-from trainer.upload.owner import HeadOwner
+from trainer.upload.owner import Ownership
 
 HEAD = checkpoint_key(RUN, HEAD_FILE)
 
@@ -46,10 +46,10 @@ def elsewhere(tmp_path: Path) -> Path:
     return tmp_path / "elsewhere"
 
 
-def claim(head: HeadOwner) -> list[str]:
+def claim(ownership: Ownership) -> list[str]:
     """Claim the run; returns what was said."""
     said: list[str] = []
-    head.claim(said.append, lambda before: None)
+    ownership.claim(said.append, lambda before: None)
     return said
 
 
@@ -60,7 +60,7 @@ def test_after_a_clean_end_nobody_waits(store: ObjectStore, tmp_path: Path, else
     started = time.monotonic()
     assert not claim(second)
     assert time.monotonic() - started < 3
-    found = read_head(store)
+    found = read_lease(store)
     assert (found.attempt, found.newest) == (2, key)
     assert found.owner
 
@@ -89,7 +89,7 @@ def test_of_two_on_different_machines_the_second_says_who_holds_the_run_and_give
     assert 1.5 < time.monotonic() - started < 6
     assert len(said) == 1
     assert "waiting up to 2 s" in said[0]
-    assert read_head(store).attempt == 1
+    assert read_lease(store).attempt == 1
 
 
 def test_an_owner_that_shows_no_life_for_one_lease_is_taken_over_and_can_commit_nothing_more(
@@ -107,7 +107,7 @@ def test_an_owner_that_shows_no_life_for_one_lease_is_taken_over_and_can_commit_
     with pytest.raises(LostRunError):
         stale.renew()
     assert not stale.is_mine
-    found = read_head(store)
+    found = read_lease(store)
     assert (found.newest, found.previous) == (newer, first)
 
 
@@ -126,8 +126,8 @@ import os, signal, sys
 from pathlib import Path
 from tests.checkpoints import owner
 from trainer.store import open_store
-head = owner(open_store(sys.argv[1]), 1, Path(sys.argv[2]))
-head.claim(print, lambda before: None)
+ownership = owner(open_store(sys.argv[1]), 1, Path(sys.argv[2]))
+ownership.claim(print, lambda before: None)
 print("mine", flush=True)
 if len(sys.argv) > 3:
     os.kill(os.getpid(), signal.SIGSTOP)
@@ -140,7 +140,7 @@ def test_an_owner_that_was_killed_on_this_machine_is_known_to_be_dead(store: Obj
         [sys.executable, "-c", KILLED_OWNER, store.uri, str(tmp_path)], cwd=ROOT, capture_output=True, check=False
     )
     assert code.returncode == -9, code.stderr
-    assert read_head(store).owner
+    assert read_lease(store).owner
     started = time.monotonic()
     assert not claim(owner(store, 2, tmp_path))
     assert time.monotonic() - started < 5, "60 s is the lease"
@@ -154,14 +154,14 @@ def test_one_that_is_only_stopped_is_not_dead(store: ObjectStore, tmp_path: Path
         assert stopped.stdout is not None
         assert stopped.stdout.readline() == b"mine\n"
         second = owner(store, 2, tmp_path)
-        assert second.look(), "its lease counts"
+        assert second.is_held_by_another(), "its lease counts"
     finally:
         stopped.kill()
         stopped.communicate()
-    assert not second.look()
+    assert not second.is_held_by_another()
 
 
-def test_a_manifest_whose_writer_died_before_the_head_is_the_newest(
+def test_a_manifest_whose_writer_died_before_the_lease_is_the_newest(
     store: ObjectStore, tmp_path: Path, elsewhere: Path
 ) -> None:
     with owning(store, 3, tmp_path) as dying:
@@ -169,8 +169,8 @@ def test_a_manifest_whose_writer_died_before_the_head_is_the_newest(
         orphan = store_checkpoint(store, 3, note(7, 3), state(2))
     second = owner(store, 4, elsewhere)
     claim(second)
-    assert (read_head(store).newest, read_head(store).previous) == (orphan, first)
-    assert read_head(store).newest == manifest_key(RUN, 7, 3)
+    assert (read_lease(store).newest, read_lease(store).previous) == (orphan, first)
+    assert read_lease(store).newest == manifest_key(RUN, 7, 3)
 
 
 def test_an_adopted_checkpoint_that_says_it_is_the_best_is_the_best(
@@ -180,19 +180,19 @@ def test_an_adopted_checkpoint_that_says_it_is_the_best_is_the_best(
         commit(dying, 5, state(1), is_best=True)
         best = store_checkpoint(store, 1, note(7, counters={"best": {"step": 7}}), state(2))
     with owning(store, 2, elsewhere) as second:
-        assert read_head(store).best == best
+        assert read_lease(store).best == best
         store_checkpoint(store, 2, note(9, 2, counters={"best": {"step": 7}}), state(2))
         second.release()
     claim(owner(store, 3, elsewhere))
-    assert read_head(store).newest == manifest_key(RUN, 9, 2)
-    assert read_head(store).best == best
+    assert read_lease(store).newest == manifest_key(RUN, 9, 2)
+    assert read_lease(store).best == best
 
 
 def test_one_whose_claim_was_not_acknowledged_does_not_wait_for_itself(store: ObjectStore, tmp_path: Path) -> None:
-    head = owner(store, 1, tmp_path)
+    ownership = owner(store, 1, tmp_path)
     claim(owner(store, 1, tmp_path / "written but not acknowledged"))
-    assert not claim(head)
-    assert head.is_mine
+    assert not claim(ownership)
+    assert ownership.is_mine
 
 
 def test_a_manifest_of_one_that_had_lost_the_run_is_never_the_newest_and_is_retired(
@@ -205,7 +205,7 @@ def test_a_manifest_of_one_that_had_lost_the_run_is_never_the_newest_and_is_reti
     late = store_checkpoint(store, 1, note(9, 1), state(2))  # the first one, waking up too late
     third = owner(store, 3, elsewhere)
     claim(third)
-    assert read_head(store).newest == kept
+    assert read_lease(store).newest == kept
     third.sweep()
     assert is_retired(store, late)
     assert is_retired(store, data_key(late))
@@ -213,7 +213,7 @@ def test_a_manifest_of_one_that_had_lost_the_run_is_never_the_newest_and_is_reti
     assert not is_retired(store, data_key(kept))
 
 
-def test_a_head_that_is_lost_or_damaged_or_put_back_costs_no_checkpoint(
+def test_a_lease_that_is_lost_or_damaged_or_put_back_costs_no_checkpoint(
     store: ObjectStore, tmp_path: Path, elsewhere: Path
 ) -> None:
     with owning(store, 1, tmp_path) as first:
@@ -224,28 +224,28 @@ def test_a_head_that_is_lost_or_damaged_or_put_back_costs_no_checkpoint(
     damaged[damaged.index(b"newest") + 40] ^= 1
     for attempt, body in enumerate((old, bytes(damaged), b"", b"{}"), 2):
         store.put(HEAD, body)
-        head = owner(store, attempt, elsewhere, lease_seconds=1)
-        claim(head)
-        assert read_head(store).newest == newest, body
-        head.sweep()
-        head.release()
+        ownership = owner(store, attempt, elsewhere, lease_seconds=1)
+        claim(ownership)
+        assert read_lease(store).newest == newest, body
+        ownership.sweep()
+        ownership.release()
     assert not is_retired(store, newest)
     assert not is_retired(store, data_key(newest))
 
 
-def test_a_head_that_is_put_back_under_its_owner_is_moved_on_by_the_next_commit(
+def test_a_lease_that_is_put_back_under_its_owner_is_moved_on_by_the_next_commit(
     store: ObjectStore, tmp_path: Path
 ) -> None:
-    head = owner(store, 1, tmp_path)
-    claim(head)
+    ownership = owner(store, 1, tmp_path)
+    claim(ownership)
     before = store.get(HEAD)
-    fifth = commit(head, 5, state(1))
+    fifth = commit(ownership, 5, state(1))
     store.put(HEAD, before)
-    sixth = commit(head, 6, state(1))
-    assert (read_head(store).newest, read_head(store).previous) == (sixth, fifth)
+    sixth = commit(ownership, 6, state(1))
+    assert (read_lease(store).newest, read_lease(store).previous) == (sixth, fifth)
 
 
-def test_the_sweep_is_done_once_for_each_attempt_and_spares_what_the_head_names(
+def test_the_sweep_is_done_once_for_each_attempt_and_spares_what_the_lease_names(
     store: ObjectStore, tmp_path: Path
 ) -> None:
     with owning(store, 1, tmp_path) as first:
@@ -255,7 +255,7 @@ def test_the_sweep_is_done_once_for_each_attempt_and_spares_what_the_head_names(
     second = owner(store, 2, tmp_path)
     claim(second)
     second.sweep()
-    found = read_head(store)
+    found = read_lease(store)
     assert {found.newest, found.previous, found.best} == {*kept, best}
     assert found.swept == 2
     assert [is_retired(store, key) for key in (orphan, data_key(orphan))] == [True, True]
@@ -268,33 +268,33 @@ def test_the_sweep_is_done_once_for_each_attempt_and_spares_what_the_head_names(
 def test_a_commit_done_twice_changes_nothing_and_other_bytes_under_its_name_are_refused(
     store: ObjectStore, tmp_path: Path
 ) -> None:
-    head = owner(store, 1, tmp_path)
-    claim(head)
-    commit(head, 5, state(1))
-    assert commit(head, 6, state(2)) == commit(head, 6, state(2)) == read_head(store).newest
-    assert read_head(store).previous == manifest_key(RUN, 5, 1)
+    ownership = owner(store, 1, tmp_path)
+    claim(ownership)
+    commit(ownership, 5, state(1))
+    assert commit(ownership, 6, state(2)) == commit(ownership, 6, state(2)) == read_lease(store).newest
+    assert read_lease(store).previous == manifest_key(RUN, 5, 1)
     with pytest.raises(StoreError, match="exists already, with other bytes"):
         store_checkpoint(store, 1, note(6, counters={"n": 1}), state(2))
 
 
-def test_a_lost_acknowledgement_of_the_head_is_found_out_by_reading_it(store: ObjectStore, tmp_path: Path) -> None:
-    """As when a write took effect whose answer never came: the head is one renewal further than we know."""
-    head = owner(store, 1, tmp_path)
-    claim(head)
-    key = commit(head, 5, state(1))
-    ahead = replace(head.own, renewed=head.own.renewed + 1)
-    store.replace(HEAD, ahead.to_json(), store.head(HEAD).etag)
-    assert commit(head, 5, state(1)) == key
-    assert read_head(store) == replace(ahead, renewed=ahead.renewed + 1)
+def test_a_lost_acknowledgement_of_the_lease_is_found_out_by_reading_it(store: ObjectStore, tmp_path: Path) -> None:
+    """As when a write took effect whose answer never came: HEAD.json is one renewal further than we know."""
+    ownership = owner(store, 1, tmp_path)
+    claim(ownership)
+    key = commit(ownership, 5, state(1))
+    ahead = replace(ownership.written, renewed=ownership.written.renewed + 1)
+    store.replace(HEAD, ahead.to_json(), store.info(HEAD).etag)
+    assert commit(ownership, 5, state(1)) == key
+    assert read_lease(store) == replace(ahead, renewed=ahead.renewed + 1)
 
 
-def test_what_is_written_of_a_head_is_read_back_and_every_changed_bit_is_noticed() -> None:
-    body = Head(attempt=3, owner="a machine", newest=manifest_key(RUN, 5, 3), best="b").to_json()
-    assert Head.from_json(body) == Head(attempt=3, owner="a machine", newest=manifest_key(RUN, 5, 3), best="b")
+def test_what_is_written_of_a_lease_is_read_back_and_every_changed_bit_is_noticed() -> None:
+    body = Lease(attempt=3, owner="a machine", newest=manifest_key(RUN, 5, 3), best="b").to_json()
+    assert Lease.from_json(body) == Lease(attempt=3, owner="a machine", newest=manifest_key(RUN, 5, 3), best="b")
     for bit in range(8 * len(body)):
         damaged = bytearray(body)
         damaged[bit // 8] ^= 1 << bit % 8
         with pytest.raises(
             ValueError, match=r"checksum|JSON|decode|delimiter|Expecting|Invalid|Extra data|control|Unterm"
         ):
-            Head.from_json(bytes(damaged))
+            Lease.from_json(bytes(damaged))

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests import ROOT
-from tests.checkpoints import RUN, is_retired, names, note, read_head
+from tests.checkpoints import RUN, is_retired, names, note, read_lease
 from tests.emulator.s3 import Answer, FaultyProxy, refuse
 from tests.load import every_core_busy
 from trainer.checkpoint.saver import Checkpointer
@@ -105,7 +105,7 @@ def answer(channel: Channel) -> dict[str, Any]:
     return channel.receive(timeout=30)[0]
 
 
-def test_a_checkpoint_is_an_object_then_a_manifest_with_its_checksum_then_the_head(
+def test_a_checkpoint_is_an_object_then_a_manifest_with_its_checksum_then_the_lease(
     uri: str,
     start: Start,
     connect: Connect,
@@ -114,7 +114,7 @@ def test_a_checkpoint_is_an_object_then_a_manifest_with_its_checksum_then_the_he
     send_checkpoint(channel, 7, b"tensors")
     assert answer(channel)["committed"] == "checkpoints/job/manifest/step-00000007.1.json"
     store = open_store(uri)
-    manifest = json.loads(store.get(read_head(store).newest))
+    manifest = json.loads(store.get(read_lease(store).newest))
     assert manifest["step"] == 7
     assert manifest["object"]["bytes"] == 7
     assert manifest["object"]["crc64nvme"] == crc64(memoryview(b"tensors"))
@@ -154,7 +154,7 @@ def test_the_newest_the_one_before_and_the_best_are_kept_and_no_other(
     store = open_store(folder_uri)
     assert names(store, "manifest/") == [f"step-0000000{step}.1.json" for step in (2, 5, 6)]
     assert names(store, "data/") == [f"step-0000000{step}.1.safetensors" for step in (2, 5, 6)]
-    assert read_head(store).best.endswith("step-00000002.1.json")
+    assert read_lease(store).best.endswith("step-00000002.1.json")
 
 
 def uploader_is_idle(channel: Channel) -> None:
@@ -216,7 +216,7 @@ def test_what_a_killed_trainer_sent_still_arrives(s3_uri: str, s3_proxy: FaultyP
     gate.set()
     assert is_drained(uploader)
     store = open_store(s3_uri)
-    assert store.get(json.loads(store.get(read_head(store).newest))["object"]["key"]) == b"last words"
+    assert store.get(json.loads(store.get(read_lease(store).newest))["object"]["key"]) == b"last words"
 
 
 def wait_until(ready: Callable[[], bool], seconds: float = 20) -> None:
@@ -265,8 +265,8 @@ def test_an_owner_that_was_stopped_for_longer_than_its_lease_finds_that_it_has_l
     first.process.send_signal(signal.SIGCONT)
     assert "attempt 2 has taken the run over from attempt 1" in answer(ours)["lost"]
     store = open_store(uri)
-    assert read_head(store).newest.endswith("step-00000005.2.json")
-    assert read_head(store).attempt == 2
+    assert read_lease(store).newest.endswith("step-00000005.2.json")
+    assert read_lease(store).attempt == 2
 
 
 def test_a_checkpoint_that_the_next_owner_adopted_is_not_retired_by_the_one_that_lost_the_run(
@@ -283,18 +283,18 @@ def test_a_checkpoint_that_the_next_owner_adopted_is_not_retired_by_the_one_that
 
     send_checkpoint(ours, 5, b"before")
     answer(ours)
-    s3_proxy.plan("PUT", lambda forward: forward(), lambda forward: forward(), held)  # object, manifest, head
+    s3_proxy.plan("PUT", lambda forward: forward(), lambda forward: forward(), held)  # object, manifest, HEAD.json
     send_checkpoint(ours, 6, b"adopted")
     second = start(s3_uri, lease=2)
     connect(second)
     store = open_store(s3_uri)
-    assert read_head(store).newest.endswith("step-00000006.1.json")
+    assert read_lease(store).newest.endswith("step-00000006.1.json")
     gate.set()
     first.process.send_signal(signal.SIGCONT)
     assert "attempt 2 has taken the run over" in answer(ours)["lost"]
     first.finish(30)
-    assert not is_retired(store, read_head(store).newest)
-    assert not is_retired(store, data_key(read_head(store).newest))
+    assert not is_retired(store, read_lease(store).newest)
+    assert not is_retired(store, data_key(read_lease(store).newest))
 
 
 def test_the_next_attempt_stores_what_this_machine_could_not_and_goes_on_from_there(
@@ -322,7 +322,7 @@ def test_the_next_attempt_stores_what_this_machine_could_not_and_goes_on_from_th
     second = start(s3_uri)
     theirs = connect(second)
     store = open_store(s3_uri)
-    newest = read_head(store).newest
+    newest = read_lease(store).newest
     assert newest.endswith("step-00000004.1.json")
     assert store.get(json.loads(store.get(newest))["object"]["key"]) == b"not stored"
     assert store.get("runs/job/metrics/1/a.jsonl") == b"rows"
@@ -355,7 +355,7 @@ def test_a_save_that_took_the_place_of_one_that_waited_is_the_one_that_is_stored
     assert store.get("checkpoints/job/data/step-00000003.1.safetensors") == b"333"
 
 
-def test_an_uploader_without_a_trainer_leaves_the_head_alone(folder_uri: str, start: Start) -> None:
+def test_an_uploader_without_a_trainer_leaves_the_lease_alone(folder_uri: str, start: Start) -> None:
     """A second start that is refused, for its config say, must not evict the trainer that runs."""
     start(folder_uri).finish(30)
     assert not [info.key for info in open_store(folder_uri).list("checkpoints/job/HEAD")]
@@ -373,7 +373,7 @@ def test_a_store_that_cannot_give_up_old_checkpoints_still_takes_new_ones(
         send_checkpoint(channel, step, b"x")
         assert answer(channel)["step"] == step
     assert is_drained(uploader)
-    assert read_head(open_store(s3_uri)).newest.endswith("step-00000005.1.json")
+    assert read_lease(open_store(s3_uri)).newest.endswith("step-00000005.1.json")
 
 
 def test_the_heartbeat_says_what_the_status_file_says(folder_uri: str, start: Start, tmp_path: Path) -> None:
@@ -451,7 +451,7 @@ def test_with_a_slow_store_memory_does_not_grow_and_the_newest_save_is_the_one_t
     s3_proxy.faults.clear()
     checkpointer.save_last(120, {}, lambda: time.monotonic() + 30)
     store = open_store(s3_uri)
-    assert read_head(store).newest.endswith("step-00000120.1.json")
+    assert read_lease(store).newest.endswith("step-00000120.1.json")
     assert len(names(store, "manifest/")) < 20, "most were replaced by newer ones while they waited"
     assert max(sizes[60:]) < max(sizes[:60]) + (8 << 20)
 

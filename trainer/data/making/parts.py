@@ -191,7 +191,7 @@ class Job:
         key = f"{self.prefix}/{file}"
         try:
             made = Made.from_json(self.store.get(key + NOTE))
-            found = self.store.head(key).bytes
+            found = self.store.info(key).bytes
         except NotFoundError:
             return None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
