@@ -6,26 +6,39 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable
-from functools import cache
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torchvision
+from torch import nn
 
-from trainer.checkpoint.restore import Restored
-from trainer.contract import RefusedError, RunEnv, UserError, run_key
+from trainer.checkpoint.restore import Restored, list_manifests, restore
+from trainer.checkpoint.saver import Checkpointer
+from trainer.contract import Phase, RefusedError, RunEnv, UserError, run_key
 from trainer.data.format import Copies, Index, read_index
+from trainer.data.reading.loader import Batch, Loader, train_jobs
 from trainer.data.reading.split import PreparedSplit
 from trainer.data.stage import stage
-from trainer.learning.world import World, barrier
+from trainer.learning.schedule import Clock
+from trainer.learning.state import State, make_state
+from trainer.learning.world import World, agree, barrier, wrap
+from trainer.process.channel import Channel, attempt_dir
+from trainer.process.interruption import Interruption
 from trainer.recipes.config import Config, config_hash, differences, from_json, to_json
 from trainer.recipes.named import default_data
-from trainer.store import ObjectStore, explained, may_pass
+from trainer.store import ObjectStore, explained, may_pass, open_store
 from trainer.store.retry import patiently
+from trainer.telemetry.console import Console
+from trainer.telemetry.metrics import MetricsWriter
 from trainer.telemetry.status import Status
+from trainer.telemetry.step_log import StepLog
 
 
 class Data:
@@ -131,3 +144,111 @@ def identity(config: Config, data: Data, env: RunEnv) -> dict[str, Any]:
                      "numpy": np.__version__, "python": platform.python_version(), "commit": git_commit(),
                      "image": os.environ.get("TRAINER_IMAGE", "")},
     }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What lives as long as the loop. The state changes; which objects there are does not."""
+
+    config: Config
+    env: RunEnv
+    world: World
+    clock: Clock
+    data: Data
+    state: State
+    net: nn.Module  # the state's model as the step calls it: for several processes, or compiled
+    batches: Iterator[Batch]
+    log: StepLog
+    metrics: MetricsWriter
+    checkpointer: Checkpointer
+    console: Console
+    status: Status
+    interruption: Interruption
+    channel: Channel | None  # to the uploader; the main process has it
+
+
+@contextmanager
+def start_or_continue(config: Config, env: RunEnv, world: World, interruption: Interruption) -> Iterator[Run]:
+    """All that a run needs for its next step; closed in reverse at the end.
+
+    Raises Interrupted when a stop is asked for meanwhile: there is nothing to save yet. Raises UserError, StoreError.
+    """
+    with ExitStack() as resources:
+        with interruption.raises():
+            run = _open(config, env, world, interruption, resources)
+        yield run
+
+
+def _open(config: Config, env: RunEnv, world: World, interruption: Interruption, resources: ExitStack) -> Run:
+    local, store = attempt_dir(env), open_store(env.store)
+    status = Status(local / "status.json", writes=world.is_main)
+    set_backends(config)
+    status.enter(Phase.STAGING)
+    tell = partial(_tell_waiting, status, world)
+    data = stage_data(config, env, world, status, tell)
+    images = data.index.splits["train"].images
+    clock = Clock.of(config, images)
+    config.grad_accum_steps(world.size)
+    status.enter(Phase.STARTING)
+    console = Console(clock.total_steps, clock.steps_per_epoch, speaks=world.is_main)
+    resources.enter_context(closing(console))
+    read = partial(patiently, f"the store {store.uri}", tell=tell)
+    if has_checkpoint := bool(read(lambda: list_manifests(store, env.run_id)[1])):
+        check_config(read(lambda: read_config(store, env.run_id)), env.run_id, config)
+    state = make_state(config, world.device, initialise=not has_checkpoint)
+    status.enter(Phase.WAITING_FOR_STORE)
+    channel = resources.enter_context(closing(Channel.to_uploader())) if world.is_main else None
+    barrier(world)  # from here on the run is this attempt's: nobody else adds checkpoints
+    restored, skipped = read(lambda: restore(store, env.run_id, state.tensors()))
+    agree(restored.step if restored is not None else -1, world)
+    status.enter(Phase.STARTING)
+    for reason in skipped:
+        console.say(f"checkpoint skipped: {reason}")
+    changed = _continue(restored, config, env, data, state, clock, console) if restored is not None else []
+    if channel is not None and (restored is None or changed):
+        channel.send({"op": "put", "key": run_key(env.run_id, "config.json"), "body": to_json(config)})
+    origin = int(restored.manifest["attempt"]) if restored is not None else 0
+    metrics = MetricsWriter(local, channel, env.run_id, int(env.attempt), first_step=state.step, origin=origin)
+    checkpointer = Checkpointer(
+        state.tensors(), channel, identity(config, data, env), changed_in_forward=state.changed_in_forward(),
+        restored=(restored.step, restored.key, restored.counters) if restored is not None else (-1, "", {}),
+    )  # fmt: skip
+    net = wrap(state.model, world)
+    loader = resources.enter_context(_loader(config, data, clock, world, state.step))
+    return Run(
+        config=config, env=env, world=world, clock=clock, data=data, state=state,
+        net=torch.compile(net) if config.compile else net,  # type: ignore[arg-type]
+        batches=iter(loader), log=StepLog(world, loader), metrics=metrics, checkpointer=checkpointer,
+        console=console, status=status, interruption=interruption, channel=channel,
+    )  # fmt: skip
+
+
+def _tell_waiting(status: Status, world: World, line: str) -> None:
+    """Say that a store fails, and what is done about it."""
+    status.enter(Phase.WAITING_FOR_STORE)
+    if world.is_main:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _continue(
+    restored: Restored, config: Config, env: RunEnv, data: Data, state: State, clock: Clock, console: Console
+) -> list[str]:
+    """Go on from a checkpoint, whose tensors are restored already. Returns how the config differs; RefusedError."""
+    changed = check_config(restored.manifest["config"], env.run_id, config)  # younger than config.json
+    check_data(restored, data)
+    state.load_counters(restored.counters)
+    console.say(f"continuing run {env.run_id!r} from step {state.step} of {clock.total_steps}")
+    for line in changed:
+        console.say(f"with another config, as asked for: {line}")
+    return changed
+
+
+def _loader(config: Config, data: Data, clock: Clock, world: World, first_step: int) -> Loader:
+    jobs = train_jobs(
+        config, lambda pixels: data.open("train", pixels), clock.resolution, images=data.index.splits["train"].images,
+        rank=world.rank, world=world.size, first_step=first_step, steps=clock.total_steps,
+    )  # fmt: skip
+    return Loader(
+        jobs, max_images=config.device_batch_size, workers=config.data.workers, device=world.device,
+        max_pixels=max(config.data.resolution, config.data.start_resolution),
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,12 @@ def scores(sums: dict[str, Tensor], world: World) -> dict[str, float]:
         loss, top1, top5, count = all_sum(values, world).tolist()
         found |= {f"{name}/loss": loss / count, f"{name}/top1": top1 / count, f"{name}/top5": top5 / count}
     return found
+
+
+def best_of(found: dict[str, float], step: int) -> dict[str, Any]:
+    """The better of model and average by top-1, as a checkpoint and `result.json` name it."""
+    top1, name = max((value, name.removesuffix("/top1")) for name, value in found.items() if name.endswith("/top1"))
+    return {"top1": top1, "step": step, "weights": "ema" if name == "val_ema" else "model"}
 
 
 def autocast(config: Config, device: torch.device) -> torch.autocast:

@@ -28,6 +28,10 @@ class State:
     best: dict[str, Any] = field(default_factory=lambda: {"top1": -1.0, "step": 0, "weights": "model"})
     seconds: float = 0.0  # spent in training steps, over all attempts
 
+    def models(self) -> dict[str, nn.Module]:
+        """What a validation scores, by the prefix of the scores' names."""
+        return {"val": self.model} | ({"val_ema": self.average} if self.average is not None else {})
+
     def tensors(self) -> dict[str, Tensor]:
         return state_tensors(self.model, self.average, self.optimizer)
 

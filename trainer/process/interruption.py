@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+STOP_SECONDS = 45.0  # how long an attempt that was told to stop waits for its last checkpoint
+END_SECONDS = 3600.0  # how long a finished one waits, unless TRAINER_DEADLINE says another time
 
 
 class Interrupted(BaseException):
@@ -44,3 +48,22 @@ class Interruption:
             yield
         finally:
             self.raising = False
+
+
+class Deadline:
+    """Until when an attempt waits for its last checkpoint, in monotonic seconds. A signal brings it nearer.
+
+    Call it again and again while waiting: each call says through `alive` that the attempt still lives.
+    """
+
+    def __init__(self, deadline: str, interruption: Interruption, *, alive: Callable[[], None]):
+        """`deadline` in Unix seconds, "" for END_SECONDS from now; at least STOP_SECONDS are left in any case."""
+        seconds = float(deadline) - time.time() if deadline else END_SECONDS
+        self.at = time.monotonic() + max(seconds, STOP_SECONDS)
+        self.interruption, self.alive = interruption, alive
+
+    def __call__(self) -> float:
+        self.alive()
+        if self.interruption.requested:
+            self.at = min(self.at, time.monotonic() + STOP_SECONDS)
+        return self.at

@@ -52,6 +52,7 @@ class Job:
 def train_jobs(
     config: Config,
     open_split: Callable[[int], PreparedSplit],
+    resolution: Callable[[int], int],
     *,
     images: int,
     rank: int,
@@ -59,7 +60,10 @@ def train_jobs(
     first_step: int,
     steps: int,
 ) -> Iterator[Job]:
-    """The micro-batches of steps first_step … steps - 1, in order. `open_split` gives the copy for a resolution."""
+    """The micro-batches of steps first_step … steps - 1, in order.
+
+    `open_split(pixels)` gives the stored copy for a resolution, `resolution(step)` the pixels of a step's images.
+    """
     accum = config.grad_accum_steps(world)
     per_epoch = images // config.global_batch_size
     order, order_epoch = np.empty(0, np.int64), -1
@@ -67,7 +71,7 @@ def train_jobs(
         epoch = step // per_epoch
         if epoch != order_epoch:
             order, order_epoch = epoch_order(config.seed, epoch, images), epoch
-        pixels = config.resolution_at(epoch)
+        pixels = resolution(step)
         split = open_split(pixels)
         for indices in micro_batches(order, step % per_epoch, accum, config.device_batch_size, rank, world):
             yield _train_job(config, split, indices, pixels, epoch)

@@ -21,6 +21,7 @@ from trainer.data.reading.loader import Batch, Job, Loader, train_jobs, val_jobs
 from trainer.data.reading.order import CROP, CROP_DRAWS, draws, epoch_order, random_resized_crop
 from trainer.data.reading.split import PreparedSplit
 from trainer.data.stage import stage
+from trainer.learning.schedule import Clock
 from trainer.recipes.config import Config, DataConfig
 from trainer.setup import Data
 from trainer.store import open_store
@@ -53,9 +54,11 @@ def val_split(data: tuple[Path, Prepared]) -> PreparedSplit:
 def jobs_of(
     split: PreparedSplit, config: Config = CONFIG, *, first_step: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[Job]:
+    clock = Clock.of(config, len(split))
     return train_jobs(
-        config, lambda pixels: split, images=len(split), rank=rank, world=world, first_step=first_step, steps=STEPS
-    )
+        config, lambda pixels: split, clock.resolution,
+        images=len(split), rank=rank, world=world, first_step=first_step, steps=STEPS,
+    )  # fmt: skip
 
 
 def load(jobs: Iterator[Job], *, workers: int = 2, pixels: int = 32, images: int = 4) -> list[Batch]:
@@ -189,11 +192,12 @@ def test_resolutions_change_between_epochs_and_each_opens_its_copy(train_split: 
         opened.append(pixels)
         return train_split
 
-    jobs = train_jobs(config, open_copy, images=24, rank=0, world=1, first_step=0, steps=STEPS)
+    resolution = Clock.of(config, 24).resolution
+    jobs = train_jobs(config, open_copy, resolution, images=24, rank=0, world=1, first_step=0, steps=STEPS)
     shapes = [tuple(batch.images.shape) for batch in load(jobs)]
     assert shapes == [(4, 16, 16, 3)] * 6 + [(4, 24, 24, 3)] * 6 + [(4, 32, 32, 3)] * 4
     assert set(opened) == {16, 24, 32}
-    resumed = train_jobs(config, open_copy, images=24, rank=0, world=1, first_step=3, steps=STEPS)
+    resumed = train_jobs(config, open_copy, resolution, images=24, rank=0, world=1, first_step=3, steps=STEPS)
     assert [tuple(batch.images.shape) for batch in load(resumed)] == shapes[6:]
 
 
@@ -310,8 +314,9 @@ def test_a_ramp_reads_exactly_the_copies_that_were_staged(tmp_path: Path, s3_uri
     )
     found = Data(folder, read_index(folder))
     jobs = train_jobs(
-        config, lambda pixels: found.open("train", pixels), images=24, rank=0, world=1, first_step=0, steps=3 * epochs
-    )
+        config, lambda pixels: found.open("train", pixels), Clock.of(config, 24).resolution,
+        images=24, rank=0, world=1, first_step=0, steps=3 * epochs,
+    )  # fmt: skip
     sizes = {(job.split.short_side, job.pixels) for job in jobs}
     assert sizes == ({(40, 32), (64, 48)} if epochs == 3 else {(40, 32)})
     if epochs == 3:

@@ -1,0 +1,348 @@
+"""The training loop in this process, with stand-ins for data and uploader: what it guarantees, one test each."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.runs import NETWORK
+from tests.trainer.standins import CLASSES, StandInData, StandInUploader
+from trainer import setup
+from trainer import train as module
+from trainer.checkpoint.restore import list_manifests, read_manifest, read_object, tensors_of
+from trainer.contract import Exit, LostRunError, Phase, RunEnv, UserError
+from trainer.data.reading.loader import Batch, Loader
+from trainer.learning.state import State
+from trainer.learning.world import World
+from trainer.process import interruption as interruption_module
+from trainer.process.channel import SOCKET_VARIABLE, Channel, attempt_dir
+from trainer.process.interruption import Interrupted, Interruption
+from trainer.recipes.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimConfig, RegularizeConfig
+from trainer.store import StoreError, open_store
+from trainer.telemetry.console import Console
+from trainer.telemetry.metrics import read_metrics
+from trainer.telemetry.status import Status
+from trainer.train import train
+
+CONFIG = Config(
+    epochs=3, global_batch_size=4, device_batch_size=2, precision="fp32", log_every_steps=1, val_batch_size=4,
+    model=ModelConfig(name=NETWORK, num_classes=CLASSES), optim=OptimConfig(peak_lr=1e-4),
+    data=DataConfig(resolution=32, start_resolution=32, val_resize=32, val_crop=32, workers=1),
+    regularize=RegularizeConfig(ema_decay=0.9), checkpoint=CheckpointConfig(every_seconds=3600),
+)  # fmt: skip
+STEPS_PER_EPOCH, STEPS = 2, 6
+SAVE_EACH_STEP = CheckpointConfig(every_seconds=1e-9)
+WORLD = World(0, 0, 1, torch.device("cpu"))
+
+
+class Lab:
+    """One run in one store, started in this process as often as a test likes."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        self.monkeypatch, self.interruption = monkeypatch, Interruption()
+        self.begin_in(folder)
+        self.phases: list[tuple[str, int]] = []  # and the step at which each was entered
+        self.stop_in, self.stop_at = "", 0  # SIGTERM comes when this phase begins, at this step or later
+        self.signals: dict[int, int] = {}  # before this step comes this signal
+        enter, step = Status.enter, module.step
+
+        def entered(status: Status, phase: str) -> None:
+            self.phases.append((phase, status.step))
+            enter(status, phase)
+            if phase == self.stop_in and status.step >= self.stop_at:
+                self.stop_in = ""
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def stepped(run: setup.Run) -> None:
+            if number := self.signals.pop(run.state.step, 0):
+                os.kill(os.getpid(), number)
+            step(run)
+
+        monkeypatch.setattr(Status, "enter", entered)
+        monkeypatch.setattr(module, "step", stepped)
+        monkeypatch.setattr(setup, "stage_data", lambda *arguments: StandInData())
+
+    def begin_in(self, folder: Path) -> None:
+        """A new run, in an empty store."""
+        (folder / "store").mkdir(parents=True)
+        self.store, self.attempt = open_store(str(folder / "store")), 0
+        self.environ = {
+            "TRAINER_STORE": str(folder / "store"), "TRAINER_RUN_ID": "loop",
+            "TRAINER_SCRATCH_DIR": str(folder / "scratch"),
+        }  # fmt: skip
+
+    def train(self, config: Config = CONFIG, answers: str = "committed", deadline: str = "") -> tuple[Exit, str]:
+        """One attempt."""
+        self.attempt += 1
+        self.interruption.requested = False
+        self.phases.clear()
+        self.uploader = StandInUploader(self.store, "loop", self.attempt, answers).start()
+        self.monkeypatch.setenv(SOCKET_VARIABLE, self.uploader.path)
+        more = {"TRAINER_ATTEMPT": str(self.attempt), "TRAINER_DEADLINE": deadline}
+        env = RunEnv.from_environ(self.environ | more)
+        attempt_dir(env).mkdir(parents=True)
+        try:
+            return train(config, env, WORLD, self.interruption)
+        finally:
+            self.uploader.stop()
+
+    def entered(self) -> list[str]:
+        return [phase for phase, _ in self.phases]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [row for row in read_metrics(self.store, "loop") if "event" not in row]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Of the newest checkpoint."""
+        key = list_manifests(self.store, "loop")[1][0]
+        return tensors_of(read_object(self.store, read_manifest(self.store, "loop", key)))
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    handlers = [signal.getsignal(number) for number in numbers]
+    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Lab(tmp_path, monkeypatch)
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+    torch.use_deterministic_algorithms(False)
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
+
+
+def test_a_run_trains_every_step_validates_each_epoch_and_leaves_its_result(lab: Lab) -> None:
+    assert lab.train() == (Exit.FINISHED, "6 steps are done")
+    rows = lab.rows()
+    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "val/top1" in row] == [2, 4, 6]
+    assert lab.uploader.steps() == [2, 4, 6]
+    assert lab.uploader.stored()[0] == "runs/loop/config.json"
+    assert lab.uploader.stored()[-1] == "runs/loop/result.json"
+
+
+@pytest.mark.parametrize(("phase", "stands"), [(Phase.STAGING, 0), (Phase.STARTING, 1), (Phase.WAITING_FOR_STORE, 2)])
+def test_a_an_interruption_before_there_is_state_saves_nothing(lab: Lab, phase: str, stands: int) -> None:
+    lab.stop_in = phase
+    with pytest.raises(Interrupted):
+        lab.train()
+    assert lab.entered() == [Phase.STAGING, Phase.STARTING, Phase.WAITING_FOR_STORE][: stands + 1]
+    assert lab.uploader.events == [("closed", None)]
+    assert not list(lab.store.list("checkpoints/"))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_b_resources_are_closed_in_reverse_also_after_an_error(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    closed: list[str] = []
+    for kind in (Loader, Channel, Console):
+
+        def close(self: Any, kind: Any = kind, close: Any = kind.close) -> None:
+            if kind is not Channel or threading.current_thread() is threading.main_thread():  # not the stand-in's
+                closed.append(kind.__name__)
+            close(self)
+
+        monkeypatch.setattr(kind, "close", close)
+    if fails:
+        monkeypatch.setattr(module, "train_step", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            lab.train()
+    else:
+        lab.train()
+    in_the_end = [name for name in closed if name != "Loader"]
+    assert in_the_end == ["Channel", "Console"]
+    assert closed[-3:] == ["Loader", "Channel", "Console"]
+
+
+def test_c_a_run_that_is_resumed_at_a_due_validation_validates_before_it_steps(lab: Lab) -> None:
+    lab.stop_in, lab.stop_at = Phase.EVALUATING, 4
+    assert lab.train()[0] == Exit.INTERRUPTED
+    assert lab.uploader.steps() == [2, 4]
+    assert [row["step"] for row in lab.rows() if "val/top1" in row] == [2]
+    assert lab.train()[0] == Exit.FINISHED
+    began = lab.phases.index((Phase.TRAINING, 0))
+    assert lab.phases[began + 1] == (Phase.EVALUATING, 0), "before any step of this attempt"
+    assert [row["step"] for row in lab.rows() if "val/top1" in row] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("wish", ["stop", "save"])
+def test_d_stopping_and_saving_are_decisions_of_all_processes(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, wish: str
+) -> None:
+    """Another process wants it, this one does not: it follows. Each asks as often as the others, whatever it wants."""
+    asked: list[bool] = []
+
+    def any_of(flag: bool, world: World) -> bool:
+        asked.append(flag)
+        # the questions of a step: stop? save? With the third step's, the other process says yes
+        return flag or len(asked) == {"stop": 5, "save": 6}[wish]
+
+    monkeypatch.setattr(module, "any_of", any_of)
+    code, message = lab.train(replace(CONFIG, val_every_epochs=3))
+    if wish == "stop":
+        assert (code, message) == (Exit.INTERRUPTED, "step 2 of 6 is saved")
+        assert len(asked) == 5
+    else:
+        assert code == Exit.FINISHED
+        assert lab.uploader.steps() == [3, 6]
+        assert len(asked) == 2 * STEPS + 2, "and one for the validation, one for the end"
+
+
+def test_e_every_metric_of_a_checkpoint_is_sent_before_it(lab: Lab) -> None:
+    lab.train(replace(CONFIG, checkpoint=SAVE_EACH_STEP, log_every_steps=100))
+    sent: set[int] = set()
+    checkpoints = 0
+    for kind, what in lab.uploader.events:
+        if kind == "put" and "/metrics/" in what:
+            sent |= {json.loads(line)["step"] for line in lab.store.get(what).splitlines()}
+        if kind == "checkpoint":
+            checkpoints += 1
+            assert set(range(1, what["step"] + 1)) <= sent
+    assert checkpoints >= STEPS_PER_EPOCH
+
+
+def test_f_a_save_that_meets_a_validation_is_the_validation_s(lab: Lab) -> None:
+    lab.train(replace(CONFIG, checkpoint=SAVE_EACH_STEP))
+    for kind, note in lab.uploader.events:
+        if kind == "checkpoint" and note["step"] % STEPS_PER_EPOCH == 0:
+            assert note["manifest"]["counters"]["validated"] == note["step"]
+    assert lab.uploader.steps() == sorted(set(lab.uploader.steps()))
+
+
+def test_g_the_phases_of_the_heartbeat_follow_what_happens(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda net: net)
+    lab.train(replace(CONFIG, compile=True))
+    begin = [Phase.STAGING, Phase.STARTING, Phase.WAITING_FOR_STORE, Phase.STARTING, Phase.COMPILING]
+    middle = [(Phase.TRAINING, 1)] + [
+        one for step in (2, 4, 6) for one in ((Phase.EVALUATING, step), (Phase.TRAINING, step))
+    ]
+    assert lab.phases == [(phase, 0) for phase in begin] + middle + [(Phase.SAVING, 6)]
+
+
+def test_h_memory_is_given_back_where_the_resolution_changes_and_after_validations(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = replace(CONFIG.data, start_resolution=32, resolution=64, ramp_end_epoch=2, resolution_multiple=16)
+    config, given_back, seen = replace(CONFIG, data=data, val_every_epochs=3), [], []
+    monkeypatch.setattr(module, "empty_cache", lambda world: given_back.append(len(seen)))
+    train_step = module.train_step
+
+    def watched(state: Any, net: Any, batches: Iterator[Batch], *rest: Any) -> Any:
+        first = next(batches)
+        seen.append((first.images.shape[1], rest[1].resolution))
+        return train_step(state, net, itertools.chain([first], batches), *rest)
+
+    monkeypatch.setattr(module, "train_step", watched)
+    assert lab.train(config)[0] == Exit.FINISHED
+    assert seen == [(pixels, pixels) for pixels in (32, 32, 48, 48, 64, 64)], "what the clock says is what is decoded"
+    assert given_back == [2, 4, 6]
+
+
+@pytest.mark.parametrize("who", ["this process", "another process"])
+def test_i_an_interrupted_validation_is_void_in_all_processes(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    if who == "this process":
+        lab.stop_in = Phase.EVALUATING
+    else:
+        asked: list[bool] = []
+
+        def any_of(flag: bool, world: World) -> bool:  # before each step, after it: the fifth is the validation's
+            asked.append(flag)
+            return flag or len(asked) in (5, 6)
+
+        monkeypatch.setattr(module, "any_of", any_of)
+    assert lab.train() == (Exit.INTERRUPTED, "step 2 of 6 is saved")
+    assert not [row for row in lab.rows() if "val/top1" in row]
+    (note,) = [note for kind, note in lab.uploader.events if kind == "checkpoint"]
+    assert note["manifest"]["counters"]["validated"] == 0
+    assert note["is_best"] is False
+
+
+def test_j_a_run_is_finished_only_if_its_last_validation_counts(lab: Lab) -> None:
+    lab.stop_in, lab.stop_at = Phase.EVALUATING, STEPS
+    assert lab.train() == (Exit.INTERRUPTED, "step 6 of 6 is saved")
+    assert "runs/loop/result.json" not in lab.uploader.stored()
+    assert lab.train() == (Exit.FINISHED, "6 steps are done")
+    assert lab.uploader.stored()[-1] == "runs/loop/result.json"
+
+
+def test_k_the_last_save_has_a_deadline_that_a_signal_brings_nearer(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The uploader never answers. Without a signal, the run's own deadline ends the wait, and it is an error."""
+    monkeypatch.setattr(interruption_module, "STOP_SECONDS", 0.3)
+    began = time.time()
+    with pytest.raises(StoreError, match="did not reach the store in time"):
+        lab.train(answers="nothing", deadline=str(began + 1))
+    assert time.time() > began + 1
+
+    lab.stop_in, began = Phase.SAVING, time.time()
+    expected = (Exit.INTERRUPTED, "step 6 of 6 is handed over")
+    assert lab.train(answers="nothing", deadline=str(began + 1000)) == expected
+    assert time.time() < began + 60
+
+
+def test_an_interruption_while_training_ends_after_that_step_and_saves_it(lab: Lab) -> None:
+    lab.signals = {3: signal.SIGTERM}
+    assert lab.train() == (Exit.INTERRUPTED, "step 4 of 6 is saved"), "after the validation that was due is void"
+    assert lab.uploader.steps() == [2, 4]
+    assert lab.train() == (Exit.FINISHED, "6 steps are done")
+    assert lab.uploader.steps()[-1] == STEPS
+    assert [row["step"] for row in lab.rows() if "train/loss" in row] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_interruption_of_the_last_save_of_a_finished_run_changes_nothing(lab: Lab) -> None:
+    lab.stop_in = Phase.SAVING
+    assert lab.train() == (Exit.FINISHED, "6 steps are done")
+
+
+def test_a_save_that_is_asked_for_is_made_once(lab: Lab) -> None:
+    lab.signals = {2: signal.SIGUSR1}
+    lab.train()
+    assert lab.uploader.steps() == [2, 3, 4, 6]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(lab: Lab) -> None:
+    train_step = module.train_step
+
+    def poisoned(state: State, *rest: Any) -> torch.Tensor:
+        if state.step == 2:
+            next(state.model.parameters()).data.fill_(float("nan"))
+        return train_step(state, *rest)
+
+    lab.monkeypatch.setattr(module, "train_step", poisoned)
+    with pytest.raises(UserError, match="the loss of step 3 is nan: it must be finite"):
+        lab.train(replace(CONFIG, checkpoint=SAVE_EACH_STEP))
+    assert max(lab.uploader.steps()) == 2
+
+
+def test_a_run_that_another_attempt_took_over_ends_at_once_and_commits_nothing(lab: Lab) -> None:
+    with pytest.raises(LostRunError, match="attempt 2 has taken the run over"):
+        lab.train(replace(CONFIG, checkpoint=SAVE_EACH_STEP), answers="lost")
+    assert lab.uploader.steps() == []
+
+
+def test_interrupted_before_any_step_and_continued_it_ends_with_the_same_weights(lab: Lab, tmp_path: Path) -> None:
+    config = replace(CONFIG, deterministic=True, epochs=2)
+    lab.train(config)
+    whole = lab.weights()
+    assert {"model.fc.weight", "ema.fc.weight", "momentum.fc.weight"} <= whole.keys()
+    for step in range(4):
+        lab.begin_in(tmp_path / f"stopped-{step}")
+        lab.signals = {step: signal.SIGTERM}
+        assert lab.train(config)[0] == Exit.INTERRUPTED
+        assert lab.train(config)[0] == Exit.FINISHED
+        found = lab.weights()
+        assert all(torch.equal(tensor, found[name]) for name, tensor in whole.items())

@@ -1,0 +1,55 @@
+"""How an attempt ended: exit code and reason for the supervisor, the result of a finished run for the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.contract import Exit, LostRunError, RefusedError, RunEnv, UserError, run_key
+from trainer.learning.schedule import Clock
+from trainer.learning.state import State
+from trainer.learning.world import World
+from trainer.process.channel import Channel, DisconnectedError, leave_exit
+from trainer.process.interruption import Interrupted
+from trainer.store import StoreError
+
+
+def tell_outcome(work: Callable[[], tuple[Exit, str]], local: Path, world: World) -> int:
+    """Do the work, and leave its exit code and reason in the folder `local`. Returns the code of this process.
+
+    torchrun has one exit code for all that can happen, so the supervisor reads the file.
+    """
+    try:
+        code, message = work()
+    except UserError as error:
+        code, message = Exit.USER, str(error)
+        leave_exit(local, code, message, run_failed=not isinstance(error, RefusedError))
+    except Interrupted:
+        code, message = Exit.INTERRUPTED, "nothing had to be saved"
+    except LostRunError as error:
+        code, message = Exit.HELD, str(error)
+    except (StoreError, DisconnectedError) as error:  # no bug: the message says it all
+        leave_exit(local, 1, str(error))
+        return 1
+    except BaseException as error:
+        leave_exit(local, 1, f"{type(error).__name__}: {error}")
+        raise
+    if world.is_main or code not in (Exit.FINISHED, Exit.INTERRUPTED):  # the main process tells of success
+        leave_exit(local, code, message)
+    # With another code than 0, torchrun ends the other processes and prints pages: only where they must end.
+    return int(code) if code in (Exit.USER, Exit.HELD) and world.size > 1 else 0
+
+
+def put_result(channel: Channel | None, env: RunEnv, clock: Clock, state: State, checkpoint: str) -> None:
+    """Hand `result.json` of a finished run to the uploader. `checkpoint` is the key of its last manifest."""
+    if channel is None:  # not the main process
+        return
+    config = clock.config
+    body = {
+        "run_id": env.run_id, "recipe": config.recipe, "steps": clock.total_steps, "epochs": config.epochs,
+        "steps_per_epoch": clock.steps_per_epoch, "seconds": state.seconds, "attempts": int(env.attempt),
+        "images_per_second": clock.total_steps * config.global_batch_size / state.seconds,
+        "last": state.scores, "best": state.best, "checkpoint": checkpoint,
+        "parameters": sum(p.numel() for p in state.model.parameters()),
+    }  # fmt: skip
+    channel.send({"op": "put", "key": run_key(env.run_id, "result.json"), "body": body})
