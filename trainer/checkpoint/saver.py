@@ -19,6 +19,7 @@ from trainer.contract import LostRunError
 from trainer.process.channel import Channel
 from trainer.process.snapshot import VOID, Snapshot
 from trainer.store import StoreError
+from trainer.text import say
 
 
 class Copier:
@@ -30,13 +31,28 @@ class Copier:
         on_gpu = any(tensor.is_cuda for tensor in tensors.values())
         self.stream: Any = torch.cuda.Stream() if on_gpu else None  # type: ignore[no-untyped-call]
         self.done: Any = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+        self.pinned: list[int] = []  # addresses
 
     def pin(self, snapshot: Snapshot) -> None:
-        """Lock the pages of a snapshot for the GPU's copy engine."""
-        if self.stream is not None:
-            address = torch.frombuffer(snapshot.memory, dtype=torch.uint8).data_ptr()
-            cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-            torch.cuda.check_error(cudart.cudaHostRegister(address, len(snapshot.memory), 0))
+        """Lock the pages of a snapshot for the GPU's copy engine. Where that is refused, copies only take longer."""
+        if self.stream is None:
+            return
+        address = torch.frombuffer(snapshot.memory, dtype=torch.uint8).data_ptr()
+        cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        if refusal := int(cudart.cudaHostRegister(address, len(snapshot.memory), 0)):
+            say(f"the memory of checkpoints cannot be pinned (CUDA error {refusal}): saving is slower")
+            with suppress(RuntimeError):  # the refusal stays behind as the error of the next launch
+                torch.zeros(1, device="cuda")
+        else:
+            self.pinned.append(address)
+
+    def close(self) -> None:
+        """Wait for the copy, and unlock the pages: the kernel may give their addresses to the next snapshots."""
+        with suppress(RuntimeError):  # a GPU that has failed takes its copies with it
+            self.is_done(wait=True)
+        cudart: Any = torch.cuda.cudart() if self.pinned else None  # type: ignore[no-untyped-call]
+        while self.pinned:
+            cudart.cudaHostUnregister(self.pinned.pop())
 
     @torch.no_grad()
     def start(self, views: Mapping[str, Tensor]) -> None:
@@ -135,6 +151,10 @@ class Checkpointer:
         self.saved_step = step
         self._send_copied()
         return True
+
+    def close(self) -> None:
+        """Give pinned memory back. What was handed over stays with the uploader."""
+        self.copier.close()
 
     def _take_snapshot(self, is_best: bool) -> int | None:
         """A snapshot locked for writing: a free one, else one that waits, which the newer save makes needless."""
