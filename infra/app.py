@@ -21,7 +21,7 @@ def build(app: cdk.App, installation: Installation) -> tuple[StorageStack, Train
 
 
 def main() -> int:
-    app = cdk.App()
+    app = cdk.App(performance_reporting=False)  # on a slow machine it writes its timings beside the templates
     try:
         installation = Installation.from_context(app.node.get_all_context())
         build(app, installation)
