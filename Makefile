@@ -123,8 +123,9 @@ chaos: $(VENV)/.dev ## inject faults at scale, for hours; again: goes on (ARGS="
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
 .PHONY: check
-check: $(VENV)/.dev ## lint, types, import floors
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
+check: $(VENV)/.dev $(INFRA)/.dev ## lint, import floors, types
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache && $(BIN)/mypy
+	@$(BIN)/mypy --python-executable $(INFRA)/bin/python --cache-dir .mypy_cache/infra --follow-imports silent infra
 
 .PHONY: bench-start
 bench-start: $(VENV)/.dev ## measure start-up: help, contract import, command to first step

@@ -49,7 +49,8 @@ class Aws:
 
     @property
     def region(self) -> str:
-        if not (region := self.session.region_name):
+        region: str | None = self.session.region_name
+        if not region:
             raise UserError("no AWS region is set: export AWS_REGION=us-east-1, or run `aws configure`")
         return region
 

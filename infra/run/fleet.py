@@ -201,8 +201,8 @@ def _policy(autoscaling: Any, name: str) -> dict[str, Any]:
 
 def _distribution(policy: dict[str, Any], market: str) -> dict[str, Any]:
     share = 100 if market == ON_DEMAND else 0
-    changed = {"OnDemandBaseCapacity": 0, "OnDemandPercentageAboveBaseCapacity": share}
-    return policy.get("InstancesDistribution", {}) | changed
+    known: dict[str, Any] = policy.get("InstancesDistribution", {})
+    return known | {"OnDemandBaseCapacity": 0, "OnDemandPercentageAboveBaseCapacity": share}
 
 
 def _machine(instance: dict[str, Any]) -> FleetMachine:
