@@ -217,10 +217,13 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     )  # fmt: skip
     resources.enter_context(closing(checkpointer))
     net = wrap(state.model, world)
+    if config.compile:  # one graph for each resolution: one for all of them is slower, and for good
+        torch._dynamo.config.recompile_limit = len(config.resolutions()) + 2
+        net = torch.compile(net, dynamic=False)  # type: ignore[assignment]
     loader = resources.enter_context(_loader(config, data, clock, world, state.step))
     return Run(
         config=config, env=env, world=world, clock=clock, data=data, state=state,
-        net=torch.compile(net) if config.compile else net,  # type: ignore[arg-type]
+        net=net,
         batches=iter(loader), log=StepLog(world, loader), metrics=metrics, checkpointer=checkpointer,
         console=console, status=status, interruption=interruption, channel=channel,
     )  # fmt: skip

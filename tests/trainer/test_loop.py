@@ -223,7 +223,7 @@ def test_f_a_save_that_meets_a_validation_is_the_validation_s(lab: Lab) -> None:
 
 
 def test_g_the_phases_of_the_heartbeat_follow_what_happens(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda net: net)
+    monkeypatch.setattr(torch, "compile", lambda net, dynamic: net)
     lab.train(replace(CONFIG, compile=True))
     begin = [Phase.STAGING, Phase.STARTING, Phase.WAITING_FOR_STORE, Phase.STARTING, Phase.COMPILING]
     middle = [(Phase.TRAINING, 1)] + [

@@ -101,7 +101,7 @@ def mix(images: Tensor, targets: Tensor, reg: RegularizeConfig, rng: np.random.G
     cut = bool(reg.cutmix_alpha) and (not reg.mixup_alpha or rng.random() < 0.5)
     alpha = reg.cutmix_alpha if cut else reg.mixup_alpha
     share = float(rng.beta(alpha, alpha))
-    partners = images.roll(1, 0)
+    partners = torch.cat((images[-1:], images[:-1]))  # roll would lose channels last on a GPU
     if cut:
         height, width = images.shape[2:]
         left, top, right, bottom = cut_box(rng, width, height, share)
