@@ -24,19 +24,10 @@ export TRAINER_RUN_ID = $(RUN)
 export TRAINER_DATA = $(DATA)
 export TRAINER_SCRATCH_DIR = $(SCRATCH)
 
-# `make launch RECIPE=finetune ANYWAY=1` is `python -m infra launch --recipe='finetune' --anyway`: what is given, no defaults.
-OPERATE = @$(INFRA)/bin/python -m infra
-option = $(if $(filter-out file undefined,$(origin $(1))),--$(2)='$(subst ','\'',$($(1)))')
-options = $(foreach pair,$(1),$(call option,$(firstword $(subst :, ,$(pair))),$(lastword $(subst :, ,$(pair)))))
-switches = $(foreach pair,$(1),$(if $($(firstword $(subst :, ,$(pair)))),--$(lastword $(subst :, ,$(pair)))))
-LIMITS = $(call options,RUN:run DATA:data ARGS:args HOURS:hours BUDGET:budget MARKET:market TYPES:types ON_DEMAND_AFTER:on-demand-after) $(call switches,ANYWAY:anyway)
-LAUNCH = $(if $(NODES),$(error NODES=$(NODES): several machines do not train one run yet: leave NODES= out))$(call options,RECIPE:recipe) $(LIMITS)
+# make exports the variables that it was given to what it runs, but no defaults: RUN=, HOURS=, … arrive in the environment.
+OPERATE = $(INFRA)/bin/python -m infra --make
 
-.PHONY: help
-help: ## list these targets
-	@echo "resnet-spot: ResNet-50 on ImageNet, on one spot GPU. Variables: RECIPE= RUN= DATA= STORE= SCRATCH= ARGS=\"--epochs 4\""
-	@echo "of a run on AWS, too: HOURS= BUDGET=dollars MARKET=on-demand TYPES=g6.xlarge ON_DEMAND_AFTER=minutes ANYWAY=1"
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+## On this machine
 
 .PHONY: train
 train: $(VENV)/.trainer ## train (RECIPE=digits by default: a minute on a laptop); again after Ctrl-C: continues
@@ -46,10 +37,6 @@ train: $(VENV)/.trainer ## train (RECIPE=digits by default: a minute on a laptop
 recipes: $(VENV)/.trainer ## list the recipes; `make recipes RECIPE=digits ARGS=--help` lists its options
 	@$(BIN)/python -m trainer.train $(if $(ARGS),$(RECIPE) $(ARGS),--help)
 
-.PHONY: prepare
-prepare: $(if $(ON),$(INFRA)/.infra,$(VENV)/.trainer) ## turn DATA= (hub id, parquet, image folder) into shards in STORE=; ON=aws: on a CPU machine there
-	@$(if $(ON),$(INFRA)/bin/python -m infra prepare $(LIMITS) $(call switches,AGAIN:again),$(BIN)/python -m trainer.prepare --store $(STORE) --data "$(or $(DATA),ILSVRC/imagenet-1k)" $(ARGS))
-
 .PHONY: report
 report: $(VENV)/.trainer ## draw the curves of RUN= again and print its summary
 	@$(BIN)/python -m trainer.report
@@ -58,57 +45,81 @@ report: $(VENV)/.trainer ## draw the curves of RUN= again and print its summary
 checkpoints: $(VENV)/.trainer ## list the checkpoints of RUN=; ARGS=verify checks every byte, ARGS="export FILE" writes weights
 	@$(BIN)/python -m trainer.checkpoints $(or $(ARGS),list)
 
+.PHONY: image
+image: ## build the container image (BASE= another base with Python 3.11)
+	docker build --build-arg BASE=$(BASE) --build-arg COMMIT=$$(git rev-parse HEAD 2>/dev/null) -t $(IMAGE) .
+
+.PHONY: docker-train
+docker-train: ## train in the image, on all GPUs where there are any; results in STORE= (a folder, or s3://)
+	@docker image inspect $(IMAGE) >/dev/null || { echo "error: no image $(IMAGE) here: make image"; exit 1; }
+	@mkdir -p $(SCRATCH) $(if $(STORE_FOLDER),$(STORE))
+	docker run --rm --stop-timeout 100 $$(test -t 2 && echo -t) --user $$(id -u):$$(id -g) \
+	  $(if $(shell command -v nvidia-smi),--gpus all --ipc=host) $(if $(AWS_ENDPOINT_URL),--network host) \
+	  -e TRAINER_IMAGE=$$(docker image inspect -f '{{.Id}}' $(IMAGE)) $(addprefix -e ,TRAINER_RUN_ID HF_TOKEN $(AWS_NAMES)) -v $(abspath $(SCRATCH)):/scratch \
+	  $(if $(STORE_FOLDER),-e TRAINER_STORE=/store -v $(abspath $(STORE)):/store,-e TRAINER_STORE) \
+	  $(if $(wildcard $(DATA)),-e TRAINER_DATA=$(MOUNT) -v $(abspath $(DATA)):$(MOUNT):ro,-e TRAINER_DATA) $(IMAGE) $(RECIPE) $(ARGS)
+
+.PHONY: clean
+clean: ## remove results, scratch and environment of this checkout
+	rm -rf out .scratch cdk.out node_modules $(VENV) $(INFRA)
+
+## Data
+
+.PHONY: prepare
+prepare: $(if $(ON),$(INFRA)/.infra,$(VENV)/.trainer) ## turn DATA= (hub id, parquet, image folder) into shards in STORE=; ON=aws: on a CPU machine there
+	@$(if $(ON),$(OPERATE) prepare,$(BIN)/python -m trainer.prepare --store $(STORE) --data "$(or $(DATA),ILSVRC/imagenet-1k)" $(ARGS))
+
+## AWS
+
 .PHONY: preflight
-preflight: $(INFRA)/.infra ## AWS: every reason why a deploy would fail, all at once, each with its fix
-	$(OPERATE) preflight $(LAUNCH)
+preflight: $(INFRA)/.infra ## every reason why a deploy would fail, all at once, each with its fix
+	@$(OPERATE) $@
 
 .PHONY: deploy
-deploy: node_modules/.package-lock.json ## AWS: preflight, deploy both stacks, launch; says the price before; NO_LAUNCH=1
-	$(OPERATE) deploy $(LAUNCH) $(call switches,NO_LAUNCH:no-launch)
+deploy: node_modules/.package-lock.json ## preflight, deploy both stacks, launch; says the price before; NO_LAUNCH=1
+	@$(OPERATE) $@
 
 .PHONY: launch
-launch: $(INFRA)/.infra ## AWS: start a run of RECIPE=, or go on with RUN=; ARGS="--epochs 4"
-	$(OPERATE) launch $(LAUNCH)
+launch: $(INFRA)/.infra ## start a run of RECIPE=, or go on with RUN=; ARGS="--epochs 4"
+	@$(OPERATE) $@
 
 .PHONY: status
-status: $(INFRA)/.infra ## AWS: step, images/s, accuracy, dollars, why no machine comes; WATCH=1 keeps showing it
-	$(OPERATE) status $(call options,RUN:run) $(call switches,WATCH:watch) $(ARGS)
+status: $(INFRA)/.infra ## step, images/s, accuracy, dollars, why no machine comes; WATCH=1 keeps showing it
+	@$(OPERATE) $@ $(ARGS)
 
 .PHONY: logs
-logs: $(INFRA)/.infra ## AWS: follow the log of RUN= (the newest); SINCE=2h, ARGS=--no-follow
-	$(OPERATE) logs $(call options,RUN:run SINCE:since) $(ARGS)
+logs: $(INFRA)/.infra ## follow the log of RUN= (the newest); SINCE=2h, ARGS=--no-follow
+	@$(OPERATE) $@ $(ARGS)
 
 .PHONY: cost
-cost: $(INFRA)/.infra ## AWS: what a run of RECIPE= would cost; what RUN= did cost
-	$(OPERATE) cost $(LAUNCH)
+cost: $(INFRA)/.infra ## what a run of RECIPE= would cost; what RUN= did cost
+	@$(OPERATE) $@
 
 .PHONY: pull
-pull: $(INFRA)/.infra ## AWS: copy the report, metrics and weights of RUN= to STORE=; CHECKPOINTS=1: those, too
-	$(OPERATE) pull $(call options,RUN:run STORE:to) $(call switches,CHECKPOINTS:checkpoints) $(ARGS)
+pull: $(INFRA)/.infra ## copy the report, metrics and weights of RUN= to STORE=; CHECKPOINTS=1: those, too
+	@$(OPERATE) $@ $(ARGS)
 
 .PHONY: stop
-stop: $(INFRA)/.infra ## AWS: save, stop and terminate every machine; keep everything else
-	$(OPERATE) stop $(ARGS)
+stop: $(INFRA)/.infra ## save, stop and terminate every machine; keep everything else
+	@$(OPERATE) $@ $(ARGS)
 
 .PHONY: shell
-shell: $(INFRA)/.infra ## AWS: a shell on the machine, through Session Manager
-	$(OPERATE) shell $(ARGS)
+shell: $(INFRA)/.infra ## a shell on the machine, through Session Manager
+	@$(OPERATE) $@ $(ARGS)
 
 .PHONY: secret
-secret: node_modules/.package-lock.json ## AWS: store the Hugging Face token, from standard input
-	$(OPERATE) secret $(ARGS)
+secret: node_modules/.package-lock.json ## store the Hugging Face token, from standard input
+	@$(OPERATE) $@ $(ARGS)
 
 .PHONY: destroy
-destroy: $(INFRA)/.infra ## AWS: remove all that bills by the hour, and ask AWS whether it is gone; PURGE=1: data, too
-	$(OPERATE) destroy $(call switches,PURGE:purge YES:yes) $(ARGS)
+destroy: $(INFRA)/.infra ## remove all that bills by the hour, and ask AWS whether it is gone; PURGE=1: data, too
+	@$(OPERATE) $@ $(ARGS)
 
 .PHONY: synth
 synth: node_modules/.package-lock.json ## write the CloudFormation templates to cdk.out (asks nothing of AWS)
 	@$(CDK) synth --quiet --no-notices $(ARGS)
 
-.PHONY: simulate
-simulate: $(INFRA)/.dev ## simulate days of runs: reclaims, droughts, crashes, hangs; dollars and lost steps (ARGS="--seeds 1000")
-	@$(INFRA)/bin/python -m tests.simulate $(ARGS)
+## Checks
 
 .PHONY: test
 test: $(VENV)/.dev $(INFRA)/.dev node_modules/.package-lock.json ## run all tests; FAST=1: the quick ones; ARGS="tests/test_make.py -k help"; STRICT=1: a skip fails
@@ -118,14 +129,20 @@ test: $(VENV)/.dev $(INFRA)/.dev node_modules/.package-lock.json ## run all test
 test-infra: $(INFRA)/.dev node_modules/.package-lock.json ## run the tests of the AWS app alone (they have an environment of their own)
 	@$(INFRA)/bin/python -m tests tests/infra $(ARGS)
 
-.PHONY: chaos
-chaos: $(VENV)/.dev ## inject faults at scale, for hours; again: goes on (ARGS="races --seconds 600", ARGS=--help)
-	@$(BIN)/python -m tests.chaos $(ARGS)
-
 .PHONY: check
 check: $(VENV)/.dev $(INFRA)/.dev ## lint, import floors, types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache && $(BIN)/mypy
 	@$(BIN)/mypy --python-executable $(INFRA)/bin/python --cache-dir .mypy_cache/infra --follow-imports silent infra
+
+.PHONY: simulate
+simulate: $(INFRA)/.dev ## simulate days of runs: reclaims, droughts, crashes, hangs; dollars and lost steps (ARGS="--seeds 1000")
+	@$(INFRA)/bin/python -m tests.simulate $(ARGS)
+
+.PHONY: chaos
+chaos: $(VENV)/.dev ## inject faults at scale, for hours; again: goes on (ARGS="races --seconds 600", ARGS=--help)
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
+## Benchmarks
 
 .PHONY: bench-start
 bench-start: $(VENV)/.dev ## measure start-up: help, contract import, command to first step
@@ -155,19 +172,13 @@ bench-logs: $(INFRA)/.dev ## measure the log's way from a container to the termi
 bench-image: $(VENV)/.dev ## measure what IMAGE= weighs, compressed, and which package how much
 	@IMAGE=$(IMAGE) $(BIN)/python -m benchmarks.image
 
-.PHONY: image
-image: ## build the container image (BASE= another base with Python 3.11)
-	docker build --build-arg BASE=$(BASE) --build-arg COMMIT=$$(git rev-parse HEAD 2>/dev/null) -t $(IMAGE) .
+## This repository
 
-.PHONY: docker-train
-docker-train: ## train in the image, on all GPUs where there are any; results in STORE= (a folder, or s3://)
-	@docker image inspect $(IMAGE) >/dev/null || { echo "error: no image $(IMAGE) here: make image"; exit 1; }
-	@mkdir -p $(SCRATCH) $(if $(STORE_FOLDER),$(STORE))
-	docker run --rm --stop-timeout 100 $$(test -t 2 && echo -t) --user $$(id -u):$$(id -g) \
-	  $(if $(shell command -v nvidia-smi),--gpus all --ipc=host) $(if $(AWS_ENDPOINT_URL),--network host) \
-	  -e TRAINER_IMAGE=$$(docker image inspect -f '{{.Id}}' $(IMAGE)) $(addprefix -e ,TRAINER_RUN_ID HF_TOKEN $(AWS_NAMES)) -v $(abspath $(SCRATCH)):/scratch \
-	  $(if $(STORE_FOLDER),-e TRAINER_STORE=/store -v $(abspath $(STORE)):/store,-e TRAINER_STORE) \
-	  $(if $(wildcard $(DATA)),-e TRAINER_DATA=$(MOUNT) -v $(abspath $(DATA)):$(MOUNT):ro,-e TRAINER_DATA) $(IMAGE) $(RECIPE) $(ARGS)
+.PHONY: help
+help: ## list these targets
+	@echo "resnet-spot: ResNet-50 on ImageNet, on one spot GPU. Variables: RECIPE= RUN= DATA= STORE= SCRATCH= ARGS=\"--epochs 4\""
+	@echo "of a run on AWS, too: HOURS= BUDGET=dollars MARKET=on-demand TYPES=g6.xlarge ON_DEMAND_AFTER=minutes ANYWAY=1"
+	@awk -F':.*## ' '/^## /{print "\n" substr($$0, 4)} /^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: lock
 lock: $(VENV)/.dev ## renew requirements/*.txt from pyproject.toml
@@ -180,10 +191,6 @@ lock: $(VENV)/.dev ## renew requirements/*.txt from pyproject.toml
 .PHONY: ci-deps
 ci-deps: ## install and start what the tests need (root, Debian): Docker engine, debootstrap, chromium
 	@sh .ci/deps
-
-.PHONY: clean
-clean: ## remove results, scratch and environment of this checkout
-	rm -rf out .scratch cdk.out node_modules $(VENV) $(INFRA)
 
 # Set-up: once, and again only when a lock changes. torch's Linux wheels bring CUDA, hence the size.
 TORCH_SIZE = the first time downloads about 3 GB, torch with CUDA, and takes 6 GB of disk

@@ -8,21 +8,24 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 
 import boto3
 
+from infra.operate.command_line import CommandLine
 from infra.operate.session import Aws, AwsError, ExitCode, load_installation
 from trainer.contract import UserError
 
 COMMANDS = (
     "preflight", "deploy", "launch", "prepare", "status", "logs", "cost", "pull", "stop", "shell", "secret", "destroy",
 )  # fmt: skip
+MAKE = "--make"
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace:
+    """What was asked for. The variables count only where `make` calls: RUN or ARGS may mean anything in a shell."""
+    parser = CommandLine(
         prog="python -m infra", description="Train on one AWS spot GPU: deploy, launch, watch, stop, destroy.",
         epilog="exit codes: 0 done, 2 usage, 3 preflight failed, 4 AWS refused, 5 left-overs found",
     )  # fmt: skip
@@ -30,17 +33,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "-c", dest="context", action="append", default=[], metavar="FIELD=VALUE",
         help="another value than cdk.json's, for example -c market=on-demand (again for more)",
     )  # fmt: skip
+    parser.add_argument(MAKE, action="store_true", help="take the values of make's variables, too: RUN=, HOURS=, …")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name in COMMANDS:
         module = import_module(f"infra.operate.commands.{name}")
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)
         module.configure(command)
+        if MAKE in arguments[:1]:
+            command.read(environ)
         command.set_defaults(run=module.run)
     return parser.parse_args(arguments)
 
 
 def main() -> int:
-    options = parse(sys.argv[1:])
+    options = parse(sys.argv[1:], os.environ)
     try:
         installation = load_installation(options.context)
         region = os.environ.get("AWS_REGION") or None  # boto3 alone reads only AWS_DEFAULT_REGION

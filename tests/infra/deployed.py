@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ import boto3
 import pytest
 
 from infra.config import Installation, Output, Tag
+from infra.operate.command_line import CommandLine
 from infra.operate.commands import destroy, logs, pull, shell, status, stop
 from infra.operate.session import Aws as Operator
 from infra.run import fleet
@@ -251,7 +251,7 @@ def deploy(aws: Aws) -> Deployed:
 
 def operate(command: str, *arguments: str, installation: Installation = INSTALLATION) -> int:
     """A command of the operator in this process: its exit code."""
-    parser = argparse.ArgumentParser()
+    parser = CommandLine()
     COMMANDS[command].configure(parser)
     return int(COMMANDS[command].run(operator(), installation, parser.parse_args(arguments)))
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from infra.config import Installation, Output
 from infra.operate.planning import catalog
-from infra.operate.planning.plan import DEFAULT_RECIPE, Plan, Request, types_of
+from infra.operate.planning.options import Request
+from infra.operate.planning.plan import DEFAULT_RECIPE, Plan, types_of
 from infra.operate.runs import Bucket
 from infra.operate.session import Aws
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from infra.config import Installation
+from infra.operate.command_line import CommandLine
 from infra.operate.installation.standing import Kept, gigabytes, kept_data, kept_image, print_kept
 from infra.operate.planning import options
 from infra.operate.planning.catalog import HOURS_PER_MONTH
@@ -33,7 +34,7 @@ TICKS_PER_MONTH = HOURS_PER_MONTH * 60
 TICK_GB_SECONDS = 0.25  # 256 MB for a second: an assumption, the guard was not yet timed on AWS
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure(parser: CommandLine) -> None:
     options.configure(parser)
 
 

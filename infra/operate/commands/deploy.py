@@ -9,6 +9,7 @@ import argparse
 from dataclasses import replace
 
 from infra.config import Installation, Output
+from infra.operate.command_line import CommandLine
 from infra.operate.commands.destroy import delete_stack
 from infra.operate.commands.launch import launch
 from infra.operate.commands.preflight import preflight
@@ -23,8 +24,8 @@ HELP = "check, deploy both stacks, and launch a run"
 DEAD = ("ROLLBACK_COMPLETE", "REVIEW_IN_PROGRESS")  # a first deploy that failed: CloudFormation can only delete it
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-launch", dest="launches", action="store_false", help="deploy only; nothing bills then")
+def configure(parser: CommandLine) -> None:
+    parser.option("no-launch", "deploy only; nothing bills then", dest="launches", action="store_false")
     options.configure(parser)
 
 

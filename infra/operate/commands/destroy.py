@@ -13,6 +13,7 @@ from botocore.exceptions import ClientError
 
 from infra.config import Installation, Output
 from infra.guard import Guard, Settings
+from infra.operate.command_line import CommandLine
 from infra.operate.commands.stop import delete_schedules, scale_to_zero, wait_until_gone
 from infra.operate.installation import leftovers
 from infra.operate.installation.leftovers import LeftOver, stack_status
@@ -37,9 +38,9 @@ BOOTSTRAP = (
 )
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--purge", action="store_true", help="delete the data, the checkpoints and the token as well")
-    parser.add_argument("--yes", action="store_true", help="with --purge: do not ask")
+def configure(parser: CommandLine) -> None:
+    parser.option("purge", "delete the data, the checkpoints and the token as well", action="store_true")
+    parser.option("yes", "with --purge: do not ask", action="store_true")
 
 
 def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> int:

@@ -10,9 +10,11 @@ import sys
 import time
 
 from infra.config import Installation, Output
+from infra.operate.command_line import CommandLine
 from infra.operate.commands.preflight import preflight
 from infra.operate.planning import options
-from infra.operate.planning.plan import Request, check, describe, make_plan, merge
+from infra.operate.planning.options import Request
+from infra.operate.planning.plan import check, describe, make_plan, merge
 from infra.operate.planning.start import Place, is_running, start
 from infra.operate.runs import open_bucket
 from infra.operate.session import Aws, ExitCode, explained
@@ -23,7 +25,7 @@ HELP = "start a run on the deployed installation, or go on with one (--run)"
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure(parser: CommandLine) -> None:
     options.configure(parser)
 
 
@@ -37,7 +39,7 @@ def launch(aws: Aws, installation: Installation, request: Request, *, is_checked
     place = find_place(aws, installation, request.kind)
     if is_running(aws.client, place, request.kind, request.run_id):
         print(f"{request.run_id} is running already")
-        if request.hours or request.budget_usd or request.market or request.types:
+        if options.changes_limits(request):
             print(f"to change its limits: make stop, then make launch RUN={request.run_id} with the new ones")
         _next(request.run_id)
         return ExitCode.DONE

@@ -20,6 +20,7 @@ import botocore.exceptions
 from botocore.exceptions import ClientError
 
 from infra.config import Installation
+from infra.operate.command_line import CommandLine
 from infra.operate.runs import (
     Bucket,
     Ending,
@@ -199,9 +200,9 @@ def parse_since(text: str, now: float) -> float:
         ) from None
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", dest="run_id", default="", metavar="RUN", help="another run than the newest")
-    parser.add_argument("--since", default="", metavar="WHEN", help="only from then on: 10m, 2h, 2026-11-23T14:00")
+def configure(parser: CommandLine) -> None:
+    parser.option("run", "another run than the newest", dest="run_id", default="", metavar="RUN")
+    parser.option("since", "only from then on: 10m, 2h, 2026-11-23T14:00", default="", metavar="WHEN")
     parser.add_argument("--no-follow", dest="follow", action="store_false", help="print what there is, and end")
 
 

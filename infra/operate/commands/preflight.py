@@ -14,8 +14,10 @@ from infra.config import Installation
 from infra.operate.checks import account, machines
 from infra.operate.checks import run as run_checks
 from infra.operate.checks.finding import Finding, Wanted
+from infra.operate.command_line import CommandLine
 from infra.operate.planning import options
-from infra.operate.planning.plan import Plan, Request, check
+from infra.operate.planning.options import Request
+from infra.operate.planning.plan import Plan, check
 from infra.operate.session import Aws, AwsError, ExitCode
 from infra.operate.terminal import color, next_commands, table
 from trainer.contract import UserError
@@ -56,7 +58,7 @@ SERVICES = ("cloudformation", "ec2", "iam", "s3", "secretsmanager", "service-quo
 COLORS = MappingProxyType({"ok": "green", "failed": "red", "unknown": "yellow", "not needed": "dim"})
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure(parser: CommandLine) -> None:
     options.configure(parser)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from botocore.exceptions import ClientError
 
 from infra.config import Installation
+from infra.operate.command_line import CommandLine
 from infra.operate.runs import Bucket, Object, active_run, choose_run, need_bucket
 from infra.operate.session import Aws, ExitCode, explained
 from infra.operate.terminal import Live, next_commands
@@ -26,10 +27,10 @@ CHUNK_BYTES = 1 << 20
 PARALLEL = 16
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", dest="run_id", default="", metavar="RUN", help="another run than the newest")
-    parser.add_argument("--to", type=Path, default=Path("out"), metavar="FOLDER", help="the local store (default: out)")
-    parser.add_argument("--checkpoints", action="store_true", help="the newest and the best checkpoint as well")
+def configure(parser: CommandLine) -> None:
+    parser.option("run", "another run than the newest", dest="run_id", default="", metavar="RUN")
+    parser.option("to", "the local store (default: out)", "STORE", type=Path, default=Path("out"), metavar="FOLDER")
+    parser.option("checkpoints", "the newest and the best checkpoint as well", action="store_true")
 
 
 def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import re
 import sys
 
 from infra.config import Installation
+from infra.operate.command_line import CommandLine
 from infra.operate.installation import cdk
 from infra.operate.session import Aws, ExitCode, explained
 from infra.operate.terminal import next_commands
@@ -18,7 +19,7 @@ FORM = r"hf_[A-Za-z0-9]{10,200}"
 WHERE = "make one that may read at the hub, under Settings, Access Tokens"
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure(parser: CommandLine) -> None:
     """It has no options: an argument would be seen in the process list and stay in the shell's history."""
 
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 
 from infra.config import Installation
+from infra.operate.command_line import CommandLine
 from infra.operate.session import Aws, explained
 from infra.run import fleet
 from trainer.contract import UserError
@@ -20,7 +21,7 @@ TOOLS = {  # where they come from
 }
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure(parser: CommandLine) -> None:
     parser.add_argument("--instance", default="", metavar="ID", help="this machine; else the oldest that runs")
 
 

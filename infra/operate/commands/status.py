@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.config import Installation
+from infra.operate.command_line import CommandLine
 from infra.operate.installation.standing import kept_data, kept_image, print_kept
 from infra.operate.progress import Progress, clock, read_progress
 from infra.operate.runs import (
@@ -232,9 +233,9 @@ def show_next(status: Status) -> None:
                       ("make destroy", "remove what bills; the data stays"))  # fmt: skip
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", dest="run_id", default="", metavar="RUN", help="another run than the newest")
-    parser.add_argument("--watch", action="store_true", help="show it again every few seconds, until Ctrl-C")
+def configure(parser: CommandLine) -> None:
+    parser.option("run", "another run than the newest", dest="run_id", default="", metavar="RUN")
+    parser.option("watch", "show it again every few seconds, until Ctrl-C", action="store_true")
 
 
 def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> int:

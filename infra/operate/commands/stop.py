@@ -8,6 +8,7 @@ from collections import Counter
 from contextlib import suppress
 
 from infra.config import Installation
+from infra.operate.command_line import CommandLine
 from infra.operate.runs import active_run
 from infra.operate.session import Aws, AwsError, ExitCode, explained
 from infra.operate.terminal import Live, duration, next_commands
@@ -75,7 +76,7 @@ def wait_until_gone(aws: Aws, installation: Installation, wait_seconds: float = 
     live.end("no machine is left: nothing bills by the hour")
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure(parser: CommandLine) -> None:
     parser.add_argument("--no-wait", dest="wait", action="store_false", help="do not wait until the machines are gone")
 
 

@@ -1,55 +1,140 @@
-"""The options of `launch`, `preflight` and `deploy`, and what `prepare` shares with them; as a Request."""
+"""The options of a run. Each is a field of Request: its flag, its variable of `make`, its help, its field of the spec.
+
+From the field follow the command line, the merge with a run that exists, and the spec. The next option is one line.
+"""
 
 from __future__ import annotations
 
 import argparse
 import shlex
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from infra.operate.planning.plan import Request
+from infra.operate.command_line import CommandLine
+from infra.run.spec import Spec
+from trainer.contract import UserError
+
+KINDS = ("train", "prepare")
+METADATA = "option"
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--recipe", default="", help="what to train (default: finetune)")
-    add("--data", default="", help="Hugging Face id or s3://… (default: the recipe's own, its prepared form first)")
-    add("--args", default="", metavar='"--epochs 4"', help="options of the recipe")
-    configure_limits(parser)
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One thing that can be asked of a run."""
+
+    name: str  # `on-demand-after`: the flag --on-demand-after, the variable ON_DEMAND_AFTER=
+    help: str
+    default: Any = ""
+    parse: Callable[[str], Any] = str
+    show: Callable[[Any], str] = str
+    metavar: str | None = None
+    kinds: tuple[str, ...] = KINDS  # of the runs that have it
+    spec: str = ""  # the field of Spec that keeps it; "" for none
+    stays: bool = False  # it says what is computed: a run that goes on cannot change it
+
+    @property
+    def variable(self) -> str:
+        return self.name.upper().replace("-", "_")
 
 
-def configure_limits(parser: argparse.ArgumentParser) -> None:
-    """What training and preparing have in common."""
-    add = parser.add_argument
-    add("--run", default="", dest="run_id", metavar="RUN", help="the run's name; an unfinished run goes on")
-    add("--hours", type=float, default=0.0, help="stop after so long (default: twice the estimate)")
-    add("--budget", type=float, default=0.0, metavar="USD", help="stop at so much (default: 1.25 times the estimate)")
-    add("--market", default="", help="spot or on-demand (default: the installation's)")
-    add("--types", default="", help="only these instance types, by ','")
-    add("--on-demand-after", type=float, default=0.0, metavar="MINUTES", help="change to on-demand without a machine")
-    add("--anyway", action="store_true", help="also with less money or time than the estimate")
+def option(name: str, help: str, **rest: Any) -> Any:
+    """A field of Request."""
+    declared = Option(name=name, help=help, **rest)
+    return field(default=declared.default, metadata={METADATA: declared})
 
 
-def limits_of(given: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a Request that `configure_limits` made options for."""
-    return {
-        "run_id": given.run_id,
-        "hours": given.hours,
-        "budget_usd": given.budget,
-        "market": given.market,
-        "types": tuple(filter(None, given.types.split(","))),
-        "on_demand_after_minutes": given.on_demand_after,
-        "anyway": given.anyway,
-    }
+def words(text: str) -> tuple[str, ...]:
+    """As a shell would split them."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of words ({error}): close the quote") from error
 
 
-def request_of(given: argparse.Namespace) -> Request:
-    return Request(
-        recipe=given.recipe,
-        data=given.data,
-        arguments=tuple(shlex.split(given.args)),
-        **limits_of(given),
+def by_commas(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked for; "", 0 and () where nothing was."""
+
+    kind: str = "train"  # by the command
+    recipe: str = option("recipe", "what to train (default: finetune)", kinds=("train",), spec="recipe", stays=True)
+    data: str = option(
+        "data",
+        "Hugging Face id or s3://… (default: the recipe's own, its prepared form first)",
+        spec="data",
+        stays=True,
     )
+    arguments: tuple[str, ...] = option(
+        "args", "options of the recipe, or of the preparation", default=(), parse=words, show=shlex.join,
+        metavar='"--epochs 4"', spec="arguments", stays=True,
+    )  # fmt: skip
+    run_id: str = option("run", "the run's name; an unfinished run goes on", metavar="RUN")
+    hours: float = option(
+        "hours", "stop after so long (default: twice the estimate)", default=0.0, parse=float, spec="hours"
+    )
+    budget_usd: float = option(
+        "budget", "stop at so much (default: 1.25 times the estimate)", default=0.0, parse=float, metavar="USD",
+        spec="budget_usd",
+    )  # fmt: skip
+    market: str = option("market", "spot or on-demand (default: the installation's)", spec="market")
+    types: tuple[str, ...] = option(
+        "types", "only these instance types, by ','", default=(), parse=by_commas, show=",".join, spec="types"
+    )
+    on_demand_after_minutes: float = option(
+        "on-demand-after", "change to on-demand without a machine", default=0.0, parse=float, metavar="MINUTES",
+        spec="on_demand_after_minutes",
+    )  # fmt: skip
+    nodes: int = option("nodes", "machines of the run: one", default=1, parse=int, kinds=("train",), spec="nodes")
+    anyway: bool = option("anyway", "also with less money or time than the estimate", default=False, parse=bool)
+
+
+def options_of(request: Request | type[Request], kind: str = "") -> list[tuple[str, Option]]:
+    """Each option, or each that a run of this kind has, with the name of its field."""
+    found = [(one.name, one.metadata[METADATA]) for one in fields(request) if METADATA in one.metadata]
+    return [(name, one) for name, one in found if kind in ("", *one.kinds)]
+
+
+def configure(parser: CommandLine, kind: str = "train") -> None:
+    for name, one in options_of(Request, kind):
+        if one.parse is bool:
+            parser.option(one.name, one.help, dest=name, action="store_true")
+        else:
+            parser.option(one.name, one.help, dest=name, type=one.parse, default=one.default, metavar=one.metavar)
+
+
+def request_of(given: argparse.Namespace, kind: str = "train") -> Request:
+    return Request(kind=kind, **{name: getattr(given, name) for name, _ in options_of(Request, kind)})
+
+
+def spec_values(request: Request) -> dict[str, Any]:
+    """The fields of a spec that keep the options of a request."""
+    return {one.spec: getattr(request, name) for name, one in options_of(request) if one.spec}
+
+
+def go_on(request: Request, spec: Spec) -> Request:
+    """The request for a run that exists: what it computes stays, where and how long it may run can change."""
+    kept = {name: getattr(spec, one.spec) for name, one in options_of(request) if one.spec}
+    if spec.kind == "train":
+        kept["arguments"] = spec.arguments[1:]  # the recipe comes first
+    for name, one in options_of(request):
+        new, old = getattr(request, name), kept.get(name)
+        if one.spec and new != one.default:
+            if one.stays and new != old:
+                raise UserError(
+                    f"{one.variable}={one.show(new)!r} is not what RUN={spec.run_id} was started with "
+                    f"({one.show(old)!r}): leave {one.variable}= out to go on with it, or give another RUN="
+                )
+            kept[name] = new
+    return replace(request, kind=spec.kind, **kept)
+
+
+def changes_limits(request: Request) -> bool:
+    """Whether it asks for something else than a run that exists has."""
+    return any(one.spec and not one.stays and getattr(request, n) != one.default for n, one in options_of(request))
 
 
 def without_limits(request: Request) -> Request:

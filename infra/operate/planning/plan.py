@@ -1,6 +1,6 @@
 """What a launch is going to do: the run's spec, its estimate per type, whether it goes on with an existing run.
 
-Asks AWS for prices and the bucket for the run; changes nothing. the command `launch` does what is planned here.
+Asks AWS for prices and the bucket for the run; changes nothing. The command `launch` does what is planned here.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 import secrets
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from infra.config import PREPARE_DISK_GIB, PREPARE_PREFIX, Installation
 from infra.operate.planning import catalog, datasets
 from infra.operate.planning.catalog import Estimate
 from infra.operate.planning.datasets import Dataset
+from infra.operate.planning.options import Request, go_on, spec_values
 from infra.operate.planning.prices import Prices, find_prices
 from infra.operate.runs import Bucket, Ending, read_ending, read_spend
 from infra.operate.session import Aws
@@ -29,23 +29,6 @@ MOST_HOURS = 168.0
 SPARE = 1.25  # of the default budget over the estimate: reclaimed machines stage and compile again
 SECONDS_PER_HOUR = 3600.0
 AT_THE_LIMIT = ", or ANYWAY=1: it stops at the limit, and goes on when it is launched with more"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What was asked for; "" and 0 where nothing was."""
-
-    kind: str = "train"
-    recipe: str = ""
-    run_id: str = ""
-    data: str = ""
-    arguments: tuple[str, ...] = ()
-    hours: float = 0.0
-    budget_usd: float = 0.0
-    market: str = ""
-    types: tuple[str, ...] = ()
-    on_demand_after_minutes: float = 0.0
-    anyway: bool = False  # with less money or time than the estimate
 
 
 class MeansError(UserError):
@@ -120,6 +103,8 @@ def check(request: Request, installation: Installation) -> None:
             raise UserError(f"{name}={value:g} is out of range: more than {limit}, for example {name}=20")
     if request.market and request.market not in catalog.MARKETS:
         raise UserError(f"MARKET={request.market!r} is unknown: use spot or on-demand")
+    if request.nodes != 1:
+        raise UserError(f"NODES={request.nodes}: several machines do not train one run yet: leave NODES= out")
 
 
 def check_name(request: Request) -> None:
@@ -141,28 +126,14 @@ def types_of(request: Request, installation: Installation) -> tuple[str, ...]:
 
 
 def merge(request: Request, existing: Existing) -> Request:
-    """The request for a run that exists: what it computes stays, where and how long it may run can change."""
+    """The request for a run that exists. Raises UserError where it is finished, or would compute something else."""
     spec = existing.spec
     if existing.ending and existing.ending.how == "done":
         raise UserError(
             f"RUN={spec.run_id} is finished: `make status RUN={spec.run_id}` shows its result; for a new run leave "
             "RUN= out, or give another"
         )
-    arguments = spec.arguments[1:] if spec.kind == "train" else spec.arguments
-    asked = {"RECIPE": (request.recipe, spec.recipe), "DATA": (request.data, spec.data),
-             "ARGS": (shlex.join(request.arguments), shlex.join(arguments))}  # fmt: skip
-    for name, (new, old) in asked.items():
-        if new and new != old:
-            raise UserError(
-                f"{name}={new!r} is not what RUN={spec.run_id} was started with ({old!r}): leave {name}= out to go on "
-                "with it, or give another RUN="
-            )
-    return replace(
-        request, kind=spec.kind, recipe=spec.recipe, data=spec.data, arguments=arguments,
-        hours=request.hours or spec.hours, budget_usd=request.budget_usd or spec.budget_usd,
-        market=request.market or spec.market, types=request.types or spec.types,
-        on_demand_after_minutes=request.on_demand_after_minutes or spec.on_demand_after_minutes,
-    )  # fmt: skip
+    return go_on(request, spec)
 
 
 def find_dataset(bucket: Bucket, request: Request) -> Dataset | None:
@@ -194,23 +165,21 @@ def plan_run(
     names = {one.type for one in offered}
     dearest = max(one.usd for one in listed if one.type in names)
     name = recipe if request.kind == "train" else f"{PREPARE_PREFIX}{datasets.slug(request.data)}"
-    spec = Spec(
-        run_id=request.run_id or new_run_id(name, now),
-        kind=request.kind,
-        recipe=recipe if request.kind == "train" else "",
-        arguments=arguments,
-        data=request.data,
-        market=market,
-        types=request.types,
-        on_demand_after_minutes=request.on_demand_after_minutes,
-        budget_usd=request.budget_usd or float(math.ceil(SPARE * dearest)),
-        hours=request.hours or min(MOST_HOURS, 2 * max(one.hours for one in offered)),
-        created=existing.spec.created if existing else now,
-        deadline=0.0,
-        prices=dict(prices.on_demand),
-        prices_source=prices.source,
-        extras_usd_per_hour=catalog.extras_usd_per_hour(disk_gib),
-    )
+    filled = {
+        "run_id": request.run_id or new_run_id(name, now),
+        "kind": request.kind,
+        "recipe": recipe if request.kind == "train" else "",
+        "arguments": arguments,
+        "market": market,
+        "budget_usd": request.budget_usd or float(math.ceil(SPARE * dearest)),
+        "hours": request.hours or min(MOST_HOURS, 2 * max(one.hours for one in offered)),
+        "created": existing.spec.created if existing else now,
+        "deadline": 0.0,
+        "prices": dict(prices.on_demand),
+        "prices_source": prices.source,
+        "extras_usd_per_hour": catalog.extras_usd_per_hour(disk_gib),
+    }
+    spec = Spec(**(spec_values(request) | filled))
     spec = replace(spec, deadline=now + spec.hours * SECONDS_PER_HOUR)
     plan = Plan(spec=spec, offered=offered, prices_source=prices.source, existing=existing)
     check_means(plan, anyway=request.anyway)

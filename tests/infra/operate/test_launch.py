@@ -13,7 +13,8 @@ import pytest
 
 from infra.config import Installation, Tag
 from infra.operate.commands.launch import launch
-from infra.operate.planning.plan import Plan, Request, describe, epochs_in, make_plan, new_run_id
+from infra.operate.planning.options import Request
+from infra.operate.planning.plan import Plan, describe, epochs_in, make_plan, new_run_id
 from infra.operate.planning.start import Place, find_active, schedules, start
 from infra.operate.runs import open_bucket
 from infra.operate.session import Aws as Operator

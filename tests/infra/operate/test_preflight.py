@@ -10,7 +10,7 @@ import pytest
 
 from infra.config import Installation
 from infra.operate.commands import preflight as module
-from infra.operate.planning.plan import Request
+from infra.operate.planning.options import Request
 from infra.operate.session import Aws as Operator
 from tests.emulator.aws import Aws
 from tests.infra import deployed, hub

@@ -1,0 +1,27 @@
+"""The options of a command, each declared once: its flag and the variable of `make` that stands for it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+
+class CommandLine(argparse.ArgumentParser):
+    """A parser that takes an option from the command line, or else from a variable."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.variables: dict[str, argparse.Action] = {}
+
+    def option(self, name: str, help: str, variable: str = "", **keywords: Any) -> None:
+        """`on-demand-after` is the flag `--on-demand-after` and the variable `ON_DEMAND_AFTER=`."""
+        variable = variable or name.upper().replace("-", "_")
+        self.variables[variable] = self.add_argument(f"--{name}", help=f"{help} (make: {variable}=)", **keywords)
+
+    def read(self, environ: Mapping[str, str]) -> None:
+        """Take the values of variables for defaults, so that a flag is stronger. An empty variable is not given."""
+        for variable, action in self.variables.items():
+            if value := environ.get(variable, ""):
+                is_switch = action.nargs == 0
+                action.default = action.const if is_switch else value  # argparse converts it like a word of the line
