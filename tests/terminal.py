@@ -12,6 +12,7 @@ import termios
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from tests import ROOT
 
@@ -20,12 +21,12 @@ HANG_UP = b""  # no key: the terminal is closed
 
 
 def on_a_terminal(
-    command: Sequence[str], keys: Mapping[bytes, bytes] | None = None, timeout: float = 90
+    command: Sequence[str], keys: Mapping[bytes, bytes] | None = None, timeout: float = 90, folder: Path = ROOT
 ) -> tuple[int, str]:
     """Exit code and everything that was drawn. `keys`: as soon as the first is seen, the second is pressed, once."""
     pid, terminal = pty.fork()
     if pid == 0:
-        os.chdir(ROOT)
+        os.chdir(folder)
         os.execvp(command[0], command)
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     waiting, seen, deadline = dict(keys or {}), b"", time.monotonic() + timeout

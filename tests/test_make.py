@@ -1,4 +1,4 @@
-"""The Makefile as a newcomer meets it: the list of targets, set-up messages, and the real Ctrl-C of a terminal."""
+"""The Makefile as a newcomer meets it: targets, set-up messages, a terminal that is closed (Ctrl-C: test_docs)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import ROOT
-from tests.terminal import CTRL_C, HANG_UP, on_a_terminal
+from tests.terminal import HANG_UP, on_a_terminal
 from trainer.contract import Exit
 
 
@@ -59,19 +59,6 @@ def test_a_python_that_lacks_something_is_named_with_the_fix(script: str, said: 
 
 def test_a_set_up_environment_is_not_set_up_again() -> None:
     assert "setting up" not in make("recipes").stdout
-
-
-def test_ctrl_c_on_a_terminal_saves_and_the_same_command_continues(tmp_path: Path, digits_folder: Path) -> None:
-    options = "--epochs 2 --global-batch-size 256 --device-batch-size 64 --log-every-steps 1"
-    places = [f"STORE={tmp_path / 'out'}", f"SCRATCH={tmp_path / 'scratch'}", f"DATA={digits_folder}"]
-    command = ["train", *places, f"ARGS={options}"]
-    code, seen = on_a_terminal(["make", *command], keys={b"step 3/": CTRL_C})
-    assert code != 0
-    assert "The same command continues from there" in seen, seen
-    again = make(*command)
-    assert again.returncode == 0, again.stderr
-    assert re.search(r"continuing run 'digits' from step \d+ of 10", again.stderr)
-    assert "report " in again.stdout
 
 
 def test_a_terminal_that_is_closed_is_an_interruption_that_saves(tmp_path: Path, digits_folder: Path) -> None:
