@@ -34,17 +34,13 @@ PATIENCE_SECONDS = 600  # on a machine that has much else to do
 ROOMS = r"(trainer|infra|tests|benchmarks|docs|requirements|\.github|\.ci)"
 INFRA_PYTHON = ROOT / ".venv-infra/bin/python"
 PARSE = """
-import json, os, sys
+import json, sys
 from infra.__main__ import parse
 for case in json.load(sys.stdin):
-    before = dict(os.environ)
-    os.environ.update(case["variables"])
     try:
-        parse(case["arguments"])
+        parse(case["arguments"], case["variables"])
     except SystemExit:
         sys.exit(f"python -m infra {case['arguments']} with {case['variables']}")
-    os.environ.clear()
-    os.environ.update(before)
 """
 
 
@@ -161,7 +157,9 @@ def targets() -> set[str]:
 
 def variables() -> str:
     """The text that names every variable that a user may give."""
-    return "\n".join(path.read_text() for path in (ROOT / "Makefile", *(ROOT / "infra/operate").rglob("*.py")))
+    operate = "\n".join(path.read_text() for path in (ROOT / "infra/operate").rglob("*.py"))
+    options = [name.upper().replace("-", "_") for name in re.findall(r'option\(\s*"([a-z-]+)"', operate)]
+    return "\n".join([(ROOT / "Makefile").read_text(), *options])
 
 
 def test_every_make_command_that_is_shown_names_a_target_and_variables_that_exist() -> None:
