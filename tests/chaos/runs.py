@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,14 @@ class RealRun:
         return cls(lab, open_store(lab.uri), environ)
 
     def start(self, *more: str, environ: Mapping[str, str] = {}) -> None:
+        self.start_in(ROOT, self.command, *more, environ=environ)
+
+    def start_in(self, tree: Path, command: Sequence[str], *more: str, environ: Mapping[str, str] = {}) -> None:
+        """Start it with the code of a checkout."""
         self.outputs.append(self.lab.place / f"output-{len(self.outputs)}.txt")
         with self.outputs[-1].open("wb") as output:
             self.process = subprocess.Popen(
-                [*self.command, *OPTIONS, *more], env=self.environ | dict(environ), cwd=ROOT, stdin=subprocess.DEVNULL,
+                [*command, *OPTIONS, *more], env=self.environ | dict(environ), cwd=tree, stdin=subprocess.DEVNULL,
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
