@@ -15,8 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,7 @@ def checkout(commit: str) -> Iterator[Path]:
         clone = ["git", "clone", "--quiet", "--shared", "--no-checkout", str(ROOT), folder]
         for command in (clone, ["git", "-C", folder, "checkout", "--quiet", "--detach", commit]):
             if subprocess.run(command, check=False).returncode:
-                raise SystemExit(
-                    f"error: {commit!r} is not a commit of this clone: git fetch --unshallow, or name another"
-                )
+                raise SystemExit(f"error: no commit {commit!r} in this clone: name another, or git fetch --unshallow")
         yield Path(folder)
 
 
@@ -132,7 +131,9 @@ def differences(end: End, expected: End) -> list[str]:
 
 def same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
     """Bit for bit."""
-    return a is not None and b is not None and a.dtype == b.dtype and a.numpy().tobytes() == b.numpy().tobytes()
+    if a is None or b is None or (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    return torch.equal(a.flatten().view(torch.uint8), b.flatten().view(torch.uint8))
 
 
 def main() -> int:
@@ -148,10 +149,8 @@ def main() -> int:
             print(f"{len(reference.tensors)} tensors, {len(reference.metrics)} steps", flush=True)
             print(f"{'seconds':>7}  {'differs from COMMIT alone':<28}  run", flush=True)
             print(f"{reference.seconds:>7.0f}  {'-':<28}  {reference.how}", flush=True)
-            runs = [lambda: undisturbed(lab, old, ROOT, "present alone")]
-            runs += [
-                lambda s3=s3, stop=stop: upgraded(lab, old, s3=s3, stop=stop) for s3 in (False, True) for stop in STOPS
-            ]
+            runs: list[Callable[[], End]] = [partial(undisturbed, lab, old, ROOT, "present alone")]
+            runs += [partial(upgraded, lab, old, s3=s3, stop=stop) for s3 in (False, True) for stop in STOPS]
             for run in runs:
                 end = run()
                 found = differences(end, reference)

@@ -25,6 +25,11 @@ class Exit(IntEnum):
     USER = 78  # the user must change something
 
 
+CRASH = 1  # the exit code where no other is known
+HEARTBEAT_SECONDS = 30
+DRAIN_SECONDS = 90  # from a signal to the end of the last upload: within the 100 s of `docker stop`
+
+
 class UserError(ValueError):
     """Something only the user can change: the message says the bad value, the rule and the fix. Exit code 78."""
 

@@ -16,18 +16,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from trainer.contract import Exit, Phase, UserError, attempt_key, run_key
+from trainer.contract import CRASH, HEARTBEAT_SECONDS, Exit, Phase, UserError, attempt_key, run_key
 from trainer.data.making.source_formats import UnreachableError
 from trainer.process import spot
 from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError, explained, may_pass
 from trainer.store.background import in_background
+from trainer.store.retry import Retry
 from trainer.text import say
 from trainer.upload.owner import claim_attempt
 
-HEARTBEAT_SECONDS = 30
-COMPLAIN_SECONDS = 60
 LEAVE_SECONDS = 10  # what the store gets after a SIGTERM
-CRASH = 1
 
 
 class PrepareRun:
@@ -40,7 +38,7 @@ class PrepareRun:
         self.record["machine"] = spot.machine(spot.endpoint(os.environ))
         self.put(attempt_key(run_id, self.attempt), self.record)
         self.phase, self.progress, self.counting = Phase.STARTING, 0, threading.Lock()
-        self.complained = float("-inf")
+        self.retry = Retry(say)
         self.ended = threading.Event()
         self.beating = threading.Thread(target=self.beat_forever, daemon=True, name="heartbeat")
         self.beating.start()
@@ -62,9 +60,7 @@ class PrepareRun:
         try:
             self.put(run_key(self.run_id, "heartbeat.json"), body)
         except Exception as error:  # noqa: BLE001  # whatever it is: one without a heartbeat is stopped as hung
-            if time.monotonic() >= self.complained + COMPLAIN_SECONDS:
-                self.complained = time.monotonic()
-                say(f"no heartbeat could be stored, and the preparation goes on: {error}")
+            self.retry.complain(f"no heartbeat could be stored, and the preparation goes on: {error}")
 
     def beat_forever(self) -> None:
         while not self.ended.is_set():

@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.contract import CRASH
 from trainer.process.channel import Message
 from trainer.text import say
 
 KILL_SECONDS = 75  # what a trainer, or an uploader that still starts, gets after a signal
-CRASH = 1
 
 
 def gpu_count() -> int:

@@ -22,10 +22,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from trainer.contract import Exit, RunEnv, UserError, attempt_key, run_key
+from trainer.contract import CRASH, DRAIN_SECONDS, Exit, RunEnv, UserError, attempt_key, run_key
 from trainer.process import spot
 from trainer.process.channel import SOCKET_VARIABLE, Message, attempt_dir, read_json
-from trainer.process.children import CRASH, Trainer, Uploader, torch_environ
+from trainer.process.children import Trainer, Uploader, torch_environ
 from trainer.text import say
 
 HELP = """
@@ -39,7 +39,6 @@ environment: where the run lives (the options above say what it computes)
 
 exit codes: 0 finished, 75 interrupted and saved, 76 another trainer has the run, 78 you must change something
 """
-DRAIN_SECONDS = 90  # what the uploader gets after a signal: all in all within the 100 s of `docker stop`
 PATIENCE_SECONDS = 3600  # what the store gets after the end of a training, without TRAINER_DEADLINE
 NOTHING: Message = {"code": Exit.INTERRUPTED, "message": "nothing had begun"}
 

@@ -1,52 +1,59 @@
-"""Trying again while a store fails: with growing pauses, few words, and an end that may come nearer."""
+"""Trying again while a store fails: growing pauses, few words, and a deadline that may come nearer."""
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from trainer.contract import UserError
 from trainer.store import NotFoundError, StoreError, explained, may_pass
 
 T = TypeVar("T")
-COMPLAIN_SECONDS = 60  # a store that fails is mentioned no more often
-PAUSE_SECONDS = 10.0  # between two tries, at most: all shall be durable soon after the fault
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 10.0  # after a longer fault, all work is in the store this soon
+COMPLAIN_SECONDS = 60.0  # a store that fails is mentioned no more often
+READ_SECONDS = 300.0  # how long a start waits for a store that cannot be read
 
 
-def say(message: str) -> None:
-    print(f"uploader: {message}", file=sys.stderr, flush=True)
+def is_fault(error: Exception) -> bool:
+    """Whether a store has failed, as opposed to a UserError, which names a mistake."""
+    return isinstance(error, StoreError)
 
 
-class Patience:
-    """Safe to use from several threads."""
+class Retry:
+    """A deadline, and what was said last. Several threads may share one."""
 
-    def __init__(self) -> None:
-        self.deadline = float("inf")  # monotonic seconds
-        self.hurry = threading.Event()  # the deadline has come nearer: no long pauses
+    def __init__(self, say: Callable[[str], None], seconds: float = float("inf")) -> None:
+        self.say = say
+        self.deadline = time.monotonic() + seconds
+        self.hurry = threading.Event()  # set when the deadline comes nearer: it ends a pause
         self.complained = float("-inf")
 
-    def until_done(self, what: str, work: Callable[[], None]) -> bool:
-        """Do it, again and again while the store fails, until the deadline; False when that has passed."""
-        pause = 0.5
+    def until_done(
+        self, work: Callable[[], T], complaint: Callable[[float], str],
+        is_worth_it: Callable[[Exception], bool] = is_fault,
+    ) -> T:  # fmt: skip
+        """Do the work, again and again while it fails, and return its result. `complaint(seconds left)` is said.
+
+        Raises the StoreError or UserError that came last, past the deadline or where it is not worth another try.
+        """
+        pause = FIRST_PAUSE_SECONDS
         while True:
             try:
-                work()
-            except StoreError as error:
-                now = time.monotonic()
-                if now >= self.deadline:
-                    say(f"gave up on {what}: {error}")
-                    return False
-                self.complain(f"the store fails, trying {what} again, and training goes on: {error}")
-                self.hurry.wait(min(pause, max(0.0, self.deadline - now)))
+                return work()
+            except (StoreError, UserError) as error:
+                left = self.deadline - time.monotonic()
+                if left <= 0 or not is_worth_it(error):
+                    raise
+                self.complain(f"{complaint(left)}: {error}")
+                self.hurry.wait(min(pause, left))
                 self.hurry.clear()
-                pause = min(pause * 2, PAUSE_SECONDS)
-            else:
-                return True
+                pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
     def end_in(self, seconds: float) -> None:
-        """Try for so long at most from now on, or for as long as was said before."""
+        """Bring the deadline nearer: to so many seconds from now, unless it is earlier already."""
         self.deadline = min(self.deadline, time.monotonic() + seconds)
         self.hurry.set()
 
@@ -58,35 +65,29 @@ class Patience:
         """Say it, unless something was said less than a minute ago."""
         if time.monotonic() >= self.complained + COMPLAIN_SECONDS:
             self.complained = time.monotonic()
-            say(message)
-
-
-RESTORE_SECONDS = 300.0  # how long a start waits for a store that fails
+            self.say(message)
 
 
 def patiently(
     what: str,
     work: Callable[[], T],
-    tell: Callable[[str], None],
-    seconds: float = RESTORE_SECONDS,
-    worth_it: Callable[[StoreError], bool] = lambda error: True,
+    say: Callable[[str], None],
+    seconds: float = READ_SECONDS,
+    worth_it: Callable[[Exception], bool] = is_fault,
 ) -> T:
-    """Do it again and again while the store fails. Then UserError where the user can mend it, else StoreError."""
-    deadline, pause, told = time.monotonic() + seconds, 0.5, float("-inf")
-    while True:
-        try:
-            return work()
-        except NotFoundError:
+    """Read something at a start. In the end it raises UserError where the user can mend the fault, else StoreError.
+
+    A key that does not exist is no fault: its NotFoundError is raised at once.
+    """
+    retry = Retry(say, seconds)
+    try:
+        return retry.until_done(
+            work, lambda left: f"{what} cannot be read, trying again for up to {left:.0f} s",
+            lambda error: is_fault(error) and not isinstance(error, NotFoundError) and worth_it(error),
+        )  # fmt: skip
+    except StoreError as error:
+        if isinstance(error, NotFoundError) or may_pass(error):  # nobody's mistake: the next start tries again
             raise
-        except StoreError as error:
-            now = time.monotonic()
-            if now >= deadline or not worth_it(error):
-                if may_pass(error):  # nobody's mistake: the next start tries again
-                    raise
-                with explained(what if now < deadline else f"after {seconds:.0f} s of trying, {what}"):
-                    raise
-            if now >= told + 60:
-                tell(f"{what} cannot be read, trying again for up to {deadline - now:.0f} s: {error}")
-                told = now
-            time.sleep(min(pause, deadline - now))
-            pause = min(pause * 2, 10.0)
+        is_late = time.monotonic() >= retry.deadline
+        with explained(f"after {seconds:.0f} s of trying, {what}" if is_late else what):
+            raise

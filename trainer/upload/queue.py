@@ -16,12 +16,27 @@ from trainer.process.channel import Channel, Message
 from trainer.process.snapshot import Snapshot
 from trainer.store import ConflictError, ObjectStore, StoreError
 from trainer.store.checksum import Checksums
-from trainer.store.retry import PAUSE_SECONDS, Patience, say
+from trainer.store.retry import LONGEST_PAUSE_SECONDS, Retry
+from trainer.text import say
 from trainer.upload.commit import data_key, put_checkpoint
 from trainer.upload.owner import Ownership
 from trainer.upload.unsaved import forget_checkpoint, keep_checkpoint, keep_file
 
 PUTS_AT_ONCE = 4  # segments of metrics
+
+
+def say_as_uploader(message: str) -> None:
+    say(f"uploader: {message}")
+
+
+def done_in_time(retry: Retry, what: str, work: Callable[[], None]) -> bool:
+    """Do the work, again and again while the store fails; False when the deadline has passed."""
+    try:
+        retry.until_done(work, lambda left: f"the store fails, trying {what} again, and training goes on")
+    except StoreError as error:
+        say_as_uploader(f"gave up on {what}: {error}")
+        return False
+    return True
 
 
 class Sender:
@@ -32,7 +47,7 @@ class Sender:
         self.jobs: queue.Queue[Callable[[], None]] = queue.Queue()
         self.pool = ThreadPoolExecutor(PUTS_AT_ONCE)
         self.puts: set[Future[None]] = set()  # of metrics; replaced, never changed, once somebody may look at it
-        self.patience = Patience()
+        self.retry = Retry(say_as_uploader)
         self.failed = False  # something did not reach the store by the deadline
         self.kept = ""  # the folder where that is
         self.channels: list[Channel] = []  # of the trainer
@@ -68,7 +83,7 @@ class Sender:
             try:
                 body = Path(request["path"]).read_bytes()
             except OSError as error:
-                self.patience.complain(f"{key} is not stored: {error}")
+                self.retry.complain(f"{key} is not stored: {error}")
                 return
         else:
             body = json.dumps(request["body"], indent=1).encode()
@@ -80,7 +95,7 @@ class Sender:
             else:
                 self.store.put(key, body)
 
-        if self.failed or not self.patience.until_done(key, work):  # after the first, nothing waits for the store
+        if self.failed or not done_in_time(self.retry, key, work):  # after the first, nothing waits for the store
             self.keep(lambda: keep_file(self.env, key, body))
 
     def snapshot(self, fd: int) -> Snapshot:
@@ -120,9 +135,8 @@ class Sender:
         try:
             if not self.ownership.is_mine:
                 raise LostRunError("the run was taken over")
-            if not self.failed and self.patience.until_done(
-                f"step {note['step']}", work
-            ):  # never without the metrics before it
+            # Never without the metrics before it.
+            if not self.failed and done_in_time(self.retry, f"step {note['step']}", work):
                 answer["committed"] = name
                 self.stored_seq = max(self.stored_seq, note["seq"])
             else:
@@ -142,7 +156,7 @@ class Sender:
         try:
             self.kept = str(save())
         except OSError as error:
-            say(f"and it cannot be kept on this machine either: {error}")
+            say_as_uploader(f"and it cannot be kept on this machine either: {error}")
 
     def retire(self, manifest: str) -> None:
         """Mark a superseded manifest and its object; a directory store removes them. A failure costs only space."""
@@ -151,12 +165,12 @@ class Sender:
             self.store.retire(data_key(manifest))
             self.store.retire(manifest)
 
-        if not self.patience.has_an_end:
+        if not self.retry.has_an_end:
             try:
                 work()
             except StoreError as error:
-                self.patience.complain(f"a superseded checkpoint could not be given up, trying again: {error}")
-                again = threading.Timer(PAUSE_SECONDS, lambda: self.jobs.put(lambda: self.retire(manifest)))
+                self.retry.complain(f"a superseded checkpoint could not be given up, trying again: {error}")
+                again = threading.Timer(LONGEST_PAUSE_SECONDS, lambda: self.jobs.put(lambda: self.retire(manifest)))
                 again.daemon = True
                 again.start()
         else:
@@ -165,7 +179,7 @@ class Sender:
 
     def tell_lost(self, error: LostRunError) -> None:
         """The trainer has to end."""
-        say(str(error))
+        say_as_uploader(str(error))
         for channel in self.channels:
             with contextlib.suppress(OSError):
                 channel.send({"lost": str(error)})

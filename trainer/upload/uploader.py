@@ -19,17 +19,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import Exit, LostRunError, RunEnv, UserError, checkpoint_key, run_key
+from trainer.contract import (
+    DRAIN_SECONDS,
+    HEARTBEAT_SECONDS,
+    Exit,
+    LostRunError,
+    RunEnv,
+    UserError,
+    checkpoint_key,
+    run_key,
+)
 from trainer.process.channel import Channel, DisconnectedError, attempt_dir, listen, read_json
 from trainer.store import NotFoundError, ObjectStore, StoreError, may_pass, open_store
-from trainer.store.retry import Patience, say
+from trainer.store.retry import Retry
+from trainer.text import say
 from trainer.upload.owner import RENEWALS_PER_LEASE, MachineLock, Ownership, claim_attempt
-from trainer.upload.queue import Sender
+from trainer.upload.queue import Sender, done_in_time, say_as_uploader
 from trainer.upload.unsaved import resend
 
-HEARTBEAT_SECONDS = 30
-DRAIN_SECONDS = 90  # what is left when the supervisor dies is tried for so long
-PUTS_AT_ONCE = 4  # segments of metrics
 CLAIM_SECONDS = 300  # a store that fails when the run is to begin is tried for so long
 PROBE_SECONDS = 60  # a store whose servers fail at the start is tried for so long
 
@@ -40,25 +47,23 @@ class Uploader:
     def __init__(self, env: RunEnv, store: ObjectStore, ownership: Ownership):
         self.env, self.store, self.ownership = replace(env, attempt=str(ownership.attempt)), store, ownership
         self.sender = Sender(self.env, store, ownership)
-        self.patience = self.sender.patience
+        self.retry = self.sender.retry
         self.readers: list[threading.Thread] = []
 
     def claim(self) -> None:
         """Take the run for this attempt, finish what the one before began, and renew the lease from now on."""
-        patience = Patience()
-        patience.end_in(CLAIM_SECONDS)
-        done = patience.until_done(
-            "the claim to the run",
-            lambda: self.ownership.claim(say, lambda before: resend(self.env, self.store, before, say)),
-        )
-        if not done:
+
+        def claim() -> None:
+            self.ownership.claim(say_as_uploader, lambda before: resend(self.env, self.store, before, say_as_uploader))
+
+        if not done_in_time(Retry(say_as_uploader, CLAIM_SECONDS), "the claim to the run", claim):
             raise StoreError(f"the store has not worked for {CLAIM_SECONDS} s, and the run was not begun")
         for prefix in (checkpoint_key(self.env.run_id, ""), run_key(self.env.run_id, "")):
             try:
                 self.store.abort_uploads(prefix)  # what a killed writer began
             except StoreError as error:
-                say(f"unfinished uploads stay until the next start, or until they expire: {error}")
-        sweep = partial(self.patience.until_done, "retiring what was left", self.ownership.sweep)
+                say_as_uploader(f"unfinished uploads stay until the next start, or until they expire: {error}")
+        sweep = partial(done_in_time, self.retry, "retiring what was left", self.ownership.sweep)
         for target in (self.renew_forever, sweep):
             threading.Thread(target=self.unless_lost, args=[target], daemon=True).start()
 
@@ -76,7 +81,7 @@ class Uploader:
             except LostRunError:
                 raise
             except Exception as error:  # noqa: BLE001  # whatever it is: one that does not renew loses the run
-                self.patience.complain(f"the lease could not be renewed, trying again: {error}")
+                self.retry.complain(f"the lease could not be renewed, trying again: {error}")
 
     def read_trainer(self, channel: Channel) -> None:
         """Queue what one trainer process sends, until it closes or dies."""
@@ -87,7 +92,7 @@ class Uploader:
             channel.send({"lost": str(error)})
             return
         except Exception as error:  # noqa: BLE001  # the trainer must not wait for ever
-            say(f"{type(error).__name__}: {error}")
+            say_as_uploader(f"{type(error).__name__}: {error}")
             channel.send({"failed": str(error)})
             return
         self.sender.channels.append(channel)
@@ -112,7 +117,7 @@ class Uploader:
                 self.sender.in_order(self.answer_flush)
             else:
                 self.sender.in_order(partial(self.sender.put, request))
-        self.drain(DRAIN_SECONDS)
+        self.drain(DRAIN_SECONDS)  # also where the supervisor has died
         self.sender.in_order(self.stop)
 
     def answer_flush(self) -> None:
@@ -120,7 +125,7 @@ class Uploader:
 
     def drain(self, seconds: float) -> None:
         """The trainer has ended: read what it still sent, and bound the retries."""
-        self.patience.end_in(seconds)
+        self.retry.end_in(seconds)
         for reader in self.readers:
             reader.join(timeout=5)
         if not any(reader.is_alive() for reader in self.readers):
@@ -141,7 +146,7 @@ class Uploader:
             if not self.ownership.is_held_by_another():
                 self.store.put(run_key(self.env.run_id, "heartbeat.json"), json.dumps(body).encode())
         except Exception as error:  # noqa: BLE001  # whatever it is: one without a heartbeat is stopped as hung
-            self.patience.complain(f"no heartbeat could be stored: {error}")
+            self.retry.complain(f"no heartbeat could be stored: {error}")
 
     def beat_forever(self) -> None:
         while True:
@@ -169,7 +174,7 @@ class Uploader:
             Path(path).parent.rmdir()
 
 
-def start() -> Uploader | None:
+def start_attempt() -> Uploader | None:
     """Probe the store and take an attempt; None when the run is finished already. Raises UserError, StoreError."""
     env = RunEnv.from_environ(os.environ)
     store = open_store(env.store)
@@ -186,19 +191,14 @@ def start() -> Uploader | None:
 
 def main() -> int:
     os.nice(10)  # never ahead of the trainer
-    deadline = time.monotonic() + PROBE_SECONDS
-    while True:
-        try:
-            uploader = start()
-        except (UserError, StoreError) as error:
-            left = deadline - time.monotonic()
-            if not may_pass(error) or left <= 0:
-                print(f"error: {error}", file=sys.stderr)
-                return Exit.USER
-            say(f"the store fails, trying for {left:.0f} s: {error}")
-            time.sleep(min(5.0, left))
-        else:
-            break
+    retry = Retry(say_as_uploader, PROBE_SECONDS)
+    try:
+        uploader = retry.until_done(
+            start_attempt, lambda left: f"the store fails, trying for {left:.0f} s", is_worth_it=may_pass
+        )
+    except (UserError, StoreError) as error:
+        say(f"error: {error}")
+        return Exit.USER
     if uploader is None:
         print(json.dumps({"state": "finished"}), flush=True)
         return 0
