@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType,
 
 from trainer.checkpoint.saver import Checkpointer
 from trainer.process.channel import SOCKET_VARIABLE, Channel
-from trainer.process.children import Uploader
+from trainer.process.children import UploaderProcess
 
 BUCKET = "bucket"
 MANIFEST = {"config": {"recipe": "bench"}, "config_hash": "0" * 16, "data": "none", "versions": {"torch": "none"}}
@@ -54,7 +54,7 @@ class Ours:
             "TRAINER_RUN_ID": Path(scratch).name.replace("_", "-").lower(),
             "TRAINER_SCRATCH_DIR": scratch,
         }
-        self.uploader = Uploader(environ)
+        self.uploader = UploaderProcess(environ)
         assert self.uploader.state == "ready", "the uploader did not start"
         os.environ[SOCKET_VARIABLE] = self.uploader.socket
         self.processes = {"uploader": self.uploader.process.pid}

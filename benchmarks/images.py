@@ -18,7 +18,7 @@ import simplejpeg
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from trainer.data.format import Copies, Index, Row, Shard, Size, SplitIndex, write_shard
+from trainer.data.format import Copies, ImageRow, Index, Shard, Size, SplitIndex, write_shard
 from trainer.data.jpeg import Bytes
 from trainer.data.making.prepare import prepare
 from trainer.data.reading.order import CROP, CROP_DRAWS, draws, epoch_order, random_resized_crop
@@ -93,7 +93,7 @@ def visits(images: Images, epochs: int) -> Visits:
 def originals(folder: Path, scratch: Path) -> Images:
     """The files of an image folder, and a shard with their bytes untouched."""
     found = ImageFolder(folder / "train")
-    rows = (Row(path, label, Path(path).read_bytes()) for path, label in found.samples)
+    rows = (ImageRow(path, label, Path(path).read_bytes()) for path, label in found.samples)
     body = write_shard(tuple(found.classes), rows)
     scratch.mkdir(parents=True)
     (scratch / "originals.arrow").write_bytes(body)

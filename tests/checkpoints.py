@@ -12,7 +12,7 @@ import boto3
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.layout import FORMAT, Layout
+from trainer.checkpoint.layout import CHECKPOINT_FORMAT, Layout
 from trainer.contract import HEAD_FILE, Lease, checkpoint_key
 from trainer.process.snapshot import Snapshot
 from trainer.store import ObjectStore
@@ -54,7 +54,7 @@ def file_of(tensors: dict[str, Tensor]) -> memoryview:
 def note(step: int, attempt: int = 1, **changes: Any) -> dict[str, Any]:
     """What a trainer says of a checkpoint."""
     manifest = {
-        "format": FORMAT, "step": step, "time": 0.0, "run_id": RUN, "attempt": attempt, "config": {},
+        "format": CHECKPOINT_FORMAT, "step": step, "time": 0.0, "run_id": RUN, "attempt": attempt, "config": {},
         "config_hash": "", "data": {}, "versions": {}, "counters": {"n": step},
     }  # fmt: skip
     return {"seq": step, "step": step, "is_best": False, "manifest": manifest | changes}

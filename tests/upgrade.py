@@ -25,7 +25,7 @@ import torch
 
 from tests import ROOT
 from tests.chaos.lab import Lab, WrongError, expect, standalone, wait_for
-from tests.chaos.runs import RealRun
+from tests.chaos.runs import RUN, RealRun
 from trainer.contract import Exit
 from trainer.store import open_store
 
@@ -64,7 +64,9 @@ def entry(tree: Path) -> tuple[str, ...]:
 def new_run(lab: Lab, old: Path, *, s3: bool) -> RealRun:
     """A run in a fresh store. In a directory, its own start prepares the data; in S3, `prepare` of the old commit."""
     lab.new_try(s3=s3)
-    environ = lab.base | lab.environ | {"TRAINER_DATA": "digits", "AWS_EC2_METADATA_DISABLED": "true"}
+    environ = (
+        lab.base | lab.environ | {"TRAINER_RUN_ID": RUN, "TRAINER_DATA": "digits", "AWS_EC2_METADATA_DISABLED": "true"}
+    )
     if s3:
         sides = ["--train-sides", "32", "--val-sides", "32", "--quality", "95"]
         command = [sys.executable, "-m", "trainer.prepare", "--data", "digits", "--store", lab.uri, *sides]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from trainer.contract import Exit, Lease, RunEnv, UserError, parse_manifest_key
+from trainer.text import show_bytes
 
 if TYPE_CHECKING:
     from trainer.checkpoint.restore import Manifest
@@ -79,7 +80,7 @@ def found(store: ObjectStore, run_id: str) -> tuple[Lease | None, list[str]]:
     return lease, sorted(keys, key=lambda key: parse_manifest_key(key) or (0, 0), reverse=True)
 
 
-def show(store: ObjectStore, run_id: str) -> None:
+def print_list(store: ObjectStore, run_id: str) -> None:
     """A table on standard output."""
     from trainer.checkpoint.restore import DamagedError, read_manifest
 
@@ -126,7 +127,7 @@ def verify(store: ObjectStore, run_id: str, *, every: bool) -> bool:
     return good and not missing
 
 
-def choose(store: ObjectStore, run_id: str, options: Export) -> tuple[str, Manifest]:
+def choose_checkpoint(store: ObjectStore, run_id: str, options: Export) -> tuple[str, Manifest]:
     """The key and the manifest of the checkpoint to export. Raises UserError."""
     from trainer.checkpoint.restore import DamagedError, read_manifest
 
@@ -151,7 +152,7 @@ def export(store: ObjectStore, run_id: str, options: Export) -> None:
 
     from trainer.checkpoint.restore import DamagedError, read_object, tensors_of
 
-    key, manifest = choose(store, run_id, options)
+    key, manifest = choose_checkpoint(store, run_id, options)
     try:
         tensors = tensors_of(read_object(store, manifest))
     except DamagedError as error:
@@ -169,8 +170,8 @@ def export(store: ObjectStore, run_id: str, options: Export) -> None:
         safetensors.torch.save_file(plain, options.file, metadata=about)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{options.file!r} cannot be written: {error}; name another file") from error
-    size = sum(tensor.nbytes for tensor in plain.values()) / 1e6
-    print(f"{options.file}: {model}, step {manifest['step']:,}, {weights} weights, {len(plain)} tensors, {size:.1f} MB")
+    size = show_bytes(sum(tensor.nbytes for tensor in plain.values()))
+    print(f"{options.file}: {model}, step {manifest['step']:,}, {weights} weights, {len(plain)} tensors, {size}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -187,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
         with explained(f"the store {store.uri}"):
             match options.command:
                 case List():
-                    show(store, options.run_id)
+                    print_list(store, options.run_id)
                 case Verify(every=every):
                     return Exit.FINISHED if verify(store, options.run_id, every=every) else Exit.USER
                 case Export() as asked:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from trainer.contract import CRASH, HEARTBEAT_SECONDS, Exit, Phase, UserError, attempt_key, run_key
-from trainer.data.making.source_formats import UnreachableError
+from trainer.data.making.parquet import UnreachableError
 from trainer.process import spot
 from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError, explained, may_pass
 from trainer.store.background import in_background
@@ -35,7 +35,7 @@ class PrepareRun:
         self.store, self.run_id = store, run_id
         self.attempt = claim_attempt(store, run_id)
         self.record: dict[str, Any] = {"attempt": self.attempt, "started": time.time()}
-        self.record["machine"] = spot.machine(spot.endpoint(os.environ))
+        self.record["machine"] = spot.describe_machine(spot.endpoint(os.environ))
         self.put(attempt_key(run_id, self.attempt), self.record)
         self.phase, self.progress, self.counting = Phase.STARTING, 0, threading.Lock()
         self.retry = Retry(say)

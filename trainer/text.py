@@ -41,3 +41,8 @@ def show_time_left(seconds: float) -> str:
     minutes, second = divmod(int(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
+
+
+def show_number(value: float) -> str:
+    """One decimal, and none where it is a whole number."""
+    return f"{value:.1f}".removesuffix(".0")

@@ -27,7 +27,7 @@ from trainer.checkpoint.restore import restore
 from trainer.checkpoint.saver import Checkpointer
 from trainer.contract import Exit, LostRunError, RunEnv, UserError, metrics_key
 from trainer.process.channel import SOCKET_VARIABLE, Channel, attempt_dir, write_json
-from trainer.process.children import Uploader
+from trainer.process.children import UploaderProcess
 from trainer.store import open_store
 from trainer.store.retry import patiently
 
@@ -197,7 +197,7 @@ def attempt(play: Play) -> int:
     os.environ.clear()
     os.environ.update(play.environ)
     log("supervisor", pid=os.getpid())
-    uploader = Uploader(dict(os.environ))
+    uploader = UploaderProcess(dict(os.environ))
     log("uploader", pid=uploader.process.pid, state=uploader.state, attempt=uploader.attempt)
     if uploader.state != "ready":
         return uploader.finish(play.drain_seconds) or 1

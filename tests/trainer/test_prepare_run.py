@@ -27,7 +27,7 @@ from tests.runs import Run
 from tests.stores import bucket_and_prefix
 from tests.trainer.data.making.test_hub import Hub
 from trainer.contract import Exit, Phase
-from trainer.process.spot import machine
+from trainer.process.spot import describe_machine
 from trainer.store import ObjectStore, open_store
 
 RUN = "prepare-photos"
@@ -245,12 +245,12 @@ def test_a_heartbeat_that_cannot_be_stored_is_said_once_and_stops_nothing(tmp_pa
 
 
 def test_a_machine_is_known_by_its_metadata_service_and_by_nothing_where_that_fails(instance: Imds) -> None:
-    assert machine(instance.endpoint) == MACHINE
+    assert describe_machine(instance.endpoint) == MACHINE
     del instance.documents["/latest/meta-data/instance-life-cycle"]
-    assert machine(instance.endpoint) == MACHINE | {"market": ""}
+    assert describe_machine(instance.endpoint) == MACHINE | {"market": ""}
     instance.failing = 403
-    assert machine(instance.endpoint) == {}
-    assert machine("") == {}
+    assert describe_machine(instance.endpoint) == {}
+    assert describe_machine("") == {}
 
 
 def test_the_ledger_names_the_machine_of_a_killed_attempt_and_the_spec_of_launch_stands(

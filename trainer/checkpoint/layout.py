@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORMAT = 2
+CHECKPOINT_FORMAT = 2
 
 
 DTYPES = {

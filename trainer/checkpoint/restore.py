@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.layout import DTYPES, FORMAT, NHWC, in_memory_order
+from trainer.checkpoint.layout import CHECKPOINT_FORMAT, DTYPES, NHWC, in_memory_order
 from trainer.contract import (
     HEAD_FILE,
     Lease,
@@ -29,7 +29,6 @@ from trainer.contract import (
 from trainer.store import NotFoundError, ObjectStore, StoreError
 from trainer.store.checksum import Checksums, crc64
 
-T = TypeVar("T")
 Manifest = Mapping[str, Any]
 READERS = 4  # parts read and checked at a time
 DAMAGES = ("FlexibleChecksumError", "InvalidRange")  # what a store says of bytes that are not as they were stored
@@ -82,9 +81,9 @@ def read_manifest(store: ObjectStore, run_id: str, key: str) -> Manifest:
         raise DamagedError(f"it is missing ({error})") from error
     except ValueError as error:
         raise DamagedError(f"the manifest is damaged: {error}") from error
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") != CHECKPOINT_FORMAT:
         raise UserError(
-            f"{store.describe(key)} has format {manifest.get('format')}, and this trainer reads {FORMAT}: "
+            f"{store.describe(key)} has format {manifest.get('format')}, and this trainer reads {CHECKPOINT_FORMAT}: "
             "use the version that wrote it, or start a new run (RUN=another-name)"
         )
     if (manifest["run_id"], manifest["attempt"], manifest["step"]) != (run_id, *(parse_manifest_key(key) or ())):
@@ -151,7 +150,7 @@ def load(found: Mapping[str, Tensor], tensors: Mapping[str, Tensor], key: str) -
     names = sorted(found.keys() | tensors.keys())
     odd = [name for name in names if not alike(found.get(name), tensors.get(name))]
     if odd:
-        first = [f"{n}: {describe(found.get(n))} there, {describe(tensors.get(n))} here" for n in odd[:3]]
+        first = [f"{n}: {describe_tensor(found.get(n))} there, {describe_tensor(tensors.get(n))} here" for n in odd[:3]]
         raise UserError(
             f"checkpoint {key} is of another model: {'; '.join(first)}{'; …' * (len(odd) > 3)}: "
             "use the config that it was trained with, or start a new run (RUN=another-name)"
@@ -167,7 +166,7 @@ def alike(a: Tensor | None, b: Tensor | None) -> bool:
     return a is not None and b is not None and a.dtype == b.dtype and a.shape == b.shape
 
 
-def describe(tensor: Tensor | None) -> str:
+def describe_tensor(tensor: Tensor | None) -> str:
     return "missing" if tensor is None else f"{DTYPES[tensor.dtype]} {list(tensor.shape)}"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.layout import FORMAT, Layout, in_memory_order
+from trainer.checkpoint.layout import CHECKPOINT_FORMAT, Layout, in_memory_order
 from trainer.contract import LostRunError
 from trainer.process.channel import Channel
 from trainer.process.snapshot import VOID, Snapshot
@@ -144,7 +144,13 @@ class Checkpointer:
         self.waiting.pop(self.notes[free]["seq"], None)
         snapshot.note = VOID
         self.copier.start(self.views[free])
-        manifest = {"format": FORMAT, "step": step, "time": time.time(), **self.manifest, "counters": counters}
+        manifest = {
+            "format": CHECKPOINT_FORMAT,
+            "step": step,
+            "time": time.time(),
+            **self.manifest,
+            "counters": counters,
+        }
         self.notes[free] = {"seq": self.seq, "step": step, "is_best": is_best, "manifest": manifest}
         self.sent[free] = False
         self.waiting[self.seq] = self.saved_at = time.monotonic()

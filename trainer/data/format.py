@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from trainer.contract import UserError
 
-FORMAT = 1
+DATA_FORMAT = 1
 INDEX = "index.json"
 BATCH_IMAGES = 512  # of a record batch
 NOTES = b"notes"  # of a record batch: what was odd, what was left out
@@ -86,7 +86,7 @@ class Index:
         return (shard for split in self.splits.values() for size in split.sizes for shard in size.shards)
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+        return json.dumps({"format": DATA_FORMAT, **asdict(self)}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> Index:
@@ -94,9 +94,9 @@ class Index:
         try:
             raw = json.loads(text)
             found = raw.get("format")
-            if found != FORMAT:
+            if found != DATA_FORMAT:
                 raise UserError(
-                    f"{where} has format {found!r}, this trainer reads {FORMAT}: prepare the data again with this "
+                    f"{where} has format {found!r}, this trainer reads {DATA_FORMAT}: prepare the data again with this "
                     "version (`make prepare`), or use the version that made it"
                 )
             keys = {"format", "name", "version", "classes", "splits", "fingerprint"}
@@ -170,7 +170,7 @@ def schema(classes: tuple[str, ...]) -> pa.Schema:
 
 
 @dataclass(frozen=True)
-class Row:
+class ImageRow:
     """One image on its way into a shard; without a JPEG it is broken, and left out."""
 
     name: str
@@ -196,7 +196,7 @@ class Tally:
         self.broken += other.broken
 
 
-def write_shard(classes: tuple[str, ...], rows: Iterable[Row]) -> bytes:
+def write_shard(classes: tuple[str, ...], rows: Iterable[ImageRow]) -> bytes:
     """The bytes of a shard. What was odd or broken travels in it, so that a shard alone tells its whole story."""
     sink, features, rows = io.BytesIO(), schema(classes), iter(rows)
     with pa.ipc.new_file(sink, features) as writer:

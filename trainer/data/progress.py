@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from trainer.text import say, show_estimate
 
-Progress = Callable[[int], None]  # told how many more images, or bytes, are done
+ProgressListener = Callable[[int], None]  # told how many more images, or bytes, are done
 
 LINE_EVERY_SECONDS = 10.0
 
@@ -26,7 +26,7 @@ def show_rate(images: int, seconds: float, threads: int) -> str:
 class Track:
     """Counts up to `total` from any thread; `listener` is told of every step (the heartbeat's progress counter)."""
 
-    def __init__(self, total: int, unit: str, what: str, listener: Progress | None = None) -> None:
+    def __init__(self, total: int, unit: str, what: str, listener: ProgressListener | None = None) -> None:
         self._total, self._unit, self._what, self._listener = total, unit, what, listener
         self._done, self._skipped, self._lock = 0, 0, threading.Lock()
         self._start = self._last = time.monotonic()

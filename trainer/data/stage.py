@@ -15,8 +15,8 @@ from pathlib import Path
 
 from trainer.contract import RunEnv, UserError, dataset_key
 from trainer.data.format import INDEX, Copies, Index, Shard, read_index
-from trainer.data.making.prepare import Progress, prepare
-from trainer.data.progress import Track
+from trainer.data.making.prepare import prepare
+from trainer.data.progress import ProgressListener, Track
 from trainer.data.reading.verify import (
     MISSING,
     PIECE_BYTES,
@@ -32,18 +32,18 @@ from trainer.text import say, show_bytes
 STREAMS = 16  # shards on their way at once: one connection to S3 is slower than the network of the machine
 _REPAIR = f"remove it and {INDEX} there and run `make prepare` again"
 
-Wanted = Mapping[str, frozenset[int]]  # split: the pixels that its images must serve
+WantedSizes = Mapping[str, frozenset[int]]  # split: the pixels that its images must serve
 
 
 def stage(
     data: str,
     scratch: Path,
     copies: Copies,
-    wanted: Wanted,
+    wanted: WantedSizes,
     *,
     secrets_dir: str = "",
     workers: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressListener | None = None,
 ) -> Path:
     """The local prepared folder of DATA=, with whole shards of every stored size that serves what is `wanted`.
 
@@ -71,7 +71,7 @@ def stage(
     return folder
 
 
-def _shards(index: Index, wanted: Wanted) -> list[Shard]:
+def _shards(index: Index, wanted: WantedSizes) -> list[Shard]:
     """The shards of the smallest stored sizes that serve what is wanted."""
     return [
         shard
@@ -83,7 +83,7 @@ def _shards(index: Index, wanted: Wanted) -> list[Shard]:
     ]
 
 
-def _fetch(uri: str, scratch: Path, wanted: Wanted, workers: int, progress: Progress | None) -> Path:
+def _fetch(uri: str, scratch: Path, wanted: WantedSizes, workers: int, progress: ProgressListener | None) -> Path:
     """A prepared folder of a store, as far as wanted. What is here and whole is kept, the index is written last."""
     store = open_store(uri)
     try:

@@ -36,7 +36,7 @@ def gpu_count() -> int:
     return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
 
 
-class Uploader:
+class UploaderProcess:
     """The uploader process, seen from here: requests on its standard input, answers on its standard output."""
 
     def __init__(self, environ: dict[str, str], since_signal: Callable[[], float] = lambda: -math.inf):
@@ -96,7 +96,7 @@ class Uploader:
             return CRASH
 
 
-class Trainer:
+class TrainerProcess:
     """The workers, in sessions of their own so that a terminal's Ctrl-C reaches the supervisor alone.
 
     A single one is started as it is. Several need torchrun, whose import of torch costs every start two seconds.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-POLL_SECONDS = 5.0  # what AWS recommends; a notice leaves two minutes
+NOTICE_POLL_SECONDS = 5.0  # what AWS recommends; a notice leaves two minutes
 TIMEOUT_SECONDS = 1.5
 TOKEN_SECONDS = 21600  # the longest that the service grants
 BODY_BYTES = 4096
@@ -85,7 +85,7 @@ class Metadata:
             connection.close()
 
 
-def machine(url: str) -> dict[str, str]:
+def describe_machine(url: str) -> dict[str, str]:
     """What this machine is, for the ledger of attempts: id, type, zone, market (spot, on-demand); {} elsewhere."""
     if not url:
         return {}
@@ -106,7 +106,7 @@ class Poller(threading.Thread):
         on_rebalance: Callable[[], None],
         say: Callable[[str], None],
         *,
-        poll_seconds: float = POLL_SECONDS,
+        poll_seconds: float = NOTICE_POLL_SECONDS,
         token_seconds: int = TOKEN_SECONDS,
     ):
         super().__init__(daemon=True, name="spot")

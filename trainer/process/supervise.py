@@ -25,7 +25,7 @@ from types import FrameType
 from trainer.contract import CRASH, DRAIN_SECONDS, Exit, RunEnv, UserError, attempt_key, run_key
 from trainer.process import spot
 from trainer.process.channel import SOCKET_VARIABLE, Message, attempt_dir, read_json
-from trainer.process.children import Trainer, Uploader, torch_environ
+from trainer.process.children import TrainerProcess, UploaderProcess, torch_environ
 from trainer.text import say
 
 HELP = """
@@ -56,7 +56,7 @@ class Signals:
         self.received: list[int] = []
         self.first = math.inf
         self.reason = "stopping"
-        self.trainer: Trainer | None = None
+        self.trainer: TrainerProcess | None = None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
                 signal.signal(number, self.handle)
@@ -102,13 +102,13 @@ class Signals:
         return until
 
 
-def train(arguments: Sequence[str], environ: dict[str, str], local: Path, signals: Signals) -> Message:
+def run_trainer(arguments: Sequence[str], environ: dict[str, str], local: Path, signals: Signals) -> Message:
     """Run the trainer to its end: `code` (CRASH where it left none), `message`, `run_failed`."""
     if signals.received:
         return NOTHING
     shutil.rmtree(local, ignore_errors=True)  # of a run of this name in a store that was removed since
     (local / "pids").mkdir(parents=True)
-    trainer = signals.trainer = Trainer(arguments, environ, local)
+    trainer = signals.trainer = TrainerProcess(arguments, environ, local)
     if signals.received:  # just before it could be told
         trainer.kill()
     trainer.wait(signals.seconds_since)
@@ -162,7 +162,7 @@ def supervise(arguments: Sequence[str]) -> int:
 
     if signals.received:
         return interrupted(NOTHING["message"])
-    uploader = Uploader(environ, signals.seconds_since)
+    uploader = UploaderProcess(environ, signals.seconds_since)
     if uploader.state == "finished":
         uploader.finish(DRAIN_SECONDS)
         say(f"run {env.run_id!r} is finished already; `make train RUN=another-name` starts a new one. Its result:")
@@ -176,9 +176,9 @@ def supervise(arguments: Sequence[str]) -> int:
     environ |= env.to_environ() | {SOCKET_VARIABLE: uploader.socket}
     spec = {"recipe": recipe["recipe"], "arguments": list(arguments), "data": env.data}
     uploader.ask(op="create", key=run_key(env.run_id, "spec.json"), body=spec)
-    begun = {"attempt": uploader.attempt, "started": started, "machine": spot.machine(url)}
+    begun = {"attempt": uploader.attempt, "started": started, "machine": spot.describe_machine(url)}
     uploader.ask(op="put", key=attempt_key(env.run_id, uploader.attempt), body=begun)
-    ended = train(arguments, environ, attempt_dir(env), signals)
+    ended = run_trainer(arguments, environ, attempt_dir(env), signals)
     code, message = int(ended["code"]), ended["message"]
 
     patience = DRAIN_SECONDS / 2

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from trainer.contract import RUN_ID_RULE, UserError, checkpoint_key, run_key
-from trainer.report.summary import Row, Summary, summarise, summary_text
+from trainer.report.summary import Summary, summarise, summary_text
+from trainer.telemetry.metrics import Row, read_metrics
 
 if TYPE_CHECKING:
     from trainer.store import ObjectStore
@@ -25,7 +26,6 @@ def write_report(store: ObjectStore, run_id: str) -> Summary:
     # Heavy: not before there is a run to report on.
     from trainer.report.charts import draw_charts
     from trainer.report.page import render_page
-    from trainer.telemetry.metrics import read_metrics
 
     if not re.fullmatch(RUN_ID_RULE, run_id):
         raise UserError(f"{run_id!r} is not a run id: use {RUN_ID_RULE}, for example --run-id digits")

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from trainer.report.page import LIGHT
-from trainer.report.summary import Row, restarts
+from trainer.report.summary import restarts
+from trainer.telemetry.metrics import Row
 
 MOST_POINTS = 400  # more than a chart can show; neighbours are averaged
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from trainer.report.summary import Row, Score, Summary, evaluations, facts, number, percent, restarts
+from trainer.report.summary import Score, Summary, evaluations, facts, percent, restarts
+from trainer.telemetry.metrics import Row
+from trainer.text import show_number
 
 # Every colour of a chart is one of these, so that the page can swap them for CSS variables and follow dark mode.
 LIGHT = {"paper": "#fcfbf9", "ink": "#1c2530", "muted": "#66707c", "rule": "#e3e1dc"}
@@ -128,7 +130,7 @@ def _evaluations(summary: Summary, rows: Sequence[Row]) -> str:
     body = []
     for row in measured:
         step = int(row["step"])
-        cells = [number(step / summary.steps_per_epoch) if summary.steps_per_epoch else "–", f"{step:,}"]
+        cells = [show_number(step / summary.steps_per_epoch) if summary.steps_per_epoch else "–", f"{step:,}"]
         html_cells = [f"<td>{cell}</td>" for cell in cells]
         for name in shown:
             value = float(row[name]) if name in row else None
@@ -142,16 +144,16 @@ def _evaluations(summary: Summary, rows: Sequence[Row]) -> str:
 def _config(config: Mapping[str, Any]) -> str:
     if not config:
         return ""
-    body = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in flatten(config))
+    body = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in config_rows(config))
     return f'<details><summary>Configuration</summary><table class="config">{body}</table></details>'
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def config_rows(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """A config tree as dotted names and JSON values, in its own order."""
     pairs: list[tuple[str, str]] = []
     for name, value in tree.items():
         if isinstance(value, dict) and value:
-            pairs += flatten(value, f"{prefix}{name}.")
+            pairs += config_rows(value, f"{prefix}{name}.")
         else:
             pairs.append(
                 (f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.text import show_duration
-
-Row = dict[str, float | int | str]
+from trainer.telemetry.metrics import Row
+from trainer.text import show_duration, show_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ def evaluations(rows: Iterable[Row]) -> list[Row]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def scores(rows: Iterable[Row], weights: str) -> list[Score]:
+def validation_scores(rows: Iterable[Row], weights: str) -> list[Score]:
     prefix = "val" if weights == "model" else "val_ema"
     return [
         Score(
@@ -82,7 +81,7 @@ def summarise(
     report: str,
 ) -> Summary:
     """`result.json` where the run is finished, else the same facts from the rows so far."""
-    model, ema = scores(rows, "model"), scores(rows, "ema")
+    model, ema = validation_scores(rows, "model"), validation_scores(rows, "ema")
     best = max(model + ema, key=lambda score: score.top1, default=None)
     if told := result.get("best"):
         same = [s.top5 for s in model + ema if (s.step, s.weights) == (told["step"], told["weights"])]
@@ -132,11 +131,6 @@ def percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.2f} %"
 
 
-def number(value: float) -> str:
-    """One decimal, none where it is a whole number."""
-    return f"{value:.1f}".removesuffix(".0")
-
-
 def _printable(text: str) -> str:
     """Names come from files; nothing in them may steer the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
@@ -147,7 +141,7 @@ def facts(summary: Summary) -> dict[str, str]:
     steps = f"{summary.steps:,}"
     if not summary.is_finished and summary.total_steps:
         steps += f" of {summary.total_steps:,}"
-    epochs = number(summary.steps / summary.steps_per_epoch) if summary.steps_per_epoch else "-"
+    epochs = show_number(summary.steps / summary.steps_per_epoch) if summary.steps_per_epoch else "-"
     rate = summary.images_per_second
     return {
         "steps": steps,

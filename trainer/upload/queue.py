@@ -20,7 +20,7 @@ from trainer.store.retry import LONGEST_PAUSE_SECONDS, Retry
 from trainer.text import say
 from trainer.upload.commit import data_key, put_checkpoint
 from trainer.upload.owner import Ownership
-from trainer.upload.unsaved import forget_checkpoint, keep_checkpoint, keep_file
+from trainer.upload.unsaved import forget_checkpoint_here, save_checkpoint_here, save_file_here
 
 PUTS_AT_ONCE = 4  # segments of metrics
 
@@ -49,7 +49,7 @@ class Sender:
         self.puts: set[Future[None]] = set()  # of metrics; replaced, never changed, once somebody may look at it
         self.retry = Retry(say_as_uploader)
         self.failed = False  # something did not reach the store by the deadline
-        self.kept = ""  # the folder where that is
+        self.saved_here = ""  # the folder where that is
         self.channels: list[Channel] = []  # of the trainer
         self.snapshots: dict[int, Snapshot] = {}  # by inode: mapped once
         self.stored_seq = 0  # the newest save that is committed
@@ -96,7 +96,7 @@ class Sender:
                 self.store.put(key, body)
 
         if self.failed or not done_in_time(self.retry, key, work):  # after the first, nothing waits for the store
-            self.keep(lambda: keep_file(self.env, key, body))
+            self.save_here(lambda: save_file_here(self.env, key, body))
 
     def snapshot(self, fd: int) -> Snapshot:
         """Over the memory of a descriptor; mapped once."""
@@ -140,7 +140,7 @@ class Sender:
                 answer["committed"] = name
                 self.stored_seq = max(self.stored_seq, note["seq"])
             else:
-                self.keep(lambda: keep_checkpoint(self.env, note, body))
+                self.save_here(lambda: save_checkpoint_here(self.env, note, body))
         except LostRunError as error:
             if self.ownership.lease is not None:
                 superseded = {name} - {""} - self.ownership.lease.keys()  # of which the new owner knows nothing
@@ -150,11 +150,11 @@ class Sender:
         with contextlib.suppress(OSError):  # the trainer is gone
             channel.send(answer)
 
-    def keep(self, save: Callable[[], Path]) -> None:
+    def save_here(self, save: Callable[[], Path]) -> None:
         """What the store did not take by the deadline stays on this machine; the next start here stores it."""
         self.failed = True
         try:
-            self.kept = str(save())
+            self.saved_here = str(save())
         except OSError as error:
             say_as_uploader(f"and it cannot be kept on this machine either: {error}")
 
@@ -184,7 +184,7 @@ class Sender:
             with contextlib.suppress(OSError):
                 channel.send({"lost": str(error)})
 
-    def keep_waiting(self) -> None:
+    def save_waiting_here(self) -> None:
         """Copy the newest save that is not committed yet to this machine: there may be no time left to do so later.
 
         Only when the trainer is gone: nobody writes to the snapshots any more.
@@ -193,10 +193,10 @@ class Sender:
         if waiting:
             newest = max(waiting, key=lambda snapshot: snapshot.note["seq"])
             with contextlib.suppress(OSError):
-                keep_checkpoint(self.env, newest.note, newest.body)
+                save_checkpoint_here(self.env, newest.note, newest.body)
                 self.in_order(self.forget_if_stored)
 
     def forget_if_stored(self) -> None:
         if not self.failed:
             with contextlib.suppress(OSError):
-                forget_checkpoint(self.env)
+                forget_checkpoint_here(self.env)

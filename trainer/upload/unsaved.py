@@ -26,7 +26,7 @@ def unsaved_dir(env: RunEnv) -> Path:
     return attempt_dir(env).parent / "unsaved" / f"{zlib.crc32(env.store.encode()):08x}.{env.attempt}"
 
 
-def keep_file(env: RunEnv, key: str, body: bytes) -> Path:
+def save_file_here(env: RunEnv, key: str, body: bytes) -> Path:
     """Returns the folder. Raises OSError."""
     folder = unsaved_dir(env)
     path = folder / "files" / key
@@ -35,11 +35,11 @@ def keep_file(env: RunEnv, key: str, body: bytes) -> Path:
     return folder
 
 
-def keep_checkpoint(env: RunEnv, note: Message, body: memoryview) -> Path:
+def save_checkpoint_here(env: RunEnv, note: Message, body: memoryview) -> Path:
     """Replaces the one that was kept before; returns the folder. Raises OSError."""
     folder = unsaved_dir(env)
     folder.mkdir(parents=True, exist_ok=True)
-    forget_checkpoint(env)
+    forget_checkpoint_here(env)
     with (folder / "checkpoint.safetensors").open("wb") as file:
         file.write(body)
         file.flush()
@@ -50,7 +50,7 @@ def keep_checkpoint(env: RunEnv, note: Message, body: memoryview) -> Path:
     return folder
 
 
-def forget_checkpoint(env: RunEnv) -> None:
+def forget_checkpoint_here(env: RunEnv) -> None:
     """It is in the store by now. The marker goes first. Raises OSError."""
     for name in ("checkpoint.json", "checkpoint.safetensors"):
         (unsaved_dir(env) / name).unlink(missing_ok=True)

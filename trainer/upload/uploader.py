@@ -121,7 +121,7 @@ class Uploader:
         self.sender.in_order(self.stop)
 
     def answer_flush(self) -> None:
-        print(json.dumps({"drained": not self.sender.failed, "kept": self.sender.kept}), flush=True)
+        print(json.dumps({"drained": not self.sender.failed, "kept": self.sender.saved_here}), flush=True)
 
     def drain(self, seconds: float) -> None:
         """The trainer has ended: read what it still sent, and bound the retries."""
@@ -129,7 +129,7 @@ class Uploader:
         for reader in self.readers:
             reader.join(timeout=5)
         if not any(reader.is_alive() for reader in self.readers):
-            self.sender.keep_waiting()
+            self.sender.save_waiting_here()
 
     def stop(self) -> None:
         self.beat()

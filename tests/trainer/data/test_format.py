@@ -12,7 +12,7 @@ import pytest
 
 from tests.images import CLASSES, decode, image_folder, open_split, prepared
 from trainer.contract import UserError
-from trainer.data.format import Index, Row, Shard, Size, SplitIndex, read_tally, write_shard
+from trainer.data.format import ImageRow, Index, Shard, Size, SplitIndex, read_tally, write_shard
 
 
 def test_datasets_opens_a_shard_with_image_and_class_label(tmp_path: Path) -> None:
@@ -40,8 +40,8 @@ def test_many_threads_read_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_rows_without_a_jpeg_leave_a_trace_but_no_image() -> None:
-    broken = [Row("a.JPEG", 0, None, reason="cut"), Row("b.JPEG", 0, None, reason="cut")]
-    tally = read_tally(write_shard(CLASSES, [*broken, Row("c.JPEG", 2, b"x", ("grey",))]), "here")
+    broken = [ImageRow("a.JPEG", 0, None, reason="cut"), ImageRow("b.JPEG", 0, None, reason="cut")]
+    tally = read_tally(write_shard(CLASSES, [*broken, ImageRow("c.JPEG", 2, b"x", ("grey",))]), "here")
     assert (tally.images, tally.broken, dict(tally.odd)) == (1, ["a.JPEG: cut", "b.JPEG: cut"], {"grey": 1})
     assert read_tally(write_shard(CLASSES, broken), "here").images == 0
 

@@ -16,7 +16,7 @@ from tests import ROOT
 from tests.emulator.s3 import FaultyProxy, refuse
 from trainer.contract import Exit, Lease, RunEnv, UserError
 from trainer.process.channel import leave_exit, read_json, write_json
-from trainer.process.children import Uploader, gpu_count, process_count
+from trainer.process.children import UploaderProcess, gpu_count, process_count
 
 LOADED = "import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
 
@@ -148,9 +148,9 @@ def test_a_store_gets_an_hour_after_the_training_and_seconds_after_a_signal() ->
 
 
 @pytest.fixture
-def uploader(tmp_path: Path, s3_proxy: FaultyProxy, s3_uri: str) -> Iterator[Uploader]:
+def uploader(tmp_path: Path, s3_proxy: FaultyProxy, s3_uri: str) -> Iterator[UploaderProcess]:
     env = RunEnv(store=s3_uri, run_id="job", scratch_dir=str(tmp_path))
-    started = Uploader(os.environ | env.to_environ())
+    started = UploaderProcess(os.environ | env.to_environ())
     yield started
     started.process.kill()
     started.finish(seconds=1)
@@ -159,7 +159,7 @@ def uploader(tmp_path: Path, s3_proxy: FaultyProxy, s3_uri: str) -> Iterator[Upl
         pipe.close()
 
 
-def test_a_dead_uploader_is_seen_at_once(uploader: Uploader) -> None:
+def test_a_dead_uploader_is_seen_at_once(uploader: UploaderProcess) -> None:
     started = time.monotonic()
     uploader.process.kill()
     assert uploader.flush(lambda: started + 60) == {}
@@ -167,7 +167,7 @@ def test_a_dead_uploader_is_seen_at_once(uploader: Uploader) -> None:
     assert time.monotonic() - started < 5
 
 
-def test_a_signal_shortens_the_wait_for_a_store_that_fails(uploader: Uploader, s3_proxy: FaultyProxy) -> None:
+def test_a_signal_shortens_the_wait_for_a_store_that_fails(uploader: UploaderProcess, s3_proxy: FaultyProxy) -> None:
     s3_proxy.plan("PUT", *[refuse(503, "SlowDown")] * 10_000)
     uploader.ask(op="put", key="runs/job/some.json", body={})
     started = time.monotonic()

@@ -10,7 +10,7 @@ import pytest
 from tests.checkpoints import RUN, commit, file_of, note, owning, state
 from trainer.contract import Lease, RunEnv, manifest_key
 from trainer.store import ObjectStore, open_store
-from trainer.upload.unsaved import keep_checkpoint, keep_file, resend, unsaved_dir
+from trainer.upload.unsaved import resend, save_checkpoint_here, save_file_here, unsaved_dir
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def resent(by: RunEnv, store: ObjectStore, lease: Lease | None) -> list[str]:
 
 
 def kept(store: ObjectStore, tmp_path: Path, attempt: int = 1, step: int = 7) -> Path:
-    keep_file(env(store, tmp_path, attempt), f"runs/{RUN}/metrics/{attempt}/a.jsonl", b"rows")
-    return keep_checkpoint(env(store, tmp_path, attempt), note(step, attempt), file_of(state(1)))
+    save_file_here(env(store, tmp_path, attempt), f"runs/{RUN}/metrics/{attempt}/a.jsonl", b"rows")
+    return save_checkpoint_here(env(store, tmp_path, attempt), note(step, attempt), file_of(state(1)))
 
 
 def test_it_is_stored_by_the_next_attempt_and_then_gone(store: ObjectStore, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_what_the_run_went_on_without_is_left_alone_unless_it_is_older(store: Ob
         (said,) = resent(env(store, tmp_path, 3), store, ownership.written)
         assert "holds step 7 of attempt 1, but the run went on without it" in said
         assert newer.exists()
-        keep_checkpoint(older, note(4), file_of(state(3)))
+        save_checkpoint_here(older, note(4), file_of(state(3)))
         assert not resent(env(store, tmp_path, 3), store, ownership.written)
         assert not unsaved_dir(older).exists()
     assert len(list(store.list(f"checkpoints/{RUN}/manifest/"))) == 1

@@ -23,15 +23,15 @@ from tests.load import every_core_busy
 from trainer.checkpoint.saver import Checkpointer
 from trainer.contract import LostRunError, RunEnv
 from trainer.process.channel import SOCKET_VARIABLE, Channel, attempt_dir, write_json
-from trainer.process.children import Uploader
+from trainer.process.children import UploaderProcess
 from trainer.process.snapshot import Snapshot
 from trainer.store import open_store
 from trainer.store.checksum import crc64
 from trainer.upload.commit import data_key
 from trainer.upload.owner import claim_attempt
 
-Start = Callable[..., Uploader]
-Connect = Callable[[Uploader], Channel]
+Start = Callable[..., UploaderProcess]
+Connect = Callable[[UploaderProcess], Channel]
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def connect() -> Iterator[Connect]:
     """A trainer's end of the socket."""
     made: list[Channel] = []
 
-    def to(uploader: Uploader) -> Channel:
+    def to(uploader: UploaderProcess) -> Channel:
         made.append(Channel.connect(uploader.socket))
         assert made[-1].receive(timeout=10) == ({"hello": uploader.attempt}, None)
         return made[-1]
@@ -63,11 +63,11 @@ def connect() -> Iterator[Connect]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    started: list[Uploader] = []
+    started: list[UploaderProcess] = []
 
-    def begin(uri: str, lease: int = 60) -> Uploader:
+    def begin(uri: str, lease: int = 60) -> UploaderProcess:
         env = RunEnv(store=uri, run_id=RUN, scratch_dir=str(tmp_path / "scratch"), lease_seconds=str(lease))
-        started.append(Uploader(os.environ | env.to_environ()))
+        started.append(UploaderProcess(os.environ | env.to_environ()))
         return started[-1]
 
     yield begin
@@ -87,7 +87,7 @@ def send_checkpoint(channel: Channel, step: int, body: bytes, *, is_best: bool =
     return snapshot
 
 
-def is_drained(uploader: Uploader) -> bool:
+def is_drained(uploader: UploaderProcess) -> bool:
     end = time.monotonic() + 30
     return bool(uploader.flush(lambda: end)["drained"])
 

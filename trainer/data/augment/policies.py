@@ -37,7 +37,7 @@ def apply_policy(images: Tensor, draws: Floats, reg: RegularizeConfig) -> Tensor
     if reg.augment == "none":
         return images
     place = np.arange(len(images))  # where each image lies now
-    for ops, magnitudes in choose(draws, reg, *images.shape[1:3]):
+    for ops, magnitudes in choose_operations(draws, reg, *images.shape[1:3]):
         order = np.argsort(ops, kind="stable")
         images = images.index_select(0, to_device(place[order], images.device))
         _apply_sorted(images, ops[order], magnitudes[order])
@@ -45,7 +45,7 @@ def apply_policy(images: Tensor, draws: Floats, reg: RegularizeConfig) -> Tensor
     return images.index_select(0, to_device(place, images.device))
 
 
-def choose(draws: Floats, reg: RegularizeConfig, height: int, width: int) -> list[tuple[Ints, Floats]]:
+def choose_operations(draws: Floats, reg: RegularizeConfig, height: int, width: int) -> list[tuple[Ints, Floats]]:
     """One after the other: which of OPERATIONS each image gets and how strong, (N,) int64 and (N,) float64."""
     chosen = []
     for which, strength, sign in draws.reshape(len(draws), -1, OPERATION_DRAWS).transpose(1, 2, 0):

@@ -49,7 +49,7 @@ def convert(data: bytes, name: str, sides: Sequence[int], quality: int) -> tuple
     before it, and written by `encode`. Raises BrokenImageError.
     """
     try:
-        pixels, odd, plain = _decode(data, name)
+        pixels, odd, plain = _pixels_of(data, name)
         height, width = pixels.shape[:2]
         copies: list[bytes] = []
         for side in sides:
@@ -77,7 +77,7 @@ def encode(pixels: Pixels, quality: int) -> bytes:
     return encoded.getvalue()
 
 
-def _decode(data: bytes, name: str) -> tuple[Pixels, tuple[str, ...], bool]:
+def _pixels_of(data: bytes, name: str) -> tuple[Pixels, tuple[str, ...], bool]:
     """The pixels, what was odd, and whether the bytes may be stored without encoding them again."""
     with Image.open(io.BytesIO(data)) as image:  # reads the header only
         if image.format == "JPEG" and image.mode in ("L", "RGB"):

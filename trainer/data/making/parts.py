@@ -18,7 +18,7 @@ from functools import partial
 
 import numpy as np
 
-from trainer.data.format import Copies, Row, Shard, Tally, read_tally, write_shard
+from trainer.data.format import Copies, ImageRow, Shard, Tally, read_tally, write_shard
 from trainer.data.making.convert import BrokenImageError, convert
 from trainer.data.making.sources import Source, Split
 from trainer.data.progress import Track, show_rate
@@ -88,7 +88,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardMaker:
     """One call's work: where the images come from, what becomes of them, where they go, and who does it."""
 
     source: Source
@@ -107,7 +107,7 @@ class Job:
         writing: Future[Written] | None = None
         for part in parts:
             kept = [self._kept(file) for file in part.files]
-            rows: list[list[Row]] = []  # of each copy; none where every shard is there
+            rows: list[list[ImageRow]] = []  # of each copy; none where every shard is there
             if all(kept):
                 track.add(len(part.images), skipped=True)
             else:
@@ -140,22 +140,22 @@ class Job:
             f"{show_estimate(seconds)} at {show_rate(todo.total(), seconds, self.workers)}"
         )
 
-    def _converted(self, split: str, numbers: Iterable[int]) -> Iterator[tuple[Row, ...]]:
+    def _converted(self, split: str, numbers: Iterable[int]) -> Iterator[tuple[ImageRow, ...]]:
         """A row for each copy of each image, in order; few images are in work at a time, so that memory is bounded."""
         images, sides = self.source.splits[split], self.copies.sides(split)
 
-        def one(i: int) -> tuple[Row, ...]:
+        def one(i: int) -> tuple[ImageRow, ...]:
             try:
                 example = images[i]
             except (FileNotFoundError, PermissionError) as error:  # other faults are the disk's, not the image's
-                return (Row(f"image {i}", int(images.labels[i]), None, (), str(error)),) * len(sides)
+                return (ImageRow(f"image {i}", int(images.labels[i]), None, (), str(error)),) * len(sides)
             try:
                 jpegs, odd = convert(example.image, example.name, sides, self.copies.quality)
             except BrokenImageError as error:
-                return (Row(example.name, example.label, None, (), str(error)),) * len(sides)
-            return tuple(Row(example.name, example.label, jpeg, odd) for jpeg in jpegs)
+                return (ImageRow(example.name, example.label, None, (), str(error)),) * len(sides)
+            return tuple(ImageRow(example.name, example.label, jpeg, odd) for jpeg in jpegs)
 
-        pending: deque[Future[tuple[Row, ...]]] = deque()
+        pending: deque[Future[tuple[ImageRow, ...]]] = deque()
         for i in numbers:
             pending.append(self.pool.submit(one, i))
             if len(pending) >= 4 * self.workers:
@@ -163,7 +163,7 @@ class Job:
         while pending:
             yield pending.popleft().result()
 
-    def _write(self, part: Part, kept: list[Made | None], rows: list[list[Row]]) -> Written:
+    def _write(self, part: Part, kept: list[Made | None], rows: list[list[ImageRow]]) -> Written:
         """Put the shards of a part that are not there; `rows` is emptied, copy by copy, to free its memory."""
         made = []
         for file, shard in zip(part.files, kept, strict=True):
@@ -171,7 +171,7 @@ class Job:
             made.append(shard or self._kept(file) or self._make(file, copy))
         return Written(part.split, tuple(one.shard for one in made), made[0].tally)  # the same in every copy
 
-    def _make(self, file: str, rows: list[Row]) -> Made:
+    def _make(self, file: str, rows: list[ImageRow]) -> Made:
         key = f"{self.prefix}/{file}"
         body = write_shard(self.source.classes, rows)
         rows.clear()

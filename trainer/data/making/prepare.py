@@ -17,15 +17,13 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from trainer.contract import UserError, dataset_key
-from trainer.data.format import FORMAT, INDEX, Copies, Index, Shard, Size, SplitIndex, Tally
+from trainer.data.format import DATA_FORMAT, INDEX, Copies, Index, Shard, Size, SplitIndex, Tally
 from trainer.data.making.convert import CONVERSION
-from trainer.data.making.parts import NOTE, Job, default_images, parts_of
+from trainer.data.making.parts import NOTE, ShardMaker, default_images, parts_of
 from trainer.data.making.sources import identify, open_source
-from trainer.data.progress import Progress, Track, show_rate
+from trainer.data.progress import ProgressListener, Track, show_rate
 from trainer.store import NotFoundError, ObjectStore
 from trainer.text import say, show_bytes, show_estimate
-
-__all__ = ["Prepared", "Progress", "prepare"]
 
 BROKEN_NAMED = 10
 
@@ -45,8 +43,8 @@ def prepare(
     workers: int = 0,
     max_broken_share: float = 0.001,
     images_per_shard: int = 0,
-    progress: Progress | None = None,
-    downloaded: Progress | None = None,
+    progress: ProgressListener | None = None,
+    downloaded: ProgressListener | None = None,
 ) -> Prepared:
     """Write the shards, then the index; where the index is, do nothing. Shards that are already there are kept, unread.
 
@@ -74,11 +72,11 @@ def prepare(
     shards: dict[str, list[tuple[Shard, ...]]] = {split: [] for split in source.splits}
     pool = ThreadPoolExecutor(workers, "prepare")
     try:
-        job = Job(source, store, prefix, copies, there, workers, pool)
+        maker = ShardMaker(source, store, prefix, copies, there, workers, pool)
         parts = list(parts_of(source, per_shard, copies))
-        job.estimate([part for part in parts if not there.issuperset(part.files)])
+        maker.estimate([part for part in parts if not there.issuperset(part.files)])
         with Track(total, "images", f"preparing {name}", progress) as track:
-            for part in job.run(parts, track):
+            for part in maker.run(parts, track):
                 shards[part.split].append(part.shards)
                 tallies[part.split].add(part.tally)
                 _check_broken(name, tallies, total, max_broken_share)
@@ -129,7 +127,7 @@ def _falling(sides: Iterable[int]) -> tuple[int, ...]:
 
 def _prefix(name: str, copies: Copies, content: Sequence[object]) -> str:
     """`datasets/<name>/<version>`: the version tells people the options, and hashes all that decides the content."""
-    decides = [FORMAT, CONVERSION, copies.train, copies.val, copies.quality, *content]
+    decides = [DATA_FORMAT, CONVERSION, copies.train, copies.val, copies.quality, *content]
     digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
     sides = "-".join(str(side) for side in copies.train)
     return dataset_key(name, f"{sides}px-q{copies.quality}-{digest}", "").rstrip("/")

@@ -1,7 +1,7 @@
 """What DATA= may name, opened as one `Source`: class names, "train" and "val", random access to encoded images.
 
-Nothing is decoded here, and the readers are in `forms`. `datasets` and the hub's client are imported only when a source
-that needs them is opened: a warm run never does.
+Nothing is decoded here, and the readers are in `source_formats` and `parquet`. `datasets` and the hub's client are
+imported only when a source that needs them is opened: a warm run never does.
 """
 
 from __future__ import annotations
@@ -16,9 +16,18 @@ from pathlib import Path
 import numpy as np
 
 from trainer.contract import UserError
-from trainer.data.making import source_formats
-from trainer.data.making.source_formats import FORMS, Example, Split
-from trainer.data.progress import Progress
+from trainer.data.making.parquet import download_parquet, open_parquet, parquet_files
+from trainer.data.making.source_formats import (
+    DIGITS_SIDE,
+    DIGITS_VAL_EVERY,
+    FORMS,
+    Example,
+    Split,
+    image_files,
+    open_digits,
+    open_image_folder,
+)
+from trainer.data.progress import ProgressListener
 
 __all__ = ["Example", "Source", "Split", "identify", "open_source"]
 
@@ -31,7 +40,7 @@ class Source:
     identity: str  # changes when the content may have changed
 
 
-def open_source(data: str, *, secrets_dir: str = "", progress: Progress | None = None) -> Source:
+def open_source(data: str, *, secrets_dir: str = "", progress: ProgressListener | None = None) -> Source:
     """Open what DATA= names and check it: both splits, no empty class, labels in range. UserError says what is wrong.
 
     A gated dataset's token is `<secrets_dir>/hf_token`, else what the hub's client finds (HF_TOKEN, `hf auth login`).
@@ -39,16 +48,14 @@ def open_source(data: str, *, secrets_dir: str = "", progress: Progress | None =
     """
     name, identity = identify(data)
     if data == "digits":
-        classes, splits = source_formats.digits()
+        classes, splits = open_digits()
     elif (folder := Path(data).expanduser()).is_dir():
         if _has_parquet(folder):
-            classes, splits = source_formats.parquet(data, source_formats.parquet_files(folder))
+            classes, splits = open_parquet(data, parquet_files(folder))
         else:
-            classes, splits = source_formats.image_folder(data, folder)
+            classes, splits = open_image_folder(data, folder)
     else:
-        classes, splits = source_formats.parquet(
-            data, source_formats.parquet_files(source_formats.download(data, secrets_dir, progress))
-        )
+        classes, splits = open_parquet(data, parquet_files(download_parquet(data, secrets_dir, progress)))
     _check(data, classes, splits)
     return Source(name, classes, splits, identity)
 
@@ -56,12 +63,10 @@ def open_source(data: str, *, secrets_dir: str = "", progress: Progress | None =
 def identify(data: str) -> tuple[str, str]:
     """Name and identity of what DATA= names, without opening it. A hub id stands for itself: nothing is asked there."""
     if data == "digits":
-        return "digits", f"digits {source_formats.DIGITS_SIDE}px val-every-{source_formats.DIGITS_VAL_EVERY}"
+        return "digits", f"digits {DIGITS_SIDE}px val-every-{DIGITS_VAL_EVERY}"
     folder = Path(data).expanduser()
     if folder.is_dir():
-        files = (
-            source_formats.parquet_files(folder) if _has_parquet(folder) else source_formats.image_files(data, folder)
-        )
+        files = parquet_files(folder) if _has_parquet(folder) else image_files(data, folder)
         listing = [(str(file.relative_to(folder)), file.stat().st_size) for split in files.values() for file in split]
         return _slug(folder.resolve().name), hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     if folder.exists():
@@ -72,7 +77,7 @@ def identify(data: str) -> tuple[str, str]:
 
 
 def _has_parquet(folder: Path) -> bool:
-    return any(source_formats.parquet_files(folder).values())
+    return any(parquet_files(folder).values())
 
 
 def _slug(text: str) -> str:

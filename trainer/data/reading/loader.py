@@ -159,7 +159,7 @@ class Loader:
             slot.flips[:count] = torch.from_numpy(job.flips)
             job.split.prefetch(job.indices)
             chunks = range(0, count, CHUNK_IMAGES)
-            self.filling.append((job, slot, [self.pool.submit(_decode, job, slot, start) for start in chunks]))
+            self.filling.append((job, slot, [self.pool.submit(_decode_chunk, job, slot, start) for start in chunks]))
 
     def _to_device(self, job: Job, slot: Slot) -> Batch:
         count = len(job.indices)
@@ -190,7 +190,7 @@ class Loader:
         self.close()
 
 
-def _decode(job: Job, slot: Slot, start: int) -> None:
+def _decode_chunk(job: Job, slot: Slot, start: int) -> None:
     images = slot.images(len(job.indices), job.pixels).numpy()
     for row in range(start, min(start + CHUNK_IMAGES, len(job.indices))):
         try:

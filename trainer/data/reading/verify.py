@@ -23,7 +23,7 @@ from trainer.data.progress import Track
 from trainer.text import say
 
 PIECE_BYTES = 1 << 20  # of a shard in memory, per thread; small enough to stay in the processor's cache
-WAIT_SECONDS = 0.1
+TURN_SECONDS = 0.1
 SILENT_WAITS = 10  # the processes of one machine take turns without a word
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MISSING = "is missing"
@@ -103,7 +103,7 @@ def open_verified(scratch: Path, index: Index) -> Iterator[Verified]:
                 if waited == SILENT_WAITS:
                     say(f"waiting for another process that fetches or verifies {index.name} {index.version}")
                 waited += 1
-                time.sleep(WAIT_SECONDS)
+                time.sleep(TURN_SECONDS)
             except OSError as error:
                 raise UserError(
                     f"scratch folder {scratch} cannot be locked ({error.strerror}): it must be on a file system with "
