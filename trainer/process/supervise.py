@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from trainer.contract import CRASH, DRAIN_SECONDS, Exit, RunEnv, UserError, attempt_key, run_key
 from trainer.process import spot
@@ -134,7 +135,28 @@ def report(environ: dict[str, str]) -> bool:
     return subprocess.run([sys.executable, "-m", "trainer.report"], env=environ, check=False).returncode == 0
 
 
+def child_environ(recipe: dict[str, Any], env: RunEnv) -> dict[str, str]:
+    """The variables of the uploader and the trainer: defaults for torch, then this process's own, then the run's."""
+    compiled = {}  # where numba keeps machine code: beside the source, unless that is read-only, as in the container
+    if not os.access(Path(__file__).parents[1] / "data", os.W_OK):
+        compiled["NUMBA_CACHE_DIR"] = str(Path(env.scratch_dir).absolute() / "numba")
+    return compiled | torch_environ(recipe) | os.environ | env.to_environ()
+
+
+def check_scratch(env: RunEnv) -> None:
+    """Raises UserError where the scratch folder cannot be written."""
+    try:
+        (folder := attempt_dir(env)).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"TRAINER_SCRATCH_DIR={env.scratch_dir!r} cannot be written ({error}): name a local folder with room, "
+            "for example SCRATCH=/tmp/resnet-spot"
+        ) from error
+
+
 def supervise(arguments: Sequence[str]) -> int:
+    """Check the command line, start the uploader, run the trainer, and return the exit code of the attempt."""
     signals = Signals()
     if url := spot.endpoint(os.environ):
         spot.Poller(url, signals.notice, signals.rebalance, say).start()
@@ -147,18 +169,8 @@ def supervise(arguments: Sequence[str]) -> int:
         return check.returncode
     recipe = json.loads(check.stdout)
     env = run_env(recipe["recipe"])
-    compiled = {}  # where numba keeps machine code: beside the source, unless that is read-only, as in the container
-    if not os.access(Path(__file__).parents[1] / "data", os.W_OK):
-        compiled["NUMBA_CACHE_DIR"] = str(Path(env.scratch_dir).absolute() / "numba")
-    environ = compiled | torch_environ(recipe) | os.environ | env.to_environ()
-    try:
-        (folder := attempt_dir(env)).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(
-            f"TRAINER_SCRATCH_DIR={env.scratch_dir!r} cannot be written ({error}): name a local folder with room, "
-            "for example SCRATCH=/tmp/resnet-spot"
-        ) from error
+    environ = child_environ(recipe, env)
+    check_scratch(env)
 
     if signals.received:
         return interrupted(NOTHING["message"])
@@ -171,21 +183,26 @@ def supervise(arguments: Sequence[str]) -> int:
         code = uploader.finish(DRAIN_SECONDS)
         return interrupted(NOTHING["message"]) if signals.received else code or CRASH
 
-    started = time.time()
+    begun = {"attempt": uploader.attempt, "started": time.time(), "machine": spot.describe_machine(url)}
     env = replace(env, attempt=str(uploader.attempt))
     environ |= env.to_environ() | {SOCKET_VARIABLE: uploader.socket}
     spec = {"recipe": recipe["recipe"], "arguments": list(arguments), "data": env.data}
     uploader.ask(op="create", key=run_key(env.run_id, "spec.json"), body=spec)
-    begun = {"attempt": uploader.attempt, "started": started, "machine": spot.describe_machine(url)}
     uploader.ask(op="put", key=attempt_key(env.run_id, uploader.attempt), body=begun)
     ended = run_trainer(arguments, environ, attempt_dir(env), signals)
-    code, message = int(ended["code"]), ended["message"]
+    return finish_attempt(uploader, env, environ, signals, begun, ended)
 
+
+def finish_attempt(
+    uploader: UploaderProcess, env: RunEnv, environ: dict[str, str], signals: Signals, begun: Message, ended: Message
+) -> int:
+    """Wait for the last uploads, record how the attempt `ended` beside how it had `begun`, and return its exit code."""
+    code, message = int(ended["code"]), ended["message"]
     patience = DRAIN_SECONDS / 2
     if code == Exit.FINISHED:
         patience = max(DRAIN_SECONDS, float(env.deadline or time.time() + PATIENCE_SECONDS) - time.time())
     answer = uploader.flush(signals.upload_until(patience))
-    saved = answer.get("drained", False)
+    saved, local_copy = answer.get("drained", False), answer.get("kept")
     if code == Exit.FINISHED and saved:
         report(environ)
     body = begun | {"exit": code, "message": message, "ended": time.time()}
@@ -196,11 +213,13 @@ def supervise(arguments: Sequence[str]) -> int:
         uploader.ask(op="put", key=run_key(env.run_id, "failed.json"), body=body)
     if code not in (Exit.FINISHED, Exit.INTERRUPTED):
         say(f"error: {message}")
-    waited, kept = max(0.0, signals.seconds_since()), answer.get("kept")
-    if uploader.finish(max(5.0, DRAIN_SECONDS - waited)) and (kept or code not in (Exit.USER, Exit.HELD)):
+    seconds_left = DRAIN_SECONDS - max(0.0, signals.seconds_since())
+    if uploader.finish(max(5.0, seconds_left)) and (local_copy or code not in (Exit.USER, Exit.HELD)):
         then = "the same command continues from the newest checkpoint there"
-        if kept:
-            then = f"a copy of the last checkpoint is in {kept}; the same command on this machine continues from it"
+        if local_copy:
+            then = (
+                f"a copy of the last checkpoint is in {local_copy}; the same command on this machine continues from it"
+            )
         say(f"error: not everything reached {env.store}; {then}")
         code = CRASH if code in (Exit.FINISHED, Exit.INTERRUPTED) else code
     return interrupted(message) if code == Exit.INTERRUPTED else code

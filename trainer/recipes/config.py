@@ -130,81 +130,88 @@ class Config:
 
     def validate(self) -> Config:
         """Itself; UserError naming the first value that breaks a rule, with the rule."""
-        data, optim, reg = self.data, self.optim, self.regularize
-        rules: list[tuple[str, object, bool, str]] = [
-            ("--epochs", self.epochs, self.epochs >= 1, "at least 1"),
-            ("--global-batch-size", self.global_batch_size, self.global_batch_size >= 1, "at least 1"),
-            ("--device-batch-size", self.device_batch_size, self.device_batch_size >= 1, "at least 1"),
-            ("--val-every-epochs", self.val_every_epochs, self.val_every_epochs >= 1, "at least 1"),
-            ("--val-batch-size", self.val_batch_size, self.val_batch_size >= 1, "at least 1"),
-            ("--log-every-steps", self.log_every_steps, self.log_every_steps >= 1, "at least 1"),
-            ("--seed", self.seed, 0 <= self.seed < 2**63, "0 to 2^63-1"),
-            ("--model.num-classes", self.model.num_classes, self.model.num_classes >= 2, "at least 2"),
-            ("--data.workers", data.workers, data.workers >= 0, "at least 0 (0 = one per core)"),
-            ("--data.val-crop", data.val_crop, data.val_crop <= data.val_resize, f"≤ val_resize={data.val_resize}"),
-            ("--data.flip-probability", data.flip_probability, 0 <= data.flip_probability <= 1, "0 to 1"),
-            ("--data.quality", data.quality, 1 <= data.quality <= 95, "1 to 95"),
-            (
-                "--data.train-sides",
-                data.train_sides,
-                len(set(data.train_sides)) == len(data.train_sides) > 0,
-                "one or several different short sides",
-            ),
-            (
-                "--data.crop-scale",
-                data.crop_scale,
-                0 < data.crop_scale[0] <= data.crop_scale[1] <= 1,
-                "0 < low ≤ high ≤ 1",
-            ),
-            (
-                "--data.crop-ratio",
-                data.crop_ratio,
-                0 < data.crop_ratio[0] <= data.crop_ratio[1] < math.inf,
-                "0 < low ≤ high",
-            ),
-            ("--data.std", data.std, all(0 < value < math.inf for value in data.std), "three positive numbers"),
-            ("--optim.weight-decay", optim.weight_decay, 0 <= optim.weight_decay < math.inf, "at least 0 (0 = none)"),
-            ("--optim.nesterov", optim.nesterov, optim.momentum > 0 or not optim.nesterov, "off without momentum"),
-            ("--optim.div", optim.div, 0 < optim.div < math.inf, "positive"),
-            ("--optim.final-div", optim.final_div, 0 < optim.final_div < math.inf, "positive"),
-            ("--optim.pct-start", optim.pct_start, 0 < optim.pct_start < 1, "between 0 and 1, both excluded"),
-            ("--optim.peak-lr", optim.peak_lr, 0 < optim.peak_lr < math.inf, "positive"),
-            ("--optim.momentum", optim.momentum, 0 <= optim.momentum < 1, "0 to below 1"),
-            ("--regularize.label-smoothing", reg.label_smoothing, 0 <= reg.label_smoothing < 1, "0 to below 1"),
-            ("--regularize.ema-decay", reg.ema_decay, 0 <= reg.ema_decay < 1, "0 (off) to below 1"),
-            ("--regularize.mixup-alpha", reg.mixup_alpha, 0 <= reg.mixup_alpha < math.inf, "at least 0 (0 = off)"),
-            ("--regularize.cutmix-alpha", reg.cutmix_alpha, 0 <= reg.cutmix_alpha < math.inf, "at least 0 (0 = off)"),
-            ("--regularize.rand-ops", reg.rand_ops, reg.rand_ops >= 1, "at least 1"),
-            ("--regularize.rand-magnitude", reg.rand_magnitude, 0 <= reg.rand_magnitude <= 30, "0 to 30"),
-            (
-                "--regularize.erasing-probability",
-                reg.erasing_probability,
-                0 <= reg.erasing_probability <= 1,
-                "0 (off) to 1",
-            ),
-            (
-                "--checkpoint.every-seconds",
-                self.checkpoint.every_seconds,
-                self.checkpoint.every_seconds > 0,
-                "positive",
-            ),
-        ]
-        # The networks shrink an image 32 times. Below that, bf16 gradients of the last stage are garbage on a CPU, and
-        # sometimes NaN (measured at 16 px with torch 2.15: in 13 of 45 short runs).
-        for option, pixels, least in (
-            ("--data.resolution", data.resolution, 32),
-            ("--data.start-resolution", data.start_resolution, 32),
-            ("--data.val-crop", data.val_crop, 32),
-            *(("--data.train-sides", side, 8) for side in data.train_sides),
-            ("--data.val-side", data.val_side, 8),
-            ("--data.resolution-multiple", data.resolution_multiple, 1),
-        ):
-            rules.append((option, pixels, least <= pixels <= 2048, f"{least} to 2048 pixels"))
-        for option, value, holds, rule in rules:
+        for option, value, holds, rule in rules_of(self):
             if not holds:
                 raise UserError(f"{option} is {value}: it must be {rule}; pass another value for {option}")
         self.grad_accum_steps(1)  # what one device cannot share out, more cannot either
         return self
+
+
+Rule = tuple[str, object, bool, str]  # an option, its value, whether its rule holds, and the rule
+
+
+def rules_of(config: Config) -> list[Rule]:
+    """What the values of a config must be."""
+    rules = [*general_rules(config), *data_rules(config.data), *optim_rules(config.optim)]
+    return [*rules, *regularize_rules(config.regularize), *pixel_rules(config.data)]
+
+
+def general_rules(config: Config) -> list[Rule]:
+    seconds = config.checkpoint.every_seconds
+    return [
+        ("--epochs", config.epochs, config.epochs >= 1, "at least 1"),
+        ("--global-batch-size", config.global_batch_size, config.global_batch_size >= 1, "at least 1"),
+        ("--device-batch-size", config.device_batch_size, config.device_batch_size >= 1, "at least 1"),
+        ("--val-every-epochs", config.val_every_epochs, config.val_every_epochs >= 1, "at least 1"),
+        ("--val-batch-size", config.val_batch_size, config.val_batch_size >= 1, "at least 1"),
+        ("--log-every-steps", config.log_every_steps, config.log_every_steps >= 1, "at least 1"),
+        ("--seed", config.seed, 0 <= config.seed < 2**63, "0 to 2^63-1"),
+        ("--model.num-classes", config.model.num_classes, config.model.num_classes >= 2, "at least 2"),
+        ("--checkpoint.every-seconds", seconds, seconds > 0, "positive"),
+    ]
+
+
+def data_rules(data: DataConfig) -> list[Rule]:
+    sides, scale, ratio = data.train_sides, data.crop_scale, data.crop_ratio
+    return [
+        ("--data.workers", data.workers, data.workers >= 0, "at least 0 (0 = one per core)"),
+        ("--data.val-crop", data.val_crop, data.val_crop <= data.val_resize, f"≤ val_resize={data.val_resize}"),
+        ("--data.flip-probability", data.flip_probability, 0 <= data.flip_probability <= 1, "0 to 1"),
+        ("--data.quality", data.quality, 1 <= data.quality <= 95, "1 to 95"),
+        ("--data.train-sides", sides, len(set(sides)) == len(sides) > 0, "one or several different short sides"),
+        ("--data.crop-scale", scale, 0 < scale[0] <= scale[1] <= 1, "0 < low ≤ high ≤ 1"),
+        ("--data.crop-ratio", ratio, 0 < ratio[0] <= ratio[1] < math.inf, "0 < low ≤ high"),
+        ("--data.std", data.std, all(0 < value < math.inf for value in data.std), "three positive numbers"),
+    ]
+
+
+def optim_rules(optim: OptimConfig) -> list[Rule]:
+    return [
+        ("--optim.weight-decay", optim.weight_decay, 0 <= optim.weight_decay < math.inf, "at least 0 (0 = none)"),
+        ("--optim.nesterov", optim.nesterov, optim.momentum > 0 or not optim.nesterov, "off without momentum"),
+        ("--optim.div", optim.div, 0 < optim.div < math.inf, "positive"),
+        ("--optim.final-div", optim.final_div, 0 < optim.final_div < math.inf, "positive"),
+        ("--optim.pct-start", optim.pct_start, 0 < optim.pct_start < 1, "between 0 and 1, both excluded"),
+        ("--optim.peak-lr", optim.peak_lr, 0 < optim.peak_lr < math.inf, "positive"),
+        ("--optim.momentum", optim.momentum, 0 <= optim.momentum < 1, "0 to below 1"),
+    ]
+
+
+def regularize_rules(reg: RegularizeConfig) -> list[Rule]:
+    erasing = reg.erasing_probability
+    return [
+        ("--regularize.label-smoothing", reg.label_smoothing, 0 <= reg.label_smoothing < 1, "0 to below 1"),
+        ("--regularize.ema-decay", reg.ema_decay, 0 <= reg.ema_decay < 1, "0 (off) to below 1"),
+        ("--regularize.mixup-alpha", reg.mixup_alpha, 0 <= reg.mixup_alpha < math.inf, "at least 0 (0 = off)"),
+        ("--regularize.cutmix-alpha", reg.cutmix_alpha, 0 <= reg.cutmix_alpha < math.inf, "at least 0 (0 = off)"),
+        ("--regularize.rand-ops", reg.rand_ops, reg.rand_ops >= 1, "at least 1"),
+        ("--regularize.rand-magnitude", reg.rand_magnitude, 0 <= reg.rand_magnitude <= 30, "0 to 30"),
+        ("--regularize.erasing-probability", erasing, 0 <= erasing <= 1, "0 (off) to 1"),
+    ]
+
+
+def pixel_rules(data: DataConfig) -> list[Rule]:
+    # The networks shrink an image 32 times. Below that, bf16 gradients of the last stage are garbage on a CPU, and
+    # sometimes NaN (measured at 16 px with torch 2.15: in 13 of 45 short runs).
+    least = [
+        ("--data.resolution", data.resolution, 32),
+        ("--data.start-resolution", data.start_resolution, 32),
+        ("--data.val-crop", data.val_crop, 32),
+        *(("--data.train-sides", side, 8) for side in data.train_sides),
+        ("--data.val-side", data.val_side, 8),
+        ("--data.resolution-multiple", data.resolution_multiple, 1),
+    ]
+    return [(option, pixels, low <= pixels <= 2048, f"{low} to 2048 pixels") for option, pixels, low in least]
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Retry:
 def patiently(
     what: str,
     work: Callable[[], T],
-    say: Callable[[str], None],
+    tell: Callable[[str], None],
     seconds: float = READ_SECONDS,
     worth_it: Callable[[Exception], bool] = is_fault,
 ) -> T:
@@ -79,7 +79,7 @@ def patiently(
 
     A key that does not exist is no fault: its NotFoundError is raised at once.
     """
-    retry = Retry(say, seconds)
+    retry = Retry(tell, seconds)
     try:
         return retry.until_done(
             work, lambda left: f"{what} cannot be read, trying again for up to {left:.0f} s",

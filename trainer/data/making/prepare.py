@@ -84,24 +84,32 @@ def prepare(
         pool.shutdown(wait=False, cancel_futures=True)
     _check_not_empty(name, tallies)
 
-    splits = {
-        split: SplitIndex(
-            tallies[split].images,
-            tuple(
-                Size(side, copies.quality, of_side)
-                for side, of_side in zip(copies.sides(split), zip(*shards[split], strict=True), strict=True)
-            ),
-        )
-        for split in source.splits
-    }
-    version = prefix.rpartition("/")[2]
-    index = Index(name, version, source.classes, splits, _fingerprint(source.classes, splits, tallies))
+    index = _index_of(name, prefix, copies, source.classes, shards, tallies)
     store.put(f"{prefix}/{INDEX}", index.to_json().encode())
     say(_summary(name, where, index, tallies))
     if track.worked:
         took, rate = show_estimate(track.seconds), show_rate(track.worked, track.seconds, workers)
         say(f"  converted {track.worked:,} images in {took}, {rate}")
     return Prepared(prefix, index)
+
+
+def _index_of(
+    name: str,
+    prefix: str,
+    copies: Copies,
+    classes: tuple[str, ...],
+    shards: dict[str, list[tuple[Shard, ...]]],
+    tallies: dict[str, Tally],
+) -> Index:
+    """The index of the prepared form. `shards` has, for each part of a split, one shard of each short side."""
+    splits = {}
+    for split, of_parts in shards.items():
+        of_sides = zip(copies.sides(split), zip(*of_parts, strict=True), strict=True)
+        splits[split] = SplitIndex(
+            tallies[split].images, tuple(Size(side, copies.quality, of_side) for side, of_side in of_sides)
+        )
+    version = prefix.rpartition("/")[2]
+    return Index(name, version, classes, splits, _fingerprint(classes, splits, tallies))
 
 
 def _checked(copies: Copies, max_broken_share: float) -> Copies:

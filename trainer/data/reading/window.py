@@ -114,17 +114,9 @@ def _cut(
     unit_width *= interval
     if rest or rows * columns > len(jpeg) or jpeg[-2] != 0xFF or jpeg[-1] != EOI:
         return everything
-    ends = np.empty(rows * columns, np.int64)  # where each interval's marker ends
-    count = 0
-    for mark in marks[np.searchsorted(marks, scan) :]:
-        if mark + 1 < len(jpeg) and jpeg[mark + 1] & 0xF8 == RST0:
-            if count == len(ends):
-                return everything
-            ends[count] = mark + 2
-            count += 1
-    if count != len(ends) - 1:
+    ends = _interval_ends(jpeg, marks, scan, rows * columns)
+    if len(ends) == 0:
         return everything
-    ends[count] = len(jpeg)
 
     x0, y0 = max(left - MARGIN, 0) // unit_width, max(top - MARGIN, 0) // unit_height
     x1 = min(-(-(left + width + MARGIN) // unit_width), columns)
@@ -144,6 +136,22 @@ def _cut(
         size += stop - start
     out[size - 1] = EOI
     return size, left - x0 * unit_width, top - y0 * unit_height, True
+
+
+@njit(cache=True, nogil=True)
+def _interval_ends(jpeg: Bytes, marks: np.ndarray, scan: int, intervals: int) -> np.ndarray:
+    """Where the marker of each restart interval ends: (intervals,) int64; (0,) if there are more of them, or fewer."""
+    ends, count = np.empty(intervals, np.int64), 0
+    for mark in marks[np.searchsorted(marks, scan) :]:
+        if mark + 1 < len(jpeg) and jpeg[mark + 1] & 0xF8 == RST0:
+            if count == intervals:
+                return ends[:0]
+            ends[count] = mark + 2
+            count += 1
+    if count != intervals - 1:
+        return ends[:0]
+    ends[count] = len(jpeg)
+    return ends
 
 
 @njit(cache=True, nogil=True)
