@@ -1,6 +1,6 @@
 """The command for a run's checkpoints: `python -m trainer.checkpoints list | verify | export FILE`.
 
-Reads only. Exit code 0: all is well; 78: nothing usable, or the bytes are not those that were saved.
+It only reads. Exit code 0: all is well. 78: nothing can be used, or the bytes are not those that were saved.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Options:
 
 
 def found(store: ObjectStore, run_id: str) -> tuple[Lease | None, list[str]]:
-    """The lease and all manifests, the newest first; UserError when there is none."""
+    """The lease, and all manifests with the newest first. UserError if there is none."""
     from trainer.checkpoint.restore import list_manifests
 
     lease, keys = list_manifests(store, run_id)
@@ -81,7 +81,7 @@ def found(store: ObjectStore, run_id: str) -> tuple[Lease | None, list[str]]:
 
 
 def print_list(store: ObjectStore, run_id: str) -> None:
-    """A table on standard output."""
+    """Print a table of the checkpoints."""
     from trainer.checkpoint.restore import DamagedError, read_manifest
 
     lease, keys = found(store, run_id)
@@ -100,7 +100,7 @@ def print_list(store: ObjectStore, run_id: str) -> None:
 
 
 def verify(store: ObjectStore, run_id: str, *, every: bool) -> bool:
-    """Whether all bytes and metrics are as they should be; a line for each checkpoint."""
+    """Whether all bytes and metrics are right. Prints a line for each checkpoint."""
     from trainer.checkpoint.restore import DamagedError, read_manifest, read_object
     from trainer.telemetry.metrics import read_metrics
 

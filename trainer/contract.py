@@ -57,16 +57,20 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class RunEnv:
-    """Where a run lives. One field per environment variable; what it computes is the config's business."""
+    """Where a run lives: one field for each environment variable. What a run computes is in its config."""
 
     store: str = field(metadata={"variable": "TRAINER_STORE"})  # s3://bucket/prefix or a directory
     run_id: str = field(metadata={"variable": "TRAINER_RUN_ID"})
     scratch_dir: str = field(metadata={"variable": "TRAINER_SCRATCH_DIR"})  # local, fast, may be lost
     data: str = field(default="", metadata={"variable": "TRAINER_DATA"})  # URI, folder, hub id; "": the recipe's own
-    attempt: str = field(default="", metadata={"variable": "TRAINER_ATTEMPT"})  # given by the uploader, "1", "2", …
-    secrets_dir: str = field(default="", metadata={"variable": "TRAINER_SECRETS_DIR"})  # files; hf_token is one
+    attempt: str = field(default="", metadata={"variable": "TRAINER_ATTEMPT"})  # set by the uploader: "1", "2", …
+    secrets_dir: str = field(
+        default="", metadata={"variable": "TRAINER_SECRETS_DIR"}
+    )  # a folder with the file hf_token
     lease_seconds: str = field(default="60", metadata={"variable": "TRAINER_LEASE_SECONDS"})  # see Lease
-    deadline: str = field(default="", metadata={"variable": "TRAINER_DEADLINE"})  # of the last save, in Unix seconds
+    deadline: str = field(
+        default="", metadata={"variable": "TRAINER_DEADLINE"}
+    )  # when the last save is given up, in Unix seconds
 
     def to_environ(self) -> dict[str, str]:
         """The variables, passed through untouched; empty ones are left out."""
@@ -120,8 +124,10 @@ def run_key(run_id: str, file: str) -> str:
 
 
 def attempt_key(run_id: str, attempt: int) -> str:
-    """`attempts/<n>.json`: attempt, started, machine (id, type, zone, market; {} outside EC2); in the end also exit,
-    message, ended. One without an exit runs, or was killed."""
+    """`attempts/<n>.json`: attempt, started, machine (id, type, zone, market; {} outside EC2).
+
+    Its end adds exit, message and ended. An attempt without them still runs, or was killed.
+    """
     return run_key(run_id, f"attempts/{attempt}.json")
 
 
@@ -139,7 +145,7 @@ def checkpoint_key(run_id: str, file: str) -> str:
 
 
 def manifest_key(run_id: str, step: int, attempt: int) -> str:
-    """Sorts by step. The attempt is part of the name, so that a redone step never meets the manifest of a lost one."""
+    """Manifests sort by step. The attempt is in the name, since two attempts may save the same step."""
     return checkpoint_key(run_id, f"manifest/step-{step:08d}.{attempt}.json")
 
 
@@ -148,19 +154,19 @@ def snapshot_key(run_id: str, step: int, attempt: int) -> str:
 
 
 def parse_manifest_key(key: str) -> tuple[int, int] | None:
-    """(attempt, step) of a manifest's key, which is also the order of manifests; None if it is no such key."""
+    """(attempt, step) of a manifest's key, None for any other key. Manifests are compared by this pair."""
     found = re.fullmatch(r"checkpoints/[^/]+/manifest/step-(\d+)\.(\d+)\.json", key)
     return (int(found[2]), int(found[1])) if found else None
 
 
 def seal(value: Mapping[str, Any]) -> bytes:
-    """JSON that carries the CRC-32 of itself: one changed bit in a counter would otherwise be loaded in silence."""
+    """JSON with the CRC-32 of its text: otherwise one changed bit in a counter would go unnoticed."""
     text = json.dumps(dict(value))
     return json.dumps(json.loads(text) | {"crc32": zlib.crc32(text.encode())}, indent=1).encode()
 
 
 def unseal(body: bytes) -> dict[str, Any]:
-    """What `seal` was given; ValueError if the bytes are not those that it wrote."""
+    """The value that `seal` was given. Raises ValueError if the bytes are not those that `seal` wrote."""
     value = json.loads(body)
     if not isinstance(value, dict) or "crc32" not in value:
         raise ValueError("it has no checksum")
@@ -174,33 +180,33 @@ def unseal(body: bytes) -> dict[str, Any]:
 class Lease:
     """`checkpoints/<run_id>/HEAD.json`, moved by compare-and-swap only: lease, fence and commit point in one object.
 
-    The owner moves it at least every quarter of a lease. One that has not moved for a whole lease, by the clock of
-    who looks, has no living owner. Wall clocks are never compared.
-    `newest`, `previous` and `best` are keys of manifests ("" where there is none yet) and are never retired.
+    The owner writes it at least every quarter of a lease. An attempt that wants the run watches it for a whole lease,
+    by its own monotonic clock: if nothing has changed, the owner is dead. Wall clocks are never compared.
+    `newest`, `previous` and `best` are keys of manifests, or "". What they name is never retired.
     """
 
-    attempt: int  # the attempt that owns the run, the epoch; one that reads a higher number than its own has lost it
-    owner: str = ""  # the machine, for people; "" after a clean end: nobody has to wait
+    attempt: int  # the attempt that owns the run; an attempt that reads a higher number than its own has lost the run
+    owner: str = ""  # the machine's name, for people; "" after a clean end, so that the next attempt need not wait
     since: float = 0.0  # Unix seconds, for people
-    renewed: int = 0  # counts the renewals, so that each changes the object
+    renewed: int = 0  # a counter, so that each renewal changes the object
     newest: str = ""
     previous: str = ""
     best: str = ""
-    swept: int = 0  # what attempts below this one left without a reference is retired
+    swept: int = 0  # what attempts before this one left unreferenced has been retired
 
     def to_json(self) -> bytes:
         return seal(asdict(self))
 
     @classmethod
     def from_json(cls, body: bytes) -> Lease:
-        """Raises ValueError where the bytes are not those of a lease."""
+        """Raises ValueError if the bytes are not those of a lease."""
         value = unseal(body)
         if value.keys() != {f.name for f in fields(cls)}:
             raise ValueError(f"it was written by another version: {sorted(value)}")
         return cls(**value)
 
     def advance(self, manifest: str, *, is_best: bool) -> Lease:
-        """The lease after committing `manifest`; committing it once more changes at most whether it is the best."""
+        """The lease after a commit of `manifest`. A second commit of it can only make it the best."""
         best = manifest if is_best else self.best
         if self.newest == manifest:
             return replace(self, best=best)
@@ -211,11 +217,11 @@ class Lease:
 
 
 def newest_manifest(lease: Lease | None, manifests: Iterable[str]) -> str:
-    """The key of the newest checkpoint, from HEAD.json and the keys of all manifests; "" where there is none.
+    """The key of the newest checkpoint, from the lease and the keys of all manifests; "" where there is none.
 
-    It is what HEAD.json names, unless the owner died between its manifest and HEAD.json, or HEAD.json is missing or was
-    put back: then a manifest of the owner, or of a later attempt, is newer. Those of attempts before the owner do not
-    count: they may come from one that had lost the run.
+    Usually the lease names it. If the owner died after its manifest and before its lease, or if HEAD.json is missing or
+    was put back, a manifest of the owner or of a later attempt is newer. Manifests of attempts before the owner do not
+    count: such an attempt may have lost the run when it wrote them.
     """
     floor = (lease.attempt, 0) if lease else (0, 0)
     newest = parse_manifest_key(lease.newest) if lease and lease.newest else None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trainer.prepare_run import PrepareRun
     from trainer.store import ObjectStore
 
-RUN_PREFIX = "prepare-"  # of run ids: what is below runs/prepare-… is a preparation's, never a training's
+RUN_PREFIX = "prepare-"  # the run id of a preparation begins so, and that of a training does not
 
 
 def _given_run() -> str:
@@ -105,9 +105,9 @@ def main() -> int:
 
 
 def _leave(run: PrepareRun | None = None) -> None:
-    """After SIGTERM, at once and wherever the work is: what is whole in the store counts, and a call later continues.
+    """End at once after SIGTERM. What is whole in the store counts, and a later call continues.
 
-    Not by an exception, as for Ctrl-C: the hub's client would first finish the files that it is downloading.
+    An exception, as for Ctrl-C, would take long: the hub's client would first finish its downloads.
     """
     if run is not None:
         run.interrupt()

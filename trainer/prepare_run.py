@@ -1,7 +1,7 @@
 """A preparation as a run of its own, `runs/prepare-…/`: its attempts, its heartbeat, and how it ended.
 
-For a machine that nobody watches: on AWS a guard stops what shows no life, and what has ended. Nothing of the images
-lives here, and the shards are stored without it.
+It is for machines that nobody watches: on AWS a guard stops a run without a heartbeat, and one that has ended. Nothing
+here knows of images, and the shards are stored without it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trainer.store.retry import Retry
 from trainer.text import say
 from trainer.upload.owner import claim_attempt
 
-LEAVE_SECONDS = 10  # what the store gets after a SIGTERM
+LEAVE_SECONDS = 10  # how long the last record is tried after a SIGTERM
 
 
 class PrepareRun:
@@ -47,7 +47,7 @@ class PrepareRun:
         self.store.put(key, json.dumps(body, indent=1).encode())
 
     def count(self, phase: str, amount: int) -> None:
-        """So much more of the phase is done, bytes or images; from any thread."""
+        """Count more bytes or images of a phase that are done. Any thread may call this."""
         with self.counting:
             if phase != self.phase:
                 self.phase, self.progress = phase, 0
@@ -59,7 +59,7 @@ class PrepareRun:
         body = status | {"time": time.time(), "attempt": self.attempt, "owner": platform.node()}
         try:
             self.put(run_key(self.run_id, "heartbeat.json"), body)
-        except Exception as error:  # noqa: BLE001  # whatever it is: one without a heartbeat is stopped as hung
+        except Exception as error:  # noqa: BLE001  # whatever it is: the guard stops a run without a heartbeat
             self.retry.complain(f"no heartbeat could be stored, and the preparation goes on: {error}")
 
     def beat_forever(self) -> None:
@@ -68,20 +68,20 @@ class PrepareRun:
             self.ended.wait(HEARTBEAT_SECONDS)
 
     def end(self, code: int, message: str, **facts: Any) -> None:
-        """Tell how it ended; `done.json` or `failed.json` is the last that is written. Raises StoreError."""
+        """Record how it ended. `done.json` or `failed.json` is written last. Raises StoreError."""
         self.ended.set()
         self.beating.join()
         body = self.record | {"exit": int(code), "message": message, "ended": time.time()} | facts
         self.put(attempt_key(self.run_id, self.attempt), body)
         if code == Exit.FINISHED:
-            with contextlib.suppress(ConflictError):  # two at once have prepared the same
+            with contextlib.suppress(ConflictError):  # two preparations at the same time have made the same
                 self.store.create(run_key(self.run_id, "done.json"), json.dumps(body, indent=1).encode())
         if code == Exit.USER:
             self.put(run_key(self.run_id, "failed.json"), body)
 
     def interrupt(self) -> None:
-        """Tell that it is stopped, if the store takes it soon. By another thread: where a signal comes, this one may
-        hold a lock that is needed."""
+        """Record that it was stopped, if the store takes that soon. Another thread does it, since the thread that got
+        the signal may hold a lock that is needed."""
         if not self.ended.is_set():
             word = in_background(partial(self.end, Exit.INTERRUPTED, "stopped"))
             with contextlib.suppress(TimeoutError, StoreError):
@@ -89,12 +89,12 @@ class PrepareRun:
 
 
 def exit_code(error: UserError) -> int:
-    """Nobody is there to look: what may pass without anybody's doing is a crash, which is tried again."""
+    """The exit code of an error. One that may mend itself is a crash, and a crash is tried again."""
     return CRASH if isinstance(error, UnreachableError) or may_pass(error) else Exit.USER
 
 
 def is_done(store: ObjectStore, run_id: str) -> bool:
-    """Whether an earlier attempt has finished, which is then said."""
+    """Whether an earlier attempt has finished. If so, a message says that."""
     try:
         done = json.loads(store.get(run_key(run_id, "done.json")))
     except NotFoundError:
@@ -104,7 +104,7 @@ def is_done(store: ObjectStore, run_id: str) -> bool:
 
 
 def record(store: ObjectStore, run_id: str, work: Callable[[PrepareRun], dict[str, Any]]) -> None:
-    """Do the work as the next attempt of a run, unless that is finished; what it returns goes into `done.json`."""
+    """Do the work as the next attempt of a run, unless the run is finished. Its result goes into `done.json`."""
     with explained(f"the store {store.uri}"):
         if is_done(store, run_id):
             return
@@ -113,7 +113,7 @@ def record(store: ObjectStore, run_id: str, work: Callable[[PrepareRun], dict[st
         facts = work(run)
     except Exception as error:
         code = exit_code(error) if isinstance(error, UserError) else CRASH
-        with contextlib.suppress(StoreError):  # it may be the reason; the exit code tells, too
+        with contextlib.suppress(StoreError):  # the store may be the reason; the exit code is still right
             run.end(code, str(error) or type(error).__name__)
         raise
     run.end(Exit.FINISHED, "prepared", **facts)

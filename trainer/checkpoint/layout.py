@@ -30,7 +30,7 @@ def in_memory_order(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each tensor stands in the file. Wide types first, so that every tensor is aligned."""
+    """Where each tensor is in the file. Wide types come first, so that every tensor is aligned."""
 
     header: bytes
     places: Mapping[str, tuple[int, int]]  # name -> first and last byte of the file
@@ -59,7 +59,7 @@ class Layout:
         return cls(len(text).to_bytes(8, "little") + text, places, start + position)
 
     def views(self, body: memoryview, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors over the file's bytes, in the memory order and the shape of the given ones' `in_memory_order`."""
+        """Tensors over the file's bytes, each with the shape and memory order of `in_memory_order` of the given one."""
         found = {}
         for name, (start, _) in self.places.items():
             like = in_memory_order(tensors[name])

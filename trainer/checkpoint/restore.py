@@ -1,6 +1,6 @@
-"""Reading checkpoints: which there are, whether their bytes are those that were saved, and back into the tensors.
+"""Reads checkpoints: finds them, verifies their bytes, and copies them into the tensors.
 
-A store that refuses or fails is never read as "no checkpoint": that takes a missing HEAD.json and an empty list.
+A store that refuses or fails never means "no checkpoint": that takes a missing HEAD.json and an empty list.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from trainer.store import NotFoundError, ObjectStore, StoreError
 from trainer.store.checksum import Checksums, crc64
 
 Manifest = Mapping[str, Any]
-READERS = 4  # parts read and checked at a time
-DAMAGES = ("FlexibleChecksumError", "InvalidRange")  # what a store says of bytes that are not as they were stored
+READERS = 4  # parts that are read and checked at the same time
+DAMAGES = ("FlexibleChecksumError", "InvalidRange")  # the codes of a store for damaged bytes
 TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 
@@ -41,7 +41,7 @@ class DamagedError(Exception):
 
 @dataclass(frozen=True)
 class Restored:
-    """What a checkpoint held beside its tensors."""
+    """What a checkpoint holds beside its tensors."""
 
     key: str
     manifest: Manifest
@@ -57,7 +57,7 @@ class Restored:
 
 
 def read_lease(store: ObjectStore, run_id: str) -> Lease | None:
-    """The run's lease; None where there is none, or none that is whole. A failing store raises StoreError."""
+    """The run's lease; None if it is missing or damaged. Raises StoreError if the store fails."""
     try:
         return Lease.from_json(store.get(checkpoint_key(run_id, HEAD_FILE)))
     except (NotFoundError, ValueError):
@@ -65,7 +65,7 @@ def read_lease(store: ObjectStore, run_id: str) -> Lease | None:
 
 
 def list_manifests(store: ObjectStore, run_id: str) -> tuple[Lease | None, list[str]]:
-    """The lease, and the keys of all manifests in the order in which they are to be tried: the newest first."""
+    """The lease, and the keys of all manifests in the order to try them: the newest first."""
     lease = read_lease(store, run_id)
     listed = [info.key for info in store.list(checkpoint_key(run_id, "manifest/")) if parse_manifest_key(info.key)]
     by_age = sorted(listed, key=lambda key: parse_manifest_key(key) or (0, 0), reverse=True)
@@ -94,7 +94,7 @@ def read_manifest(store: ObjectStore, run_id: str, key: str) -> Manifest:
 
 
 def read_object(store: ObjectStore, manifest: Manifest) -> memoryview:
-    """The checkpoint's bytes, verified. Raises DamagedError, and StoreError when the store fails."""
+    """The verified bytes of a checkpoint. Raises DamagedError, and StoreError if the store fails."""
     key, expected = manifest["object"]["key"], Checksums.from_json(manifest["object"])
     try:
         size = store.info(key).bytes
@@ -107,7 +107,7 @@ def read_object(store: ObjectStore, manifest: Manifest) -> memoryview:
     def read_part(number: int) -> None:
         start = number * expected.part_bytes
         part = body[start : start + expected.part_bytes]
-        for is_last in (False, True):  # a bit may flip on its way, too
+        for is_last in (False, True):  # a bit may have flipped on the way: read it once more
             try:
                 store.read_into(key, part, start)
             except NotFoundError as error:
@@ -128,12 +128,14 @@ def read_object(store: ObjectStore, manifest: Manifest) -> memoryview:
 
 
 def tensors_of(body: memoryview) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, over its bytes and in their logical shapes: safetensors, with our metadata."""
+    """The tensors of a checkpoint, over its bytes, in their logical shapes (N, C, H, W)."""
     size = int.from_bytes(body[:8], "little")
     header = json.loads(bytes(body[8 : 8 + size]))
     nhwc = set(header.pop("__metadata__", {}).get(NHWC, "").split())
     found: dict[str, Tensor] = {}
-    for dtype, group in groupby(header.items(), key=lambda item: item[1]["dtype"]):  # each stands in one piece
+    for dtype, group in groupby(
+        header.items(), key=lambda item: item[1]["dtype"]
+    ):  # the tensors of one type lie together
         entries = dict(group)
         kind, offsets = TORCH_DTYPES[dtype], [entry["data_offsets"] for entry in entries.values()]
         sizes = [(end - start) // kind.itemsize for start, end in offsets]
@@ -146,7 +148,7 @@ def tensors_of(body: memoryview) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load(found: Mapping[str, Tensor], tensors: Mapping[str, Tensor], key: str) -> None:
-    """Copy into the tensors. Raises UserError, before anything is touched, when they are those of another model."""
+    """Copy what was found into the tensors. Raises UserError before any change if it is of another model."""
     names = sorted(found.keys() | tensors.keys())
     odd = [name for name in names if not alike(found.get(name), tensors.get(name))]
     if odd:
@@ -171,10 +173,10 @@ def describe_tensor(tensor: Tensor | None) -> str:
 
 
 def restore(store: ObjectStore, run_id: str, tensors: Mapping[str, Tensor]) -> tuple[Restored | None, list[str]]:
-    """Load the newest checkpoint whose bytes verify, else the one before it, and so on; and say what was skipped.
+    """Load the newest checkpoint whose bytes verify. Returns it, and the reasons why newer ones were skipped.
 
-    The tensors are touched only after all bytes were verified. None: the run has no checkpoint yet. UserError when it
-    has some but none that can be used, or when they are of another model; StoreError when the store fails.
+    The tensors are changed only after all bytes are verified. None means that the run has no checkpoint yet. Raises
+    UserError if none of its checkpoints can be used or if they are of another model, StoreError if the store fails.
     """
     _, candidates = list_manifests(store, run_id)
     skipped: list[str] = []

@@ -1,7 +1,7 @@
-"""Checkpoints, the trainer's side: a snapshot into prepared memory, handed to the uploader's process.
+"""Saves checkpoints: copies the state into prepared memory, a snapshot, and hands that to the uploader's process.
 
-A snapshot's bytes are the file: safetensors layout (a length, a JSON header, raw tensors; no pickle). What follows the
-copy happens in the uploader, in the order object, manifest, HEAD.json. Reading is `restore.py`.
+The bytes of a snapshot are those of the file: safetensors layout (a length, a JSON header, raw tensors; no pickle). The
+uploader then stores the object, the manifest and HEAD.json, in this order. `restore` reads checkpoints.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainer.text import say
 
 
 class Copier:
-    """Copies tensors into a snapshot. On a GPU beside the training, on a stream of its own, into pinned memory."""
+    """Copies tensors into a snapshot. On a GPU it uses a stream of its own and pinned memory, beside the training."""
 
     def __init__(self, tensors: Mapping[str, Tensor], changed_in_forward: Collection[str]):
         self.tensors = {name: in_memory_order(tensor) for name, tensor in tensors.items()}
@@ -56,11 +56,11 @@ class Copier:
 
     @torch.no_grad()
     def start(self, views: Mapping[str, Tensor]) -> None:
-        """Begin the copy; on a CPU it is finished on return. Call `before_update` before the tensors change."""
+        """Begin the copy. On a CPU it is finished on return. Call `before_update` before the tensors change."""
         if self.stream is None:
             torch._foreach_copy_(list(views.values()), [self.tensors[name] for name in views])
             return
-        # BatchNorm's statistics change in the next forward pass already: they are copied on the training's stream.
+        # The next forward pass changes BatchNorm's statistics: copy them now, on the training's stream.
         early = {name: self.tensors[name].clone() for name in self.early}
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
@@ -76,13 +76,13 @@ class Copier:
         return self.done is None or bool(self.done.query())
 
     def before_update(self) -> None:
-        """The GPU changes no parameter before the copy of it is done; the CPU does not wait."""
+        """Make the GPU finish the copy before it changes a parameter. The CPU does not wait."""
         if self.done is not None:
             torch.cuda.current_stream().wait_event(self.done)
 
 
 class Checkpointer:
-    """Two snapshots. While one is sent, a newer save takes the place of the other: training never waits for a store."""
+    """Saves into two snapshots. While one is sent, newer saves use the other: training never waits for the store."""
 
     def __init__(
         self,
@@ -93,10 +93,10 @@ class Checkpointer:
         changed_in_forward: Collection[str] = (),
         restored: tuple[int, str, Mapping[str, Any]] = (-1, "", {}),
     ):
-        """`manifest` holds what is the same for all checkpoints of an attempt: config, data, versions. `restored`:
-        step, manifest and counters that the state was restored from.
+        """`manifest` has what is the same in all checkpoints of an attempt: config, data, versions. `restored` is the
+        step, the manifest's key and the counters of the checkpoint that the state came from.
 
-        Only the main process has a channel; in the others nothing is saved.
+        Only the main process has a channel. The others save nothing.
         """
         self.channel, self.manifest = channel, manifest
         self.copier = Copier(tensors, changed_in_forward)
@@ -109,27 +109,26 @@ class Checkpointer:
         self.seq = 0
         self.notes: list[dict[str, Any]] = [VOID for _ in self.snapshots]  # the last save in each snapshot
         self.sent = [True for _ in self.snapshots]  # False while a GPU still copies
-        self.waiting: dict[int, float] = {}  # seq of what is not committed yet -> when it was copied
+        self.waiting: dict[int, float] = {}  # seq of each save that is not committed yet -> when it was copied
         self.saved_at, self.saved_step, self.committed = time.monotonic(), *restored[:2]
         self.restored_counters = restored[2]
         self.last_lag = 0.0
 
     @property
     def lag_seconds(self) -> float:
-        """From a snapshot to its commit: of the oldest on its way, or of the last committed one."""
+        """Seconds from a copy to its commit: so far, for the oldest that is not committed, else for the last one."""
         return time.monotonic() - min(self.waiting.values()) if self.waiting else self.last_lag
 
     def is_due(self, every_seconds: float) -> bool:
-        """Time to save? Raises LostRunError when the run is another's, DisconnectedError when the uploader died."""
+        """Whether it is time to save. Raises LostRunError if the run is lost, DisconnectedError without an uploader."""
         self.poll()
         return self.channel is not None and time.monotonic() >= self.saved_at + every_seconds
 
     def save(self, step: int, counters: Mapping[str, Any], *, is_best: bool = False) -> bool:
-        """Copy the state and hand it over, once per step; never waits for the store.
+        """Copy the state and hand it over, once for each step. Never waits for the store.
 
-        False when there is no place for it: one snapshot is being sent, and the other waits with the best weights.
-
-        `counters` is all that is not a tensor, as JSON: scaler, best score.
+        Returns False if both snapshots are taken: one is being sent, and the other waits with the best weights.
+        `counters` is the part of the state that is not tensors, as JSON: the scaler, the best score.
         """
         self.poll()
         if self.channel is None:
@@ -138,7 +137,7 @@ class Checkpointer:
             return True
         self._send_copied(wait=True)
         if (free := self._take_snapshot(is_best)) is None:
-            self.saved_at = time.monotonic()  # and not at every step again
+            self.saved_at = time.monotonic()  # wait as long again, not one step
             return False
         snapshot, self.seq = self.snapshots[free], self.seq + 1
         self.waiting.pop(self.notes[free]["seq"], None)
@@ -163,7 +162,7 @@ class Checkpointer:
         self.copier.close()
 
     def _take_snapshot(self, is_best: bool) -> int | None:
-        """A snapshot locked for writing: a free one, else one that waits, which the newer save makes needless."""
+        """Lock a snapshot for writing: a free one, else one that waits and that the newer save replaces."""
         by_age = sorted(range(len(self.snapshots)), key=lambda i: (self._is_waiting(i), self.notes[i]["seq"]))
         for i in by_age:
             replaceable = is_best or not (self._is_waiting(i) and self.notes[i]["is_best"])
@@ -175,7 +174,7 @@ class Checkpointer:
         return self.notes[i]["seq"] in self.waiting
 
     def _send_copied(self, *, wait: bool = False) -> None:
-        """Hand over what has been copied completely."""
+        """Hand over the snapshots whose copy is complete."""
         for i, snapshot in enumerate(self.snapshots):
             if not self.sent[i] and self.copier.is_done(wait=wait) and self.channel is not None:
                 snapshot.note = self.notes[i]
@@ -184,11 +183,11 @@ class Checkpointer:
                 self.sent[i] = True
 
     def before_update(self) -> None:
-        """Call it before the optimizer changes anything."""
+        """To be called before the optimizer changes anything."""
         self.copier.before_update()
 
     def poll(self) -> None:
-        """Send what is ready, and take the uploader's answers."""
+        """Hand over what is ready, and read the uploader's answers."""
         if self.channel is None:
             return
         self._send_copied()
@@ -198,7 +197,7 @@ class Checkpointer:
     def save_last(self, step: int, counters: Mapping[str, Any], deadline: Callable[[], float]) -> None:
         """Save this step unless it is saved already, and wait until it is committed.
 
-        Raises StoreError past the deadline (monotonic seconds, asked again and again), LostRunError.
+        `deadline` returns monotonic seconds and is asked again and again. Raises StoreError past it, LostRunError.
         """
         while self.channel is not None:
             if self.save(step, counters) and self.seq not in self.waiting:

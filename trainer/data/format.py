@@ -1,6 +1,6 @@
-"""The prepared form: `index.json`, and Arrow files that `datasets` can open too. What is in them, and writing one.
+"""The prepared form: `index.json`, and shards, which are Arrow files that `datasets` can open, too.
 
-Training reads them through `split`. What goes in, and where to, is decided in `prepare`.
+Here is what they contain and how a shard is written. `making.prepare` decides what goes in; `reading.split` reads it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ AGAIN = "remove its folder and prepare or copy the data again"
 
 @dataclass(frozen=True)
 class Copies:
-    """What is stored of every image: one JPEG of each short side (smaller originals stay so), their quality."""
+    """What is stored of every image: one JPEG for each short side, and their quality. Smaller originals stay small."""
 
     train: tuple[int, ...] = (256, 128)
     val: tuple[int, ...] = (320,)
@@ -51,7 +51,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Size:
-    """All images of a split, stored with one short side (smaller originals stay smaller)."""
+    """All images of a split, stored with one short side. Smaller originals stay smaller."""
 
     short_side: int
     quality: int
@@ -73,10 +73,10 @@ class Index:
     fingerprint: str  # of the content: every shard's checksum, every label
 
     def side_for(self, split: str, pixels: int) -> int:
-        """The smallest stored short side that serves, else the largest.
+        """The smallest stored short side that is large enough, else the largest.
 
-        Training at `pixels` wants 8/7 of them, as 256 for 224: most crops take half of an image. Validation wants what
-        it resizes to.
+        Training at `pixels` wants 8/7 of them, as 256 for 224: most crops take half of an image. Validation wants the
+        size that it resizes to.
         """
         wanted = math.ceil(pixels * 8 / 7) if split == "train" else pixels
         sides = sorted(size.short_side for size in self.splits[split].sizes)
@@ -90,7 +90,7 @@ class Index:
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> Index:
-        """Strict; `where` is for the message."""
+        """Read it, strictly. `where` is for the message."""
         try:
             raw = json.loads(text)
             found = raw.get("format")
@@ -171,7 +171,7 @@ def schema(classes: tuple[str, ...]) -> pa.Schema:
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One image on its way into a shard; without a JPEG it is broken, and left out."""
+    """One image for a shard. An image without a JPEG is broken, and is left out."""
 
     name: str
     label: int
@@ -182,7 +182,7 @@ class ImageRow:
 
 @dataclass
 class Tally:
-    """What one shard, or several, hold and leave out."""
+    """What one or several shards contain and leave out."""
 
     images: int = 0
     labels: list[npt.NDArray[np.int64]] = field(default_factory=list)
@@ -197,7 +197,7 @@ class Tally:
 
 
 def write_shard(classes: tuple[str, ...], rows: Iterable[ImageRow]) -> bytes:
-    """The bytes of a shard. What was odd or broken travels in it, so that a shard alone tells its whole story."""
+    """The bytes of a shard. It also records which images were odd or broken."""
     sink, features, rows = io.BytesIO(), schema(classes), iter(rows)
     with pa.ipc.new_file(sink, features) as writer:
         while batch := list(islice(rows, BATCH_IMAGES)):
@@ -218,7 +218,7 @@ def write_shard(classes: tuple[str, ...], rows: Iterable[ImageRow]) -> bytes:
 
 
 def read_tally(body: bytes, where: str) -> Tally:
-    """What `write_shard` put in."""
+    """What `write_shard` recorded in a shard."""
     tally = Tally()
     try:
         reader = pa.ipc.open_file(pa.BufferReader(body))

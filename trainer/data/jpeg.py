@@ -1,4 +1,4 @@
-"""What a JPEG is made of, as far as both making and reading need it: its markers (ITU-T T.81, table B.1)."""
+"""The markers of a JPEG (ITU-T T.81, table B.1) that both making and reading need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a long job is: a bar on a terminal, else plain lines now and then. Knows nothing of what is counted."""
+"""Shows how far a long job is: a bar on a terminal, elsewhere a plain line now and then."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tqdm import tqdm
 
 from trainer.text import say, show_estimate
 
-ProgressListener = Callable[[int], None]  # told how many more images, or bytes, are done
+ProgressListener = Callable[[int], None]  # is told how many more images or bytes are done
 
 LINE_EVERY_SECONDS = 10.0
 
 
 def show_rate(images: int, seconds: float, threads: int) -> str:
-    """For people: 230 images/s (2 threads)."""
+    """230 images/s (2 threads)."""
     return f"{images / seconds:,.0f} images/s ({threads} thread{'s' if threads > 1 else ''})"
 
 
 class Track:
-    """Counts up to `total` from any thread; `listener` is told of every step (the heartbeat's progress counter)."""
+    """Counts up to `total`, from any thread. `listener` is told of every step: the heartbeat counts them."""
 
     def __init__(self, total: int, unit: str, what: str, listener: ProgressListener | None = None) -> None:
         self._total, self._unit, self._what, self._listener = total, unit, what, listener
@@ -45,7 +45,7 @@ class Track:
 
     @property
     def worked(self) -> int:
-        """How many were done, without those skipped."""
+        """How many are done, without the skipped ones."""
         return self._done - self._skipped
 
     @property
@@ -54,7 +54,7 @@ class Track:
         return time.monotonic() - self._start
 
     def add(self, count: int, *, skipped: bool = False) -> None:
-        """So many more are done; `skipped` ones cost no time, and do not count in the rate."""
+        """Count more that are done. `skipped` ones cost no time and do not count in the rate."""
         with self._lock:
             self._done += count
             self._skipped += count if skipped else 0

@@ -1,7 +1,7 @@
-"""Has the prepared data of a run on this machine: itself, a copy of one in S3, or prepared here and now.
+"""Brings the prepared data of a run to this machine: a prepared folder, a copy of one in S3, or data prepared now.
 
-A shard counts as whole only once this machine has read it and found the checksum of the index. Damage on this machine
-is mended from S3 where the data came from there; elsewhere it is told. How shards are made is in `prepare`.
+A shard counts as whole once this machine has read it and found the checksum of the index. A damaged copy is fetched
+from S3 again; other damage is an error. How shards are made is in `making.prepare`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trainer.data.reading.verify import (
 from trainer.store import NotFoundError, ObjectStore, StoreError, explained, open_store
 from trainer.text import say, show_bytes
 
-STREAMS = 16  # shards on their way at once: one connection to S3 is slower than the network of the machine
+STREAMS = 16  # shards that are fetched at the same time: one connection to S3 is slower than the machine's network
 _REPAIR = f"remove it and {INDEX} there and run `make prepare` again"
 
 WantedSizes = Mapping[str, frozenset[int]]  # split: the pixels that its images must serve
@@ -45,10 +45,10 @@ def stage(
     workers: int = 0,
     progress: ProgressListener | None = None,
 ) -> Path:
-    """The local prepared folder of DATA=, with whole shards of every stored size that serves what is `wanted`.
+    """The local prepared folder of DATA=, with whole shards of every stored size that is `wanted`.
 
-    What was fetched or verified stays known in `scratch`: the next call goes on from there. UserError for what only
-    the user can mend, StoreError if S3 fails.
+    `scratch` remembers what was fetched or verified, and the next call goes on from there. Raises UserError for what
+    only the user can mend, StoreError if S3 fails.
     """
     make_folder(scratch)
     workers = workers or os.cpu_count() or 1
@@ -72,7 +72,7 @@ def stage(
 
 
 def _shards(index: Index, wanted: WantedSizes) -> list[Shard]:
-    """The shards of the smallest stored sizes that serve what is wanted."""
+    """The shards of the smallest stored sizes that are large enough for what is wanted."""
     return [
         shard
         for name, pixels in wanted.items()
@@ -84,7 +84,7 @@ def _shards(index: Index, wanted: WantedSizes) -> list[Shard]:
 
 
 def _fetch(uri: str, scratch: Path, wanted: WantedSizes, workers: int, progress: ProgressListener | None) -> Path:
-    """A prepared folder of a store, as far as wanted. What is here and whole is kept, the index is written last."""
+    """Copy what is wanted of a prepared folder in a store. Whole shards are kept; the index is written last."""
     store = open_store(uri)
     try:
         text = store.get(INDEX)
@@ -99,7 +99,7 @@ def _fetch(uri: str, scratch: Path, wanted: WantedSizes, workers: int, progress:
     with open_verified(scratch, index) as verified:
         done = folder / INDEX
         if done.is_file() and done.read_bytes() != text:
-            done.unlink()  # damaged, or of data that was prepared anew
+            done.unlink()  # it is damaged, or the data was prepared anew
         faults = find_faults(folder, _shards(index, wanted), verified, workers, progress)
         for shard, reason in faults.items():
             if reason != MISSING:
@@ -136,18 +136,19 @@ def _part(folder: Path, shard: Shard) -> Path:
 
 
 def _kept(part: Path, shard: Shard) -> int:
-    """How much of the shard an earlier call has left."""
+    """How many bytes of the shard an earlier call has left."""
     size = part.stat().st_size if part.exists() else 0
     return size if size <= shard.bytes else 0
 
 
 def _fetch_shard(store: ObjectStore, shard: Shard, folder: Path, track: Track, stop: threading.Event) -> bool:
-    """One shard, going on where an earlier call was cut off; False if stopped. Renamed once its checksum is right.
+    """Fetch a shard, from where an earlier call was cut off, and rename it once its checksum is right.
 
-    Nothing checks a range on its way, so a wrong checksum tells of damage in the store only if it comes twice.
+    Returns False if it was stopped. A range has no checksum on the way, so a wrong checksum means damage in the store
+    only if the same one comes twice.
     """
     part, where = _part(folder, shard), store.describe(shard.file)
-    wrong: int | None = None  # the checksum of what came from the first byte on
+    wrong: int | None = None  # the checksum of the last fetch of the whole shard
     with part.open("r+b" if part.exists() else "w+b", buffering=0) as file:
         kept, crc32 = read_crc32(file, _kept(part, shard), stop, lambda count: None)
         while not stop.is_set():
@@ -172,7 +173,7 @@ def _fetch_shard(store: ObjectStore, shard: Shard, folder: Path, track: Track, s
                     "damaged on its way or in the memory of this machine; start again, or use another machine"
                 )
             say(f"{where} arrived with checksum {crc32}, {INDEX} says {shard.crc32}: fetching it again")
-            if not kept:  # else what an earlier call had left may be no beginning of this shard
+            if not kept:  # else the bytes of an earlier call may not be the beginning of this shard
                 wrong = crc32
             file.seek(0)
             kept = crc32 = 0
@@ -180,7 +181,7 @@ def _fetch_shard(store: ObjectStore, shard: Shard, folder: Path, track: Track, s
 
 
 def _stream(store: ObjectStore, shard: Shard, start: int) -> Iterator[memoryview]:
-    """The bytes of a shard from `start`, each piece valid until the next."""
+    """The bytes of a shard from `start`, in pieces. A piece is valid until the next one."""
     if start == shard.bytes:
         return
     try:

@@ -1,4 +1,4 @@
-"""What the processes of one attempt say to each other on one machine: a socket, and three small files.
+"""How the processes of one attempt talk on one machine: through a socket and three small files.
 
 Standard library only. The supervisor owns the directory, the trainer keeps `status.json` and leaves `exit.json`, the
 uploader listens on the socket. Nothing here knows the store.
@@ -20,16 +20,19 @@ from trainer.contract import LostRunError, RunEnv
 
 Message = dict[str, Any]
 SOCKET_VARIABLE = "TRAINER_UPLOADER_SOCKET"
-EXIT_BYTES = 4096  # of a reason to end, at least; one page
+EXIT_BYTES = 4096  # one page, reserved for the reason of a process to end
 
 
 def attempt_dir(env: RunEnv) -> Path:
-    """Local files of one attempt; may be lost at any time. Those of another attempt are never in the way."""
+    """The folder of one attempt on this machine. Its files may be lost at any time."""
     return Path(env.scratch_dir).absolute() / "runs" / env.run_id / env.attempt
 
 
 def register(folder: Path) -> None:
-    """Tell the supervisor, as early as can be, which process is to get the signals. Until others handle them: end."""
+    """Tell the supervisor which process gets the signals. Called as early as possible.
+
+    Until the trainer handles SIGTERM itself, it ends this process.
+    """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # "save and go on": there is nothing to save yet
     with contextlib.suppress(OSError):  # the disk is full already; leave_exit may find room later
@@ -38,9 +41,9 @@ def register(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Message) -> None:
-    """Replace a small file at once: a reader sees the old or the new one, never half of one.
+    """Replace a small file in one step: a reader sees the old file or the new one, never half of one.
 
-    On a full disk the file itself is written over, in the room that it has. Raises OSError.
+    On a full disk the old file is overwritten in place. Raises OSError.
     """
     body = json.dumps(value).ljust(511).encode() + b"\n"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -54,7 +57,7 @@ def write_json(path: Path, value: Message) -> None:
 
 
 def read_json(path: Path) -> Message | None:
-    """The value, or None where there is no such file."""
+    """The value in the file; None if the file does not exist."""
     try:
         value: Message = json.loads(path.read_text())
     except FileNotFoundError:
@@ -63,14 +66,14 @@ def read_json(path: Path) -> Message | None:
 
 
 def exit_file(folder: Path) -> Path:
-    """Where this process writes its reason to end. The room for it is taken at the start, while there is some."""
+    """The file for this process's reason to end. It is made at the start, while the disk has room."""
     return folder / f".exit.{os.getpid()}"
 
 
 def leave_exit(folder: Path, code: int, message: str, *, run_failed: bool = False) -> None:
-    """Leave the trainer's exit code for the supervisor; of several processes the first one's reason counts.
+    """Leave the exit code and its reason for the supervisor. If several processes do so, the first one counts.
 
-    It overwrites what register() left there: a disk that is full by now shortens the message, and that is all.
+    This overwrites the file that register() made. On a full disk only the message gets shorter.
     """
 
     def reason() -> bytes:
@@ -94,7 +97,7 @@ def leave_exit(folder: Path, code: int, message: str, *, run_failed: bool = Fals
 
 
 def listen() -> tuple[socket.socket, str]:
-    """A listening Unix socket and its path. In a short temporary folder, since such a path has 107 bytes at most."""
+    """A listening Unix socket and its path, which may have 107 bytes at most: hence the temporary folder."""
     path = str(Path(tempfile.mkdtemp(prefix="resnet-spot-")) / "uploader")
     server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     server.bind(path)
@@ -103,7 +106,7 @@ def listen() -> tuple[socket.socket, str]:
 
 
 class DisconnectedError(ConnectionError):
-    """The process at the other end is gone, or of no use any more."""
+    """The process at the other end has ended, or has failed."""
 
     def __init__(self, reason: str = "the uploader has died, and nothing can be saved any more") -> None:
         super().__init__(f"{reason}; start again: it continues from the newest checkpoint")
@@ -129,9 +132,9 @@ class Channel:
 
     @classmethod
     def to_uploader(cls) -> Channel:
-        """The uploader that the supervisor started; the run is this attempt's from now on, or LostRunError is raised.
+        """Connect to the uploader that the supervisor started, and wait until it owns the run for this attempt.
 
-        It has greeted, so whatever is sent from now on is heard.
+        Raises LostRunError if another attempt owns it, DisconnectedError if the uploader failed.
         """
         channel = cls.connect(os.environ[SOCKET_VARIABLE])
         try:
@@ -146,7 +149,7 @@ class Channel:
         return channel
 
     def send(self, message: Message, fd: int | None = None) -> None:
-        """Raises DisconnectedError when the other end is gone, ValueError when the message is too long."""
+        """Raises DisconnectedError if the other process has ended, ValueError if the message is too long."""
         body = json.dumps(message).encode()
         if len(body) > self.MESSAGE_BYTES:
             raise ValueError(f"message {message.get('op')!r} has {len(body)} bytes, over {self.MESSAGE_BYTES}")
@@ -156,7 +159,7 @@ class Channel:
             raise DisconnectedError from error
 
     def receive(self, timeout: float | None = None) -> tuple[Message, int | None]:
-        """The next message and its descriptor. Raises TimeoutError, BlockingIOError at 0, DisconnectedError."""
+        """The next message and its descriptor. Raises TimeoutError (BlockingIOError at 0) or DisconnectedError."""
         self.connection.settimeout(timeout)
         try:
             body, fds, _, _ = socket.recv_fds(self.connection, self.MESSAGE_BYTES, 1)
@@ -169,7 +172,7 @@ class Channel:
         return json.loads(body), fds[0] if fds else None
 
     def pending(self) -> Iterator[Message]:
-        """The messages that are here already. Raises DisconnectedError."""
+        """The messages that have arrived. Never waits. Raises DisconnectedError."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 yield self.receive(timeout=0)[0]

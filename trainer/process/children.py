@@ -1,6 +1,6 @@
 """The processes of an attempt as the supervisor sees them: the uploader, and the trainer with its workers.
 
-Standard library only. How many processes there are and what they are told is decided here, and how they are ended.
+Standard library only. This module decides how many processes there are, what they are told, and how they are ended.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from trainer.contract import CRASH
 from trainer.process.channel import Message
 from trainer.text import say
 
-KILL_SECONDS = 75  # what a trainer, or an uploader that still starts, gets after a signal
+KILL_SECONDS = 75  # from a signal to the SIGKILL of a trainer, or of an uploader that is still starting
 
 
 def gpu_count() -> int:
-    """GPUs that the trainer will see; 0 without a driver. Asked of nvidia-smi, since importing torch takes seconds."""
+    """How many GPUs the trainer will see; 0 without a driver. nvidia-smi tells: importing torch takes seconds."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
     if shutil.which("nvidia-smi") is None:
@@ -37,7 +37,7 @@ def gpu_count() -> int:
 
 
 class UploaderProcess:
-    """The uploader process, seen from here: requests on its standard input, answers on its standard output."""
+    """The uploader as the supervisor sees it: requests go to its standard input, answers come from its output."""
 
     def __init__(self, environ: dict[str, str], since_signal: Callable[[], float] = lambda: -math.inf):
         self.process = subprocess.Popen(
@@ -45,7 +45,7 @@ class UploaderProcess:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ, start_new_session=True,
         )  # fmt: skip
         while not self.has_answered():
-            if since_signal() > KILL_SECONDS:  # it waits for the store, or for the run; nothing has begun
+            if since_signal() > KILL_SECONDS:  # it still waits for the store, so there is nothing to save
                 self.process.kill()
         answer = self.answer()
         self.state: str = answer.get("state", "failed")
@@ -54,25 +54,26 @@ class UploaderProcess:
 
     def ask(self, **request: Any) -> None:
         if self.process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):  # its exit code tells, in finish()
+            with contextlib.suppress(BrokenPipeError):  # finish() returns its exit code
                 self.process.stdin.write(json.dumps(request) + "\n")
                 self.process.stdin.flush()
 
     def has_answered(self) -> bool:
-        """Wait a moment for an answer, or for its end."""
+        """Wait a moment for an answer, or for the end of the process."""
         return self.process.stdout is None or bool(select.select([self.process.stdout], [], [], 0.5)[0])
 
     def answer(self) -> Message:
-        """The next line that it prints; {} when it is gone."""
+        """The next line that it prints; {} when it has ended."""
         line = self.process.stdout.readline() if self.process.stdout is not None else ""
         answer: Message = json.loads(line) if line else {}
         return answer
 
     def flush(self, until: Callable[[], float]) -> Message:
-        """Wait until all that was handed over so far is in the store, or until a time.monotonic() that may come nearer.
+        """Wait until everything handed over so far is in the store, or until a deadline.
 
-        Its answer: `drained`, whether all is stored, and else `kept`, the folder with a local copy, "" without one.
-        {} when it does not answer.
+        `until` returns the deadline in time.monotonic() and is asked again and again, since it may come nearer.
+        The answer has `drained` (whether everything is stored) and `kept` (the folder of a local copy, or "").
+        It is {} if the uploader does not answer.
         """
         told = math.inf
         while True:
@@ -85,7 +86,7 @@ class UploaderProcess:
                 return {}
 
     def finish(self, seconds: float) -> int:
-        """Close, wait, and return its exit code: 0 when all that it was given is in the store."""
+        """Close its input, wait, and return its exit code: 0 if everything that it was given is in the store."""
         if self.process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()
@@ -97,30 +98,30 @@ class UploaderProcess:
 
 
 class TrainerProcess:
-    """The workers, in sessions of their own so that a terminal's Ctrl-C reaches the supervisor alone.
+    """The trainer's worker processes. They have sessions of their own, so that only the supervisor gets a Ctrl-C.
 
-    A single one is started as it is. Several need torchrun, whose import of torch costs every start two seconds.
-    Signals go to the workers, not to torchrun, which would kill them 30 s after a SIGTERM. torchrun's exit code is 1
-    whatever happened; the worker's own travels in `exit.json`.
+    A single worker is started directly. Several need torchrun, which imports torch: two seconds for every start.
+    Signals go to the workers, since torchrun would kill them 30 s after a SIGTERM. torchrun's own exit code is 1
+    in any case, so a worker leaves its code in `exit.json`.
     """
 
     def __init__(self, arguments: Sequence[str], environ: dict[str, str], local: Path):
         self.local = local
         self.is_alone = environ["PET_NPROC_PER_NODE"] == "1" and environ.get("PET_NNODES", "1") == "1"
         command = [sys.executable, "-m", "trainer.train", *arguments]
-        if self.is_alone:  # whatever a cluster has set for a torchrun of its own
+        if self.is_alone:  # a cluster may have set others for its own torchrun
             environ = environ | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
         else:
             command[1:1] = ["-m", "torch.distributed.run"]
         self.process = subprocess.Popen(command, env=environ, start_new_session=True)
 
     def workers(self) -> list[int]:
-        """Those that have registered, which is the first thing that they do, and may still run."""
+        """The workers that have registered, which is the first thing that they do, and may still run."""
         ended = self.process.pid if self.process.returncode is not None else 0
         return [pid for path in (self.local / "pids").iterdir() if (pid := int(path.name)) != ended]
 
     def send(self, number: int) -> bool:
-        """Send a signal to the workers; False when there is none yet."""
+        """Send a signal to the workers; False if there is none yet."""
         workers = self.workers()
         for pid in workers:
             with contextlib.suppress(ProcessLookupError):
@@ -128,19 +129,19 @@ class TrainerProcess:
         return bool(workers)
 
     def interrupt(self) -> None:
-        """Ask the workers to save and end; before there are any, end at once."""
+        """Ask the workers to save and end. If there is none yet, end the process at once."""
         if not self.send(signal.SIGTERM):
             self.kill()
 
     def save(self) -> bool:
-        """Ask the workers to save and go on; False before there are any."""
+        """Ask the workers to save and go on; False if there is none yet."""
         return self.send(signal.SIGUSR1)
 
     def kill(self) -> None:
-        """End what was started, its children, and every worker, at once."""
+        """End the process, its children and every worker at once."""
         children: list[int] = []
-        with contextlib.suppress(OSError):  # it has ended, or this kernel does not tell
-            self.process.send_signal(signal.SIGSTOP)  # no more of them
+        with contextlib.suppress(OSError):  # it has ended, or this kernel has no such file
+            self.process.send_signal(signal.SIGSTOP)  # it starts no further child
             listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
             children = [int(pid) for pid in listing.split()]
         self.process.kill()
@@ -150,22 +151,22 @@ class TrainerProcess:
         self.send(signal.SIGKILL)
 
     def wait(self, since_signal: Callable[[], float]) -> None:
-        """Until it has ended, and KILL_SECONDS after a signal at the latest; leaves no worker behind."""
+        """Wait for its end, and force it KILL_SECONDS after a signal. No worker is left running."""
         while self.process.poll() is None:
             if since_signal() > KILL_SECONDS:
                 say(f"the trainer has not ended {KILL_SECONDS} s after the signal: killing it")
                 self.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=1)
-        self.send(signal.SIGKILL)  # workers that outlive torchrun would train on unseen
+        self.send(signal.SIGKILL)  # a worker that outlives torchrun would train on, unseen
 
 
 def torch_environ(recipe: dict[str, Any]) -> dict[str, str]:
-    """Defaults for torchrun and torch; the user's own variables win.
+    """Default variables for torchrun and torch. The user's own variables win.
 
-    torchrun would give each process one OpenMP thread: on a CPU the cores are shared out instead. Waiting OpenMP
-    threads spin, which starves the decoding threads: with 2 busy neighbours on 2 cores a ResNet-18 step takes 3 to 9
-    times as long; after 2,000 spins instead of 300,000 it does not, and an idle machine loses 1 % (measured).
+    torchrun would give each process one OpenMP thread; on a CPU these defaults share out the cores instead.
+    OpenMP threads spin while they wait, which starves the decoding threads. Measured with 2 busy neighbours on 2 cores:
+    a ResNet-18 step takes 3 to 9 times as long with 300,000 spins, but not with 2,000, which cost an idle machine 1 %.
     """
     count = process_count(gpu_count(), recipe["global_batch_size"], recipe["device_batch_size"])
     processes = int(os.environ.get("PET_NPROC_PER_NODE") or count)
@@ -178,7 +179,7 @@ def torch_environ(recipe: dict[str, Any]) -> dict[str, str]:
 
 
 def process_count(gpus: int, global_batch_size: int, device_batch_size: int) -> int:
-    """One process per GPU; fewer where the batch cannot be shared out among all, and then that is said."""
+    """One process for each GPU. If the batch cannot be shared out among all, fewer, and a message says so."""
     fits = [n for n in range(1, gpus + 1) if global_batch_size % (device_batch_size * n) == 0]
     count = max(fits, default=1)
     if count < gpus:

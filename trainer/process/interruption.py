@@ -13,7 +13,7 @@ END_SECONDS = 3600.0  # how long a finished one waits, unless TRAINER_DEADLINE s
 
 
 class Interrupted(BaseException):
-    """A stop was asked for in a place where nothing needs to be saved. Like KeyboardInterrupt, no error to handle."""
+    """A stop was asked for where nothing needs to be saved. Like KeyboardInterrupt, this is no error to handle."""
 
 
 class Interruption:

@@ -1,7 +1,7 @@
-"""The memory that a checkpoint travels in: a file without a disk, shared by trainer and uploader.
+"""The memory in which a checkpoint travels from the trainer to the uploader: a file in memory that both have mapped.
 
-Standard library only. First the bytes of the checkpoint, then a page or more with a note that says what they are.
-Whoever reads or writes holds the file's lock, which the kernel gives back when its holder dies.
+Standard library only. The file has the bytes of the checkpoint, and then a note that says what they are. A process
+that reads or writes holds the file's lock. The kernel releases the lock of a process that dies.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ VOID: dict[str, Any] = {"seq": 0}
 class Snapshot:
     """One checkpoint in `body`, and a `note` on it: JSON with at least `seq`.
 
-    A note with seq 0 says that the bytes mean nothing: it stands there while they are written, so that a trainer that
-    is killed in the middle leaves no torn checkpoint.
+    A note with seq 0 says that the bytes mean nothing. The trainer sets it before it writes, so that a trainer killed
+    in the middle leaves no torn checkpoint.
     """
 
     def __init__(self, fd: int):
-        """Over a file that `create` made, here or in another process; the descriptor belongs to the snapshot."""
+        """Map a file that `create` made in this or another process. The snapshot owns the descriptor."""
         self.fd = fd
         self.lock_fd = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)  # opened anew: a lock belongs to an opening
         self.bytes = os.fstat(fd).st_size - NOTE_BYTES
@@ -33,7 +33,7 @@ class Snapshot:
 
     @classmethod
     def create(cls, size: int) -> Snapshot:
-        """A new file; every page is touched, so that the first save costs no more than the others."""
+        """A new file. Every page is touched here, so that the first save is as fast as the others."""
         fd = os.memfd_create("snapshot")  # not /dev/shm, of which a container has 64 MB
         os.truncate(fd, size + NOTE_BYTES)
         snapshot = cls(fd)
@@ -56,7 +56,7 @@ class Snapshot:
         self.memory[self.bytes : self.bytes + 4 + len(body)] = len(body).to_bytes(4, "little") + body
 
     def lock(self, *, wait: bool) -> bool:
-        """Exclude the other process; False when it has the lock and we do not wait."""
+        """Take the lock; False if the other process holds it and `wait` is False."""
         try:
             fcntl.flock(self.lock_fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

@@ -1,6 +1,6 @@
-"""What is this machine, and is it about to be taken away? Asks the instance metadata service of EC2 (IMDSv2).
+"""What this machine is, and whether it is about to be reclaimed, from EC2's instance metadata service (IMDSv2).
 
-Standard library only. Says what it hears to two callbacks, and knows nothing of what is done about it.
+Standard library only. Two callbacks are told; what they do is not known here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FAULTS = (OSError, http.client.HTTPException, ValueError)
 
 
 def on_ec2(sysfs: Path = Path("/sys")) -> bool:
-    """What the firmware says: `Amazon EC2` on Nitro and bare metal, a hypervisor's UUID of `ec2…` on the older Xen."""
+    """Whether the firmware names EC2: `Amazon EC2` on Nitro and bare metal, a UUID of `ec2…` on the older Xen."""
     try:
         if (sysfs / "class/dmi/id/sys_vendor").read_text().strip() == "Amazon EC2":
             return True
@@ -38,7 +38,7 @@ def on_ec2(sysfs: Path = Path("/sys")) -> bool:
 
 
 def endpoint(environ: Mapping[str, str]) -> str:
-    """Where the service is, by the variables of every AWS SDK; "" for none, as on any machine that is not EC2's."""
+    """The address of the service, by the variables of every AWS SDK; "" on a machine outside EC2."""
     if environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
         return ""
     named = environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "")
@@ -46,14 +46,14 @@ def endpoint(environ: Mapping[str, str]) -> str:
 
 
 class Metadata:
-    """The service's documents. Every method raises OSError, HTTPException or ValueError where it fails."""
+    """The service's documents. Every method raises OSError, HTTPException or ValueError if it fails."""
 
     def __init__(self, url: str, token_seconds: int = TOKEN_SECONDS):
         self.url, self.token_seconds = url, token_seconds
         self.token, self.renew_at = "", 0.0
 
     def get(self, path: str) -> str | None:
-        """A document; None where there is none."""
+        """A document; None if the service does not have it."""
         for _ in range(2):
             if time.monotonic() >= self.renew_at:
                 seconds = {"X-aws-ec2-metadata-token-ttl-seconds": str(self.token_seconds)}
@@ -64,7 +64,7 @@ class Metadata:
             status, body = self.request("GET", path, {"X-aws-ec2-metadata-token": self.token})
             if status != 401:
                 break
-            self.renew_at = 0.0  # the token has ended before its time
+            self.renew_at = 0.0  # the token was refused before its time was over
         if status == 404:
             return None
         if status != 200:
@@ -72,7 +72,7 @@ class Metadata:
         return body
 
     def request(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:
-        """Status and body. By http.client, which knows no proxy."""
+        """Status and body. http.client ignores proxies, which must not see these requests."""
         url = urlsplit(self.url)
         if not url.hostname:
             raise ValueError("no host in it: it must be like http://169.254.169.254")
@@ -86,7 +86,7 @@ class Metadata:
 
 
 def describe_machine(url: str) -> dict[str, str]:
-    """What this machine is, for the ledger of attempts: id, type, zone, market (spot, on-demand); {} elsewhere."""
+    """This machine's id, type, zone and market (spot or on-demand), for the record of an attempt; {} outside EC2."""
     if not url:
         return {}
     metadata = Metadata(url)
@@ -97,7 +97,7 @@ def describe_machine(url: str) -> dict[str, str]:
 
 
 class Poller(threading.Thread):
-    """Polls until the notice has come, or for ever. A service that fails is never a notice, and said once."""
+    """Polls until a notice has come, or for ever. A failure of the service is no notice, and is mentioned once."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Poller(threading.Thread):
         self.url = url
         self.on_notice, self.on_rebalance, self.say = on_notice, on_rebalance, say
         self.poll_seconds, self.metadata = poll_seconds, Metadata(url, token_seconds)
-        self.recommended = ""  # the time of the last recommendation, which tells it from the next
+        self.recommended = ""  # the time of the last recommendation: a new one has another
         self.complained = False
 
     def run(self) -> None:
@@ -121,7 +121,7 @@ class Poller(threading.Thread):
             time.sleep(self.poll_seconds)
 
     def poll(self) -> bool:
-        """Ask both questions, the urgent one first; True once the notice is there."""
+        """Look for a notice, then for a recommendation; True once there is a notice."""
         if (notice := self.ask(NOTICE, "action")) is not None:
             self.on_notice(notice["action"], str(notice.get("time", "a time not told")))
             return True
@@ -132,7 +132,7 @@ class Poller(threading.Thread):
         return False
 
     def ask(self, path: str, name: str) -> dict[str, Any] | None:
-        """A JSON object with this field; None where there is none, or no sound answer."""
+        """A JSON object with this field; None if there is none, or if the service fails."""
         try:
             return self.get(path, name)
         except FAULTS as error:

@@ -1,7 +1,7 @@
-"""The entry, on a laptop and as PID 1 of the container: starts the uploader, then the trainer; gives the exit code.
+"""The entry, on a laptop and as PID 1 of the container. It starts the uploader and then the trainer.
 
-Standard library only, and nothing that can block on the store: whatever needs the store goes through the uploader,
-which lives in a session of its own, so that it can finish a checkpoint after the trainer died.
+Standard library only. Nothing here waits for the store: the uploader does whatever needs it. The uploader has a
+session of its own, so that it can finish a checkpoint after the trainer has died.
 
     python -m trainer.process.supervise digits --epochs 4      (options: python -m trainer.train digits --help)
 """
@@ -40,18 +40,18 @@ environment: where the run lives (the options above say what it computes)
 
 exit codes: 0 finished, 75 interrupted and saved, 76 another trainer has the run, 78 you must change something
 """
-PATIENCE_SECONDS = 3600  # what the store gets after the end of a training, without TRAINER_DEADLINE
+PATIENCE_SECONDS = 3600  # how long the last upload of a finished training is tried, without TRAINER_DEADLINE
 NOTHING: Message = {"code": Exit.INTERRUPTED, "message": "nothing had begun"}
 
 
 def run_env(recipe: str) -> RunEnv:
-    """The environment, with a laptop's defaults: store `out`, scratch `.scratch`, the recipe's name as the run."""
+    """The run's variables. Defaults for a laptop: store `out`, scratch `.scratch`, the recipe's name as the run."""
     defaults = {"TRAINER_STORE": "out", "TRAINER_RUN_ID": recipe, "TRAINER_SCRATCH_DIR": ".scratch"}
     return RunEnv.from_environ(defaults | {name: value for name, value in os.environ.items() if value})
 
 
 class Signals:
-    """SIGTERM, SIGINT, SIGHUP, or a spot notice: the first is passed on, a second SIGINT ends everything at once."""
+    """SIGTERM, SIGINT, SIGHUP and spot notices. The first is passed on; a second SIGINT ends everything at once."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
@@ -59,11 +59,11 @@ class Signals:
         self.reason = "stopping"
         self.trainer: TrainerProcess | None = None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup has it ignored
                 signal.signal(number, self.handle)
 
     def seconds_since(self) -> float:
-        """Since the first signal; negative before there was one."""
+        """Seconds since the first signal; minus infinity before there was one."""
         return time.monotonic() - self.first
 
     def handle(self, number: int, frame: FrameType | None) -> None:
@@ -81,17 +81,17 @@ class Signals:
             self.trainer.kill()
 
     def notice(self, action: str, when: str) -> None:
-        """In two minutes there is no machine: the same as a SIGTERM."""
+        """The machine will be gone in two minutes: act as on SIGTERM."""
         self.reason = f"spot notice: this machine is reclaimed at {when}"
         os.kill(os.getpid(), signal.SIGTERM)
 
     def rebalance(self) -> None:
-        """The machine may be the next to go, or not: have the work saved, and go on."""
+        """The machine may be reclaimed soon: have the work saved, and go on."""
         if self.trainer is not None and self.trainer.save():
             say("rebalance recommendation: this machine may be reclaimed soon: saving now, and going on")
 
     def upload_until(self, patience_seconds: float) -> Callable[[], float]:
-        """The time.monotonic() that ends an upload that begins now; a signal leaves it half of DRAIN_SECONDS' rest."""
+        """The deadline (time.monotonic()) of an upload that begins now. A signal leaves it half of the drain's rest."""
         began = time.monotonic()
 
         def until() -> float:
@@ -104,13 +104,13 @@ class Signals:
 
 
 def run_trainer(arguments: Sequence[str], environ: dict[str, str], local: Path, signals: Signals) -> Message:
-    """Run the trainer to its end: `code` (CRASH where it left none), `message`, `run_failed`."""
+    """Run the trainer to its end. Returns its `code` (CRASH if it left none), `message` and `run_failed`."""
     if signals.received:
         return NOTHING
-    shutil.rmtree(local, ignore_errors=True)  # of a run of this name in a store that was removed since
+    shutil.rmtree(local, ignore_errors=True)  # an older run of this name may have left it, whose store was removed
     (local / "pids").mkdir(parents=True)
     trainer = signals.trainer = TrainerProcess(arguments, environ, local)
-    if signals.received:  # just before it could be told
+    if signals.received:  # it came just before the trainer could be told
         trainer.kill()
     trainer.wait(signals.seconds_since)
     signals.trainer = None
@@ -131,7 +131,7 @@ def interrupted(message: str) -> int:
 
 
 def report(environ: dict[str, str]) -> bool:
-    """Draw the curves, store them and print the summary; a failure here does not undo a training."""
+    """Draw the curves, store them and print the summary. Returns whether that worked: the training counts anyway."""
     return subprocess.run([sys.executable, "-m", "trainer.report"], env=environ, check=False).returncode == 0
 
 

@@ -1,6 +1,6 @@
 """The command line of a recipe: `<recipe> [--option value …]` becomes a config, or a message with exit code 78.
 
-No torch here, so that `--help` and a mistyped option answer at once.
+torch is not imported here, so that `--help` and a mistyped option answer at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trainer.recipes.named import RECIPES
 
 def command_line(prog: str, argv: Sequence[str]) -> Config:
     """`<recipe> [--option value …]` as a config. `--help` prints and exits 0; usage errors raise UserError."""
-    import tyro  # half of this module's import time, and only a command line needs it
+    import tyro  # it takes half of the import time, and only this function needs it
 
     if argv and not argv[0].startswith("-") and argv[0] not in RECIPES:
         raise UserError(f"recipe {argv[0]!r} is unknown: choose one of {', '.join(RECIPES)} (RECIPE=digits)")
@@ -32,7 +32,7 @@ def command_line(prog: str, argv: Sequence[str]) -> Config:
 
 
 def command_line_or_exit(prog: str) -> Config:
-    """The process's own command line; a mistake in it ends the process with a message and exit code 78."""
+    """Read this process's command line. A mistake in it ends the process with a message and exit code 78."""
     try:
         return command_line(prog, sys.argv[1:])
     except UserError as error:
@@ -40,6 +40,6 @@ def command_line_or_exit(prog: str) -> Config:
         sys.exit(Exit.USER)
 
 
-if __name__ == "__main__":  # checks a command line and names its recipe: the supervisor asks before it starts anything
+if __name__ == "__main__":  # the supervisor runs this first: it checks the command line and prints what it needs
     checked = command_line_or_exit("python -m trainer.train")
     print(json.dumps({name: getattr(checked, name) for name in ("recipe", "global_batch_size", "device_batch_size")}))

@@ -1,6 +1,6 @@
-"""The config tree: what a run computes. Frozen dataclasses, strict JSON, a hash, a readable difference.
+"""The config of a run: what it computes, as a tree of frozen dataclasses with strict JSON.
 
-Where a run lives is `contract.RunEnv`; the named values of this tree are in `recipes.py`. No torch here.
+`contract.RunEnv` says where a run lives. `named` has the named configs. torch is not imported here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from trainer.contract import UserError
 
 Precision = Literal["fp32", "bf16", "fp16"]
-# Fields that change speed or safety but nothing that is computed: a resume may change them.
+# A run may continue with another value of these fields: they change speed or safety, but nothing that is computed.
 OPERATIONAL = MappingProxyType({"operational": True})
 
 
@@ -129,11 +129,11 @@ class Config:
         return frozenset(self.resolution_at(epoch) for epoch in range(self.epochs))
 
     def validate(self) -> Config:
-        """Itself; UserError naming the first value that breaks a rule, with the rule."""
+        """Return this config. Raises UserError with the first value that breaks a rule, and the rule."""
         for option, value, holds, rule in rules_of(self):
             if not holds:
                 raise UserError(f"{option} is {value}: it must be {rule}; pass another value for {option}")
-        self.grad_accum_steps(1)  # what one device cannot share out, more cannot either
+        self.grad_accum_steps(1)  # if one device cannot share out the batch, more cannot either
         return self
 
 
@@ -201,8 +201,8 @@ def regularize_rules(reg: RegularizeConfig) -> list[Rule]:
 
 
 def pixel_rules(data: DataConfig) -> list[Rule]:
-    # The networks shrink an image 32 times. Below that, bf16 gradients of the last stage are garbage on a CPU, and
-    # sometimes NaN (measured at 16 px with torch 2.15: in 13 of 45 short runs).
+    # The networks shrink an image 32 times. For smaller images, bf16 gradients of the last stage are garbage on a CPU,
+    # and sometimes NaN (measured at 16 px with torch 2.15: in 13 of 45 short runs).
     least = [
         ("--data.resolution", data.resolution, 32),
         ("--data.start-resolution", data.start_resolution, 32),
@@ -220,7 +220,7 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(kind: Any, value: Any, path: str = "") -> Any:
-    """Build `kind` from JSON values, strictly: unknown, missing or mistyped fields raise UserError with their path."""
+    """Build `kind` from JSON values. An unknown, missing or mistyped field raises UserError with its path."""
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints, known = get_type_hints(kind), {f.name for f in dataclasses.fields(kind)}
         if not isinstance(value, dict) or set(value) != known:
@@ -245,7 +245,7 @@ def from_json(kind: Any, value: Any, path: str = "") -> Any:
 
 
 def flatten(config: Any, *, operational: bool = True, prefix: str = "") -> dict[str, Any]:
-    """Dotted name → value; without the operational fields if asked."""
+    """The values by dotted name, with or without the operational fields."""
     flat: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value, name = getattr(config, f.name), prefix + f.name
@@ -257,7 +257,7 @@ def flatten(config: Any, *, operational: bool = True, prefix: str = "") -> dict[
 
 
 def config_hash(config: Config) -> str:
-    """Names what is computed: operational fields do not count."""
+    """A hash of what is computed: operational fields do not count."""
     return hashlib.sha256(json.dumps(flatten(config, operational=False), sort_keys=True).encode()).hexdigest()[:16]
 
 

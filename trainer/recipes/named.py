@@ -1,7 +1,7 @@
-"""Named runs: functions that return a frozen config and promise a result, and the command line over them.
+"""Named runs: functions that return a frozen config. Each docstring promises a result.
 
-Promises carry their source; a figure that was not measured by this project says whose it is. No torch here, so that
-`--help` and a mistyped option answer at once.
+A promise names its source. A figure that this project has not measured says whose it is. torch is not imported here, so
+that `--help` and a mistyped option answer at once.
 """
 
 from __future__ import annotations
@@ -57,5 +57,5 @@ DEFAULT_DATA = MappingProxyType({"digits": "digits"})
 
 
 def default_data(recipe: str) -> str:
-    """What a recipe trains on when TRAINER_DATA does not say."""
+    """The data of a recipe when TRAINER_DATA is not set."""
     return DEFAULT_DATA.get(recipe, "ILSVRC/imagenet-1k")

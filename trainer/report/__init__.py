@@ -1,7 +1,7 @@
 """The report of a run: curves as PNGs, one self-contained HTML page, a summary for the terminal.
 
-It reads what the run wrote to its store and adds `report/…`; it measures nothing of its own. What a run's rows mean is
-in `summary`, how they look in `charts` and `page`.
+It reads what the run wrote to its store, measures nothing, and writes `report/…`. `summary` says what the rows of a run
+mean; `charts` and `page` show them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Summary", "summary_text", "write_report"]
 
 def write_report(store: ObjectStore, run_id: str) -> Summary:
     """Read the run, put `report/index.html` and `report/*.png` beside it, return the summary."""
-    # Heavy: not before there is a run to report on.
+    # These are heavy to import, and `--help` does not need them.
     from trainer.report.charts import draw_charts
     from trainer.report.page import render_page
 

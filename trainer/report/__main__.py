@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as stop:  # tyro has said what is wrong
         return Exit.USER if stop.code else Exit.FINISHED
 
-    # Heavy, and not needed for --help.
+    # These are heavy to import, and `--help` does not need them.
     from trainer.report import summary_text, write_report
     from trainer.store import StoreError, open_store
 

@@ -1,6 +1,6 @@
-"""The curves of a run: rows in, PNG for files and SVG for the page out.
+"""Draws the curves of a run from its rows: as PNG for files, and as SVG for the page.
 
-matplotlib without pyplot and without its global state. Which chart shows which metric is the table CHARTS.
+It uses matplotlib without pyplot, which has global state. The table CHARTS says which chart shows which metric.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from trainer.report.page import LIGHT
 from trainer.report.summary import restarts
 from trainer.telemetry.metrics import Row
 
-MOST_POINTS = 400  # more than a chart can show; neighbours are averaged
+MOST_POINTS = 400  # a chart cannot show more; neighbours are averaged
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One pair of axes: which metrics, and how they are read."""
+    """One pair of axes: its metrics, and how they are drawn."""
 
     title: str
     lines: dict[str, tuple[str, str, str]]  # metric -> label in the legend, colour, line style
@@ -61,7 +61,7 @@ CHARTS = {
 
 
 def series(rows: Iterable[Row], name: str) -> tuple[list[float], list[float]]:
-    """Steps and values of one metric, where it was measured; long ones averaged down to MOST_POINTS."""
+    """The steps and values of one metric. A long series is averaged down to MOST_POINTS."""
     points = [(float(row["step"]), float(row[name])) for row in rows if name in row]
     points = [point for point in points if math.isfinite(point[1])]
     width = -(-len(points) // MOST_POINTS) or 1

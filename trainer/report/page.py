@@ -1,6 +1,6 @@
-"""The report as one HTML file that needs neither network nor scripts, by light and by dark.
+"""The report as one HTML file. It needs no network and no scripts, and has a light and a dark mode.
 
-Whatever comes from the run is escaped here, at the only place where it becomes HTML.
+Everything that comes from the run is escaped here, where it becomes HTML.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trainer.report.summary import Score, Summary, evaluations, facts, percent, 
 from trainer.telemetry.metrics import Row
 from trainer.text import show_number
 
-# Every colour of a chart is one of these, so that the page can swap them for CSS variables and follow dark mode.
+# A chart uses only these colours: the page replaces them by CSS variables, which follow dark mode.
 LIGHT = {"paper": "#fcfbf9", "ink": "#1c2530", "muted": "#66707c", "rule": "#e3e1dc"}
 LIGHT |= {"train": "#3d6fb0", "val": "#c2571c", "ema": "#27856a"}
 DARK = {"paper": "#14181d", "ink": "#e6e8ea", "muted": "#98a2ad", "rule": "#2d343c"}
@@ -52,7 +52,7 @@ $config
 
 
 def render_page(summary: Summary, rows: Sequence[Row], config: Mapping[str, Any], charts: Mapping[str, str]) -> str:
-    """The whole page; `charts` is SVG of our own making, by name."""
+    """The whole page. `charts` has our own SVG, by name."""
     best = summary.best
     title = f"{summary.run_id} · {percent(best.top1)} top-1" if best else summary.run_id
     return _PAGE.substitute(

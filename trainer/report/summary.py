@@ -1,4 +1,4 @@
-"""What happened in a run: its rows, config and result as one Summary, and that Summary in words.
+"""Sums up a run: makes a Summary of its rows, config and result, and text of the Summary.
 
 Pure functions. No pictures here, and no store.
 """
@@ -26,7 +26,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a person wants to know of a run, finished or not."""
+    """The main facts of a run, finished or not."""
 
     run_id: str
     recipe: str
@@ -42,13 +42,13 @@ class Summary:
     best: Score | None
     last: Score | None
     last_ema: Score | None
-    checkpoint: str  # full paths or URIs; "" where there is none yet
+    checkpoint: str  # a full path or URI; "" if there is none yet
     metrics: str
     report: str
 
 
 def evaluations(rows: Iterable[Row]) -> list[Row]:
-    """One row per evaluated step; the model's and the EMA's numbers of a step side by side."""
+    """One row for each evaluated step, with the numbers of the model and of its average (EMA)."""
     by_step: dict[int, Row] = {}
     for row in rows:
         if "val/top1" in row or "val_ema/top1" in row:
@@ -80,7 +80,7 @@ def summarise(
     metrics: str,
     report: str,
 ) -> Summary:
-    """`result.json` where the run is finished, else the same facts from the rows so far."""
+    """The facts of `result.json` if the run is finished, else the same facts from the rows so far."""
     model, ema = validation_scores(rows, "model"), validation_scores(rows, "ema")
     best = max(model + ema, key=lambda score: score.top1, default=None)
     if told := result.get("best"):
@@ -113,7 +113,7 @@ def summarise(
 
 
 def training_seconds(rows: Iterable[Row]) -> float:
-    """Wall seconds from the first to the last row of each attempt; what lies between attempts is no training."""
+    """Seconds from the first to the last row of each attempt. The time between attempts does not count."""
     spans: list[list[float]] = []
     for row in rows:
         if row.get("event") == "start" or not spans:
@@ -123,7 +123,7 @@ def training_seconds(rows: Iterable[Row]) -> float:
 
 
 def restarts(rows: Iterable[Row]) -> list[int]:
-    """The steps from which a later attempt went on."""
+    """The steps from which later attempts continued."""
     return [int(row["step"]) for row in rows if row.get("event") == "start" and int(row["attempt"]) > 1]
 
 
@@ -132,12 +132,12 @@ def percent(fraction: float | None) -> str:
 
 
 def _printable(text: str) -> str:
-    """Names come from files; nothing in them may steer the terminal."""
+    """Replace control characters: names come from files, and must not control the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def facts(summary: Summary) -> dict[str, str]:
-    """The numbers that the page and the terminal both tell, in words."""
+    """The numbers that both the page and the terminal show, as text."""
     steps = f"{summary.steps:,}"
     if not summary.is_finished and summary.total_steps:
         steps += f" of {summary.total_steps:,}"
@@ -153,7 +153,7 @@ def facts(summary: Summary) -> dict[str, str]:
 
 
 def summary_text(summary: Summary) -> str:
-    """The last words of a run on the terminal: plain text, aligned."""
+    """What the terminal shows at the end of a run: plain text, aligned."""
     columns = [("best", summary.best), ("last", summary.last), ("last, EMA", summary.last_ema)]
     told = [(name, score) for name, score in columns if score]
     state = "finished" if summary.is_finished else "NOT finished; the command that started it continues it"

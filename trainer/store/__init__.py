@@ -1,6 +1,6 @@
-"""Object stores: one interface, and behind it with the same semantics a directory or S3 (`s3://bucket/prefix`).
+"""Object stores: one interface to a directory and to S3 (`s3://bucket/prefix`), which behave the same.
 
-No knowledge of what the keys mean lives here, and no waiting for a store to come back: few quick attempts, then
+Nothing here knows what the keys mean, or waits for a store to come back: after a few quick attempts an operation raises
 StoreError. boto3 is imported when an S3 store is opened, not before.
 """
 
@@ -20,15 +20,15 @@ from trainer.contract import UserError
 if TYPE_CHECKING:
     from trainer.store.checksum import Checksums
 
-RESERVED = ".store-"  # parts of keys never begin so: the directory store's own lock and temporary files do
-READ_BYTES = 1 << 20  # a piece of a large body on its way
+RESERVED = ".store-"  # the directory store's own files begin so; no part of a key may
+READ_BYTES = 1 << 20  # how much of a large body is read at a time
 
 
 class StoreError(Exception):
-    """The store answered with a fault, or not at all. Never to be read as "there is nothing".
+    """The store answered with a fault, or not at all. This never means that an object does not exist.
 
-    `code` is the machine's word for it: S3's error code, the name of botocore's exception, or of the errno. After a
-    failed write it is unknown whether the object was written; nothing is ever half-written.
+    `code` is S3's error code, the name of botocore's exception, or the name of the errno. After a failed write the
+    object may have been written or not, but never half.
     """
 
     def __init__(self, message: str, code: str = "") -> None:
@@ -37,25 +37,25 @@ class StoreError(Exception):
 
 
 class NotFoundError(StoreError):
-    """The store answered, and says that the key does not exist."""
+    """The store answered that the key does not exist."""
 
 
 class ConflictError(StoreError):
-    """A conditional write lost: the object exists already, or is no longer the one that was read."""
+    """A conditional write was refused: the object exists already, or has changed since it was read."""
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
     key: str
     bytes: int
-    etag: str  # opaque: differs after every change of the content
+    etag: str  # opaque: another one after every change of the content
 
 
 class ObjectStore(Protocol):
     """What the rest of the trainer knows of a store. Keys are relative to the store's URI, with '/' between parts.
 
-    Every method raises StoreError for a fault of the store, and ValueError for what is no key. A store may be shared
-    by threads. It does not survive a fork (S3 has open connections): let each process open its own from `uri`.
+    Every method raises StoreError for a fault of the store, and ValueError for a string that is no key. Threads may
+    share a store. Processes may not, since S3 has open connections: each opens its own from `uri`.
     """
 
     uri: str
@@ -64,7 +64,7 @@ class ObjectStore(Protocol):
         """The whole object; NotFoundError if there is none."""
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
-        """The object and the etag of these very bytes, for `replace`; NotFoundError if there is none."""
+        """The object, and the etag of exactly these bytes for `replace`; NotFoundError if there is none."""
 
     def info(self, key: str) -> ObjectInfo:
         """Size and etag; NotFoundError if there is none."""
@@ -73,45 +73,45 @@ class ObjectStore(Protocol):
         """Exactly `size` bytes from `start`; StoreError if the object ends before."""
 
     def stream(self, key: str, start: int, size: int, buffer: memoryview) -> Iterator[memoryview]:
-        """`size` bytes from `start`, piece by piece; StoreError if the object ends before. A piece is a view of
-        `buffer`, valid until the next is asked for: what does not fit into memory goes through a small buffer."""
+        """`size` bytes from `start`, in pieces; StoreError if the object ends before. A piece is a view of `buffer`,
+        valid until the next one. So an object larger than the memory goes through a small buffer."""
 
     def read_into(self, key: str, buffer: memoryview, start: int | None = None) -> None:
-        """Fill the buffer with the object, whose size must be the buffer's (StoreError); for the large ones.
-        With `start`, with the range that begins there, as `read_range`."""
+        """Fill the buffer with a large object; StoreError if the sizes differ. With `start`, fill it with the range
+        that begins there, as `read_range`."""
 
     def put(self, key: str, body: bytes | BinaryIO) -> str:
-        """Write or overwrite: readers see the old object or the new one, whole. A file is read from its position."""
+        """Write or overwrite. Readers see the old object or the new one, whole. A file is read from its position."""
 
     def put_large(self, key: str, body: memoryview, checksums: Checksums) -> None:
-        """As `put`, without a copy of the body; its checksums are compared where it arrives (StoreError "BadDigest").
-        ValueError if the sizes differ. The body must not change meanwhile; nothing reads it afterwards."""
+        """As `put`, without a copy of the body. The store compares the checksums (StoreError "BadDigest"). ValueError
+        if the sizes differ. The body must not change meanwhile; nothing reads it afterwards."""
 
     def create(self, key: str, body: bytes) -> str:
-        """Write only if there is no such object, else ConflictError: of many callers exactly one succeeds."""
+        """Write only if there is no such object, else ConflictError. Exactly one of many callers succeeds."""
 
     def replace(self, key: str, body: bytes, etag: str) -> str:
         """Write only if the object still has this etag, else (or if there is none) ConflictError."""
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """All objects whose key starts with the prefix (a string, not a folder), sorted by key; read by and by."""
+        """All objects whose key starts with the prefix (a string, not a folder), sorted by key, page by page."""
 
     def retire(self, key: str) -> None:
-        """Give up a superseded object: it goes now (directory) or expires later (S3). A missing one is fine."""
+        """Give up a superseded object. A directory removes it now, S3 lets it expire. A missing one is no fault."""
 
     def abort_uploads(self, prefix: str) -> int:
-        """Free what unfinished writes of keys with this prefix have left, those still under way included: they fail.
-        How many there were."""
+        """Remove what unfinished writes of keys with this prefix have left, and return how many there were. Writes that
+        are still going on fail."""
 
     def probe(self, key: str) -> None:
-        """Write, read back and list a tiny object; UserError with reason and fix if the user has to do something."""
+        """Write, read back and list a tiny object. UserError with reason and fix if the user has to do something."""
 
     def describe(self, key: str) -> str:
-        """Where the object is, for people: `s3://bucket/prefix/key` or the path of the file."""
+        """Where the object is, for messages: `s3://bucket/prefix/key`, or the path of the file."""
 
 
 def open_store(uri: str) -> ObjectStore:
-    """The store at `s3://bucket/prefix`, `file:///folder`, or a folder (made by the first write)."""
+    """The store at `s3://bucket/prefix`, `file:///folder` or a folder, which the first write makes."""
     rule = "a store is s3://bucket/prefix or a folder"
     if uri.startswith("s3://"):
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
@@ -190,7 +190,7 @@ _FIXES = {
 }  # fmt: skip
 
 
-_MAY_PASS = (  # of those: credentials are renewed, clocks are set after a boot, networks come back
+_MAY_PASS = (  # these may mend themselves: credentials are renewed, clocks are set after a boot, networks return
     "ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "CredentialRetrievalError",
     "RequestTimeTooSkewed", "EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError",
     "ReadTimeoutError",
@@ -198,7 +198,7 @@ _MAY_PASS = (  # of those: credentials are renewed, clocks are set after a boot,
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether a fault of a store may be gone in a minute without anybody's doing."""
+    """Whether a fault of a store may be gone in a minute, though nobody does anything."""
     cause = error if isinstance(error, StoreError) else error.__cause__
     lasting = {code for codes in _FIXES.values() for code in codes} - {*_MAY_PASS}
     return isinstance(cause, StoreError) and cause.code not in lasting
@@ -206,7 +206,7 @@ def may_pass(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn a fault that only the user can mend into a UserError with its fix; let others pass."""
+    """Turn a fault that only the user can mend into a UserError with its fix. Let other faults through."""
     try:
         yield
     except (StoreError, OSError) as error:
@@ -218,8 +218,8 @@ def explained(what: str) -> Iterator[None]:
 
 
 def probe_store(store: ObjectStore, key: str) -> None:
-    """What `probe` does, for every store."""
-    body = b"can write, read and list\n"  # the same for all: two runs may probe at the same time
+    """How every store does `probe`."""
+    body = b"can write, read and list\n"  # always the same, since two runs may probe at the same time
     with explained(f"the store {store.uri}"):
         store.put(key, body)
         if store.get(key) != body or key not in (info.key for info in store.list(key)):

@@ -1,4 +1,4 @@
-"""A task in a thread that nobody has to wait for."""
+"""Runs a task in a thread for which the end of the process does not wait."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 
 def in_background(task: Callable[[], T]) -> Future[T]:
-    """Do it in a thread that Python's exit does not wait for, as it does for a pool's: S3 may take minutes to answer.
+    """Run the task in a daemon thread, and return the future of its result.
 
-    The future has the task's result, or raises its error.
+    Python waits for the threads of a pool before it exits, and S3 may take minutes to answer.
     """
     done = Future[T]()
 

@@ -1,8 +1,8 @@
 """CRC64NVME: the checksum that S3 keeps of a whole object, whether it came in one piece or in parts.
 
 A checksum is written as 16 hex digits, as in `ae8b14860a799888` (of b"123456789"). S3's headers have the same number
-as base64 of its 8 bytes, the highest first: `rosUhgp5mIg=`. Computing takes no copy, reads about 25 GB/s per core, and
-holds no interpreter lock: other threads go on.
+as base64 of its 8 bytes, the highest first: `rosUhgp5mIg=`. Computing it copies nothing, reads about 25 GB/s per core,
+and releases the interpreter lock.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PART_BYTES = 32 << 20  # of an upload; S3 takes at most 10,000 parts, so objects
 
 @dataclass(frozen=True)
 class Checksums:
-    """Of a body that goes in parts of `part_bytes` (the last one may be smaller; an empty body has none)."""
+    """The checksums of a body in parts of `part_bytes`. The last part may be smaller; an empty body has no parts."""
 
     bytes: int
     part_bytes: int
@@ -28,7 +28,7 @@ class Checksums:
 
     @classmethod
     def of(cls, view: memoryview, part_bytes: int = PART_BYTES) -> Checksums:
-        """One pass over the bytes: the checksum of the whole follows from those of the parts."""
+        """Compute them in one pass: the checksum of the whole follows from those of the parts."""
         view = view.cast("B")
         parts, whole = [], 0
         for start in range(0, len(view), part_bytes):
@@ -40,7 +40,7 @@ class Checksums:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Checksums:
-        """The reverse of `to_json`; other names in the dict are no matter. KeyError for a missing one."""
+        """The reverse of `to_json`. Other names in the dict are ignored; a missing one raises KeyError."""
         return cls(int(found["bytes"]), int(found["part_bytes"]), tuple(found["parts"]), str(found["crc64nvme"]))
 
     def to_json(self) -> dict[str, Any]:
@@ -48,12 +48,12 @@ class Checksums:
 
 
 def crc64(view: memoryview) -> str:
-    """16 hex digits."""
+    """The checksum of some bytes, as 16 hex digits."""
     return _digits(crc64nvme(view))
 
 
 def base64_of(digits: str) -> str:
-    """As S3's headers have it."""
+    """The form that S3's headers use."""
     return base64.b64encode(bytes.fromhex(digits)).decode()
 
 

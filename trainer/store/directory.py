@@ -34,10 +34,10 @@ _LOCK = f"{RESERVED}lock"
 
 
 class DirectoryStore:
-    """A folder; a key is the path of a file in it. Writers exclude each other by one lock file at the top.
+    """A folder. A key is the path of a file in it. One lock file at the top lets one writer in at a time.
 
-    A write is a complete temporary file, flushed to disk, then renamed (or linked) into place under the lock, so
-    that comparing an etag and writing are one step. A folder that is not there is a fault, as a missing bucket is.
+    A write makes a complete temporary file, flushes it to disk, and renames (or links) it into place under the lock.
+    So comparing an etag and writing are one step. A missing folder is a fault, as a missing bucket is.
     """
 
     def __init__(self, root: Path) -> None:
@@ -145,7 +145,7 @@ class DirectoryStore:
                 if f"{folder}/".startswith(f"{self._root}/{prefix}"):
                     for path in (Path(folder) / name for name in names if name.startswith(RESERVED) and name != _LOCK):
                         with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("r+b") as file:
-                            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # that of a living writer is locked
+                            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer is alive
                             path.unlink()
                             count += 1
         return count
@@ -170,20 +170,20 @@ class DirectoryStore:
 
     @contextlib.contextmanager
     def _writing(self, operation: str, key: str, body: bytes | memoryview | BinaryIO) -> Iterator[tuple[Path, Path]]:
-        """A complete temporary file and its destination, for the caller to put it there; the lock is held."""
+        """Write a temporary file. The caller then moves it to its destination, under the lock."""
         path = self._path(key)
         temporary = path.with_name(f"{RESERVED}{uuid.uuid4().hex}")
         with self._errors(operation, key, reading=False):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with temporary.open("xb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX)  # says that its writer lives, see abort_uploads
+                    fcntl.flock(file, fcntl.LOCK_EX)  # tells abort_uploads that the writer is alive
                     if isinstance(body, bytes | memoryview):
                         file.write(body)
                     else:
                         shutil.copyfileobj(body, file, READ_BYTES)
                     file.flush()
-                    # See _file_etag. Linux before 6.13 stamps by its tick: writes within 4 ms would share a time.
+                    # For _file_etag: Linux before 6.13 would give writes within 4 ms the same time.
                     now = time.time_ns()
                     os.utime(file.fileno(), ns=(now, now))
                     os.fsync(file.fileno())
@@ -195,7 +195,7 @@ class DirectoryStore:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        with (self._root / _LOCK).open("ab") as file:  # its own open file: excludes threads, too
+        with (self._root / _LOCK).open("ab") as file:  # a new opening, so that threads exclude each other, too
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -212,7 +212,7 @@ class DirectoryStore:
 
 
 def _file_etag(stat: os.stat_result) -> str:
-    """Files are never changed in place, so inode, size and a time in nanoseconds tell one content from the next."""
+    """Inode, size and time in nanoseconds. They identify the content, since files are never changed in place."""
     return f"{stat.st_ino:x}-{stat.st_size:x}-{stat.st_mtime_ns:x}"
 
 

@@ -1,4 +1,4 @@
-"""The store in S3, by boto3. What the operations mean says `ObjectStore`; here is how S3 is brought to do them."""
+"""The store in S3, by boto3. `ObjectStore` says what the operations mean."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class S3Settings:
     connect_timeout_seconds: float = 3
-    read_timeout_seconds: float = 5  # per read of the socket: no limit for a large body that moves
+    read_timeout_seconds: float = 5  # for each read of the socket, so a large body may take longer
     attempts: int = 3  # of one request, the first one included
     part_bytes: int = 16 << 20  # larger bodies go in parts of this size …
-    parts_at_once: int = 4  # … so many at a time, which also bounds the memory
+    parts_at_once: int = 4  # … and so many at a time, which also bounds the memory
     connections: int = 16
     page_keys: int = 1000  # per request of a listing; S3 gives no more
 
@@ -70,8 +70,8 @@ class S3Store:
 
     @property
     def _client(self) -> S3Client:
-        """boto3's client, which is made again after a refusal of its credentials: a new session reads variables,
-        files and the machine's role anew, a client keeps what it has once read."""
+        """boto3's client. It is made anew after its credentials were refused: a client keeps the credentials that it
+        has read, and a new session reads variables, files and the machine's role again."""
         with self._lock:
             if self._connected is None:
                 try:
@@ -99,8 +99,8 @@ class S3Store:
         except StoreError as error:
             if error.code not in ("400", "403", "404"):
                 raise
-            # An answer to HEAD has no body: only another request tells a missing key from a missing bucket, and old
-            # credentials from a lack of permission.
+            # An answer to HEAD has no body. Another request tells a missing key from a missing bucket, and expired
+            # credentials from missing permission.
             with self._errors("head", key):
                 self._client.list_objects_v2(Bucket=self._bucket, Prefix=name, MaxKeys=1)
             if error.code != "404":
@@ -165,11 +165,11 @@ class S3Store:
             )
             for page in pages:
                 for found in page.get("Contents", []):
-                    if not found["Key"].endswith("/"):  # what the console makes to show a folder
+                    if not found["Key"].endswith("/"):  # the console makes such keys to show a folder
                         yield ObjectInfo(found["Key"].removeprefix(self._prefix), found["Size"], found["ETag"])
 
     def retire(self, key: str) -> None:
-        """No one may delete: the bucket's lifecycle expires what bears the tag. Until then it can still be read."""
+        """Tag the object: the bucket's lifecycle expires it, since no role may delete. Until then it can be read."""
         tagging: Any = {"TagSet": [{"Key": SUPERSEDED_TAG[0], "Value": SUPERSEDED_TAG[1]}]}
         with contextlib.suppress(NotFoundError), self._errors("retire", key):
             self._client.put_object_tagging(Bucket=self._bucket, Key=self._key(key), Tagging=tagging)
@@ -186,7 +186,7 @@ class S3Store:
                     )  # fmt: skip
                     count += 1
                 except ClientError as error:
-                    if error.response["Error"]["Code"] != "NoSuchUpload":  # ended meanwhile
+                    if error.response["Error"]["Code"] != "NoSuchUpload":  # it has ended meanwhile
                         raise
         return count
 
@@ -200,7 +200,7 @@ class S3Store:
         return {"Bucket": self._bucket, "Key": self._key(key)}
 
     def _open(self, operation: str, key: str, start: int = 0, size: int | None = None) -> closing[Body]:
-        """The answer to a read of `size` bytes from `start`, or of the whole object."""
+        """Begin to read `size` bytes from `start`, or the whole object."""
         name = self._key(key)
 
         def send(done: int, etag: str) -> Any:
@@ -216,8 +216,8 @@ class S3Store:
         return closing(body)
 
     def _put_if(self, operation: str, key: str, body: bytes, write: Callable[[], str]) -> str:
-        """A conditional write whose acknowledgement may get lost: then botocore's next try is refused because of our
-        own object, which is recognised by its body. Without such a next try a refusal is a refusal."""
+        """A conditional write. If its acknowledgement gets lost, botocore tries again, and S3 refuses because of our
+        own object: its body shows that. If botocore did not try again, a refusal is a conflict."""
         maybe_written = False
         for attempt in range(self._settings.attempts):
             try:
@@ -254,7 +254,7 @@ class S3Store:
         except BotoCoreError as error:
             self._forget(type(error).__name__)
             raise StoreError(f"{place}: {error}", type(error).__name__) from error
-        except KeyError as error:  # a proxy's page in the place of an answer
+        except KeyError as error:  # a proxy has answered with a page of its own
             raise StoreError(f"{place}: the answer has no {error}: it is not S3's", "BadAnswer") from error
 
     def _forget(self, code: str) -> None:
@@ -271,9 +271,9 @@ def _connect(settings: S3Settings) -> S3Client:
         max_pool_connections=settings.connections,
         tcp_keepalive=True,
     )
-    session = boto3.session.Session()  # its own: boto3's default one is not made for threads
+    session = boto3.session.Session()  # not boto3's default session, which threads may not share
     client = session.client("s3", config=config)
     if client.meta.endpoint_url.startswith("https:"):
-        # Every body has a CRC in the signed headers or behind it, TLS sees to the rest: no sha256 besides.
+        # A CRC protects every body, and TLS the connection, so a sha256 of it would be computed in vain.
         client = session.client("s3", config=config.merge(Config(s3={"payload_signing_enabled": False})))
     return client

@@ -1,4 +1,4 @@
-"""An object of S3 on its way here."""
+"""Reads an object of S3, and goes on where a connection was cut."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from trainer.store import READ_BYTES, StoreError
 
 
 class Body:
-    """The bytes of an object, or of a range of it, on their way. botocore repeats a request that fails, but not a body
-    that is cut off: this goes on where it ended, if the object is still the same."""
+    """The bytes of an object, or of a range of it, as they arrive. botocore repeats a request that fails, but not a
+    body that is cut off. This class goes on from there, if the object is still the same."""
 
     def __init__(self, send: Callable[[int, str], Any], what: str, attempts: int) -> None:
         self._send, self._what, self._attempts, self._cuts = send, what, attempts, 0
@@ -26,13 +26,13 @@ class Body:
             raise StoreError(f"{self._what}: it has {self.size} bytes there, not {size}", "InvalidRange")
 
     def read_into(self, buffer: memoryview) -> memoryview:
-        """Fill the buffer, which is as large as the body, and return it."""
+        """Fill the buffer, which has the size of the body, and return it."""
         while self.done < self.size:
             self.read_some(buffer[self.done : self.done + READ_BYTES])
         return buffer
 
     def read_some(self, buffer: memoryview) -> int:
-        """How many bytes have come to the beginning of the buffer, which is no longer than what is left."""
+        """Read into the beginning of the buffer, which is at most as long as the rest. How many bytes came."""
         while True:
             try:
                 count = int(self._stream.readinto(cast("Any", buffer)))

@@ -1,4 +1,4 @@
-"""A large object on its way to S3, in parts."""
+"""Writes a large object to S3, in parts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _ALGORITHM: dict[str, Any] = {"ChecksumAlgorithm": "CRC64NVME"}
 
 
 class ViewFile:
-    """A view as the file that botocore takes for a body: what is read are views of it, not copies. urllib3 reads and
-    sends 16 KiB at a time; larger pieces were no faster over TLS (0.55 CPU-seconds per GB, half of what bytes cost)."""
+    """Lets botocore read a memoryview as a file, without a copy. urllib3 reads and sends 16 KiB at a time; larger
+    pieces were no faster over TLS (0.55 CPU-seconds per GB, half of what bytes cost)."""
 
     def __init__(self, view: memoryview) -> None:
         self._view, self._at = view, 0
@@ -53,13 +53,13 @@ class ViewFile:
 
 
 def put_file(client: S3Client, place: dict[str, Any], file: BinaryIO, part_bytes: int, at_once: int) -> str:
-    """In parts read from the file as they go; the etag."""
+    """Write a file, which is read part by part; returns the etag."""
     bodies = ({"Body": part} for part in iter(lambda: file.read(part_bytes), b""))
     return _put_parts(client, place, bodies, at_once, {}, {})
 
 
 def put_view(client: S3Client, place: dict[str, Any], view: memoryview, checksums: Checksums, at_once: int) -> None:
-    """In parts that are sent from the view itself. S3 compares the checksums of the parts and of the whole."""
+    """Write a view without a copy. S3 compares the checksums of the parts and of the whole."""
     whole: dict[str, Any] = {"ChecksumCRC64NVME": base64_of(checksums.whole)}
     if len(checksums.parts) < 2:
         with _sent_from(view) as body:
@@ -73,7 +73,7 @@ def put_view(client: S3Client, place: dict[str, Any], view: memoryview, checksum
     )
     try:
         _put_parts(client, place, bodies, at_once, _ALGORITHM | kind, kind | whole | {"MpuObjectSize": len(view)})
-    except ClientError as error:  # the upload is gone also if its end was acknowledged, but the answer got lost
+    except ClientError as error:  # the upload is also gone if it was completed and the answer got lost
         if error.response["Error"]["Code"] != "NoSuchUpload" or not _holds(client, place, checksums):
             raise
 
@@ -88,7 +88,7 @@ def _holds(client: S3Client, place: dict[str, Any], checksums: Checksums) -> boo
 
 @contextlib.contextmanager
 def _sent_from(body: Any) -> Iterator[Any]:
-    """Afterwards nothing of ours holds the view: whoever made it may close what is behind it."""
+    """The body to send. Afterwards nothing here holds the view, so that its memory can be released."""
     if not isinstance(body, memoryview):
         yield body
         return
@@ -107,7 +107,7 @@ def _put_parts(
     begin: dict[str, Any],
     end: dict[str, Any],
 ) -> str:
-    """The etag. `bodies` has the arguments of each part, `begin` and `end` further ones of the upload."""
+    """Upload the parts; returns the etag. `bodies` has the arguments of each part, `begin` and `end` of the whole."""
     upload = client.create_multipart_upload(**place, **begin)["UploadId"]
 
     def send(number: int, part: dict[str, Any]) -> Any:
@@ -127,7 +127,7 @@ def _put_parts(
         done = client.complete_multipart_upload(**place, **end, UploadId=upload, MultipartUpload={"Parts": sent})
         return done["ETag"]
     except BaseException:
-        wait(pending)  # a part that arrives after the end of its upload would stay
-        with contextlib.suppress(ClientError, BotoCoreError):  # else the bucket's lifecycle does it
+        wait(pending)  # a part that arrived after the end of its upload would stay
+        with contextlib.suppress(ClientError, BotoCoreError):  # if this fails, the bucket's lifecycle does it
             client.abort_multipart_upload(**place, UploadId=upload)
         raise

@@ -1,4 +1,4 @@
-"""One checkpoint into the store: its object, then its manifest."""
+"""How one checkpoint gets into the store: first its object, then its manifest."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from trainer.store.checksum import Checksums
 def put_checkpoint(
     store: ObjectStore, run_id: str, attempt: int, request: Message, body: memoryview, checksums: Checksums
 ) -> str:
-    """The object, then its manifest, which are never changed afterwards; returns the manifest's key.
+    """Store the object, then its manifest, and return the manifest's key. Neither is ever changed afterwards.
 
-    Done once more with the same bytes, it changes nothing. Raises StoreError.
+    A second call with the same bytes changes nothing. Raises StoreError.
     """
     data, name = (make(run_id, request["step"], attempt) for make in (snapshot_key, manifest_key))
     store.put_large(data, body, checksums)
@@ -27,12 +27,12 @@ def put_checkpoint(
 
 
 def data_key(manifest: str) -> str:
-    """The key of the object that a manifest's key belongs to."""
+    """The key of the object of a manifest."""
     return manifest.replace("/manifest/", "/data/").removesuffix(".json") + ".safetensors"
 
 
 def attempt_of(key: str, default: int) -> int:
-    """The attempt that wrote an object of a checkpoint; `default` for other keys."""
+    """The attempt that wrote an object or a manifest of a checkpoint; `default` for any other key."""
     parts = key.rsplit("/", 2)
     number = parts[-1].split(".")[1] if parts[-2] in ("data", "manifest") and parts[-1].count(".") == 2 else ""
     return int(number) if number.isdecimal() else default

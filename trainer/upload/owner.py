@@ -1,6 +1,6 @@
-"""Who owns a run: the claim, its renewal, the commits, and what a dead owner left behind.
+"""Which attempt owns a run: how it claims the run, renews the claim, commits, and cleans up after a dead owner.
 
-All of it moves one small object, `HEAD.json`, by compare-and-swap (`contract.Lease` says what its fields mean).
+Each of these changes one small object, `HEAD.json`, by compare-and-swap. `contract.Lease` explains its fields.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ UNKNOWN = "unknown"  # the etag after a write that may or may not have taken eff
 
 
 def claim_attempt(store: ObjectStore, run_id: str) -> int:
-    """The next free attempt number, taken by creating its key."""
+    """Take the next free attempt number by creating its key."""
     prefix = run_key(run_id, "attempts/")
     taken = [int(Path(info.key).stem) for info in store.list(prefix)]
     attempt = max(taken, default=0) + 1
@@ -50,10 +50,10 @@ def claim_attempt(store: ObjectStore, run_id: str) -> int:
 
 
 class MachineLock:
-    """Tells which attempts of this machine are dead, so that a restart on the same machine waits for no lease.
+    """Tells which attempts of this machine are dead, so that a restart on the same machine need not wait for a lease.
 
-    A file in the scratch folder lists the attempts that owned its lock; the kernel frees the lock of a dead process,
-    in whichever container it was. A stopped process keeps it.
+    A file in the scratch folder lists the attempts that have held its lock. The kernel releases the lock of a dead
+    process, whatever container it ran in. A stopped process keeps the lock.
     """
 
     def __init__(self, path: Path):
@@ -62,7 +62,7 @@ class MachineLock:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
 
     def take(self, name: str) -> list[str]:
-        """The names of the dead, and this process's name added to them; nothing while a living process has the lock."""
+        """Add this process's name, and return the names of dead attempts; none while a living process has the lock."""
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -75,21 +75,21 @@ class MachineLock:
 
 
 class Ownership:
-    """The lease of one run as one attempt moves it. Safe to use from several threads."""
+    """One attempt's claim to a run. Several threads may use it."""
 
     def __init__(self, store: ObjectStore, run_id: str, attempt: int, lease_seconds: float, lock: MachineLock):
-        """The lease of a present owner is watched from now on. Raises StoreError."""
+        """Read the lease, and watch from now on whether its owner renews it. Raises StoreError."""
         self.store, self.run_id, self.attempt, self.lease_seconds = store, run_id, attempt, lease_seconds
         self.key, self.machine = checkpoint_key(run_id, HEAD_FILE), lock
         self.mutex = threading.RLock()
         self.lease, self.etag = self._read()
         self.seen_at = time.monotonic()
         self.is_mine = False
-        self.written = Lease(attempt=attempt)  # as this attempt wrote it last
+        self.written = Lease(attempt=attempt)  # what this attempt wrote last
         self.since = time.time()
 
     def _read(self) -> tuple[Lease | None, str]:
-        """The lease and its etag; (None, "") where there is none. One whose bytes were damaged is none that counts."""
+        """The lease and its etag; (None, "") if there is no HEAD.json. The lease is None if its bytes are damaged."""
         try:
             body, etag = self.store.get_with_etag(self.key)
         except NotFoundError:
@@ -100,9 +100,9 @@ class Ownership:
             return None, etag
 
     def _reread(self) -> None:
-        """Read it again, and remember since when it has not changed."""
+        """Read the lease again, and note when it has changed."""
         lease, etag = self._read()
-        if etag != self.etag and self.etag != UNKNOWN:  # what changed may have been our own doing
+        if etag != self.etag and self.etag != UNKNOWN:  # else our own write may be what changed it
             self.seen_at = time.monotonic()
         self.lease, self.etag = lease, etag
 
@@ -111,11 +111,11 @@ class Ownership:
         return [info.key for info in listed if parse_manifest_key(info.key)]
 
     def _name(self, attempt: int, since: float) -> str:
-        """Of an attempt, in the lock's file: a store that was emptied counts its attempts from 1 again."""
+        """An attempt's name in the lock file. It has the time too: an emptied store counts attempts from 1 again."""
         return f"{self.store.uri} {attempt} {since!r}"
 
     def is_held_by_another(self) -> bool:
-        """Whether another attempt may be alive. Raises StoreError."""
+        """Whether another attempt owns the run and may be alive. Raises StoreError."""
         with self.mutex:
             if self.is_mine:
                 return False
@@ -128,10 +128,10 @@ class Ownership:
             return time.monotonic() < self.seen_at + self.lease_seconds
 
     def claim(self, say: Callable[[str], None], resend: Callable[[Lease | None], None]) -> None:
-        """Own the run, after waiting one lease at most for a present owner to end or to show no life.
+        """Take the run, if need be after one lease, in which its owner ends or shows no sign of life.
 
-        `resend(lease)` is called before, to store what the last owner had left on this machine. Raises LostRunError
-        when another attempt holds the run, StoreError.
+        Before that, `resend(lease)` is called to store what the last owner left on this machine. Raises LostRunError
+        if another attempt holds the run, StoreError.
         """
         give_up, told = time.monotonic() + self.lease_seconds, False
         while True:
@@ -143,7 +143,7 @@ class Ownership:
                 resend(holder)
                 if self._take(holder, etag):
                     return
-                continue  # somebody moved it in between
+                continue  # another attempt has changed the lease in between
             since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.since))
             who = f"run {self.run_id!r} is held by attempt {holder.attempt} on {holder.owner!r} since {since}"
             if time.monotonic() >= give_up:
@@ -159,9 +159,9 @@ class Ownership:
             raise LostRunError(f"attempt {self.lease.attempt} has taken the run over from attempt {self.attempt}")
 
     def _take(self, before: Lease | None, etag: str) -> bool:
-        """Own the run if its lease is still this one."""
+        """Take the run if its lease is still `before`. Returns whether it is ours."""
         newest = newest_manifest(before, self.manifests())
-        after = before or Lease(attempt=0, swept=self.attempt)  # what a lost lease named is unknown: all of it stays
+        after = before or Lease(attempt=0, swept=self.attempt)  # nobody knows what a lost lease named: keep everything
         if newest:
             after = after.advance(newest, is_best=newest != after.newest and self._is_best(newest))
         with self.mutex:
@@ -174,7 +174,7 @@ class Ownership:
             return True
 
     def _is_best(self, manifest: str) -> bool:
-        """Whether the checkpoint is the best so far, by its own word."""
+        """Whether the manifest says that its checkpoint is the best so far."""
         try:
             found = unseal(self.store.get(manifest))
             return bool(found["counters"]["best"]["step"] == found["step"])
@@ -190,7 +190,7 @@ class Ownership:
             else:
                 self.etag = self.store.create(self.key, lease.to_json())
         except StoreError:
-            self.etag = UNKNOWN  # the write may have taken effect: to be read before the next move
+            self.etag = UNKNOWN  # the write may have taken effect: read it before the next one
             raise
         self.lease = self.written = lease
 
@@ -203,7 +203,9 @@ class Ownership:
                 self._refuse_later()
                 found, before = self.lease, self.written
                 if found is not None and found.attempt == self.attempt and found.renewed > before.renewed:
-                    before = found  # a write of ours whose acknowledgement was lost; anything older was put there
+                    before = (
+                        found  # our own write, whose acknowledgement was lost; an older lease was put back by somebody
+                    )
                 try:
                     self._write(change(before))
                 except ConflictError:
@@ -211,7 +213,7 @@ class Ownership:
                 return before
 
     def commit(self, manifest: str, *, is_best: bool) -> set[str]:
-        """Make it the newest; returns the manifests that are superseded by it."""
+        """Make this manifest the newest. Returns the manifests that it supersedes."""
         before = self.move(lambda lease: lease.advance(manifest, is_best=is_best))
         return before.keys() - self.written.keys()
 
@@ -219,12 +221,12 @@ class Ownership:
         self.move(lambda lease: lease)
 
     def release(self) -> None:
-        """Nobody has to wait for this attempt any more."""
+        """Give the run up, so that the next attempt need not wait."""
         self.move(lambda lease: replace(lease, owner=""))
         self.is_mine = False
 
     def sweep(self) -> None:
-        """Retire whatever attempts before this one left that HEAD.json does not name; once for each of them."""
+        """Retire what earlier attempts left and the lease does not name. Each attempt is swept once."""
         with self.mutex:
             named, first = self.written.keys(), self.written.swept
         named |= {data_key(manifest) for manifest in named}

@@ -1,4 +1,4 @@
-"""What an attempt sends to its store: metrics as they come, and checkpoints in order, so that "marker last" holds."""
+"""What an attempt sends to its store: metrics at once, checkpoints in order, so that their markers come last."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ def done_in_time(retry: Retry, what: str, work: Callable[[], None]) -> bool:
 
 
 class Sender:
-    """`jobs` are worked off by the main thread, one after the other; metrics by a few threads beside it."""
+    """The main thread does the `jobs` one after the other. Other threads store metrics meanwhile."""
 
     def __init__(self, env: RunEnv, store: ObjectStore, ownership: Ownership):
         self.env, self.store, self.ownership = env, store, ownership
         self.jobs: queue.Queue[Callable[[], None]] = queue.Queue()
         self.pool = ThreadPoolExecutor(PUTS_AT_ONCE)
-        self.puts: set[Future[None]] = set()  # of metrics; replaced, never changed, once somebody may look at it
+        self.puts: set[Future[None]] = set()  # of metrics; a new set replaces it, since other threads read it
         self.retry = Retry(say_as_uploader)
         self.failed = False  # something did not reach the store by the deadline
-        self.saved_here = ""  # the folder where that is
+        self.saved_here = ""  # the folder with a local copy of it
         self.channels: list[Channel] = []  # of the trainer
         self.snapshots: dict[int, Snapshot] = {}  # by inode: mapped once
         self.stored_seq = 0  # the newest save that is committed
 
     def put_soon(self, request: Message, fd: int | None) -> None:
-        """Several at a time, beside the checkpoints, so that a slow store does not hold those up."""
+        """Store a segment of metrics in another thread, so that checkpoints need not wait for a slow store."""
         file = None
         if fd is not None:
             file = os.pread(fd, os.fstat(fd).st_size, 0)
@@ -64,7 +64,7 @@ class Sender:
         self.puts = unfinished | {self.pool.submit(self.put, request, file)}
 
     def in_order(self, work: Callable[[], None]) -> None:
-        """Queue what has to come after all puts until now."""
+        """Queue work that has to come after all puts so far."""
         before = self.puts
 
         def job() -> None:
@@ -75,7 +75,10 @@ class Sender:
         self.jobs.put(job)
 
     def put(self, request: Message, file: bytes | None = None) -> None:
-        """`{"op": "put" | "create", "key", "body" | "path"}` or a file: JSON or a file; "create" keeps what exists."""
+        """Store what a request has: `{"op": "put" | "create", "key", "body" | "path"}`, or the bytes of a file.
+
+        "create" leaves an object alone that exists already.
+        """
         key = request["key"]
         if file is not None:
             body = file
@@ -90,16 +93,18 @@ class Sender:
 
         def work() -> None:
             if request["op"] == "create":
-                with contextlib.suppress(ConflictError):  # created once; it stands
+                with contextlib.suppress(ConflictError):  # it exists already
                     self.store.create(key, body)
             else:
                 self.store.put(key, body)
 
-        if self.failed or not done_in_time(self.retry, key, work):  # after the first, nothing waits for the store
+        if self.failed or not done_in_time(
+            self.retry, key, work
+        ):  # after one failure, nothing waits for the store any more
             self.save_here(lambda: save_file_here(self.env, key, body))
 
     def snapshot(self, fd: int) -> Snapshot:
-        """Over the memory of a descriptor; mapped once."""
+        """The snapshot behind a descriptor. Each is mapped once."""
         inode = os.fstat(fd).st_ino
         if inode in self.snapshots:
             os.close(fd)
@@ -108,14 +113,14 @@ class Sender:
         return self.snapshots[inode]
 
     def commit(self, seq: int, snapshot: Snapshot, before: Collection[Future[None]], channel: Channel) -> None:
-        """Object, then manifest, then HEAD.json; the trainer may not write to the snapshot meanwhile.
+        """Store the object, the manifest and the lease of a snapshot, which the trainer may not change meanwhile.
 
-        Nothing begins before the metrics that were sent `before` are stored.
+        The metrics that the trainer sent `before` are stored first.
         """
         snapshot.lock(wait=True)
         try:
             note = snapshot.note
-            if note["seq"] == seq:  # else the trainer has put a newer one into this memory
+            if note["seq"] == seq:  # else the trainer has replaced it with a newer state
                 for put in before:
                     put.result()
                 self.commit_snapshot(note, snapshot.body, channel)
@@ -135,7 +140,7 @@ class Sender:
         try:
             if not self.ownership.is_mine:
                 raise LostRunError("the run was taken over")
-            # Never without the metrics before it.
+            # A checkpoint is never stored without the metrics before it.
             if not self.failed and done_in_time(self.retry, f"step {note['step']}", work):
                 answer["committed"] = name
                 self.stored_seq = max(self.stored_seq, note["seq"])
@@ -143,7 +148,7 @@ class Sender:
                 self.save_here(lambda: save_checkpoint_here(self.env, note, body))
         except LostRunError as error:
             if self.ownership.lease is not None:
-                superseded = {name} - {""} - self.ownership.lease.keys()  # of which the new owner knows nothing
+                superseded = {name} - {""} - self.ownership.lease.keys()  # the new owner knows nothing of this manifest
             self.tell_lost(error)
         for manifest in sorted(superseded):
             self.jobs.put(lambda manifest=manifest: self.retire(manifest))  # type: ignore[misc]
@@ -151,7 +156,7 @@ class Sender:
             channel.send(answer)
 
     def save_here(self, save: Callable[[], Path]) -> None:
-        """What the store did not take by the deadline stays on this machine; the next start here stores it."""
+        """Save on this machine what the store did not take by the deadline. The next start here stores it."""
         self.failed = True
         try:
             self.saved_here = str(save())
@@ -159,7 +164,7 @@ class Sender:
             say_as_uploader(f"and it cannot be kept on this machine either: {error}")
 
     def retire(self, manifest: str) -> None:
-        """Mark a superseded manifest and its object; a directory store removes them. A failure costs only space."""
+        """Retire a superseded manifest and its object. A failure costs only space."""
 
         def work() -> None:
             self.store.retire(data_key(manifest))
@@ -178,16 +183,16 @@ class Sender:
                 work()
 
     def tell_lost(self, error: LostRunError) -> None:
-        """The trainer has to end."""
+        """Tell the trainer that the run is lost, and that it has to end."""
         say_as_uploader(str(error))
         for channel in self.channels:
             with contextlib.suppress(OSError):
                 channel.send({"lost": str(error)})
 
     def save_waiting_here(self) -> None:
-        """Copy the newest save that is not committed yet to this machine: there may be no time left to do so later.
+        """Copy the newest save that is not committed yet to this machine: there may be no time to do so later.
 
-        Only when the trainer is gone: nobody writes to the snapshots any more.
+        Only for a trainer that has ended: nobody writes to the snapshots any more.
         """
         waiting = [snapshot for snapshot in self.snapshots.values() if snapshot.note["seq"] > self.stored_seq]
         if waiting:

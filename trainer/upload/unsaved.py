@@ -1,7 +1,7 @@
-"""What a store did not take in time: kept in a folder of this machine, and stored by the next start here.
+"""What a store did not take in time is saved here, on this machine. The next start on this machine stores it.
 
-`<scratch>/runs/<run>/unsaved/<store>.<attempt>/`: `files/<key>` for metrics, `checkpoint.safetensors`, and last
-`checkpoint.json`, without which the one before does not count.
+The folder is `<scratch>/runs/<run>/unsaved/<store>.<attempt>/`. It has `files/<key>` for metrics,
+`checkpoint.safetensors`, and `checkpoint.json`, which is written last: without it the checkpoint does not count.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from trainer.upload.commit import put_checkpoint
 
 
 def unsaved_dir(env: RunEnv) -> Path:
-    """The folder of an attempt. Its name also tells the store: another one counts its attempts from 1, too."""
+    """The folder of an attempt. Its name also tells the store, since each store counts its attempts from 1."""
     return attempt_dir(env).parent / "unsaved" / f"{zlib.crc32(env.store.encode()):08x}.{env.attempt}"
 
 
 def save_file_here(env: RunEnv, key: str, body: bytes) -> Path:
-    """Returns the folder. Raises OSError."""
+    """Save a file, and return the folder. Raises OSError."""
     folder = unsaved_dir(env)
     path = folder / "files" / key
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def save_file_here(env: RunEnv, key: str, body: bytes) -> Path:
 
 
 def save_checkpoint_here(env: RunEnv, note: Message, body: memoryview) -> Path:
-    """Replaces the one that was kept before; returns the folder. Raises OSError."""
+    """Save a checkpoint in the place of the last one, and return the folder. Raises OSError."""
     folder = unsaved_dir(env)
     folder.mkdir(parents=True, exist_ok=True)
     forget_checkpoint_here(env)
@@ -51,15 +51,15 @@ def save_checkpoint_here(env: RunEnv, note: Message, body: memoryview) -> Path:
 
 
 def forget_checkpoint_here(env: RunEnv) -> None:
-    """It is in the store by now. The marker goes first. Raises OSError."""
+    """Remove a checkpoint that is in the store by now, its marker first. Raises OSError."""
     for name in ("checkpoint.json", "checkpoint.safetensors"):
         (unsaved_dir(env) / name).unlink(missing_ok=True)
 
 
 def resend(env: RunEnv, store: ObjectStore, lease: Lease | None, say: Callable[[str], None]) -> None:
-    """Store what the run's last owner, `lease.attempt`, left on this machine; its manifest is then the newest.
+    """Store what the run's last owner, `lease.attempt`, left on this machine. Its manifest is then the newest.
 
-    What others have gone on without, and what is damaged, stays where it is, and is said. Raises StoreError.
+    A checkpoint that is damaged, or without which the run went on, stays there, with a message. Raises StoreError.
     """
     mine = unsaved_dir(env)
     for folder in sorted(mine.parent.glob(f"{mine.stem}.*")):
@@ -85,7 +85,7 @@ def resend(env: RunEnv, store: ObjectStore, lease: Lease | None, say: Callable[[
 
 
 def read_note(marker: Path) -> Message | None:
-    """None where there is no checkpoint, or none that was kept completely."""
+    """What is known of a saved checkpoint; None if there is none, or if it was not saved completely."""
     try:
         note: Message = json.loads(marker.read_text())
     except (FileNotFoundError, ValueError):
@@ -94,7 +94,7 @@ def read_note(marker: Path) -> Message | None:
 
 
 def send_checkpoint(env: RunEnv, store: ObjectStore, attempt: int, folder: Path, note: Message) -> bool:
-    """False when its bytes are not those that were kept. Raises StoreError."""
+    """Store a saved checkpoint; False if its bytes are damaged. Raises StoreError."""
     checksums = Checksums.from_json(note["checksums"])
     try:
         with (folder / "checkpoint.safetensors").open("rb") as file:

@@ -1,7 +1,7 @@
 """The process between a run and its store: attempts, heartbeat, metrics, and the commit of checkpoints.
 
-It is started before the trainer and outlives it, so a killed trainer's last checkpoint still arrives, and nothing of
-an upload ever holds the trainer's interpreter. What to save and when is the trainer's business (`checkpoint.py`).
+It starts before the trainer and outlives it, so the last checkpoint of a killed trainer still arrives. No upload ever
+holds the trainer's interpreter lock. The trainer decides what to save and when (`checkpoint/saver.py`).
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from trainer.upload.owner import RENEWALS_PER_LEASE, MachineLock, Ownership, cla
 from trainer.upload.queue import Sender, done_in_time, say_as_uploader
 from trainer.upload.unsaved import resend
 
-CLAIM_SECONDS = 300  # a store that fails when the run is to begin is tried for so long
-PROBE_SECONDS = 60  # a store whose servers fail at the start is tried for so long
+CLAIM_SECONDS = 300  # how long the claim to a run is tried while the store fails
+PROBE_SECONDS = 60  # how long a start is tried while the store fails
 
 
 class Uploader:
-    """One attempt's process: who talks to whom, and what goes on all the time."""
+    """The process of one attempt: its connections, and the threads that run all the time."""
 
     def __init__(self, env: RunEnv, store: ObjectStore, ownership: Ownership):
         self.env, self.store, self.ownership = replace(env, attempt=str(ownership.attempt)), store, ownership
@@ -51,7 +51,7 @@ class Uploader:
         self.readers: list[threading.Thread] = []
 
     def claim(self) -> None:
-        """Take the run for this attempt, finish what the one before began, and renew the lease from now on."""
+        """Take the run for this attempt, finish what the last attempt began, and renew the lease from now on."""
 
         def claim() -> None:
             self.ownership.claim(say_as_uploader, lambda before: resend(self.env, self.store, before, say_as_uploader))
@@ -80,11 +80,11 @@ class Uploader:
                 self.ownership.renew()
             except LostRunError:
                 raise
-            except Exception as error:  # noqa: BLE001  # whatever it is: one that does not renew loses the run
+            except Exception as error:  # noqa: BLE001  # whatever it is: without renewals the run is lost
                 self.retry.complain(f"the lease could not be renewed, trying again: {error}")
 
     def read_trainer(self, channel: Channel) -> None:
-        """Queue what one trainer process sends, until it closes or dies."""
+        """Queue what one trainer process sends, until it ends."""
         try:
             if not self.ownership.is_mine:
                 self.claim()
@@ -109,7 +109,7 @@ class Uploader:
                 self.sender.put_soon(request, fd)
 
     def read_supervisor(self) -> None:
-        """Queue what the supervisor asks on standard input; its end, or its death, is the end of this process."""
+        """Queue what the supervisor asks on standard input. This process ends when that input does."""
         for line in sys.stdin:
             request = json.loads(line)
             if request["op"] == "flush":
@@ -124,7 +124,7 @@ class Uploader:
         print(json.dumps({"drained": not self.sender.failed, "kept": self.sender.saved_here}), flush=True)
 
     def drain(self, seconds: float) -> None:
-        """The trainer has ended: read what it still sent, and bound the retries."""
+        """After the end of the trainer, read what it still sent, and set a deadline for all retries."""
         self.retry.end_in(seconds)
         for reader in self.readers:
             reader.join(timeout=5)
@@ -139,13 +139,13 @@ class Uploader:
         raise SystemExit(1 if self.sender.failed else 0)
 
     def beat(self) -> None:
-        """Copy the trainer's small status file to the store's heartbeat, unless another attempt may be alive."""
+        """Store the trainer's status file as the heartbeat, unless another attempt may be alive."""
         status = read_json(attempt_dir(self.env) / "status.json") or {}
         body = status | {"time": time.time(), "attempt": self.ownership.attempt, "owner": platform.node()}
         try:
             if not self.ownership.is_held_by_another():
                 self.store.put(run_key(self.env.run_id, "heartbeat.json"), json.dumps(body).encode())
-        except Exception as error:  # noqa: BLE001  # whatever it is: one without a heartbeat is stopped as hung
+        except Exception as error:  # noqa: BLE001  # whatever it is: the guard stops a run without a heartbeat
             self.retry.complain(f"no heartbeat could be stored: {error}")
 
     def beat_forever(self) -> None:
@@ -175,7 +175,7 @@ class Uploader:
 
 
 def start_attempt() -> Uploader | None:
-    """Probe the store and take an attempt; None when the run is finished already. Raises UserError, StoreError."""
+    """Probe the store and take an attempt number; None if the run is finished. Raises UserError, StoreError."""
     env = RunEnv.from_environ(os.environ)
     store = open_store(env.store)
     for key in (run_key(env.run_id, "probe"), checkpoint_key(env.run_id, "probe")):
@@ -190,7 +190,7 @@ def start_attempt() -> Uploader | None:
 
 
 def main() -> int:
-    os.nice(10)  # never ahead of the trainer
+    os.nice(10)  # the trainer goes first
     retry = Retry(say_as_uploader, PROBE_SECONDS)
     try:
         uploader = retry.until_done(

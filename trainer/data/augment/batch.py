@@ -1,6 +1,6 @@
 """What happens to a batch on the device: flip, policy, normalise, erase, mixup, cutmix.
 
-Pure functions of the batch and of random numbers that the caller drew. The policies are in `policies.py`.
+Each is a pure function of the batch and of random numbers from the caller. The policies are in `policies`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from trainer.data.augment.policies import Floats, Ints, apply_policy, policy_dra
 from trainer.recipes.config import DataConfig, RegularizeConfig
 
 ERASE_SCALE, ERASE_RATIO = (0.02, 0.33), (0.3, 3.3)  # torchvision's: share of the image's area, height over width
-ERASE_TRIES = 10  # likewise: until a box fits into the image
+ERASE_TRIES = 10  # torchvision's: boxes that are drawn until one fits into the image
 
 
 @cache
 def normalisation(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of pixels in 0..255: two (3,) float32, kept on the device."""
+    """Mean and deviation of pixels in 0..255: two (3,) float32, kept on the device."""
     return torch.tensor(mean, device=device) * 255, torch.tensor(std, device=device) * 255
 
 
@@ -33,7 +33,7 @@ def normalise(images: Tensor, data: DataConfig) -> Tensor:
 
 
 def flip(images: Tensor, flips: Tensor) -> Tensor:
-    """(N, H, W, 3), left and right exchanged where `flips`, (N,) bool, says so; in new memory."""
+    """(N, H, W, 3) in new memory, with left and right exchanged where `flips`, (N,) bool, is true."""
     return torch.where(flips[:, None, None, None], images.flip(2), images)
 
 
@@ -53,12 +53,12 @@ def to_augmented_input(images: Tensor, flips: Tensor, draws: Floats, data: DataC
 
 
 def draws_per_image(reg: RegularizeConfig) -> int:
-    """How many uniforms `to_augmented_input` takes per image: none if there is nothing to draw for."""
+    """How many uniforms `to_augmented_input` takes for each image: 0 if nothing is random."""
     return policy_draws(reg) + (3 + 2 * ERASE_TRIES if reg.erasing_probability else 0)
 
 
 def erase(images: Tensor, draws: Floats, reg: RegularizeConfig) -> Tensor:
-    """Random erasing (arXiv:1708.04896): 0, the mean of normalised pixels, in a box of the images that draw one.
+    """Random erasing (arXiv:1708.04896): fill a box of some images with 0, the mean of normalised pixels.
 
     images (N, 3, H, W); draws (N, 3 + 2 ERASE_TRIES) float64 uniforms in [0, 1), on the host.
     """
@@ -72,7 +72,7 @@ def erase(images: Tensor, draws: Floats, reg: RegularizeConfig) -> Tensor:
 
 
 def erasing_boxes(draws: Floats, reg: RegularizeConfig, width: int, height: int) -> Ints:
-    """(4, N) int64: left, top, right, bottom, as torchvision's RandomErasing draws them; empty where it erases none."""
+    """(4, N) int64: left, top, right, bottom, drawn as in torchvision's RandomErasing. An empty box erases nothing."""
     (happens, x, y), tries = draws.T[:3], draws.T[3:]
     low, high = np.log(ERASE_RATIO)
     areas = (ERASE_SCALE[0] + (ERASE_SCALE[1] - ERASE_SCALE[0]) * tries[:ERASE_TRIES]) * (width * height)
@@ -87,7 +87,7 @@ def erasing_boxes(draws: Floats, reg: RegularizeConfig, width: int, height: int)
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """(N,) int64 to (N, num_classes) float32: one form of target for plain and mixed batches."""
+    """(N,) int64 to (N, num_classes) float32: plain and mixed batches have the same form of target."""
     return F.one_hot(labels, num_classes).float()
 
 

@@ -1,7 +1,7 @@
 """TrivialAugment (arXiv:2103.10158) and RandAugment (arXiv:1909.13719) of a whole batch of uint8 images.
 
-Operations, magnitudes and their distribution are torchvision's. What each image gets is chosen on the host: so the
-sizes of the groups are known, and nothing waits for the device. The uniforms come from the caller.
+Operations, magnitudes and their distribution are torchvision's. The host chooses what each image gets, so it knows the
+sizes of the groups and never waits for the device. The uniforms come from the caller.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ OPERATION_DRAWS = 3  # uniforms per operation: which one, its magnitude, its sig
 
 
 def policy_draws(reg: RegularizeConfig) -> int:
-    """How many uniforms `apply_policy` takes per image."""
+    """How many uniforms `apply_policy` takes for each image."""
     return OPERATION_DRAWS * {"none": 0, "trivial": 1, "rand": reg.rand_ops}[reg.augment]
 
 
 def apply_policy(images: Tensor, draws: Floats, reg: RegularizeConfig) -> Tensor:
-    """(N, H, W, 3) uint8 to the same, in new memory: each image by its own row of `draws` alone.
+    """(N, H, W, 3) uint8 to the same in new memory. What happens to an image depends on its row of `draws` alone.
 
     draws: (N, policy_draws(reg)) float64 uniforms in [0, 1), on the host. Without a policy, the batch itself.
     """
     if reg.augment == "none":
         return images
-    place = np.arange(len(images))  # where each image lies now
+    place = np.arange(len(images))  # the present row of each image
     for ops, magnitudes in choose_operations(draws, reg, *images.shape[1:3]):
         order = np.argsort(ops, kind="stable")
         images = images.index_select(0, to_device(place[order], images.device))
@@ -46,7 +46,7 @@ def apply_policy(images: Tensor, draws: Floats, reg: RegularizeConfig) -> Tensor
 
 
 def choose_operations(draws: Floats, reg: RegularizeConfig, height: int, width: int) -> list[tuple[Ints, Floats]]:
-    """One after the other: which of OPERATIONS each image gets and how strong, (N,) int64 and (N,) float64."""
+    """For each turn, which of OPERATIONS each image gets and how strong: (N,) int64 and (N,) float64."""
     chosen = []
     for which, strength, sign in draws.reshape(len(draws), -1, OPERATION_DRAWS).transpose(1, 2, 0):
         ops = (which * len(OPERATIONS)).astype(np.int64)
@@ -58,7 +58,7 @@ def choose_operations(draws: Floats, reg: RegularizeConfig, height: int, width: 
 
 @cache
 def magnitude_table(policy: str, height: int, width: int) -> Floats:
-    """(operations, BINS) float64. torchvision's are float32, and a shift by 15.999999 is one by 15 pixels: so here."""
+    """(operations, BINS) float64, computed in float32 as in torchvision, where a shift by 15.999999 is one by 15."""
     wide = policy == "trivial"
     shear, angle, change, bits = (0.99, 135.0, 0.99, 6) if wide else (0.3, 30.0, 0.9, 4)
     shift_x, shift_y = (32.0, 32.0) if wide else (150 / 331 * width, 150 / 331 * height)
@@ -71,7 +71,7 @@ def magnitude_table(policy: str, height: int, width: int) -> Floats:
 
 
 def _apply_sorted(images: Tensor, ops: Ints, magnitudes: Floats) -> None:
-    """In place, to images sorted by operation: every operation has its slice of the batch."""
+    """Change images in place that are sorted by operation: each operation gets one slice of the batch."""
     starts = np.searchsorted(ops, np.arange(len(OPERATIONS) + 1)).tolist()
     first = 1 + len(GEOMETRIC)
     if (start := starts[1]) < (stop := starts[first]):
@@ -84,12 +84,12 @@ def _apply_sorted(images: Tensor, ops: Ints, magnitudes: Floats) -> None:
 
 
 def to_device(array: Ints | Floats, device: torch.device) -> Tensor:
-    """Without waiting for a GPU: from pinned memory, which its allocator keeps until the copy is done."""
+    """Copy without waiting for a GPU: the allocator keeps the pinned memory until the copy is done."""
     host = torch.from_numpy(array)
     return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
 
 
-# Geometry: one affine map per image, from a pixel of the result to where in the image it comes from.
+# Geometry: one affine map for each image, from a pixel of the result to its source in the image.
 
 
 def inverse_matrices(ops: Ints, magnitudes: Floats, height: int, width: int) -> Floats:
@@ -112,7 +112,7 @@ def inverse_matrices(ops: Ints, magnitudes: Floats, height: int, width: int) -> 
 
 
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """The nearest pixel, and 0 outside. float64, so that the border between two pixels is where it should be."""
+    """Take the nearest pixel, and 0 outside. float64 keeps the border between two pixels exact."""
     n, height, width, channels = images.shape
     xs = torch.arange(width, device=images.device, dtype=torch.float64) + 0.5
     ys = torch.arange(height, device=images.device, dtype=torch.float64) + 0.5
@@ -149,13 +149,13 @@ def color(images: Tensor, magnitudes: Tensor) -> Tensor:
 
 
 def contrast(images: Tensor, magnitudes: Tensor) -> Tensor:
-    # A sum of integers: float32 would depend on the order, which depends on the device and on the size of the group.
+    # A sum of integers. In float32 it would depend on the order, and so on the device and the size of the group.
     total = grey(images).sum((1, 2, 3), keepdim=True)
     return blend(images, (total.double() / (images.shape[1] * images.shape[2])).float(), magnitudes)
 
 
 def sharpness(images: Tensor, magnitudes: Tensor) -> Tensor:
-    """Away from or towards the mean of nine pixels, the middle one counted five times; the border stays."""
+    """Away from or towards the mean of nine pixels, where the middle one counts five times. The border stays."""
     wide = images.short()  # holds 13 x 255
     rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
     total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * wide[:, 1:-1, 1:-1]
@@ -174,7 +174,7 @@ def solarize(images: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def autocontrast(images: Tensor, _: Tensor) -> Tensor:
-    """Every channel stretched to 0 … 255; one of a single value stays."""
+    """Stretch every channel to 0 … 255. A channel with a single value stays."""
     low, high = images.amin(1).amin(1)[:, None, None], images.amax(1).amax(1)[:, None, None]
     flat = low == high
     scale = 255 / torch.where(flat, 255, high - low).float()
@@ -182,11 +182,11 @@ def autocontrast(images: Tensor, _: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor, _: Tensor) -> Tensor:
-    """Every channel with as even a histogram as a table of 256 values can give it."""
+    """Give every channel the most even histogram that a table of 256 values allows."""
     n, _height, _width, channels = images.shape
     tables = torch.arange(0, n * channels * 256, 256, device=images.device).view(n, 1, 1, channels)
     entries = (images + tables).view(-1)  # of each pixel's value, in the table of its image and channel
-    # bincount would wait for a GPU, and histc is refused by deterministic runs. Sums of integers have no order.
+    # bincount waits for a GPU, and deterministic runs refuse histc. A sum of integers does not depend on the order.
     ones = torch.ones((), dtype=torch.int64, device=images.device).expand(entries.shape)
     histogram = torch.zeros(n * channels * 256, dtype=torch.int64, device=images.device)
     histogram = histogram.scatter_add_(0, entries, ones).view(-1, 256)

@@ -1,7 +1,7 @@
-"""One encoded image in, its copies out: plain JPEGs of stated short sides, all from one decode.
+"""Converts one encoded image into its copies: plain JPEGs with given short sides, all from one decoding.
 
-Colours become what PIL's `convert("RGB")` and torchvision see: alpha is dropped, palettes are looked up, CMYK is read
-in Adobe's inverted form. EXIF orientation is ignored, as they do. Unlike them, 16 bits are scaled to 8, not clipped.
+Colours become those of PIL's `convert("RGB")` and of torchvision: alpha is dropped, palettes are looked up, CMYK is
+read in Adobe's inverted form, and EXIF orientation is ignored. Unlike there, 16 bits are scaled to 8, not clipped.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ PILLOW_ERRORS = (
 
 
 class BrokenImageError(Exception):
-    """The bytes are not a whole image; the message says what the decoder said."""
+    """The bytes are not a whole image. The message is the decoder's."""
 
 
 def convert(data: bytes, name: str, sides: Sequence[int], quality: int) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
-    """A JPEG for each short side (largest first, in pixels), and what was odd about the image.
+    """A JPEG for each short side (in pixels, largest first), and what was odd about the image.
 
-    A JPEG that is baseline, RGB or grey, without an error, and not larger than the side keeps its pixels: its bytes
-    with restart markers, or as they are where that cannot be done. The rest is shrunk if larger, each copy from the one
-    before it, and written by `encode`. Raises BrokenImageError.
+    A baseline JPEG, RGB or grey, without an error and not larger than the side, keeps its pixels. It gets restart
+    markers, or keeps its bytes where that is impossible. Other images are shrunk if larger, each copy from the one
+    before, and encoded. Raises BrokenImageError.
     """
     try:
         pixels, odd, plain = _pixels_of(data, name)
@@ -54,8 +54,8 @@ def convert(data: bytes, name: str, sides: Sequence[int], quality: int) -> tuple
         copies: list[bytes] = []
         for side in sides:
             if min(height, width) > side:
-                # From the larger copy's pixels: two thirds of the time, and closer to shrinking the original (53 dB)
-                # than what JPEG then makes of either (34 dB).
+                # From the larger copy, in two thirds of the time. The result is closer to shrinking the original
+                # (53 dB) than to its own JPEG (34 dB).
                 pixels = _shrink(pixels, *_shrunk_size(height, width, side))
                 copies.append(encode(pixels, quality))
             elif copies:  # it has not been shrunk yet
@@ -68,7 +68,7 @@ def convert(data: bytes, name: str, sides: Sequence[int], quality: int) -> tuple
 
 
 def encode(pixels: Pixels, quality: int) -> bytes:
-    """A baseline JPEG, RGB 4:2:0 even where there is no colour, with a restart marker after every 16x16 block.
+    """A baseline JPEG, RGB 4:2:0 even for a grey image, with a restart marker after every 16x16 block.
 
     The markers cost 5 % of the bytes and let a reader cut out a crop without decoding what is around it.
     """
@@ -85,24 +85,24 @@ def _pixels_of(data: bytes, name: str) -> tuple[Pixels, tuple[str, ...], bool]:
             try:  # the same library and pixels as Pillow's, but the interpreter's lock is free meanwhile
                 pixels = simplejpeg.decode_jpeg(data, "RGB")
                 return pixels, odd, "progressive JPEG" not in odd
-            except ValueError:  # it is strict: let Pillow decide between a flaw and a broken image
+            except ValueError:  # this decoder is strict: Pillow decides whether it is a flaw or a broken image
                 return _to_8_bit(image), (*odd, "flawed JPEG"), False
         image.load()
         return _to_8_bit(image), _oddities(image, name), False
 
 
 def _shrink(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Antialiased and bicubic: what Pillow gives (73 dB) in a third of its time."""
-    import torch  # seconds, and only what is shrunk needs it: not what is prepared already, or cannot be read
+    """Antialiased and bicubic. It equals Pillow's result to 73 dB, in a third of the time."""
+    import torch  # this takes seconds, and only images that are shrunk need it
 
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, H, W)
     shrunk = torch.nn.functional.interpolate(image, (height, width), mode="bicubic", antialias=True)
-    # NumPy turns it around, since torch would wake threads of its own for that: there is one of ours per core.
+    # NumPy changes the order, since torch would start threads for it, and each core has one already.
     return np.ascontiguousarray(shrunk[0].permute(1, 2, 0).numpy())
 
 
 def _shrunk_size(height: int, width: int, side: int) -> tuple[int, int]:
-    """The short side exactly, the long one rounded down, as torchvision's Resize."""
+    """(height, width) with exactly this short side; the long one is rounded down, as in torchvision's Resize."""
     if width <= height:
         return int(side * height / width), side
     return side, int(side * width / height)

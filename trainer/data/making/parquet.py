@@ -21,11 +21,11 @@ from trainer.data.progress import ProgressListener
 
 
 class UnreachableError(UserError):
-    """The hub does not answer, or is too busy: it may be gone in a minute without anybody's doing."""
+    """The hub does not answer or is too busy. This may be over in a minute, though nobody does anything."""
 
 
 def parquet_files(folder: Path) -> dict[str, list[Path]]:
-    """Files of each split, in order: the split's name begins, ends or is a part of the file's or its folder's name."""
+    """The files of each split, in order. A split's name is a word of the file's name or of its folder's."""
     files: dict[str, list[Path]] = {split: [] for split in SPLITS}
     # Two levels, as the hub has them; deeper would walk through a million images.
     for file in sorted([*folder.glob("*.parquet"), *folder.glob("*/*.parquet")]):
@@ -37,7 +37,7 @@ def parquet_files(folder: Path) -> dict[str, list[Path]]:
 
 
 class ParquetSplit:
-    """Rows of parquet files. Whole row groups are read and the last few kept: access near the last one is cheap."""
+    """Rows of parquet files. Whole row groups are read and the last few kept, so a row near the last one is cheap."""
 
     # Not through `load_dataset`, which would first write a second copy of everything: 150 GB for ImageNet.
     KEPT_ROW_GROUPS = 3
@@ -89,7 +89,7 @@ class ParquetSplit:
 
 
 def open_parquet(data: str, files: Mapping[str, Sequence[Path]]) -> tuple[tuple[str, ...], dict[str, Split]]:
-    """Class names are the ClassLabel's of the hub's schema, or numbers where the files do not carry them."""
+    """Class names, from the ClassLabel of the hub's schema, or numbers without one; and the splits."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import ClassLabel, Features
@@ -131,9 +131,9 @@ def _check_schema(data: str, path: Path, schema: Any) -> None:
 
 
 def download_parquet(data: str, secrets_dir: str, progress: ProgressListener | None = None) -> Path:
-    """The parquet files of a hub dataset, in the hub's own cache; an interrupted download continues.
+    """Download the parquet files of a hub dataset into the hub's own cache. An interrupted download continues.
 
-    `progress` is told of bytes, as they arrive and as they are written: it moves as long as the download does.
+    `progress` is told of bytes when they arrive and when they are written.
     """
     from huggingface_hub import constants, get_token, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -147,7 +147,7 @@ def download_parquet(data: str, secrets_dir: str, progress: ProgressListener | N
         disable_progress_bars()
     patterns = [f"*{name}*.parquet" for names in SPLITS.values() for name in names]
 
-    class Bar(tqdm):  # the hub's client has no other way to tell
+    class Bar(tqdm):  # the hub's client reports progress in no other way
         def update(self, count: float | None = 1) -> bool | None:
             if progress is not None and count:
                 progress(int(count))
@@ -174,7 +174,7 @@ def download_parquet(data: str, secrets_dir: str, progress: ProgressListener | N
             f"DATA={data}: no folder of that name here, and no such dataset at {page} (or it is private): check the "
             f"spelling; for a private dataset {give}"
         ) from error
-    except LocalEntryNotFoundError as error:  # after its client has tried for half a minute
+    except LocalEntryNotFoundError as error:  # the client has tried for half a minute
         raise UnreachableError(
             f"DATA={data}: no folder of that name here, and the hub at {constants.ENDPOINT} cannot be reached: check "
             "the network, or give DATA= a folder of its parquet files"

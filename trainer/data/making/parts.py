@@ -1,8 +1,7 @@
-"""Images into shards, part by part: converted by a pool of threads, written one part behind.
+"""Makes shards from images, part by part: a pool of threads converts one part while the last one is written.
 
-Which parts there are and what is in them depends on the source and the options alone, not on the number of threads.
-A shard counts as there once the small file beside it is. The index and what is said about the whole are made in
-`prepare`.
+The parts and their contents depend on the source and the options alone, not on the number of threads. A shard counts
+once the small file beside it exists. `prepare` makes the index and the summary.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ from trainer.store.background import in_background
 from trainer.text import say, show_bytes, show_estimate
 
 SHARD_PIXELS = 2**28  # short side squared, times images: 128 MB, since a photograph takes half a byte per pixel
-SMALL_SIDE = 64  # below, headers and names count more than pixels
-ESTIMATE_FROM = 5000  # images
+SMALL_SIDE = 64  # of smaller images, headers and names take more room than pixels
+ESTIMATE_FROM = 5000  # images: for fewer there is no estimate
 ESTIMATE_SAMPLE = 256  # images of each split
-ESTIMATE_RUNS = 4  # of consecutive images, where only those are quickly read
+ESTIMATE_RUNS = 4  # groups of consecutive images, for a source that reads only those quickly
 NOTE = ".json"  # after a shard's name: the file beside it
 
 
 def default_images(sides: Sequence[int]) -> int:
-    """About 128 MB for the largest copy."""
+    """How many images a shard has: about 128 MB of the largest copy."""
     return max(1, SHARD_PIXELS // max(SMALL_SIDE, *sides) ** 2)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive images of a split: those of one shard of each copy."""
+    """Consecutive images of a split. Each of their copies goes into one shard."""
 
     split: str
     images: range
@@ -57,7 +56,7 @@ def parts_of(source: Source, per_shard: dict[str, int], copies: Copies) -> Itera
 
 @dataclass(frozen=True)
 class Made:
-    """A shard as it was made. The file beside it, written after it, says so: a later call need not read the shard."""
+    """A shard as it was made. The small file beside it has the same facts, so a later call need not read the shard."""
 
     shard: Shard
     tally: Tally
@@ -69,7 +68,7 @@ class Made:
 
     @classmethod
     def from_json(cls, text: bytes) -> Made:
-        """ValueError, TypeError, KeyError or AttributeError if this is not what `to_json` wrote."""
+        """Raises ValueError, TypeError, KeyError or AttributeError if `to_json` did not write this."""
         raw = json.loads(text)
         labels, odd, broken = raw.pop("labels"), raw.pop("odd"), raw.pop("broken")
         shard = Shard(**raw)
@@ -80,7 +79,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Written:
-    """A part in the store."""
+    """A part that is in the store."""
 
     split: str
     shards: tuple[Shard, ...]  # one for each short side
@@ -89,7 +88,7 @@ class Written:
 
 @dataclass(frozen=True)
 class ShardMaker:
-    """One call's work: where the images come from, what becomes of them, where they go, and who does it."""
+    """The work of one preparation: its source, the copies that it makes, where they go, and its threads."""
 
     source: Source
     store: ObjectStore
@@ -100,14 +99,14 @@ class ShardMaker:
     pool: ThreadPoolExecutor
 
     def run(self, parts: Iterable[Part], track: Track) -> Iterator[Written]:
-        """The parts in order. While one is written the next is converted; what fails in writing is raised here.
+        """Make the parts in order. One is converted while the last one is written. A failed write is raised here.
 
-        Whoever stops before the end, by an error or an interruption, does not wait for the part that is being written.
+        A caller that stops early, by an error or an interruption, does not wait for the part that is being written.
         """
         writing: Future[Written] | None = None
         for part in parts:
             kept = [self._kept(file) for file in part.files]
-            rows: list[list[ImageRow]] = []  # of each copy; none where every shard is there
+            rows: list[list[ImageRow]] = []  # for each copy; empty if every shard exists
             if all(kept):
                 track.add(len(part.images), skipped=True)
             else:
@@ -123,7 +122,7 @@ class ShardMaker:
             yield writing.result()
 
     def estimate(self, parts: Iterable[Part]) -> None:
-        """Say how long the parts will take and how large they get, from a sample; for few images say nothing."""
+        """Estimate from a sample how long the parts take and how large they get. For few images, say nothing."""
         todo = Counter[str]()
         for part in parts:
             todo[part.split] += len(part.images)
@@ -141,13 +140,13 @@ class ShardMaker:
         )
 
     def _converted(self, split: str, numbers: Iterable[int]) -> Iterator[tuple[ImageRow, ...]]:
-        """A row for each copy of each image, in order; few images are in work at a time, so that memory is bounded."""
+        """A row for each copy of each image, in order. Few images are in memory at a time."""
         images, sides = self.source.splits[split], self.copies.sides(split)
 
         def one(i: int) -> tuple[ImageRow, ...]:
             try:
                 example = images[i]
-            except (FileNotFoundError, PermissionError) as error:  # other faults are the disk's, not the image's
+            except (FileNotFoundError, PermissionError) as error:  # other errors are the disk's, not the image's
                 return (ImageRow(f"image {i}", int(images.labels[i]), None, (), str(error)),) * len(sides)
             try:
                 jpegs, odd = convert(example.image, example.name, sides, self.copies.quality)
@@ -164,7 +163,7 @@ class ShardMaker:
             yield pending.popleft().result()
 
     def _write(self, part: Part, kept: list[Made | None], rows: list[list[ImageRow]]) -> Written:
-        """Put the shards of a part that are not there; `rows` is emptied, copy by copy, to free its memory."""
+        """Store the missing shards of a part. `rows` is emptied copy by copy, to free its memory."""
         made = []
         for file, shard in zip(part.files, kept, strict=True):
             copy = rows.pop(0) if rows else []
@@ -182,11 +181,11 @@ class ShardMaker:
         return made
 
     def _kept(self, file: str) -> Made | None:
-        """What an earlier call has made, or another preparation meanwhile: if the file beside the shard says so, and
-        the shard has the size that it says. Else it is made again: the bytes will be the same.
+        """A shard that exists: an earlier call has made it, or another preparation meanwhile.
 
-        The shard itself is not read, that would be a download of everything. One that was damaged since is found when
-        it is staged: the index has the checksum of the bytes that were made.
+        It counts if the small file beside it has its facts, and if its size is right. Else it is made again, with the
+        same bytes. The shard itself is not read, since that would download everything. Later damage is found by
+        staging: the index has the checksum of the bytes that were made.
         """
         key = f"{self.prefix}/{file}"
         try:
@@ -206,7 +205,7 @@ class ShardMaker:
 
 
 def _sample(images: Split) -> list[int]:
-    """Images from all over a split, or in a few runs if only those are quickly read."""
+    """Images from all over a split, or a few groups of consecutive ones if only those are read quickly."""
     runs = ESTIMATE_RUNS if images.in_runs else ESTIMATE_SAMPLE
     firsts = np.linspace(0, max(0, len(images) - ESTIMATE_SAMPLE // runs), runs).astype(int)
     numbers = {int(first) + i for first in firsts for i in range(ESTIMATE_SAMPLE // runs)}

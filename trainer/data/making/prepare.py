@@ -1,7 +1,7 @@
-"""From DATA= to the prepared form: `datasets/<name>/<version>/` of a store.
+"""Prepares what DATA= names: makes `datasets/<name>/<version>/` in a store.
 
-Every image is decoded once, by a pool of threads; what is done to one image is in `convert`. The bytes written depend
-on the source and the options alone, so that two preparations into one place can only write the same.
+A pool of threads decodes every image once; `convert` has what happens to one image. The bytes depend on the source and
+the options alone, so two preparations into one place write the same.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def prepare(
     progress: ProgressListener | None = None,
     downloaded: ProgressListener | None = None,
 ) -> Prepared:
-    """Write the shards, then the index; where the index is, do nothing. Shards that are already there are kept, unread.
+    """Write the shards, then the index. If the index exists, do nothing. Shards that exist are kept, unread.
 
-    `progress` is told of images; of bytes from the hub, too, unless `downloaded` is.
+    `progress` is told of images, `downloaded` of bytes from the hub; without `downloaded`, `progress` is told of both.
 
-    `workers` of 0 means all cores, `images_per_shard` of 0 about 128 MB for the largest copy. In memory are the images
-    of one shard while they are converted, and of the one before it while it is written. Raises UserError and
-    StoreError; after either, or an interruption, a later call continues. None of them waits for what is being written.
+    `workers` of 0 means all cores, `images_per_shard` of 0 about 128 MB for the largest copy. Memory holds the images
+    of one shard while they are converted, and of the last one while it is written. Raises UserError and StoreError.
+    After an error or an interruption a later call continues. Neither waits for the shard that is being written.
     """
     copies = _checked(copies, max_broken_share)
     name, identity = identify(data)
@@ -80,7 +80,7 @@ def prepare(
                 shards[part.split].append(part.shards)
                 tallies[part.split].add(part.tally)
                 _check_broken(name, tallies, total, max_broken_share)
-    finally:  # whether all is done, or nobody wants the rest
+    finally:  # also if nobody wants the rest
         pool.shutdown(wait=False, cancel_futures=True)
     _check_not_empty(name, tallies)
 
@@ -113,7 +113,7 @@ def _index_of(
 
 
 def _checked(copies: Copies, max_broken_share: float) -> Copies:
-    """The copies, largest first: the order in which each is made from the one before."""
+    """The copies, largest first, since each is made from the one before. Raises UserError for values out of range."""
     for split in ("train", "val"):
         sides = copies.sides(split)
         if not sides or len(set(sides)) < len(sides):
@@ -134,7 +134,7 @@ def _falling(sides: Iterable[int]) -> tuple[int, ...]:
 
 
 def _prefix(name: str, copies: Copies, content: Sequence[object]) -> str:
-    """`datasets/<name>/<version>`: the version tells people the options, and hashes all that decides the content."""
+    """`datasets/<name>/<version>`. The version shows the options, and a hash of everything that decides the content."""
     decides = [DATA_FORMAT, CONVERSION, copies.train, copies.val, copies.quality, *content]
     digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
     sides = "-".join(str(side) for side in copies.train)

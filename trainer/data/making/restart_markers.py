@@ -1,6 +1,6 @@
-"""Adds restart markers to a JPEG without loss: a window of it can then be cut out (`tiles`) and costs what it covers.
+"""Adds restart markers to a JPEG without loss, so that `reading.window` can cut a window out of it.
 
-Huffman codes are read only to find where blocks begin: coefficients stay as they are, bit for bit. Nothing is decoded.
+Huffman codes are read only to find where blocks begin. Coefficients stay as they are, bit for bit. Nothing is decoded.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from trainer.data.jpeg import DHT, DRI, EOI, RST0, SOF0, SOS, Bytes
 LONGEST_INTERVAL = 4  # MCUs. With 8, ImageNet's originals grow by 2.6 instead of 4.3 %, and crops take 4 % longer
 
 SOI, DQT, APP0, APP14, APP15, COM = 0xD8, 0xDB, 0xE0, 0xEE, 0xEF, 0xFE
-NEEDED = (APP0, APP14, DQT, SOF0, DHT, SOS)  # APP0 is JFIF's, APP14 Adobe's: they tell what the components mean
+NEEDED = (APP0, APP14, DQT, SOF0, DHT, SOS)  # APP0 is JFIF's and APP14 Adobe's: they define the components
 
-# A lookup table is indexed by the next 16 bits. Its entries: how many bits a code and its value take, and, times 256,
-# the category of a DC difference (0 to 11), or by how many coefficients an AC code moves on (1 to 16), or one of these.
+# A lookup table is indexed by the next 16 bits. An entry is the number of bits of a code and its value, plus 256 times
+# the category of a DC difference (0 to 11), the number of coefficients that an AC code moves on (1 to 16), or one of
+# these.
 BAD, END_OF_BLOCK = 64, 128
-PADDING = 256  # bytes that a damaged block can reach beyond the end: 64 codes of at most 16 bits, values of at most 11
-BYTES_PER_INTERVAL = 36  # at most what one adds: a marker, and, twice for stuffing, 4 DC differences and padding
+PADDING = 256  # bytes that a damaged block can read beyond the end: 64 codes of up to 16 bits, values of up to 11
+BYTES_PER_INTERVAL = 36  # the most that one adds: a marker, 4 DC differences and padding (twice, for stuffing)
 
 
 @dataclass(frozen=True)
 class _Scan:
-    """What the headers tell (B.2)."""
+    """What the headers contain (B.2)."""
 
-    headers: list[bytes]  # those that the pixels need; SOS is the last
-    start: int  # of the entropy-coded data
+    headers: list[bytes]  # the segments that the pixels need; the last one is SOS
+    start: int  # where the entropy-coded data begins
     columns: int  # MCUs in a row
     rows: int
     blocks: np.ndarray  # (blocks of an MCU, 3) int64: component, rows of its DC and AC codes in the lookup table
@@ -38,11 +39,11 @@ class _Scan:
 
 
 def add_markers(jpeg: bytes) -> bytes | None:
-    """The same pixels with a restart marker after every few MCUs, a whole number of times in a row of them.
+    """The same pixels with restart markers, a whole number of intervals in each row of MCUs.
 
-    EXIF, colour profiles and comments are dropped. None, so keep the bytes: if it is not a baseline JPEG of 8 bits in
-    one scan, has restart intervals already, is damaged or followed by other data, or if its Huffman table lacks a code
-    that is needed now (tables optimised for the image).
+    EXIF, colour profiles and comments are dropped. Returns None if the bytes must stay as they are: it is no baseline
+    JPEG of 8 bits in one scan, it has restart intervals already, it is damaged or followed by other data, or its
+    Huffman table was optimised for the image and lacks a code that is needed now.
     """
     try:
         scan = _read_headers(jpeg)
@@ -69,7 +70,7 @@ def add_markers(jpeg: bytes) -> bytes | None:
 
 
 def _read_headers(jpeg: bytes) -> _Scan:
-    """IndexError or ValueError where they are damaged, or not for us."""
+    """Raises IndexError or ValueError if they are damaged, or if markers cannot be added."""
     headers, tables, frame, marker, at = [jpeg[:2]], [b""] * 4, b"", SOI, 2
     while marker != SOS:
         marker, end = jpeg[at + 1], at + 2 + int.from_bytes(jpeg[at + 2 : at + 4])
@@ -79,7 +80,7 @@ def _read_headers(jpeg: bytes) -> _Scan:
         if marker in NEEDED:
             headers.append(jpeg[at:end])
         if marker == SOF0:
-            frame += content  # a second one makes it too long
+            frame += content  # a second frame header makes this too long
         while marker == DHT and content:  # B.2.4.2
             if content[0] not in (0x00, 0x01, 0x10, 0x11):
                 raise ValueError
@@ -89,10 +90,10 @@ def _read_headers(jpeg: bytes) -> _Scan:
     count = frame[5]
     if headers[0] != bytes((0xFF, SOI)) or frame[0] != 8 or len(frame) != 6 + 3 * count or not 1 <= count <= 4:
         raise ValueError
-    # one scan that has it all, in the frame's order (B.2.3)
+    # one scan with all components, in the frame's order (B.2.3)
     if (content[0], len(content), content[1:-3:2], content[-3:]) != (count, 4 + 2 * count, frame[6::3], b"\0\x3f\0"):
         raise ValueError
-    # a component that is alone has MCUs of one block, whatever its sampling factors (A.2.2)
+    # a single component has MCUs of one block, whatever its sampling factors (A.2.2)
     sampling = [(factors >> 4, factors & 15) for factors in frame[7::3]] if count > 1 else [(1, 1)]
     blocks = []
     for component, (horizontal, vertical) in enumerate(sampling):
@@ -107,9 +108,10 @@ def _read_headers(jpeg: bytes) -> _Scan:
 
 @lru_cache(maxsize=8)  # most JPEGs have the tables of K.3; 0.5 MB each
 def _lookup(tables: tuple[bytes, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """(4, 65536) uint16, see BAD, and (2, 12) int64: each DC category's code, aligned left in 16 bits; -1: it has none.
+    """(4, 65536) uint16, see BAD, and (2, 12) int64: each DC category's code, aligned left in 16 bits, or -1 for none.
 
-    Codes ascend, the shorter first (C.2): aligned left they fill the table from its start. ValueError: too many.
+    Codes ascend, the shorter ones first (C.2), so aligned left they fill the table from its start. Raises ValueError if
+    there are too many.
     """
     lookup, dc_codes = np.full((4, 1 << 16), BAD << 8, np.uint16), np.full((2, 12), -1)
     for row, table in enumerate(tables):
@@ -136,11 +138,11 @@ def _lookup(tables: tuple[bytes, ...]) -> tuple[np.ndarray, np.ndarray]:
 def _transcode(
     bits: Bytes, mcus: int, interval: int, blocks: np.ndarray, lookup: np.ndarray, dc_codes: np.ndarray, out: Bytes
 ) -> int:
-    """Bytes written to `out`; 0 where `bits` are not those of so many MCUs, or a DC code is missing."""
+    """Bytes written to `out`; 0 if `bits` do not make this number of MCUs, or if a DC code is missing."""
     end = 8 * (len(bits) - PADDING)
-    dc = np.zeros(4, np.int64)  # the last of each component
+    dc = np.zeros(4, np.int64)  # the last value of each component
     at, copied = 0, 0  # in bits
-    size, rest, filled = 0, 0, 0  # bytes written; the bits that do not fill one yet, and their number
+    size, rest, filled = 0, 0, 0  # bytes written; bits that do not fill a byte yet, and their number
     for mcu in range(mcus):
         begins = mcu % interval == 0
         if begins and mcu:  # pad with ones (F.1.2.3), then the marker (E.1.4)
@@ -186,7 +188,7 @@ def _transcode(
 
 @njit(cache=True, nogil=True)
 def _next_bits(bits: Bytes, at: int, count: int) -> int:
-    """`count` bits, 24 at most. With unsigned indices the compiler makes one load of four: a fifth less time in all."""
+    """`count` bits from `at`, at most 24. Unsigned indices let the compiler join four loads: a fifth less time."""
     i, one, two, three = np.uint64(at >> 3), np.uint64(1), np.uint64(2), np.uint64(3)
     high = np.uint32(bits[i]) << np.uint32(24) | np.uint32(bits[i + one]) << np.uint32(16)
     word = np.int64(high | np.uint32(bits[i + two]) << np.uint32(8) | np.uint32(bits[i + three]))
@@ -204,7 +206,7 @@ def _copy(bits: Bytes, start: int, end: int, out: Bytes, size: int, rest: int, f
 
 @njit(cache=True, nogil=True)
 def _put(value: int, count: int, out: Bytes, size: int, rest: int, filled: int) -> tuple[int, int, int]:
-    """Append `count` bits; a byte 0xFF is followed by a zero (F.1.2.3)."""
+    """Append `count` bits. A zero follows each byte 0xFF (F.1.2.3)."""
     rest, filled = rest << count | value & (1 << count) - 1, filled + count
     while filled >= 8:
         filled -= 8

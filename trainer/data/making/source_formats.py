@@ -20,7 +20,7 @@ from trainer.contract import UserError
 Labels = npt.NDArray[np.int64]
 
 IMAGE_ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-SPLITS = {"train": ("train",), "val": ("validation", "val")}  # our name: the names that folders and files use
+SPLITS = {"train": ("train",), "val": ("validation", "val")}  # our name: the names in folders and files
 FORMS = (
     "digits | a Hugging Face id such as ILSVRC/imagenet-1k | a folder of parquet files (train-*.parquet, "
     "validation-*.parquet) | an image folder (train/<class>/*.JPEG, val/<class>/*.JPEG) | "
@@ -32,15 +32,15 @@ DIGITS_VAL_EVERY = 5
 
 @dataclass(frozen=True)
 class Example:
-    image: bytes  # as stored: JPEG, PNG, …
+    image: bytes  # as it is stored: JPEG, PNG, …
     label: int
     name: str  # for messages
 
 
 class Split(Protocol):
-    """Random access from any thread. `labels` is cheap: no image is read for it."""
+    """Any thread may read any image. `labels` reads no image."""
 
-    in_runs: ClassVar[bool]  # an image is quickly read only after one near it
+    in_runs: ClassVar[bool]  # whether only consecutive images are read quickly
 
     @property
     def labels(self) -> Labels: ...
@@ -122,7 +122,7 @@ def _split_folders(data: str, folder: Path) -> dict[str, Path]:
 
 
 def image_files(data: str, folder: Path) -> dict[str, list[Path]]:
-    """Images of each split, by class folder and name: the order of the training set. No class folder may be empty."""
+    """The images of each split, sorted by class folder and name. UserError for an empty class folder."""
     files: dict[str, list[Path]] = {}
     for split, path in _split_folders(data, folder).items():
         files[split] = []

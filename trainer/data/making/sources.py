@@ -1,4 +1,4 @@
-"""What DATA= may name, opened as one `Source`: class names, "train" and "val", random access to encoded images.
+"""Opens what DATA= names as a `Source`: class names, and random access to the encoded images of "train" and "val".
 
 Nothing is decoded here, and the readers are in `source_formats` and `parquet`. `datasets` and the hub's client are
 imported only when a source that needs them is opened: a warm run never does.
@@ -61,7 +61,7 @@ def open_source(data: str, *, secrets_dir: str = "", progress: ProgressListener 
 
 
 def identify(data: str) -> tuple[str, str]:
-    """Name and identity of what DATA= names, without opening it. A hub id stands for itself: nothing is asked there."""
+    """The name and identity of what DATA= names, without opening it. For a hub id, the hub is not asked."""
     if data == "digits":
         return "digits", f"digits {DIGITS_SIDE}px val-every-{DIGITS_VAL_EVERY}"
     folder = Path(data).expanduser()

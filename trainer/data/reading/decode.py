@@ -1,7 +1,7 @@
 """JPEG bytes to uint8 pixels of a crop, with torchvision's geometry. EXIF orientation is ignored, as there.
 
-libjpeg-turbo decodes what the crop needs (`tiles`), torch's antialiased bilinear filter resizes: both release the
-interpreter lock. Pixels are those of PIL's decoder; resized, they differ from PIL's by at most one level.
+libjpeg-turbo decodes what the crop needs (`window`), and torch's antialiased bilinear filter resizes it. Both release
+the interpreter lock. Decoded pixels equal PIL's; resized ones differ from PIL's by at most one level.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from trainer.data.reading.window import Box, cut
 
 THIN = 200  # times as long as wide: no photograph is
 
-_memory = threading.local()  # of each decoding thread, by name: fresh pages would cost as much as decoding
+_memory = threading.local()  # each decoding thread's buffers, by name: fresh pages would cost as much as decoding
 
 
 def image_size(jpeg: Bytes) -> tuple[int, int]:
     """(width, height) in pixels. ValueError if these are not the bytes of a JPEG."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
-    except KeyError as error:  # of the library's table of colour spaces
+    except KeyError as error:  # from the library's table of colour spaces
         raise ValueError("the JPEG's headers are damaged") from error
     return width, height
 
@@ -42,11 +42,11 @@ def crop_into(out: np.ndarray, jpeg: Bytes, box: Box) -> None:
 
 
 def center_into(out: np.ndarray, jpeg: Bytes, resize: int) -> None:
-    """Resize the short side, then write the centre crop into out: (pixels, pixels, 3) uint8. Likewise."""
+    """Resize the short side, then write the centre crop into out: (pixels, pixels, 3) uint8, C-contiguous."""
     image, pixels = _decode(jpeg, strict=True), out.shape[0]
     height, width = image.shape[:2]
     short = min(width, height)
-    if max(width, height) > THIN * short:  # the middle of it; resized whole, a line of pixels takes gigabytes
+    if max(width, height) > THIN * short:  # take its middle: resizing a whole line of pixels takes gigabytes
         top, left = max(0, (height - THIN * short) // 2), max(0, (width - THIN * short) // 2)
         image = np.ascontiguousarray(image[top : top + THIN * short, left : left + THIN * short])
         height, width = image.shape[:2]
@@ -58,7 +58,7 @@ def center_into(out: np.ndarray, jpeg: Bytes, resize: int) -> None:
 
 
 def _bytes(name: str, size: int) -> Bytes:
-    """(size,) uint8 of this thread, overwritten when it asks for `name` again."""
+    """(size,) uint8 of this thread, valid until it asks for `name` again."""
     memory: Bytes | None = getattr(_memory, name, None)
     if memory is None or len(memory) < size:
         memory = np.empty(size, np.uint8)

@@ -1,7 +1,7 @@
 """Batches, decoded ahead of the training step by a pool of threads into preallocated uint8 buffers.
 
-The threads run C code that releases the interpreter lock. Which images a batch holds is decided in `sampling.py`; what
-is done to pixels on the device, in `augment.py`.
+The threads run C code that releases the interpreter lock. `order` decides which images a batch has, and `augment` what
+happens to the pixels on the device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trainer.data.reading.order import AUGMENT, CROP, CROP_DRAWS, draws, epoch_o
 from trainer.data.reading.split import PreparedSplit
 from trainer.recipes.config import Config
 
-CHUNK_IMAGES = 8  # decoded per task: small enough to share out evenly, large enough that the queue costs nothing
+CHUNK_IMAGES = 8  # images that a task decodes: few enough to share out evenly, enough to make the queue's cost small
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Job:
-    """A batch to be made: `write(out, row)` decodes one image into (pixels, pixels, 3) uint8; the rest is at hand."""
+    """A batch to be made. `write(out, row)` decodes one image into (pixels, pixels, 3) uint8."""
 
     split: PreparedSplit
     indices: np.ndarray  # (N,) int64

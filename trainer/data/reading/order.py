@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-ORDER, CROP, MIX, AUGMENT = range(4)  # streams of random numbers that never meet
+ORDER, CROP, MIX, AUGMENT = range(4)  # independent streams of random numbers
 
-ATTEMPTS = 10  # torchvision's: so often is a crop drawn that may not fit
-CROP_DRAWS = 1 + 4 * ATTEMPTS  # of each image: one for the flip, then area, aspect, left, top of every attempt
+ATTEMPTS = 10  # crops that are drawn, as in torchvision, until one fits
+CROP_DRAWS = 1 + 4 * ATTEMPTS  # for each image: one for the flip, then area, aspect, left, top of every attempt
 
 
 def generator(stream: int, seed: int, major: int, minor: int = 0) -> np.random.Generator:

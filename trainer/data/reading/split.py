@@ -1,4 +1,4 @@
-"""The images of a prepared split, by number: random access straight from the mapped Arrow files, from any thread."""
+"""The images of a prepared split by number: any thread reads any image straight from the mapped Arrow files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.data.format import AGAIN, INDEX, Index, Shard
 
 
 class PreparedSplit:
-    """One split at one stored size, mapped. Any thread may read; nothing is copied until a decoder does."""
+    """One split at one stored size, mapped into memory. Any thread may read it. Only a decoder copies bytes."""
 
     labels: npt.NDArray[np.int64]  # (N,)
 
@@ -27,9 +27,9 @@ class PreparedSplit:
                 f"{directory} has no {short_side}-px images of {split}, only {sorted(sizes)}: prepare that size"
             )
         self.classes, self.split, self.short_side = index.classes, split, short_side
-        self._bytes: list[npt.NDArray[np.uint8]] = []  # of one record batch each: all its JPEGs, end to end
-        self._paths: list[tuple[int, Any]] = []  # likewise: its first image, and all names
-        self._maps: list[tuple[mmap.mmap, int]] = []  # likewise: its file, and where in it the JPEGs begin
+        self._bytes: list[npt.NDArray[np.uint8]] = []  # for each record batch: all its JPEGs, end to end
+        self._paths: list[tuple[int, Any]] = []  # for each record batch: its first image, and all names
+        self._maps: list[tuple[mmap.mmap, int]] = []  # for each record batch: its file, and where the JPEGs begin in it
         images_before, batch_of, starts, stops, labels = 0, [], [], [], []
         for shard in sizes[short_side].shards:
             rows = 0
@@ -57,12 +57,12 @@ class PreparedSplit:
         return len(self.labels)
 
     def jpeg(self, i: int) -> npt.NDArray[np.uint8]:
-        """The encoded image, (bytes,) uint8, read-only, in place."""
+        """The encoded image: (bytes,) uint8, read-only, not copied."""
         jpeg: npt.NDArray[np.uint8] = self._bytes[self._batch_of[i]][self._starts[i] : self._stops[i]]
         return jpeg
 
     def prefetch(self, indices: npt.NDArray[np.int64]) -> None:
-        """Have the system read these images from the disk, all at once; returns at once."""
+        """Ask the system to read these images from the disk. Does not wait for it."""
         batches, starts, stops = self._batch_of[indices], self._starts[indices], self._stops[indices]
         for batch, start, stop in zip(batches.tolist(), starts.tolist(), stops.tolist(), strict=True):
             mapped, first = self._maps[batch]
@@ -70,13 +70,13 @@ class PreparedSplit:
             mapped.madvise(mmap.MADV_WILLNEED, page, first + stop - page)
 
     def name(self, i: int) -> str:
-        """What the image was called where it came from; for messages."""
+        """The name that the image had in its source, for messages."""
         first, paths = self._paths[self._batch_of[i]]
         return str(paths[i - first].as_py())
 
 
 def _open_shard(directory: Path, shard: Shard) -> Iterator[tuple[Any, mmap.mmap]]:
-    """The record batches of a shard that are not empty, and the mapped file that they lie in."""
+    """The record batches of a shard that are not empty, each with the mapped file."""
     path = directory / shard.file
     if not path.is_file():
         raise UserError(f"{path} is missing, {INDEX} names it: {AGAIN}")
@@ -85,7 +85,7 @@ def _open_shard(directory: Path, shard: Shard) -> Iterator[tuple[Any, mmap.mmap]
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        mapped.madvise(mmap.MADV_RANDOM)  # reading ahead, the system would fetch ten times of what is asked for
+        mapped.madvise(mmap.MADV_RANDOM)  # else the system would read ahead, ten times what is asked for
         reader = pa.ipc.open_file(pa.py_buffer(mapped))
     except (pa.ArrowInvalid, ValueError) as error:
         raise UserError(f"{path} is not an Arrow file ({error}): {AGAIN}") from error

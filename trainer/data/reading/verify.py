@@ -1,6 +1,6 @@
-"""Which shards of a folder on this machine are whole: read once, compared with the index, remembered until they change.
+"""Finds out which shards of a folder on this machine are whole. Each is read once and compared with the index.
 
-Nothing is fetched or mended here.
+The result is remembered until the file changes. Nothing is fetched or mended here.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from trainer.data.format import INDEX, Index, Shard
 from trainer.data.progress import Track
 from trainer.text import say
 
-PIECE_BYTES = 1 << 20  # of a shard in memory, per thread; small enough to stay in the processor's cache
+PIECE_BYTES = 1 << 20  # what a thread reads at a time: small enough to stay in the processor's cache
 TURN_SECONDS = 0.1
-SILENT_WAITS = 10  # the processes of one machine take turns without a word
+SILENT_WAITS = 10  # before a message: the processes of one machine often wait a moment for each other
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MISSING = "is missing"
 
 
 class Verified:
-    """The files that this machine has read and found whole, in a small JSON file that is replaced with every entry.
+    """The files that this machine has read and found whole. They are listed in a small JSON file.
 
-    A file that has changed since is not known, and none is after a restart of the machine: then what was written last
-    may be lost though its size and time are kept. Where the system does not tell a restart, nothing is remembered.
+    A file that has changed since does not count. After a restart of the machine no file counts: the last writes may be
+    lost although sizes and times are as before. If the system does not tell its restarts, nothing is remembered.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,7 +51,7 @@ class Verified:
         return self._files.get(str(path)) == _entry(path.stat(), shard)
 
     def add(self, path: Path, shard: Shard, stat: os.stat_result | None = None) -> None:
-        """The file was whole when it had this `stat`: now, if none is given."""
+        """Remember that the file was whole when it had this `stat`; without one, now."""
         if not self._boot:
             return
         with self._lock:
@@ -66,7 +66,7 @@ def _entry(stat: os.stat_result, shard: Shard) -> list[int]:
 
 
 def _boot_id() -> str:
-    """Of this machine since its last restart; empty where the system has none, as in some containers."""
+    """The id of this machine since its last restart; "" where the system has none, as in some containers."""
     try:
         return BOOT_ID.read_text().strip()
     except OSError:
@@ -74,7 +74,7 @@ def _boot_id() -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the scratch folder, or one in it; UserError if something is in its place or it may not be made."""
+    """Make the scratch folder or one in it. UserError if something is in its place, or if it may not be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -87,9 +87,9 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def open_verified(scratch: Path, index: Index) -> Iterator[Verified]:
-    """What is known of this data on this machine, for one process at a time; the others wait and find it done.
+    """What is known of this data on this machine, for one process at a time. The others wait, and then find it done.
 
-    UserError if there can be no such folder in `scratch`, or no lock: without one, two would write the same files.
+    Raises UserError if `scratch` allows no such folder or no lock: without a lock, two would write the same files.
     """
     folder = scratch / "verified"
     make_folder(folder)
@@ -116,7 +116,7 @@ def open_verified(scratch: Path, index: Index) -> Iterator[Verified]:
 def find_faults(
     folder: Path, shards: Sequence[Shard], verified: Verified, workers: int, progress: Callable[[int], None] | None
 ) -> dict[Shard, str]:
-    """The shards that are not whole, and what is wrong; the files that are not known are read."""
+    """The shards that are not whole, and what is wrong with each. Files that are not known yet are read."""
     faults, unknown = dict[Shard, str](), list[Shard]()
     for shard in shards:
         path = folder / shard.file
@@ -150,7 +150,7 @@ def find_faults(
 
 
 def read_crc32(file: FileIO, size: int, stop: threading.Event, count: Callable[[int], None]) -> tuple[int, int]:
-    """Read up to `size` bytes: how many there were, and their checksum. `count` is told of every piece."""
+    """Read up to `size` bytes; returns how many there were, and their checksum. `count` is told of every piece."""
     buffer, done, crc32 = memoryview(bytearray(PIECE_BYTES)), 0, 0
     while done < size and not stop.is_set() and (got := file.readinto(buffer[: size - done])):
         crc32 = zlib.crc32(buffer[:got], crc32)
@@ -162,8 +162,8 @@ def read_crc32(file: FileIO, size: int, stop: threading.Event, count: Callable[[
 def in_parallel(task: Callable[[Shard, threading.Event], None], shards: Sequence[Shard], threads: int) -> None:
     """Do the task with every shard. The first error, or an interruption, sets the event and is raised at once.
 
-    A thread may then still wait for an answer of S3, for seconds; so nobody waits for the threads, not even Python's
-    exit. Until they see the event they write at most what belongs there anyway.
+    A thread may then still wait seconds for an answer of S3. Nothing waits for the threads, not even Python's exit.
+    Until they see the event they write only bytes that belong to the shard.
     """
     todo, ended, stop = queue.SimpleQueue[Shard](), queue.SimpleQueue[BaseException | None](), threading.Event()
     for shard in shards:

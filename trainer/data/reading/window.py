@@ -20,20 +20,20 @@ NO_MARKS = np.empty(0, np.int64)
 
 
 class Window(NamedTuple):
-    """A JPEG that holds a box, and where in it. `whole`: it ends where its pixels do, so a decoder may be strict."""
+    """A JPEG that contains a box, and the box's place in it. `whole`: no data follows its last row."""
 
     jpeg: Bytes
     left: int
     top: int
-    whole: bool
+    whole: bool  # then a decoder may be strict
 
 
 def cut(jpeg: Bytes, box: Box, memory: Bytes) -> Window:
     """The smallest JPEG that can be copied out of `jpeg` and holds `box`; its pixels are bit for bit the same.
 
-    With restart markers on a grid (a whole number per row of MCUs): only the intervals that the box touches. With none:
-    the rows below the box are left out. Anything else comes back as it is, damaged bytes too: the decoder is the judge.
-    The window may lie in `memory`, which must be as long as `jpeg`.
+    With restart markers on a grid (a whole number per row of MCUs), it has only the intervals that the box touches.
+    Without markers, it leaves out the rows below the box. Any other JPEG comes back unchanged, even a damaged one: the
+    decoder will tell. The window may lie in `memory`, which must be as long as `jpeg`.
     """
     headers = _headers(jpeg)
     marks = (jpeg == 0xFF).nonzero()[0] if headers[2] else NO_MARKS
@@ -41,8 +41,8 @@ def cut(jpeg: Bytes, box: Box, memory: Bytes) -> Window:
     return Window(memory[:size] if size else jpeg, left, top, whole)
 
 
-# Compiled: in numpy it takes 25 calls, which cost a third of what decoding a small image does, and hold the lock. No
-# index is checked in compiled code, so everything that comes from the bytes is, before it is used.
+# Compiled, since 25 numpy calls would cost a third of decoding a small image, and hold the interpreter lock. Compiled
+# code checks no index, so every number that comes from the bytes is checked here before it is used.
 @njit(cache=True, nogil=True)
 def _headers(jpeg: Bytes) -> tuple[int, int, int]:
     """Where the frame header and the entropy-coded bytes begin, and the MCUs between restart markers (0: none).
@@ -86,7 +86,7 @@ def _cut(
     height: int,
     out: Bytes,
 ) -> tuple[int, int, int, bool]:
-    """(bytes written to out, left, top, whole); 0 bytes: take all of it. `marks`: where bytes are 0xFF, ascending."""
+    """(bytes written to out, left, top, whole); 0 bytes mean: take the whole JPEG. `marks`: where bytes are 0xFF."""
     sof, scan, interval = headers
     everything = (0, left, top, True)
     if sof == 0 or len(out) < len(jpeg):
