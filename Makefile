@@ -129,6 +129,10 @@ test: $(VENV)/.dev $(INFRA)/.dev node_modules/.package-lock.json ## run all test
 test-infra: $(INFRA)/.dev node_modules/.package-lock.json ## run the tests of the AWS app alone (they have an environment of their own)
 	@$(INFRA)/bin/python -m tests tests/infra $(ARGS)
 
+.PHONY: upgrade-check
+upgrade-check: $(VENV)/.dev ## runs that FROM=commit began continue with this code: compare every bit
+	@$(BIN)/python -m tests.upgrade $(FROM)
+
 .PHONY: check
 check: $(VENV)/.dev $(INFRA)/.dev ## lint, import floors, types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache && $(BIN)/mypy

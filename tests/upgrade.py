@@ -1,6 +1,6 @@
 """Does a run that an older commit began continue with this code, to the same bits?
 
-    python -m tests.upgrade COMMIT       begin with COMMIT, stop it half-way, continue with the present tree
+    make upgrade-check FROM=COMMIT       begin with COMMIT, stop half-way, continue with the present tree
 
 The weights and the metrics are compared with those of two undisturbed runs, one of COMMIT and one of the present tree.
 This is done in a directory and in S3. The data is prepared by COMMIT. Exit code 0: nothing differs; 1 otherwise.
