@@ -130,7 +130,7 @@ def test_what_cannot_be_marked_is_none(jpeg: bytes) -> None:
 @pytest.fixture
 def checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled code with its indices checked, as it is not otherwise: it raises IndexError."""
-    for name in ("_next", "_put", "_copy", "_transcode"):  # what calls others is compiled after them
+    for name in ("_next_bits", "_put", "_copy", "_transcode"):  # what calls others is compiled after them
         monkeypatch.setattr(restart_markers, name, njit(boundscheck=True)(getattr(restart_markers, name).py_func))
 
 
