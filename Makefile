@@ -136,7 +136,7 @@ upgrade-check: $(VENV)/.dev ## runs that FROM=commit began continue with this co
 .PHONY: check
 check: $(VENV)/.dev $(INFRA)/.dev ## lint, import floors, types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache && $(BIN)/mypy
-	@$(BIN)/mypy --python-executable $(INFRA)/bin/python --cache-dir .mypy_cache/infra --follow-imports silent infra
+	@$(BIN)/mypy --python-executable $(INFRA)/bin/python --cache-dir .mypy_cache/infra --follow-imports silent infra $(addprefix tests/,infra emulator simulate)
 
 .PHONY: simulate
 simulate: $(INFRA)/.dev ## simulate days of runs: reclaims, droughts, crashes, hangs; dollars and lost steps (ARGS="--seeds 1000")

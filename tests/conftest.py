@@ -14,6 +14,7 @@ from collections.abc import Generator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,7 +109,8 @@ def taken(terminalreporter: pytest.TerminalReporter) -> dict[str, dict[str, floa
             if isinstance(report, pytest.TestReport):
                 values = files.setdefault(report.nodeid.split("::")[0], {"wall": 0, "cpu": 0, "tests": 0})
                 values["wall"] += report.duration
-                values["cpu"] += dict(report.user_properties).get("cpu_seconds", 0)
+                properties: dict[str, Any] = dict(report.user_properties)
+                values["cpu"] += properties.get("cpu_seconds", 0)
                 values["tests"] += report.nodeid not in tests
                 tests.add(report.nodeid)
     return files

@@ -26,15 +26,15 @@ def photo(seed: int, width: int = 48, height: int = 40) -> Image.Image:
     return Image.fromarray(np.clip(smooth + rng.integers(-8, 9, smooth.shape), 0, 255).astype(np.uint8))
 
 
-def encode(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:
+def encode(image: Image.Image, format: str = "JPEG", **options: Any) -> bytes:
     out = io.BytesIO()
     image.save(out, format, **options)
     return out.getvalue()
 
 
-def decode(data: bytes | memoryview) -> np.ndarray:
+def decode(data: bytes | memoryview | np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8, as torchvision's loader sees it."""
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(bytes(data))).convert("RGB"))
 
 
 def image_folder(root: Path, *, classes: Iterable[str] = CLASSES, train: int = 4, val: int = 2, side: int = 40) -> Path:
@@ -49,7 +49,7 @@ def image_folder(root: Path, *, classes: Iterable[str] = CLASSES, train: int = 4
     return root
 
 
-def rows(count: int, *, classes: int = len(CLASSES), first: int = 0, side: int = 40) -> list[dict[str, object]]:
+def rows(count: int, *, classes: int = len(CLASSES), first: int = 0, side: int = 40) -> list[dict[str, Any]]:
     """Rows of the hub's schema: `image{bytes,path}` and `label`, the labels taking turns."""
     return [
         {

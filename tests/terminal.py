@@ -27,7 +27,7 @@ def on_a_terminal(
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(folder)
-        os.execvp(command[0], command)
+        os.execvp(command[0], [*command])
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     waiting, seen, deadline = dict(keys or {}), b"", time.monotonic() + timeout
     while time.monotonic() < deadline:

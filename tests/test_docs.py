@@ -180,8 +180,8 @@ def test_every_make_command_that_is_shown_names_a_target_and_variables_that_exis
             else:
                 assert word in known, f"{where}: {' '.join(words)}: no target {word}"
     for page in PAGES.values():
-        for name in page.names():
-            if found := re.match(r"([A-Z_]+)=", name):
+        for named in page.names():
+            if found := re.match(r"([A-Z_]+)=", named):
                 assert re.search(rf"\b{found[1]}\b", text), f"{page.name}: no variable {found[1]}="
 
 
@@ -229,8 +229,8 @@ def test_every_path_and_module_that_is_named_exists(name: str) -> None:
         for module in [word for word in found if re.fullmatch(r"(trainer|infra)(\.\w+)+", word)]:
             path = ROOT / module.replace(".", "/")
             assert path.is_dir() or path.with_suffix(".py").exists(), f"{name}: {module}"
-    for path in [word for word in found if re.fullmatch(rf"{ROOMS}/[\w./-]*", word)]:
-        assert (ROOT / path).exists(), f"{name}: {path}"
+    for place in [word for word in found if re.fullmatch(rf"{ROOMS}/[\w./-]*", word)]:
+        assert (ROOT / place).exists(), f"{name}: {place}"
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -39,8 +39,8 @@ def names_are_those_of_the_registry() -> None:
         }
         return ActionResult({"authorizationData": [login]})
 
-    ecr.Repository.uri = property(uri, lambda self, value: None)  # type: ignore[assignment,method-assign]
-    ecr_http.ECRResponse.get_authorization_token = token  # type: ignore[method-assign]
+    ecr.Repository.uri = property(uri, lambda self, value: None)
+    ecr_http.ECRResponse.get_authorization_token = token
 
 
 def ask(repository: str, path: str, method: str = "GET") -> tuple[bytes, str]:
@@ -83,4 +83,4 @@ def images_are_those_of_the_registry() -> None:
 
     for name in ("list_images", "describe_images", "batch_get_image"):
         setattr(backend, name, filled(getattr(backend, name)))
-    backend.batch_delete_image = filled(delete)  # type: ignore[method-assign]
+    backend.batch_delete_image = filled(delete)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from copy import deepcopy
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 from moto.autoscaling import models as asg
 from moto.autoscaling.exceptions import ValidationError
@@ -29,7 +29,7 @@ from moto.ssm import models as ssm
 from tests.emulator.aws_control import SETTINGS
 
 SPOT_SHARE = 0.4  # of the on-demand price, where a test says nothing else
-Group = asg.FakeAutoScalingGroup
+Group: TypeAlias = asg.FakeAutoScalingGroup
 
 
 def patch() -> dict[str, Callable[[], None]]:
@@ -81,9 +81,9 @@ def machines_follow_the_policy() -> None:
             self.ec2_backend.delete_volume(default.volume_id)
         add_volume(self, size, device_path, *rest, **more)
 
-    Instance.add_block_device = replaced  # type: ignore[method-assign]
+    Instance.add_block_device = replaced
     Group.instance_type = property(instance_type)
-    Group.replace_autoscaling_group_instances = launched  # type: ignore[method-assign]
+    Group.replace_autoscaling_group_instances = launched
 
 
 def activity(group: Group, description: str, failure: str = "") -> dict[str, Any]:
@@ -154,11 +154,11 @@ def activities_and_failures() -> None:
         newest_first = [entry for group in groups for entry in activities(group)]
         return ActionResult({"Activities": newest_first[: self._get_int_param("MaxRecords", 100)]})
 
-    Group.replace_autoscaling_group_instances = launched  # type: ignore[method-assign]
-    Group.set_desired_capacity = changed  # type: ignore[method-assign]
-    backend.notify_terminate_instances = notified  # type: ignore[method-assign]
-    backend.describe_auto_scaling_groups = described  # type: ignore[method-assign]
-    AutoScalingResponse.describe_scaling_activities = scaling_activities  # type: ignore[method-assign]
+    Group.replace_autoscaling_group_instances = launched
+    Group.set_desired_capacity = changed
+    backend.notify_terminate_instances = notified
+    backend.describe_auto_scaling_groups = described
+    AutoScalingResponse.describe_scaling_activities = scaling_activities
 
 
 def updates_leave_the_rest_alone() -> None:
@@ -194,8 +194,8 @@ def updates_leave_the_rest_alone() -> None:
         original_resource.tags = [t for t in original_resource.tags if t["Key"] not in keys] + given.get("Tags", [])
         return original_resource
 
-    Group.update = updated  # type: ignore[method-assign]
-    Group.update_from_cloudformation_json = classmethod(in_place)  # type: ignore[method-assign,assignment]
+    Group.update = updated
+    Group.update_from_cloudformation_json = classmethod(in_place)
 
 
 def spot_prices() -> None:
@@ -218,7 +218,7 @@ def spot_prices() -> None:
         ]  # fmt: skip
         return ActionResult({"SpotPriceHistory": found})
 
-    SpotInstances.describe_spot_price_history = history  # type: ignore[method-assign]
+    SpotInstances.describe_spot_price_history = history
 
 
 def quotas() -> None:
@@ -237,8 +237,8 @@ def quotas() -> None:
         entries = [entry(code) for code in SETTINGS.quotas]
         return ActionResult({"Quotas": [e for e in entries if e["ServiceCode"] == self._get_param("ServiceCode")]})
 
-    ServiceQuotasBackend.get_service_quota = get  # type: ignore[method-assign]
-    ServiceQuotasResponse.list_service_quotas = listed  # type: ignore[attr-defined]
+    ServiceQuotasBackend.get_service_quota = get
+    ServiceQuotasResponse.list_service_quotas = listed
 
 
 def public_parameters() -> None:
@@ -255,7 +255,7 @@ def public_parameters() -> None:
             )  # fmt: skip
             dict.setdefault(self, key, []).append(parameter)
 
-    ssm.ParameterDict._check_loading_status = loaded  # type: ignore[method-assign]
+    ssm.ParameterDict._check_loading_status = loaded
 
 
 def logs_come_late_and_in_pages() -> None:
@@ -281,6 +281,6 @@ def logs_come_late_and_in_pages() -> None:
         finally:
             prefix.reset(asked)
 
-    LogsResponse.filter_log_events = with_prefix  # type: ignore[method-assign]
-    logs.LogStream.filter_log_events = arrived  # type: ignore[method-assign]
-    logs.LogGroup.filter_log_events = paged  # type: ignore[method-assign]
+    LogsResponse.filter_log_events = with_prefix
+    logs.LogStream.filter_log_events = arrived
+    logs.LogGroup.filter_log_events = paged

@@ -88,9 +88,9 @@ def change_sets_make_outputs_and_exports() -> None:
     def resolved_once(self: parsing.ResourceMap, value: str, value_type: str) -> Any:
         return value if value in self.resolved_parameters.values() else parse(self, value, value_type)
 
-    cfn.ChangeSet.apply = applied  # type: ignore[method-assign]
-    cfn.CloudFormationBackend._resolve_update_parameters = previous  # type: ignore[method-assign]
-    parsing.ResourceMap.parse_ssm_parameter = resolved_once  # type: ignore[method-assign]
+    cfn.ChangeSet.apply = applied
+    cfn.CloudFormationBackend._resolve_update_parameters = previous
+    parsing.ResourceMap.parse_ssm_parameter = resolved_once
 
 
 def change_sets_by_name() -> None:
@@ -120,14 +120,14 @@ def change_sets_by_name() -> None:
         if change_set_name in self.change_sets:
             delete_change_set(self, change_set_name)
 
-    response._get_param = by_id  # type: ignore[method-assign]
-    backend.describe_change_set, backend.delete_change_set = describe, delete  # type: ignore[method-assign]
+    response._get_param = by_id
+    backend.describe_change_set, backend.delete_change_set = describe, delete
 
 
 def existing_resources_are_imported() -> None:
     """moto does not know ImportExistingResources: a change set that takes over what exists under its name."""
     create, execute = cfn_http.CloudFormationResponse.create_change_set, cfn.CloudFormationBackend.execute_change_set
-    make_bucket = s3.FakeBucket.create_from_cloudformation_json.__func__  # type: ignore[attr-defined]
+    make_bucket = s3.FakeBucket.create_from_cloudformation_json.__func__
 
     def created(self: Any) -> Any:
         answer = create(self)
@@ -142,15 +142,15 @@ def existing_resources_are_imported() -> None:
         finally:
             IMPORTING.reset(importing)
 
-    def bucket(cls: type[s3.FakeBucket], name: str, body: Any, account: str, region: str, **kwargs: Any) -> Any:
+    def bucket(cls: Any, /, name: str, body: Any, account: str, region: str, **kwargs: Any) -> Any:
         backend = s3.s3_backends[account]["aws"]
         if IMPORTING.get() and name in backend.buckets:
             return backend.buckets[name]
         return make_bucket(cls, name, body, account, region, **kwargs)
 
-    cfn_http.CloudFormationResponse.create_change_set = created  # type: ignore[method-assign]
-    cfn.CloudFormationBackend.execute_change_set = executed  # type: ignore[method-assign]
-    s3.FakeBucket.create_from_cloudformation_json = classmethod(bucket)  # type: ignore[method-assign,assignment]
+    cfn_http.CloudFormationResponse.create_change_set = created
+    cfn.CloudFormationBackend.execute_change_set = executed
+    s3.FakeBucket.create_from_cloudformation_json = classmethod(bucket)
 
 
 def parts_of_a_vpc_are_deleted() -> None:
@@ -194,9 +194,11 @@ def deletions_that_fail() -> None:
             try:
                 delete(self, name_or_stack_id)
             except ServiceException as error:  # what one of its resources says
+                if stack is None:
+                    raise
                 self.stacks[stack.stack_id], reason = stack, str(error)
         if stack and reason:
             stack._add_stack_event("DELETE_FAILED", resource_status_reason=reason)
             stack.status, stack.status_reason = "DELETE_FAILED", reason
 
-    cfn.CloudFormationBackend.delete_stack = deleted  # type: ignore[method-assign]
+    cfn.CloudFormationBackend.delete_stack = deleted

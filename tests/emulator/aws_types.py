@@ -38,25 +38,25 @@ class Resource(CloudFormationModel):
         return True
 
     @classmethod
-    def cloudformation_name_type(cls) -> str:  # type: ignore[override]
+    def cloudformation_name_type(cls) -> str:
         return cls.name_property
 
     @classmethod
-    def cloudformation_type(cls) -> str:  # type: ignore[override]
+    def cloudformation_type(cls) -> str:
         return f"Emulator::{cls.__name__}"
 
     @classmethod
-    def create_from_cloudformation_json(  # type: ignore[override]
+    def create_from_cloudformation_json(
         cls, name: str, body: dict[str, Any], account: str, region: str, **kwargs: Any
     ) -> Resource:
         return cls(body["Properties"].get(cls.name_property, name), body, account, region)
 
     @classmethod
-    def update_from_cloudformation_json(cls, original_resource: Resource, **kwargs: Any) -> Resource:  # type: ignore[override]
+    def update_from_cloudformation_json(cls, original_resource: Resource, **kwargs: Any) -> Resource:
         return original_resource
 
     @classmethod
-    def delete_from_cloudformation_json(cls, *of_the_resource: Any) -> None:  # type: ignore[override]
+    def delete_from_cloudformation_json(cls, *of_the_resource: Any) -> None:
         pass
 
 
@@ -80,7 +80,7 @@ class Secret(Resource):
         return self.arn
 
     @classmethod
-    def delete_from_cloudformation_json(cls, name: str, body: Any, account: str, region: str) -> None:  # type: ignore[override]
+    def delete_from_cloudformation_json(cls, name: str, body: Any, account: str, region: str) -> None:
         secretsmanager_backends[account][region].delete_secret(name, None, True)
 
 
@@ -97,7 +97,7 @@ class ScheduleGroup(Resource):
         return self.arn if attribute_name == "Arn" else super().get_cfn_attribute(attribute_name)
 
     @classmethod
-    def delete_from_cloudformation_json(cls, name: str, body: Any, account: str, region: str) -> None:  # type: ignore[override]
+    def delete_from_cloudformation_json(cls, name: str, body: Any, account: str, region: str) -> None:
         scheduler_backends[account][region].schedule_groups.pop(name, None)
 
 
@@ -117,7 +117,7 @@ class Alarm(Resource):
         self.arn = alarm.alarm_arn
 
     @classmethod
-    def delete_from_cloudformation_json(cls, name: str, body: Any, account: str, region: str) -> None:  # type: ignore[override]
+    def delete_from_cloudformation_json(cls, name: str, body: Any, account: str, region: str) -> None:
         cloudwatch_backends[account][region].delete_alarms([name])
 
 

@@ -68,7 +68,7 @@ class Combined(MultipartChecksumBuilder):
         return super().build() if self.checksum_algorithm != "CRC64NVME" else ("FULL_OBJECT", _base64(self.crc64), 1)
 
 
-moto.s3.models.MultipartChecksumBuilder = Combined  # type: ignore[misc]
+moto.s3.models.MultipartChecksumBuilder = Combined
 
 
 class Verifier:

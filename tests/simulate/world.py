@@ -224,9 +224,8 @@ class World:
 
     def is_over(self) -> bool:
         """At rest for half an hour (the guard has settled by then), or running for ever."""
-        return (self.rest and self.clock.now - self.rest > 1800) or (
-            self.deadline and self.clock.now > self.deadline + PATIENCE_SECONDS
-        )  # type: ignore[return-value]
+        is_settled = self.rest > 0 and self.clock.now - self.rest > 1800
+        return is_settled or 0 < self.deadline < self.clock.now - PATIENCE_SECONDS
 
     def say(self, event: str) -> None:
         if self.says:

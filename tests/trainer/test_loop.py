@@ -24,6 +24,7 @@ from trainer.checkpoint.restore import list_manifests, read_manifest, read_objec
 from trainer.contract import Exit, LostRunError, Phase, RunEnv, UserError
 from trainer.data.reading.loader import Batch, Loader
 from trainer.learning.state import State
+from trainer.learning.step import train_step
 from trainer.learning.world import World
 from trainer.process import interruption as interruption_module
 from trainer.process.channel import SOCKET_VARIABLE, Channel, attempt_dir
@@ -236,9 +237,10 @@ def test_h_memory_is_given_back_where_the_resolution_changes_and_after_validatio
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = replace(CONFIG.data, start_resolution=32, resolution=64, ramp_end_epoch=2, resolution_multiple=16)
-    config, given_back, seen = replace(CONFIG, data=data, val_every_epochs=3), [], []
+    config = replace(CONFIG, data=data, val_every_epochs=3)
+    given_back: list[int] = []
+    seen: list[tuple[int, int]] = []
     monkeypatch.setattr(module, "empty_cache", lambda world: given_back.append(len(seen)))
-    train_step = module.train_step
 
     def watched(state: Any, net: Any, batches: Iterator[Batch], *rest: Any) -> Any:
         first = next(batches)
@@ -315,8 +317,6 @@ def test_a_save_that_is_asked_for_is_made_once(lab: Lab) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(lab: Lab) -> None:
-    train_step = module.train_step
-
     def poisoned(state: State, *rest: Any) -> torch.Tensor:
         if state.step == 2:
             next(state.model.parameters()).data.fill_(float("nan"))

@@ -220,7 +220,11 @@ def test_s3_that_keeps_failing_ends_with_1_and_the_shards_so_far_are_kept(
 def hanging_put(s3_proxy: FaultyProxy) -> Iterator[FaultyProxy]:
     """S3 takes a shard and does not answer: longer than the client waits for it, several times."""
     end = threading.Event()
-    s3_proxy.plan("PUT", *[lambda forward: end.wait(60) and None] * 10)
+
+    def no_answer(forward: object) -> None:
+        end.wait(60)
+
+    s3_proxy.plan("PUT", *[no_answer] * 10)
     yield s3_proxy
     end.set()
 

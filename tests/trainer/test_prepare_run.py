@@ -97,7 +97,7 @@ def test_on_aws_it_leaves_its_records_done_last_by_what_its_role_may_do_and_is_t
 ) -> None:
     folder = image_folder(tmp_path / "photos")
     arguments = ("--data", str(folder), "--store", s3_uri, "--train-sides", "32", "--val-sides", "32")
-    environ = {"TRAINER_RUN_ID": RUN, "AWS_EC2_METADATA_SERVICE_ENDPOINT": instance.endpoint}
+    environ: dict[str, Any] = {"TRAINER_RUN_ID": RUN, "AWS_EC2_METADATA_SERVICE_ENDPOINT": instance.endpoint}
     code, said = prepare(*arguments, **environ)
     assert code == 0, said
     asked, store = list(s3_proxy.requests), open_store(s3_uri)
@@ -224,7 +224,7 @@ def test_what_the_user_must_change_is_told_by_failed_json_and_a_later_attempt_is
 def test_a_hub_that_cannot_be_reached_is_a_crash_that_is_tried_again_where_nobody_watches(
     tmp_path: Path, place: str
 ) -> None:
-    environ = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
+    environ: dict[str, Any] = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
     code, said = prepare("--data", "lab/photos", "--store", place, "--run-id", RUN, **environ)
     assert code == 1, said
     assert "cannot be reached" in record(open_store(place), "attempts/1.json")["message"]
@@ -257,8 +257,9 @@ def test_the_ledger_names_the_machine_of_a_killed_attempt_and_the_spec_of_launch
     new_run: Callable[..., Run], instance: Imds
 ) -> None:
     run = new_run(AWS_EC2_METADATA_SERVICE_ENDPOINT=instance.endpoint)
-    times = {"created": 1.0, "deadline": 2.0, "hours": 1.0}
-    spec = Spec(run_id="quick", recipe="digits", arguments=("digits",), budget_usd=5, **times).to_json()
+    spec = Spec(
+        run_id="quick", recipe="digits", arguments=("digits",), budget_usd=5, created=1.0, deadline=2.0, hours=1.0
+    ).to_json()
     run.store.put("runs/quick/spec.json", spec)
 
     def told(attempt: int) -> Callable[[], bool]:

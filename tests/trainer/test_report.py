@@ -20,6 +20,7 @@ from trainer.report.__main__ import main
 from trainer.report.charts import MOST_POINTS, series
 from trainer.report.page import DARK, LIGHT
 from trainer.store import ObjectStore, open_store
+from trainer.telemetry.metrics import Row
 from trainer.text import show_duration
 
 STEPS_PER_EPOCH, EPOCHS = 25, 8
@@ -226,7 +227,7 @@ def test_help_shows_every_option_and_loads_nothing_heavy() -> None:
 
 
 def test_long_curves_are_averaged_down_to_what_a_chart_can_show() -> None:
-    rows = [{"step": step, "time": 0.0, "train/loss": float(step % 2)} for step in range(10_000)]
+    rows: list[Row] = [{"step": step, "time": 0.0, "train/loss": float(step % 2)} for step in range(10_000)]
     steps, values = series(rows, "train/loss")
     assert 200 < len(steps) <= MOST_POINTS
     assert steps == sorted(steps)
@@ -261,5 +262,7 @@ def test_a_browser_shows_the_result_the_charts_and_dark_mode(store: ObjectStore,
         picture = tmp_path / "page.png"
         browse(f"--screenshot={picture}", *flags)
         image = Image.open(picture).convert("RGB")
-        assert "#{:02x}{:02x}{:02x}".format(*image.getpixel((5, 5))) == paper
+        corner = image.getpixel((5, 5))
+        assert isinstance(corner, tuple)
+        assert "#{:02x}{:02x}{:02x}".format(*corner) == paper
         assert len(image.crop((600, 500, 1280, 1100)).getcolors(maxcolors=1 << 20) or []) > 20, "charts are visible"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from infra.config import CPU_TYPES, GPU_TYPES
+from infra.config import AMI, CPU_TYPES, GPU_TYPES
 from infra.operate.checks import machines
 from infra.operate.planning import catalog
-from infra.stacks.groups import AMI
 from trainer.contract import UserError
 from trainer.recipes import named
 

@@ -239,7 +239,7 @@ def stop(account: Deployed) -> None:
 
 
 def test_a_stopped_run_goes_on_with_what_it_computes_and_new_limits(place: Deployed) -> None:
-    limits = {"run_id": "mine", "hours": 1.0, "budget_usd": 2.0}
+    limits: dict[str, Any] = {"run_id": "mine", "hours": 1.0, "budget_usd": 2.0}
     first = begin(place, Request(recipe="digits", arguments=("--epochs", "3"), **limits))
     stop(place)
     place.put(run_key("mine", "failed.json"), {"attempt": 1, "message": "the token was missing"})

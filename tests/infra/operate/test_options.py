@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,13 +17,14 @@ from infra.config import Installation
 from infra.operate.command_line import CommandLine
 from infra.operate.planning import options, plan
 from infra.operate.planning.options import Option, Request, go_on, options_of, spec_values
+from infra.operate.planning.prices import Prices
 from infra.run.spec import Spec
 from tests import ROOT
 from tests.infra.operator import infra
 from trainer.contract import UserError
 
 OPTIONS = dict(options_of(Request))
-GIVEN = {  # field: the words of an option, and what they ask for
+GIVEN: dict[str, tuple[str, Any]] = {  # field: the words of an option, and what they ask for
     "recipe": ("finetune", "finetune"),
     "data": ("me/my-images", "me/my-images"),
     "arguments": ("--epochs 4 --name 'two words'", ("--epochs", "4", "--name", "two words")),
@@ -241,7 +243,7 @@ def test_no_variable_means_two_things_in_one_command() -> None:
 
 def test_a_plan_writes_every_option_into_the_spec() -> None:
     request = Request(recipe="digits", on_demand_after_minutes=15.0, types=("g6.xlarge",))
-    prices = plan.Prices({"g6.xlarge": 0.8}, {}, "a test")
+    prices = Prices({"g6.xlarge": 0.8}, {}, "a test")
     spec = plan.plan_run(request, Installation(), prices, None, 1.0, 0.0).spec
     assert (spec.on_demand_after_minutes, spec.types, spec.nodes) == (15.0, ("g6.xlarge",), 1)
     assert spec.arguments == ("digits",)

@@ -17,7 +17,7 @@ from tests.infra.synthesized import VARIANTS, flat, new_app, stacks
 ACCOUNT = "<AWS::Region>:<AWS::AccountId>"
 
 
-def findings(app: cdk.App) -> set[tuple[str, str]]:
+def findings(app: cdk.App) -> set[tuple[str | None, str]]:
     """(construct, rule) of all that cdk-nag finds."""
     report = AwsSolutionsChecks(app).validate_scope(app)
     return {

@@ -156,7 +156,7 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
-DAMAGES = {
+DAMAGES: dict[Callable[[Path], None], str] = {
     flip_a_bit: r"has checksum \d+, index.json says \d+",
     truncate: "has 4999 bytes, index.json says 5000",
     lengthen: "has 5001 bytes, index.json says 5000",

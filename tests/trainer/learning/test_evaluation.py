@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -130,7 +131,7 @@ def test_validation_changes_nothing_in_the_models_and_leaves_them_training(split
         assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert scores(models, split) == first  # no dropout, no statistics of the batch
     models["val"](torch.randn(4, 3, 32, 32)).sum().backward()  # it still learns
-    assert models["val"][0].weight.grad is not None
+    assert models["val"].get_submodule("0").weight.grad is not None
 
 
 class Breaks(nn.Module):
@@ -154,9 +155,9 @@ def test_the_models_return_to_training_when_validation_fails_or_is_ended(split: 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_in_a_lower_precision_only_the_forward_pass_is_rounded(
-    split: PreparedSplit, model: nn.Module, precision: str, dtype: torch.dtype
+    split: PreparedSplit, model: nn.Module, precision: Literal["bf16", "fp16"], dtype: torch.dtype
 ) -> None:
-    config = replace(CONFIG, precision=precision, val_batch_size=21)  # type: ignore[arg-type]
+    config = replace(CONFIG, precision=precision, val_batch_size=21)
     found = scores({"val": model}, split, config)
     images, labels = torch.empty(21, 32, 32, 3, dtype=torch.uint8), torch.from_numpy(split.labels)
     for i in range(21):

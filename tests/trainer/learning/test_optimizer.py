@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
+from typing import Literal
 
 import pytest
 import torch
@@ -49,9 +50,9 @@ def train_once(model: nn.Module, average: nn.Module, optimizer: torch.optim.SGD,
     ("pct_start", "div", "final_div"), [(0.3, 25.0, 1e4), (0.05, 2.0, 10.0), (0.45, 25.0, 1e4), (0.9, 100.0, 1.0)]
 )
 def test_one_cycle_is_that_of_torch_at_every_step(
-    total: int, shape: str, pct_start: float, div: float, final_div: float
+    total: int, shape: Literal["cos", "linear"], pct_start: float, div: float, final_div: float
 ) -> None:
-    optim = OptimConfig(peak_lr=0.7, div=div, final_div=final_div, pct_start=pct_start, anneal=shape)  # type: ignore[arg-type]
+    optim = OptimConfig(peak_lr=0.7, div=div, final_div=final_div, pct_start=pct_start, anneal=shape)
     reference = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         reference, 0.7, total_steps=total, pct_start=pct_start, anneal_strategy=shape, cycle_momentum=False,

@@ -33,9 +33,9 @@ def test_what_was_put_is_read_back_whole_in_part_and_into_a_buffer(store: Object
     for start, size in ((0, len(body)), (250, 20), (len(body) - 1, 1)):
         for buffer in (7, MIB):
             assert streamed(store, "runs/a/x.bin", start, size, buffer) == body[start : start + size]
-    buffer = bytearray(len(body))
-    store.read_into("runs/a/x.bin", memoryview(buffer))
-    assert buffer == body
+    target = bytearray(len(body))
+    store.read_into("runs/a/x.bin", memoryview(target))
+    assert target == body
 
 
 def test_an_empty_object_is_an_object(store: ObjectStore) -> None:

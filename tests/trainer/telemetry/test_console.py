@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -85,9 +86,9 @@ def test_only_the_main_process_writes_a_status(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def interruption() -> Interruption:
+def interruption() -> Iterator[Interruption]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield Interruption()  # type: ignore[misc]
+    yield Interruption()
     for number, handler in before.items():
         signal.signal(number, handler)
 

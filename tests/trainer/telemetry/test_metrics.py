@@ -23,7 +23,7 @@ from trainer.telemetry.metrics import MetricsWriter, read_metrics
 from trainer.telemetry.step_log import StepLog
 
 RUN = "job"
-Attempt = Callable[[int, int], MetricsWriter]
+Attempt = Callable[..., MetricsWriter]
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -97,7 +99,9 @@ def test_where_nothing_is_asked_for_the_augmented_input_is_the_plain_one_and_nee
 
 
 @pytest.mark.parametrize("augment", ["trivial", "rand"])
-def test_an_image_is_flipped_then_changed_by_the_policy_then_normalised_then_erased(augment: str) -> None:
+def test_an_image_is_flipped_then_changed_by_the_policy_then_normalised_then_erased(
+    augment: Literal["trivial", "rand"],
+) -> None:
     reg, data = RegularizeConfig(augment=augment, erasing_probability=0.5), DataConfig()
     images = torch.randint(0, 256, (32, 40, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     before, draws, flips = images.clone(), uniforms(32, reg), torch.arange(32) % 2 == 0

@@ -21,7 +21,7 @@ from trainer.data.augment.policies import (
     PIXELWISE,
     SIGNED,
     apply_policy,
-    choose,
+    choose_operations,
     inverse_matrices,
     magnitude_table,
     policy_draws,
@@ -167,7 +167,7 @@ def test_a_policy_does_to_each_image_what_torchvision_does_with_the_same_choices
 @pytest.mark.parametrize("policy", POLICIES)
 def test_operations_magnitudes_and_signs_are_drawn_evenly(policy: str) -> None:
     reg, images = POLICIES[policy], 200_000
-    chosen = choose(uniforms(images, reg), reg, 224, 224)
+    chosen = choose_operations(uniforms(images, reg), reg, 224, 224)
     assert len(chosen) == (1 if reg.augment == "trivial" else reg.rand_ops)
     table = magnitude_table(reg.augment, 224, 224)
     for ops, magnitudes in chosen:
@@ -195,7 +195,7 @@ def assert_share(count: int, total: int, share: float) -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_ends_of_the_unit_interval_choose_the_first_and_the_last(policy: str, draw: float) -> None:
     reg = POLICIES[policy]
-    for ops, magnitudes in choose(np.full((2, policy_draws(reg)), draw), reg, 224, 224):
+    for ops, magnitudes in choose_operations(np.full((2, policy_draws(reg)), draw), reg, 224, 224):
         assert ops.tolist() == [0 if draw == 0 else 13] * 2
         assert abs(magnitudes).tolist() == [0, 0]  # neither identity nor equalize has one
 

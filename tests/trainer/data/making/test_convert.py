@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from tests.images import decode, encode, photo
 from trainer.data.making.convert import BrokenImageError, convert
@@ -53,6 +54,7 @@ def test_sides_that_the_image_does_not_reach_share_the_same_bytes() -> None:
 def test_what_is_written_is_rgb_420_with_a_restart_marker_after_every_block(mode: str) -> None:
     (data,), _ = convert(encode(photo(1, 150, 110).convert(mode)), "a.JPEG", [72], 90)
     with Image.open(io.BytesIO(data)) as image:
+        assert isinstance(image, JpegImageFile)
         assert image.mode == "RGB"
         assert "progressive" not in image.info
         assert tuple(((layer[1], layer[2]), layer[3]) for layer in image.layer) == RGB_420

@@ -47,7 +47,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_every_form_gives_the_images_in_order_with_labels_and_names(tmp_path: Path) -> None:
     folder, parquet = image_folder(tmp_path / "folder"), parquet_folder(tmp_path / "parquet")
-    small = {"side": 64}  # larger than the images: pixels stay
+    small: dict[str, Any] = {"side": 64}  # larger than the images: pixels stay
     first = open_split(tmp_path, prepared(folder, tmp_path, **small), short_side=64)
     files = sorted((folder / "train").glob("*/*"))
     assert len(first) == len(files)
@@ -57,7 +57,7 @@ def test_every_form_gives_the_images_in_order_with_labels_and_names(tmp_path: Pa
     assert first.labels.dtype == np.int64
     second = open_split(tmp_path, prepared(parquet, tmp_path, **small), short_side=64)
     for i, row in enumerate(rows(12)):
-        assert np.array_equal(decode(second.jpeg(i)), decode(row["image"]["bytes"]))  # type: ignore[index]
+        assert np.array_equal(decode(second.jpeg(i)), decode(row["image"]["bytes"]))
     assert list(second.labels) == [row["label"] for row in rows(12)]
 
 
@@ -124,7 +124,7 @@ def test_other_images_options_or_conversions_make_another_version(
 
 
 def test_an_interrupted_preparation_continues_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    folder, options = image_folder(tmp_path / "folder"), {"copies": COPIES, "images_per_shard": 5}
+    folder, options = image_folder(tmp_path / "folder"), dict[str, Any](copies=COPIES, images_per_shard=5)
     whole = prepared(folder, tmp_path / "whole", **options)
     again = tmp_path / "again" / prepared(folder, tmp_path / "again", **options).prefix
     kept = again / "train-32px-00002.arrow"  # its small copy is lost
@@ -139,7 +139,7 @@ def test_an_interrupted_preparation_continues_and_ends_with_the_same_bytes(tmp_p
 def test_shards_that_another_preparation_writes_meanwhile_are_taken_over(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder, options = image_folder(tmp_path / "folder"), {"copies": COPIES, "images_per_shard": 5}
+    folder, options = image_folder(tmp_path / "folder"), dict[str, Any](copies=COPIES, images_per_shard=5)
     stamps: dict[Path, int] = {}
 
     def other(count: int) -> None:
@@ -195,7 +195,7 @@ def lost_note(folder: Path) -> str:
 def test_a_shard_that_is_not_as_the_file_beside_it_says_is_made_again(
     damage: Callable[[Path], str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    data, options = image_folder(tmp_path / "folder"), {"copies": COPIES, "images_per_shard": 5}
+    data, options = image_folder(tmp_path / "folder"), dict[str, Any](copies=COPIES, images_per_shard=5)
     whole = prepared(data, tmp_path, **options)
     folder = tmp_path / whole.prefix
     expected = digests(folder)
@@ -208,7 +208,7 @@ def test_a_shard_that_is_not_as_the_file_beside_it_says_is_made_again(
 
 
 def test_a_bit_that_flips_before_a_restart_does_not_become_the_truth(tmp_path: Path) -> None:
-    data, options = image_folder(tmp_path / "folder"), {"images_per_shard": 5}
+    data, options = image_folder(tmp_path / "folder"), dict[str, Any](images_per_shard=5)
     whole = prepared(data, tmp_path, **options)
     folder = tmp_path / whole.prefix
     (folder / "index.json").unlink()
@@ -244,7 +244,7 @@ def index_of_an_empty_split(folder: Path) -> str:
 
 @pytest.mark.parametrize("damage", [other_format, cut_index, index_of_an_empty_split])
 def test_damage_that_is_found_in_the_store_is_told_with_the_fix(damage: Callable[[Path], str], tmp_path: Path) -> None:
-    folder, options = image_folder(tmp_path / "folder"), {"copies": COPIES, "images_per_shard": 5}
+    folder, options = image_folder(tmp_path / "folder"), dict[str, Any](copies=COPIES, images_per_shard=5)
     message = damage(tmp_path / prepared(folder, tmp_path, **options).prefix)
     with pytest.raises(UserError, match=message):
         prepared(folder, tmp_path, **options)
@@ -305,7 +305,7 @@ def with_broken(folder: Path, count: int, good: int) -> Path:
     """Tiny images, of which the first `count` of training are cut."""
     content = rows(good, side=8)
     for row in content[:count]:
-        row["image"] = {"bytes": row["image"]["bytes"][:-30], "path": row["image"]["path"]}  # type: ignore[index]
+        row["image"] = {"bytes": row["image"]["bytes"][:-30], "path": row["image"]["path"]}
     write_parquet(folder / "train.parquet", content)
     write_parquet(folder / "validation.parquet", rows(3))
     return folder
@@ -334,7 +334,7 @@ def test_too_many_broken_images_fail_with_their_names_and_keep_what_is_complete(
 def test_a_split_without_a_whole_image_fails_and_leaves_no_index(tmp_path: Path) -> None:
     content = rows(3)
     for row in content:
-        row["image"] = {"bytes": b"no image", "path": row["image"]["path"]}  # type: ignore[index]
+        row["image"] = {"bytes": b"no image", "path": row["image"]["path"]}
     write_parquet(tmp_path / "data" / "train.parquet", rows(3))
     write_parquet(tmp_path / "data" / "validation.parquet", content)
     with pytest.raises(UserError, match=r"split val has no image left, all 3 are broken: image_0.JPEG: .*Replace them"):

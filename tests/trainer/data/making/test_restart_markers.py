@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_optimised_huffman_tables_are_kept_and_an_image_that_lacks_a_code_keeps_
 def test_exif_profile_and_comment_are_dropped_but_what_tells_colours_is_kept() -> None:
     image, exif = photo(6, 64, 48), Image.Exif()
     exif[0x0112] = 6
-    options = {"exif": exif, "icc_profile": bytes(3000), "comment": "hello"}
+    options: dict[str, Any] = {"exif": exif, "icc_profile": bytes(3000), "comment": "hello"}
     for jpeg in (encode(image, **options), encode(image, keep_rgb=True, subsampling="4:4:4", **options)):
         marked = assert_the_same_pixels(jpeg, add_markers(jpeg))
         assert b"Exif" not in marked
@@ -148,7 +149,7 @@ def test_any_damage_gives_none_or_the_pixels_that_a_decoder_makes_of_it() -> Non
         headers = rng.random() < 0.5
         for _ in range(rng.integers(1, 4)):
             where = rng.integers(0, min(640, len(jpeg)) if headers else len(jpeg))
-            jpeg[where] = rng.choice((0, 255, 0xD0, 0xDA, rng.integers(256)))
+            jpeg[where] = rng.choice([0, 255, 0xD0, 0xDA, int(rng.integers(256))])
         data = bytes(jpeg[: rng.integers(0, len(jpeg))] if rng.random() < 0.1 else jpeg)
         marked = add_markers(data)
         try:

@@ -51,7 +51,7 @@ def test_a_parquet_folder_keeps_rows_order_and_class_names(tmp_path: Path) -> No
     source = open_source(str(parquet_folder(tmp_path)))
     expected = rows(12)
     assert source.classes == CLASSES
-    assert [source.splits["train"][i].image for i in range(12)] == [row["image"]["bytes"] for row in expected]  # type: ignore[index]
+    assert [source.splits["train"][i].image for i in range(12)] == [row["image"]["bytes"] for row in expected]
     assert list(source.splits["train"].labels) == [row["label"] for row in expected]
     assert source.splits["train"][11].name == "image_11.JPEG"
     assert len(source.splits["val"]) == 6

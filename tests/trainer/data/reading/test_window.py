@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from trainer.data.reading.window import Box, Window, cut
 SIZES = [(341, 256), (256, 341), (170, 128), (97, 61), (16, 16), (17, 33), (8, 200), (500, 9)]
 
 
-def as_bytes(image: Image.Image, **options: object) -> np.ndarray:
+def as_bytes(image: Image.Image, **options: Any) -> np.ndarray:
     return np.frombuffer(encode(image, quality=90, **options), np.uint8)
 
 
