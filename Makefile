@@ -152,6 +152,10 @@ chaos: $(VENV)/.dev ## inject faults at scale, for hours; again: goes on (ARGS="
 bench-start: $(VENV)/.dev ## measure start-up: help, contract import, command to first step
 	@$(BIN)/python -m benchmarks.start
 
+.PHONY: bench-structure
+bench-structure: $(VENV)/.dev ## count rooms, imports between them, longest files, before and now (ARGS="--before COMMIT")
+	@$(BIN)/python -m benchmarks.structure $(ARGS)
+
 .PHONY: bench-stage
 bench-stage: $(VENV)/.dev ## measure staging from a store against plain downloads (needs nginx: apt install nginx-light)
 	@$(BIN)/python -m benchmarks.stage
