@@ -19,7 +19,7 @@ CONVENTIONS = {
 KNOWN = {
     "AMI", "Bucket", "COLORS", "CONFIG", "Clients", "Guard", "LATE_SECONDS", "Object", "POLL_SECONDS",
     "Progress", "RECIPES", "Row", "Run", "SERVICES", "SILENCE_SECONDS", "Settings", "Status",
-    "ZONES", "clock", "color", "deploy", "explained", "failed",
+    "ZONES", "clock", "color", "deploy", "failed",
     "machines", "prepare", "read_progress", "request_of", "scale_to_zero", "schedules", "stacks",
 }  # fmt: skip
 

@@ -181,11 +181,11 @@ def main(arguments: list[str] | None = None) -> int:
         options = tyro.cli(Options, default=default, prog="python -m trainer.checkpoints", args=arguments)
     except SystemExit as stop:  # tyro has said what is wrong
         return Exit.USER if stop.code else Exit.FINISHED
-    from trainer.store import StoreError, explained, open_store
+    from trainer.store import StoreError, naming_the_fix, open_store
 
     try:
         store = open_store(options.store)
-        with explained(f"the store {store.uri}"):
+        with naming_the_fix(f"the store {store.uri}"):
             match options.command:
                 case List():
                     print_list(store, options.run_id)

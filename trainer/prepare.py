@@ -126,10 +126,10 @@ def _check_run_id(run_id: str) -> None:
 def _prepare(options: Options, store: ObjectStore, run: PrepareRun | None = None) -> Prepared:
     from trainer.data.format import Copies
     from trainer.data.making.prepare import prepare
-    from trainer.store import explained
+    from trainer.store import naming_the_fix
 
     store.probe("datasets/probe")
-    with explained(f"the data {options.data}, or the store {store.uri},"):
+    with naming_the_fix(f"the data {options.data}, or the store {store.uri},"):
         prepared = prepare(
             options.data,
             store,

@@ -19,7 +19,7 @@ from typing import Any
 from trainer.contract import CRASH, HEARTBEAT_SECONDS, Exit, Phase, UserError, attempt_key, run_key
 from trainer.data.making.parquet import UnreachableError
 from trainer.process import spot
-from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError, explained, may_pass
+from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError, may_pass, naming_the_fix
 from trainer.store.background import in_background
 from trainer.store.retry import Retry
 from trainer.text import say
@@ -105,7 +105,7 @@ def is_done(store: ObjectStore, run_id: str) -> bool:
 
 def record(store: ObjectStore, run_id: str, work: Callable[[PrepareRun], dict[str, Any]]) -> None:
     """Do the work as the next attempt of a run, unless the run is finished. Its result goes into `done.json`."""
-    with explained(f"the store {store.uri}"):
+    with naming_the_fix(f"the store {store.uri}"):
         if is_done(store, run_id):
             return
         run = PrepareRun(store, run_id)

@@ -33,7 +33,7 @@ from trainer.process.channel import Channel, attempt_dir
 from trainer.process.interruption import Interruption
 from trainer.recipes.config import Config, config_hash, differences, from_json, to_json
 from trainer.recipes.named import default_data
-from trainer.store import ObjectStore, explained, may_pass, open_store
+from trainer.store import ObjectStore, may_pass, naming_the_fix, open_store
 from trainer.store.retry import patiently
 from trainer.telemetry.console import Console
 from trainer.telemetry.metrics import MetricsWriter
@@ -76,7 +76,7 @@ def stage_data(config: Config, env: RunEnv, world: World, status: Status, tell: 
     what = f"the data {data}, or the scratch folder {scratch},"
 
     def fetch() -> Path:
-        with explained(what):  # OSError; what a store says goes through patiently
+        with naming_the_fix(what):  # OSError; what a store says goes through patiently
             return patiently(what, lambda: stage(data, scratch, **options), tell, worth_it=may_pass)
 
     if world.local_rank == 0:

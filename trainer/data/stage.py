@@ -26,7 +26,7 @@ from trainer.data.reading.verify import (
     open_verified,
     read_crc32,
 )
-from trainer.store import NotFoundError, ObjectStore, StoreError, explained, open_store
+from trainer.store import NotFoundError, ObjectStore, StoreError, naming_the_fix, open_store
 from trainer.text import say, show_bytes
 
 STREAMS = 16  # shards that are fetched at the same time: one connection to S3 is slower than the machine's network
@@ -196,6 +196,6 @@ def _stream(store: ObjectStore, shard: Shard, start: int) -> Iterator[memoryview
 
 
 def _write(file: FileIO, piece: memoryview) -> None:
-    with explained(f"the scratch folder of {file.name!r}"):  # the disk may be full
+    with naming_the_fix(f"the scratch folder of {file.name!r}"):  # the disk may be full
         while piece:
             piece = piece[file.write(piece) :]

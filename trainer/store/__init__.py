@@ -205,7 +205,7 @@ def may_pass(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def explained(what: str) -> Iterator[None]:
+def naming_the_fix(what: str) -> Iterator[None]:
     """Turn a fault that only the user can mend into a UserError with its fix. Let other faults through."""
     try:
         yield
@@ -220,7 +220,7 @@ def explained(what: str) -> Iterator[None]:
 def probe_store(store: ObjectStore, key: str) -> None:
     """How every store does `probe`."""
     body = b"can write, read and list\n"  # always the same, since two runs may probe at the same time
-    with explained(f"the store {store.uri}"):
+    with naming_the_fix(f"the store {store.uri}"):
         store.put(key, body)
         if store.get(key) != body or key not in (info.key for info in store.list(key)):
             raise StoreError(f"probe {store.describe(key)}: what was just written is not there")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from trainer.contract import UserError
-from trainer.store import NotFoundError, StoreError, explained, may_pass
+from trainer.store import NotFoundError, StoreError, may_pass, naming_the_fix
 
 T = TypeVar("T")
 FIRST_PAUSE_SECONDS = 0.5
@@ -89,5 +89,5 @@ def patiently(
         if isinstance(error, NotFoundError) or may_pass(error):  # nobody's mistake: the next start tries again
             raise
         is_late = time.monotonic() >= retry.deadline
-        with explained(f"after {seconds:.0f} s of trying, {what}" if is_late else what):
+        with naming_the_fix(f"after {seconds:.0f} s of trying, {what}" if is_late else what):
             raise
