@@ -11,11 +11,15 @@ second half measures a training on it.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,6 @@ import torch
 from benchmarks import checkpoint_gpu
 from benchmarks.checkpoint_peers import BUFFERS, OURS, SAVERS
 from benchmarks.checkpoint_restore import verify_and_copy
-from benchmarks.checkpoint_sink import Sink, sink
 from benchmarks.checkpoint_worker import memory, processor_seconds, send_files, serve, worker
 from benchmarks.limits import Limit
 from benchmarks.machine import write
@@ -33,6 +36,54 @@ PACED = 100e6  # bytes per second
 FILES_BYTES = 2e9  # what the peers write: into memory, where there is room, so that no disk is measured
 SAVES, PEER_SAVES = 35, 4  # per round after the first one
 Rounds = list[dict[str, Any]]
+
+
+class Sink:
+    """The endpoint of `checkpoint_sink`, a process of its own."""
+
+    def __init__(self, folder: Path):
+        self.bundle, key = folder / "certificate.pem", folder / "key.pem"
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+             "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
+             "-keyout", key, "-out", self.bundle],
+            check=True, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.checkpoint_sink", self.bundle, key],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.endpoint = f"https://127.0.0.1:{self._answer()}"
+
+    def pace(self, bytes_per_second: float) -> None:
+        self._ask(f"pace {bytes_per_second}")
+
+    def count(self) -> dict[str, int]:
+        """Requests since the last call, by what they are: "PUT part", "GET", …"""
+        found: dict[str, int] = self._ask("count")
+        return found
+
+    def close(self) -> None:
+        self.process.communicate()
+
+    def _ask(self, line: str) -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+
+@contextmanager
+def sink(folder: Path) -> Iterator[Sink]:
+    server = Sink(folder)
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 def one_round(name: str, server: Sink, saves: int) -> dict[str, Any]:

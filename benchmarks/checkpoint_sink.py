@@ -12,16 +12,13 @@ import itertools
 import json
 import socket
 import ssl
-import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
@@ -30,54 +27,6 @@ KEPT_BYTES = 1 << 20  # larger objects have a size and an etag, but no bytes
 PIECE_BYTES = 1 << 18  # of a body: what the pace is kept by
 CHECKSUM = "x-amz-checksum-"
 KINDS = {"partNumber": "part", "uploadId": "upload", "uploads": "uploads", "tagging": "tags", "list-type": "list"}
-
-
-class Sink:
-    """The process, seen from the bench."""
-
-    def __init__(self, folder: Path):
-        self.bundle, key = folder / "certificate.pem", folder / "key.pem"
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-             "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
-             "-keyout", key, "-out", self.bundle],
-            check=True, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.checkpoint_sink", self.bundle, key],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self.endpoint = f"https://127.0.0.1:{self._answer()}"
-
-    def pace(self, bytes_per_second: float) -> None:
-        self._ask(f"pace {bytes_per_second}")
-
-    def count(self) -> dict[str, int]:
-        """Requests since the last call, by what they are: "PUT part", "GET", …"""
-        found: dict[str, int] = self._ask("count")
-        return found
-
-    def close(self) -> None:
-        self.process.communicate()
-
-    def _ask(self, line: str) -> Any:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{line}\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
-
-
-@contextmanager
-def sink(folder: Path) -> Iterator[Sink]:
-    server = Sink(folder)
-    try:
-        yield server
-    finally:
-        server.close()
 
 
 class Pace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable
 from pathlib import Path
@@ -100,3 +101,11 @@ def prepared(
 
 def open_split(store: Path, result: Prepared, split: str = "train", short_side: int = 32) -> PreparedSplit:
     return PreparedSplit(store / result.prefix, read_index(store / result.prefix), split, short_side)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }

@@ -4,105 +4,36 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from tests import ROOT
-from tests.checkpoints import RUN, is_retired, names, note, read_lease
+from tests.checkpoints import RUN, names, note, read_lease
 from tests.emulator.s3 import Answer, FaultyProxy, refuse
 from tests.load import every_core_busy
+from tests.uploads import (
+    Connect,
+    Start,
+    answer,
+    is_drained,
+    send_checkpoint,
+    uploader_is_idle,
+    wait_until,
+    wait_until_settled,
+)
 from trainer.checkpoint.saver import Checkpointer
-from trainer.contract import LostRunError, RunEnv
-from trainer.process.channel import SOCKET_VARIABLE, Channel, attempt_dir, write_json
-from trainer.process.children import UploaderProcess
-from trainer.process.snapshot import Snapshot
+from trainer.contract import RunEnv
+from trainer.process.channel import attempt_dir, write_json
 from trainer.store import open_store
 from trainer.store.checksum import crc64
-from trainer.upload.commit import data_key
 from trainer.upload.owner import claim_attempt
-
-Start = Callable[..., UploaderProcess]
-Connect = Callable[[UploaderProcess], Channel]
-
-
-@pytest.fixture
-def folder_uri(tmp_path: Path) -> str:
-    (tmp_path / "store").mkdir()
-    return str(tmp_path / "store")
-
-
-@pytest.fixture(params=["folder_uri", "s3_uri"])
-def uri(request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(request.param)
-    return found
-
-
-@pytest.fixture
-def connect() -> Iterator[Connect]:
-    """A trainer's end of the socket."""
-    made: list[Channel] = []
-
-    def to(uploader: UploaderProcess) -> Channel:
-        made.append(Channel.connect(uploader.socket))
-        assert made[-1].receive(timeout=10) == ({"hello": uploader.attempt}, None)
-        return made[-1]
-
-    yield to
-    for channel in made:
-        channel.close()
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    started: list[UploaderProcess] = []
-
-    def begin(uri: str, lease: int = 60) -> UploaderProcess:
-        env = RunEnv(store=uri, run_id=RUN, scratch_dir=str(tmp_path / "scratch"), lease_seconds=str(lease))
-        started.append(UploaderProcess(os.environ | env.to_environ()))
-        return started[-1]
-
-    yield begin
-    for uploader in started:
-        uploader.finish(seconds=30)
-        for pipe in (uploader.process.stdin, uploader.process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-
-def send_checkpoint(channel: Channel, step: int, body: bytes, *, is_best: bool = False) -> Snapshot:
-    """Hand over the bytes in a memory of their own."""
-    snapshot = Snapshot.create(len(body))
-    snapshot.body[:] = body
-    snapshot.note = note(step) | {"is_best": is_best}
-    channel.send({"op": "checkpoint", "seq": step}, snapshot.fd)
-    return snapshot
-
-
-def is_drained(uploader: UploaderProcess) -> bool:
-    end = time.monotonic() + 30
-    return bool(uploader.flush(lambda: end)["drained"])
-
-
-def wait_until_settled(proxy: FaultyProxy) -> None:
-    """What an uploader writes when it starts: heartbeat, claim, end of the sweep."""
-
-    def puts(name: str) -> int:
-        return sum(request.startswith("PUT") and name in request for request in proxy.requests)
-
-    wait_until(lambda: puts("HEAD.json") >= 2 and puts("heartbeat.json") >= 1)
-
-
-def answer(channel: Channel) -> dict[str, Any]:
-    return channel.receive(timeout=30)[0]
 
 
 def test_a_checkpoint_is_an_object_then_a_manifest_with_its_checksum_then_the_lease(
@@ -157,12 +88,6 @@ def test_the_newest_the_one_before_and_the_best_are_kept_and_no_other(
     assert read_lease(store).best.endswith("step-00000002.1.json")
 
 
-def uploader_is_idle(channel: Channel) -> None:
-    """An answer means that everything before it is done, and the queue is worked off in order."""
-    send_checkpoint(channel, 6, b"x")
-    answer(channel)
-
-
 def test_a_store_that_fails_for_a_while_loses_nothing_and_is_mentioned_once(
     s3_uri: str,
     s3_proxy: FaultyProxy,
@@ -184,7 +109,7 @@ def test_a_store_that_fails_for_a_while_loses_nothing_and_is_mentioned_once(
 
 TRAINER = """
 import sys, time
-from tests.trainer.upload.test_uploader import send_checkpoint
+from tests.uploads import send_checkpoint
 from trainer.process.channel import Channel
 channel = Channel.connect(sys.argv[1])
 channel.receive()
@@ -219,13 +144,6 @@ def test_what_a_killed_trainer_sent_still_arrives(s3_uri: str, s3_proxy: FaultyP
     assert store.get(json.loads(store.get(read_lease(store).newest))["object"]["key"]) == b"last words"
 
 
-def wait_until(ready: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline, "time ran out"
-        time.sleep(0.02)
-
-
 def test_attempts_are_numbered_without_gaps_by_whoever_comes(uri: str) -> None:
     store, taken = open_store(uri), []
     threads = [threading.Thread(target=lambda: taken.append(claim_attempt(store, RUN))) for _ in range(6)]
@@ -234,101 +152,6 @@ def test_attempts_are_numbered_without_gaps_by_whoever_comes(uri: str) -> None:
     for thread in threads:
         thread.join()
     assert sorted(taken) == [1, 2, 3, 4, 5, 6]
-
-
-def test_a_second_trainer_waits_one_lease_and_is_told_who_holds_the_run(
-    uri: str, start: Start, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = start(uri, lease=2), start(uri, lease=2)
-    assert (first.attempt, second.attempt) == (1, 2)
-    ours = connect(first)
-    monkeypatch.setenv(SOCKET_VARIABLE, second.socket)
-    started = time.monotonic()
-    with pytest.raises(LostRunError, match=r"held by attempt 1 on .* since"):
-        Channel.to_uploader()
-    assert 1.5 < time.monotonic() - started < 10
-    send_checkpoint(ours, 6, b"the owner goes on")
-    assert answer(ours)["committed"]
-
-
-def test_an_owner_that_was_stopped_for_longer_than_its_lease_finds_that_it_has_lost_the_run(
-    uri: str, start: Start, connect: Connect
-) -> None:
-    first = start(uri, lease=2)
-    ours = connect(first)
-    first.process.send_signal(signal.SIGSTOP)
-    second = start(uri, lease=2)
-    theirs = connect(second)
-    send_checkpoint(theirs, 5, b"new owner")
-    assert answer(theirs)["committed"]
-    send_checkpoint(ours, 6, b"stale owner")
-    first.process.send_signal(signal.SIGCONT)
-    assert "attempt 2 has taken the run over from attempt 1" in answer(ours)["lost"]
-    store = open_store(uri)
-    assert read_lease(store).newest.endswith("step-00000005.2.json")
-    assert read_lease(store).attempt == 2
-
-
-def test_a_checkpoint_that_the_next_owner_adopted_is_not_retired_by_the_one_that_lost_the_run(
-    s3_uri: str, s3_proxy: FaultyProxy, start: Start, connect: Connect
-) -> None:
-    first, gate = start(s3_uri, lease=2), threading.Event()
-    ours = connect(first)
-    wait_until_settled(s3_proxy)
-
-    def held(forward: Callable[[], Answer]) -> Answer:
-        first.process.send_signal(signal.SIGSTOP)
-        gate.wait(20)
-        return forward()
-
-    send_checkpoint(ours, 5, b"before")
-    answer(ours)
-    s3_proxy.plan("PUT", lambda forward: forward(), lambda forward: forward(), held)  # object, manifest, HEAD.json
-    send_checkpoint(ours, 6, b"adopted")
-    second = start(s3_uri, lease=2)
-    connect(second)
-    store = open_store(s3_uri)
-    assert read_lease(store).newest.endswith("step-00000006.1.json")
-    gate.set()
-    first.process.send_signal(signal.SIGCONT)
-    assert "attempt 2 has taken the run over" in answer(ours)["lost"]
-    first.finish(30)
-    assert not is_retired(store, read_lease(store).newest)
-    assert not is_retired(store, data_key(read_lease(store).newest))
-
-
-def test_the_next_attempt_stores_what_this_machine_could_not_and_goes_on_from_there(
-    s3_uri: str, s3_proxy: FaultyProxy, start: Start, connect: Connect, tmp_path: Path
-) -> None:
-    first = start(s3_uri)
-    channel = connect(first)
-    send_checkpoint(channel, 3, b"stored")
-    answer(channel)
-    s3_proxy.plan("PUT", *[refuse(403, "AccessDenied")] * 1000)
-    fd = os.memfd_create("segment")
-    os.write(fd, b"rows")
-    channel.send({"op": "put", "key": "runs/job/metrics/1/a.jsonl"}, fd)
-    os.close(fd)
-    send_checkpoint(channel, 4, b"not stored")
-    first.ask(op="flush", seconds=1)
-    flushed = first.answer()
-    assert not flushed["drained"]
-    assert Path(flushed["kept"]).is_dir()
-    assert "committed" not in answer(channel)
-    channel.close()
-    assert first.finish(30) == 1
-    s3_proxy.faults.clear()
-
-    second = start(s3_uri)
-    theirs = connect(second)
-    store = open_store(s3_uri)
-    newest = read_lease(store).newest
-    assert newest.endswith("step-00000004.1.json")
-    assert store.get(json.loads(store.get(newest))["object"]["key"]) == b"not stored"
-    assert store.get("runs/job/metrics/1/a.jsonl") == b"rows"
-    assert not Path(flushed["kept"]).exists()
-    send_checkpoint(theirs, 5, b"goes on")
-    assert answer(theirs)["committed"]
 
 
 def test_a_save_that_took_the_place_of_one_that_waited_is_the_one_that_is_stored(
@@ -353,12 +176,6 @@ def test_a_save_that_took_the_place_of_one_that_waited_is_the_one_that_is_stored
     store = open_store(s3_uri)
     assert names(store, "data/") == ["step-00000001.1.safetensors", "step-00000003.1.safetensors"]
     assert store.get("checkpoints/job/data/step-00000003.1.safetensors") == b"333"
-
-
-def test_an_uploader_without_a_trainer_leaves_the_lease_alone(folder_uri: str, start: Start) -> None:
-    """A second start that is refused, for its config say, must not evict the trainer that runs."""
-    start(folder_uri).finish(30)
-    assert not [info.key for info in open_store(folder_uri).list("checkpoints/job/HEAD")]
 
 
 def test_a_store_that_cannot_give_up_old_checkpoints_still_takes_new_ones(

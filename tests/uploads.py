@@ -1,0 +1,56 @@
+"""Drives an uploader process as a trainer does, for the tests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tests.checkpoints import note
+from tests.emulator.s3 import FaultyProxy
+from trainer.process.channel import Channel
+from trainer.process.children import UploaderProcess
+from trainer.process.snapshot import Snapshot
+
+Start = Callable[..., UploaderProcess]
+Connect = Callable[[UploaderProcess], Channel]
+
+
+def send_checkpoint(channel: Channel, step: int, body: bytes, *, is_best: bool = False) -> Snapshot:
+    """Hand over the bytes in a memory of their own."""
+    snapshot = Snapshot.create(len(body))
+    snapshot.body[:] = body
+    snapshot.note = note(step) | {"is_best": is_best}
+    channel.send({"op": "checkpoint", "seq": step}, snapshot.fd)
+    return snapshot
+
+
+def is_drained(uploader: UploaderProcess) -> bool:
+    end = time.monotonic() + 30
+    return bool(uploader.flush(lambda: end)["drained"])
+
+
+def wait_until_settled(proxy: FaultyProxy) -> None:
+    """What an uploader writes when it starts: heartbeat, claim, end of the sweep."""
+
+    def puts(name: str) -> int:
+        return sum(request.startswith("PUT") and name in request for request in proxy.requests)
+
+    wait_until(lambda: puts("HEAD.json") >= 2 and puts("heartbeat.json") >= 1)
+
+
+def answer(channel: Channel) -> dict[str, Any]:
+    return channel.receive(timeout=30)[0]
+
+
+def uploader_is_idle(channel: Channel) -> None:
+    """An answer means that everything before it is done, and the queue is worked off in order."""
+    send_checkpoint(channel, 6, b"x")
+    answer(channel)
+
+
+def wait_until(ready: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, "time ran out"
+        time.sleep(0.02)
