@@ -1,4 +1,4 @@
-"""A program on a real terminal (a pty of 100 columns): what it draws, and keys pressed while it runs."""
+"""A program on a real terminal (a pty): what it draws, and keys pressed while it runs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ HANG_UP = b""  # no key: the terminal is closed
 
 
 def on_a_terminal(
-    command: Sequence[str], keys: Mapping[bytes, bytes] | None = None, timeout: float = 90, folder: Path = ROOT
-) -> tuple[int, str]:
+    command: Sequence[str], keys: Mapping[bytes, bytes] | None = None, timeout: float = 90, folder: Path = ROOT,
+    columns: int = 100,
+) -> tuple[int, str]:  # fmt: skip
     """Exit code and everything that was drawn. `keys`: as soon as the first is seen, the second is pressed, once."""
     pid, terminal = pty.fork()
     if pid == 0:
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         os.chdir(folder)
-        os.execvp(command[0], [*command])
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+        os.execvpe(command[0], [*command], dict(os.environ))  # without the COLUMNS that readline sets behind Python
     waiting, seen, deadline = dict(keys or {}), b"", time.monotonic() + timeout
     while time.monotonic() < deadline:
         if not select.select([terminal], [], [], 1)[0]:

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from infra.operate.runs import Bucket, Object
@@ -135,8 +134,3 @@ def read_attempts(bucket: Bucket, run_id: str) -> list[dict[str, Any]]:
 def number(key: str) -> int:
     name = key.rsplit("/", 1)[1].removesuffix(".json")
     return int(name) if name.isdecimal() else 0
-
-
-def clock(seconds: float) -> str:
-    """A moment of this machine's day."""
-    return datetime.fromtimestamp(seconds).astimezone().strftime("%a %H:%M")

@@ -1,74 +1,128 @@
-"""What the operator sees: tables and colours on a terminal, plain text otherwise (and where NO_COLOR is set)."""
+"""What the operator sees, by rich: wrapped and in colours on a terminal, elsewhere plain lines of any length.
+
+NO_COLOR leaves the colours out. Amounts as text are in `text`.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from types import TracebackType
 
-COLORS = {"red": 31, "green": 32, "yellow": 33, "dim": 2, "bold": 1}
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
-
-def color(text: str, name: str) -> str:
-    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
-        return text
-    return f"\033[{COLORS[name]}m{text}\033[0m"
-
-
-def table(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> str:
-    """Columns as wide as they must be, numbers to the right, two spaces between."""
-    lines = [[str(cell) for cell in row] for row in ([header] if header else []) + list(rows)]
-    if not lines:
-        return ""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    numeric = [all(line[i][:1] in "$-0123456789" for line in lines[bool(header) :]) for i in range(len(widths))]
-    text = [
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in lines
-    ]
-    if header:
-        text[0] = color(text[0], "dim")
-    return "\n".join(text)
+__all__ = [
+    "Cell", "Group", "LiveLine", "RenderableType", "Text", "clear", "escaped", "next_commands", "plain", "say",
+    "say_commands", "styled", "table",
+]  # fmt: skip
+PLAIN_WIDTH = 100_000  # where no terminal says how wide it is, nothing is wrapped
+Cell = str | Text
 
 
-def usd(amount: float) -> str:
-    return f"${amount:,.2f}"
+def console() -> Console:
+    """For standard output as it is now."""
+    is_terminal = sys.stdout.isatty()
+    has_colors = is_terminal and not os.environ.get("NO_COLOR")
+    return Console(
+        file=sys.stdout, force_terminal=is_terminal, width=None if is_terminal else PLAIN_WIDTH,
+        color_system="auto" if has_colors else None, highlight=False, markup=False, emoji=False,
+    )  # fmt: skip
 
 
-def duration(seconds: float) -> str:
-    """1 h 05 min, 12 min, 40 s."""
-    whole = round(seconds)
-    if whole < 120:
-        return f"{whole} s"
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+def say(*things: RenderableType) -> None:
+    """Print each, on lines of its own."""
+    to = console()
+    if to.is_terminal:
+        to.print(*things, sep="\n")
+    else:
+        print(plain(*things), flush=True)
+
+
+def plain(*things: RenderableType) -> str:
+    """As it is printed to a file."""
+    to = Console(width=PLAIN_WIDTH, color_system=None, highlight=False, markup=False, emoji=False)
+    with to.capture() as captured:
+        to.print(*things, sep="\n")
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def styled(text: str, style: str) -> Text:
+    return Text(text, style)
+
+
+def escaped(text: str, style: str) -> str:
+    """With the escape codes of this terminal, for a line that must be printed as it came."""
+    to = console()
+    with to.capture() as captured:
+        to.print(Text(text, style), end="", soft_wrap=True)
+    return captured.get()
+
+
+def table(rows: Iterable[Sequence[Cell]], header: Sequence[str] = (), indent: int = 0) -> RenderableType:
+    """Columns as wide as they must be, numbers to the right, two spaces between; the first column is not wrapped."""
+    lines = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    grid = Table(box=None, show_header=bool(header), header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
+    for i in range(len(header or (lines[0] if lines else ()))):
+        is_numeric = bool(lines) and all(line[i].plain[:1] in "$-0123456789" for line in lines)
+        grid.add_column(
+            header[i] if header else "", justify="right" if is_numeric else "left", overflow="fold", no_wrap=i == 0
+        )
+    for line in lines:
+        grid.add_row(*line)
+    return Padding(grid, (0, 0, 0, indent), expand=False) if indent else grid
+
+
+def say_commands(rows: Sequence[Sequence[str]]) -> None:
+    """What is wrong, and last the command against it. A command is never wrapped, so that it can be copied."""
+    width, widest = console().width, max(sum(len(cell) + 2 for cell in row) for row in rows)
+    if widest <= width:
+        say(table(rows, indent=2))
+        return
+    for *what, command in rows:
+        say(f"  {' '.join(what)}")
+        print(f"    {command}")
 
 
 def next_commands(*commands: tuple[str, str]) -> None:
     """What to type next: (command, what it does)."""
-    print("\nnext:")
-    print(table([(f"  {command}", what) for command, what in commands]))
+    say("\nnext:", table(commands, indent=2))
 
 
-class Live:
+def clear() -> None:
+    """A terminal; a file goes on below."""
+    console().clear()
+
+
+class LiveLine:
     """One line that changes in place on a terminal; elsewhere every new text is a line of its own."""
 
     def __init__(self) -> None:
-        self.shown = ""
+        self.shown, self.live = (
+            "",
+            None if not sys.stdout.isatty() else Live(console=console(), auto_refresh=False, transient=True),
+        )
+
+    def __enter__(self) -> LiveLine:
+        return self
 
     def show(self, text: str) -> None:
         if text == self.shown:
             return
-        print(f"\r\033[K{text}" if sys.stdout.isatty() else text, end="" if sys.stdout.isatty() else "\n", flush=True)
         self.shown = text
-
-    def end(self, text: str = "") -> None:
-        """The last text, which stays."""
-        if sys.stdout.isatty() and self.shown:
-            print("\r\033[K", end="")
-        if text:
+        if self.live is None:
             print(text, flush=True)
-        self.shown = ""
+            return
+        self.live.start()
+        self.live.update(Text(text), refresh=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """The line goes, also on Ctrl-C."""
+        if self.live is not None:
+            self.live.stop()

@@ -17,7 +17,7 @@ from infra.operate.installation.token import secret_exists, stored_token
 from infra.operate.planning import catalog, datasets
 from infra.operate.planning.plan import MeansError, find_dataset, make_plan
 from infra.operate.planning.start import find_active
-from infra.operate.terminal import usd
+from infra.operate.text import size, usd
 
 HUB = "https://huggingface.co"
 ANSWERS_SECONDS = 8
@@ -155,7 +155,7 @@ def data(wanted: Wanted) -> Finding:
         return ok("digits come with the image")
     dataset = find_dataset(wanted.bucket, wanted.request) if wanted.bucket else None
     if dataset:
-        return ok(f"{dataset.uri}, {dataset.train_images:,} images, {dataset.bytes / 1e9:.0f} GB")
+        return ok(f"{dataset.uri}, {dataset.train_images:,} images, {size(dataset.bytes)}")
     if wanted.data.startswith("s3://"):
         return failed(f"there is no prepared dataset at {wanted.data} (no index.json)", "make prepare ON=aws")
     return ok(

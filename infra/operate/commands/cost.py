@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import argparse
 import time
-from datetime import datetime
 from typing import Any
 
 from infra.config import Installation
 from infra.operate.command_line import CommandLine
-from infra.operate.installation.standing import Kept, gigabytes, kept_data, kept_image, print_kept
+from infra.operate.installation.standing import Kept, kept_data, kept_image, print_kept
 from infra.operate.planning import options
 from infra.operate.planning.catalog import HOURS_PER_MONTH
 from infra.operate.planning.plan import describe, make_plan
 from infra.operate.runs import Bucket, active_run, choose_run, open_bucket, read_spec, read_spend
 from infra.operate.session import Aws, ExitCode, explained
-from infra.operate.terminal import color, duration, next_commands, table, usd
+from infra.operate.terminal import next_commands, say, styled, table
+from infra.operate.text import date_time, duration, size, usd
 from infra.run.spec import Spec
 from infra.run.spend import Spend
 from trainer.contract import run_key
@@ -43,14 +43,13 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
     bucket = open_bucket(aws, installation)
     if not given.run_id:
         plan = make_plan(aws, installation, bucket, options.without_limits(request), time.time())
-        print(color(f"estimate: {plan.spec.recipe}, {plan.spec.data or 'the data of the recipe'}", "bold"))
-        print(describe(plan))
-        print(extras(plan.spec))
+        title = f"estimate: {plan.spec.recipe}, {plan.spec.data or 'the data of the recipe'}"
+        say(styled(title, "bold"), describe(plan), extras(plan.spec))
     if bucket and (run_id := chosen(aws, installation, bucket, given.run_id)):
-        print(color(f"\nspent: {run_id}", "bold"))
+        say(styled(f"\nspent: {run_id}", "bold"))
         print_spent(bucket, run_id, time.time())
     if bucket:
-        print(color("\nwhile nothing runs", "bold"))
+        say(styled("\nwhile nothing runs", "bold"))
         print_kept(kept_data(bucket, installation) + standing(aws, installation))
     next_commands(
         ("make cost RUN=…", "what another run has cost"),
@@ -75,22 +74,22 @@ def extras(spec: Spec) -> str:
 def print_spent(bucket: Bucket, run_id: str, now: float) -> None:
     spec, spend = read_spec(bucket, run_id), read_spend(bucket, run_id)
     rows = [
-        (machine.id, machine.type, machine.zone, machine.market, clock(machine.launched),
-         clock(machine.ended) if machine.ended else "still there",
+        (machine.id, machine.type, machine.zone, machine.market, date_time(machine.launched),
+         date_time(machine.ended) if machine.ended else "still there",
          duration((machine.ended or spend.until(now)) - machine.launched), f"{machine.usd_per_hour:.4f}",
          f"{machine.usd(spend.until(now)):.2f}")
         for machine in spend.machines
     ]  # fmt: skip
     if rows:
-        print(table(rows, ("machine", "type", "zone", "market", "from", "to", "for", "$/hour", "dollars")))
+        say(table(rows, ("machine", "type", "zone", "market", "from", "to", "for", "$/hour", "dollars")))
     else:
         print("no machine yet")
     print(total(spec, spend, now))
     attempts = [bucket.read_json(found.key) for found in bucket.list(run_key(run_id, "attempts/"))]
     if attempts:
-        print("\nas the machines tell it (attempts):")
         ledger = sorted(attempts, key=lambda one: one.get("attempt", 0))
-        print(table(map(attempt_row, ledger), ("attempt", "machine", "type", "market", "from", "for", "exit")))
+        header = ("attempt", "machine", "type", "market", "from", "for", "exit")
+        say("\nas the machines tell it (attempts):", table(map(attempt_row, ledger), header))
 
 
 def total(spec: Spec | None, spend: Spend, now: float) -> str:
@@ -107,12 +106,8 @@ def attempt_row(attempt: dict[str, Any]) -> tuple[str, ...]:
     lasted = duration(ended - started) if ended else "no end was told"
     return (
         str(attempt.get("attempt", "")), str(machine.get("id", "")), str(machine.get("type", "")),
-        str(machine.get("market", "")), clock(started), lasted, str(attempt.get("exit", "")),
+        str(machine.get("market", "")), date_time(started), lasted, str(attempt.get("exit", "")),
     )  # fmt: skip
-
-
-def clock(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds).astimezone():%d %b %H:%M}"
 
 
 def standing(aws: Aws, installation: Installation) -> list[Kept]:
@@ -127,5 +122,5 @@ def standing(aws: Aws, installation: Installation) -> list[Kept]:
         *kept_image(aws, installation),
         Kept("guard", installation.guard_function, "a tick a minute", guard),
         Kept("alarm", "the guard does not run", "", ALARM_USD_PER_MONTH),
-        Kept("logs", installation.log_group, gigabytes(stored), stored / 1e9 * LOGS_USD_PER_GB_MONTH),
+        Kept("logs", installation.log_group, size(stored), stored / 1e9 * LOGS_USD_PER_GB_MONTH),
     ]

@@ -21,7 +21,7 @@ from infra.operate.installation.purge import confirm_purge, purge
 from infra.operate.installation.standing import kept_buckets, kept_data, print_kept
 from infra.operate.runs import active_run, open_bucket
 from infra.operate.session import Aws, AwsError, ExitCode, explained
-from infra.operate.terminal import Live, color, next_commands, table
+from infra.operate.terminal import LiveLine, Text, next_commands, say, say_commands, styled
 
 HELP = "terminate machines, delete the stack, and check with AWS that nothing is left; keeps the data"
 STACK_SECONDS = 1800.0  # a stack of this size is deleted in a few minutes; a VPC with a stuck interface never
@@ -66,11 +66,11 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
         delete_stack(aws, installation.storage_stack)
         left += leftovers.stack(aws, installation.storage_stack)
     if left:
-        print(color("\nleft over:", "red"))
-        print(table([(f"  {one.service}", one.id, one.command) for one in left]))
+        say(styled("\nleft over:", "red"))
+        say_commands([(one.service, one.id, one.command) for one in left])
         print("\nsome things only take time: `make destroy` again, then the commands above")
         return ExitCode.LEFT_OVERS
-    print(color("nothing is left", "green") + f" by the word of {ASKED}")
+    say(Text.assemble(("nothing is left", "green"), f" by the word of {ASKED}"))
     say_kept(aws, installation)
     return ExitCode.DONE
 
@@ -144,22 +144,21 @@ def resources(aws: Aws, name: str) -> list[dict[str, Any]]:
 
 def wait_for_stack(aws: Aws, name: str) -> str:
     """Show what it does until it does nothing: its status then, "" once it is gone."""
-    live, began = Live(), time.monotonic()
-    while (status := stack_status(aws, name)).endswith("_IN_PROGRESS") and status not in DELETABLE:
-        parts = resources(aws, name)
-        going = [part for part in parts if part["ResourceStatus"] != "DELETE_COMPLETE"]
-        waits_for = next(
-            (part["ResourceType"] for part in going if part["ResourceStatus"].endswith("_IN_PROGRESS")), ""
-        )
-        live.show(f"{name}: {status}, {len(going)} of {len(parts)} resources {waits_for}".rstrip())
-        if time.monotonic() > began + STACK_SECONDS:
-            live.end()
-            raise AwsError(
-                f"the stack {name} is {status} for {STACK_SECONDS / 60:.0f} min: see its events in the CloudFormation "
-                "console, then `make destroy` again"
+    began = time.monotonic()
+    with LiveLine() as live:
+        while (status := stack_status(aws, name)).endswith("_IN_PROGRESS") and status not in DELETABLE:
+            parts = resources(aws, name)
+            going = [part for part in parts if part["ResourceStatus"] != "DELETE_COMPLETE"]
+            waits_for = next(
+                (part["ResourceType"] for part in going if part["ResourceStatus"].endswith("_IN_PROGRESS")), ""
             )
-        time.sleep(POLL_SECONDS)
-    live.end()
+            live.show(f"{name}: {status}, {len(going)} of {len(parts)} resources {waits_for}".rstrip())
+            if time.monotonic() > began + STACK_SECONDS:
+                raise AwsError(
+                    f"the stack {name} is {status} for {STACK_SECONDS / 60:.0f} min: see its events in the "
+                    "CloudFormation console, then `make destroy` again"
+                )
+            time.sleep(POLL_SECONDS)
     return status
 
 

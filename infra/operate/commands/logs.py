@@ -33,7 +33,8 @@ from infra.operate.runs import (
     read_spec,
 )
 from infra.operate.session import Aws, AwsError, ExitCode, explained
-from infra.operate.terminal import color, duration, next_commands
+from infra.operate.terminal import Text, escaped, next_commands, say
+from infra.operate.text import duration
 from infra.run import fleet
 from trainer.contract import UserError, run_key
 
@@ -116,7 +117,7 @@ class Screen:
         for line in lines:
             count += 1
             self.machines.add(line.machine)
-            print(color(f"{line.machine} ", "dim") + line.text if len(self.machines) > 1 else line.text)
+            print(escaped(f"{line.machine} ", "dim") + line.text if len(self.machines) > 1 else line.text)
         sys.stdout.flush()
         return count
 
@@ -229,8 +230,8 @@ def look(aws: Aws, installation: Installation, bucket: Bucket, run_id: str, name
 
 
 def say_ending(run_id: str, ending: Ending) -> None:
-    looks = {"done": "green", "failed": "red", "stopped": "yellow"}
-    print(f"\nrun {run_id} {color(ending.how, looks[ending.how])}: {ending.message}")
+    styles = {"done": "green", "failed": "red", "stopped": "yellow"}
+    say(Text.assemble(f"\nrun {run_id} ", (ending.how, styles[ending.how]), f": {ending.message}"))
     if ending.how == "done":
         next_commands(("make report", "result and curves"), ("make pull", "copy them here"),
                       ("make destroy", "remove what bills; the data stays"))  # fmt: skip

@@ -19,7 +19,7 @@ from infra.operate.planning import options
 from infra.operate.planning.options import Request
 from infra.operate.planning.plan import Plan, check
 from infra.operate.session import Aws, AwsError, ExitCode
-from infra.operate.terminal import color, next_commands, table
+from infra.operate.terminal import next_commands, say, say_commands, styled, table
 from trainer.contract import UserError
 
 HELP = "check everything that a deploy and a run need, before anything costs money"
@@ -75,12 +75,14 @@ def preflight(aws: Aws, installation: Installation, request: Request, plan: Plan
     began = time.monotonic()
     wanted = Wanted(aws=aws, installation=installation, request=request, plan=plan)
     findings = find_all(wanted, {**LAUNCH, **(DEPLOY if deploys else {})})
-    print(table((name, color(one.state, COLORS[one.state]), one.said) for name, one in findings.items()))
     failures = {name: one for name, one in findings.items() if one.state == "failed"}
-    print(color(f"{len(findings)} checks in {time.monotonic() - began:.1f} s, {len(failures)} failed", "dim"))
+    say(
+        table((name, styled(one.state, COLORS[one.state]), one.said) for name, one in findings.items()),
+        styled(f"{len(findings)} checks in {time.monotonic() - began:.1f} s, {len(failures)} failed", "dim"),
+    )
     if failures:
-        print("\nfix:")
-        print(table((f"  {name}", one.fix) for name, one in failures.items()))
+        say("\nfix:")
+        say_commands([(name, one.fix) for name, one in failures.items()])
     return not failures
 
 

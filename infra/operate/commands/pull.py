@@ -19,7 +19,8 @@ from infra.config import Installation
 from infra.operate.command_line import CommandLine
 from infra.operate.runs import Bucket, Object, active_run, choose_run, need_bucket
 from infra.operate.session import Aws, ExitCode, explained
-from infra.operate.terminal import Live, next_commands
+from infra.operate.terminal import LiveLine, next_commands
+from infra.operate.text import size
 from trainer.contract import HEAD_FILE, Lease, UserError, checkpoint_key, run_key
 
 HELP = "copy a run's result, report, metrics and configuration here; with --checkpoints also its weights"
@@ -67,20 +68,20 @@ def checkpoint_objects(bucket: Bucket, run_id: str) -> list[Object]:
 
 def download(bucket: Bucket, objects: Collection[Object], folder: Path) -> None:
     wanted = [found for found in objects if not is_here(found, folder / found.key)]
-    total, done, shown, live = sum(found.bytes for found in wanted), 0, time.monotonic(), Live()
+    total, done, shown = sum(found.bytes for found in wanted), 0, time.monotonic()
     lock, stopping = threading.Lock(), threading.Event()
 
-    def count(size: int) -> None:
+    def count(read: int) -> None:
         nonlocal done, shown
         if stopping.is_set():
             raise InterruptedError
         with lock:
-            done += size
+            done += read
             if time.monotonic() > shown + 1:
                 shown = time.monotonic()
-                live.show(f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB, {100 * done / total:.0f} %")
+                live.show(f"{size(done)} of {size(total)}, {100 * done / total:.0f} %")
 
-    with ThreadPoolExecutor(PARALLEL) as pool:
+    with LiveLine() as live, ThreadPoolExecutor(PARALLEL) as pool:
         jobs = [pool.submit(fetch, bucket, found, folder / found.key, count) for found in wanted]
         try:
             for job in jobs:
@@ -89,7 +90,7 @@ def download(bucket: Bucket, objects: Collection[Object], folder: Path) -> None:
             stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    live.end(f"{len(wanted)} files with {total / 1e6:,.1f} MB copied, {len(objects) - len(wanted)} were here")
+    print(f"{len(wanted)} files with {size(total)} copied, {len(objects) - len(wanted)} were here", flush=True)
 
 
 def is_here(found: Object, path: Path) -> bool:

@@ -6,7 +6,6 @@ What is shown comes from EC2, the Auto Scaling group and small objects in the bu
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,7 +15,7 @@ from typing import Any
 from infra.config import Installation
 from infra.operate.command_line import CommandLine
 from infra.operate.installation.standing import kept_data, kept_image, print_kept
-from infra.operate.progress import Progress, clock, read_progress
+from infra.operate.progress import Progress, read_progress
 from infra.operate.runs import (
     Bucket,
     Ending,
@@ -30,7 +29,8 @@ from infra.operate.runs import (
     read_spend,
 )
 from infra.operate.session import Aws, AwsError, ExitCode, explained
-from infra.operate.terminal import color, duration, next_commands, table, usd
+from infra.operate.terminal import Cell, Group, RenderableType, Text, clear, next_commands, say, styled, table
+from infra.operate.text import duration, usd, weekday_time
 from infra.run import fleet
 from infra.run.spec import Spec
 from infra.run.spend import Machine, Spend
@@ -40,7 +40,7 @@ HELP = "step, images/s, accuracy, ETA, dollars, checkpoint age, interruptions, m
 WATCH_SECONDS = 5.0
 SILENCE_SECONDS = 180.0  # without a heartbeat the guard takes a run for hung
 LATE_CHECKPOINT_SECONDS = 120.0  # twice what the promise allows
-Row = tuple[str, str]
+Row = tuple[str, Cell]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,27 +101,27 @@ def settle(spend: Spend, seen: Sequence[fleet.FleetMachine]) -> Spend:
     return replace(spend, machines=tuple(replace(machine, ended=ended(machine)) for machine in spend.machines))
 
 
-def state(status: Status) -> str:
+def state(status: Status) -> Cell:
     """One line: what it does, or why it does nothing."""
     if ending := status.ending:
-        return color(f"{ending.how}: {ending.message}", "green" if ending.how == "done" else "red")
+        return styled(f"{ending.how}: {ending.message}", "green" if ending.how == "done" else "red")
     heartbeat, silent = status.progress.heartbeat, status.now - status.progress.heartbeat_at
     if not status.is_wanted:
         reason = status.guard.get("reason") or "its group is at 0"
-        return color(f"stopped: {reason}", "yellow")
+        return styled(f"stopped: {reason}", "yellow")
     if not status.machines:
-        return color("waiting for a machine", "yellow")
+        return styled("waiting for a machine", "yellow")
     if status.progress.heartbeat_at < min(machine.launched for machine in status.machines):
         return "a machine boots (image and data take some minutes)"
     phase = str(heartbeat.get("phase", "unknown"))
     if silent > SILENCE_SECONDS:
-        return color(f"silent for {duration(silent)} (last: {phase}); the guard replaces a hung machine", "red")
+        return styled(f"silent for {duration(silent)} (last: {phase}); the guard replaces a hung machine", "red")
     return f"{phase}, heard {duration(silent)} ago"
 
 
 def rows(status: Status) -> list[Row]:
     """Labels and texts, in the order in which they are shown."""
-    spec, found = status.spec, [("state", state(status))]
+    spec, found = status.spec, list[Row]([("state", state(status))])
     if status.refusals:
         found += [("no machine", str(refusal)) for refusal in status.refusals]
     found += training_rows(status)
@@ -130,7 +130,7 @@ def rows(status: Status) -> list[Row]:
     if spec and not status.ending:
         deadline = (status.group.deadline if status.group and status.is_wanted else 0.0) or spec.deadline
         left = deadline - status.now
-        found.append(("deadline", f"{clock(deadline)}, {f'in {duration(left)}' if left > 0 else 'passed'}"))
+        found.append(("deadline", f"{weekday_time(deadline)}, {f'in {duration(left)}' if left > 0 else 'passed'}"))
     return found
 
 
@@ -147,12 +147,12 @@ def training_rows(status: Status) -> list[Row]:
         found.append(("top-1", top1))
     if progress.seconds_left is not None and status.machines and not status.ending:
         eta = status.now + progress.seconds_left
-        found.append(("ETA", f"{duration(progress.seconds_left)}, {clock(eta)}, at the present speed"))
+        found.append(("ETA", f"{duration(progress.seconds_left)}, {weekday_time(eta)}, at the present speed"))
     if checkpoint := progress.checkpoint:
         age = status.now - checkpoint.time
         text = f"step {checkpoint.step:,}, {duration(age)} old"
         is_late = age > LATE_CHECKPOINT_SECONDS and progress.heartbeat.get("phase") == "training" and status.machines
-        found.append(("checkpoint", color(text, "red") if is_late else text))
+        found.append(("checkpoint", styled(text, "red") if is_late else text))
     if progress.attempts:
         found.append(("interruptions", interruptions(progress, is_over=bool(status.ending))))
     return found
@@ -180,22 +180,22 @@ def interruptions(progress: Progress, *, is_over: bool) -> str:
     return text + ("" if is_over else f"; attempt {last['attempt']} is the newest")
 
 
-def cost(status: Status) -> str:
+def cost(status: Status) -> Text:
     spent, hourly = status.spend.usd(status.now), status.spend.usd_per_hour()
-    text = f"{usd(spent)} spent"
+    text = Text(f"{usd(spent)} spent")
     if hourly and not status.ending:
-        text += f", {usd(hourly)} an hour"
+        text.append(f", {usd(hourly)} an hour")
     projected, budget = status.projected_usd, status.spec.budget_usd if status.spec else 0.0
     if projected is not None and not status.ending:
         over = budget and projected > budget
-        text += ", " + color(f"{usd(projected)} projected", "red" if over else "green")
+        text.append(", ").append(f"{usd(projected)} projected", "red" if over else "green")
     if budget:
-        text += f", of a budget of {usd(budget)}"
-    return text + ("" if status.spend.at else " (the guard has not counted yet)")
+        text.append(f", of a budget of {usd(budget)}")
+    return text.append("" if status.spend.at else " (the guard has not counted yet)")
 
 
 def machine_rows(status: Status) -> list[Row]:
-    found = [
+    found: list[Row] = [
         (
             "machine",
             f"{machine.id}, {machine.type} in {machine.zone}, {machine.market}, {machine.state}, "
@@ -208,12 +208,11 @@ def machine_rows(status: Status) -> list[Row]:
     return found
 
 
-def show(status: Status) -> str:
+def shown(status: Status) -> RenderableType:
     kind = status.spec.kind if status.spec else "train"
     recipe = f", recipe {status.spec.recipe}" if status.spec and status.spec.recipe else ""
-    return color(f"run {status.run_id}", "bold") + f" ({kind}{recipe})\n" + table(
-        (f"  {label}", text) for label, text in rows(status)
-    )  # fmt: skip
+    title = Text.assemble((f"run {status.run_id}", "bold"), f" ({kind}{recipe})")
+    return Group(title, table(rows(status), indent=2))
 
 
 def show_standing(aws: Aws, installation: Installation, bucket: Bucket) -> None:
@@ -258,7 +257,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
             watch(lambda: read_status(aws, installation, bucket, run_id))
         return ExitCode.DONE
     status = read_status(aws, installation, bucket, run_id)
-    print(show(status))
+    say(shown(status))
     if not active and not status.machines:
         show_standing(aws, installation, bucket)
     show_next(status)
@@ -269,9 +268,9 @@ def watch(read: Callable[[], Status]) -> None:
     """For ever; on a terminal each time in the same place. While AWS does not answer it is asked again."""
     while True:
         try:
-            text = show(read())
+            text = shown(read())
         except AwsError as error:
             text = f"{error}; trying again"
-        clear = "\033[H\033[2J" if sys.stdout.isatty() else ""
-        print(f"{clear}{text}\n", flush=True)
+        clear()
+        say(text, "")
         time.sleep(WATCH_SECONDS)

@@ -11,7 +11,8 @@ from infra.config import Installation
 from infra.operate.command_line import CommandLine
 from infra.operate.runs import active_run
 from infra.operate.session import Aws, AwsError, ExitCode, explained
-from infra.operate.terminal import Live, duration, next_commands
+from infra.operate.terminal import LiveLine, next_commands
+from infra.operate.text import duration
 from infra.run import fleet
 
 HELP = "save, stop and terminate every machine; the stacks, the data and the run stay"
@@ -63,17 +64,17 @@ def delete_schedules(aws: Aws, installation: Installation) -> list[str]:
 
 def wait_until_gone(aws: Aws, installation: Installation, wait_seconds: float = WAIT_SECONDS) -> None:
     """Shows how many machines are in which state until none is left; AwsError where that takes too long."""
-    live, began = Live(), time.monotonic()
-    while left := terminate_machines(aws, installation):
-        live.show(f"machines: {', '.join(f'{n} {state}' for state, n in sorted(Counter(left.values()).items()))}")
-        if time.monotonic() > began + wait_seconds:
-            live.end()
-            raise AwsError(
-                f"still there after {duration(wait_seconds)}: {', '.join(f'{id} ({left[id]})' for id in left)}; they "
-                "were told to terminate: run the same command again, which goes on from here"
-            )
-        time.sleep(POLL_SECONDS)
-    live.end("no machine is left: nothing bills by the hour")
+    began = time.monotonic()
+    with LiveLine() as live:
+        while left := terminate_machines(aws, installation):
+            live.show(f"machines: {', '.join(f'{n} {state}' for state, n in sorted(Counter(left.values()).items()))}")
+            if time.monotonic() > began + wait_seconds:
+                raise AwsError(
+                    f"still there after {duration(wait_seconds)}: {', '.join(f'{id} ({left[id]})' for id in left)}; "
+                    "they were told to terminate: run the same command again, which goes on from here"
+                )
+            time.sleep(POLL_SECONDS)
+    print("no machine is left: nothing bills by the hour", flush=True)
 
 
 def configure(parser: CommandLine) -> None:

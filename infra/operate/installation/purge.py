@@ -6,12 +6,13 @@ Nothing here is ever reached without `--purge`.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping
 
 from infra.config import Installation
 from infra.operate.installation.standing import kept_buckets, kept_data, print_kept
 from infra.operate.runs import Bucket
 from infra.operate.session import Aws, AwsError, explained
-from infra.operate.terminal import Live
+from infra.operate.terminal import LiveLine
 from trainer.contract import UserError
 
 
@@ -44,21 +45,23 @@ def purge(aws: Aws, installation: Installation) -> None:
 
 def empty(bucket: Bucket) -> None:
     """Every version of every object, and uploads that nobody completed."""
-    live, deleted = Live(), 0
-    for page in bucket.s3.get_paginator("list_object_versions").paginate(Bucket=bucket.name):
-        found = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
-        if not found:
-            continue
-        objects = [{"Key": one["Key"], "VersionId": one["VersionId"]} for one in found]
-        answer = bucket.s3.delete_objects(Bucket=bucket.name, Delete={"Objects": objects, "Quiet": True})
-        if errors := answer.get("Errors"):
-            raise AwsError(
-                f"s3://{bucket.name}/{errors[0]['Key']} cannot be deleted ({errors[0]['Code']}): "
-                f"{errors[0].get('Message', '')}; {len(errors)} in all; run the same command again"
-            )
-        deleted += len(objects)
-        live.show(f"s3://{bucket.name}: {deleted:,} objects deleted")
+    with LiveLine() as live:
+        deleted = 0
+        for page in bucket.s3.get_paginator("list_object_versions").paginate(Bucket=bucket.name):
+            if found := [*page.get("Versions", []), *page.get("DeleteMarkers", [])]:
+                delete_versions(bucket, found)
+                deleted += len(found)
+                live.show(f"s3://{bucket.name}: {deleted:,} objects deleted")
     for page in bucket.s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket.name):
         for upload in page.get("Uploads", []):
             bucket.s3.abort_multipart_upload(Bucket=bucket.name, Key=upload["Key"], UploadId=upload["UploadId"])
-    live.end()
+
+
+def delete_versions(bucket: Bucket, found: Iterable[Mapping[str, str]]) -> None:
+    objects = [{"Key": one["Key"], "VersionId": one["VersionId"]} for one in found]
+    answer = bucket.s3.delete_objects(Bucket=bucket.name, Delete={"Objects": objects, "Quiet": True})
+    if errors := answer.get("Errors"):
+        raise AwsError(
+            f"s3://{bucket.name}/{errors[0]['Key']} cannot be deleted ({errors[0]['Code']}): "
+            f"{errors[0].get('Message', '')}; {len(errors)} in all; run the same command again"
+        )

@@ -10,7 +10,8 @@ from botocore.exceptions import ClientError
 from infra.config import Installation, Output, Tag
 from infra.operate.runs import Bucket, open_bucket
 from infra.operate.session import Aws, explained
-from infra.operate.terminal import table, usd
+from infra.operate.terminal import say, table
+from infra.operate.text import size, usd
 
 SOURCE = "list prices of us-east-1 in March 2026"  # aws.amazon.com/s3/pricing, /ecr/pricing, /secrets-manager/pricing
 S3_USD_PER_GB_MONTH = 0.023  # S3 Standard, the first 50 TB
@@ -55,9 +56,14 @@ def is_bucket_of(s3: Any, name: str, installation: Installation) -> bool:
 def kept_data(bucket: Bucket, installation: Installation) -> list[Kept]:
     """What `destroy` keeps."""
     objects = list(bucket.list(""))
-    size = sum(found.bytes for found in objects)
+    count = sum(found.bytes for found in objects)
     return [
-        Kept("data", f"s3://{bucket.name}", gigabytes(size, len(objects)), size / 1e9 * S3_USD_PER_GB_MONTH),
+        Kept(
+            "data",
+            f"s3://{bucket.name}",
+            f"{size(count)} in {len(objects):,} objects" if objects else size(0),
+            count / 1e9 * S3_USD_PER_GB_MONTH,
+        ),
         Kept("token", f"secret {installation.secret_name}", "", SECRET_USD_PER_MONTH),
     ]
 
@@ -75,17 +81,11 @@ def kept_image(aws: Aws, installation: Installation) -> list[Kept]:
             (image,) = ecr.describe_images(repositoryName=repository, imageIds=[{"imageTag": tag}])["imageDetails"]
         except (ecr.exceptions.ImageNotFoundException, ecr.exceptions.RepositoryNotFoundException):
             return []
-    size = image["imageSizeInBytes"]
-    return [Kept("image", f"{repository}:{tag[:24]}", gigabytes(size), size / 1e9 * ECR_USD_PER_GB_MONTH)]
-
-
-def gigabytes(size: int, objects: int = 0) -> str:
-    text = f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
-    return text + (f" in {objects:,} objects" if objects else "")
+    count = image["imageSizeInBytes"]
+    return [Kept("image", f"{repository}:{tag[:24]}", size(count), count / 1e9 * ECR_USD_PER_GB_MONTH)]
 
 
 def print_kept(kept: list[Kept]) -> None:
-    rows = [(f"  {one.what}", one.name, one.size, f"{usd(one.usd_per_month)} a month") for one in kept]
-    print(table(rows))
+    rows = [(one.what, one.name, one.size, f"{usd(one.usd_per_month)} a month") for one in kept]
     total = sum(one.usd_per_month for one in kept)
-    print(f"  together {usd(total)} a month, {usd(total / 30)} a day ({SOURCE})")
+    say(table(rows, indent=2), f"  together {usd(total)} a month, {usd(total / 30)} a day ({SOURCE})")

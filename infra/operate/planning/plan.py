@@ -20,7 +20,8 @@ from infra.operate.planning.options import Request, go_on, spec_values
 from infra.operate.planning.prices import Prices, find_prices
 from infra.operate.runs import Bucket, Ending, read_ending, read_spend
 from infra.operate.session import Aws
-from infra.operate.terminal import color, duration, table, usd
+from infra.operate.terminal import Group, RenderableType, styled, table
+from infra.operate.text import duration, usd
 from infra.run.spec import Spec
 from trainer.contract import RUN_ID_RULE, UserError, run_key
 
@@ -221,7 +222,7 @@ def new_run_id(name: str, now: float) -> str:
     return f"{datasets.slug(name)[:48]}-{date}-{secrets.token_hex(2)}"
 
 
-def describe(plan: Plan) -> str:
+def describe(plan: Plan) -> RenderableType:
     """The estimate per type, where its figures come from, and what limits the run."""
     spec = plan.spec
     rows = [
@@ -232,11 +233,11 @@ def describe(plan: Plan) -> str:
     header = (f"type ({spec.market})", "$/hour", "images/s", "$/million images", "hours", "dollars")
     spent = f", of which {usd(plan.existing.spent_usd)} are spent" if plan.existing else ""
     ends = f"{datetime.fromtimestamp(spec.deadline).astimezone():%a %d %b %H:%M %Z}"
-    return (
-        f"{table(rows, header)}\n"
-        + color(f"{plan.prices_source}\n{speed_source(spec.kind)}\n", "dim")
-        + f"budget    {usd(spec.budget_usd)}{spent}; at the budget everything stops\n"
-        + f"deadline  {ends}, in {duration(spec.hours * SECONDS_PER_HOUR)}; then everything stops"
+    return Group(
+        table(rows, header),
+        styled(f"{plan.prices_source}\n{speed_source(spec.kind)}", "dim"),
+        f"budget    {usd(spec.budget_usd)}{spent}; at the budget everything stops",
+        f"deadline  {ends}, in {duration(spec.hours * SECONDS_PER_HOUR)}; then everything stops",
     )
 
 

@@ -18,6 +18,7 @@ from infra.operate.planning.plan import Plan, describe, epochs_in, make_plan, ne
 from infra.operate.planning.start import Place, find_active, schedules, start
 from infra.operate.runs import open_bucket
 from infra.operate.session import Aws as Operator
+from infra.operate.terminal import plain
 from infra.run import fleet
 from infra.run.spec import Spec
 from infra.run.spend import Machine, Spend
@@ -339,7 +340,7 @@ def test_prices_that_nobody_tells_come_from_the_dated_table(place: Deployed) -> 
     assert planned.spec.prices["g5.4xlarge"] == 1.624
     assert planned.offered[0].usd_per_hour == 1.006
     assert "2026-01-19" in planned.prices_source
-    assert "did not answer" in describe(planned)
+    assert "did not answer" in plain(describe(planned))
 
 
 def test_prepared_data_is_used_where_the_bucket_has_it(place: Deployed) -> None:

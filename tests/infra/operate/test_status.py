@@ -74,6 +74,8 @@ def test_a_projection_beyond_the_budget_is_red_on_a_terminal(
     deployed.spend(20, 0.8)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
     assert "\033[31m$16.15 projected\033[0m" in shown(capsys)
 
 

@@ -1,0 +1,33 @@
+"""Amounts as people read them: dollars, durations, sizes, moments. The commands have no other place for it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+
+def usd(amount: float) -> str:
+    return f"${amount:,.2f}"
+
+
+def duration(seconds: float) -> str:
+    """1 h 05 min, 12 min, 40 s."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+def size(count: float) -> str:
+    """Of so many bytes: 1.5 GB, 20.0 MB."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+
+
+def weekday_time(seconds: float) -> str:
+    """A moment of these days, by this machine's time zone: Fri 14:05."""
+    return f"{datetime.fromtimestamp(seconds).astimezone():%a %H:%M}"
+
+
+def date_time(seconds: float) -> str:
+    """A moment of this year: 27 Nov 14:05."""
+    return f"{datetime.fromtimestamp(seconds).astimezone():%d %b %H:%M}"
