@@ -91,6 +91,10 @@ status: $(INFRA)/.infra ## step, images/s, accuracy, dollars, why no machine com
 logs: $(INFRA)/.infra ## follow the log of RUN= (the newest); SINCE=2h, ARGS=--no-follow
 	@$(OPERATE) $@ $(ARGS)
 
+.PHONY: runs
+runs: $(INFRA)/.infra ## list every run: state, step, accuracy, dollars, age; ARGS=--json, which status, cost and preflight take, too
+	@$(OPERATE) $@ $(ARGS)
+
 .PHONY: cost
 cost: $(INFRA)/.infra ## what a run of RECIPE= would cost; what RUN= did cost
 	@$(OPERATE) $@

@@ -18,7 +18,8 @@ from infra.operate.session import Aws, AwsError, ExitCode, load_installation
 from trainer.contract import UserError
 
 COMMANDS = (
-    "preflight", "deploy", "launch", "prepare", "status", "logs", "cost", "pull", "stop", "shell", "secret", "destroy",
+    "preflight", "deploy", "launch", "prepare", "status", "logs", "runs", "cost", "pull", "stop", "shell", "secret",
+    "destroy",
 )  # fmt: skip
 MAKE = "--make"
 

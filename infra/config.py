@@ -19,8 +19,10 @@ CPU_TYPES = "c7a.2xlarge,c7i.2xlarge,c6a.2xlarge,c6i.2xlarge,m7a.2xlarge,m7i.2xl
 # The SSM parameter of the machines' AMI: Ubuntu with Docker, AWS's command line and the NVIDIA driver. Those without a
 # GPU use it, too, so that one boot serves both.
 AMI = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
-PREPARE_DISK_GIB = 400  # of the CPU machines: the AMI takes 75, ImageNet's parquet files 150, the prepared form 50
+AMI_GIB = 75  # its snapshot, of a machine's root volume
+PREPARE_DISK_GIB = 400  # of the CPU machines: AMI_GIB, 150 for ImageNet's parquet files, 50 for the prepared form
 PREPARE_PREFIX = "prepare-"  # of the names of preparations: roles and schedules tell them from trainings by it
+ZONES = 3  # unless the context names them
 RULES = {  # field: the rule that its value matches, the rule in words, an example
     "name": (r"[a-z][a-z0-9-]{0,23}", "at most 24 lower case letters, digits and '-', a letter first", "resnet-spot"),
     "bucket_name": (
@@ -63,7 +65,7 @@ class Installation:
     vpc_id: str = ""
     subnet_ids: str = ""
     image_uri: str = ""
-    disk_gib: str = "120"  # of the GPU machines' root volume: the AMI takes 75, the image 7
+    disk_gib: str = "120"  # of the GPU machines' root volume: AMI_GIB, and 10 for the image
     max_nodes: str = "1"
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ export HOME=/root DOCKER_CONFIG=$LIVE/docker # a login stays in memory
 export AWS_DEFAULT_REGION="$REGION" AWS_RETRY_MODE=standard AWS_METADATA_SERVICE_NUM_ATTEMPTS=3
 
 : "${IDENTIFY_SECONDS:=60}"     # what the metadata service has to tell run and deadline
+: "${SAVE_SECONDS:=100}"        # what a container gets to save, after SIGTERM; the unit says the same
 : "${STOP_SECONDS:=150}"        # before the deadline, the end begins: 110 to save, the rest to scale and power off
 : "${RETRY_SECONDS:=5}"         # before the second try, doubled before each further one
 : "${CRASH_SECONDS:=10}"        # before the start after a crash

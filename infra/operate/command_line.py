@@ -19,6 +19,9 @@ class CommandLine(argparse.ArgumentParser):
         variable = variable or name.upper().replace("-", "_")
         self.variables[variable] = self.add_argument(f"--{name}", help=f"{help} (make: {variable}=)", **keywords)
 
+    def json_option(self) -> None:
+        self.option("json", "print one JSON document, for programs", action="store_true")
+
     def read(self, environ: Mapping[str, str]) -> None:
         """Take the values of variables for defaults, so that a flag is stronger. An empty variable is not given."""
         for variable, action in self.variables.items():

@@ -5,6 +5,7 @@ NO_COLOR leaves the colours out. Amounts as text are in `text`.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 __all__ = [
-    "Cell", "Group", "LiveLine", "RenderableType", "Text", "clear", "escaped", "next_commands", "plain", "say",
-    "say_commands", "styled", "table",
+    "Cell", "Group", "LiveLine", "RenderableType", "Text", "clear", "display", "display_commands", "display_json",
+    "escaped", "next_commands", "plain", "styled", "table",
 ]  # fmt: skip
 PLAIN_WIDTH = 100_000  # where no terminal says how wide it is, nothing is wrapped
 Cell = str | Text
@@ -34,13 +35,18 @@ def console() -> Console:
     )  # fmt: skip
 
 
-def say(*things: RenderableType) -> None:
+def display(*things: RenderableType) -> None:
     """Print each, on lines of its own."""
     to = console()
     if to.is_terminal:
         to.print(*things, sep="\n")
     else:
         print(plain(*things), flush=True)
+
+
+def display_json(value: object) -> None:
+    """One document, and nothing else, on standard output."""
+    print(json.dumps(value, indent=1, ensure_ascii=False), flush=True)
 
 
 def plain(*things: RenderableType) -> str:
@@ -77,20 +83,20 @@ def table(rows: Iterable[Sequence[Cell]], header: Sequence[str] = (), indent: in
     return Padding(grid, (0, 0, 0, indent), expand=False) if indent else grid
 
 
-def say_commands(rows: Sequence[Sequence[str]]) -> None:
+def display_commands(rows: Sequence[Sequence[str]]) -> None:
     """What is wrong, and last the command against it. A command is never wrapped, so that it can be copied."""
     width, widest = console().width, max(sum(len(cell) + 2 for cell in row) for row in rows)
     if widest <= width:
-        say(table(rows, indent=2))
+        display(table(rows, indent=2))
         return
     for *what, command in rows:
-        say(f"  {' '.join(what)}")
+        display(f"  {' '.join(what)}")
         print(f"    {command}")
 
 
 def next_commands(*commands: tuple[str, str]) -> None:
     """What to type next: (command, what it does)."""
-    say("\nnext:", table(commands, indent=2))
+    display("\nnext:", table(commands, indent=2))
 
 
 def clear() -> None:

@@ -9,10 +9,8 @@ import aws_cdk as cdk
 from aws_cdk import aws_ec2 as ec2
 from constructs import Construct
 
-from infra.config import Installation
+from infra.config import ZONES, Installation
 from infra.stacks.acknowledge import acknowledge
-
-ZONES = 3  # unless the context names them, as `deploy` does
 
 
 class Network(Construct):

@@ -20,7 +20,7 @@ import pytest
 
 from infra.config import Installation, Output, Tag
 from infra.operate.command_line import CommandLine
-from infra.operate.commands import destroy, logs, pull, shell, status, stop
+from infra.operate.commands import cost, destroy, logs, preflight, pull, runs, shell, status, stop
 from infra.operate.session import Aws as Operator
 from infra.run import fleet
 from infra.run.spec import Spec
@@ -34,7 +34,10 @@ from trainer.contract import Lease, attempt_key, checkpoint_key, manifest_key, m
 PATIENCE_SECONDS = 60
 INSTALLATION = Installation()
 RUN = "rn50-20260101-ab12"
-COMMANDS = {"status": status, "logs": logs, "stop": stop, "pull": pull, "shell": shell, "destroy": destroy}
+COMMANDS = {
+    "status": status, "logs": logs, "runs": runs, "cost": cost, "preflight": preflight, "stop": stop, "pull": pull,
+    "shell": shell, "destroy": destroy,
+}  # fmt: skip
 IMAGE_TAG = INSTALLATION.image_tag_prefix + "1f" * 32
 REPOSITORY = "cdk-hnb659fds-container-assets-123456789012-us-east-1"
 

@@ -15,7 +15,7 @@ from typing import Any
 import boto3
 import pytest
 
-from infra.operate.checks.machines import AMI
+from infra.config import AMI
 from tests import ROOT
 from tests.emulator.aws import Aws
 

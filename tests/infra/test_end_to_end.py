@@ -24,8 +24,7 @@ from typing import Any
 import docker
 import pytest
 
-from infra.config import Installation, Output, Tag, context_key
-from infra.operate.checks.machines import AMI
+from infra.config import AMI, Installation, Output, Tag, context_key
 from infra.operate.session import ExitCode
 from tests import ROOT
 from tests.emulator.aws import Aws

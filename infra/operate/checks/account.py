@@ -11,11 +11,11 @@ import subprocess
 
 import botocore.exceptions
 
-from infra.config import ROOT
+from infra.config import ROOT, ZONES
 from infra.operate.checks.finding import INFRA, Finding, Wanted, failed, ok, unneeded
 from infra.operate.installation import cdk
 from infra.operate.installation.leftovers import stack_status
-from infra.operate.installation.zones import ZONES, zones_of_region
+from infra.operate.installation.zones import zones_of_region
 from infra.operate.session import Aws, AwsError
 
 LEAST_BOOTSTRAP = 6  # what the synthesised stacks require

@@ -8,15 +8,14 @@ from typing import Any
 
 import botocore.exceptions
 
-from infra.config import Installation
+from infra.config import AMI, AMI_GIB, Installation
 from infra.operate.checks.account import quota_value
 from infra.operate.checks.finding import INFRA, Finding, Wanted, failed, ok, unneeded
 from infra.operate.installation.zones import zones_of_subnets
 from infra.operate.planning import catalog, datasets
 from infra.operate.planning.plan import find_dataset
 
-AMI = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
-AMI_GIB, IMAGE_GIB = 75, 10  # of the root volume: the AMI's snapshot; the container image, pulled and unpacked
+IMAGE_GIB = 10  # of the root volume: the container image, pulled and unpacked
 GB_PER_GIB = 1.0737
 
 

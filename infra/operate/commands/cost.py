@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from infra.config import Installation
 from infra.operate.command_line import CommandLine
 from infra.operate.installation.standing import Kept, kept_data, kept_image, print_kept
 from infra.operate.planning import options
-from infra.operate.planning.catalog import HOURS_PER_MONTH
+from infra.operate.planning.catalog import HOURS_PER_MONTH, Estimate
 from infra.operate.planning.plan import describe, make_plan
 from infra.operate.runs import Bucket, active_run, choose_run, open_bucket, read_spec, read_spend
 from infra.operate.session import Aws, ExitCode, explained
-from infra.operate.terminal import next_commands, say, styled, table
+from infra.operate.terminal import display, display_json, next_commands, styled, table
 from infra.operate.text import date_time, duration, size, usd
 from infra.run.spec import Spec
 from infra.run.spend import Spend
@@ -36,27 +38,63 @@ TICK_GB_SECONDS = 0.25  # 256 MB for a second: an assumption, the guard was not 
 
 def configure(parser: CommandLine) -> None:
     options.configure(parser)
+    parser.json_option()
 
 
 def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
-    request = options.request_of(given)
-    bucket = open_bucket(aws, installation)
-    if not given.run_id:
-        plan = make_plan(aws, installation, bucket, options.without_limits(request), time.time())
+    request, as_json = options.request_and_json(given)
+    bucket, now = open_bucket(aws, installation), time.time()
+    plan = None
+    if not request.run_id:
+        plan = make_plan(aws, installation, bucket, options.without_limits(request), now)
+    run_id = chosen(aws, installation, bucket, request.run_id) if bucket else ""
+    kept = kept_data(bucket, installation) + standing(aws, installation) if bucket else []
+    if as_json:
+        spent = spent_document(bucket, run_id, now) if bucket and run_id else None
+        display_json({
+            "estimate": estimate_document(plan.spec, plan.offered) if plan else None, "spent": spent,
+            "standing": [{"what": one.what, "name": one.name, "usd_per_month": one.usd_per_month} for one in kept],
+        })  # fmt: skip
+        return ExitCode.DONE
+    if plan:
         title = f"estimate: {plan.spec.recipe}, {plan.spec.data or 'the data of the recipe'}"
-        say(styled(title, "bold"), describe(plan), extras(plan.spec))
-    if bucket and (run_id := chosen(aws, installation, bucket, given.run_id)):
-        say(styled(f"\nspent: {run_id}", "bold"))
-        print_spent(bucket, run_id, time.time())
-    if bucket:
-        say(styled("\nwhile nothing runs", "bold"))
-        print_kept(kept_data(bucket, installation) + standing(aws, installation))
+        display(styled(title, "bold"), describe(plan), extras(plan.spec))
+    if bucket and run_id:
+        display(styled(f"\nspent: {run_id}", "bold"))
+        print_spent(bucket, run_id, now)
+    if kept:
+        display(styled("\nwhile nothing runs", "bold"))
+        print_kept(kept)
     next_commands(
         ("make cost RUN=…", "what another run has cost"),
         ("make launch BUDGET=…", "stop at so many dollars"),
         ("make destroy", "remove all but the data and the token"),
     )
     return ExitCode.DONE
+
+
+def estimate_document(spec: Spec, offered: Sequence[Estimate]) -> dict[str, Any]:
+    """What `--json` prints of an estimate. Fields are added, never renamed."""
+    return {
+        "recipe": spec.recipe, "data": spec.data, "market": spec.market, "budget_usd": spec.budget_usd,
+        "hours": spec.hours, "extras_usd_per_hour": spec.extras_usd_per_hour, "prices_source": spec.prices_source,
+        "types": [asdict(one) for one in offered],
+    }  # fmt: skip
+
+
+def spent_document(bucket: Bucket, run_id: str, now: float) -> dict[str, Any]:
+    """What `--json` prints of a run's spend. An `ended` of None: it still bills."""
+    spec, spend = read_spec(bucket, run_id), read_spend(bucket, run_id)
+    return {
+        "run": run_id, "budget_usd": spec.budget_usd if spec else None,
+        "usd": spend.usd(now), "usd_per_hour": spend.usd_per_hour(),
+        "machines": [
+            {"id": one.id, "type": one.type, "zone": one.zone, "market": one.market, "launched": one.launched,
+             "ended": one.ended or None, "usd_per_hour": one.usd_per_hour, "usd": one.usd(spend.until(now))}
+            for one in spend.machines
+        ],
+        "attempts": read_ledger(bucket, run_id),
+    }  # fmt: skip
 
 
 def chosen(aws: Aws, installation: Installation, bucket: Bucket, asked: str) -> str:
@@ -81,15 +119,18 @@ def print_spent(bucket: Bucket, run_id: str, now: float) -> None:
         for machine in spend.machines
     ]  # fmt: skip
     if rows:
-        say(table(rows, ("machine", "type", "zone", "market", "from", "to", "for", "$/hour", "dollars")))
+        display(table(rows, ("machine", "type", "zone", "market", "from", "to", "for", "$/hour", "dollars")))
     else:
         print("no machine yet")
     print(total(spec, spend, now))
-    attempts = [bucket.read_json(found.key) for found in bucket.list(run_key(run_id, "attempts/"))]
-    if attempts:
-        ledger = sorted(attempts, key=lambda one: one.get("attempt", 0))
+    if ledger := read_ledger(bucket, run_id):
         header = ("attempt", "machine", "type", "market", "from", "for", "exit")
-        say("\nas the machines tell it (attempts):", table(map(attempt_row, ledger), header))
+        display("\nas the machines tell it (attempts):", table(map(attempt_row, ledger), header))
+
+
+def read_ledger(bucket: Bucket, run_id: str) -> list[dict[str, Any]]:
+    attempts = [bucket.read_json(found.key) for found in bucket.list(run_key(run_id, "attempts/"))]
+    return sorted(attempts, key=lambda one: one.get("attempt", 0))
 
 
 def total(spec: Spec | None, spend: Spend, now: float) -> str:

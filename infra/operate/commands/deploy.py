@@ -18,7 +18,7 @@ from infra.operate.installation.leftovers import stack_status
 from infra.operate.installation.zones import zones_of_subnets
 from infra.operate.planning import options
 from infra.operate.session import Aws, ExitCode, explained
-from infra.operate.terminal import next_commands, say, styled
+from infra.operate.terminal import display, next_commands, styled
 
 HELP = "check, deploy both stacks, and launch a run"
 DEAD = ("ROLLBACK_COMPLETE", "REVIEW_IN_PROGRESS")  # a first deploy that failed: CloudFormation can only delete it
@@ -54,7 +54,7 @@ def deploy(aws: Aws, installation: Installation) -> None:
             delete_stack(aws, name)
     zones = "" if installation.vpc_id else ",".join(zones_of_subnets(aws, installation))
     cdk.deploy(aws, replace(installation, zones=zones), "--all")
-    say(styled(f"deployed: {installation.storage_stack}, {installation.training_stack}", "green"))
+    display(styled(f"deployed: {installation.storage_stack}, {installation.training_stack}", "green"))
     prune_images(aws, installation, aws.outputs(installation.training_stack).get(Output.IMAGE, ""))
 
 

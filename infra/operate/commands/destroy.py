@@ -21,7 +21,7 @@ from infra.operate.installation.purge import confirm_purge, purge
 from infra.operate.installation.standing import kept_buckets, kept_data, print_kept
 from infra.operate.runs import active_run, open_bucket
 from infra.operate.session import Aws, AwsError, ExitCode, explained
-from infra.operate.terminal import LiveLine, Text, next_commands, say, say_commands, styled
+from infra.operate.terminal import LiveLine, Text, display, display_commands, next_commands, styled
 
 HELP = "terminate machines, delete the stack, and check with AWS that nothing is left; keeps the data"
 STACK_SECONDS = 1800.0  # a stack of this size is deleted in a few minutes; a VPC with a stuck interface never
@@ -66,11 +66,11 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
         delete_stack(aws, installation.storage_stack)
         left += leftovers.stack(aws, installation.storage_stack)
     if left:
-        say(styled("\nleft over:", "red"))
-        say_commands([(one.service, one.id, one.command) for one in left])
+        display(styled("\nleft over:", "red"))
+        display_commands([(one.service, one.id, one.command) for one in left])
         print("\nsome things only take time: `make destroy` again, then the commands above")
         return ExitCode.LEFT_OVERS
-    say(Text.assemble(("nothing is left", "green"), f" by the word of {ASKED}"))
+    display(Text.assemble(("nothing is left", "green"), f" by the word of {ASKED}"))
     say_kept(aws, installation)
     return ExitCode.DONE
 

@@ -18,7 +18,7 @@ from infra.operate.planning.plan import check, describe, make_plan, merge
 from infra.operate.planning.start import Place, is_running, start
 from infra.operate.runs import open_bucket
 from infra.operate.session import Aws, ExitCode, explained
-from infra.operate.terminal import next_commands, say, styled
+from infra.operate.terminal import display, next_commands, styled
 from infra.operate.text import usd
 from trainer.contract import UserError
 
@@ -50,7 +50,7 @@ def launch(aws: Aws, installation: Installation, request: Request, *, is_checked
     if not is_checked and not preflight(aws, installation, request, plan, deploys=False):
         return ExitCode.PREFLIGHT
     spec, types, etag = plan.spec, [one.type for one in plan.offered], plan.existing.etag if plan.existing else ""
-    say("", describe(plan), f"\nstarting {spec.run_id}")
+    display("", describe(plan), f"\nstarting {spec.run_id}")
     try:
         with explained("the launch"):
             start(aws.client, place, spec, types, replaces=etag)
@@ -58,7 +58,7 @@ def launch(aws: Aws, installation: Installation, request: Request, *, is_checked
         print(f"\ninterrupted: make launch RUN={spec.run_id} starts it all the same, make stop makes sure that nothing "
               "runs", file=sys.stderr)  # fmt: skip
         return INTERRUPTED
-    say(styled(f"{'goes on' if plan.existing else 'launched'}: {spec.run_id}", "green"))
+    display(styled(f"{'goes on' if plan.existing else 'launched'}: {spec.run_id}", "green"))
     listed = max(spec.prices[one.type] for one in plan.offered)
     print(f"while it runs: at most {usd(listed)} an hour, the list price of the dearest type")
     _next(spec.run_id)

@@ -33,7 +33,7 @@ from infra.operate.runs import (
     read_spec,
 )
 from infra.operate.session import Aws, AwsError, ExitCode, explained
-from infra.operate.terminal import Text, escaped, next_commands, say
+from infra.operate.terminal import Text, display, escaped, next_commands
 from infra.operate.text import duration
 from infra.run import fleet
 from trainer.contract import UserError, run_key
@@ -124,9 +124,9 @@ class Screen:
     def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.add(text)
-            self.say(text)
+            self.tell(text)
 
-    def say(self, text: str) -> None:
+    def tell(self, text: str) -> None:
         print(f"-- {text}", file=sys.stderr, flush=True)
 
 
@@ -146,10 +146,10 @@ class Connection:
             self.wait = min(2 * self.wait, MOST_WAIT_SECONDS)
             if not self.lost_at and not is_throttling(error):
                 self.lost_at = time.monotonic()
-                self.screen.say(f"{error}; trying again until it answers, no line is lost (Ctrl-C leaves)")
+                self.screen.tell(f"{error}; trying again until it answers, no line is lost (Ctrl-C leaves)")
         else:
             if self.lost_at:
-                self.screen.say(f"AWS answers again, after {duration(time.monotonic() - self.lost_at)}")
+                self.screen.tell(f"AWS answers again, after {duration(time.monotonic() - self.lost_at)}")
             self.wait, self.lost_at = POLL_SECONDS, 0.0
 
 
@@ -231,7 +231,7 @@ def look(aws: Aws, installation: Installation, bucket: Bucket, run_id: str, name
 
 def say_ending(run_id: str, ending: Ending) -> None:
     styles = {"done": "green", "failed": "red", "stopped": "yellow"}
-    say(Text.assemble(f"\nrun {run_id} ", (ending.how, styles[ending.how]), f": {ending.message}"))
+    display(Text.assemble(f"\nrun {run_id} ", (ending.how, styles[ending.how]), f": {ending.message}"))
     if ending.how == "done":
         next_commands(("make report", "result and curves"), ("make pull", "copy them here"),
                       ("make destroy", "remove what bills; the data stays"))  # fmt: skip

@@ -19,7 +19,7 @@ from infra.operate.planning import options
 from infra.operate.planning.options import Request
 from infra.operate.planning.plan import Plan, check
 from infra.operate.session import Aws, AwsError, ExitCode
-from infra.operate.terminal import next_commands, say, say_commands, styled, table
+from infra.operate.terminal import display, display_commands, display_json, next_commands, styled, table
 from trainer.contract import UserError
 
 HELP = "check everything that a deploy and a run need, before anything costs money"
@@ -55,15 +55,19 @@ DEPLOY: Mapping[str, Check] = MappingProxyType(
 )
 OFFLINE = ("CDK command line", "Docker")  # need no credentials
 SERVICES = ("cloudformation", "ec2", "iam", "s3", "secretsmanager", "service-quotas", "ssm", "sts", "autoscaling")
-COLORS = MappingProxyType({"ok": "green", "failed": "red", "unknown": "yellow", "not needed": "dim"})
+STYLES = MappingProxyType({"ok": "green", "failed": "red", "unknown": "yellow", "not needed": "dim"})
 
 
 def configure(parser: CommandLine) -> None:
     options.configure(parser)
+    parser.json_option()
 
 
 def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
-    if not preflight(aws, installation, options.request_of(given), None, deploys=True):
+    request, as_json = options.request_and_json(given)
+    if as_json:
+        return print_json(aws, installation, request)
+    if not preflight(aws, installation, request, None, deploys=True):
         return ExitCode.PREFLIGHT
     next_commands(("make deploy", "deploy and launch"), ("make launch", "launch, where it is deployed"))
     return ExitCode.DONE
@@ -71,19 +75,34 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
 
 def preflight(aws: Aws, installation: Installation, request: Request, plan: Plan | None, *, deploys: bool) -> bool:
     """Prints a table of all checks; whether none failed. Raises UserError where the request itself makes no sense."""
-    check(request, installation)
     began = time.monotonic()
-    wanted = Wanted(aws=aws, installation=installation, request=request, plan=plan)
-    findings = find_all(wanted, {**LAUNCH, **(DEPLOY if deploys else {})})
+    findings = find(aws, installation, request, plan, deploys=deploys)
     failures = {name: one for name, one in findings.items() if one.state == "failed"}
-    say(
-        table((name, styled(one.state, COLORS[one.state]), one.said) for name, one in findings.items()),
+    display(
+        table((name, styled(one.state, STYLES[one.state]), one.said) for name, one in findings.items()),
         styled(f"{len(findings)} checks in {time.monotonic() - began:.1f} s, {len(failures)} failed", "dim"),
     )
     if failures:
-        say("\nfix:")
-        say_commands([(name, one.fix) for name, one in failures.items()])
+        display("\nfix:")
+        display_commands([(name, one.fix) for name, one in failures.items()])
     return not failures
+
+
+def print_json(aws: Aws, installation: Installation, request: Request) -> int:
+    findings = find(aws, installation, request, None, deploys=True)
+    checks = [{"name": name, "state": one.state, "said": one.said, "fix": one.fix} for name, one in findings.items()]
+    has_failed = any(one.state == "failed" for one in findings.values())
+    display_json({"failed": has_failed, "checks": checks})
+    return ExitCode.PREFLIGHT if has_failed else ExitCode.DONE
+
+
+def find(
+    aws: Aws, installation: Installation, request: Request, plan: Plan | None, *, deploys: bool
+) -> dict[str, Finding]:
+    """What each check finds, by its name. Raises UserError where the request itself makes no sense."""
+    check(request, installation)
+    wanted = Wanted(aws=aws, installation=installation, request=request, plan=plan)
+    return find_all(wanted, {**LAUNCH, **(DEPLOY if deploys else {})})
 
 
 def find_all(wanted: Wanted, selected: Mapping[str, Check]) -> dict[str, Finding]:

@@ -7,135 +7,66 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from infra.config import Installation
 from infra.operate.command_line import CommandLine
 from infra.operate.installation.standing import kept_data, kept_image, print_kept
-from infra.operate.progress import Progress, read_progress
-from infra.operate.runs import (
-    Bucket,
-    Ending,
-    active_run,
-    choose_run,
-    group_of,
-    launched_at,
-    open_bucket,
-    read_ending,
-    read_spec,
-    read_spend,
-)
-from infra.operate.session import Aws, AwsError, ExitCode, explained
-from infra.operate.terminal import Cell, Group, RenderableType, Text, clear, next_commands, say, styled, table
+from infra.operate.progress import Progress
+from infra.operate.runs import Bucket, active_run, choose_run, open_bucket
+from infra.operate.session import Aws, AwsError, ExitCode
+from infra.operate.state import RunState, read_state
+from infra.operate.terminal import (
+    Cell,
+    Group,
+    RenderableType,
+    Text,
+    clear,
+    display,
+    display_json,
+    next_commands,
+    styled,
+    table,
+)  # fmt: skip
 from infra.operate.text import duration, usd, weekday_time
-from infra.run import fleet
-from infra.run.spec import Spec
-from infra.run.spend import Machine, Spend
-from trainer.contract import Exit, UserError, run_key
+from trainer.contract import Exit, UserError
 
 HELP = "step, images/s, accuracy, ETA, dollars, checkpoint age, interruptions, machines, and why there is none"
 WATCH_SECONDS = 5.0
-SILENCE_SECONDS = 180.0  # without a heartbeat the guard takes a run for hung
 LATE_CHECKPOINT_SECONDS = 120.0  # twice what the promise allows
-Row = tuple[str, Cell]
+StatusRow = tuple[str, Cell]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Status:
-    """All that is shown of a run, as read at `now`."""
-
-    now: float
-    run_id: str
-    spec: Spec | None
-    group: fleet.Group | None
-    machines: tuple[fleet.FleetMachine, ...]  # that bill
-    refusals: tuple[fleet.Refusal, ...]
-    spend: Spend
-    guard: dict[str, Any]  # guard.json
-    ending: Ending | None
-    progress: Progress
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether the group is asked for machines for this run."""
-        return bool(self.group and self.group.desired and self.group.run_id == self.run_id)
-
-    @property
-    def projected_usd(self) -> float | None:
-        """What it will have cost at the end, at the present speed and price."""
-        left = self.progress.seconds_left
-        if left is None or not self.machines:
-            return None
-        return self.spend.usd(self.now) + left / 3600 * self.spend.usd_per_hour()
+STYLES = MappingProxyType({"done": "green", "failed": "red", "silent": "red", "stopped": "yellow", "waiting": "yellow"})
 
 
-def read_status(aws: Aws, installation: Installation, bucket: Bucket, run_id: str) -> Status:
-    spec = read_spec(bucket, run_id)
-    name = group_of(installation, spec)
-    with explained("the machines of the run"):
-        autoscaling = aws.client("autoscaling")
-        group = fleet.group_state(autoscaling, name)
-        seen = fleet.machines(aws.client("ec2"), installation.name, run_id)
-        machines = tuple(machine for machine in seen if machine.is_billing)
-        is_waiting = bool(group and group.desired and group.run_id == run_id and not machines)
-        since = launched_at(bucket, run_id) if is_waiting else 0.0
-        refusals = tuple(fleet.why_no_machine(autoscaling, name, since)) if is_waiting else ()
-    return Status(
-        now=time.time(), run_id=run_id, spec=spec, group=group, machines=machines, refusals=refusals,
-        spend=settle(read_spend(bucket, run_id), seen), guard=bucket.read_json(run_key(run_id, "guard.json")),
-        ending=read_ending(bucket, run_id), progress=read_progress(bucket, run_id),
-    )  # fmt: skip
+def state_line(state: RunState) -> Cell:
+    """What it does, or why it does nothing."""
+    word, said = state.summary()
+    return styled(said, STYLES.get(word, ""))
 
 
-def settle(spend: Spend, seen: Sequence[fleet.FleetMachine]) -> Spend:
-    """The guard's tally, without counting on a machine that ended since its last look."""
-    state = {machine.id: machine for machine in seen}
-
-    def ended(machine: Machine) -> float:
-        now = state.get(machine.id)
-        return machine.ended or (0.0 if now and now.is_billing else (now and now.ended) or spend.at)
-
-    return replace(spend, machines=tuple(replace(machine, ended=ended(machine)) for machine in spend.machines))
-
-
-def state(status: Status) -> Cell:
-    """One line: what it does, or why it does nothing."""
-    if ending := status.ending:
-        return styled(f"{ending.how}: {ending.message}", "green" if ending.how == "done" else "red")
-    heartbeat, silent = status.progress.heartbeat, status.now - status.progress.heartbeat_at
-    if not status.is_wanted:
-        reason = status.guard.get("reason") or "its group is at 0"
-        return styled(f"stopped: {reason}", "yellow")
-    if not status.machines:
-        return styled("waiting for a machine", "yellow")
-    if status.progress.heartbeat_at < min(machine.launched for machine in status.machines):
-        return "a machine boots (image and data take some minutes)"
-    phase = str(heartbeat.get("phase", "unknown"))
-    if silent > SILENCE_SECONDS:
-        return styled(f"silent for {duration(silent)} (last: {phase}); the guard replaces a hung machine", "red")
-    return f"{phase}, heard {duration(silent)} ago"
-
-
-def rows(status: Status) -> list[Row]:
+def rows(state: RunState) -> list[StatusRow]:
     """Labels and texts, in the order in which they are shown."""
-    spec, found = status.spec, list[Row]([("state", state(status))])
-    if status.refusals:
-        found += [("no machine", str(refusal)) for refusal in status.refusals]
-    found += training_rows(status)
-    found.append(("cost", cost(status)))
-    found += machine_rows(status)
-    if spec and not status.ending:
-        deadline = (status.group.deadline if status.group and status.is_wanted else 0.0) or spec.deadline
-        left = deadline - status.now
-        found.append(("deadline", f"{weekday_time(deadline)}, {f'in {duration(left)}' if left > 0 else 'passed'}"))
+    spec, found = state.spec, list[StatusRow]([("state", state_line(state))])
+    if state.refusals:
+        found += [("no machine", str(refusal)) for refusal in state.refusals]
+    found += training_rows(state)
+    found.append(("cost", cost(state)))
+    found += machine_rows(state)
+    if spec and not state.ending:
+        left = state.deadline - state.now
+        found.append(
+            ("deadline", f"{weekday_time(state.deadline)}, {f'in {duration(left)}' if left > 0 else 'passed'}")
+        )
     return found
 
 
-def training_rows(status: Status) -> list[Row]:
-    progress, found = status.progress, list[Row]()
+def training_rows(state: RunState) -> list[StatusRow]:
+    progress, found = state.progress, list[StatusRow]()
     if progress.total_steps:
         share = 100 * progress.step / progress.total_steps
         found.append(("step", f"{progress.step:,} of {progress.total_steps:,} ({share:.1f} %)"))
@@ -145,16 +76,16 @@ def training_rows(status: Status) -> list[Row]:
         found.append(("speed", f"{progress.images_per_second:,.0f} images/s"))
     if top1 := accuracy(progress):
         found.append(("top-1", top1))
-    if progress.seconds_left is not None and status.machines and not status.ending:
-        eta = status.now + progress.seconds_left
+    if progress.seconds_left is not None and state.machines and not state.ending:
+        eta = state.now + progress.seconds_left
         found.append(("ETA", f"{duration(progress.seconds_left)}, {weekday_time(eta)}, at the present speed"))
     if checkpoint := progress.checkpoint:
-        age = status.now - checkpoint.time
+        age = state.now - checkpoint.time
         text = f"step {checkpoint.step:,}, {duration(age)} old"
-        is_late = age > LATE_CHECKPOINT_SECONDS and progress.heartbeat.get("phase") == "training" and status.machines
+        is_late = age > LATE_CHECKPOINT_SECONDS and progress.heartbeat.get("phase") == "training" and state.machines
         found.append(("checkpoint", styled(text, "red") if is_late else text))
     if progress.attempts:
-        found.append(("interruptions", interruptions(progress, is_over=bool(status.ending))))
+        found.append(("interruptions", interruptions(progress, is_over=bool(state.ending))))
     return found
 
 
@@ -180,39 +111,39 @@ def interruptions(progress: Progress, *, is_over: bool) -> str:
     return text + ("" if is_over else f"; attempt {last['attempt']} is the newest")
 
 
-def cost(status: Status) -> Text:
-    spent, hourly = status.spend.usd(status.now), status.spend.usd_per_hour()
+def cost(state: RunState) -> Text:
+    spent, hourly = state.spend.usd(state.now), state.spend.usd_per_hour()
     text = Text(f"{usd(spent)} spent")
-    if hourly and not status.ending:
+    if hourly and not state.ending:
         text.append(f", {usd(hourly)} an hour")
-    projected, budget = status.projected_usd, status.spec.budget_usd if status.spec else 0.0
-    if projected is not None and not status.ending:
+    projected, budget = state.projected_usd, state.spec.budget_usd if state.spec else 0.0
+    if projected is not None and not state.ending:
         over = budget and projected > budget
         text.append(", ").append(f"{usd(projected)} projected", "red" if over else "green")
     if budget:
         text.append(f", of a budget of {usd(budget)}")
-    return text.append("" if status.spend.at else " (the guard has not counted yet)")
+    return text.append("" if state.spend.at else " (the guard has not counted yet)")
 
 
-def machine_rows(status: Status) -> list[Row]:
-    found: list[Row] = [
+def machine_rows(state: RunState) -> list[StatusRow]:
+    found: list[StatusRow] = [
         (
             "machine",
             f"{machine.id}, {machine.type} in {machine.zone}, {machine.market}, {machine.state}, "
-            f"{duration(status.now - machine.launched)} old",
+            f"{duration(state.now - machine.launched)} old",
         )
-        for machine in status.machines
+        for machine in state.machines
     ]
     if found:
         found.append(("", "a resume is bit for bit the same within one machine type, on another one to rounding"))
     return found
 
 
-def shown(status: Status) -> RenderableType:
-    kind = status.spec.kind if status.spec else "train"
-    recipe = f", recipe {status.spec.recipe}" if status.spec and status.spec.recipe else ""
-    title = Text.assemble((f"run {status.run_id}", "bold"), f" ({kind}{recipe})")
-    return Group(title, table(rows(status), indent=2))
+def shown(state: RunState) -> RenderableType:
+    kind = state.spec.kind if state.spec else "train"
+    recipe = f", recipe {state.spec.recipe}" if state.spec and state.spec.recipe else ""
+    title = Text.assemble((f"run {state.run_id}", "bold"), f" ({kind}{recipe})")
+    return Group(title, table(rows(state), indent=2))
 
 
 def show_standing(aws: Aws, installation: Installation, bucket: Bucket) -> None:
@@ -221,50 +152,102 @@ def show_standing(aws: Aws, installation: Installation, bucket: Bucket) -> None:
     print_kept([*kept_image(aws, installation), *kept_data(bucket, installation)])
 
 
-def show_next(status: Status) -> None:
-    run_id = status.run_id
-    if status.machines or status.is_wanted:
+def show_next(state: RunState) -> None:
+    run_id = state.run_id
+    if state.machines or state.is_wanted:
         next_commands(("make logs", "follow what it prints"), ("make stop", "save and stop it"))
-    elif status.ending and status.ending.how == "done":
+    elif state.ending and state.ending.how == "done":
         next_commands(("make pull", "copy results here"), ("make destroy", "remove what bills; the data stays"))
     else:
         next_commands(("make logs", "its last lines"), (f"make launch RUN={run_id}", "continue it"),
                       ("make destroy", "remove what bills; the data stays"))  # fmt: skip
 
 
+def document(state: RunState) -> dict[str, Any]:
+    """What `--json` prints. Fields are added, never renamed; None where something is not known yet."""
+    word, said = state.summary()
+    progress, spec, checkpoint = state.progress, state.spec, state.progress.checkpoint
+    return {
+        "run": state.run_id,
+        "kind": spec.kind if spec else None,
+        "recipe": spec.recipe if spec else None,
+        "state": word,
+        "message": said,
+        "phase": progress.heartbeat.get("phase"),
+        "heartbeat_age_seconds": state.now - progress.heartbeat_at if progress.heartbeat else None,
+        "step": progress.step,
+        "total_steps": progress.total_steps or None,
+        "images_per_second": progress.images_per_second or None,
+        "val_top1": progress.val_top1,
+        "best_top1": checkpoint.best_top1 if checkpoint else None,
+        "train_top1": progress.train_top1,
+        "seconds_left": progress.seconds_left,
+        "checkpoint_step": checkpoint.step if checkpoint else None,
+        "checkpoint_age_seconds": state.now - checkpoint.time if checkpoint else None,
+        "attempts": len(progress.attempts),
+        "usd": state.spend.usd(state.now),
+        "usd_per_hour": state.spend.usd_per_hour(),
+        "projected_usd": state.projected_usd,
+        "budget_usd": spec.budget_usd if spec else None,
+        "deadline": state.deadline or None,
+        "machines": [
+            {"id": one.id, "type": one.type, "zone": one.zone, "market": one.market, "state": one.state,
+             "launched": one.launched}
+            for one in state.machines
+        ],
+        "refusals": [str(refusal) for refusal in state.refusals],
+    }  # fmt: skip
+
+
 def configure(parser: CommandLine) -> None:
     parser.option("run", "another run than the newest", dest="run_id", default="", metavar="RUN")
     parser.option("watch", "show it again every few seconds, until Ctrl-C", action="store_true")
+    parser.json_option()
 
 
 def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> int:
+    if options.watch and options.json:
+        raise UserError("WATCH=1 and --json do not go together: --json prints one document; leave WATCH=1 out")
     bucket = open_bucket(aws, installation)
-    if bucket is None:
-        print(f"nothing is deployed in {aws.region}: no {installation.storage_stack} stack, and nothing that costs")
-        next_commands(("make preflight", "what is missing for a deploy"), ("make deploy", "start"))
-        return ExitCode.DONE
-    active = active_run(aws, installation)
+    active = active_run(aws, installation) if bucket else ""
     try:
-        run_id = choose_run(bucket, options.run_id, active)
+        run_id = choose_run(bucket, options.run_id, active) if bucket else ""
     except UserError as error:
         if options.run_id:
             raise
-        print(error)
-        show_standing(aws, installation, bucket)
-        return ExitCode.DONE
-    if options.watch:
+        run_id, why = "", str(error)
+    else:
+        why = f"nothing is deployed in {aws.region}: no {installation.storage_stack} stack, and nothing that costs"
+    if not bucket or not run_id:
+        show_nothing(aws, installation, bucket, why, as_json=options.json)
+    elif options.watch:
         with suppress(KeyboardInterrupt):
-            watch(lambda: read_status(aws, installation, bucket, run_id))
-        return ExitCode.DONE
-    status = read_status(aws, installation, bucket, run_id)
-    say(shown(status))
-    if not active and not status.machines:
-        show_standing(aws, installation, bucket)
-    show_next(status)
+            watch(lambda: read_state(aws, installation, bucket, run_id))
+    else:
+        state = read_state(aws, installation, bucket, run_id)
+        if options.json:
+            display_json(document(state))
+            return ExitCode.DONE
+        display(shown(state))
+        if not active and not state.machines:
+            show_standing(aws, installation, bucket)
+        show_next(state)
     return ExitCode.DONE
 
 
-def watch(read: Callable[[], Status]) -> None:
+def show_nothing(aws: Aws, installation: Installation, bucket: Bucket | None, why: str, *, as_json: bool) -> None:
+    """Where there is no run."""
+    if as_json:
+        display_json({"run": None, "state": "none", "message": why})
+        return
+    print(why)
+    if bucket:
+        show_standing(aws, installation, bucket)
+    else:
+        next_commands(("make preflight", "what is missing for a deploy"), ("make deploy", "start"))
+
+
+def watch(read: Callable[[], RunState]) -> None:
     """For ever; on a terminal each time in the same place. While AWS does not answer it is asked again."""
     while True:
         try:
@@ -272,5 +255,5 @@ def watch(read: Callable[[], Status]) -> None:
         except AwsError as error:
             text = f"{error}; trying again"
         clear()
-        say(text, "")
+        display(text, "")
         time.sleep(WATCH_SECONDS)

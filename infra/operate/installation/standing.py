@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError
 from infra.config import Installation, Output, Tag
 from infra.operate.runs import Bucket, open_bucket
 from infra.operate.session import Aws, explained
-from infra.operate.terminal import say, table
+from infra.operate.terminal import display, table
 from infra.operate.text import size, usd
 
 SOURCE = "list prices of us-east-1 in March 2026"  # aws.amazon.com/s3/pricing, /ecr/pricing, /secrets-manager/pricing
@@ -88,4 +88,4 @@ def kept_image(aws: Aws, installation: Installation) -> list[Kept]:
 def print_kept(kept: list[Kept]) -> None:
     rows = [(one.what, one.name, one.size, f"{usd(one.usd_per_month)} a month") for one in kept]
     total = sum(one.usd_per_month for one in kept)
-    say(table(rows, indent=2), f"  together {usd(total)} a month, {usd(total / 30)} a day ({SOURCE})")
+    display(table(rows, indent=2), f"  together {usd(total)} a month, {usd(total / 30)} a day ({SOURCE})")

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from ipaddress import ip_network
 
-from infra.config import Installation
+from infra.config import ZONES, Installation
 from infra.operate.installation.leftovers import stack_status
 from infra.operate.session import Aws, explained
-
-ZONES = 3  # unless the context names them
 
 
 def zones_of_subnets(aws: Aws, installation: Installation) -> list[str]:

@@ -110,6 +110,13 @@ def request_of(given: argparse.Namespace, kind: str = "train") -> Request:
     return Request(kind=kind, **{name: getattr(given, name) for name, _ in options_of(Request, kind)})
 
 
+def request_and_json(given: argparse.Namespace) -> tuple[Request, bool]:
+    """Of a command with `--json`. ARGS= holds options of the recipe; --json is none, and may stand there, too."""
+    request = request_of(given)
+    rest = tuple(word for word in request.arguments if word != "--json")
+    return replace(request, arguments=rest), given.json or rest != request.arguments
+
+
 def spec_values(request: Request) -> dict[str, Any]:
     """The fields of a spec that keep the options of a request."""
     return {one.spec: getattr(request, name) for name, one in options_of(request) if one.spec}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -174,6 +175,14 @@ def made(stand_in: Path, *arguments: str, **environ: str) -> dict[str, object]:
     return vars(parse(words, environment))
 
 
+@pytest.mark.parametrize("target", ["cost", "preflight"])
+def test_json_may_stand_among_the_options_of_the_recipe(stand_in: Path, target: str) -> None:
+    given = made(stand_in, target, "ARGS=--epochs 4 --json")
+    assert options.request_and_json(argparse.Namespace(**given)) == (Request(arguments=("--epochs", "4")), True)
+    given = made(stand_in, target, "ARGS=--epochs 4")
+    assert options.request_and_json(argparse.Namespace(**given)) == (Request(arguments=("--epochs", "4")), False)
+
+
 @pytest.mark.parametrize("target", ["launch", "preflight", "cost", "prepare"])
 def test_no_default_of_the_local_targets_reaches_a_run_on_aws(stand_in: Path, target: str) -> None:
     given = made(stand_in, target, "ON=aws")
@@ -218,6 +227,9 @@ def test_every_option_arrives_through_make(stand_in: Path) -> None:
         (["prepare", "ON=aws", "AGAIN=1"], "again", True),
         (["shell", "ARGS=--instance i-1"], "instance", "i-1"),
         (["stop", "ARGS=--no-wait"], "wait", False),
+        (["status", "ARGS=--json"], "json", True),
+        (["runs", "ARGS=--json"], "json", True),
+        (["cost", "JSON=1"], "json", True),
     ],
 )
 def test_the_variables_of_a_command_arrive_through_make(

@@ -41,7 +41,7 @@ ROWS = f"[('quota', styled('failed', 'red'), {LONG!r}), ('a longer name', styled
 
 @pytest.mark.parametrize("columns", [100, 60])
 def test_a_long_cell_is_wrapped_in_its_column(columns: int) -> None:
-    seen = lines(drawn(f"say(table({ROWS}))", columns))
+    seen = lines(drawn(f"display(table({ROWS}))", columns))
     assert max(map(len, seen)) <= columns
     *wrapped, last = seen
     assert len(wrapped) > 1
@@ -52,23 +52,23 @@ def test_a_long_cell_is_wrapped_in_its_column(columns: int) -> None:
 
 
 def test_a_coloured_cell_is_as_wide_as_it_looks(capsys: pytest.CaptureFixture[str]) -> None:
-    seen = drawn("say(table([('a', styled('not needed', 'dim'), 'x'), ('b', styled('ok', 'green'), 'x')]))")
+    seen = drawn("display(table([('a', styled('not needed', 'dim'), 'x'), ('b', styled('ok', 'green'), 'x')]))")
     assert "\x1b[2mnot needed\x1b[0m" in seen
     assert "\x1b[32mok" in seen
     assert lines(seen) == ["a  not needed  x", "b  ok          x"]
 
 
 def test_no_color_leaves_every_style_out_and_wraps_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_colors = drawn(f"say(table({ROWS}, ('one', 'two', 'three')))", 60)
+    with_colors = drawn(f"display(table({ROWS}, ('one', 'two', 'three')))", 60)
     monkeypatch.setenv("NO_COLOR", "1")
-    without = drawn(f"say(table({ROWS}, ('one', 'two', 'three')))", 60)
+    without = drawn(f"display(table({ROWS}, ('one', 'two', 'three')))", 60)
     assert STYLE.search(with_colors)
     assert "\x1b" not in without
     assert lines(with_colors) == lines(without)
 
 
 def test_to_a_file_nothing_is_wrapped_styled_or_cut(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.say(
+    terminal.display(
         terminal.table([("a", terminal.styled("1", "red"), LONG), ("bb", "22", "")], ("name", "$", "what"), indent=2),
         terminal.styled(LONG, "bold"),
     )
@@ -78,17 +78,17 @@ def test_to_a_file_nothing_is_wrapped_styled_or_cut(capsys: pytest.CaptureFixtur
 
 def test_a_text_that_looks_like_markup_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     text = "[red]s3://bucket[/red] :smile: [1, 2] 'x'"
-    terminal.say(text, terminal.table([(text, "x")]))
+    terminal.display(text, terminal.table([(text, "x")]))
     assert capsys.readouterr().out == f"{text}\n{text}  x\n"
-    assert lines(drawn(f"say({text!r})")) == [text]
+    assert lines(drawn(f"display({text!r})")) == [text]
 
 
 @pytest.mark.parametrize("columns", [100, 60])
 def test_a_command_can_be_copied_from_a_narrow_terminal(columns: int) -> None:
     command = "aws service-quotas request-service-quota-increase --service-code ec2 --quota-code L-1 --desired-value 16"
-    seen = drawn(f"say_commands([('vCPU quota', {command!r}), ('token', 'make secret')])", columns)
+    seen = drawn(f"display_commands([('vCPU quota', {command!r}), ('token', 'make secret')])", columns)
     assert lines(seen) == ["  vCPU quota", f"    {command}", "  token", "    make secret"]
-    assert lines(drawn("say_commands([('token', 'make secret')])", columns)) == ["  token  make secret"]
+    assert lines(drawn("display_commands([('token', 'make secret')])", columns)) == ["  token  make secret"]
 
 
 def test_next_commands_keep_their_column_where_the_explanation_wraps() -> None:

@@ -1,0 +1,71 @@
+"""`runs`: every run in the bucket, the newest first: state, step, accuracy, dollars, age."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from infra.config import Installation
+from infra.operate.command_line import CommandLine
+from infra.operate.runs import open_bucket
+from infra.operate.session import Aws, ExitCode
+from infra.operate.state import RunState, read_states
+from infra.operate.terminal import display, display_json, next_commands, table
+from infra.operate.text import duration, usd
+
+HELP = "list every run, the newest first: state, step, accuracy, dollars, age"
+HEADER = ("run", "state", "step", "top-1", "dollars", "age")
+
+
+def configure(parser: CommandLine) -> None:
+    parser.json_option()
+
+
+def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> int:
+    bucket = open_bucket(aws, installation)
+    launched = bucket.runs() if bucket else {}
+    newest_first = sorted(launched, key=lambda name: (launched[name], name), reverse=True)
+    states = read_states(aws, installation, bucket, newest_first) if bucket and launched else []
+    if options.json:
+        display_json({"runs": [document(state, launched) for state in states]})
+        return ExitCode.DONE
+    if not states:
+        print(f"there is no run in {f's3://{bucket.name}' if bucket else aws.region} yet")
+        next_commands(("make launch", "start one") if bucket else ("make deploy", "start"))
+        return ExitCode.DONE
+    display(table([row(state, launched) for state in states], HEADER))
+    newest = newest_first[0]
+    next_commands((f"make status RUN={newest}", "more of one run"), (f"make cost RUN={newest}", "what it has cost"))
+    return ExitCode.DONE
+
+
+def top1_of(state: RunState) -> float | None:
+    """The last validation's, else the best that the newest checkpoint names."""
+    checkpoint = state.progress.checkpoint
+    return state.progress.val_top1 or (checkpoint.best_top1 if checkpoint else None)
+
+
+def row(state: RunState, launched: Mapping[str, datetime]) -> tuple[str, ...]:
+    word, _ = state.summary()
+    progress, top1 = state.progress, top1_of(state)
+    step = f"{progress.step:,}" + (f" of {progress.total_steps:,}" if progress.total_steps else "")
+    return (
+        state.run_id, state.phase if word == "running" else word, step, f"{100 * top1:.2f} %" if top1 else "",
+        usd(state.spend.usd(state.now)), duration(state.now - launched[state.run_id].timestamp()),
+    )  # fmt: skip
+
+
+def document(state: RunState, launched: Mapping[str, datetime]) -> dict[str, Any]:
+    """What `--json` prints of a run. Fields are added, never renamed; those that `status --json` has mean the same."""
+    word, said = state.summary()
+    at = launched[state.run_id].timestamp()
+    return {
+        "run": state.run_id, "kind": state.spec.kind if state.spec else None,
+        "recipe": state.spec.recipe if state.spec else None, "state": word, "message": said,
+        "phase": state.progress.heartbeat.get("phase"), "step": state.progress.step,
+        "total_steps": state.progress.total_steps or None, "top1": top1_of(state),
+        "usd": state.spend.usd(state.now), "budget_usd": state.spec.budget_usd if state.spec else None,
+        "launched": at, "age_seconds": state.now - at,
+    }  # fmt: skip

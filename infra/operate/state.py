@@ -1,0 +1,132 @@
+"""What a run does now: its files in the bucket beside what EC2 and its Auto Scaling group say. Reads only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from infra.config import Installation
+from infra.guard.rules import SILENCE_SECONDS
+from infra.operate.progress import Progress, read_progress
+from infra.operate.runs import Bucket, Ending, group_of, launched_at, read_ending, read_spec, read_spend
+from infra.operate.session import Aws, explained
+from infra.operate.text import duration
+from infra.run import fleet
+from infra.run.spec import Spec
+from infra.run.spend import Machine, Spend
+from trainer.contract import UserError, run_key
+
+PARALLEL_RUNS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """All that is known of a run, as read at `now`."""
+
+    now: float
+    run_id: str
+    spec: Spec | None
+    group: fleet.Group | None
+    machines: tuple[fleet.FleetMachine, ...]  # that bill
+    refusals: tuple[fleet.Refusal, ...]
+    spend: Spend
+    guard: dict[str, Any]  # guard.json
+    ending: Ending | None
+    progress: Progress
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the group is asked for machines for this run."""
+        return bool(self.group and self.group.desired and self.group.run_id == self.run_id)
+
+    @property
+    def projected_usd(self) -> float | None:
+        """What it will have cost at the end, at the present speed and price."""
+        left = self.progress.seconds_left
+        if left is None or not self.machines:
+            return None
+        return self.spend.usd(self.now) + left / 3600 * self.spend.usd_per_hour()
+
+    @property
+    def deadline(self) -> float:
+        """The tag on the group counts; 0 where it is not known."""
+        tagged = self.group.deadline if self.group and self.is_wanted else 0.0
+        return tagged or (self.spec.deadline if self.spec else 0.0)
+
+    @property
+    def phase(self) -> str:
+        """The heartbeat's last word."""
+        return str(self.progress.heartbeat.get("phase", "unknown"))
+
+    def summary(self) -> tuple[str, str]:
+        """A word (done, failed, stopped, waiting, booting, silent or running), and what it does or why not."""
+        if ending := self.ending:
+            return ending.how, f"{ending.how}: {ending.message}"
+        if not self.is_wanted:
+            return "stopped", f"stopped: {self.guard.get('reason') or 'its group is at 0'}"
+        if not self.machines:
+            return "waiting", "waiting for a machine"
+        if self.progress.heartbeat_at < min(machine.launched for machine in self.machines):
+            return "booting", "a machine boots (image and data take some minutes)"
+        silent = self.now - self.progress.heartbeat_at
+        if silent > SILENCE_SECONDS:
+            last = f"silent for {duration(silent)} (last: {self.phase})"
+            return "silent", f"{last}; the guard replaces a hung machine"
+        return "running", f"{self.phase}, heard {duration(silent)} ago"
+
+
+def read_state(aws: Aws, installation: Installation, bucket: Bucket, run_id: str) -> RunState:
+    spec = read_spec(bucket, run_id)
+    name = group_of(installation, spec)
+    with explained("the machines of the run"):
+        autoscaling = aws.client("autoscaling")
+        group = fleet.group_state(autoscaling, name)
+        seen = fleet.machines(aws.client("ec2"), installation.name, run_id)
+        is_waiting = bool(group and group.desired and group.run_id == run_id and not any(m.is_billing for m in seen))
+        since = launched_at(bucket, run_id) if is_waiting else 0.0
+        refusals = tuple(fleet.why_no_machine(autoscaling, name, since)) if is_waiting else ()
+    return replace(_state_of(bucket, run_id, spec, group, seen), refusals=refusals)
+
+
+def read_states(aws: Aws, installation: Installation, bucket: Bucket, run_ids: Iterable[str]) -> list[RunState]:
+    """Of several runs, without the reasons why one has no machine: EC2 is asked once for all."""
+    names = (installation.train_group, installation.prepare_group)
+    with explained("the machines of the runs"):
+        groups = {name: fleet.group_state(aws.client("autoscaling"), name) for name in names}
+        seen = fleet.machines(aws.client("ec2"), installation.name)
+
+    def state_of(run_id: str) -> RunState:
+        try:
+            spec = read_spec(bucket, run_id)
+        except UserError:  # begun by a local `make train`
+            spec = None
+        mine = [machine for machine in seen if machine.run_id == run_id]
+        return _state_of(bucket, run_id, spec, groups[group_of(installation, spec)], mine)
+
+    with ThreadPoolExecutor(PARALLEL_RUNS) as pool:
+        return list(pool.map(state_of, run_ids))
+
+
+def _state_of(
+    bucket: Bucket, run_id: str, spec: Spec | None, group: fleet.Group | None, seen: Sequence[fleet.FleetMachine]
+) -> RunState:
+    return RunState(
+        now=time.time(), run_id=run_id, spec=spec, group=group,
+        machines=tuple(machine for machine in seen if machine.is_billing), refusals=(),
+        spend=settle(read_spend(bucket, run_id), seen), guard=bucket.read_json(run_key(run_id, "guard.json")),
+        ending=read_ending(bucket, run_id), progress=read_progress(bucket, run_id),
+    )  # fmt: skip
+
+
+def settle(spend: Spend, seen: Sequence[fleet.FleetMachine]) -> Spend:
+    """The guard's tally, without counting on a machine that ended since its last look."""
+    state = {machine.id: machine for machine in seen}
+
+    def ended(machine: Machine) -> float:
+        now = state.get(machine.id)
+        return machine.ended or (0.0 if now and now.is_billing else (now and now.ended) or spend.at)
+
+    return replace(spend, machines=tuple(replace(machine, ended=ended(machine)) for machine in spend.machines))
