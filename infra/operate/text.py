@@ -18,9 +18,9 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
-def size(count: float) -> str:
+def size(count: float, decimals: int = 1) -> str:
     """Of so many bytes: 1.5 GB, 20.0 MB."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+    return f"{count / 1e9:,.{decimals}f} GB" if count >= 1e8 else f"{count / 1e6:,.{decimals}f} MB"
 
 
 def weekday_time(seconds: float) -> str:

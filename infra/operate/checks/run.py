@@ -155,7 +155,7 @@ def data(wanted: Wanted) -> Finding:
         return ok("digits come with the image")
     dataset = find_dataset(wanted.bucket, wanted.request) if wanted.bucket else None
     if dataset:
-        return ok(f"{dataset.uri}, {dataset.train_images:,} images, {size(dataset.bytes)}")
+        return ok(f"{dataset.uri}, {dataset.train_images:,} images, {size(dataset.bytes, 0)}")
     if wanted.data.startswith("s3://"):
         return failed(f"there is no prepared dataset at {wanted.data} (no index.json)", "make prepare ON=aws")
     return ok(
