@@ -103,11 +103,12 @@ def remove(left: LeftOver) -> None:
 
 def sweep(aws: Aws, installation: Installation) -> list[LeftOver]:
     """Remove what no stack owns any more, until AWS lists nothing, or for SETTLE_SECONDS."""
-    began, name = time.monotonic(), installation.training_stack
+    name, settled_at = installation.training_stack, 0.0
     while left := leftovers.find(aws, installation):
+        settled_at = settled_at or time.monotonic() + SETTLE_SECONDS
         owned = {name} | {part.get("PhysicalResourceId") for part in resources(aws, name)}
         free = [one for one in left if one.delete and one.id not in owned]
-        if not free or time.monotonic() > began + SETTLE_SECONDS:
+        if not free or time.monotonic() > settled_at:
             break
         for one in free:
             remove(one)
