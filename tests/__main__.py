@@ -41,8 +41,9 @@ class Half:
         return [self.python, "-m", "pytest", *paths, *workers, *self.options]
 
 
-TRAINER = Half(".venv/bin/python", "tests", ())
-INFRA = Half(".venv-infra/bin/python", "tests/infra", ("-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"))
+BY_FILE = ("--dist", "loadfile", "--no-loadscope-reorder")
+TRAINER = Half(".venv/bin/python", "tests", ("-n", "2", *BY_FILE))
+INFRA = Half(".venv-infra/bin/python", "tests/infra", ("-n", "3", *BY_FILE))  # most of these wait, for boots and logs
 
 
 def halves(arguments: Sequence[str]) -> list[Half]:

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections import Counter
 from collections.abc import Generator
 from importlib import import_module
@@ -30,6 +31,10 @@ collect_ignore = [] if IN_INFRA else ["infra"]
 if IN_INFRA:
     import_module("infra")  # tells CDK its Node.js, before a test imports CDK
 
+# Where a shell forbids Python to keep what it compiled, each of hundreds of processes would compile torch anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 for number in (signal.SIGINT, signal.SIGHUP):  # a shell's `&`, and nohup, have them ignored, also in every child
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler)
@@ -38,6 +43,13 @@ STRICT = os.environ.get("STRICT") == "1"
 FAST = os.environ.get("FAST") == "1"  # leave out what is marked slow, or has a fixture that is: engines, whole runs
 SLOW_FIXTURES = frozenset({"chromium", "engine", "lab", "new_run"})
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all workers of this session."""
+    mine = tmp_path_factory.getbasetemp()
+    return mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine
 
 
 @pytest.fixture(scope="session")
@@ -87,11 +99,11 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not FAST:
-        return
-    left_out = [item for item in items if is_slow(item)]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if not is_slow(item)]
+    if FAST:
+        config.hook.pytest_deselected(items=[item for item in items if is_slow(item)])
+        items[:] = [item for item in items if not is_slow(item)]
+    slow_files = {item.path for item in items if is_slow(item)}
+    items.sort(key=lambda item: item.path not in slow_files)  # first, so that no worker is left with one at the end
 
 
 def is_slow(item: pytest.Item) -> bool:

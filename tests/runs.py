@@ -204,13 +204,11 @@ def is_pending(pid: int, number: int) -> bool:
 
 
 @pytest.fixture(scope="session")
-def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits, prepared."""
+def digits_folder(shared_folder: Path) -> Path:
+    """The digits, prepared: by the first worker that needs them, while the others wait."""
     data = digits().data
     copies = Copies(data.train_sides, (data.val_side,), data.quality)
-    return stage(
-        "digits", tmp_path_factory.mktemp("data"), copies, {"train": digits().resolutions(), "val": frozenset({32})}
-    )
+    return stage("digits", shared_folder, copies, {"train": digits().resolutions(), "val": frozenset({32})})
 
 
 @pytest.fixture
