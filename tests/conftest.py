@@ -41,6 +41,7 @@ for number in (signal.SIGINT, signal.SIGHUP):  # a shell's `&`, and nohup, have 
 
 STRICT = os.environ.get("STRICT") == "1"
 FAST = os.environ.get("FAST") == "1"  # leave out what is marked slow, or has a fixture that is: engines, whole runs
+BOOTS = ("tests/infra/boot/test_boot.py", "tests/infra/boot/test_boot_ends.py")
 SLOW_FIXTURES = frozenset({"chromium", "engine", "lab", "new_run"})
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -104,6 +105,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not is_slow(item)]
     slow_files = {item.path for item in items if is_slow(item)}
     items.sort(key=lambda item: item.path not in slow_files)  # first, so that no worker is left with one at the end
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests on one worker, which makes their fixtures once; but each boot of a machine where there is room."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if nodeid.startswith(BOOTS) else nodeid.split("::")[0]
+
+    return ByFile(config, log)
 
 
 def is_slow(item: pytest.Item) -> bool:
