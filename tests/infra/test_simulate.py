@@ -15,6 +15,7 @@ import pytest
 from tests import ROOT
 from tests.simulate.world import OUTER_GUARDS, Result, World, simulate
 
+pytestmark = pytest.mark.slow
 SEEDS = range(100)
 FEW = range(50)
 LATE, IDLE, DEAR = "alive past the deadline", "idle", "over budget"

@@ -25,6 +25,8 @@ from trainer.data.format import Copies, read_index
 from trainer.data.making.prepare import prepare
 from trainer.store import open_store
 
+pytestmark = pytest.mark.slow
+
 # Its processes are forked from one that has imported what they need, which takes longer than what they do.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["torch", "trainer.data.making.prepare", "trainer.store.s3", __name__])

@@ -30,6 +30,7 @@ from trainer.contract import Exit, Phase
 from trainer.process.spot import describe_machine
 from trainer.store import ObjectStore, open_store
 
+pytestmark = pytest.mark.slow
 RUN = "prepare-photos"
 # A heartbeat every 30 s is too rare for a test.
 OFTEN = "import trainer.prepare_run as r; r.HEARTBEAT_SECONDS = .05; from trainer.prepare import main; exit(main())"

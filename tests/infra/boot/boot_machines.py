@@ -34,6 +34,7 @@ BOOT = ROOT / "infra/boot"
 STAND_INS = Path(__file__).with_name("boot_machine")
 MACHINE_IMAGE = "resnet-spot-test-machine:bookworm"
 UP = ("running", "degraded")
+PATIENCE_SECONDS = 300  # of a machine that shares two cores with other machines, each of which starts many processes
 ECR = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"  # is 127.0.0.1 on the machines
 DEADLINE = f"/latest/meta-data/tags/instance/{Tag.DEADLINE}"
 RUN = f"/latest/meta-data/tags/instance/{Tag.RUN}"
@@ -47,7 +48,7 @@ NO_RESTART_WAIT = b"[Service]\nRestartSec=0\n"
 DOCKER_ENVIRONMENT = b"[Service]\nEnvironment=AWS_ACCESS_KEY_ID=testing AWS_SECRET_ACCESS_KEY=testing\n"
 
 
-def poll(what: str, condition: Callable[[], Any], timeout: float = 120) -> Any:
+def poll(what: str, condition: Callable[[], Any], timeout: float = PATIENCE_SECONDS) -> Any:
     """Wait until it holds; what it returned."""
     end = time.monotonic() + timeout
     while not (found := condition()):
@@ -196,7 +197,7 @@ class Machine:
         self.container.reload()
         return bool(self.container.status == "running")
 
-    def wait_until_off(self, timeout: float = 120) -> None:
+    def wait_until_off(self, timeout: float = PATIENCE_SECONDS) -> None:
         end = time.monotonic() + timeout
         while self.is_on():
             if time.monotonic() > end:
