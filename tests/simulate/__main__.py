@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from infra.guard import rules
-from infra.operate.terminal import duration, table
+from infra.operate.terminal import plain, table
+from infra.operate.text import duration
 from tests.simulate.world import OUTER_GUARDS, Result, simulate
 
 PARTS = (0.5, 0.9, 0.99, 1.0)
@@ -47,13 +48,13 @@ def summary(results: Sequence[Result]) -> dict[str, dict[str, float]]:
 
 
 def describe(results: Sequence[Result], seconds: float, without: Sequence[str]) -> str:
-    rows = [[name, *(values.get(column, "") for column in (*_parts(), "sum"))]
+    rows = [[name, *(str(values.get(column, "")) for column in (*_parts(), "sum"))]
             for name, values in summary(results).items()]  # fmt: skip
     left_out = f", without {', '.join(without)}" if without else ""
     endings = ", ".join(f"{count} {ending}" for ending, count in Counter(r.ending for r in results).most_common())
     lines = [
         f"{len(results)} seeds in {duration(seconds)}{left_out}: {endings}",
-        table(rows, header=["", "median", "p90", "p99", "most", "sum"]),
+        plain(table(rows, header=["", "median", "p90", "p99", "most", "sum"])),
     ]
     for wrong, seeds in wrongs(results).items():
         some = " ".join(map(str, seeds[:10]))

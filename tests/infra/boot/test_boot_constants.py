@@ -9,8 +9,7 @@ import pytest
 
 from infra.config import CONTEXT_PREFIX, ROOT, Tag
 from infra.guard import rules
-from trainer.contract import RunEnv
-from trainer.process import supervise
+from trainer.contract import DRAIN_SECONDS, RunEnv
 
 BOOT = ROOT / "infra/boot"
 
@@ -28,7 +27,7 @@ def unit(name: str, pattern: str) -> int:
 
 def test_every_stop_of_a_container_leaves_the_uploader_the_time_to_drain() -> None:
     save = default("SAVE_SECONDS")
-    assert save > supervise.DRAIN_SECONDS
+    assert save > DRAIN_SECONDS
     assert unit("resnet-spot.service", r"^ExecStop=-docker stop -t (\d+) resnet-spot$") == save
     stop_timeouts = re.findall(r"--stop-timeout (\d+)", (ROOT / "Makefile").read_text())
     assert [int(value) for value in stop_timeouts] == [save]

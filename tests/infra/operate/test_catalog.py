@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from infra.config import AMI, CPU_TYPES, GPU_TYPES
-from infra.operate.checks import machines
+from infra.config import CPU_TYPES, GPU_TYPES
 from infra.operate.planning import catalog
 from trainer.contract import UserError
 from trainer.recipes import named
@@ -82,7 +81,3 @@ def test_an_unknown_type_and_a_type_without_gpu_are_refused_with_what_to_use() -
         catalog.instance_type("g9.xlarge")
     with pytest.raises(UserError, match=r"'c7a\.2xlarge' has no GPU: use types of g5"):
         catalog.gpu_types(["g5.xlarge", "c7a.2xlarge"])
-
-
-def test_preflight_asks_for_the_machine_image_that_the_stack_uses() -> None:
-    assert machines.AMI == AMI
