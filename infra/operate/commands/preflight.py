@@ -55,7 +55,7 @@ DEPLOY: Mapping[str, Check] = MappingProxyType(
 )
 OFFLINE = ("CDK command line", "Docker")  # need no credentials
 SERVICES = ("cloudformation", "ec2", "iam", "s3", "secretsmanager", "service-quotas", "ssm", "sts", "autoscaling")
-STYLES = MappingProxyType({"ok": "green", "failed": "red", "unknown": "yellow", "not needed": "dim"})
+CHECK_STYLES = MappingProxyType({"ok": "green", "failed": "red", "unknown": "yellow", "not needed": "dim"})
 
 
 def configure(parser: CommandLine) -> None:
@@ -76,10 +76,10 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
 def preflight(aws: Aws, installation: Installation, request: Request, plan: Plan | None, *, deploys: bool) -> bool:
     """Prints a table of all checks; whether none failed. Raises UserError where the request itself makes no sense."""
     began = time.monotonic()
-    findings = find(aws, installation, request, plan, deploys=deploys)
+    findings = findings_of(aws, installation, request, plan, deploys=deploys)
     failures = {name: one for name, one in findings.items() if one.state == "failed"}
     display(
-        table((name, styled(one.state, STYLES[one.state]), one.said) for name, one in findings.items()),
+        table((name, styled(one.state, CHECK_STYLES[one.state]), one.said) for name, one in findings.items()),
         styled(f"{len(findings)} checks in {time.monotonic() - began:.1f} s, {len(failures)} failed", "dim"),
     )
     if failures:
@@ -89,14 +89,14 @@ def preflight(aws: Aws, installation: Installation, request: Request, plan: Plan
 
 
 def print_json(aws: Aws, installation: Installation, request: Request) -> int:
-    findings = find(aws, installation, request, None, deploys=True)
+    findings = findings_of(aws, installation, request, None, deploys=True)
     checks = [{"name": name, "state": one.state, "said": one.said, "fix": one.fix} for name, one in findings.items()]
     has_failed = any(one.state == "failed" for one in findings.values())
     display_json({"failed": has_failed, "checks": checks})
     return ExitCode.PREFLIGHT if has_failed else ExitCode.DONE
 
 
-def find(
+def findings_of(
     aws: Aws, installation: Installation, request: Request, plan: Plan | None, *, deploys: bool
 ) -> dict[str, Finding]:
     """What each check finds, by its name. Raises UserError where the request itself makes no sense."""

@@ -29,7 +29,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     newest_first = sorted(launched, key=lambda name: (launched[name], name), reverse=True)
     states = read_states(aws, installation, bucket, newest_first) if bucket and launched else []
     if options.json:
-        display_json({"runs": [document(state, launched) for state in states]})
+        display_json({"runs": [run_document(state, launched) for state in states]})
         return ExitCode.DONE
     if not states:
         print(f"there is no run in {f's3://{bucket.name}' if bucket else aws.region} yet")
@@ -57,7 +57,7 @@ def row(state: RunState, launched: Mapping[str, datetime]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def document(state: RunState, launched: Mapping[str, datetime]) -> dict[str, Any]:
+def run_document(state: RunState, launched: Mapping[str, datetime]) -> dict[str, Any]:
     """What `--json` prints of a run. Fields are added, never renamed; those that `status --json` has mean the same."""
     word, said = state.summary()
     at = launched[state.run_id].timestamp()

@@ -40,13 +40,15 @@ LATE_CHECKPOINT_SECONDS = 120.0  # twice what the promise allows
 StatusRow = tuple[str, Cell]
 
 
-STYLES = MappingProxyType({"done": "green", "failed": "red", "silent": "red", "stopped": "yellow", "waiting": "yellow"})
+STATE_STYLES = MappingProxyType(
+    {"done": "green", "failed": "red", "silent": "red", "stopped": "yellow", "waiting": "yellow"}
+)
 
 
 def state_line(state: RunState) -> Cell:
     """What it does, or why it does nothing."""
     word, said = state.summary()
-    return styled(said, STYLES.get(word, ""))
+    return styled(said, STATE_STYLES.get(word, ""))
 
 
 def rows(state: RunState) -> list[StatusRow]:
@@ -163,7 +165,7 @@ def show_next(state: RunState) -> None:
                       ("make destroy", "remove what bills; the data stays"))  # fmt: skip
 
 
-def document(state: RunState) -> dict[str, Any]:
+def status_document(state: RunState) -> dict[str, Any]:
     """What `--json` prints. Fields are added, never renamed; None where something is not known yet."""
     word, said = state.summary()
     progress, spec, checkpoint = state.progress, state.spec, state.progress.checkpoint
@@ -226,7 +228,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     else:
         state = read_state(aws, installation, bucket, run_id)
         if options.json:
-            display_json(document(state))
+            display_json(status_document(state))
             return ExitCode.DONE
         display(shown(state))
         if not active and not state.machines:
