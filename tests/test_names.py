@@ -17,10 +17,9 @@ CONVENTIONS = {
 }  # fmt: skip
 # Known, and to be mended by whoever works on these modules next; nothing is added here.
 KNOWN = {
-    "AMI", "Bucket", "COLORS", "CONFIG", "Clients", "Guard", "LATE_SECONDS", "Object", "POLL_SECONDS",
-    "Progress", "RECIPES", "Row", "Run", "SERVICES", "SILENCE_SECONDS", "Settings", "Status",
-    "ZONES", "clock", "color", "deploy", "failed",
-    "machines", "prepare", "read_progress", "request_of", "scale_to_zero", "schedules", "stacks",
+    "Bucket", "CONFIG", "Clients", "Guard", "LATE_SECONDS", "Object", "POLL_SECONDS", "Progress", "RECIPES", "Run",
+    "SERVICES", "Settings", "deploy", "failed", "machines", "prepare", "read_progress", "request_of", "scale_to_zero",
+    "schedules", "stacks",
 }  # fmt: skip
 
 
