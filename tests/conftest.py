@@ -42,7 +42,7 @@ for number in (signal.SIGINT, signal.SIGHUP):  # a shell's `&`, and nohup, have 
 STRICT = os.environ.get("STRICT") == "1"
 FAST = os.environ.get("FAST") == "1"  # leave out what is marked slow, or has a fixture that is: engines, whole runs
 BOOTS = ("tests/infra/boot/test_boot.py", "tests/infra/boot/test_boot_ends.py")
-SLOW_FIXTURES = frozenset({"chromium", "digits_folder", "engine", "lab"})
+SLOW_FIXTURES = frozenset({"chromium", "digits_folder", "engine"})
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 

@@ -11,6 +11,8 @@ from tests.chaos import faults, kills, mutations, races
 from tests.chaos.lab import Case, Lab, WrongError, open_lab, wait_for
 from tests.chaos.tally import Tally, table
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str, aws_environ: dict[str, str]) -> Iterator[Lab]:
@@ -80,7 +82,6 @@ def test_the_tally_goes_on_where_it_was_and_keeps_wrong_cases_with_their_seed(tm
     assert "seconds p50 1 p95 2 max 2" in line
 
 
-@pytest.mark.slow
 def test_a_lab_leaves_no_process_behind(tmp_path: Path, s3_endpoint: str, aws_environ: dict[str, str]) -> None:
     with open_lab(tmp_path, s3_endpoint, aws_environ) as lab:
         lab.new_try(s3=False)
