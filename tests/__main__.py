@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -94,9 +95,11 @@ def run_together(chosen: Sequence[Half]) -> int:
                 )  # fmt: skip
             processes.append(process)
         codes = []
-        for process, log in zip(processes, logs, strict=True):
+        for half, process, log in zip(chosen, processes, logs, strict=True):
             codes.append(process.wait())
             sys.stdout.buffer.write(log.read_bytes())
+            if codes[-1] < 0:  # it could not say so itself
+                print(f"\nerror: {shlex.join(half.command())}: ended by {signal.Signals(-codes[-1]).name}")
             sys.stdout.flush()
         taken = {
             file: values for path in measured if path.exists() for file, values in json.loads(path.read_text()).items()
