@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,19 +16,18 @@ from typing import Any
 
 from infra.guard import reading, rules
 from infra.guard.memory import Memory
-from infra.guard.reading import Bucket, Run
+from infra.guard.reading import CautiousBucket, KnownRun
 from infra.guard.rules import Decision, Facts
 from infra.run import fleet
-from infra.run.fleet import FleetMachine, Group
+from infra.run.fleet import Clients, FleetMachine, Group
 from infra.run.spend import Spend
 from trainer.contract import run_key
 
-Clients = Callable[[str], Any]  # a boto3 client by the name of its service
 STORE_SECONDS = 300.0  # while something bills, so often the tally is stored, whose time says that there is a guard
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class GuardSettings:
     """The function's environment, one variable per field."""
 
     installation: str
@@ -38,7 +37,7 @@ class Settings:
     prepare_group: str
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
+    def from_environ(cls, environ: Mapping[str, str]) -> GuardSettings:
         return cls(
             installation=environ["INSTALLATION"], bucket=environ["BUCKET"], topic=environ["TOPIC"],
             train_group=environ["TRAIN_GROUP"], prepare_group=environ["PREPARE_GROUP"],
@@ -48,18 +47,18 @@ class Settings:
 class Guard:
     """Lives as long as Lambda keeps the process: what it remembers bridges a store that fails, and saves reads."""
 
-    def __init__(self, client: Clients, settings: Settings, without: Collection[str] = ()):
+    def __init__(self, client: Clients, settings: GuardSettings, without: Collection[str] = ()):
         self.settings, self.without = settings, without
         self.ec2, self.autoscaling, self.s3 = client("ec2"), client("autoscaling"), client("s3")
         self.scheduler, self.sns = client("scheduler"), client("sns")
-        self.bucket = Bucket(self.s3, settings.bucket)
-        self.runs: dict[str, Run] = {}
+        self.bucket = CautiousBucket(self.s3, settings.bucket)
+        self.runs: dict[str, KnownRun] = {}
         self.settled: set[tuple[str, float]] = set()  # launches that are over: nothing changes any more
 
     def tick(self, now: float) -> list[str]:
         """One look. What could not be read or done is returned (and printed), and does not keep the rest from it."""
         problems: list[str] = []
-        self.bucket = Bucket(self.s3, self.settings.bucket)
+        self.bucket = CautiousBucket(self.s3, self.settings.bucket)
         machines: list[FleetMachine] | None = None
         with noted(problems, "the machines"):
             machines = fleet.machines(self.ec2, self.settings.installation)
@@ -105,7 +104,7 @@ class Guard:
             self.settled.discard(launch)  # looked at in the middle of `launch`, it was at rest, too
         elif not group.run_id or launch in self.settled:
             return
-        run = self.runs.get(group.run_id, Run(id=group.run_id))
+        run = self.runs.get(group.run_id, KnownRun(id=group.run_id))
         if group.run_id:
             run = reading.read_run(self.bucket, run)
             problems += run.problems
@@ -117,11 +116,11 @@ class Guard:
             memory=run.memory or Memory(),
         )  # fmt: skip
         if group.run_id and facts.is_active:
-            progress, unread = reading.read_progress(
+            signs, unread = reading.read_signs(
                 self.bucket, run.id, now, is_running=bool(facts.billing), is_suspect=bool(facts.memory.suspected)
             )
             problems += unread
-            facts = replace(facts, progress=progress)
+            facts = replace(facts, signs=signs)
         decision = rules.decide(facts, self.without)
         memory = self.act(facts, decision, problems)
         if group.run_id:
@@ -190,7 +189,7 @@ class Guard:
         subject = f"{self.settings.installation}: {about}"[:100]
         self.sns.publish(TopicArn=self.settings.topic, Subject=subject, Message=message)
 
-    def tallied(self, run: Run, machines: list[FleetMachine] | None, now: float) -> Run:
+    def tallied(self, run: KnownRun, machines: list[FleetMachine] | None, now: float) -> KnownRun:
         """With what EC2 says; without its word the machines that ran go on billing. An unreadable tally stays so."""
         if machines is None or run.spec is None or run.spend is None:
             return run
@@ -199,7 +198,7 @@ class Guard:
         is_due = bool(spend.open) and now - known.at >= STORE_SECONDS
         return replace(run, spend=spend, is_spend_new=run.is_spend_new or is_due or spend.machines != known.machines)
 
-    def remember(self, run: Run, memory: Memory, problems: list[str]) -> None:
+    def remember(self, run: KnownRun, memory: Memory, problems: list[str]) -> None:
         """In the bucket and in this process. What was never read is not overwritten."""
         before = run.memory
         if before is not None:
@@ -211,7 +210,7 @@ class Guard:
             if before is not None and memory.changed(before):
                 self.bucket.write(run_key(run.id, "guard.json"), memory.to_json())
 
-    def save_spend(self, run: Run) -> None:
+    def save_spend(self, run: KnownRun) -> None:
         if run.spend is not None and run.is_spend_new:
             self.bucket.write(run_key(run.id, "spend.json"), run.spend.to_json())
             self.runs[run.id] = replace(run, is_spend_new=False)
@@ -220,7 +219,7 @@ class Guard:
         """The tally of a run that no group has any more, until its last machine has ended."""
         if (run_id, 0.0) in self.settled:
             return
-        run = reading.read_run(self.bucket, self.runs.get(run_id, Run(id=run_id)))
+        run = reading.read_run(self.bucket, self.runs.get(run_id, KnownRun(id=run_id)))
         run = self.tallied(run, machines, now)
         self.save_spend(run)
         if run.spend and not run.spend.open:
@@ -264,7 +263,7 @@ def _guard() -> Guard:
 
     config = Config(connect_timeout=2, read_timeout=4, retries={"mode": "standard", "max_attempts": 2})
     connect: Any = boto3.client
-    return Guard(lambda service: connect(service, config=config), Settings.from_environ(os.environ))
+    return Guard(lambda service: connect(service, config=config), GuardSettings.from_environ(os.environ))
 
 
 def handler(event: object, context: object) -> None:

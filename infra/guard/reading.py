@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from infra.guard.memory import Memory
-from infra.guard.rules import Heartbeat, Progress
+from infra.guard.rules import Heartbeat, Signs
 from infra.run.fleet import SPOT, FleetMachine
 from infra.run.spec import Spec
 from infra.run.spend import Machine, Spend
@@ -28,7 +28,7 @@ class UnreadableError(Exception):
 
 
 @dataclass(frozen=True)
-class Object:
+class ReadObject:
     body: bytes
     at: float  # when it was written, by S3's clock
 
@@ -42,7 +42,7 @@ class Object:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class KnownRun:
     """What is known of a run between two looks; what the bucket says replaces it, where it can be read."""
 
     id: str
@@ -54,19 +54,19 @@ class Run:
     problems: tuple[str, ...] = field(default=())  # of the last reading
 
 
-class Bucket:
+class CautiousBucket:
     """The store during one look. Once it does not answer at all, it is not asked again: there is a minute for all."""
 
     def __init__(self, s3: Any, name: str):
         self.s3, self.name, self.silence = s3, name, ""
 
-    def read(self, key: str) -> Object | None:
+    def read(self, key: str) -> ReadObject | None:
         """None where there is no such object. Raises UnreadableError."""
         if self.silence:
             raise UnreadableError(f"s3://{self.name}/{key} was not asked for: {self.silence}")
         try:
             found = self.s3.get_object(Bucket=self.name, Key=key)
-            return Object(found["Body"].read(), found["LastModified"].timestamp())
+            return ReadObject(found["Body"].read(), found["LastModified"].timestamp())
         except self.s3.exceptions.NoSuchKey:
             return None
         except Exception as error:
@@ -80,7 +80,7 @@ class Bucket:
         self.s3.put_object(Bucket=self.name, Key=key, Body=body, ContentType="application/json")
 
 
-def read_run(bucket: Bucket, known: Run) -> Run:
+def read_run(bucket: CautiousBucket, known: KnownRun) -> KnownRun:
     """Its spec, its tally and the guard's memory."""
     problems: list[str] = []
 
@@ -104,13 +104,13 @@ def read_run(bucket: Bucket, known: Run) -> Run:
     return replace(known, spec=spec, spec_problem=spec_problem, spend=spend, memory=memory, problems=tuple(problems))
 
 
-def read_progress(
-    bucket: Bucket, run_id: str, now: float, *, is_running: bool, is_suspect: bool
-) -> tuple[Progress, list[str]]:
+def read_signs(
+    bucket: CautiousBucket, run_id: str, now: float, *, is_running: bool, is_suspect: bool
+) -> tuple[Signs, list[str]]:
     """What the run's machines wrote, as far as it matters now; and what could not be read."""
     problems: list[str] = []
 
-    def get(key: str) -> Object | None:
+    def get(key: str) -> ReadObject | None:
         try:
             return bucket.read(key)
         except UnreadableError as error:
@@ -118,23 +118,23 @@ def read_progress(
             return None
 
     if done := get(run_key(run_id, "done.json")):
-        return Progress(done=done.at), problems
+        return Signs(done=done.at), problems
     if failed := get(run_key(run_id, "failed.json")):
         body, readable = failed.json(), len(problems)
         later = get(attempt_key(run_id, _int(body.get("attempt")) + 1))  # attempts are counted without a gap
         if later is None and len(problems) == readable:
-            return Progress(failed=failed.at, failure=str(body.get("message", ""))), problems
+            return Signs(failed=failed.at, failure=str(body.get("message", ""))), problems
     if not is_running:
-        return Progress(), problems
+        return Signs(), problems
     readable = len(problems)
     beat = get(run_key(run_id, "heartbeat.json"))
     if beat is None:
-        return Progress(heartbeat=Heartbeat(at=0.0) if len(problems) == readable else None), problems
+        return Signs(heartbeat=Heartbeat(at=0.0) if len(problems) == readable else None), problems
     body = beat.json()
     attempt = _int(body.get("attempt"))
     mark = f"attempt {attempt}, {body.get('phase', '')}, step {body.get('step', 0)}, {body.get('progress', 0)}"
     ended = get(attempt_key(run_id, attempt)) if now - beat.at > 60 else None
-    return Progress(
+    return Signs(
         heartbeat=Heartbeat(at=beat.at, mark=mark),
         paused=ended.at if ended and "exit" in ended.json() else 0.0,
         checkpoint=_newest(get(checkpoint_key(run_id, HEAD_FILE))) if is_suspect else "",
@@ -205,7 +205,7 @@ def _parse_spec(body: bytes) -> tuple[Spec | None, str]:
     return None, f"{rule}: `make launch` writes them"
 
 
-def _newest(found: Object | None) -> str:
+def _newest(found: ReadObject | None) -> str:
     """The newest checkpoint; "" where that cannot be told."""
     with suppress(ValueError):
         return Lease.from_json(found.body).newest if found else ""

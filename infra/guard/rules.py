@@ -36,7 +36,7 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class Signs:
     """What the run's machines wrote. Times are S3's; 0 for never, or unknown."""
 
     heartbeat: Heartbeat | None = None  # None: unknown
@@ -58,7 +58,7 @@ class Facts:
     spec_problem: str = ""  # why there is none: what is wrong with it
     unknown_budget: str = ""  # why spec or spend could not be read, now and ever before
     spend: Spend = field(default_factory=Spend)
-    progress: Progress = field(default_factory=Progress)
+    signs: Signs = field(default_factory=Signs)
     memory: Memory = field(default_factory=Memory)
 
     @property
@@ -98,13 +98,13 @@ def past_deadline(facts: Facts) -> str:
 
 
 def finished(facts: Facts) -> str:
-    done = facts.progress.done
+    done = facts.signs.done
     return "the run has finished" if done and facts.now >= done + EXIT_SECONDS else ""
 
 
 def failed(facts: Facts) -> str:
-    at = facts.progress.failed
-    return f"the run has failed: {facts.progress.failure}" if at and facts.now >= at + EXIT_SECONDS else ""
+    at = facts.signs.failed
+    return f"the run has failed: {facts.signs.failure}" if at and facts.now >= at + EXIT_SECONDS else ""
 
 
 def budget_spent(facts: Facts) -> str:
@@ -205,7 +205,7 @@ def decide(facts: Facts, without: Collection[str] = ()) -> Decision:
         is_hang |= bool(found := rule(facts)) and rule is hung
         terminate |= found
     if is_hang:
-        kills, newest = _hang_kills(facts) + 1, facts.progress.checkpoint or facts.memory.checkpoint
+        kills, newest = _hang_kills(facts) + 1, facts.signs.checkpoint or facts.memory.checkpoint
         facts = replace(facts, memory=replace(facts.memory, hang_kills=kills, checkpoint=newest, suspected=0.0))
     market = ON_DEMAND if not stop and "on_demand_due" not in without and on_demand_due(facts) else ""
     return Decision(stop=stop, terminate=terminate, is_hang=is_hang, market=market, memory=facts.memory)
@@ -214,7 +214,7 @@ def decide(facts: Facts, without: Collection[str] = ()) -> Decision:
 def remember(facts: Facts) -> Memory:
     """What has to be known at the next look."""
     memory, now = facts.memory.for_launch(facts.deadline), facts.now
-    heartbeat, unwanted, without_machine = facts.progress.heartbeat, memory.unwanted, memory.without_machine
+    heartbeat, unwanted, without_machine = facts.signs.heartbeat, memory.unwanted, memory.without_machine
     is_moving = heartbeat is not None and heartbeat.mark != memory.mark
     if facts.machines is not None:
         unwanted = {m.id: unwanted.get(m.id, now) for m in facts.billing if _why_unwanted(facts, m)}
@@ -246,7 +246,7 @@ def _is_confirmed(facts: Facts) -> bool:
 
 def _hang_kills(facts: Facts) -> int:
     """Since the newest checkpoint; where that is not known, it is taken for the same."""
-    is_newer = facts.progress.checkpoint not in ("", facts.memory.checkpoint)
+    is_newer = facts.signs.checkpoint not in ("", facts.memory.checkpoint)
     return 0 if is_newer else facts.memory.hang_kills
 
 
@@ -260,13 +260,13 @@ def _working(facts: Facts) -> list[FleetMachine]:
 
 def _symptom(facts: Facts) -> str:
     """Why the run looks hung; "" where it does not, or where that cannot be told."""
-    beat, progress, memory = facts.progress.heartbeat, facts.progress, facts.memory
+    beat, signs, memory = facts.signs.heartbeat, facts.signs, facts.memory
     working = _working(facts)
-    if facts.group.desired == 0 or not working or beat is None or progress.done or progress.failed:
+    if facts.group.desired == 0 or not working or beat is None or signs.done or signs.failed:
         return ""
     if beat.at < max(machine.launched for machine in working):  # of an earlier machine
         return "no heartbeat since the machine was launched"
-    if facts.now - beat.at >= SILENCE_SECONDS and facts.now - progress.paused >= PAUSE_SECONDS:
+    if facts.now - beat.at >= SILENCE_SECONDS and facts.now - signs.paused >= PAUSE_SECONDS:
         return f"no heartbeat for {(facts.now - beat.at) / 60:.0f} minutes"
     if beat.mark == memory.mark and beat.at - memory.marked >= STALL_SECONDS:
         return f"no progress for {(beat.at - memory.marked) / 60:.0f} minutes ({beat.mark})"

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from infra.operate.runs import Bucket, Object
+from infra.operate.runs import ExplainedBucket, ListedObject
 from trainer.contract import HEAD_FILE, Lease, checkpoint_key, metrics_key, run_key
 
 ATTEMPTS_SHOWN = 50  # more are counted, not read
@@ -49,7 +49,7 @@ class Progress:
         return max(0, self.total_steps - self.step) * self.global_batch_size / self.images_per_second
 
 
-def read_progress(bucket: Bucket, run_id: str) -> Progress:
+def read_progress(bucket: ExplainedBucket, run_id: str) -> Progress:
     def json_of(file: str) -> dict[str, Any]:
         return bucket.read_json(run_key(run_id, file))
 
@@ -80,7 +80,7 @@ def read_progress(bucket: Bucket, run_id: str) -> Progress:
     )
 
 
-def list_segments(bucket: Bucket, run_id: str, attempt: int) -> list[Object]:
+def list_segments(bucket: ExplainedBucket, run_id: str, attempt: int) -> list[ListedObject]:
     """The metrics segments of an attempt: `<first step>-<last step>.jsonl`, which sort by step."""
     return [o for o in bucket.list(metrics_key(run_id, attempt, "")) if o.key.endswith(".jsonl")] if attempt else []
 
@@ -104,7 +104,7 @@ def newest_of(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def read_checkpoint(bucket: Bucket, run_id: str) -> Checkpoint | None:
+def read_checkpoint(bucket: ExplainedBucket, run_id: str) -> Checkpoint | None:
     """The newest one that HEAD names."""
     body = bucket.read(checkpoint_key(run_id, HEAD_FILE))
     try:
@@ -122,7 +122,7 @@ def read_checkpoint(bucket: Bucket, run_id: str) -> Checkpoint | None:
     )  # fmt: skip
 
 
-def read_attempts(bucket: Bucket, run_id: str) -> list[dict[str, Any]]:
+def read_attempts(bucket: ExplainedBucket, run_id: str) -> list[dict[str, Any]]:
     """The ledger: what each attempt told of its start and its end; one that was killed told no end."""
     objects = [o for o in bucket.list(run_key(run_id, "attempts/")) if number(o.key)]
     with ThreadPoolExecutor(8) as pool:

@@ -23,7 +23,7 @@ from trainer.contract import UserError, run_key
 
 
 @dataclass(frozen=True)
-class Object:
+class ListedObject:
     key: str
     bytes: int
     modified: datetime
@@ -31,7 +31,7 @@ class Object:
 
 
 @dataclass(frozen=True)
-class Bucket:
+class ExplainedBucket:
     """The store, read from the operator's machine."""
 
     s3: Any
@@ -55,14 +55,14 @@ class Bucket:
             return {}
         return value if isinstance(value, dict) else {}
 
-    def list(self, prefix: str, after: str = "") -> Iterator[Object]:
+    def list(self, prefix: str, after: str = "") -> Iterator[ListedObject]:
         """The objects below a prefix, in order of their keys; those after the key `after`."""
         start = {"StartAfter": after} if after else {}
         with explained(f"list s3://{self.name}/{prefix}"):
             pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix, **start)
             for page in pages:
                 for found in page.get("Contents", []):
-                    yield Object(found["Key"], found["Size"], found["LastModified"], found["ETag"])
+                    yield ListedObject(found["Key"], found["Size"], found["LastModified"], found["ETag"])
 
     def runs(self) -> dict[str, datetime]:
         """Every run that was launched, and when its spec was written."""
@@ -83,13 +83,13 @@ class Ending:
     at: float  # Unix seconds
 
 
-def open_bucket(aws: Aws, installation: Installation) -> Bucket | None:
+def open_bucket(aws: Aws, installation: Installation) -> ExplainedBucket | None:
     """None where the storage stack was never deployed."""
     name = aws.outputs(installation.storage_stack).get(Output.BUCKET)
-    return Bucket(aws.client("s3"), name) if name else None
+    return ExplainedBucket(aws.client("s3"), name) if name else None
 
 
-def need_bucket(aws: Aws, installation: Installation) -> Bucket:
+def need_bucket(aws: Aws, installation: Installation) -> ExplainedBucket:
     if bucket := open_bucket(aws, installation):
         return bucket
     raise UserError(
@@ -98,7 +98,7 @@ def need_bucket(aws: Aws, installation: Installation) -> Bucket:
     )
 
 
-def choose_run(bucket: Bucket, asked: str, active: str) -> str:
+def choose_run(bucket: ExplainedBucket, asked: str, active: str) -> str:
     """The run that was asked for, else the active one, else the newest; raises UserError where there is none."""
     if asked:
         if bucket.read(run_key(asked, "spec.json")) is None:
@@ -113,28 +113,28 @@ def choose_run(bucket: Bucket, asked: str, active: str) -> str:
     return max(runs, key=runs.__getitem__)
 
 
-def read_spec(bucket: Bucket, run_id: str) -> Spec | None:
+def read_spec(bucket: ExplainedBucket, run_id: str) -> Spec | None:
     body = bucket.read(run_key(run_id, "spec.json"))
     return Spec.from_json(body) if body else None
 
 
-def launched_at(bucket: Bucket, run_id: str) -> float:
+def launched_at(bucket: ExplainedBucket, run_id: str) -> float:
     """When its last launch began, which wrote its spec; `created` in there is of the first one."""
     spec = next((found for found in bucket.list(run_key(run_id, "spec.json"))), None)
     return spec.modified.timestamp() if spec else 0.0
 
 
-def read_spend(bucket: Bucket, run_id: str) -> Spend:
+def read_spend(bucket: ExplainedBucket, run_id: str) -> Spend:
     body = bucket.read(run_key(run_id, "spend.json"))
     return Spend.from_json(body) if body else Spend()
 
 
-def newest_attempt(bucket: Bucket, run_id: str) -> int:
+def newest_attempt(bucket: ExplainedBucket, run_id: str) -> int:
     keys = (found.key for found in bucket.list(run_key(run_id, "attempts/")))
     return max((int(name) for key in keys if (name := key.split("/")[-1].removesuffix(".json")).isdecimal()), default=0)
 
 
-def read_ending(bucket: Bucket, run_id: str) -> Ending | None:
+def read_ending(bucket: ExplainedBucket, run_id: str) -> Ending | None:
     """From `done.json`, or from `failed.json` where no later attempt was started; None while it can go on."""
     if done := bucket.read_json(run_key(run_id, "done.json")):
         return Ending("done", str(done.get("message", "")), float(done.get("ended", 0)))

@@ -21,7 +21,7 @@ from botocore.config import Config
 from infra.config import ROOT, Installation, context_key
 from trainer.contract import UserError
 
-CONFIG = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "max_attempts": 4})
+BOTO_CONFIG = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "max_attempts": 4})
 
 
 class ExitCode(IntEnum):
@@ -73,7 +73,7 @@ class Aws:
 
 @cache
 def _client(session: boto3.Session, service: str) -> Any:
-    return session.client(service, config=CONFIG)
+    return session.client(service, config=BOTO_CONFIG)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 from infra.config import Installation
 from infra.guard.rules import SILENCE_SECONDS
 from infra.operate.progress import Progress, read_progress
-from infra.operate.runs import Bucket, Ending, group_of, launched_at, read_ending, read_spec, read_spend
+from infra.operate.runs import Ending, ExplainedBucket, group_of, launched_at, read_ending, read_spec, read_spend
 from infra.operate.session import Aws, explained
 from infra.operate.text import duration
 from infra.run import fleet
@@ -78,7 +78,7 @@ class RunState:
         return "running", f"{self.phase}, heard {duration(silent)} ago"
 
 
-def read_state(aws: Aws, installation: Installation, bucket: Bucket, run_id: str) -> RunState:
+def read_state(aws: Aws, installation: Installation, bucket: ExplainedBucket, run_id: str) -> RunState:
     spec = read_spec(bucket, run_id)
     name = group_of(installation, spec)
     with explained("the machines of the run"):
@@ -91,7 +91,9 @@ def read_state(aws: Aws, installation: Installation, bucket: Bucket, run_id: str
     return replace(_state_of(bucket, run_id, spec, group, seen), refusals=refusals)
 
 
-def read_states(aws: Aws, installation: Installation, bucket: Bucket, run_ids: Iterable[str]) -> list[RunState]:
+def read_states(
+    aws: Aws, installation: Installation, bucket: ExplainedBucket, run_ids: Iterable[str]
+) -> list[RunState]:
     """Of several runs, without the reasons why one has no machine: EC2 is asked once for all."""
     names = (installation.train_group, installation.prepare_group)
     with explained("the machines of the runs"):
@@ -111,7 +113,11 @@ def read_states(aws: Aws, installation: Installation, bucket: Bucket, run_ids: I
 
 
 def _state_of(
-    bucket: Bucket, run_id: str, spec: Spec | None, group: fleet.Group | None, seen: Sequence[fleet.FleetMachine]
+    bucket: ExplainedBucket,
+    run_id: str,
+    spec: Spec | None,
+    group: fleet.Group | None,
+    seen: Sequence[fleet.FleetMachine],
 ) -> RunState:
     return RunState(
         now=time.time(), run_id=run_id, spec=spec, group=group,

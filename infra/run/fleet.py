@@ -6,13 +6,14 @@ Not here: when to do what (the guard and the operator's commands decide), prices
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from infra.config import Tag
 
+Clients = Callable[[str], Any]  # a boto3 client by the name of its service
 SPOT, ON_DEMAND = "spot", "on-demand"
 BILLING_STATES = ("pending", "running", "stopping", "stopped")  # a stopped one still bills its disk
 GROUP_TAG = "aws:autoscaling:groupName"  # AWS puts it on what a group launches

@@ -50,7 +50,7 @@ def topic(scope: Construct, installation: Installation) -> sns.Topic:
     return made
 
 
-class Guard(Construct):
+class GuardFunction(Construct):
     """The function, its clock, and the alarm that tells when it fails or does not run.
 
     A tick takes at most 50 s, comes every 60 and is never repeated, so that no two run at a time. Reserved concurrency

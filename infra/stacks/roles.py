@@ -80,7 +80,7 @@ def training(arns: Arns) -> list[Allow]:
     ]
 
 
-def prepare(arns: Arns) -> list[Allow]:
+def preparation(arns: Arns) -> list[Allow]:
     own = arns.objects("datasets/*", "runs/prepare-*/*")
     return [
         list_bucket(arns, "datasets/*", "runs/prepare-*"),

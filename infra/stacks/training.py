@@ -49,7 +49,7 @@ class TrainingStack(cdk.Stack):
         ec2 = iam.ServicePrincipal("ec2.amazonaws.com")
         for kind, allowed in (
             (MachineKind.train(installation), roles.training(arns)),
-            (MachineKind.prepare(installation), roles.prepare(arns)),
+            (MachineKind.prepare(installation), roles.preparation(arns)),
         ):
             MachineGroup(
                 self,
@@ -59,7 +59,7 @@ class TrainingStack(cdk.Stack):
                 role=roles.role(self, f"{kind.kind.capitalize()}Role", ec2, allowed),
                 environment=environment,
             )
-        guards.Guard(
+        guards.GuardFunction(
             self,
             installation=installation,
             arns=arns,

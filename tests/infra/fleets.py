@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from infra.config import Installation, Tag
-from infra.guard import Guard, Settings
+from infra.guard import Guard, GuardSettings
 from infra.guard.memory import Memory
 from infra.run import fleet
 from infra.run.fleet import FleetMachine
@@ -38,7 +38,7 @@ class Lab:
         return client(self.aws, service)
 
     def guard(self, without: Collection[str] = ()) -> Guard:
-        settings = Settings.from_environ({
+        settings = GuardSettings.from_environ({
             "INSTALLATION": INSTALLATION.name, "BUCKET": BUCKET, "TOPIC": self.topic,
             "TRAIN_GROUP": INSTALLATION.train_group, "PREPARE_GROUP": INSTALLATION.prepare_group,
         })  # fmt: skip

@@ -10,9 +10,9 @@ from random import Random
 from typing import Any
 
 from infra.config import Installation
-from infra.guard import Guard, Settings
+from infra.guard import Guard, GuardSettings
 from infra.guard.rules import SHUTDOWN_SECONDS, TICK_SECONDS
-from infra.operate.planning.start import Place, start
+from infra.operate.planning.start import Place, start_run
 from infra.run.spec import Spec
 from tests.simulate.clock import Clock
 from tests.simulate.cloud import FORGET_SECONDS, ON_DEMAND_USD, ZONES, Cloud, Instance, Weather
@@ -104,7 +104,7 @@ class World:
         publish(self.cloud, self.training)
         self.lives: dict[str, Machine] = {}
         self.place = Place(installation=INSTALLATION, bucket="store", scheduler_role="arn:aws:iam::1:role/stop")
-        self.settings = Settings(installation=INSTALLATION.name, bucket="store", topic="topic", train_group=GROUP,
+        self.settings = GuardSettings(installation=INSTALLATION.name, bucket="store", topic="topic", train_group=GROUP,
                                  prepare_group=INSTALLATION.prepare_group)  # fmt: skip
         self.guard = self.new_guard()
         self.deadline, self.looked, self.gap = 0.0, BEGAN, TICK_SECONDS
@@ -152,7 +152,7 @@ class World:
             if "schedule" in self.without:
                 self.cloud.refuses_schedules = True
             laptop = Laptop(self.cloud, calls, self.look_meanwhile)
-            start(laptop, self.place, spec, list(ON_DEMAND_USD), replaces="etag" if known else "")
+            start_run(laptop, self.place, spec, list(ON_DEMAND_USD), replaces="etag" if known else "")
         except LaptopDiedError:
             self.say(f"the laptop died after {calls} calls")
             self.dead_launches += 1

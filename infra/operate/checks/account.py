@@ -12,7 +12,7 @@ import subprocess
 import botocore.exceptions
 
 from infra.config import ROOT, ZONES
-from infra.operate.checks.finding import INFRA, Finding, Wanted, failed, ok, unneeded
+from infra.operate.checks.finding import INFRA, Finding, Wanted, ok, unneeded, wrong
 from infra.operate.installation import cdk
 from infra.operate.installation.leftovers import stack_status
 from infra.operate.installation.zones import zones_of_region
@@ -47,13 +47,13 @@ def is_region(aws: Aws) -> bool:
 def region(wanted: Wanted) -> Finding:
     name = wanted.aws.region
     if not is_region(wanted.aws):
-        return failed(f"{name!r} is not a region of AWS", "export AWS_REGION=us-east-1")
+        return wrong(f"{name!r} is not a region of AWS", "export AWS_REGION=us-east-1")
     installation, zones = wanted.installation, zones_of_region(wanted.aws)
     told = f"{INFRA} -c zones={','.join(zones[:ZONES])} deploy"
     if missing := sorted(set(filter(None, installation.zones.split(","))) - set(zones)):
-        return failed(f"{name} has no zone {', '.join(missing)}", told)
+        return wrong(f"{name} has no zone {', '.join(missing)}", told)
     if len(zones) < ZONES and not (installation.zones or installation.vpc_id):
-        return failed(f"{name} has {len(zones)} zones, and {ZONES} are used unless they are named", told)
+        return wrong(f"{name} has {len(zones)} zones, and {ZONES} are used unless they are named", told)
     return ok(f"{name}, {len(zones)} zones")
 
 
@@ -64,16 +64,16 @@ def bootstrap(wanted: Wanted) -> Finding:
     except botocore.exceptions.ClientError as error:
         if error.response["Error"].get("Code") != "ParameterNotFound":
             raise
-        return failed("this account and region are not prepared for CDK", command)
+        return wrong("this account and region are not prepared for CDK", command)
     version = int(parameter["Value"])
     if version < LEAST_BOOTSTRAP:
-        return failed(f"its version is {version}, at least {LEAST_BOOTSTRAP} is needed", command)
+        return wrong(f"its version is {version}, at least {LEAST_BOOTSTRAP} is needed", command)
     return ok(f"version {version}")
 
 
 def cdk_command_line(wanted: Wanted) -> Finding:
     if not cdk.CLI.exists():
-        return failed(f"{cdk.CLI.relative_to(ROOT)} is not installed", "make node_modules/.package-lock.json")
+        return wrong(f"{cdk.CLI.relative_to(ROOT)} is not installed", "make node_modules/.package-lock.json")
     return ok(f"aws-cdk {cdk.version()}")
 
 
@@ -82,7 +82,7 @@ def docker(wanted: Wanted) -> Finding:
         return unneeded(f"the image is given: {wanted.installation.image_uri}")
     engine = shutil.which("docker")
     if not engine:
-        return failed("no docker command, and no image_uri given", "curl -fsSL https://get.docker.com | sh")
+        return wrong("no docker command, and no image_uri given", "curl -fsSL https://get.docker.com | sh")
     command = [engine, "version", "--format", "{{.Server.Version}}"]
     asked = subprocess.run(command, capture_output=True, text=True, timeout=10)
     if asked.returncode:
@@ -92,7 +92,7 @@ def docker(wanted: Wanted) -> Finding:
             if "permission" in why[-1]
             else "sudo systemctl start docker"
         )
-        return failed(f"the engine does not answer: {why[-1]}", fix)
+        return wrong(f"the engine does not answer: {why[-1]}", fix)
     return ok(f"engine {asked.stdout.strip()}")
 
 
@@ -113,7 +113,7 @@ def vpc(wanted: Wanted) -> Finding:
         return unneeded("the stack has its own already")
     there, allowed = len(ec2.describe_vpcs()["Vpcs"]), quota_value(wanted, VPC_QUOTA, "vpc")
     if there >= allowed:
-        return failed(
+        return wrong(
             f"{there} VPCs of {allowed:g} are there, one more is needed (or set vpc_id and subnet_ids in cdk.json)",
             "aws service-quotas request-service-quota-increase --service-code vpc "
             f"--quota-code {VPC_QUOTA} --desired-value {allowed + 1:g}",
@@ -129,9 +129,9 @@ def _given_vpc(wanted: Wanted) -> Finding:
     except botocore.exceptions.ClientError as error:
         if "NotFound" not in error.response["Error"].get("Code", ""):
             raise
-        return failed(error.response["Error"]["Message"], list_them)
+        return wrong(error.response["Error"]["Message"], list_them)
     if strangers := [one["SubnetId"] for one in subnets if one["VpcId"] != installation.vpc_id]:
-        return failed(f"{', '.join(strangers)} are not in {installation.vpc_id}", list_them)
+        return wrong(f"{', '.join(strangers)} are not in {installation.vpc_id}", list_them)
     return ok(f"{installation.vpc_id}, {len(subnets)} subnets")
 
 
@@ -144,12 +144,10 @@ def stacks(wanted: Wanted) -> Finding:
         if status in ENDED_BADLY:
             is_alone = name == storage and not stack_status(wanted.aws, training)  # else its outputs are in use
             fixes = ENDED_BADLY | (KEEPING if is_alone else {})
-            return failed(f"{name} is in {status}", fixes[status].format(stack=name))
+            return wrong(f"{name} is in {status}", fixes[status].format(stack=name))
         if status.endswith("_IN_PROGRESS") and status != "REVIEW_IN_PROGRESS":
             verb = {"DELETE": "delete", "CREATE": "create"}.get(status.partition("_")[0], "update")
-            return failed(
-                f"{name} is in {status}", f"aws cloudformation wait stack-{verb}-complete --stack-name {name}"
-            )
+            return wrong(f"{name} is in {status}", f"aws cloudformation wait stack-{verb}-complete --stack-name {name}")
     said = [f"{name}: {status or 'not there yet'}" for name, status in found.items()]
     return ok(", ".join(said))
 

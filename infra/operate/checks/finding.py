@@ -8,7 +8,7 @@ from infra.config import Installation, Output
 from infra.operate.planning import catalog
 from infra.operate.planning.options import Request
 from infra.operate.planning.plan import DEFAULT_RECIPE, Plan, types_of
-from infra.operate.runs import Bucket
+from infra.operate.runs import ExplainedBucket
 from infra.operate.session import Aws
 
 INFRA = ".venv-infra/bin/python -m infra"  # for what no make target says
@@ -25,7 +25,7 @@ def ok(said: str) -> Finding:
     return Finding("ok", said)
 
 
-def failed(said: str, fix: str) -> Finding:
+def wrong(said: str, fix: str) -> Finding:
     return Finding("failed", said, fix)
 
 
@@ -59,9 +59,9 @@ class Wanted:
         return self.request.data or catalog.work_of(self.request.recipe or DEFAULT_RECIPE).data
 
     @property
-    def bucket(self) -> Bucket | None:
+    def bucket(self) -> ExplainedBucket | None:
         name = self.outputs.get(Output.BUCKET)
-        return Bucket(self.aws.client("s3"), name) if name else None
+        return ExplainedBucket(self.aws.client("s3"), name) if name else None
 
     @property
     def group(self) -> str:

@@ -10,7 +10,7 @@ import botocore.exceptions
 
 from infra.config import AMI, AMI_GIB, Installation
 from infra.operate.checks.account import quota_value
-from infra.operate.checks.finding import INFRA, Finding, Wanted, failed, ok, unneeded
+from infra.operate.checks.finding import INFRA, Finding, Wanted, ok, unneeded, wrong
 from infra.operate.installation.zones import zones_of_subnets
 from infra.operate.planning import catalog, datasets
 from infra.operate.planning.plan import find_dataset
@@ -43,7 +43,7 @@ def _quota(wanted: Wanted, market: str) -> Finding:
         f"--quota-code {code} --desired-value {used + most:g}"
     )
     if least > allowed - used:
-        return failed(f"{said}, at least {least} needed", fix)
+        return wrong(f"{said}, at least {least} needed", fix)
     if small := [type.name for type in types if type.vcpus > allowed - used]:
         return ok(f"{said}; too few for {', '.join(small)}")
     return ok(said)
@@ -74,7 +74,7 @@ def spot_role(wanted: Wanted) -> Finding:
         return unneeded("no spot machines")
     roles = wanted.aws.client("iam").list_roles(PathPrefix="/aws-service-role/spot.amazonaws.com/")["Roles"]
     if not roles:
-        return failed(
+        return wrong(
             "this account never had a spot machine",
             "aws iam create-service-linked-role --aws-service-name spot.amazonaws.com",
         )
@@ -87,7 +87,7 @@ def ami(wanted: Wanted) -> Finding:
     except botocore.exceptions.ClientError as error:
         if error.response["Error"].get("Code") != "ParameterNotFound":
             raise
-        return failed(f"{wanted.aws.region} has no {AMI}", "export AWS_REGION=us-east-1")
+        return wrong(f"{wanted.aws.region} has no {AMI}", "export AWS_REGION=us-east-1")
     return ok(value)
 
 
@@ -99,13 +99,13 @@ def disk(wanted: Wanted) -> Finding:
     least, needed = AMI_GIB + IMAGE_GIB, data_gb(wanted)
     if root < least:
         fix = f"{INFRA} -c disk_gib={Installation().disk_gib} deploy"
-        return failed(f"{root} GiB have no room for the AMI ({AMI_GIB}) and the image ({IMAGE_GIB})", fix)
+        return wrong(f"{root} GiB have no room for the AMI ({AMI_GIB}) and the image ({IMAGE_GIB})", fix)
     free = {name: catalog.instance_type(name).nvme_gb or (root - least) * GB_PER_GIB for name in wanted.types}
     if small := [name for name, gb in free.items() if gb < needed]:
         fix = f"{INFRA} -c disk_gib={math.ceil(least + needed / GB_PER_GIB)} deploy"
         if any(catalog.instance_type(name).nvme_gb for name in small):
             fix = _without(wanted, small)
-        return failed(f"{needed:.0f} GB of data do not fit on {', '.join(small)}", fix)
+        return wrong(f"{needed:.0f} GB of data do not fit on {', '.join(small)}", fix)
     return ok(f"{root} GiB, NVMe of at least {min(free.values()):.0f} GB; the data takes {needed:.0f} GB")
 
 
@@ -129,12 +129,12 @@ def instance_types(wanted: Wanted) -> Finding:
             raise
         found = {}
     if missing := [name for name in wanted.types if name not in found]:
-        return failed(f"{wanted.aws.region} does not know {', '.join(missing)}", _without(wanted, missing))
+        return wrong(f"{wanted.aws.region} does not know {', '.join(missing)}", _without(wanted, missing))
     if wanted.request.kind == "train" and (without := [n for n, one in found.items() if not one.get("GpuInfo")]):
-        return failed(f"{', '.join(without)} have no GPU", _without(wanted, without))
+        return wrong(f"{', '.join(without)} have no GPU", _without(wanted, without))
     arms = [n for n, one in found.items() if "x86_64" not in one["ProcessorInfo"]["SupportedArchitectures"]]
     if arms:
-        return failed(f"{', '.join(arms)} are not x86_64, which the image is made for", _without(wanted, arms))
+        return wrong(f"{', '.join(arms)} are not x86_64, which the image is made for", _without(wanted, arms))
     return ok(f"{len(found)} types")
 
 
@@ -148,7 +148,7 @@ def pools(wanted: Wanted) -> Finding:
     where = {zone: [name for name in wanted.types if (name, zone) in offered] for zone in zones}
     count = sum(map(len, where.values()))
     if not count:
-        return failed(f"none of the types is offered in {', '.join(zones)}", "export AWS_REGION=us-east-1")
+        return wrong(f"none of the types is offered in {', '.join(zones)}", "export AWS_REGION=us-east-1")
     said = f"{count} pools: " + ", ".join(f"{len(names)} types in {zone}" for zone, names in where.items())
     if lacking := sorted({name for name in wanted.types if not any(name in names for names in where.values())}):
         said += f"; nowhere {', '.join(lacking)}"

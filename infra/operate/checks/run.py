@@ -10,7 +10,7 @@ import urllib.request
 import botocore.exceptions
 
 from infra.config import Tag
-from infra.operate.checks.finding import INFRA, Finding, Wanted, failed, ok, unneeded
+from infra.operate.checks.finding import INFRA, Finding, Wanted, ok, unneeded, wrong
 from infra.operate.installation.leftovers import stack_status
 from infra.operate.installation.standing import is_bucket_of
 from infra.operate.installation.token import secret_exists, stored_token
@@ -27,7 +27,7 @@ def token(wanted: Wanted) -> Finding:
     name, aws = wanted.installation.secret_name, wanted.aws
     value = stored_token(aws, name)
     if secret_exists(aws, name) and not stack_status(aws, wanted.installation.storage_stack):
-        return failed(
+        return wrong(
             f"a secret {name} was left without its stack, which can neither adopt it nor make it again: delete it, "
             "and put the token with `make secret`",
             f"aws secretsmanager delete-secret --force-delete-without-recovery --secret-id {name}",
@@ -39,7 +39,7 @@ def token(wanted: Wanted) -> Finding:
     status = _knock(wanted.data, "")
     if status == 200:
         return unneeded(f"{wanted.data} is open to everybody")
-    return failed(f"the secret {name} holds no token, and {wanted.data} is gated", "make secret")
+    return wrong(f"the secret {name} holds no token, and {wanted.data} is gated", "make secret")
 
 
 def gate(wanted: Wanted) -> Finding:
@@ -50,13 +50,13 @@ def gate(wanted: Wanted) -> Finding:
     if status == 200:
         return ok(f"{wanted.data} lets {'this token' if value else 'everybody'} in")
     if status == 404:
-        return failed(f"the hub has no dataset {wanted.data}, or hides it from this token", "make secret")
+        return wrong(f"the hub has no dataset {wanted.data}, or hides it from this token", "make secret")
     if status == 401 and value:
-        return failed("the hub does not know this token", "make secret")
+        return wrong("the hub does not know this token", "make secret")
     if status == 403 or (status == 401 and not value):
         if not value:
             return Finding("unknown", "needs the token first")
-        return failed(f"{wanted.data} is closed for this token's account: accept its terms there", f"open {page}")
+        return wrong(f"{wanted.data} is closed for this token's account: accept its terms there", f"open {page}")
     return Finding("unknown", f"the hub answered {status}")
 
 
@@ -85,7 +85,7 @@ def _knock(data: str, value: str) -> int:
 def bucket(wanted: Wanted) -> Finding:
     name, deployed = wanted.installation.bucket_name, wanted.bucket.name if wanted.bucket else ""
     if name and deployed and name != deployed:
-        return failed(
+        return wrong(
             f"cdk.json says {name}, but the stack has {deployed}, whose data would stay behind",
             f"{INFRA} -c bucket_name={deployed} deploy",
         )
@@ -98,22 +98,22 @@ def bucket(wanted: Wanted) -> Finding:
     except botocore.exceptions.ClientError as error:
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
         if status == 404 and deployed:
-            return failed(f"{name} is the stack's bucket, but somebody deleted it", f"aws s3 mb s3://{name}")
+            return wrong(f"{name} is the stack's bucket, but somebody deleted it", f"aws s3 mb s3://{name}")
         if status == 404:
             return ok(f"{name} is free")
         if status in (301, 400):
-            return failed(f"{name} is in another region than {wanted.aws.region}", another)
+            return wrong(f"{name} is in another region than {wanted.aws.region}", another)
         if status == 403:
-            return failed(f"{name} belongs to somebody else, or you may not use it", another)
+            return wrong(f"{name} belongs to somebody else, or you may not use it", another)
         raise
     region = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", wanted.aws.region)
     if region != wanted.aws.region:
-        return failed(f"{name} is in {region}", f"export AWS_REGION={region}")
+        return wrong(f"{name} is in {region}", f"export AWS_REGION={region}")
     if deployed:
         return ok(f"{name} is there")
     if not is_bucket_of(wanted.aws.client("s3"), name, wanted.installation):
         tag = f"{Tag.INSTALLATION}={wanted.installation.name}"
-        return failed(
+        return wrong(
             f"{name} is there without the tag {tag}: no deploy of this installation made it, and none would set it up "
             "(lifecycle, no public access)",
             another,
@@ -127,7 +127,7 @@ def budget(wanted: Wanted) -> Finding:
             wanted.aws, wanted.installation, wanted.bucket, wanted.request, time.time()
         )  # fmt: skip
     except MeansError as error:
-        return failed(str(error), error.command)
+        return wrong(str(error), error.command)
     best = plan.offered[0]
     estimate = f"{best.type}: about {best.hours:.1f} h, {usd(best.usd)}"
     return ok(f"{usd(plan.spec.budget_usd)} and {plan.spec.hours:.0f} h; {estimate}")
@@ -135,7 +135,7 @@ def budget(wanted: Wanted) -> Finding:
 
 def alone(wanted: Wanted) -> Finding:
     if active := find_active(wanted.aws.client, wanted.installation, wanted.group):
-        return failed(active, "make stop")
+        return wrong(active, "make stop")
     return ok("no other run is active")
 
 
@@ -144,7 +144,7 @@ def idle(wanted: Wanted) -> Finding:
     installation = wanted.installation
     for group in (installation.train_group, installation.prepare_group):
         if active := find_active(wanted.aws.client, installation, group):
-            return failed(active, "make stop")
+            return wrong(active, "make stop")
     return ok("no run is active")
 
 
@@ -157,7 +157,7 @@ def data(wanted: Wanted) -> Finding:
     if dataset:
         return ok(f"{dataset.uri}, {dataset.train_images:,} images, {size(dataset.bytes, 0)}")
     if wanted.data.startswith("s3://"):
-        return failed(f"there is no prepared dataset at {wanted.data} (no index.json)", "make prepare ON=aws")
+        return wrong(f"there is no prepared dataset at {wanted.data} (no index.json)", "make prepare ON=aws")
     return ok(
         f"{wanted.data} is not prepared: every new machine downloads {catalog.IMAGENET_SOURCE_GB} GB for ImageNet; "
         "`make prepare ON=aws` once is cheaper"

@@ -18,7 +18,7 @@ from infra.operate.installation.standing import Kept, kept_data, kept_image, pri
 from infra.operate.planning import options
 from infra.operate.planning.catalog import HOURS_PER_MONTH, Estimate
 from infra.operate.planning.plan import describe, make_plan
-from infra.operate.runs import Bucket, active_run, choose_run, open_bucket, read_spec, read_spend
+from infra.operate.runs import ExplainedBucket, active_run, choose_run, open_bucket, read_spec, read_spend
 from infra.operate.session import Aws, ExitCode, explained
 from infra.operate.terminal import display, display_json, next_commands, styled, table
 from infra.operate.text import date_time, duration, size, usd
@@ -82,7 +82,7 @@ def estimate_document(spec: Spec, offered: Sequence[Estimate]) -> dict[str, Any]
     }  # fmt: skip
 
 
-def spent_document(bucket: Bucket, run_id: str, now: float) -> dict[str, Any]:
+def spent_document(bucket: ExplainedBucket, run_id: str, now: float) -> dict[str, Any]:
     """What `--json` prints of a run's spend. An `ended` of None: it still bills."""
     spec, spend = read_spec(bucket, run_id), read_spend(bucket, run_id)
     return {
@@ -97,7 +97,7 @@ def spent_document(bucket: Bucket, run_id: str, now: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def chosen(aws: Aws, installation: Installation, bucket: Bucket, asked: str) -> str:
+def chosen(aws: Aws, installation: Installation, bucket: ExplainedBucket, asked: str) -> str:
     """ "" where there is no run yet."""
     if not asked and not bucket.runs():
         return ""
@@ -109,7 +109,7 @@ def extras(spec: Spec) -> str:
     return f"on top    {hourly} for disk and public address, by list prices; the budget counts them, too"
 
 
-def print_spent(bucket: Bucket, run_id: str, now: float) -> None:
+def print_spent(bucket: ExplainedBucket, run_id: str, now: float) -> None:
     spec, spend = read_spec(bucket, run_id), read_spend(bucket, run_id)
     rows = [
         (machine.id, machine.type, machine.zone, machine.market, date_time(machine.launched),
@@ -128,7 +128,7 @@ def print_spent(bucket: Bucket, run_id: str, now: float) -> None:
         display("\nas the machines tell it (attempts):", table(map(attempt_row, ledger), header))
 
 
-def read_ledger(bucket: Bucket, run_id: str) -> list[dict[str, Any]]:
+def read_ledger(bucket: ExplainedBucket, run_id: str) -> list[dict[str, Any]]:
     attempts = [bucket.read_json(found.key) for found in bucket.list(run_key(run_id, "attempts/"))]
     return sorted(attempts, key=lambda one: one.get("attempt", 0))
 

@@ -33,7 +33,7 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
     request = options.request_of(given)
     if not preflight(aws, installation, request, None, deploys=True):
         return ExitCode.PREFLIGHT
-    deploy(aws, installation)
+    deploy_stacks(aws, installation)
     if given.launches:
         print()
         return launch(aws, installation, request, is_checked=True)
@@ -45,7 +45,7 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def deploy(aws: Aws, installation: Installation) -> None:
+def deploy_stacks(aws: Aws, installation: Installation) -> None:
     for name in (installation.training_stack, installation.storage_stack):
         with explained(f"the stack {name}"):
             status = stack_status(aws, name)

@@ -12,9 +12,9 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from infra.config import Installation, Output
-from infra.guard import Guard, Settings
+from infra.guard import Guard, GuardSettings
 from infra.operate.command_line import CommandLine
-from infra.operate.commands.stop import delete_schedules, scale_to_zero, wait_until_gone
+from infra.operate.commands.stop import ASK_SECONDS, delete_schedules, empty_groups, wait_until_gone
 from infra.operate.installation import leftovers
 from infra.operate.installation.leftovers import LeftOver, stack_status
 from infra.operate.installation.purge import confirm_purge, purge
@@ -26,7 +26,6 @@ from infra.operate.terminal import LiveLine, Text, display, display_commands, ne
 HELP = "terminate machines, delete the stack, and check with AWS that nothing is left; keeps the data"
 STACK_SECONDS = 1800.0  # a stack of this size is deleted in a few minutes; a VPC with a stuck interface never
 SETTLE_SECONDS = 90.0  # for which what was deleted may still be listed
-POLL_SECONDS = 3.0
 DELETABLE = ("REVIEW_IN_PROGRESS", "CREATE_IN_PROGRESS")  # at once
 ASKED = (
     "EC2, EBS, network interfaces, VPC, Auto Scaling, ECR, Logs, Scheduler, EventBridge, Lambda, CloudWatch, "
@@ -49,7 +48,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
         confirm_purge(aws, installation)
     if run_id := active_run(aws, installation):
         print(f"run {run_id} is active: its machine saves and stops{'' if options.purge else '; checkpoints are kept'}")
-    scale_to_zero(aws, installation)
+    empty_groups(aws, installation)
     wait_until_gone(aws, installation)
     close_tally(aws, installation)
     delete_schedules(aws, installation)
@@ -79,7 +78,7 @@ def close_tally(aws: Aws, installation: Installation) -> None:
     """The guard's last look, in this process: its own next one, which would see the machines' end, will not come."""
     bucket, topic = open_bucket(aws, installation), aws.outputs(installation.training_stack).get(Output.TOPIC)
     if bucket and topic:
-        settings = Settings(
+        settings = GuardSettings(
             installation=installation.name, bucket=bucket.name, topic=topic,
             train_group=installation.train_group, prepare_group=installation.prepare_group,
         )  # fmt: skip
@@ -112,7 +111,7 @@ def sweep(aws: Aws, installation: Installation) -> list[LeftOver]:
             break
         for one in free:
             remove(one)
-        time.sleep(POLL_SECONDS)
+        time.sleep(ASK_SECONDS)
     return left
 
 
@@ -159,7 +158,7 @@ def wait_for_stack(aws: Aws, name: str) -> str:
                     f"the stack {name} is {status} for {STACK_SECONDS / 60:.0f} min: see its events in the "
                     "CloudFormation console, then `make destroy` again"
                 )
-            time.sleep(POLL_SECONDS)
+            time.sleep(ASK_SECONDS)
     return status
 
 

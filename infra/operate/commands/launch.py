@@ -15,7 +15,7 @@ from infra.operate.commands.preflight import preflight
 from infra.operate.planning import options
 from infra.operate.planning.options import Request
 from infra.operate.planning.plan import check, describe, make_plan, merge
-from infra.operate.planning.start import Place, is_running, start
+from infra.operate.planning.start import Place, is_running, start_run
 from infra.operate.runs import open_bucket
 from infra.operate.session import Aws, ExitCode, explained
 from infra.operate.terminal import display, next_commands, styled
@@ -53,7 +53,7 @@ def launch(aws: Aws, installation: Installation, request: Request, *, is_checked
     display("", describe(plan), f"\nstarting {spec.run_id}")
     try:
         with explained("the launch"):
-            start(aws.client, place, spec, types, replaces=etag)
+            start_run(aws.client, place, spec, types, replaces=etag)
     except KeyboardInterrupt:
         print(f"\ninterrupted: make launch RUN={spec.run_id} starts it all the same, make stop makes sure that nothing "
               "runs", file=sys.stderr)  # fmt: skip

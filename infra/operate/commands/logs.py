@@ -22,8 +22,8 @@ from botocore.exceptions import ClientError
 from infra.config import Installation
 from infra.operate.command_line import CommandLine
 from infra.operate.runs import (
-    Bucket,
     Ending,
+    ExplainedBucket,
     active_run,
     choose_run,
     group_of,
@@ -39,12 +39,12 @@ from infra.run import fleet
 from trainer.contract import UserError, run_key
 
 HELP = "follow what the run prints, whichever machine it is on, until it ends (Ctrl-C leaves the run alone)"
-POLL_SECONDS = 1.0  # AWS takes 5 calls of FilterLogEvents a second from an account
+LINES_SECONDS = 1.0  # AWS takes 5 calls of FilterLogEvents a second from an account
 MOST_WAIT_SECONDS = 8.0  # between polls, while AWS does not answer or throttles
-LATE_SECONDS = 120  # how far behind the newest line every poll looks …
-VERY_LATE_SECONDS = 3600  # … and one in SWEEP_SECONDS; when the run has ended, everything is read once more
+OVERLAP_SECONDS = 120  # how far behind the newest line every poll looks …
+SWEEP_OVERLAP_SECONDS = 3600  # … and one in SWEEP_SECONDS; when the run has ended, everything is read once more
 SWEEP_SECONDS = 60.0
-LOOK_SECONDS = 5.0  # between looks at the machines and at whether the run has ended
+ENDING_SECONDS = 5.0  # between looks at the machines and at whether the run has ended
 QUIET_SECONDS = 6.0  # without a line after the run's end: the log driver and CloudWatch are through within that
 OLD_SECONDS = 60.0  # after the run's end nothing more is waited for
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -134,7 +134,7 @@ class Connection:
     """Waits out a lost network, AWS's own faults and throttling; says so once, and when it is over."""
 
     def __init__(self, screen: Screen) -> None:
-        self.screen, self.wait, self.lost_at = screen, POLL_SECONDS, 0.0
+        self.screen, self.wait, self.lost_at = screen, LINES_SECONDS, 0.0
 
     @contextmanager
     def forgiving(self) -> Iterator[None]:
@@ -150,7 +150,7 @@ class Connection:
         else:
             if self.lost_at:
                 self.screen.tell(f"AWS answers again, after {duration(time.monotonic() - self.lost_at)}")
-            self.wait, self.lost_at = POLL_SECONDS, 0.0
+            self.wait, self.lost_at = LINES_SECONDS, 0.0
 
 
 def is_throttling(error: AwsError) -> bool:
@@ -166,25 +166,25 @@ def is_passing(error: AwsError) -> bool:
     return isinstance(cause, LOST)
 
 
-def follow(tail: Tail, screen: Screen, look: Callable[[], Ending | None]) -> Ending:
+def follow(tail: Tail, screen: Screen, find_ending: Callable[[], Ending | None]) -> Ending:
     """Show lines until the run has ended and nothing more comes."""
     connection = Connection(screen)
     ending: Ending | None = None
-    look_at = sweep_at = settle_at = give_up_at = 0.0
+    ask_at = sweep_at = settle_at = give_up_at = 0.0
     while True:
         now = time.monotonic()
         with connection.forgiving():
-            if ending is None and now >= look_at:
-                ending, look_at = look(), now + LOOK_SECONDS
+            if ending is None and now >= ask_at:
+                ending, ask_at = find_ending(), now + ENDING_SECONDS
                 if ending and time.time() < ending.at + OLD_SECONDS:
                     settle_at, give_up_at = now + QUIET_SECONDS, now + OLD_SECONDS
             is_over = ending is not None and now >= min(settle_at, give_up_at)
-            back = None if is_over else VERY_LATE_SECONDS if now >= sweep_at else LATE_SECONDS
+            back = None if is_over else SWEEP_OVERLAP_SECONDS if now >= sweep_at else OVERLAP_SECONDS
             if screen.show(tail.poll(back)):
                 settle_at = now + QUIET_SECONDS
             if ending and is_over:
                 return ending
-            if back == VERY_LATE_SECONDS:
+            if back == SWEEP_OVERLAP_SECONDS:
                 sweep_at = now + SWEEP_SECONDS
         time.sleep(connection.wait)
 
@@ -207,7 +207,9 @@ def configure(parser: CommandLine) -> None:
     parser.add_argument("--no-follow", dest="follow", action="store_false", help="print what there is, and end")
 
 
-def look(aws: Aws, installation: Installation, bucket: Bucket, run_id: str, name: str, screen: Screen) -> Ending | None:
+def find_ending(
+    aws: Aws, installation: Installation, bucket: ExplainedBucket, run_id: str, name: str, screen: Screen
+) -> Ending | None:
     """Say what is new about the machines; how the run ended, once it has or was stopped."""
     if ending := read_ending(bucket, run_id):
         return ending
@@ -254,7 +256,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     screen.note(f"run {run_id} (Ctrl-C leaves the run alone)")
     group = group_of(installation, spec)
     try:
-        ending = follow(tail, screen, lambda: look(aws, installation, bucket, run_id, group, screen))
+        ending = follow(tail, screen, lambda: find_ending(aws, installation, bucket, run_id, group, screen))
     except KeyboardInterrupt:
         next_commands(("make logs", "follow again"), ("make status", "step, ETA, dollars"), ("make stop", "stop it"))
         return ExitCode.DONE

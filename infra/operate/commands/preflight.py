@@ -54,7 +54,7 @@ DEPLOY: Mapping[str, Check] = MappingProxyType(
     }
 )
 OFFLINE = ("CDK command line", "Docker")  # need no credentials
-SERVICES = ("cloudformation", "ec2", "iam", "s3", "secretsmanager", "service-quotas", "ssm", "sts", "autoscaling")
+ASKED_SERVICES = ("cloudformation", "ec2", "iam", "s3", "secretsmanager", "service-quotas", "ssm", "sts", "autoscaling")
 CHECK_STYLES = MappingProxyType({"ok": "green", "failed": "red", "unknown": "yellow", "not needed": "dim"})
 
 
@@ -114,7 +114,7 @@ def find_all(wanted: Wanted, selected: Mapping[str, Check]) -> dict[str, Finding
         offline = OFFLINE if first.state == "failed" else (*OFFLINE, "region")
         asked = {name: make(one, wanted) for name, one in selected.items() if name in offline}
         return {"credentials": first, **dict.fromkeys(selected, why), **asked}
-    for service in SERVICES:  # making a client is not for several threads
+    for service in ASKED_SERVICES:  # making a client is not for several threads
         wanted.aws.client(service)
     wanted = replace(wanted, outputs=_outputs(wanted))
     findings = {

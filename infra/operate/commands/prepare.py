@@ -28,7 +28,7 @@ def configure(parser: CommandLine) -> None:
     options.configure(parser, "prepare")
 
 
-def request_of(given: argparse.Namespace, store: str) -> Request:
+def preparation_of(given: argparse.Namespace, store: str) -> Request:
     asked = options.request_of(given, kind="prepare")
     data = asked.data or IMAGENET
     if not datasets.is_hub_id(data):
@@ -42,7 +42,7 @@ def request_of(given: argparse.Namespace, store: str) -> Request:
 def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
     find_place(aws, installation, "prepare")
     bucket = need_bucket(aws, installation)
-    request = request_of(given, f"s3://{bucket.name}")
+    request = preparation_of(given, f"s3://{bucket.name}")
     if not given.again and not given.arguments and (found := datasets.newest(bucket, request.data)):
         print(f"{request.data} is prepared: {found.uri}, {found.train_images:,} images, {size(found.bytes)}")
         next_commands(

@@ -17,7 +17,7 @@ from botocore.exceptions import ClientError
 
 from infra.config import Installation
 from infra.operate.command_line import CommandLine
-from infra.operate.runs import Bucket, Object, active_run, choose_run, need_bucket
+from infra.operate.runs import ExplainedBucket, ListedObject, active_run, choose_run, need_bucket
 from infra.operate.session import Aws, ExitCode, explained
 from infra.operate.terminal import LiveLine, next_commands
 from infra.operate.text import size
@@ -53,7 +53,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     return ExitCode.DONE
 
 
-def checkpoint_objects(bucket: Bucket, run_id: str) -> list[Object]:
+def checkpoint_objects(bucket: ExplainedBucket, run_id: str) -> list[ListedObject]:
     """All that HEAD names, HEAD last: what lies here is then a store that can be read and resumed from."""
     key = checkpoint_key(run_id, HEAD_FILE)
     body = bucket.read(key)
@@ -66,7 +66,7 @@ def checkpoint_objects(bucket: Bucket, run_id: str) -> list[Object]:
     return [found for name in [*keys, key] for found in bucket.list(name) if found.key == name]
 
 
-def download(bucket: Bucket, objects: Collection[Object], folder: Path) -> None:
+def download(bucket: ExplainedBucket, objects: Collection[ListedObject], folder: Path) -> None:
     wanted = [found for found in objects if not is_here(found, folder / found.key)]
     total, done, shown = sum(found.bytes for found in wanted), 0, time.monotonic()
     lock, stopping = threading.Lock(), threading.Event()
@@ -93,14 +93,14 @@ def download(bucket: Bucket, objects: Collection[Object], folder: Path) -> None:
     print(f"{len(wanted)} files with {size(total)} copied, {len(objects) - len(wanted)} were here", flush=True)
 
 
-def is_here(found: Object, path: Path) -> bool:
+def is_here(found: ListedObject, path: Path) -> bool:
     if not path.is_file():
         return False
     stat = path.stat()
     return stat.st_size == found.bytes and int(stat.st_mtime) == int(found.modified.timestamp())
 
 
-def fetch(bucket: Bucket, found: Object, path: Path, count: Callable[[int], None]) -> None:
+def fetch(bucket: ExplainedBucket, found: ListedObject, path: Path, count: Callable[[int], None]) -> None:
     """Into a part file that the object's etag names, so that only the rest of the same bytes is ever added to it."""
     if ".." in found.key.split("/"):
         raise UserError(f"s3://{bucket.name}/{found.key} leads out of the folder: it is no file of a run; delete it")

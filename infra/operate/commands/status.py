@@ -16,7 +16,7 @@ from infra.config import Installation
 from infra.operate.command_line import CommandLine
 from infra.operate.installation.standing import kept_data, kept_image, print_kept
 from infra.operate.progress import Progress
-from infra.operate.runs import Bucket, active_run, choose_run, open_bucket
+from infra.operate.runs import ExplainedBucket, active_run, choose_run, open_bucket
 from infra.operate.session import Aws, AwsError, ExitCode
 from infra.operate.state import RunState, read_state
 from infra.operate.terminal import (
@@ -148,7 +148,7 @@ def shown(state: RunState) -> RenderableType:
     return Group(title, table(rows(state), indent=2))
 
 
-def show_standing(aws: Aws, installation: Installation, bucket: Bucket) -> None:
+def show_standing(aws: Aws, installation: Installation, bucket: ExplainedBucket) -> None:
     """What there is and costs while nothing runs."""
     print("\nno machine runs; what stays bills by the month:")
     print_kept([*kept_image(aws, installation), *kept_data(bucket, installation)])
@@ -237,7 +237,9 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     return ExitCode.DONE
 
 
-def show_nothing(aws: Aws, installation: Installation, bucket: Bucket | None, why: str, *, as_json: bool) -> None:
+def show_nothing(
+    aws: Aws, installation: Installation, bucket: ExplainedBucket | None, why: str, *, as_json: bool
+) -> None:
     """Where there is no run."""
     if as_json:
         display_json({"run": None, "state": "none", "message": why})

@@ -17,10 +17,10 @@ from infra.run import fleet
 
 HELP = "save, stop and terminate every machine; the stacks, the data and the run stay"
 WAIT_SECONDS = 600  # a machine has 100 s to save, and EC2 takes its time
-POLL_SECONDS = 3.0
+ASK_SECONDS = 3.0
 
 
-def scale_to_zero(aws: Aws, installation: Installation) -> None:
+def empty_groups(aws: Aws, installation: Installation) -> None:
     """Nothing is launched any more, from this call on."""
     autoscaling = aws.client("autoscaling")
     for name in (installation.train_group, installation.prepare_group):
@@ -73,7 +73,7 @@ def wait_until_gone(aws: Aws, installation: Installation, wait_seconds: float = 
                     f"still there after {duration(wait_seconds)}: {', '.join(f'{id} ({left[id]})' for id in left)}; "
                     "they were told to terminate: run the same command again, which goes on from here"
                 )
-            time.sleep(POLL_SECONDS)
+            time.sleep(ASK_SECONDS)
     print("no machine is left: nothing bills by the hour", flush=True)
 
 
@@ -83,7 +83,7 @@ def configure(parser: CommandLine) -> None:
 
 def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> int:
     run_id = active_run(aws, installation)
-    scale_to_zero(aws, installation)
+    empty_groups(aws, installation)
     machines = terminate_machines(aws, installation)
     schedules = delete_schedules(aws, installation)
     print(f"{run_id or 'no run was active'}: both groups are at 0, {len(machines)} machines going", end="")

@@ -18,7 +18,7 @@ from infra.config import Installation, Tag
 from infra.operate.session import Aws, explained
 from infra.run import fleet
 
-SERVICES = (
+SWEPT_SERVICES = (
     "autoscaling",
     "ec2",
     "scheduler",
@@ -47,16 +47,16 @@ class LeftOver:
 
 def find(aws: Aws, installation: Installation) -> list[LeftOver]:
     """All that is left of the training stack and its runs, in the order in which it can be removed."""
-    for service in SERVICES:
+    for service in SWEPT_SERVICES:
         aws.client(service)  # made here, since making one is not safe in threads
     _ = aws.account
     questions = (
-        groups, machines, schedules, rules, functions, images, stacks,
+        groups, left_machines, left_schedules, rules, functions, images, left_stacks,
         launch_templates, volumes, vpc_parts, log_groups, topics, alarms, roles,
     )  # fmt: skip
 
     def ask(question: Callable[[Aws, Installation], Iterator[LeftOver]]) -> list[LeftOver]:
-        with explained(f"what is left: {question.__name__.replace('_', ' ')}"):
+        with explained(f"what is left: {question.__name__.removeprefix('left_').replace('_', ' ')}"):
             return list(question(aws, installation))
 
     with ThreadPoolExecutor(len(questions)) as pool:
@@ -83,7 +83,7 @@ def groups(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
                 )  # fmt: skip
 
 
-def machines(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
+def left_machines(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
     ec2 = aws.client("ec2")
     for machine in fleet.machines(ec2, installation.name):
         if machine.is_billing:
@@ -94,7 +94,7 @@ def machines(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
             )  # fmt: skip
 
 
-def schedules(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
+def left_schedules(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
     scheduler, name = aws.client("scheduler"), installation.schedule_group
     for page in scheduler.get_paginator("list_schedule_groups").paginate(NamePrefix=name):
         for group in page["ScheduleGroups"]:
@@ -149,7 +149,7 @@ def images(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
                 )  # fmt: skip
 
 
-def stacks(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
+def left_stacks(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
     yield from stack(aws, installation.training_stack)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from infra.config import Installation
 from infra.operate.installation.standing import kept_buckets, kept_data, print_kept
-from infra.operate.runs import Bucket
+from infra.operate.runs import ExplainedBucket
 from infra.operate.session import Aws, AwsError, explained
 from infra.operate.terminal import LiveLine
 from trainer.contract import UserError
@@ -43,7 +43,7 @@ def purge(aws: Aws, installation: Installation) -> None:
     print(f"deleted: secret {installation.secret_name}")
 
 
-def empty(bucket: Bucket) -> None:
+def empty(bucket: ExplainedBucket) -> None:
     """Every version of every object, and uploads that nobody completed."""
     with LiveLine() as live:
         deleted = 0
@@ -57,7 +57,7 @@ def empty(bucket: Bucket) -> None:
             bucket.s3.abort_multipart_upload(Bucket=bucket.name, Key=upload["Key"], UploadId=upload["UploadId"])
 
 
-def delete_versions(bucket: Bucket, found: Iterable[Mapping[str, str]]) -> None:
+def delete_versions(bucket: ExplainedBucket, found: Iterable[Mapping[str, str]]) -> None:
     objects = [{"Key": one["Key"], "VersionId": one["VersionId"]} for one in found]
     answer = bucket.s3.delete_objects(Bucket=bucket.name, Delete={"Objects": objects, "Quiet": True})
     if errors := answer.get("Errors"):

@@ -8,7 +8,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from infra.config import Installation, Output, Tag
-from infra.operate.runs import Bucket, open_bucket
+from infra.operate.runs import ExplainedBucket, open_bucket
 from infra.operate.session import Aws, explained
 from infra.operate.terminal import display, table
 from infra.operate.text import size, usd
@@ -29,7 +29,7 @@ class Kept:
     usd_per_month: float
 
 
-def kept_buckets(aws: Aws, installation: Installation) -> list[Bucket]:
+def kept_buckets(aws: Aws, installation: Installation) -> list[ExplainedBucket]:
     """The installation's bucket, and any that an earlier storage stack left."""
     s3 = aws.client("s3")
     current = open_bucket(aws, installation)
@@ -41,7 +41,7 @@ def kept_buckets(aws: Aws, installation: Installation) -> list[Bucket]:
                 is_named = name == installation.bucket_name or name.startswith(f"{installation.storage_stack}-")
                 if is_named and is_bucket_of(s3, name, installation):
                     names.add(name)
-    return [Bucket(s3, name) for name in sorted(names)]
+    return [ExplainedBucket(s3, name) for name in sorted(names)]
 
 
 def is_bucket_of(s3: Any, name: str, installation: Installation) -> bool:
@@ -53,7 +53,7 @@ def is_bucket_of(s3: Any, name: str, installation: Installation) -> bool:
     return {"Key": Tag.INSTALLATION, "Value": installation.name} in tags
 
 
-def kept_data(bucket: Bucket, installation: Installation) -> list[Kept]:
+def kept_data(bucket: ExplainedBucket, installation: Installation) -> list[Kept]:
     """What `destroy` keeps."""
     objects = list(bucket.list(""))
     count = sum(found.bytes for found in objects)

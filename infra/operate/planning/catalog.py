@@ -131,7 +131,7 @@ class Work:
 
 
 # Kept in step with the trainer's recipes by test_catalog.py: the AWS app knows only the trainer's contract.
-RECIPES = {
+RECIPE_WORK = {
     "digits": Work(8, 29.3, "digits"),  # 1,437 images of 32 px
     "finetune": Work(30, IMAGENET_IMAGES, "ILSVRC/imagenet-1k"),
 }
@@ -164,9 +164,9 @@ def quota_of(type: str) -> Quota | None:
 
 
 def work_of(recipe: str) -> Work:
-    if recipe not in RECIPES:
-        raise UserError(f"recipe {recipe!r} is unknown: choose one of {', '.join(RECIPES)} (RECIPE=finetune)")
-    return RECIPES[recipe]
+    if recipe not in RECIPE_WORK:
+        raise UserError(f"recipe {recipe!r} is unknown: choose one of {', '.join(RECIPE_WORK)} (RECIPE=finetune)")
+    return RECIPE_WORK[recipe]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from infra.operate.runs import Bucket
+from infra.operate.runs import ExplainedBucket
 from trainer.contract import UserError, dataset_key
 
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
@@ -37,7 +37,7 @@ def check_form(data: str) -> None:
         raise UserError(f"DATA={data!r} is not known to a machine on AWS: use {KNOWN}")
 
 
-def newest(bucket: Bucket, data: str) -> Dataset | None:
+def newest(bucket: ExplainedBucket, data: str) -> Dataset | None:
     """The dataset that was prepared last from a Hugging Face id; None where there is none."""
     prefix = dataset_key(slug(data), "", "").removesuffix("/")
     found = [one for one in bucket.list(prefix) if re.fullmatch(re.escape(prefix) + r"[^/]+/index\.json", one.key)]
@@ -47,7 +47,7 @@ def newest(bucket: Bucket, data: str) -> Dataset | None:
     return read(bucket, f"s3://{bucket.name}/{key.removesuffix('/index.json')}")
 
 
-def read(bucket: Bucket, uri: str) -> Dataset | None:
+def read(bucket: ExplainedBucket, uri: str) -> Dataset | None:
     """None where there is no index at that address of this bucket."""
     if not uri.startswith(f"s3://{bucket.name}/"):
         raise UserError(

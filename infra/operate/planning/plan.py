@@ -18,7 +18,7 @@ from infra.operate.planning.catalog import Estimate
 from infra.operate.planning.datasets import Dataset
 from infra.operate.planning.options import Request, go_on, spec_values
 from infra.operate.planning.prices import Prices, find_prices
-from infra.operate.runs import Bucket, Ending, read_ending, read_spend
+from infra.operate.runs import Ending, ExplainedBucket, read_ending, read_spend
 from infra.operate.session import Aws
 from infra.operate.terminal import Group, RenderableType, styled, table
 from infra.operate.text import duration, usd
@@ -58,7 +58,7 @@ class Plan:
     existing: Existing | None = None
 
 
-def find_existing(bucket: Bucket, run_id: str, now: float) -> Existing | None:
+def find_existing(bucket: ExplainedBucket, run_id: str, now: float) -> Existing | None:
     found = next(
         (one for one in bucket.list(run_key(run_id, "spec.json")) if one.key == run_key(run_id, "spec.json")), None
     )
@@ -73,7 +73,9 @@ def find_existing(bucket: Bucket, run_id: str, now: float) -> Existing | None:
     )
 
 
-def make_plan(aws: Aws, installation: Installation, bucket: Bucket | None, request: Request, now: float) -> Plan:
+def make_plan(
+    aws: Aws, installation: Installation, bucket: ExplainedBucket | None, request: Request, now: float
+) -> Plan:
     """`bucket` is None before the first deploy. Raises UserError where the run cannot be meant so."""
     check(request, installation)
     existing = find_existing(bucket, request.run_id, now) if bucket and request.run_id else None
@@ -137,7 +139,7 @@ def merge(request: Request, existing: Existing) -> Request:
     return go_on(request, spec)
 
 
-def find_dataset(bucket: Bucket, request: Request) -> Dataset | None:
+def find_dataset(bucket: ExplainedBucket, request: Request) -> Dataset | None:
     """The prepared shards that the bucket has of the run's data; None where the machine must get it elsewhere."""
     data = request.data or catalog.work_of(request.recipe or DEFAULT_RECIPE).data
     if data.startswith("s3://"):

@@ -6,7 +6,7 @@ What is started is planned in `plan`; what is asked and said before and after is
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,10 +16,9 @@ import botocore.exceptions
 from infra.config import PREPARE_PREFIX, Installation
 from infra.operate.session import explained
 from infra.run import fleet
+from infra.run.fleet import Clients
 from infra.run.spec import Spec
 from trainer.contract import UserError, run_key
-
-Clients = Callable[[str], Any]  # a boto3 client by the name of its service
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class Place:
         return self.scheduler_role.split(":")[1]
 
 
-def start(client: Clients, place: Place, spec: Spec, types: Sequence[str], *, replaces: str = "") -> None:
+def start_run(client: Clients, place: Place, spec: Spec, types: Sequence[str], *, replaces: str = "") -> None:
     """Start a run on machines of these types, the preferred first. `replaces`: the ETag of its spec, if it goes on.
 
     Interrupted anywhere, it has either started nothing that bills, or everything. Raises UserError where another run
@@ -120,7 +119,7 @@ def _schedule_stop(scheduler: Any, place: Place, spec: Spec) -> None:
             "Input": json.dumps({"AutoScalingGroupName": place.group(spec.kind), "MinSize": 0, "DesiredCapacity": 0}),
         },
     }
-    known = schedules(scheduler, group)
+    known = stop_schedules(scheduler, group)
     if spec.run_id in known:
         scheduler.update_schedule(**wanted)
     else:
@@ -130,7 +129,7 @@ def _schedule_stop(scheduler: Any, place: Place, spec: Spec) -> None:
             forget_schedule(scheduler, group, name)
 
 
-def schedules(scheduler: Any, group: str) -> list[str]:
+def stop_schedules(scheduler: Any, group: str) -> list[str]:
     """The names of the installation's one-time schedules."""
     names: list[str] = []
     arguments = {"GroupName": group}

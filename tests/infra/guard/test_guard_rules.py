@@ -12,8 +12,8 @@ import pytest
 
 from infra.guard import reading, rules
 from infra.guard.memory import Memory
-from infra.guard.reading import Bucket, Run
-from infra.guard.rules import Decision, Facts, Heartbeat, Progress, decide
+from infra.guard.reading import CautiousBucket, KnownRun
+from infra.guard.rules import Decision, Facts, Heartbeat, Signs, decide
 from infra.run.fleet import FleetMachine, Group
 from infra.run.spec import Spec
 from infra.run.spend import Machine, Spend
@@ -26,13 +26,13 @@ MACHINE = FleetMachine(
     id="i-1", type="g6.xlarge", zone="a", market="spot", state="running", launched=NOW - 3600, run_id="r", group="g"
 )
 WELL = Facts(
-    now=NOW, group=GROUP, machines=(MACHINE,), spec=SPEC, progress=Progress(heartbeat=Heartbeat(at=NOW - 10, mark="7")),
+    now=NOW, group=GROUP, machines=(MACHINE,), spec=SPEC, signs=Signs(heartbeat=Heartbeat(at=NOW - 10, mark="7")),
     memory=Memory(at=NOW - 60, active=NOW - 60, deadline=SPEC.deadline, mark="6", marked=NOW - 70),
 )  # fmt: skip
 
 
-def beat(seconds_ago: float, mark: str = "7", **progress: Any) -> Progress:
-    return Progress(heartbeat=Heartbeat(at=NOW - seconds_ago, mark=mark), **progress)
+def beat(seconds_ago: float, mark: str = "7", **signs: Any) -> Signs:
+    return Signs(heartbeat=Heartbeat(at=NOW - seconds_ago, mark=mark), **signs)
 
 
 def looks(facts: Facts, times: int = 2) -> Decision:
@@ -44,7 +44,7 @@ def looks(facts: Facts, times: int = 2) -> Decision:
 
 
 def test_a_run_that_is_well_is_left_alone() -> None:
-    decision = looks(replace(WELL, progress=beat(-100)))
+    decision = looks(replace(WELL, signs=beat(-100)))
     assert (decision.stop, dict(decision.terminate), decision.market) == ("", {}, "")
 
 
@@ -95,7 +95,7 @@ def test_a_spec_whose_extras_are_no_amount_is_no_spec(extras: str) -> None:
         exceptions=SimpleNamespace(NoSuchKey=KeyError),
         get_object=lambda **_: {"Body": BytesIO(body), "LastModified": datetime.fromtimestamp(NOW, UTC)},
     )
-    run = reading.read_run(Bucket(s3, "b"), Run(id="r"))
+    run = reading.read_run(CautiousBucket(s3, "b"), KnownRun(id="r"))
     assert run.spec is None
     assert "extras_usd_per_hour" in run.spec_problem
 
@@ -108,14 +108,14 @@ def test_the_group_s_deadline_counts_and_not_the_spec_s_or_an_older_machine_s() 
 
 
 def test_the_exit_path_has_two_minutes_before_the_guard_takes_over() -> None:
-    assert decide(replace(WELL, progress=Progress(done=NOW - 60))).stop == ""
-    assert "finished" in decide(replace(WELL, progress=Progress(done=NOW - 121))).stop
-    assert decide(replace(WELL, progress=Progress(failed=NOW - 60))).stop == ""
-    assert "no GPU" in decide(replace(WELL, progress=Progress(failed=NOW - 121, failure="no GPU"))).stop
+    assert decide(replace(WELL, signs=Signs(done=NOW - 60))).stop == ""
+    assert "finished" in decide(replace(WELL, signs=Signs(done=NOW - 121))).stop
+    assert decide(replace(WELL, signs=Signs(failed=NOW - 60))).stop == ""
+    assert "no GPU" in decide(replace(WELL, signs=Signs(failed=NOW - 121, failure="no GPU"))).stop
 
 
 def test_silence_is_a_hang_only_when_two_looks_in_a_row_find_it() -> None:
-    silent = replace(WELL, progress=beat(181))
+    silent = replace(WELL, signs=beat(181))
     assert dict(decide(silent).terminate) == {}
     decision = looks(silent)
     assert list(decision.terminate) == ["i-1"]
@@ -124,20 +124,20 @@ def test_silence_is_a_hang_only_when_two_looks_in_a_row_find_it() -> None:
 
 def test_after_an_outage_of_the_store_the_first_old_heartbeat_is_no_hang() -> None:
     """The suspicion of before the outage is too old to confirm one of after it."""
-    before = decide(replace(WELL, progress=beat(181)))
-    after = replace(WELL, now=NOW + 3600, progress=beat(181), memory=before.memory)
+    before = decide(replace(WELL, signs=beat(181)))
+    after = replace(WELL, now=NOW + 3600, signs=beat(181), memory=before.memory)
     assert dict(decide(after).terminate) == {}
 
 
 @pytest.mark.parametrize(
     "facts",
     [
-        replace(WELL, progress=Progress(heartbeat=None)),
-        replace(WELL, progress=beat(9999), machines=(replace(MACHINE, launched=NOW - 800),)),
-        replace(WELL, progress=beat(9999), machines=None),
-        replace(WELL, progress=beat(200, paused=NOW - 100)),
-        replace(WELL, progress=beat(-500)),
-        replace(WELL, progress=beat(9999), machines=(replace(MACHINE, launched=NOW + 500),)),
+        replace(WELL, signs=Signs(heartbeat=None)),
+        replace(WELL, signs=beat(9999), machines=(replace(MACHINE, launched=NOW - 800),)),
+        replace(WELL, signs=beat(9999), machines=None),
+        replace(WELL, signs=beat(200, paused=NOW - 100)),
+        replace(WELL, signs=beat(-500)),
+        replace(WELL, signs=beat(9999), machines=(replace(MACHINE, launched=NOW + 500),)),
     ],
     ids=["heartbeat unreadable", "still booting", "machines unknown", "between two attempts", "clock behind S3's",
          "clock behind EC2's"],
@@ -147,7 +147,7 @@ def test_what_only_looks_like_a_hang_is_left_alone(facts: Facts) -> None:
 
 
 def test_no_first_heartbeat_is_a_hang_once_boot_must_be_over() -> None:
-    booting = replace(WELL, progress=Progress(heartbeat=Heartbeat(at=0.0)))
+    booting = replace(WELL, signs=Signs(heartbeat=Heartbeat(at=0.0)))
     assert dict(looks(replace(booting, machines=(replace(MACHINE, launched=NOW - 600),))).terminate) == {}
     assert list(looks(replace(booting, machines=(replace(MACHINE, launched=NOW - 900),))).terminate) == ["i-1"]
 
@@ -161,7 +161,7 @@ def test_a_counter_that_stands_still_for_ten_minutes_is_a_hang_by_the_heartbeats
 
 def test_a_run_launched_again_has_all_its_hang_restarts() -> None:
     tired = replace(WELL.memory, hang_kills=3, stopped=NOW - 100, reason="hung")
-    facts = replace(WELL, progress=beat(181), memory=tired)
+    facts = replace(WELL, signs=beat(181), memory=tired)
     assert "for the 4th time" in looks(facts).stop
     again = replace(facts, group=replace(GROUP, deadline=SPEC.deadline + 100))
     decision = looks(again)
@@ -175,9 +175,9 @@ def test_two_machines_at_once_are_no_reason_to_act_while_one_of_them_beats() -> 
 
 def test_a_machine_of_an_earlier_run_that_is_shutting_down_is_left_alone_and_one_that_is_not_goes() -> None:
     going = replace(MACHINE, id="i-0", run_id="q", state="shutting-down")
-    assert dict(looks(replace(WELL, progress=beat(-500), machines=(MACHINE, going)), 5).terminate) == {}
+    assert dict(looks(replace(WELL, signs=beat(-500), machines=(MACHINE, going)), 5).terminate) == {}
     staying = replace(going, state="running")
-    assert list(looks(replace(WELL, progress=beat(-500), machines=(MACHINE, staying)), 4).terminate) == ["i-0"]
+    assert list(looks(replace(WELL, signs=beat(-500), machines=(MACHINE, staying)), 4).terminate) == ["i-0"]
 
 
 def test_machines_whose_spec_cannot_be_read_run_for_the_time_of_a_boot_and_no_longer() -> None:
@@ -187,7 +187,7 @@ def test_machines_whose_spec_cannot_be_read_run_for_the_time_of_a_boot_and_no_lo
 
 
 def test_a_group_at_rest_is_news_for_a_while_and_then_nothing() -> None:
-    at_rest = replace(WELL, group=replace(GROUP, desired=0), machines=(), progress=Progress(done=NOW - 200))
+    at_rest = replace(WELL, group=replace(GROUP, desired=0), machines=(), signs=Signs(done=NOW - 200))
     assert "finished" in decide(at_rest).stop
     later = decide(replace(at_rest, now=NOW + 1000))
     assert later.memory.is_over
@@ -221,7 +221,7 @@ def test_a_bucket_that_does_not_answer_is_asked_once_a_look_since_there_is_a_min
             raise OSError("timed out")
 
     silent = Silent()
-    run = reading.read_run(Bucket(silent, "b"), Run(id="r"))
+    run = reading.read_run(CautiousBucket(silent, "b"), KnownRun(id="r"))
     assert (run.spec, run.spend, run.memory) == (None, None, None)
     assert len(run.problems) == 3
     assert silent.calls == 1

@@ -14,8 +14,8 @@ IMAGES = {"digits": 1437, "ILSVRC/imagenet-1k": catalog.IMAGENET_IMAGES}
 
 
 def test_the_table_of_recipes_says_what_the_trainer_computes() -> None:
-    assert catalog.RECIPES.keys() == named.RECIPES.keys()
-    for name, work in catalog.RECIPES.items():
+    assert catalog.RECIPE_WORK.keys() == named.RECIPES.keys()
+    for name, work in catalog.RECIPE_WORK.items():
         config = named.RECIPES[name]()
         images = [IMAGES[work.data] * (config.resolution_at(epoch) / 224) ** 2 for epoch in range(config.epochs)]
         assert work.data == named.default_data(name)

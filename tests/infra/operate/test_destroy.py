@@ -27,7 +27,7 @@ ZERO = ExitCode.DONE
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same steps in less time."""
     for module in (destroy, stop):
-        monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
+        monkeypatch.setattr(module, "ASK_SECONDS", 0.05)
     monkeypatch.setattr(destroy, "SETTLE_SECONDS", 0.5)
 
 

@@ -15,7 +15,7 @@ from infra.config import Installation, Tag
 from infra.operate.commands.launch import launch
 from infra.operate.planning.options import Request
 from infra.operate.planning.plan import Plan, describe, epochs_in, make_plan, new_run_id
-from infra.operate.planning.start import Place, find_active, schedules, start
+from infra.operate.planning.start import Place, find_active, start_run, stop_schedules
 from infra.operate.runs import open_bucket
 from infra.operate.session import Aws as Operator
 from infra.operate.terminal import plain
@@ -68,7 +68,7 @@ def begin(account: Deployed, asked: Request | None = None) -> Spec:
     planned = plan(asked)
     etag = planned.existing.etag if planned.existing else ""
     types = [one.type for one in planned.offered]
-    start(Operator(session()).client, where(account), planned.spec, types, replaces=etag)
+    start_run(Operator(session()).client, where(account), planned.spec, types, replaces=etag)
     return planned.spec
 
 
@@ -153,7 +153,7 @@ def test_a_launch_that_breaks_off_anywhere_bills_nothing_and_the_same_launch_rep
     place.aws.heal()
     begin(place, asked)
     assert (group(place).desired, group(place).run_id) == (1, "broken")
-    assert schedules(place.aws.client("scheduler"), INSTALLATION.schedule_group) == ["broken"]
+    assert stop_schedules(place.aws.client("scheduler"), INSTALLATION.schedule_group) == ["broken"]
 
 
 def test_types_are_offered_by_dollars_per_image(place: Deployed) -> None:
@@ -182,7 +182,7 @@ def test_the_stop_schedule_is_of_the_partition_that_the_installation_is_in(place
     china = Place(
         installation=INSTALLATION, bucket=place.bucket, scheduler_role="arn:aws-cn:iam::123456789012:role/stop"
     )
-    start(Operator(session()).client, china, plan(Request(recipe="digits", run_id="mine")).spec, ["g5.xlarge"])
+    start_run(Operator(session()).client, china, plan(Request(recipe="digits", run_id="mine")).spec, ["g5.xlarge"])
     target = schedule(place, "mine")["Target"]["Arn"]
     assert target == "arn:aws-cn:scheduler:::aws-sdk:autoscaling:updateAutoScalingGroup"
 
@@ -223,7 +223,7 @@ def test_preparing_data_and_training_do_not_keep_each_other_out(place: Deployed)
     begin(place, Request(kind="prepare", data=hub.IMAGENET, run_id="prepare-x"))
     assert find_active(Operator(session()).client, INSTALLATION, INSTALLATION.prepare_group)
     begin(place, Request(recipe="digits", run_id="training"))
-    assert set(schedules(place.aws.client("scheduler"), INSTALLATION.schedule_group)) == {"prepare-x", "training"}
+    assert set(stop_schedules(place.aws.client("scheduler"), INSTALLATION.schedule_group)) == {"prepare-x", "training"}
 
 
 def test_a_run_that_runs_is_left_alone_by_a_second_launch(place: Deployed) -> None:
@@ -313,7 +313,7 @@ def test_two_laptops_do_not_launch_the_same_run_twice(place: Deployed) -> None:
     begin(place, Request(recipe="digits", run_id="mine"))
     stop(place)
     with pytest.raises(UserError, match="RUN=mine was launched by someone else at the same time"):
-        start(Operator(session()).client, where(place), planned.spec, ["g5.xlarge"])
+        start_run(Operator(session()).client, where(place), planned.spec, ["g5.xlarge"])
     assert group(place).desired == 0
 
 
@@ -321,7 +321,7 @@ def test_the_schedule_of_an_earlier_run_does_not_stop_this_one(place: Deployed) 
     begin(place, Request(recipe="digits", run_id="earlier"))
     stop(place)
     begin(place, Request(recipe="digits", run_id="later"))
-    assert schedules(place.aws.client("scheduler"), INSTALLATION.schedule_group) == ["later"]
+    assert stop_schedules(place.aws.client("scheduler"), INSTALLATION.schedule_group) == ["later"]
 
 
 def test_a_budget_or_a_deadline_below_the_estimate_is_refused_unless_asked_for(place: Deployed) -> None:

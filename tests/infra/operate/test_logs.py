@@ -15,7 +15,7 @@ import pytest
 
 from infra.operate.commands import logs
 from infra.operate.commands.logs import Screen, Tail, follow, parse_since
-from infra.operate.runs import Bucket, Ending
+from infra.operate.runs import Ending, ExplainedBucket
 from infra.operate.session import AwsError
 from tests.emulator.aws import Aws
 from tests.infra import awslogs
@@ -111,9 +111,9 @@ def test_a_line_that_comes_an_hour_late_is_shown_when_the_run_has_ended(
 ) -> None:
     tail, screen = Tail(aws_client(deployed.aws), INSTALLATION.log_group, RUN, since=time.time() - 20000), Screen()
     writer.write("now")
-    screen.show(tail.poll(logs.LATE_SECONDS))
+    screen.show(tail.poll(logs.OVERLAP_SECONDS))
     writer.write("from long ago", age_seconds=10000)
-    assert screen.show(tail.poll(logs.VERY_LATE_SECONDS)) == 0
+    assert screen.show(tail.poll(logs.SWEEP_OVERLAP_SECONDS)) == 0
     assert screen.show(tail.poll()) == 1
     assert capsys.readouterr().out.splitlines() == ["now", "from long ago"]
 
@@ -121,9 +121,9 @@ def test_a_line_that_comes_an_hour_late_is_shown_when_the_run_has_ended(
 def test_a_machine_whose_clock_is_hours_ahead_hides_no_line_of_another(writer: Writer, deployed: Deployed) -> None:
     tail = Tail(aws_client(deployed.aws), INSTALLATION.log_group, RUN, since=time.time() - 60)
     writer.write("from the future", age_seconds=-7000)
-    assert [line.text for line in tail.poll(logs.LATE_SECONDS)] == ["from the future"]
+    assert [line.text for line in tail.poll(logs.OVERLAP_SECONDS)] == ["from the future"]
     writer.write("from now", machine="i-2")
-    assert [line.text for line in tail.poll(logs.LATE_SECONDS)] == ["from now"]
+    assert [line.text for line in tail.poll(logs.OVERLAP_SECONDS)] == ["from now"]
 
 
 def test_lines_have_their_machine_in_front_as_soon_as_there_is_a_second_one(
@@ -257,8 +257,8 @@ def test_why_an_earlier_launch_got_no_machine_is_not_told_of_this_one(
     deployed: Deployed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def notes() -> str:
-        bucket = Bucket(deployed.aws.client("s3"), deployed.bucket)
-        logs.look(operator(), INSTALLATION, bucket, RUN, INSTALLATION.train_group, Screen())
+        bucket = ExplainedBucket(deployed.aws.client("s3"), deployed.bucket)
+        logs.find_ending(operator(), INSTALLATION, bucket, RUN, INSTALLATION.train_group, Screen())
         return capsys.readouterr().err
 
     deployed.aws.set(launch_failures={INSTALLATION.train_group: CAPACITY})

@@ -8,7 +8,7 @@ import boto3
 import pytest
 
 from infra.operate.commands import pull
-from infra.operate.runs import Bucket
+from infra.operate.runs import ExplainedBucket
 from infra.operate.session import AwsError
 from tests.emulator.aws import Aws
 from tests.infra.deployed import RUN, Deployed, client, deploy, operate
@@ -65,7 +65,7 @@ def test_a_copy_that_was_cut_off_goes_on_where_it_ended(
     key = f"checkpoints/{RUN}/data/step-00000150.1.safetensors"
     body = bytes(range(250)) * 20_000
     deployed.put(key, body)
-    bucket = Bucket(boto3.client("s3"), deployed.bucket)
+    bucket = ExplainedBucket(boto3.client("s3"), deployed.bucket)
     (found,) = bucket.list(key)
 
     def stop_after_half(size: int) -> None:
@@ -88,7 +88,7 @@ def test_a_copy_that_was_cut_off_goes_on_where_it_ended(
 
 
 def test_what_the_run_overwrites_meanwhile_is_copied_as_it_is_then(deployed: Deployed, tmp_path: Path) -> None:
-    bucket = Bucket(boto3.client("s3"), deployed.bucket)
+    bucket = ExplainedBucket(boto3.client("s3"), deployed.bucket)
     (listed,) = bucket.list(f"runs/{RUN}/heartbeat.json")
     deployed.put(f"runs/{RUN}/heartbeat.json", b'{"phase": "saving"}')
     pull.download(bucket, [listed], tmp_path)

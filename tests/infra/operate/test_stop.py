@@ -71,7 +71,7 @@ def test_a_machine_that_does_not_go_is_named_after_a_while(deployed: Deployed, m
         operate("stop")
     client(deployed.aws, "ec2").modify_instance_attribute(InstanceId=id, DisableApiTermination={"Value": False})
     monkeypatch.setattr(stop, "terminate_machines", lambda *_: {id: "shutting-down"})
-    monkeypatch.setattr(stop, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(stop, "ASK_SECONDS", 0.01)
     with pytest.raises(AwsError, match=rf"still there after 0 s: {id} \(shutting-down\).*run the same command again"):
         stop.wait_until_gone(None, INSTALLATION, 0.02)  # type: ignore[arg-type]
 
