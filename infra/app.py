@@ -1,6 +1,6 @@
-"""The CDK app, which `cdk` runs as cdk.json says: `python -m infra.app`. The only reader of the CDK context.
+"""The CDK app. `cdk` runs it as `python -m infra.app` (cdk.json says so). Only this module reads the CDK context.
 
-Account and region are left to the credentials at deploy time, so that synthesis needs no network.
+The stacks name no account and no region: the credentials decide them at deploy time, and synthesis needs no network.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def build(app: cdk.App, installation: Installation) -> tuple[StorageStack, Train
 
 
 def main() -> int:
-    app = cdk.App(performance_reporting=False)  # on a slow machine it writes its timings beside the templates
+    app = cdk.App(performance_reporting=False)  # a slow synthesis would write its timings beside the templates
     try:
         installation = Installation.from_context(app.node.get_all_context())
         build(app, installation)

@@ -1,6 +1,6 @@
-"""What belongs to an installation: the values under `context` in cdk.json, checked, and the names that follow from it.
+"""The installation: its settings under `context` in cdk.json, checked, and the AWS names that follow from them.
 
-Not here: what belongs to a run (recipe, data, budget, hours), which goes to `launch`. Knows nothing of CDK.
+A run's own options (recipe, data, budget, hours) are not here: `launch` takes them. This module does not import CDK.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ ROOT = Path(__file__).parents[1]  # of the checkout
 CONTEXT_PREFIX = "resnet-spot:"  # CDK keeps keys of its own in the same context
 GPU_TYPES = "g6.xlarge,g6.2xlarge,g6.4xlarge,g5.xlarge,g5.2xlarge,g5.4xlarge,g6e.xlarge,g6e.2xlarge,g6e.4xlarge"
 CPU_TYPES = "c7a.2xlarge,c7i.2xlarge,c6a.2xlarge,c6i.2xlarge,m7a.2xlarge,m7i.2xlarge,m6a.2xlarge,m6i.2xlarge"
-# The SSM parameter of the machines' AMI: Ubuntu with Docker, AWS's command line and the NVIDIA driver. Those without a
-# GPU use it, too, so that one boot serves both.
+# The SSM parameter that names the machines' AMI: Ubuntu with Docker, AWS's command line and the NVIDIA driver.
+# CPU machines use the same AMI, so that both kinds boot the same way.
 AMI = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
-AMI_GIB = 75  # its snapshot, of a machine's root volume
-PREPARE_DISK_GIB = 400  # of the CPU machines: AMI_GIB, 150 for ImageNet's parquet files, 50 for the prepared form
-PREPARE_PREFIX = "prepare-"  # of the names of preparations: roles and schedules tell them from trainings by it
-ZONES = 3  # unless the context names them
-RULES = {  # field: the rule that its value matches, the rule in words, an example
+AMI_GIB = 75  # of a machine's root volume: the AMI's snapshot
+PREPARE_DISK_GIB = 400  # disk of a CPU machine: AMI_GIB, 150 for ImageNet's parquet files, 50 for the prepared form
+PREPARE_PREFIX = "prepare-"  # run ids of preparations begin so: roles and schedules tell them from trainings by it
+ZONES = 3  # if the context names no zones
+RULES = {  # field: the pattern that its value matches, the rule in words, an example
     "name": (r"[a-z][a-z0-9-]{0,23}", "at most 24 lower case letters, digits and '-', a letter first", "resnet-spot"),
     "bucket_name": (
         r"([a-z0-9][a-z0-9-]{1,61}[a-z0-9])?",  # S3's rule without dots, which break TLS to the bucket's host
@@ -49,23 +49,23 @@ RULES = {  # field: the rule that its value matches, the rule in words, an examp
 
 @dataclass(frozen=True, kw_only=True)
 class Installation:
-    """One field per context key `resnet-spot:<field>`: edit cdk.json, or `cdk … -c resnet-spot:<field>=<value>`.
+    """One field for each context key `resnet-spot:<field>`: edit cdk.json, or `cdk … -c resnet-spot:<field>=<value>`.
 
-    Account and region are not among them: they are those of the credentials. All values are strings; what CDK does
-    not know before the deploy is in the outputs of the stacks.
+    All values are strings. Account and region are no fields: the credentials decide them. Values that exist only
+    after the deploy, such as the bucket's name, are outputs of the stacks.
     """
 
     name: str = "resnet-spot"  # the stacks are called <name>-storage, …; another name is another installation
     bucket_name: str = ""  # unique in all of S3; "": AWS makes one up
-    instance_types: str = GPU_TYPES  # each in every zone is a pool; twelve pools or more make spot capacity likely
+    instance_types: str = GPU_TYPES  # a type in a zone is a pool; with twelve pools or more, spot capacity is likely
     prepare_instance_types: str = CPU_TYPES
     market: str = "spot"
     zones: str = ""
-    email: str = ""  # who is told when a guard acts
+    email: str = ""  # gets a mail when the guard acts
     vpc_id: str = ""
     subnet_ids: str = ""
     image_uri: str = ""
-    disk_gib: str = "120"  # of the GPU machines' root volume: AMI_GIB, and 10 for the image
+    disk_gib: str = "120"  # root volume of a GPU machine: AMI_GIB, and 10 for the image
     max_nodes: str = "1"
 
     def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ class Installation:
 
     @property
     def prepare_group(self) -> str:
-        """The Auto Scaling group of CPU machines that `prepare` uses."""
+        """The Auto Scaling group of the CPU machines, which `prepare` uses."""
         return f"{self.name}-prepare"
 
     @property
@@ -113,7 +113,7 @@ class Installation:
 
     @property
     def image_tag_prefix(self) -> str:
-        """Of the images that its deploys push into CDK's repository, which all of the account's CDK apps share."""
+        """Tags of this installation's images begin so: all CDK apps of the account push into one repository."""
         return f"{self.name}-"
 
     @property
@@ -132,7 +132,7 @@ class Installation:
 
     @classmethod
     def from_context(cls, context: Mapping[str, object]) -> Installation:
-        """The installation's values among all of CDK's context; raises UserError naming the key, value and rule."""
+        """Picks the installation's values out of CDK's context. UserError names a bad key or value and the rule."""
         values = {
             key.removeprefix(CONTEXT_PREFIX): value for key, value in context.items() if key.startswith(CONTEXT_PREFIX)
         }
@@ -143,27 +143,27 @@ class Installation:
                     f"{context_key(name)}={value!r} in the CDK context is not a setting: "
                     f"use one of {', '.join(map(context_key, known))}"
                 )
-        return cls(**values)  # type: ignore[arg-type]  # checked above, in __post_init__
+        return cls(**values)  # type: ignore[arg-type]  # __post_init__ refuses what is not a string
 
 
 def context_key(name: str) -> str:
-    """The key of a field in the CDK context."""
+    """The CDK context's key for a field."""
     return CONTEXT_PREFIX + name
 
 
 class Tag:
-    """Tags of machines. `launch` puts them on the group, which gives them to its machines; IMDS shows them to boot."""
+    """Tags of machines. `launch` tags the group, the group tags its machines, and boot reads the tags from IMDS."""
 
-    INSTALLATION = "resnet-spot"  # the installation's name; on every resource of both stacks
-    RUN = "resnet-spot:run"  # the run that the machine is billed to
-    DEADLINE = "resnet-spot:deadline"  # Unix seconds: when it must be gone
+    INSTALLATION = "resnet-spot"  # the installation's name; every resource of both stacks has it
+    RUN = "resnet-spot:run"  # the id of the run that pays for the machine
+    DEADLINE = "resnet-spot:deadline"  # Unix seconds: by then the machine must be gone
 
 
 class Output:
-    """The outputs of the stacks."""
+    """Names of the stacks' outputs."""
 
-    BUCKET = "BucketName"  # storage; the store is s3://<this>
-    SECRET = "SecretArn"  # storage
-    IMAGE = "ImageUri"  # training
-    TOPIC = "TopicArn"  # training: SNS, who is told
-    SCHEDULER_ROLE = "SchedulerRoleArn"  # training: with it the one-time schedule sets a group to 0
+    BUCKET = "BucketName"  # of the storage stack; the store is s3://<this>
+    SECRET = "SecretArn"  # of the storage stack
+    IMAGE = "ImageUri"  # of the training stack, as the next two
+    TOPIC = "TopicArn"  # the SNS topic that the guard writes to
+    SCHEDULER_ROLE = "SchedulerRoleArn"  # the role with which a stop schedule sets a group to 0

@@ -1,35 +1,35 @@
-# shellcheck shell=sh disable=SC2034 # who sources it uses them
-# What the boot scripts share: where things are, how long they wait, and the ways to speak and to leave.
+# shellcheck shell=sh disable=SC2034 # the scripts that source this file use the variables
+# What the boot scripts share: paths, waiting times, and functions to log, to retry and to power off.
 
 HERE=/opt/resnet-spot
-LIVE=/run/resnet-spot      # in memory
+LIVE=/run/resnet-spot      # in memory: a reboot clears it
 STATE=/var/lib/resnet-spot # survives a reboot
 GROUP=$INSTALLATION-$KIND
 BUCKET=${STORE#s3://}
 IMDS=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}
 IMDS=${IMDS%/}
-export HOME=/root DOCKER_CONFIG=$LIVE/docker # a login stays in memory
+export HOME=/root DOCKER_CONFIG=$LIVE/docker # so that a login is not on disk
 export AWS_DEFAULT_REGION="$REGION" AWS_RETRY_MODE=standard AWS_METADATA_SERVICE_NUM_ATTEMPTS=3
 
-: "${IDENTIFY_SECONDS:=60}"     # what the metadata service has to tell run and deadline
-: "${SAVE_SECONDS:=100}"        # what a container gets to save, after SIGTERM; the unit says the same
-: "${STOP_SECONDS:=150}"        # before the deadline, the end begins: 110 to save, the rest to scale and power off
-: "${RETRY_SECONDS:=5}"         # before the second try, doubled before each further one
-: "${CRASH_SECONDS:=10}"        # before the start after a crash
-: "${INTERRUPTED_SECONDS:=180}" # after an interruption that no notice explains
-: "${GONE_SECONDS:=600}"        # after one that a notice does: the machine goes sooner
-: "${LEASE_SECONDS:=60}"        # while another trainer holds the run
+: "${IDENTIFY_SECONDS:=60}"     # for so long the metadata service may fail to tell run and deadline
+: "${SAVE_SECONDS:=100}"        # time for a container to save after SIGTERM; the unit says the same
+: "${STOP_SECONDS:=150}"        # so long before the deadline the run is stopped: 110 to save, 40 to scale and power off
+: "${RETRY_SECONDS:=5}"         # pause before the second try; each further pause is twice as long
+: "${CRASH_SECONDS:=10}"        # pause after a crash
+: "${INTERRUPTED_SECONDS:=180}" # pause after an interruption without a notice
+: "${GONE_SECONDS:=600}"        # pause after an interruption with a notice: AWS takes the machine before its end
+: "${LEASE_SECONDS:=60}"        # pause while another trainer holds the run
 
 aws() { timeout 30 aws --cli-connect-timeout 5 --cli-read-timeout 15 "$@"; }
 
-say() { # to the journal, and in the background to the run's log
+log() { # WORDS…: writes a line to the journal and, in the background, to the run's log
   line=$(printf '%s' "$*" | tr '\n' ' ')
   echo "$line"
   printf '%s %s\n' "$(date +%s%3N)" "$line" >>"$LIVE/lines"
-  { sleep 2 && "$HERE/ship"; } >/dev/null 2>&1 & # lines that come together are shipped together
+  { sleep 2 && "$HERE/ship"; } >/dev/null 2>&1 & # so that lines of the same moment are sent together
 }
 
-try() { # TIMES COMMAND…: until it succeeds, or so many times
+try() { # TIMES COMMAND…: runs the command until it succeeds, at most so many times
   times=$1 pause=$RETRY_SECONDS
   shift
   until "$@"; do
@@ -40,7 +40,7 @@ try() { # TIMES COMMAND…: until it succeeds, or so many times
   done
 }
 
-imds() { # PATH: a document of the metadata service; 44 where it says that there is none, 1 where it says nothing
+imds() { # PATH: prints a document of the metadata service; returns 44 if there is none, 1 without an answer
   token=$(curl -fsS -m 2 -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' "$IMDS/latest/api/token") &&
     answer=$(curl -sS -m 2 -w '%{http_code}' -H "X-aws-ec2-metadata-token: $token" "$IMDS/latest/meta-data/$1") ||
     return 1
@@ -56,15 +56,15 @@ set_desired_to_0() {
 }
 
 power_off() {
-  say "powering off"
+  log "powering off"
   timeout 15 "$HERE/ship"
   systemctl --no-block poweroff
   sleep 60
   systemctl --force --force poweroff
 }
 
-leave() { # REASON: nobody comes after this machine, so it sets the group to 0 before it goes
-  say "$1: scaling $GROUP to 0"
-  try 3 set_desired_to_0 || say "the group $GROUP could not be scaled to 0; the guard will"
+leave() { # REASON: sets the group to 0, so that no machine replaces this one, and powers off
+  log "$1: scaling $GROUP to 0"
+  try 3 set_desired_to_0 || log "the group $GROUP could not be scaled to 0; the guard will"
   power_off
 }

@@ -1,6 +1,6 @@
-"""The guard function: every minute AWS Lambda calls `handler`, which stops what must not run (and bill) any longer.
+"""The guard function: AWS Lambda calls `handler` every minute, and it stops what must no longer run and bill.
 
-The guards are in `rules`; here they are driven: read, decide, act, record, tell.
+Each minute is one tick: read the facts, decide by `rules`, act, record, notify. The decisions are in `rules`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from infra.run.fleet import Clients, FleetMachine, Group
 from infra.run.spend import Spend
 from trainer.contract import run_key
 
-STORE_SECONDS = 300.0  # while something bills, so often the tally is stored, whose time says that there is a guard
+STORE_SECONDS = 300.0  # while a machine bills, the tally is stored so often: its time shows that the guard runs
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuardSettings:
-    """The function's environment, one variable per field."""
+    """The function's environment variables, one for each field."""
 
     installation: str
     bucket: str
@@ -45,7 +45,7 @@ class GuardSettings:
 
 
 class Guard:
-    """Lives as long as Lambda keeps the process: what it remembers bridges a store that fails, and saves reads."""
+    """Lives as long as Lambda's process. What it remembers saves reads, and helps while the store fails."""
 
     def __init__(self, client: Clients, settings: GuardSettings, without: Collection[str] = ()):
         self.settings, self.without = settings, without
@@ -53,10 +53,10 @@ class Guard:
         self.scheduler, self.sns = client("scheduler"), client("sns")
         self.bucket = CautiousBucket(self.s3, settings.bucket)
         self.runs: dict[str, KnownRun] = {}
-        self.settled: set[tuple[str, float]] = set()  # launches that are over: nothing changes any more
+        self.settled: set[tuple[str, float]] = set()  # launches that are over, by run and deadline
 
     def tick(self, now: float) -> list[str]:
-        """One look. What could not be read or done is returned (and printed), and does not keep the rest from it."""
+        """Does one minute's work and returns what could not be read or done, which does not stop the rest."""
         problems: list[str] = []
         self.bucket = CautiousBucket(self.s3, self.settings.bucket)
         machines: list[FleetMachine] | None = None
@@ -70,7 +70,7 @@ class Guard:
             with noted(problems, f"the run {group.run_id!r}"):
                 self.tend(group, mine, now, problems)
                 is_tended = True
-            if not is_tended:  # what needs no file of the run still holds: its deadline above all
+            if not is_tended:  # apply the rules that need no file of the run: its deadline above all
                 with noted(problems, f"the group {group.name}"):
                     facts = Facts(now=now, group=group, machines=mine, unknown_budget=problems[-1])
                     self.act(facts, rules.decide(facts, self.without), problems)
@@ -85,7 +85,7 @@ class Guard:
         return problems
 
     def read_groups(self, names: Iterable[str], machines: list[FleetMachine], problems: list[str]) -> list[Group]:
-        """Those that are deployed. One that cannot be read is taken for what the tags of its machines say."""
+        """The groups that exist. If AWS does not answer for a group, the tags of its machines describe it."""
         groups: list[Group | None] = []
         for name in names:
             try:
@@ -96,12 +96,12 @@ class Guard:
         return [group for group in groups if group]
 
     def tend(self, group: Group, machines: tuple[FleetMachine, ...] | None, now: float, problems: list[str]) -> None:
-        """One group and its run."""
+        """Reads, decides and acts for one group and its run."""
         launch = (group.run_id, group.deadline)
         self.settled.discard((group.run_id, 0.0))
         facts = Facts(now=now, group=group, machines=machines)
         if not facts.is_at_rest:
-            self.settled.discard(launch)  # looked at in the middle of `launch`, it was at rest, too
+            self.settled.discard(launch)  # a tick in the middle of `launch` finds the group at rest, too
         elif not group.run_id or launch in self.settled:
             return
         run = self.runs.get(group.run_id, KnownRun(id=group.run_id))
@@ -131,9 +131,9 @@ class Guard:
             self.runs[""] = replace(run, memory=memory)
 
     def act(self, facts: Facts, decision: Decision, problems: list[str]) -> Memory:
-        """Do what was decided; what fails is tried again at the next look. The memory of what was done."""
+        """Does what was decided and returns the new memory. What fails is tried again at the next tick."""
         group, memory = facts.group, decision.memory
-        messages = dict(memory.untold)  # event: what SNS is told of it
+        messages = dict(memory.untold)  # event: the message to SNS
         if decision.stop:
             with noted(problems, f"scaling {group.name} to 0"):
                 if group.desired:
@@ -155,7 +155,7 @@ class Guard:
                 why = [str(refusal) for refusal in fleet.why_no_machine(self.autoscaling, group.name, since)[:3]]
                 change = f"no spot machine came: from now on {decision.market} machines. {'; '.join(why)}"
                 messages[f"market {facts.deadline:.0f}"] = change.strip()
-        is_this_launch = bool(group.run_id) and memory.deadline == facts.deadline  # a next one keeps its own schedule
+        is_this_launch = bool(group.run_id) and memory.deadline == facts.deadline  # a newer launch keeps its schedule
         if facts.is_at_rest and is_this_launch and memory.stopped and not memory.is_schedule_deleted:
             with noted(problems, "deleting the schedule"):
                 with suppress(self.scheduler.exceptions.ResourceNotFoundException):
@@ -164,7 +164,7 @@ class Guard:
         return self.notify(group.run_id, messages, memory, problems)
 
     def notify(self, run_id: str, messages: Mapping[str, str], memory: Memory, problems: list[str]) -> Memory:
-        """Each event once; one that SNS refuses is told at the next look."""
+        """Tells SNS of each event once. What SNS refuses is told again at the next tick."""
         told = list(memory.told)
         for event, message in messages.items():
             with noted(problems, "a notice"):
@@ -175,7 +175,7 @@ class Guard:
         return replace(memory, told=tuple(told), untold=untold)
 
     def terminate(self, machines: Mapping[str, str], problems: list[str]) -> list[str]:
-        """One by one, since one that EC2 refuses would keep the others. Those that were told to go."""
+        """Terminates machines one by one, since one refusal would spare them all. Returns those that EC2 accepted."""
         done = []
         for id, reason in machines.items():
             with noted(problems, f"terminating {id}"):
@@ -190,7 +190,7 @@ class Guard:
         self.sns.publish(TopicArn=self.settings.topic, Subject=subject, Message=message)
 
     def tallied(self, run: KnownRun, machines: list[FleetMachine] | None, now: float) -> KnownRun:
-        """With what EC2 says; without its word the machines that ran go on billing. An unreadable tally stays so."""
+        """The run with its tally of now. Without EC2's answer, or without spec or tally, the run as it was."""
         if machines is None or run.spec is None or run.spend is None:
             return run
         known = run.spend
@@ -199,7 +199,7 @@ class Guard:
         return replace(run, spend=spend, is_spend_new=run.is_spend_new or is_due or spend.machines != known.machines)
 
     def remember(self, run: KnownRun, memory: Memory, problems: list[str]) -> None:
-        """In the bucket and in this process. What was never read is not overwritten."""
+        """Stores memory and tally in the bucket and in this process. A file that was never read is not written."""
         before = run.memory
         if before is not None:
             run = replace(run, memory=memory)
@@ -216,7 +216,7 @@ class Guard:
             self.runs[run.id] = replace(run, is_spend_new=False)
 
     def settle(self, run_id: str, machines: list[FleetMachine], now: float) -> None:
-        """The tally of a run that no group has any more, until its last machine has ended."""
+        """Updates the tally of a run that no group has any more, until its last machine has ended."""
         if (run_id, 0.0) in self.settled:
             return
         run = reading.read_run(self.bucket, self.runs.get(run_id, KnownRun(id=run_id)))
@@ -227,7 +227,7 @@ class Guard:
 
 
 def assume(name: str, machines: Collection[FleetMachine]) -> Group | None:
-    """A group that cannot be read, after the tags of the newest of its machines; None where it has none."""
+    """A group that cannot be read, as its newest machine's tags describe it; None if it has no machine."""
     mine = [machine for machine in machines if machine.group == name and machine.is_billing]
     if not mine:
         return None
@@ -240,14 +240,14 @@ def assume(name: str, machines: Collection[FleetMachine]) -> Group | None:
 
 @contextmanager
 def noted(problems: list[str], what: str) -> Iterator[None]:
-    """One failing read or act must not keep the other guards from their work: it is printed, and told to the caller."""
+    """Prints an error and adds it to `problems`: one failed read or act must not stop the other guards."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001  # whatever it is
+    except Exception as error:  # noqa: BLE001  # whatever it is, the tick goes on
         problems.append(f"{what}: {error}")
         print(f"{what}: {error}")
         if not isinstance(error, reading.UnreadableError) and not hasattr(error, "response"):
-            traceback.print_exc()  # not a word of AWS
+            traceback.print_exc()  # no answer of AWS, so an error of ours
 
 
 def _told_spend(facts: Facts) -> str:
@@ -258,7 +258,7 @@ def _told_spend(facts: Facts) -> str:
 
 @cache
 def _guard() -> Guard:
-    import boto3  # in here: the simulation has no use for it
+    import boto3  # here, since the simulation does not need it
     from botocore.config import Config
 
     config = Config(connect_timeout=2, read_timeout=4, retries={"mode": "standard", "max_attempts": 2})
@@ -267,6 +267,6 @@ def _guard() -> Guard:
 
 
 def handler(event: object, context: object) -> None:
-    """Fails after the look where something could not be read or done: the alarm on failures tells who must know."""
+    """One tick. Fails at its end if something could not be read or done: the alarm on failures sends a mail."""
     if problems := _guard().tick(time.time()):
         raise RuntimeError("; ".join(problems))

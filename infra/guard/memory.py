@@ -1,4 +1,4 @@
-"""What the guard knows from one minute to the next: `runs/<run_id>/guard.json`; `make status` shows it, too."""
+"""What the guard remembers of a run from one minute to the next: `runs/<run_id>/guard.json`. `status` reads it, too."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from dataclasses import dataclass, field, fields, replace
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Times are Unix seconds, 0 for never."""
+    """Times are Unix seconds; 0 means never."""
 
-    at: float = 0.0  # of the last look
-    deadline: float = 0.0  # that of the launch which all of this is about: each sets another one
-    active: float = 0.0  # of the last look that found machines, or found them wanted
-    is_over: bool = False  # nothing wanted, nothing running, and that is no news any more
-    stopped: float = 0.0  # when the guard found that this run must not go on
-    reason: str = ""  # why
+    at: float = 0.0  # the last tick
+    deadline: float = 0.0  # identifies the launch that this memory is about: each launch sets another one
+    active: float = 0.0  # the last tick that found machines, or a group that wanted some
+    is_over: bool = False  # the group has wanted no machine and had none for REST_SECONDS
+    stopped: float = 0.0  # when the guard decided that this run must stop
+    reason: str = ""  # why it must
     is_schedule_deleted: bool = False
-    hang_kills: int = 0  # machines replaced as hung since `checkpoint`
-    checkpoint: str = ""  # the newest one at the last of them
-    suspected: float = 0.0  # since when the run looks hung
-    mark: str = ""  # what the last heartbeat said of its progress
-    marked: float = 0.0  # the time of the first heartbeat that said so
-    without_machine: float = 0.0  # since when machines are wanted and there is none
-    unwanted: dict[str, float] = field(default_factory=dict)  # machines that should not be, since when
-    told: tuple[str, ...] = ()  # the events that SNS was told of
-    untold: dict[str, str] = field(default_factory=dict)  # and those that it refused, with their messages
+    hang_kills: int = 0  # how often hung machines were replaced without a checkpoint newer than `checkpoint`
+    checkpoint: str = ""  # the newest checkpoint at the last such replacement
+    suspected: float = 0.0  # since when the run seems hung
+    mark: str = ""  # the progress in the last heartbeat
+    marked: float = 0.0  # the time of the first heartbeat with this mark
+    without_machine: float = 0.0  # since when the group wants machines and has none
+    unwanted: dict[str, float] = field(default_factory=dict)  # machine that must go: since when
+    told: tuple[str, ...] = ()  # events that SNS was told of
+    untold: dict[str, str] = field(default_factory=dict)  # event that SNS refused: its message
 
     def to_json(self) -> bytes:
         return json.dumps(vars(self)).encode()
 
     def for_launch(self, deadline: float) -> Memory:
-        """A run that was launched again starts anew, but for what SNS was told."""
+        """A new launch starts with an empty memory, but for the mark and for what SNS was told."""
         if deadline in (0.0, self.deadline):
             return self
         return Memory(deadline=deadline, mark=self.mark, marked=self.marked, told=self.told, untold=self.untold)
 
     def changed(self, before: Memory) -> bool:
-        """In more than the time."""
+        """Whether more than the times of the tick differs."""
         return replace(self, at=before.at, active=before.active) != before
 
     @classmethod
     def from_json(cls, body: bytes) -> Memory:
-        """Raises ValueError or TypeError where it is not what `to_json` wrote."""
+        """Raises ValueError or TypeError if `to_json` did not write it."""
         value = json.loads(body)
         known = {f.name for f in fields(cls)}
         memory = cls(**{name: content for name, content in value.items() if name in known})

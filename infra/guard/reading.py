@@ -1,6 +1,6 @@
-"""What the guard reads: a run's files from the bucket, prices from EC2. What cannot be read is unknown, never absent.
+"""What the guard reads: a run's files in the bucket, and spot prices. What cannot be read is unknown, never absent.
 
-What follows from it is decided in `rules`.
+`rules` decides what follows.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ T = TypeVar("T")
 
 
 class UnreadableError(Exception):
-    """The bucket did not answer, or not with what belongs there."""
+    """The bucket did not answer, or the file is not what it must be."""
 
 
 @dataclass(frozen=True)
 class ReadObject:
     body: bytes
-    at: float  # when it was written, by S3's clock
+    at: float  # when it was written, in S3's time
 
     def json(self) -> dict[str, Any]:
-        """Empty where it is no JSON object."""
+        """{} if the body is no JSON object."""
         with suppress(ValueError):
             value = json.loads(self.body)
             if isinstance(value, dict):
@@ -43,25 +43,25 @@ class ReadObject:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownRun:
-    """What is known of a run between two looks; what the bucket says replaces it, where it can be read."""
+    """What this process knows of a run. At each tick, what can be read from the bucket replaces it."""
 
     id: str
     spec: Spec | None = None
     spec_problem: str = ""
-    spend: Spend | None = None  # None: could never be read, so that it must not be written
-    is_spend_new: bool = False  # it is to be stored
-    memory: Memory | None = None  # the same
-    problems: tuple[str, ...] = field(default=())  # of the last reading
+    spend: Spend | None = None  # None: it was never read, so it must not be written
+    is_spend_new: bool = False  # the tally must be stored
+    memory: Memory | None = None  # None: as for spend
+    problems: tuple[str, ...] = field(default=())  # what could not be read at the last tick
 
 
 class CautiousBucket:
-    """The store during one look. Once it does not answer at all, it is not asked again: there is a minute for all."""
+    """The bucket during one tick. After one request without any answer it is asked no more: a tick has a minute."""
 
     def __init__(self, s3: Any, name: str):
         self.s3, self.name, self.silence = s3, name, ""
 
     def read(self, key: str) -> ReadObject | None:
-        """None where there is no such object. Raises UnreadableError."""
+        """None if there is no such object; UnreadableError if that cannot be told."""
         if self.silence:
             raise UnreadableError(f"s3://{self.name}/{key} was not asked for: {self.silence}")
         try:
@@ -70,7 +70,7 @@ class CautiousBucket:
         except self.s3.exceptions.NoSuchKey:
             return None
         except Exception as error:
-            if not hasattr(error, "response"):  # no word of S3
+            if not hasattr(error, "response"):  # S3 did not answer
                 self.silence = str(error)
             raise UnreadableError(f"s3://{self.name}/{key} cannot be read: {error}") from error
 
@@ -81,7 +81,7 @@ class CautiousBucket:
 
 
 def read_run(bucket: CautiousBucket, known: KnownRun) -> KnownRun:
-    """Its spec, its tally and the guard's memory."""
+    """Reads the run's spec, its tally and the guard's memory."""
     problems: list[str] = []
 
     def parsed(file: str, parse: Callable[[bytes], T], missing: T, otherwise: T) -> T:
@@ -97,7 +97,7 @@ def read_run(bucket: CautiousBucket, known: KnownRun) -> KnownRun:
     spec, spec_problem = parsed("spec.json", _parse_spec, (None, "it is missing"), (known.spec, known.spec_problem))
     spend = parsed("spend.json", Spend.from_json, Spend(), known.spend)
     if spend and known.spend and known.is_spend_new and known.spend.at > spend.at:
-        spend = known.spend  # it could not be written at the last look
+        spend = known.spend  # the last tick could not write it
     memory = parsed("guard.json", Memory.from_json, Memory(), known.memory)
     if memory and known.memory and known.memory.at > memory.at:
         memory = known.memory
@@ -107,7 +107,7 @@ def read_run(bucket: CautiousBucket, known: KnownRun) -> KnownRun:
 def read_signs(
     bucket: CautiousBucket, run_id: str, now: float, *, is_running: bool, is_suspect: bool
 ) -> tuple[Signs, list[str]]:
-    """What the run's machines wrote, as far as it matters now; and what could not be read."""
+    """Reads what the run's machines wrote, as far as it matters now. Also returns what could not be read."""
     problems: list[str] = []
 
     def get(key: str) -> ReadObject | None:
@@ -121,7 +121,7 @@ def read_signs(
         return Signs(done=done.at), problems
     if failed := get(run_key(run_id, "failed.json")):
         body, readable = failed.json(), len(problems)
-        later = get(attempt_key(run_id, _int(body.get("attempt")) + 1))  # attempts are counted without a gap
+        later = get(attempt_key(run_id, _int(body.get("attempt")) + 1))  # attempts are numbered without a gap
         if later is None and len(problems) == readable:
             return Signs(failed=failed.at, failure=str(body.get("message", ""))), problems
     if not is_running:
@@ -142,12 +142,12 @@ def read_signs(
 
 
 def price(ec2: Any, spec: Spec, spend: Spend, machines: Iterable[FleetMachine], now: float) -> dict[str, float]:
-    """Dollars per hour, by machine: spot history where EC2 tells it, else the spec's list price, which is higher."""
+    """Dollars per hour, by machine: EC2's spot price, or the spec's list price, which is higher, without one."""
     prices = {machine.id: machine.usd_per_hour for machine in spend.machines if machine.ended}
     for machine in machines:
         if machine.id in prices and not machine.is_billing:
             continue
-        # A type that the spec does not name costs at most as much as its dearest, as far as anyone can know.
+        # A type that the spec does not list is charged like the dearest that it lists.
         listed = spec.prices.get(machine.type) or max(spec.prices.values())
         spot = _spot_price(ec2, machine, now) if machine.market == SPOT else 0.0
         prices[machine.id] = (spot or listed) + spec.extras_usd_per_hour
@@ -155,7 +155,7 @@ def price(ec2: Any, spec: Spec, spend: Spend, machines: Iterable[FleetMachine], 
 
 
 def tally(spend: Spend, machines: Iterable[FleetMachine], prices: dict[str, float], now: float) -> Spend:
-    """With the machines of a run as EC2 shows them. One that ended at a time that EC2 does not say ended by now."""
+    """Updates the tally with the machines that EC2 shows. If EC2 does not tell when one ended, it ended now."""
     known = {machine.id: machine for machine in spend.machines}
     return spend.tally(
         [
@@ -176,20 +176,20 @@ def _ended_by(known: Machine | None, now: float) -> float:
 
 
 def _spot_price(ec2: Any, machine: FleetMachine, now: float) -> float:
-    """0 where it cannot be had: then the list price counts."""
+    """0 if EC2 does not tell it: then the list price counts."""
     try:
         history = ec2.describe_spot_price_history(
             InstanceTypes=[machine.type], AvailabilityZone=machine.zone, ProductDescriptions=["Linux/UNIX"],
             StartTime=datetime.fromtimestamp(now, UTC),
         )["SpotPriceHistory"]  # fmt: skip
         return float(max(history, key=lambda entry: entry["Timestamp"])["SpotPrice"]) if history else 0.0
-    except Exception as error:  # noqa: BLE001  # a budget must not hang on this
+    except Exception as error:  # noqa: BLE001  # a budget must hold without it
         print(f"no spot price of {machine.type} in {machine.zone}: {error}")
         return 0.0
 
 
 def _parse_spec(body: bytes) -> tuple[Spec | None, str]:
-    """A spec that was edited by hand may be JSON and still say no budget."""
+    """The spec, or what is wrong with it: a spec that was edited by hand may be JSON and still have no budget."""
     try:
         spec = Spec.from_json(body)
     except UserError as error:
@@ -206,7 +206,7 @@ def _parse_spec(body: bytes) -> tuple[Spec | None, str]:
 
 
 def _newest(found: ReadObject | None) -> str:
-    """The newest checkpoint; "" where that cannot be told."""
+    """The newest checkpoint that HEAD.json names; "" if it names none or is not valid."""
     with suppress(ValueError):
         return Lease.from_json(found.body).newest if found else ""
     return ""

@@ -1,7 +1,7 @@
-"""The guards, one small function each: facts in, verdict out. Nothing here does I/O.
+"""The guards: each is a small function from facts to a reason, "" for none. No I/O here.
 
-What is not known decides nothing by itself: a store that cannot be read is no finished run and no hung one. The two
-exceptions cost money otherwise: machines without a run, and machines whose budget cannot be known.
+What is unknown is no reason: if the store cannot be read, the run counts neither as finished nor as hung. There are two
+exceptions, since they would cost money: machines without a run, and machines whose budget cannot be known.
 """
 
 from __future__ import annotations
@@ -15,55 +15,55 @@ from infra.run.fleet import ON_DEMAND, FleetMachine, Group
 from infra.run.spec import Spec
 from infra.run.spend import Spend
 
-TICK_SECONDS = 60.0  # how often the guard looks
-SHUTDOWN_SECONDS = 180.0  # that a machine may bill after the group was set to 0
+TICK_SECONDS = 60.0  # from one tick of the guard to the next
+SHUTDOWN_SECONDS = 180.0  # for so long a machine may bill after the group was set to 0
 BOOT_SECONDS = 900.0  # from launch to the first heartbeat: boot, pull of the image, start
-SILENCE_SECONDS = 180.0  # without a heartbeat, which comes every 30 s: hung
-PAUSE_SECONDS = 300.0  # from one attempt's end to the next one's heartbeat: boot waits up to 3 minutes
-STALL_SECONDS = 600.0  # with the same progress counter: hung
-HANG_KILLS = 3  # without a newer checkpoint in between
-EXIT_SECONDS = 120.0  # what boot has to act on done.json and failed.json itself, and to send its last log lines
-OVERDUE_SECONDS = 120.0  # past the deadline: the machine's own timer has failed
-REST_SECONDS = 900.0  # so long after it came to rest, the end of a run is news
+SILENCE_SECONDS = 180.0  # a run is hung if no heartbeat comes for so long; one comes every 30 s
+PAUSE_SECONDS = 300.0  # from an attempt's end to the next one's heartbeat: boot waits up to 3 minutes
+STALL_SECONDS = 600.0  # a run is hung if its progress counter stays the same for so long
+HANG_KILLS = 3  # so often hung machines are replaced without a newer checkpoint; the next time the run is stopped
+EXIT_SECONDS = 120.0  # for so long boot may act on done.json or failed.json itself, and send its last log lines
+OVERDUE_SECONDS = 120.0  # so long past the deadline, the machine's own timer has failed
+REST_SECONDS = 900.0  # for so long after its machines are gone, a run is still read every minute
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeat:
-    """heartbeat.json. Its time is S3's, so that the machine's clock does not matter."""
+    """heartbeat.json. Its time is S3's, not the machine's, whose clock may be wrong."""
 
     at: float
-    mark: str = ""  # phase, step and progress counter, as they came
+    mark: str = ""  # attempt, phase, step and progress counter: they change while the run proceeds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Signs:
-    """What the run's machines wrote. Times are S3's; 0 for never, or unknown."""
+    """What the run's machines wrote to the bucket. Times are S3's; 0 means never, or unknown."""
 
     heartbeat: Heartbeat | None = None  # None: unknown
-    paused: float = 0.0  # when the heartbeat's attempt ended: boot starts the next one
+    paused: float = 0.0  # when the heartbeat's attempt ended: boot will start the next one
     done: float = 0.0  # when done.json was written
-    failed: float = 0.0  # the same of a failed.json that counts
-    failure: str = ""  # its message
-    checkpoint: str = ""  # the newest; "" for none, or unknown
+    failed: float = 0.0  # when failed.json was written; it counts while no later attempt has started
+    failure: str = ""  # the message of failed.json
+    checkpoint: str = ""  # the newest checkpoint; "" for none, or unknown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """One group and its run, as far as AWS could be asked just now. Times are Unix seconds, 0 for never or unknown."""
+    """One group and its run, as AWS has just described them. Times are Unix seconds; 0 means never, or unknown."""
 
     now: float
     group: Group
-    machines: tuple[FleetMachine, ...] | None = ()  # launched by the group; None: EC2 could not be asked
+    machines: tuple[FleetMachine, ...] | None = ()  # that the group launched; None: EC2 did not answer
     spec: Spec | None = None
-    spec_problem: str = ""  # why there is none: what is wrong with it
-    unknown_budget: str = ""  # why spec or spend could not be read, now and ever before
+    spec_problem: str = ""  # what is wrong with spec.json
+    unknown_budget: str = ""  # why spec or spend are unknown: this process has never been able to read them
     spend: Spend = field(default_factory=Spend)
     signs: Signs = field(default_factory=Signs)
     memory: Memory = field(default_factory=Memory)
 
     @property
     def deadline(self) -> float:
-        """The group's tag counts; where it is not readable, the spec's word."""
+        """The deadline in the group's tag; without a valid tag, the spec's."""
         return self.group.deadline or (self.spec.deadline if self.spec else 0.0)
 
     @cached_property
@@ -72,25 +72,25 @@ class Facts:
 
     @property
     def is_at_rest(self) -> bool:
-        """Nothing wanted, nothing running (that is known of: what is not, nobody could stop)."""
+        """The group wants no machine and has none. Unknown machines do not count: the guard could not stop them."""
         return self.group.desired == 0 and not self.billing
 
     @property
     def is_active(self) -> bool:
-        """At rest it is only while its end is news."""
+        """Not at rest, or at rest for less than REST_SECONDS after it was active."""
         return not self.is_at_rest or bool(self.memory.active and not self.memory.is_over)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    stop: str = ""  # the reason why the group must be at 0; "" where it may run
+    stop: str = ""  # why the group must be set to 0; "" if it may run
     terminate: Mapping[str, str] = field(default_factory=dict)  # machine: reason
-    is_hang: bool = False  # some of them are to be replaced, and that is counted
-    market: str = ""  # to change to
+    is_hang: bool = False  # some machines are terminated as hung: that is counted
+    market: str = ""  # the market to change to
     memory: Memory
 
 
-# Reasons to set the group to 0.
+# Each of these returns a reason to set the group to 0.
 
 
 def past_deadline(facts: Facts) -> str:
@@ -108,7 +108,7 @@ def failed(facts: Facts) -> str:
 
 
 def budget_spent(facts: Facts) -> str:
-    """With what is spent until the next look, and until the machines are gone after it; those to come among them."""
+    """Counts ahead: until the next tick and the shutdown after it, the group's machines spend, also those to come."""
     if not facts.spec:
         return ""
     spent = facts.spend.usd_at_most(facts.now)
@@ -131,7 +131,7 @@ def without_spec(facts: Facts) -> str:
 
 
 def blind(facts: Facts) -> str:
-    """A store that fails for a while is bridged by what this process remembers; without that no budget holds."""
+    """While the store fails, the budget that this process remembers counts. If it remembers none, no budget holds."""
     if not facts.unknown_budget or not any(facts.now - m.launched > BOOT_SECONDS for m in facts.billing):
         return ""
     return f"no budget can be kept: {facts.unknown_budget}"
@@ -143,18 +143,18 @@ def hung_too_often(facts: Facts) -> str:
     return f"{_symptom(facts)}, for the {HANG_KILLS + 1}th time without a new checkpoint in between"
 
 
-# Reasons to terminate single machines.
+# Each of these returns the machines to terminate, with a reason for each.
 
 
 def hung(facts: Facts) -> dict[str, str]:
-    """Its group replaces it. More than one node: they wait for each other, so all of them."""
+    """All machines of a hung run, since nodes wait for each other. The group replaces them."""
     if not _is_confirmed(facts):
         return {}
     return {machine.id: _symptom(facts) for machine in _working(facts)}
 
 
 def unwanted(facts: Facts) -> dict[str, str]:
-    """For longer than a shutdown takes."""
+    """Machines that have had to go for longer than a shutdown takes."""
     return {
         machine.id: _why_unwanted(facts, machine)
         for machine in facts.billing
@@ -175,7 +175,7 @@ TERMINATIONS: tuple[Callable[[Facts], dict[str, str]], ...] = (hung, unwanted, o
 
 
 def on_demand_due(facts: Facts) -> bool:
-    """Spot machines are wanted, and for the stated time there was none."""
+    """Whether the group wants spot machines and has had none for the time that the spec allows."""
     if not facts.spec or not facts.spec.on_demand_after_minutes or facts.group.market == ON_DEMAND:
         return False
     since = facts.memory.without_machine
@@ -183,7 +183,7 @@ def on_demand_due(facts: Facts) -> bool:
 
 
 def outside(machines: Collection[FleetMachine], groups: Collection[str], now: float) -> dict[str, str]:
-    """Machines with the installation's tag that no group of it launched, and so no guard of a group sees."""
+    """Machines with the installation's tag that none of its groups launched: no guard of a group sees them."""
     return {
         machine.id: "a machine of the installation outside its groups"
         for machine in machines
@@ -192,7 +192,7 @@ def outside(machines: Collection[FleetMachine], groups: Collection[str], now: fl
 
 
 def decide(facts: Facts, without: Collection[str] = ()) -> Decision:
-    """What to do. `without` names guards to leave out: the simulation shows what each is for."""
+    """Decides by all guards. `without` names guards to leave out: so the simulation shows what each is for."""
     if not facts.is_active:
         return Decision(memory=facts.memory)
     facts = replace(facts, memory=remember(facts))
@@ -212,7 +212,7 @@ def decide(facts: Facts, without: Collection[str] = ()) -> Decision:
 
 
 def remember(facts: Facts) -> Memory:
-    """What has to be known at the next look."""
+    """The memory for the next tick."""
     memory, now = facts.memory.for_launch(facts.deadline), facts.now
     heartbeat, unwanted, without_machine = facts.signs.heartbeat, memory.unwanted, memory.without_machine
     is_moving = heartbeat is not None and heartbeat.mark != memory.mark
@@ -222,8 +222,8 @@ def remember(facts: Facts) -> Memory:
         without_machine = (without_machine or now) if is_missing else 0.0
     suspected = 0.0
     if _symptom(replace(facts, memory=memory)):
-        was_looking = now - memory.at < 2.5 * TICK_SECONDS
-        suspected = memory.suspected if memory.suspected and was_looking else now
+        has_ticked = now - memory.at < 2.5 * TICK_SECONDS
+        suspected = memory.suspected if memory.suspected and has_ticked else now
     active = memory.active if facts.is_at_rest else now
     return replace(
         memory, at=now, active=active, is_over=now - active >= REST_SECONDS, suspected=suspected,
@@ -234,24 +234,24 @@ def remember(facts: Facts) -> Memory:
 
 
 def _dearest(spec: Spec, group: Group) -> float:
-    """What the next machine may cost an hour."""
+    """The most that the group's next machine can cost in an hour."""
     listed = [spec.prices[type] for type in group.types if type in spec.prices] or spec.prices.values()
     return max(listed, default=0.0) + spec.extras_usd_per_hour
 
 
 def _is_confirmed(facts: Facts) -> bool:
-    """In two looks in a row: after an outage of the store, the first look may come before the first heartbeat."""
+    """Whether an earlier tick had the same suspicion: just after an outage of the store, the heartbeat is still old."""
     return 0 < facts.memory.suspected < facts.now
 
 
 def _hang_kills(facts: Facts) -> int:
-    """Since the newest checkpoint; where that is not known, it is taken for the same."""
+    """Replacements since the newest checkpoint. An unknown newest checkpoint counts as the remembered one."""
     is_newer = facts.signs.checkpoint not in ("", facts.memory.checkpoint)
     return 0 if is_newer else facts.memory.hang_kills
 
 
 def _working(facts: Facts) -> list[FleetMachine]:
-    """The run's machines that have had the time to boot."""
+    """The run's machines that have had time to boot."""
     return [
         machine for machine in facts.billing
         if machine.run_id == facts.group.run_id and facts.now - machine.launched >= BOOT_SECONDS
@@ -259,12 +259,12 @@ def _working(facts: Facts) -> list[FleetMachine]:
 
 
 def _symptom(facts: Facts) -> str:
-    """Why the run looks hung; "" where it does not, or where that cannot be told."""
+    """Why the run seems hung; "" if it does not, or if that is unknown."""
     beat, signs, memory = facts.signs.heartbeat, facts.signs, facts.memory
     working = _working(facts)
     if facts.group.desired == 0 or not working or beat is None or signs.done or signs.failed:
         return ""
-    if beat.at < max(machine.launched for machine in working):  # of an earlier machine
+    if beat.at < max(machine.launched for machine in working):  # an earlier machine wrote it
         return "no heartbeat since the machine was launched"
     if facts.now - beat.at >= SILENCE_SECONDS and facts.now - signs.paused >= PAUSE_SECONDS:
         return f"no heartbeat for {(facts.now - beat.at) / 60:.0f} minutes"

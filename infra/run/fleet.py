@@ -1,6 +1,6 @@
-"""The machines of an installation and the Auto Scaling groups that hold them, as plain functions on boto3 clients.
+"""The installation's machines and their Auto Scaling groups: plain functions on boto3 clients.
 
-Not here: when to do what (the guard and the operator's commands decide), prices, and anything of a run's files.
+The guard and the operator's commands decide when to call them. Prices and a run's files are elsewhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from infra.config import Tag
 Clients = Callable[[str], Any]  # a boto3 client by the name of its service
 SPOT, ON_DEMAND = "spot", "on-demand"
 BILLING_STATES = ("pending", "running", "stopping", "stopped")  # a stopped one still bills its disk
-GROUP_TAG = "aws:autoscaling:groupName"  # AWS puts it on what a group launches
+GROUP_TAG = "aws:autoscaling:groupName"  # AWS puts it on each machine that a group launches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +29,9 @@ class FleetMachine:
     market: str
     state: str  # EC2's word: pending, running, shutting-down, terminated, stopping, stopped
     launched: float
-    ended: float = 0.0  # when it began to shut down: what it bills to; 0: it still bills, or EC2 does not say
-    run_id: str = ""  # its tag; "" where it has none
-    deadline: float = 0.0  # its tag; 0 where it has none
+    ended: float = 0.0  # when it began to shut down, which ends its bill; 0: it still bills, or EC2 does not tell
+    run_id: str = ""  # from its tag; "" without one
+    deadline: float = 0.0  # from its tag; 0 without one
     group: str = ""  # the Auto Scaling group that launched it
 
     @property
@@ -41,12 +41,12 @@ class FleetMachine:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """An Auto Scaling group now. The run and its deadline are its tags, which it gives to what it launches."""
+    """The present state of an Auto Scaling group. Its tags name its run and deadline; its machines inherit them."""
 
     name: str
     desired: int
     maximum: int
-    instance_ids: tuple[str, ...] = ()  # those it counts, going ones among them
+    instance_ids: tuple[str, ...] = ()  # of its machines, also of those that are shutting down
     run_id: str = ""
     deadline: float = 0.0
     market: str = SPOT
@@ -55,18 +55,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a group did not get a machine."""
+    """Why AWS gave a group no machine."""
 
     at: float
     reason: str  # a sentence
-    fix: str = ""  # what to do; "" where only AWS's own words are known
+    fix: str = ""  # what to do; "" if there are only AWS's own words
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.fix}" if self.fix else self.reason
 
 
 def machines(ec2: Any, installation_name: str, run_id: str = "") -> list[FleetMachine]:
-    """All that EC2 still shows (terminated ones for about an hour), of one run where it is given; oldest first."""
+    """The installation's machines, or one run's, oldest first. EC2 shows a terminated one for about an hour."""
     filters = [{"Name": f"tag:{Tag.INSTALLATION}", "Values": [installation_name]}]
     if run_id:
         filters.append({"Name": f"tag:{Tag.RUN}", "Values": [run_id]})
@@ -79,7 +79,7 @@ def machines(ec2: Any, installation_name: str, run_id: str = "") -> list[FleetMa
 
 
 def group_state(autoscaling: Any, name: str) -> Group | None:
-    """None where there is no such group (not deployed)."""
+    """None if the group does not exist: nothing is deployed."""
     if not (found := autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"]):
         return None
     tags = {tag["Key"]: tag["Value"] for tag in found[0].get("Tags", [])}
@@ -98,7 +98,7 @@ def group_state(autoscaling: Any, name: str) -> Group | None:
 
 
 def assign(autoscaling: Any, name: str, run_id: str, deadline: float) -> None:
-    """Tag the group, and so all that it launches from now on, with the run and its deadline."""
+    """Tags the group with the run and its deadline; so are the machines that it launches from now on."""
     tags = {Tag.RUN: run_id, Tag.DEADLINE: str(int(deadline))}
     autoscaling.create_or_update_tags(
         Tags=[
@@ -113,7 +113,7 @@ def scale(autoscaling: Any, name: str, nodes: int) -> None:
 
 
 def scale_to_zero(autoscaling: Any, name: str) -> None:
-    """Also where someone has raised the group's minimum by hand, below which AWS refuses to go."""
+    """Sets a minimum of 0 as well if AWS refuses: someone has raised the group's minimum by hand."""
     try:
         scale(autoscaling, name, 0)
     except autoscaling.exceptions.ClientError as error:
@@ -123,14 +123,14 @@ def scale_to_zero(autoscaling: Any, name: str) -> None:
 
 
 def use_market(autoscaling: Any, name: str, market: str) -> None:
-    """What the group launches from now on; machines that run stay."""
-    # Without the launch template, which stays: to name it, the caller would have to be allowed ec2:RunInstances.
+    """Sets the market of the machines that the group launches from now on. Running machines stay."""
+    # The update leaves out the launch template, which stays. Who names it must be allowed ec2:RunInstances.
     policy = {"InstancesDistribution": _distribution(_policy(autoscaling, name), market)}
     autoscaling.update_auto_scaling_group(AutoScalingGroupName=name, MixedInstancesPolicy=policy)
 
 
 def offer(autoscaling: Any, name: str, market: str, types: Sequence[str]) -> None:
-    """The market and the types that the group may launch from, the preferred first."""
+    """Sets the market and the types, the preferred first, of the machines that the group launches from now on."""
     policy = _policy(autoscaling, name)
     policy["LaunchTemplate"]["Overrides"] = [{"InstanceType": type} for type in types]
     policy["InstancesDistribution"] = _distribution(policy, market)
@@ -138,7 +138,7 @@ def offer(autoscaling: Any, name: str, market: str, types: Sequence[str]) -> Non
 
 
 def why_no_machine(autoscaling: Any, name: str, since: float = 0.0) -> list[Refusal]:
-    """The failed launches after the last one that succeeded, and not before `since`; newest first, none twice."""
+    """Why launches have failed since the last that succeeded and since `since`: newest first, each reason once."""
     refusals: dict[str, Refusal] = {}
     for page in _pages(autoscaling.describe_scaling_activities, AutoScalingGroupName=name):
         for activity in page["Activities"]:  # AWS gives the newest first
@@ -152,7 +152,7 @@ def why_no_machine(autoscaling: Any, name: str, since: float = 0.0) -> list[Refu
     return list(refusals.values())
 
 
-# What the message of a failed activity contains: what it means, and the fix. The first that matches counts.
+# Pattern of a failed activity's message, its meaning, the fix. The first pattern that matches counts.
 REFUSALS = (
     (
         r"VcpuLimitExceeded|vCPU limit|MaxSpotInstanceCountExceeded|Max spot instance count|InstanceLimitExceeded",
@@ -184,7 +184,7 @@ REFUSALS = (
 
 
 def explain(at: float, message: str) -> Refusal:
-    """AWS's words as a sentence with its fix; other words as they are."""
+    """Turns a message that we know into a sentence with its fix, and keeps any other as it is."""
     words = " ".join(message.split())
     for pattern, reason, fix in REFUSALS:
         if re.search(pattern, words, re.IGNORECASE):
@@ -193,7 +193,7 @@ def explain(at: float, message: str) -> Refusal:
 
 
 def _policy(autoscaling: Any, name: str) -> dict[str, Any]:
-    """The group's mixed instances policy, in the form that an update takes."""
+    """The group's mixed instances policy, as an update takes it."""
     (found,) = autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"]
     policy: dict[str, Any] = found["MixedInstancesPolicy"]
     policy["LaunchTemplate"]["LaunchTemplateSpecification"].pop("LaunchTemplateName", None)  # id or name, not both
@@ -224,7 +224,7 @@ def _machine(instance: dict[str, Any]) -> FleetMachine:
 
 
 def _ended(reason: str) -> float:
-    """From `User initiated (2026-01-31 12:00:00 GMT)`; 0 where EC2 names no time."""
+    """The time in `User initiated (2026-01-31 12:00:00 GMT)`; 0 if EC2 names none."""
     found = re.search(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:GMT|UTC)\)", reason)
     return datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC).timestamp() if found else 0.0
 

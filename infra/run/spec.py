@@ -1,6 +1,6 @@
-"""What one run on AWS is asked to do: `runs/<run_id>/spec.json`, written once by `launch` or `prepare`.
+"""What a run on AWS is to do, and its limits: `runs/<run_id>/spec.json`, which `launch` or `prepare` writes once.
 
-Boot reads it on the machine, the guard in its function, the operator's commands on the laptop. Standard library only.
+Boot, the guard and the operator's commands read it. Standard library only.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ class Spec:
 
     run_id: str
     kind: str = "train"  # or "prepare"
-    recipe: str = ""  # of a training
-    arguments: tuple[str, ...] = ()  # of `trainer.process.supervise`, the recipe first; or of `trainer.prepare`
+    recipe: str = ""  # "" for a preparation
+    arguments: tuple[str, ...] = ()  # for `trainer.process.supervise`, the recipe first; or for `trainer.prepare`
     data: str = ""  # TRAINER_DATA: s3://<bucket>/datasets/<name>/<version>, a Hugging Face id, "" for the recipe's own
     nodes: int = 1
     market: str = "spot"  # or "on-demand"
-    types: tuple[str, ...] = ()  # only these instance types; () for the installation's, by dollars per image
-    on_demand_after_minutes: float = 0.0  # without any machine for so long: the guard changes to on-demand; 0: never
+    types: tuple[str, ...] = ()  # only these instance types; (): the installation's, ordered by dollars per image
+    on_demand_after_minutes: float = 0.0  # after so long without a machine, the guard changes to on-demand; 0: never
     budget_usd: float
     hours: float
     created: float
-    deadline: float  # created + hours, unless a later launch moved it: the tag on the group counts
-    prices: dict[str, float] = field(default_factory=dict)  # on-demand dollars per hour and machine, by type
+    deadline: float  # created + hours; a later launch moves it, and then the group's tag counts
+    prices: dict[str, float] = field(default_factory=dict)  # by instance type: on-demand dollars per machine and hour
     prices_source: str = ""
-    extras_usd_per_hour: float = 0.05  # a machine's disk and public address
+    extras_usd_per_hour: float = 0.05  # disk and public address of one machine
 
     @property
     def launched(self) -> float:
-        """The newest launch of the run: each sets another deadline."""
+        """When the run was launched last: each launch sets a new deadline."""
         return self.deadline - self.hours * 3600
 
     def to_json(self) -> bytes:
@@ -42,7 +42,7 @@ class Spec:
 
     @classmethod
     def from_json(cls, body: bytes) -> Spec:
-        """Raises UserError where it is no spec of a run on AWS (a local `make train` writes a shorter one)."""
+        """UserError if it is not the spec of a run on AWS: a local `make train` writes a shorter one."""
         try:
             value = json.loads(body)
             known = {f.name for f in fields(cls)}

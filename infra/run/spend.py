@@ -1,6 +1,6 @@
-"""What a run has cost: machine-seconds as EC2 tells them, times price; `runs/<run_id>/spend.json`.
+"""What a run has cost: the seconds of its machines, as EC2 tells them, times their prices: `runs/<run_id>/spend.json`.
 
-The guard keeps the tally, since EC2 forgets terminated machines after about an hour. Nothing here does I/O.
+The guard updates this tally every minute, since EC2 forgets a terminated machine after about an hour. No I/O here.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 
-LOST_SECONDS = 600  # EC2 sometimes leaves a machine out of an answer; so long it counts as running
-FORGET_SECONDS = 3600  # EC2 shows a terminated machine for about so long
-LATE_SECONDS = 600  # past its deadline no machine lives for so long: its own timer and the schedule see to that
-SILENT_SECONDS = 600  # a tally older than that has no guard any more, which would see what still runs
+LOST_SECONDS = 600  # EC2 sometimes leaves a machine out of an answer: for so long it still counts as running
+FORGET_SECONDS = 3600  # for about so long EC2 shows a terminated machine
+LATE_SECONDS = 600  # no machine lives longer than this past its deadline: its own timer and the schedule end it
+SILENT_SECONDS = 600  # if the tally is older, the guard does not run, and nobody knows which machines still do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,19 +24,19 @@ class Machine:
     zone: str
     market: str  # spot or on-demand
     launched: float
-    deadline: float = 0.0  # its tag; 0 where it has none
+    deadline: float = 0.0  # from its tag; 0 without one
     ended: float = 0.0  # 0: it still bills
-    usd_per_hour: float = 0.0  # since `priced`
-    priced: float = 0.0  # since when that is its price; 0: since its launch
-    usd_before: float = 0.0  # what it had cost until then
-    lost: float = 0.0  # since when EC2 does not show it; 0: it does, or it has ended
+    usd_per_hour: float = 0.0  # its price since `priced`
+    priced: float = 0.0  # 0: since its launch
+    usd_before: float = 0.0  # its cost until `priced`
+    lost: float = 0.0  # since when EC2 does not show it; 0: EC2 shows it, or it has ended
 
     def usd(self, now: float) -> float:
         hours = ((self.ended or now) - (self.priced or self.launched)) / 3600
         return max(0.0, self.usd_before + hours * self.usd_per_hour)
 
     def reprice(self, usd_per_hour: float, since: float, until: float) -> Machine:
-        """With the price of `until`, when that of `since` was the last known: in between it is taken for the higher."""
+        """Sets the price of `until`. Between `since`, when the old one was read, and `until`, the higher one counts."""
         if usd_per_hour == self.usd_per_hour:
             return self
         start = min(until, max(since, self.priced or self.launched))
@@ -46,17 +46,17 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Spend:
-    """All machines of a run, those that EC2 has forgotten among them."""
+    """All machines that a run has had, also those that EC2 has forgotten."""
 
     at: float = 0.0
     machines: tuple[Machine, ...] = field(default=())
 
     def usd(self, now: float) -> float:
-        """What is known to be spent: where no guard has looked for a while, only until shortly after its last look."""
+        """Dollars that are known to be spent. If the tally is old, they count until shortly after it was made."""
         return self.usd_at_most(self.until(now))
 
     def usd_at_most(self, now: float) -> float:
-        """With every machine that is not known to have ended billing on: what a budget has to count with."""
+        """Dollars if every machine bills on that is not known to have ended. A budget must count with these."""
         return sum(machine.usd(now) for machine in self.machines)
 
     def until(self, now: float) -> float:
@@ -64,19 +64,20 @@ class Spend:
 
     @property
     def open(self) -> tuple[Machine, ...]:
-        """The machines that bill, as far as is known."""
+        """The machines that are not known to have ended."""
         return tuple(machine for machine in self.machines if not machine.ended)
 
     def usd_per_hour(self) -> float:
-        """What is being spent right now."""
+        """Dollars per hour that are being spent now."""
         return sum(machine.usd_per_hour for machine in self.open)
 
     def tally(self, seen: Iterable[Machine], now: float) -> Spend:
-        """With what EC2 tells now: its word on when a machine ended, and its price.
+        """Updates the tally with the machines that EC2 shows at `now`, with their ends and prices.
 
-        A machine that EC2 does not show bills on, until it has been missing for LOST_SECONDS: then it had ended when
-        it was first missing. One that EC2 shows again bills on, as if it had never been missing. After a time without
-        any look, a missing machine is charged for the longest that it can have lived.
+        A machine that EC2 does not show bills on until it has been missing for LOST_SECONDS. Then it counts as ended
+        from the moment when it was first missing. If EC2 shows it again, it bills as if it had never been missing.
+        If the last tally is so old that EC2 may have forgotten a machine, the machine is charged for the longest time
+        that it can have lived.
         """
         machines = {machine.id: machine for machine in self.machines}
         unseen = set(machines)
@@ -97,7 +98,7 @@ class Spend:
         return replace(self, at=now, machines=tuple(machines.values()))
 
     def _missing_since(self, machine: Machine, now: float) -> float:
-        """Now; or, if EC2 may have forgotten it since the last look, the latest that it can have ended."""
+        """Now; or, if EC2 may have forgotten it since the last tally, the latest time at which it can have ended."""
         if now - self.at <= FORGET_SECONDS:
             return now
         latest = now - FORGET_SECONDS

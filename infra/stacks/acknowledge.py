@@ -1,4 +1,4 @@
-"""Why a rule of cdk-nag's AwsSolutions does not hold for one construct; the tests refuse a reason without a finding."""
+"""Exceptions to cdk-nag's AwsSolutions rules, each with its reason. The tests refuse one that has no finding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from constructs import IConstruct
 
 
 def acknowledge(construct: IConstruct | None, rule: str, reason: str) -> None:
-    """`rule` as cdk-nag writes it, without its pack: `EC26`, `IAM5[Resource::*]`."""
-    assert construct is not None  # CDK's type of `node.default_child`, which a bucket and a role always have
+    """`rule` is cdk-nag's name without the pack: `EC26`, `IAM5[Resource::*]`."""
+    assert construct is not None  # CDK types `node.default_child` so; a bucket and a role always have one
     acknowledgment = cdk.Acknowledgment(id=f"AwsSolutions-{rule}", reason=reason)
     cdk.Validations.of(construct).acknowledge(acknowledgment)

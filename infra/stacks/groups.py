@@ -1,7 +1,7 @@
-"""The two Auto Scaling groups, and the machines that they launch: launch template and user data.
+"""The two Auto Scaling groups, with the launch templates and the user data of their machines.
 
-No group has a machine until `launch` asks for one, so a deploy never waits for capacity. What happens on a machine
-is in `infra/boot/`, which the user data carries along.
+A group has no machine until `launch` asks for one, so a deploy never waits for capacity. The user data carries
+`infra/boot/`, which decides what happens on a machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trainer.contract import UserError
 BOOT = ROOT / "infra/boot"
 ROOT_DEVICE = "/dev/sda1"
 USER_DATA_BYTES = 16384  # EC2's limit, before base64
-VALUES_BYTES = 1500  # of it for what CloudFormation puts into /etc/resnet-spot.env: ARNs, names, the image
+VALUES_BYTES = 1500  # reserved for the values that CloudFormation fills into /etc/resnet-spot.env: ARNs, names, image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class MachineKind:
     types: str
     max_machines: int
     disk_gib: int
-    docker_options: str  # that give the container the GPU
+    docker_options: str  # options of `docker run` that give the container the GPU
 
     @classmethod
     def train(cls, installation: Installation) -> MachineKind:
@@ -91,8 +91,9 @@ class MachineGroup(Construct):
             max_size=str(kind.max_machines),  # no desired capacity: an update of the stack leaves it as it is
             health_check_type="EC2",
             new_instances_protected_from_scale_in=False,
-            # With it AWS launches a second machine on a mere warning, which would bill and wait for the first one's
-            # lease. The trainer uses the two minutes of a notice instead, and the group replaces the machine then.
+            # If it were on, AWS would launch a second machine on a mere warning. That machine would bill while it waits
+            # for the first one's lease. Instead the trainer saves within the two minutes of an interruption notice,
+            # and then the group replaces the machine.
             capacity_rebalance=False,
             mixed_instances_policy=autoscaling.CfnAutoScalingGroup.MixedInstancesPolicyProperty(
                 launch_template=autoscaling.CfnAutoScalingGroup.LaunchTemplateProperty(
@@ -107,9 +108,9 @@ class MachineGroup(Construct):
                 instances_distribution=autoscaling.CfnAutoScalingGroup.InstancesDistributionProperty(
                     on_demand_base_capacity=0,
                     on_demand_percentage_above_base_capacity=0 if installation.market == "spot" else 100,
-                    on_demand_allocation_strategy="prioritized",  # the order of the types
-                    # What AWS recommends; it ignores the types' order, so `catalog.offered` leaves the dear ones out.
-                    # No maximum price: it causes interruptions.
+                    on_demand_allocation_strategy="prioritized",  # in the order of the types
+                    # AWS recommends this. It ignores the order of the types, so `catalog.offered` leaves out the dear
+                    # ones. There is no maximum price, since it would cause interruptions.
                     spot_allocation_strategy="price-capacity-optimized",
                 ),
             ),
@@ -179,7 +180,10 @@ class MachineGroup(Construct):
 
 
 def user_data(environment: Mapping[str, str], boot: Path = BOOT) -> str:
-    """cloud-init's instructions, in JSON, which is YAML: write `infra/boot/` and the environment, then install."""
+    """The machine's cloud-init instructions: write `infra/boot/` and the environment, then run `install`.
+
+    They are written as JSON, which is valid YAML.
+    """
     files = [
         {
             "path": f"/opt/resnet-spot/{file.name}",

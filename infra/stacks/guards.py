@@ -1,6 +1,6 @@
-"""What ends an idle bill from outside of the machines: the guard function every minute, and what stop schedules need.
+"""The guards outside the machines: the guard function, which runs every minute, and what stop schedules need.
 
-Not here: what the guard decides (`infra.guard`), and the schedules, which `launch` makes, one for each run.
+`infra.guard` holds the function's decisions. `launch` makes the schedules, one for each run.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ GUARD_CODE = (
     "trainer/contract.py",
 )
 PERIOD = cdk.Duration.minutes(1)
-SILENT_MINUTES = 5  # of errors, or of no guard at all, before someone is told
+SILENT_MINUTES = 5  # after so long with errors, or without any guard, the alarm sends a mail
 
 
 def topic(scope: Construct, installation: Installation) -> sns.Topic:
-    """Who is told when the guard acts, or when it does not."""
+    """The SNS topic for mails: the guard has acted, or the guard does not run."""
     made = sns.Topic(scope, "Topic", enforce_ssl=True)
     if installation.email:
         made.add_subscription(subscriptions.EmailSubscription(installation.email))
-    made.add_to_resource_policy(  # the topic's own policy replaces the one that lets the account's alarms in
+    made.add_to_resource_policy(  # enforce_ssl gave the topic a policy, and without this statement no alarm may publish
         iam.PolicyStatement(
             sid="Alarms",
             principals=[iam.ServicePrincipal("cloudwatch.amazonaws.com")],
@@ -51,10 +51,10 @@ def topic(scope: Construct, installation: Installation) -> sns.Topic:
 
 
 class GuardFunction(Construct):
-    """The function, its clock, and the alarm that tells when it fails or does not run.
+    """The guard function, the rule that calls it every minute, and the alarm for when it fails or does not run.
 
-    A tick takes at most 50 s, comes every 60 and is never repeated, so that no two run at a time. Reserved concurrency
-    would say the same, but a new account has none to reserve, and the deploy would fail.
+    A call takes at most 50 s, comes every 60 s and is never retried, so no two calls run at the same time. Reserved
+    concurrency would ensure the same, but a new account has none to reserve, and the deploy would fail.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class GuardFunction(Construct):
         events.Rule(
             self,
             "EveryMinute",
-            description="resnet-spot: the guard's clock",
+            description="resnet-spot: calls the guard every minute",
             schedule=events.Schedule.rate(PERIOD),
             targets=[targets.LambdaFunction(function, retry_attempts=0, max_event_age=PERIOD)],
         )
@@ -106,19 +106,20 @@ class GuardFunction(Construct):
             self,
             "Alarm",
             alarm_description="resnet-spot: the guard fails or does not run; look at its log, and `make stop`",
-            metric=function.metric_errors(period=PERIOD, statistic="Sum"),  # each run tells it, also a good one
+            metric=function.metric_errors(period=PERIOD, statistic="Sum"),  # a call without error reports 0
             threshold=1,
             comparison_operator=cloudwatch.ComparisonOperator.GREATER_THAN_OR_EQUAL_TO_THRESHOLD,
             evaluation_periods=SILENT_MINUTES,
             treat_missing_data=cloudwatch.TreatMissingData.MISSING,
         )
         alarm.add_alarm_action(actions.SnsAction(topic))
-        # A guard that does not run leaves no data. A new alarm begins so, which is no change, and tells nobody.
+        # Without calls there is no data, and the alarm changes to INSUFFICIENT_DATA. A new alarm begins in that state:
+        # that is no change, so nobody gets a mail.
         alarm.add_insufficient_data_action(actions.SnsAction(topic))
 
 
 class StopSchedules(Construct):
-    """The group of the one-time schedules, and the role with which each sets an Auto Scaling group to 0."""
+    """The group of the one-time stop schedules, and the role with which a schedule sets an Auto Scaling group to 0."""
 
     def __init__(self, scope: Construct, *, installation: Installation, arns: roles.Arns) -> None:
         super().__init__(scope, "StopSchedules")

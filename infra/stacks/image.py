@@ -1,4 +1,4 @@
-"""The trainer's image: built from this repository as a CDK asset, or the given one; and the repository to pull from."""
+"""The trainer's image: one that CDK builds from this repository, or the one that the context names."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ECR_URI = r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.co
 @dataclass(frozen=True)
 class Image:
     uri: str
-    repository_arn: str = ""  # "": not in ECR, so that a pull needs no permission
+    repository_arn: str = ""  # "": the image is not in ECR, so a pull needs no permission
 
 
 def image(scope: Construct, installation: Installation) -> Image:
-    """The built image goes to CDK's own assets repository; by its tag, `deploy` and `destroy` find and delete it."""
+    """CDK pushes what it builds into its own assets repository. `deploy` and `destroy` find the image by its tag."""
     if not installation.image_uri:
         asset = ecr_assets.DockerImageAsset(
             scope,
@@ -40,7 +40,7 @@ def image(scope: Construct, installation: Installation) -> Image:
 
 
 def commit() -> str:
-    """The last commit that changed what is in the image, so that another one builds nothing anew."""
+    """The last commit that changed the image's content: other commits do not cause a new build."""
     git = ("git", "-C", str(ROOT))
     try:
         last = subprocess.run([*git, "log", "-1", "--format=%H", "--", *CONTENT], capture_output=True, text=True)

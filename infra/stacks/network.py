@@ -1,6 +1,6 @@
-"""Where the machines are: public subnets without NAT, S3 by a gateway endpoint, no inbound rule.
+"""The machines' network: public subnets without NAT, a gateway endpoint for S3, no inbound rule.
 
-A machine has a public address to reach ECR, Logs, Secrets Manager and the hub; nothing reaches the machine.
+A machine has a public address, with which it reaches ECR, Logs, Secrets Manager and the hub. Nothing can connect to it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from infra.stacks.acknowledge import acknowledge
 
 
 class Network(Construct):
-    """The VPC of the installation, or the given one, and the machines' security group.
+    """The machines' subnets, in a new VPC or in the one that the context names, and their security group.
 
-    The subnets are L1: `ec2.Vpc` in a stack without account and region makes two of them, with them it asks AWS.
+    The VPC is made of L1 constructs. The L2 construct `ec2.Vpc` would make only two subnets in a stack without account
+    and region, and would need AWS during synthesis in a stack with them.
     """
 
     def __init__(self, scope: Construct, installation: Installation) -> None:
@@ -86,5 +87,5 @@ class Network(Construct):
 
 
 def _zone(index: int) -> str:
-    """The region's zone of this index, so that synthesis needs no AWS; those without a default subnet do not count."""
+    """The region's zone of this index, chosen at deploy time. Zones without a default subnet do not count."""
     return cdk.Fn.select(index, cdk.Fn.get_azs())

@@ -1,6 +1,6 @@
-"""Who may do what: every statement of every role, by hand, so that the whole list can be read and compared.
+"""What each role may do. Every statement is written by hand, so that the whole list can be read and compared.
 
-No role may delete an object: the bucket's lifecycle does it. The groups and the guard's parts are elsewhere.
+No role may delete an object: the bucket's lifecycle does that.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from constructs import Construct
 from infra.config import Installation, Tag
 from infra.stacks.acknowledge import acknowledge
 
-SESSION_MANAGER = (  # what its agent needs for a session; the managed policy also reads all parameters of the account
+SESSION_MANAGER = (  # its agent needs no more; AWS's managed policy would allow it to read all parameters, too
     "ssm:UpdateInstanceInformation",
     "ssmmessages:CreateControlChannel",
     "ssmmessages:CreateDataChannel",
@@ -30,7 +30,7 @@ NO_RESOURCE = "AWS knows no resource for these actions."
 
 @dataclass(frozen=True, kw_only=True)
 class Allow:
-    """A statement. `why` is the reason for a `*` in its resources, and cdk-nag finds one that has none."""
+    """A statement. `why` is the reason for a `*` in its resources: cdk-nag reports a `*` without a reason."""
 
     actions: Sequence[str]
     on: Sequence[str]
@@ -43,7 +43,7 @@ class Allow:
 
 @dataclass(frozen=True, kw_only=True)
 class Arns:
-    """What the statements name."""
+    """The resources that the statements name."""
 
     installation: Installation
     bucket: str
@@ -51,7 +51,7 @@ class Arns:
     run_logs: str
     guard_logs: str
     topic: str
-    repository: str  # of the image; "" where it is not in ECR
+    repository: str  # of the image; "" if the image is not in ECR
 
     def objects(self, *keys: str) -> list[str]:
         return [f"{self.bucket}/{key}" for key in keys]
@@ -64,12 +64,12 @@ class Arns:
 
 
 def arn(service: str, resource: str) -> str:
-    """Of this account and region."""
+    """The ARN of a resource in this account and region."""
     return f"arn:{cdk.Aws.PARTITION}:{service}:{cdk.Aws.REGION}:{cdk.Aws.ACCOUNT_ID}:{resource}"
 
 
 def training(arns: Arns) -> list[Allow]:
-    # Without ListBucket a missing key reads as 403; S3 takes the key for the prefix then.
+    # Without ListBucket, S3 answers 403 for a missing key. The condition on the prefix holds for the key then.
     return [
         list_bucket(arns, "datasets/*", "runs/*", "checkpoints/*"),
         Allow(actions=["s3:GetObject"], on=arns.objects("datasets/*", "runs/*", "checkpoints/*"), why=KEYS),
@@ -91,7 +91,7 @@ def preparation(arns: Arns) -> list[Allow]:
 
 
 def machine(arns: Arns, group: str) -> list[Allow]:
-    """What every machine may do besides its work: start, tell, be looked at, and end itself."""
+    """What every machine may do: pull the image, read the token, write logs, open a shell session, end itself."""
     pull = [
         Allow(
             actions=["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"],

@@ -1,6 +1,6 @@
-"""The storage stack: what outlives every run and every `make destroy`.
+"""The storage stack: the bucket and the secret, which outlive every run and every `make destroy`.
 
-Not here: who may read or write the bucket and the secret; the roles belong to the training stack.
+The roles that may read and write them belong to the training stack.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from infra.config import Installation, Output, Tag
 from infra.stacks.acknowledge import acknowledge
 from trainer.contract import SUPERSEDED_TAG
 
-ABORT_UPLOADS_DAYS = 1  # of a multipart upload that no one completes: it bills, but shows in no listing
-SUPERSEDED_DAYS = 3  # that a superseded checkpoint can still be read
+ABORT_UPLOADS_DAYS = 1  # for so long a multipart upload may stay incomplete: it bills, and no listing shows it
+SUPERSEDED_DAYS = 3  # for so long a superseded checkpoint can still be read
 
 
 class StorageStack(cdk.Stack):
-    """The bucket, which is the whole store (`s3://<bucket>`), and the Hugging Face token's secret."""
+    """The bucket, which is the store `s3://<bucket>`, and the secret for the Hugging Face token."""
 
     def __init__(self, scope: Construct, installation: Installation) -> None:
         super().__init__(
@@ -55,7 +55,7 @@ class StorageStack(cdk.Stack):
             "S1",
             "Access logs of a bucket with one user would be a second bucket that bills and grows; CloudTrail tells.",
         )
-        # The L2 construct would fill it with a random password; without a value it is empty until `make secret`.
+        # The L2 construct would put a random password in. This one is empty until `make secret` fills it.
         secret = secretsmanager.CfnSecret(
             self,
             "Secret",

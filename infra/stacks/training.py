@@ -1,4 +1,4 @@
-"""The training stack: machines that start on demand, and what watches them. `destroy` removes all of it."""
+"""The training stack: the groups of machines, their roles, network, image, log and guard. `destroy` removes it all."""
 
 from __future__ import annotations
 
