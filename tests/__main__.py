@@ -22,7 +22,9 @@ from tests import ROOT
 from tests.seconds import SECONDS_FILE, table
 
 NO_TESTS = 5  # pytest's exit code when its options leave none
-TAKES_A_VALUE = frozenset({"-c", "-k", "-m", "-n", "-o", "-p", "-r", "-W"})  # the next word is not a path
+TAKES_A_VALUE = frozenset(
+    {"-c", "-k", "-m", "-n", "-o", "-p", "-r", "-W", "--ignore", "--deselect", "--rootdir", "--confcutdir"}
+)  # the next word is not a path
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

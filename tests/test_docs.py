@@ -118,7 +118,7 @@ def test_ctrl_c_on_a_terminal_saves_and_the_same_command_continues(
 def test_the_first_command_reaches_the_accuracy_that_its_recipe_promises(first_block: str) -> None:
     best = re.search(r"^  top-1 +([\d.]+) %", first_block, re.MULTILINE)
     assert best, first_block
-    assert float(best[1]) >= 97
+    assert float(best[1]) > 98
 
 
 @pytest.mark.slow
@@ -199,16 +199,13 @@ def test_the_options_of_every_aws_command_that_is_shown_are_accepted() -> None:
         if "-m infra " in line and "--help" not in line:
             cases.append({"arguments": shlex.split(line.split("-m infra ", 1)[1]), "variables": given})
     assert len(cases) > 10
-    if INFRA_PYTHON.exists():
-        parsed = subprocess.run(
-            [INFRA_PYTHON, "-c", PARSE],
-            cwd=ROOT,
-            env=environ(),
-            input=json.dumps(cases),
-            capture_output=True,
-            text=True,
-        )
-        assert parsed.returncode == 0, parsed.stderr
+    if not INFRA_PYTHON.exists():
+        pytest.skip("no .venv-infra (make test sets it up)")
+    command = [str(INFRA_PYTHON), "-c", PARSE]
+    parsed = subprocess.run(
+        command, cwd=ROOT, env=environ(), input=json.dumps(cases), capture_output=True, text=True, check=False
+    )
+    assert parsed.returncode == 0, parsed.stderr
 
 
 @pytest.mark.parametrize("name", PAGES)

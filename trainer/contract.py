@@ -64,13 +64,9 @@ class RunEnv:
     scratch_dir: str = field(metadata={"variable": "TRAINER_SCRATCH_DIR"})  # local, fast, may be lost
     data: str = field(default="", metadata={"variable": "TRAINER_DATA"})  # URI, folder, hub id; "": the recipe's own
     attempt: str = field(default="", metadata={"variable": "TRAINER_ATTEMPT"})  # set by the uploader: "1", "2", …
-    secrets_dir: str = field(
-        default="", metadata={"variable": "TRAINER_SECRETS_DIR"}
-    )  # a folder with the file hf_token
+    secrets_dir: str = field(default="", metadata={"variable": "TRAINER_SECRETS_DIR"})  # has the file hf_token
     lease_seconds: str = field(default="60", metadata={"variable": "TRAINER_LEASE_SECONDS"})  # see Lease
-    deadline: str = field(
-        default="", metadata={"variable": "TRAINER_DEADLINE"}
-    )  # when the last save is given up, in Unix seconds
+    deadline: str = field(default="", metadata={"variable": "TRAINER_DEADLINE"})  # of the last save, in Unix seconds
 
     def to_environ(self) -> dict[str, str]:
         """The variables, passed through untouched; empty ones are left out."""

@@ -222,8 +222,7 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
         net = torch.compile(net, dynamic=False)  # type: ignore[assignment]
     loader = resources.enter_context(_loader(config, data, clock, world, state.step))
     return Run(
-        config=config, env=env, world=world, clock=clock, data=data, state=state,
-        net=net,
+        config=config, env=env, world=world, clock=clock, data=data, state=state, net=net,
         batches=iter(loader), log=StepLog(world, loader), metrics=metrics, checkpointer=checkpointer,
         console=console, status=status, interruption=interruption, channel=channel,
     )  # fmt: skip

@@ -49,6 +49,12 @@ class Progress:
         return max(0, self.total_steps - self.step) * self.global_batch_size / self.images_per_second
 
 
+NO_PROGRESS = Progress(
+    heartbeat={}, heartbeat_at=0.0, step=0, total_steps=0, images_per_second=0.0, global_batch_size=0,
+    train_top1=None, val_top1=None, checkpoint=None, attempts=(),
+)  # fmt: skip
+
+
 def read_progress(bucket: ExplainedBucket, run_id: str) -> Progress:
     def json_of(file: str) -> dict[str, Any]:
         return bucket.read_json(run_key(run_id, file))
@@ -117,7 +123,8 @@ def read_checkpoint(bucket: ExplainedBucket, run_id: str) -> Checkpoint | None:
     counters = manifest.get("counters", {})
     best = counters.get("best") or {}
     return Checkpoint(
-        step=int(manifest["step"]), time=float(manifest["time"]), best_top1=best.get("top1"),
+        step=int(manifest["step"]), time=float(manifest["time"]),
+        best_top1=best.get("top1") if best.get("step") else None,  # step 0: before the first validation
         best_step=int(best.get("step", 0)), validated=int(counters.get("validated", 0)),
     )  # fmt: skip
 

@@ -125,8 +125,15 @@ def launched_at(bucket: ExplainedBucket, run_id: str) -> float:
 
 
 def read_spend(bucket: ExplainedBucket, run_id: str) -> Spend:
+    """The guard's tally. Raises UserError where it is damaged."""
     body = bucket.read(run_key(run_id, "spend.json"))
-    return Spend.from_json(body) if body else Spend()
+    try:
+        return Spend.from_json(body) if body else Spend()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"s3://{bucket.name}/{run_key(run_id, 'spend.json')} is damaged ({error!r}): the guard alone writes it; "
+            "the bucket's console shows what the run's machines cost until then; delete the object to count anew"
+        ) from error
 
 
 def newest_attempt(bucket: ExplainedBucket, run_id: str) -> int:

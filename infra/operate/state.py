@@ -10,7 +10,7 @@ from typing import Any
 
 from infra.config import Installation
 from infra.guard.rules import SILENCE_SECONDS
-from infra.operate.progress import Progress, read_progress
+from infra.operate.progress import NO_PROGRESS, Progress, read_progress
 from infra.operate.runs import Ending, ExplainedBucket, group_of, launched_at, read_ending, read_spec, read_spend
 from infra.operate.session import Aws, explained
 from infra.operate.text import duration
@@ -36,6 +36,7 @@ class RunState:
     guard: dict[str, Any]  # guard.json
     ending: Ending | None
     progress: Progress
+    problem: str = ""  # why the run's files cannot be read; the other fields are then empty
 
     @property
     def is_wanted(self) -> bool:
@@ -62,7 +63,9 @@ class RunState:
         return str(self.progress.heartbeat.get("phase", "unknown"))
 
     def summary(self) -> tuple[str, str]:
-        """A word (done, failed, stopped, waiting, booting, silent or running), and what it does or why not."""
+        """Done, failed, stopped, waiting, booting, silent, running or unreadable; and what the run does, or why not."""
+        if self.problem:
+            return "unreadable", self.problem
         if ending := self.ending:
             return ending.how, f"{ending.how}: {ending.message}"
         if not self.is_wanted:
@@ -106,7 +109,14 @@ def read_states(
         except UserError:  # begun by a local `make train`
             spec = None
         mine = [machine for machine in seen if machine.run_id == run_id]
-        return _state_of(bucket, run_id, spec, groups[group_of(installation, spec)], mine)
+        group = groups[group_of(installation, spec)]
+        try:
+            return _state_of(bucket, run_id, spec, group, mine)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # one damaged run does not hide the others
+            return RunState(
+                now=time.time(), run_id=run_id, spec=spec, group=group, machines=(), refusals=(), spend=Spend(),
+                guard={}, ending=None, progress=NO_PROGRESS, problem=str(error),
+            )  # fmt: skip
 
     with ThreadPoolExecutor(PARALLEL_RUNS) as pool:
         return list(pool.map(state_of, run_ids))
@@ -128,7 +138,7 @@ def _state_of(
 
 
 def settle(spend: Spend, seen: Sequence[fleet.FleetMachine]) -> Spend:
-    """The guard's tally, without counting on a machine that ended since its last look."""
+    """The guard's tally, without counting on a machine that ended since the guard's last tick."""
     state = {machine.id: machine for machine in seen}
 
     def ended(machine: Machine) -> float:

@@ -108,10 +108,8 @@ class LiveLine:
     """One line that changes in place on a terminal; elsewhere every new text is a line of its own."""
 
     def __init__(self) -> None:
-        self.shown, self.live = (
-            "",
-            None if not sys.stdout.isatty() else Live(console=console(), auto_refresh=False, transient=True),
-        )
+        self.shown = ""
+        self.live = Live(console=console(), auto_refresh=False, transient=True) if sys.stdout.isatty() else None
 
     def __enter__(self) -> LiveLine:
         return self

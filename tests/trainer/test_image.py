@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -147,6 +148,13 @@ def test_a_bucket_that_does_not_exist_gives_78_and_is_named(run: Run) -> None:
     container = run.start("digits", store="s3://no-such-bucket/runs")
     assert container.wait() == Exit.USER, container.logs()
     assert "no-such-bucket" in container.logs()
+
+
+def test_a_loss_that_is_not_finite_gives_78_and_names_the_step(run: Run) -> None:
+    container = run.start(*SMALL, "--optim.peak-lr", "1e30")
+    assert container.wait() == Exit.USER, container.logs()
+    assert re.search(r"loss of step \d+ is (nan|inf)", container.logs())
+    assert run_key(run.run_id, "failed.json") in run.keys("runs/")
 
 
 def test_a_crash_gives_an_exit_code_of_its_own_and_leaves_the_run_open(run: Run) -> None:

@@ -133,9 +133,7 @@ def tensors_of(body: memoryview) -> dict[str, Tensor]:
     header = json.loads(bytes(body[8 : 8 + size]))
     nhwc = set(header.pop("__metadata__", {}).get(NHWC, "").split())
     found: dict[str, Tensor] = {}
-    for dtype, group in groupby(
-        header.items(), key=lambda item: item[1]["dtype"]
-    ):  # the tensors of one type lie together
+    for dtype, group in groupby(header.items(), key=lambda item: item[1]["dtype"]):  # those of one type lie together
         entries = dict(group)
         kind, offsets = TORCH_DTYPES[dtype], [entry["data_offsets"] for entry in entries.values()]
         sizes = [(end - start) // kind.itemsize for start, end in offsets]

@@ -21,6 +21,8 @@ from trainer.process.snapshot import VOID, Snapshot
 from trainer.store import StoreError
 from trainer.text import say
 
+COPY_SECONDS = 10.0  # a copy of 307 MB to the host takes 6 ms
+
 
 class Copier:
     """Copies tensors into a snapshot. On a GPU it uses a stream of its own and pinned memory, beside the training."""
@@ -47,9 +49,16 @@ class Copier:
             self.pinned.append(address)
 
     def close(self) -> None:
-        """Wait for the copy, and unlock the pages: the kernel may give their addresses to the next snapshots."""
+        """Unlock the pages after the copy: the kernel may give their addresses to the next snapshots.
+
+        A GPU that does not finish the copy in time keeps them, so that an error never waits for it.
+        """
+        give_up = time.monotonic() + COPY_SECONDS
         with suppress(RuntimeError):  # a GPU that has failed takes its copies with it
-            self.is_done(wait=True)
+            while not self.is_done():
+                if time.monotonic() > give_up:
+                    return
+                time.sleep(0.001)
         cudart: Any = torch.cuda.cudart() if self.pinned else None  # type: ignore[no-untyped-call]
         while self.pinned:
             cudart.cudaHostUnregister(self.pinned.pop())

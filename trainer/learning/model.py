@@ -1,4 +1,4 @@
-"""The network: torchvision's models by name, and their starting weights. Averages and optimizer live in `optim.py`."""
+"""The network: torchvision's classification models by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizer, learning rate and weight average. The learning rate is a pure function of the step: nothing to restore."""
+"""The optimizer. Its learning rate is set at each step: `schedule` computes it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """What signals ask for, looked at everywhere: SIGTERM and SIGINT to save and end, SIGUSR1 to save and go on."""
+    """What signals ask for: SIGTERM and SIGINT to save and end, SIGUSR1 to save and go on."""
 
     def __init__(self) -> None:
         self.requested = self.raising = self.save_requested = False

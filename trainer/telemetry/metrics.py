@@ -1,7 +1,7 @@
 """Metrics: one row per step, written as immutable segments of JSON lines and TensorBoard events, and read back.
 
 Names are flat and slashed (`train/loss`, `val/top1`, `speed/images_per_second`). Shipping is the uploader's, and what
-a step measures is `steplog`'s. No torch here: whoever only reads, as the report does, starts in an instant.
+a step measures is `step_log`'s. No torch here: whoever only reads, as the report does, starts in an instant.
 """
 
 from __future__ import annotations

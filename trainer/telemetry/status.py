@@ -1,4 +1,4 @@
-"""`status.json`, from which the uploader makes the heartbeat."""
+"""What a running trainer tells the uploader of itself."""
 
 from __future__ import annotations
 

@@ -13,17 +13,17 @@ from trainer.telemetry.metrics import Row
 
 
 class StepLog:
-    """The sums of recent steps, left on the device until somebody looks, so that a step never waits for the host."""
+    """The sums of recent steps, left on the device until they are read, so that a step never waits for the host."""
 
     def __init__(self, world: World, loader: Loader):
         self.world, self.loader = world, loader
         self.pending: list[tuple[int, float, Tensor]] = []
-        self.seconds = 0.0  # between the last two looks
+        self.seconds = 0.0  # between the last two reads
         self.summary: dict[str, float] = {}  # means over those steps
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """What came since the last look is not training."""
+        """What came since the last read is not training."""
         self.started, self.waited = time.perf_counter(), self.loader.wait_seconds
 
     def add(self, step: int, lr: float, sums: Tensor) -> None:
@@ -31,7 +31,7 @@ class StepLog:
         self.pending.append((step, lr, sums))
 
     def read(self, steps_per_epoch: int) -> list[Row]:
-        """One row per step since the last look, over all processes; the last one also has the speed."""
+        """One row per step since the last read, over all processes; the last one also has the speed."""
         if not self.pending:
             return []
         table = all_sum(torch.stack([sums for _, _, sums in self.pending]), self.world).tolist()

@@ -203,9 +203,7 @@ class Ownership:
                 self._refuse_later()
                 found, before = self.lease, self.written
                 if found is not None and found.attempt == self.attempt and found.renewed > before.renewed:
-                    before = (
-                        found  # our own write, whose acknowledgement was lost; an older lease was put back by somebody
-                    )
+                    before = found  # our own write, of which we heard nothing; somebody put an older lease back
                 try:
                     self._write(change(before))
                 except ConflictError:

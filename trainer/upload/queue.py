@@ -98,9 +98,8 @@ class Sender:
             else:
                 self.store.put(key, body)
 
-        if self.failed or not done_in_time(
-            self.retry, key, work
-        ):  # after one failure, nothing waits for the store any more
+        # After one failure, nothing waits for the store any more.
+        if self.failed or not done_in_time(self.retry, key, work):
             self.save_here(lambda: save_file_here(self.env, key, body))
 
     def snapshot(self, fd: int) -> Snapshot:

@@ -47,6 +47,9 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
     plan = None
     if not request.run_id:
         plan = make_plan(aws, installation, bucket, options.without_limits(request), now)
+    if plan and not as_json:  # at once: what comes after may be refused
+        title = f"estimate: {plan.spec.recipe}, {plan.spec.data or 'the data of the recipe'}"
+        display(styled(title, "bold"), describe(plan), extras(plan.spec))
     run_id = chosen(aws, installation, bucket, request.run_id) if bucket else ""
     kept = kept_data(bucket, installation) + standing(aws, installation) if bucket else []
     if as_json:
@@ -56,9 +59,6 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
             "standing": [{"what": one.what, "name": one.name, "usd_per_month": one.usd_per_month} for one in kept],
         })  # fmt: skip
         return ExitCode.DONE
-    if plan:
-        title = f"estimate: {plan.spec.recipe}, {plan.spec.data or 'the data of the recipe'}"
-        display(styled(title, "bold"), describe(plan), extras(plan.spec))
     if bucket and run_id:
         display(styled(f"\nspent: {run_id}", "bold"))
         print_spent(bucket, run_id, now)

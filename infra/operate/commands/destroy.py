@@ -75,7 +75,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
 
 
 def close_tally(aws: Aws, installation: Installation) -> None:
-    """The guard's last look, in this process: its own next one, which would see the machines' end, will not come."""
+    """The guard's last tick, made here: its own next tick, which would see the machines' end, will not come."""
     bucket, topic = open_bucket(aws, installation), aws.outputs(installation.training_stack).get(Output.TOPIC)
     if bucket and topic:
         settings = GuardSettings(

@@ -14,7 +14,7 @@ from infra.operate.state import read_states
 from tests.emulator.aws import Aws
 from tests.infra.deployed import INSTALLATION, RUN, Deployed, deploy, operate, operator
 from tests.infra.operator import infra
-from trainer.contract import UserError, run_key
+from trainer.contract import UserError, manifest_key, run_key
 
 STATUS_FIELDS = {
     "run", "kind", "recipe", "state", "message", "phase", "heartbeat_age_seconds", "step", "total_steps",
@@ -166,3 +166,29 @@ def test_preflight_has_every_check_and_its_exit_code(aws: Aws, monkeypatch: pyte
     assert checks["Docker"] == {
         "name": "Docker", "state": "not needed", "said": "the image is given: registry.example/trainer:1", "fix": "",
     }  # fmt: skip
+
+
+def test_before_the_first_validation_there_is_no_best_accuracy(
+    deployed: Deployed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployed.launch()
+    deployed.train_to(50)
+    body = {"step": 50, "time": 0.0, "counters": {"best": {"top1": -1.0, "step": 0, "weights": "model"}}}
+    deployed.put(manifest_key(RUN, 50, 1), body)  # as a run begins
+    found = document(capsys, "status", "--json")
+    assert (found["checkpoint_step"], found["best_top1"]) == (50, None)
+    assert operate("status") == ExitCode.DONE
+    assert "best" not in capsys.readouterr().out
+
+
+def test_a_run_whose_files_are_damaged_says_so_and_hides_no_other(
+    deployed: Deployed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployed.launch("whole")
+    deployed.train_to(350, run_id="whole")
+    deployed.put(run_key("damaged", "spec.json"), {"recipe": "digits"})
+    deployed.put(run_key("damaged", "spend.json"), b"{}")
+    found = {one["run"]: one for one in document(capsys, "runs", "--json")["runs"]}
+    assert found["whole"]["state"] == "running"
+    assert found["damaged"]["state"] == "unreadable"
+    assert "runs/damaged/spend.json is damaged" in found["damaged"]["message"]

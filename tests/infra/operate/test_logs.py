@@ -57,7 +57,7 @@ def writer(deployed: Deployed) -> Writer:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same steps in less time."""
-    for name, seconds in (("POLL", 0.05), ("LOOK", 0.2), ("QUIET", 0.5), ("SWEEP", 0.5), ("MOST_WAIT", 0.2)):
+    for name, seconds in (("LINES", 0.05), ("ENDING", 0.2), ("QUIET", 0.5), ("SWEEP", 0.5), ("MOST_WAIT", 0.2)):
         monkeypatch.setattr(logs, f"{name}_SECONDS", seconds)
 
 

@@ -21,16 +21,10 @@ from trainer.process.children import UploaderProcess, gpu_count, process_count
 LOADED = "import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "trainer.contract",
-        "trainer.process.supervise",
-        "trainer.process.channel",
-        "trainer.process.children",
-        "trainer.process.spot",
-    ],
-)
+PROCESS = sorted(f"trainer.process.{path.stem}" for path in (ROOT / "trainer/process").glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("module", ["trainer.contract", "trainer.text", *PROCESS])
 def test_it_loads_nothing_but_the_standard_library(module: str) -> None:
     code = LOADED.format(module=module)
     ended = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
