@@ -20,8 +20,8 @@ class CommandLine(argparse.ArgumentParser):
         self.variables[variable] = self.add_argument(f"--{name}", help=f"{help} (make: {variable}=)", **keywords)
 
     def json_option(self) -> None:
-        """No variable of make stands for it: JSON is a name that other programs use, too."""
-        self.add_argument("--json", action="store_true", help="print one JSON document, for programs")
+        """ARGS= holds options of the recipe where there is one, so `make cost` takes JSON=1."""
+        self.option("json", "print one JSON document, for programs", action="store_true")
 
     def read(self, environ: Mapping[str, str]) -> None:
         """Take the values of variables for defaults, so that a flag is stronger. An empty variable is not given."""
