@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from trainer.contract import UserError
-from trainer.data.making.parquet import download_parquet, open_parquet, parquet_files
+from trainer.data.making.hub import download_parquet
+from trainer.data.making.parquet import open_parquet, parquet_files
 from trainer.data.making.source_formats import (
     DIGITS_SIDE,
     DIGITS_VAL_EVERY,
