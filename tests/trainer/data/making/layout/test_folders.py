@@ -1,0 +1,168 @@
+"""Image folders as people have them: which files are read as what, why others are left out, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainer.contract import UserError
+from trainer.data.making.layout import NOWHERE, Choices, Layout, lay_out
+
+TRAIN = ["train/cat/a.JPEG", "train/cat/b.JPEG", "train/dog/a.JPEG"]
+VAL = ["val/cat/c.JPEG", "val/dog/c.JPEG"]
+
+
+def laid_out(*paths: str, nowhere: tuple[str, ...] = (), choices: Choices | None = None, card: str = "") -> Layout:
+    listing = dict.fromkeys(paths, 100) | dict.fromkeys(nowhere, NOWHERE)
+    return lay_out("here", listing, choices or Choices(), card=card)
+
+
+def moved(paths: list[str], before: str, after: str) -> list[str]:
+    return [after + path.removeprefix(before) if path.startswith(before) else path for path in paths]
+
+
+def test_images_come_by_class_and_name_and_each_class_has_its_number() -> None:
+    layout = laid_out(*reversed([*TRAIN, *VAL]))
+    assert (layout.form, layout.classes) == ("folder", ("cat", "dog"))
+    assert [*layout.splits["train"], *layout.splits["val"]] == [*TRAIN, *VAL] == layout.files
+    assert (layout.labels["train"].tolist(), layout.labels["val"].tolist()) == ([0, 0, 1], [0, 1])
+    assert not any(layout.left_out.values())
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "dev", "Val", "ILSVRC2012_img_val"])
+def test_a_single_folder_that_names_the_validation_is_it(name: str) -> None:
+    assert laid_out(*TRAIN, *moved(VAL, "val/", f"{name}/")).names == {"train": "train", "val": name}
+
+
+def test_hidden_and_system_folders_are_never_classes_and_are_counted() -> None:
+    odd = [
+        "train/.ipynb_checkpoints/cat_0.JPEG", "val/.ipynb_checkpoints/cat_0.JPEG", "train/@eaDir/", "val/@eaDir/t.jpg",
+        "__MACOSX/train/cat/._a.JPEG", "train/cat/._a.JPEG", "train/cat/.DS_Store", "lost+found/", ".git/",
+    ]  # fmt: skip
+    layout = laid_out(*TRAIN, *VAL, *odd)
+    assert layout.classes == ("cat", "dog")
+    assert layout.files == [*TRAIN, *VAL]
+    assert layout.left_out["hidden files, and folders of the system"] == sorted(odd)
+
+
+def test_every_file_is_read_or_left_out_for_a_reason() -> None:
+    rest = {
+        "no ending of an image": ["README.md", "train/cat/Thumbs.db", "train/cat/d", "train/labels.txt"],
+        "images outside of the splits": ["preview.jpg"],
+        "split test is not used": ["test/x.JPEG", "test/y.JPEG"],
+    }
+    layout = laid_out(*TRAIN, *VAL, *(path for paths in rest.values() for path in paths))
+    assert layout.files == [*TRAIN, *VAL]
+    assert {reason: sorted(paths) for reason, paths in layout.left_out.items() if paths} == rest
+
+
+def test_other_endings_of_images_are_read() -> None:
+    more = [f"train/cat/{name}" for name in ("a.GIF", "b.jfif", "c.jpe", "E.JPG", "f.Png")]
+    assert set(more) < set(laid_out(*TRAIN, *VAL, *more).splits["train"])
+
+
+def test_one_more_folder_in_every_class_is_read_and_said() -> None:
+    paths = [path.replace("/cat/", "/cat/images/").replace("/dog/", "/dog/images/") for path in [*TRAIN, *VAL]]
+    layout = laid_out(*paths)
+    assert (layout.files, layout.classes) == (paths, ("cat", "dog"))
+    assert "one more folder images/ of each class" in layout.said[0]
+
+
+def test_the_splits_may_lie_below_the_only_folder_with_images() -> None:
+    at = "ILSVRC/Data/CLS-LOC/"
+    layout = laid_out(
+        *(at + path for path in [*TRAIN, *VAL, "test/x.JPEG"]), "ILSVRC/Annotations/CLS-LOC/train/cat/a.xml"
+    )
+    assert layout.files == [at + path for path in [*TRAIN, *VAL]]
+
+
+def test_a_class_name_is_the_same_however_its_accents_are_written() -> None:
+    layout = laid_out(*TRAIN, *VAL, "train/caf\u00e9/a.JPEG", "val/cafe\u0301/a.JPEG")
+    assert layout.classes == ("caf\u00e9", "cat", "dog")
+    assert layout.labels["val"].tolist() == [0, 1, 2]
+
+
+def test_two_folders_for_a_role_are_a_question_and_the_option_answers_it() -> None:
+    paths = [*TRAIN, *VAL, "validation/cat/x.JPEG", "validation/dog/x.JPEG", "train_small/cat/a.JPEG"]
+    with pytest.raises(UserError, match=r"split train may be train \(3 files\), train_small.*--train-split train"):
+        laid_out(*paths)
+    with pytest.raises(UserError, match=r"DATA=here: split val may be val \(2 files\), validation.*--val-split val"):
+        laid_out(*paths, choices=Choices(train_split="train"))
+    layout = laid_out(*paths, choices=Choices(train_split="train", val_split="validation"))
+    assert layout.splits["val"] == ("validation/cat/x.JPEG", "validation/dog/x.JPEG")
+    assert layout.left_out["split val is not used"] == VAL
+    both = laid_out(*paths, choices=Choices(train_split="train+train_small", val_split="val+validation"))
+    assert len(both.splits["val"]) == 4
+
+
+def test_a_set_with_a_test_alone_is_refused_until_it_is_chosen() -> None:
+    paths = [*TRAIN, *moved(VAL, "val/", "test/")]
+    with pytest.raises(UserError, match=r"split val is missing.*test \(2 files\).*--val-split test"):
+        laid_out(*paths)
+    assert laid_out(*paths, choices=Choices(val_split="test")).splits["val"] == ("test/cat/c.JPEG", "test/dog/c.JPEG")
+    with pytest.raises(UserError, match="there is no split 'tset': the splits here are test"):
+        laid_out(*paths, choices=Choices(val_split="tset"))
+    with pytest.raises(UserError, match="would be in training and in validation"):
+        laid_out(*paths, choices=Choices(val_split="train"))
+
+
+@pytest.mark.parametrize(
+    ("paths", "nowhere", "message"),
+    [
+        (["train/cat/more/deep.JPEG"], (), r"split train lie at different depths.*train/cat/more/deep.JPEG"),
+        (["val/x.JPEG"], (), r"1 images of split val lie beside its class folders \(val/x.JPEG\)"),
+        (["train/x.JPEG"], (), r"1 images of split train lie beside its class folders"),
+        ([], ("train/cat/z.JPEG", "train/cat/y.JPEG"), r"2 links in split train lead nowhere \(train/cat/z.JPEG"),
+        (["train/empty/"], (), r"class folder train/empty has no image"),
+        (["val/empty/notes.txt"], (), r"class folder val/empty has no image"),
+        (["train/cow/x.JPEG"], (), r"train has 3 class folders, val has 2, and they differ \(for example 'cow'\)"),
+        (["train-0.parquet"], (), r"parquet files.*folders of images.*give the folder that holds only one"),
+    ],
+)
+def test_what_would_be_read_in_part_or_wrongly_is_refused(
+    paths: list[str], nowhere: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        laid_out(*TRAIN, *VAL, *paths, nowhere=nowhere)
+
+
+def test_a_folder_of_nothing_known_says_what_was_looked_for() -> None:
+    for paths in ((), ("notes.txt",), ("a.jpg", "b.jpg")):
+        with pytest.raises(UserError, match=r"nothing recognised.*looked for"):
+            laid_out(*paths)
+
+
+FLAT = [*TRAIN, "val/ILSVRC2012_val_00000001.JPEG", "val/ILSVRC2012_val_00000002.JPEG"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("LOC_val_solution.csv",), ("valprep.sh",), ("imagenet_2012_validation_synset_labels.txt",),
+        ("data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"), ("ILSVRC2012_devkit_t12.tar.gz",),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("folder", ["val/", "val/ILSVRC2012_img_val/"])
+def test_a_flat_validation_needs_a_file_that_says_its_classes(files: tuple[str, ...], folder: str) -> None:
+    paths = moved(FLAT, "val/", folder)
+    layout = laid_out(*paths, *files)
+    assert layout.truth == {"val": files}
+    assert layout.splits["val"] == tuple(paths[3:])
+    assert "val" not in layout.labels
+    assert layout.files == [*paths, *files]
+    assert not any(layout.left_out.values())
+    with pytest.raises(
+        UserError, match=r"val has 0 class folders.*devkit_t12.tar.gz.*LOC_val_solution.csv.*valprep.sh"
+    ):
+        laid_out(*paths, "ILSVRC2012_validation_ground_truth.txt")
+
+
+def test_archives_of_imagenet_are_read_if_nothing_is_unpacked_beside_them() -> None:
+    tars = ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"]
+    layout = laid_out(*tars, "ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_img_test_v10102019.tar")
+    assert (layout.form, layout.splits) == ("tar", {"train": (tars[0],), "val": (tars[1],)})
+    assert list(layout.left_out.values()) == [["ILSVRC2012_img_test_v10102019.tar"]]
+    assert laid_out(*tars, *TRAIN, *VAL).form == "folder"
+    with pytest.raises(UserError, match=r"split val is missing.*ILSVRC2012_img_val.tar is here 0 times"):
+        laid_out(tars[0])
+    with pytest.raises(UserError, match=r"nothing says their classes"):
+        laid_out(*tars)

@@ -1,0 +1,192 @@
+"""The layout of image folders: `train/<class>/<image>`, also below one folder or with one folder within each class."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from trainer.data.making.layout.plan import FORMS, NOWHERE, Choices, Declared, Layout, Listing, few, hidden, refused
+from trainer.data.making.layout.splits import Group, choose, left_groups, roles_of
+from trainer.data.making.layout.truth import find_truth
+
+IMAGE_ENDINGS = (
+    ".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif",
+)  # fmt: skip
+NO_IMAGE = "no ending of an image"
+BESIDE = "images outside of the splits"
+
+
+@dataclass
+class Tree:
+    """What lies below a split's folder."""
+
+    classes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # class folder: images
+    middles: set[str] = field(default_factory=set)  # the folders between class and image, "" for none
+    flat: list[str] = field(default_factory=list)  # images in no class folder
+    deep: str = ""  # an example of an image with folders between
+
+
+def is_image(path: str) -> bool:
+    return path.lower().endswith(IMAGE_ENDINGS)
+
+
+def folder_groups(images: Sequence[str]) -> list[Group]:
+    """The folders that hold splits: the topmost ones, or those below the only folder with images."""
+    base = ""
+    while images:
+        tops: dict[str, list[str]] = defaultdict(list)
+        for path in images:
+            top, slash, _ = path[len(base) :].partition("/")
+            tops[top if slash else ""].append(path)
+        if len(tops) > 1 or "" in tops or roles_of(next(iter(tops))):
+            return [
+                Group(base.rstrip("/") or ".", top, tuple(paths), roles_of(top)) for top, paths in sorted(tops.items())
+            ]
+        base += f"{next(iter(tops))}/"
+    return []
+
+
+def lay_out_folders(
+    data: str,
+    listing: Listing,
+    groups: Sequence[Group],
+    declared: Declared,
+    choices: Choices,
+    left: Mapping[str, list[str]],
+) -> Layout:
+    """Choose the splits of an image folder, and find the class of every image. Raises UserError with the fix."""
+    if not any(group.split for group in groups):
+        raise refused(
+            data,
+            "nothing recognised in this folder (looked for index.json, *.parquet with train or validation in their "
+            f"names, folders train/ and val/ or validation/). Known forms: {FORMS}",
+        )
+    left = dict(left)
+    if stray := [path for group in groups if not group.split for path in group.files]:
+        left[BESIDE] = stray
+    groups = [group for group in groups if group.split]
+    chosen = choose(data, groups, choices)
+    folders = {role: [_folder(group) for group in found] for role, found in chosen.items()}
+    _check_links(data, listing, folders)
+    trees = {role: _tree(data, found) for role, found in chosen.items()}
+    _check_depth(data, trees)
+    _check_flat(data, trees, folders)
+    val = trees["val"]
+    together = (
+        len(val.classes) == 1 and len(trees["train"].classes) > 1 and not set(val.classes) & set(trees["train"].classes)
+    )
+    truth = {"val": find_truth(data, listing, folders["val"][0])} if val.flat or together else {}
+    _check_classes(data, listing, trees, folders, truth)
+    names = tuple(sorted(trees["train"].classes))
+    number = {name: i for i, name in enumerate(names)}
+    splits, labels = {}, {}
+    for role, tree in trees.items():
+        if role in truth:
+            splits[role] = tuple(sorted(path for paths in (tree.flat, *tree.classes.values()) for path in paths))
+            continue
+        splits[role] = tuple(path for name in sorted(tree.classes) for path in sorted(tree.classes[name]))
+        labels[role] = np.repeat(
+            [number[name] for name in sorted(tree.classes)], [len(tree.classes[n]) for n in sorted(tree.classes)]
+        )
+    split_names = {role: "+".join(group.split for group in found) for role, found in chosen.items()}
+    used = {path for paths in truth.values() for path in paths}
+    left = {reason: [path for path in paths if path not in used] for reason, paths in left.items()}
+    said = [
+        f"images of {role} lie in one more folder {next(iter(tree.middles))}/ of each class, and are read"
+        for role, tree in trees.items()
+        if role not in truth and tree.middles != {""}
+    ]
+    return Layout(
+        "folder", splits, split_names, left | left_groups(groups, chosen), names, labels, truth, declared, tuple(said)
+    )
+
+
+def _folder(group: Group) -> str:
+    return f"{group.split}/" if group.config == "." else f"{group.config}/{group.split}/"
+
+
+def _below(listing: Iterable[str], folders: Mapping[str, Sequence[str]], role: str) -> list[str]:
+    return [path for path in listing if path.startswith(tuple(folders[role]))]
+
+
+def _check_links(data: str, listing: Listing, folders: Mapping[str, Sequence[str]]) -> None:
+    for role in folders:
+        if nowhere := [path for path in _below(listing, folders, role) if listing[path] == NOWHERE]:
+            raise refused(
+                data,
+                f"{len(nowhere):,} links in split {role} lead nowhere ({few(nowhere)}): fetch or mount what they lead "
+                "to, or remove them",
+            )
+
+
+def _tree(data: str, groups: Sequence[Group]) -> Tree:
+    tree = Tree()
+    for group in groups:
+        start = len(_folder(group))
+        for path in group.files:
+            top, *middle = path[start:].split("/")
+            if not middle:
+                tree.flat.append(path)
+                continue
+            tree.classes[unicodedata.normalize("NFC", top)].append(path)
+            tree.middles.add("/".join(middle[:-1]))
+            tree.deep = tree.deep or (path if len(middle) > 1 else "")
+    return tree
+
+
+def _check_depth(data: str, trees: Mapping[str, Tree]) -> None:
+    for role, tree in trees.items():
+        if len(tree.middles) > 1:
+            raise refused(
+                data,
+                f"images of split {role} lie at different depths, or in folders within the class folders (such as "
+                f"{tree.deep}): move each to <class>/<image>, since a folder within a class may be another class",
+            )
+        if tree.flat and tree.classes:
+            raise refused(
+                data,
+                f"{len(tree.flat):,} images of split {role} lie beside its class folders ({few(tree.flat)}): move them "
+                "into their classes, or out of the folder",
+            )
+
+
+def _check_flat(data: str, trees: Mapping[str, Tree], folders: Mapping[str, Sequence[str]]) -> None:
+    if flat := trees["train"].flat:
+        raise refused(
+            data,
+            f"the {len(flat):,} images of split train lie in no class folders ({few(flat)}): sort them into "
+            f"{folders['train'][0]}<class>/<image>",
+        )
+
+
+def _check_classes(
+    data: str,
+    listing: Listing,
+    trees: Mapping[str, Tree],
+    folders: Mapping[str, Sequence[str]],
+    truth: Mapping[str, Sequence[str]],
+) -> None:
+    for role, tree in trees.items():
+        if role in truth:
+            continue
+        for path in _below(listing, folders, role):
+            start = next(len(folder) for folder in folders[role] if path.startswith(folder))
+            name, slash, _ = path[start:].partition("/")
+            if slash and not hidden(name) and unicodedata.normalize("NFC", name) not in tree.classes:
+                raise refused(
+                    data,
+                    f"class folder {path[: start + len(name)]} has no image ({' '.join(IMAGE_ENDINGS)}): add images or "
+                    "remove the folder",
+                )
+    train, val = trees["train"].classes, trees["val"].classes
+    if "val" not in truth and set(train) != set(val):
+        odd = sorted(set(train) ^ set(val))
+        raise refused(
+            data,
+            f"train has {len(train):,} class folders, val has {len(val):,}, and they differ (for example {odd[0]!r}): "
+            "both need the same folders, <class>/<image>",
+        )

@@ -1,0 +1,117 @@
+"""What a layout is made from and what it says: names and sizes of files, the user's choices, the plan of a source.
+
+Standard library and numpy only. Nothing here reads a file or knows where the names come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.contract import UserError
+
+# Path, with "/" between folders: bytes. A path that ends in "/" is an empty folder, or one that nobody looks into.
+Listing = Mapping[str, int]
+NOWHERE = -1  # in place of the bytes: a link that leads nowhere
+
+Form = Literal["folder", "parquet", "tar"]
+OPTIONS = {  # a field of `Choices`: its option
+    "config": "--data-config",
+    "train_split": "--train-split",
+    "val_split": "--val-split",
+    "image_column": "--image-column",
+    "label_column": "--label-column",
+    "accept_incomplete": "--accept-incomplete",
+}
+FORMS = (
+    "digits | a Hugging Face id such as ILSVRC/imagenet-1k | a folder of parquet files (train-*.parquet, "
+    "validation-*.parquet) | an image folder (train/<class>/*.JPEG, val/<class>/*.JPEG) | ImageNet's own archives "
+    "(ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar) | a prepared folder (index.json)"
+)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user says about a source. What is left empty is as the files say, and as `datasets` reads them."""
+
+    config: str = ""
+    train_split: str = ""  # names of splits, with "+" between them
+    val_split: str = ""
+    image_column: str = ""
+    label_column: str = ""
+    accept_incomplete: bool = False
+
+    def split(self, role: str) -> str:
+        return {"train": self.train_split, "val": self.val_split}[role]
+
+    @property
+    def content(self) -> dict[str, object]:
+        """What was chosen, for the identity of the data: other choices may mean other content."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What README.md says of a config of the data."""
+
+    examples: Mapping[str, int] = field(default_factory=dict)  # split: how many
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # column: names of its labels
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The plan of a source: which files are read, in which order, and why the others are not."""
+
+    form: Form
+    splits: Mapping[str, Sequence[str]]  # "train" and "val": paths in the order in which they are read
+    names: Mapping[str, str]  # "train" and "val": how the source calls the split
+    left_out: Mapping[str, Sequence[str]]  # reason: paths
+    classes: tuple[str, ...] = ()  # of a folder: names in the order of their labels
+    labels: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)  # of a folder: one for each path
+    truth: Mapping[str, Sequence[str]] = field(default_factory=dict)  # split without class folders: its label files
+    declared: Declared = field(default_factory=Declared)
+    said: tuple[str, ...] = ()  # what a user should know of how the files were understood
+
+    @property
+    def files(self) -> list[str]:
+        """Every file that decides the content, in a fixed order."""
+        return [path for role in ("train", "val") for path in (*self.splits[role], *self.truth.get(role, ()))]
+
+
+def refused(data: str, what: str) -> UserError:
+    return UserError(f"DATA={data}: {what}")
+
+
+def option(choice: str, value: str) -> str:
+    """How a user gives a choice. Training itself has no such options: the data is prepared with it first."""
+    shown = f"{OPTIONS[choice]} {value}".strip()
+    return f'make prepare DATA=… STORE=… ARGS="{shown}"'
+
+
+def few(paths: Sequence[str], count: int = 3) -> str:
+    """Some examples, and how many more there are."""
+    more = f" and {len(paths) - count:,} more" if len(paths) > count else ""
+    return ", ".join(paths[:count]) + more
+
+
+# Of file systems, editors, archives and version control.
+SYSTEM_FOLDERS = frozenset(
+    {
+        "@eadir",
+        "__macosx",
+        "__pycache__",
+        "lost+found",
+        "$recycle.bin",
+        "system volume information",
+        "#recycle",
+        "#snapshot",
+    }
+)
+
+
+def hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS

@@ -1,0 +1,110 @@
+"""The layout of parquet files: as README.md declares it, or by the names of files and folders, as `datasets` does."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+
+from trainer.data.making.layout.card import CARD, DEFAULT, Config
+from trainer.data.making.layout.plan import Choices, Declared, Layout, few, option, refused
+from trainer.data.making.layout.splits import (
+    KEYWORDS,
+    Group,
+    check_shards,
+    choose,
+    is_exactly,
+    left_groups,
+    roles_of,
+)
+
+# What `datasets` writes, as data/train-00000-of-00002.parquet; an older version put a hash behind the numbers.
+_WRITTEN = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}.*")
+_NUMBER_AT_END = re.compile(r"([-._ ]?\d+(-of-\d+)?)+$")
+ROOT = "."  # the config of files that lie in no folder
+
+
+def table_groups(data: str, paths: Sequence[str], configs: Mapping[str, Config], choices: Choices) -> list[Group]:
+    """The splits of parquet files, declared or named. Raises UserError if one of several configs must be chosen."""
+    if not any(config.patterns or config.folder for config in configs.values()):
+        return _named(paths)
+    name = choices.config or next((n for n, c in configs.items() if c.default or n == DEFAULT or len(configs) == 1), "")
+    if name not in configs:
+        why = f"there is no config {name!r}" if name else f"{CARD} declares several configs"
+        raise refused(data, f"{why}: choose one of {few(list(configs), 12)}, {option('config', next(iter(configs)))}")
+    groups, config = [], configs[name]
+    if not config.patterns:
+        groups = [
+            Group(name, group.split, group.files, group.roles, group.exact)
+            for group in _named([path for path in paths if path.startswith(f"{config.folder}/")])
+        ]
+    for split, patterns in config.patterns.items():
+        found = _matching(paths, [f"{config.folder}/{one}".lstrip("/") for one in patterns])
+        roles = frozenset(role for role in KEYWORDS if is_exactly(split, role)) or roles_of(split)
+        if not found and (roles or split in choices.train_split + choices.val_split):
+            raise refused(
+                data, f"{CARD} declares the files of split {split} as {few(patterns)}, and none is here: fetch them"
+            )
+        groups.append(Group(name, split, tuple(found), roles, exact=True))
+    rest = sorted(set(paths) - {path for group in groups for path in group.files})
+    if rest:
+        groups.append(Group(f"other than {name}", "", tuple(rest), frozenset()))
+    return groups
+
+
+def lay_out_tables(
+    data: str, groups: Sequence[Group], configs: Mapping[str, Config], choices: Choices, left: Mapping[str, list[str]]
+) -> Layout:
+    """Choose the splits of parquet files and count their shards. Raises UserError with the question or the fix."""
+    chosen = choose(data, [group for group in groups if group.split], choices)
+    splits = {role: tuple(sorted(path for group in found for path in group.files)) for role, found in chosen.items()}
+    said = [
+        line for role, files in splits.items() for line in check_shards(data, role, files, choices.accept_incomplete)
+    ]
+    names = {role: "+".join(group.split for group in found) for role, found in chosen.items()}
+    declared = declared_of(configs, choices.config or chosen["train"][0].config)
+    return Layout(
+        "parquet", splits, names, dict(left) | left_groups(groups, chosen), declared=declared, said=tuple(said)
+    )
+
+
+def declared_of(configs: Mapping[str, Config], name: str) -> Declared:
+    """What README.md says of a config. A single one counts, whatever its name is."""
+    config = configs.get(name) or (next(iter(configs.values())) if len(configs) == 1 else Config())
+    return config.declared
+
+
+def _named(paths: Sequence[str]) -> list[Group]:
+    files: dict[tuple[str, str, frozenset[str], bool], list[str]] = defaultdict(list)
+    for path in paths:
+        files[_group_of(path)].append(path)
+    return [
+        Group(config, split, tuple(sorted(found)), roles, exact)
+        for (config, split, roles, exact), found in sorted(files.items(), key=lambda item: item[1])
+    ]
+
+
+def _group_of(path: str) -> tuple[str, str, frozenset[str], bool]:
+    """The config and the split of a file, what it may be for, and whether `datasets` has written its name."""
+    *folders, file = PurePosixPath(path).parts
+    stem = file.removesuffix(".parquet")
+    config = "/".join(folders) or ROOT
+    around = frozenset(role for folder in folders for role in KEYWORDS if is_exactly(folder, role))
+    written = _WRITTEN.fullmatch(stem)
+    if written and not around - roles_of(written["split"]):
+        return config, written["split"], roles_of(written["split"]), True
+    name = _NUMBER_AT_END.sub("", stem)
+    roles, by_folder = roles_of(stem), next((i for i in reversed(range(len(folders))) if roles_of(folders[i])), None)
+    if by_folder is None:
+        return config, name or stem, roles, False
+    if roles:  # both say it: a difference is a question
+        return config, name, roles | roles_of(folders[by_folder]), False
+    return "/".join(folders[:by_folder]) or ROOT, folders[by_folder], roles_of(folders[by_folder]), False
+
+
+def _matching(paths: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    from fsspec.utils import glob_translate  # what `datasets` matches with
+
+    compiled = [re.compile(glob_translate(pattern)) for pattern in patterns]
+    return sorted(path for path in paths if any(pattern.match(path) for pattern in compiled))

@@ -1,0 +1,36 @@
+"""Files that say the classes of a validation whose images lie in no class folders, as ImageNet's does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from trainer.data.making.layout.plan import refused
+
+# In the order in which they are looked for. Two belong together.
+TRUTHS = (
+    ("LOC_val_solution.csv",),
+    ("valprep.sh",),
+    ("val_annotations.txt",),
+    ("imagenet_2012_validation_synset_labels.txt",),
+    ("ILSVRC2012_validation_ground_truth.txt", "meta.mat"),
+    ("ILSVRC2012_devkit_t12.tar.gz",),
+)
+
+
+def find_truth(data: str, listing: Iterable[str], where: str) -> tuple[str, ...]:
+    """The files that say the classes of the images in the folder `where`. UserError says which there could be."""
+    by_name: dict[str, list[str]] = {name: [] for names in TRUTHS for name in names}
+    for path in listing:
+        if (name := path.rpartition("/")[2]) in by_name:
+            by_name[name].append(path)
+    for files in TRUTHS:
+        if all(len(by_name[file]) == 1 for file in files):
+            return tuple(by_name[file][0] for file in files)
+    raise refused(
+        data,
+        f"val has 0 class folders: its images lie together in {where}, and nothing says their classes. For ImageNet, "
+        "put one of these anywhere into the folder: ILSVRC2012_devkit_t12.tar.gz, or its "
+        "ILSVRC2012_validation_ground_truth.txt and meta.mat (image-net.org); LOC_val_solution.csv (Kaggle); "
+        "valprep.sh; imagenet_2012_validation_synset_labels.txt. For other images, sort them into "
+        f"{where}<class>/<image>",
+    )
