@@ -7,12 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+from pathlib import Path
+
+_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def say(line: str) -> None:
     """A line on standard error, written at once: a signal handler may speak between two lines of the program."""
     with contextlib.suppress(OSError):  # the terminal was closed, which is no reason to stop
-        os.write(2, f"{line}\n".encode(errors="replace"))
+        os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+
+
+def show_name(name: str | Path) -> str:
+    r"""A name as text that any terminal and any format can take. A path may have bytes that are no UTF-8: caf\xe9.JPEG.
+
+    Characters that steer a terminal, such as a line break, are escaped likewise.
+    """
+    raw = name.encode(errors="backslashreplace") if isinstance(name, str) else os.fsencode(name)
+    return _STEERING.sub(lambda found: ascii(found[0])[1:-1], raw.decode(errors="backslashreplace"))
 
 
 def show_bytes(count: float) -> str:

@@ -6,8 +6,6 @@ Listing and reading only: whether the labels make sense is decided in `sources`.
 from __future__ import annotations
 
 import re
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from trainer.contract import UserError
+from trainer.data.making.faults import naming_the_file
+from trainer.data.making.row_groups import RowGroups
 from trainer.data.making.source_formats import SPLITS, Example, Labels, Split
 
 
@@ -31,55 +31,28 @@ def parquet_files(folder: Path) -> dict[str, list[Path]]:
 
 
 class ParquetSplit:
-    """Rows of parquet files. Whole row groups are read and the last few kept, so a row near the last one is cheap."""
+    """Rows of parquet files. A row near the last one is cheap."""
 
     # Not through `load_dataset`, which would first write a second copy of everything: 150 GB for ImageNet.
-    KEPT_ROW_GROUPS = 3
     in_runs: ClassVar = True
 
     def __init__(self, split: str, files: Sequence[Path]) -> None:
         import pyarrow.parquet as pq
 
-        self._split = split
-        self._groups: list[tuple[Path, int]] = []
-        firsts, labels = [0], []
+        self._split, self._images = split, RowGroups(files, "image")
+        labels = []
         for path in files:
-            with pq.ParquetFile(path) as file:
-                for group in range(file.metadata.num_row_groups):
-                    self._groups.append((path, group))
-                    firsts.append(firsts[-1] + file.metadata.row_group(group).num_rows)
+            with naming_the_file(path, "column label"), pq.ParquetFile(path) as file:
                 labels.append(file.read(columns=["label"])["label"].fill_null(-1).to_numpy())  # -1: refused
-        self._firsts = np.array(firsts)
         self.labels: Labels = np.concatenate(labels).astype(np.int64) if labels else np.empty(0, np.int64)
-        self._kept: OrderedDict[int, Any] = OrderedDict()
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, i: int) -> Example:
-        group = int(np.searchsorted(self._firsts, i, side="right")) - 1
-        image = self._images(group)[i - int(self._firsts[group])].as_py() or {}
+        image = self._images[i].as_py() or {}
         name = image.get("path") or f"{self._split}[{i}]"
         return Example(image.get("bytes") or b"", int(self.labels[i]), name)
-
-    def _images(self, group: int) -> Any:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        with self._lock:
-            if group in self._kept:
-                self._kept.move_to_end(group)
-            else:
-                path, number = self._groups[group]
-                try:
-                    with pq.ParquetFile(path) as file:
-                        self._kept[group] = file.read_row_group(number, columns=["image"])["image"]
-                except (OSError, pa.ArrowInvalid) as error:
-                    raise UserError(f"{path} is damaged in row group {number} ({error}): fetch it again") from error
-                if len(self._kept) > self.KEPT_ROW_GROUPS:
-                    self._kept.popitem(last=False)
-            return self._kept[group]
 
 
 def open_parquet(data: str, files: Mapping[str, Sequence[Path]]) -> tuple[tuple[str, ...], dict[str, Split]]:

@@ -23,7 +23,7 @@ from trainer.data.making.sources import Source, Split
 from trainer.data.progress import Track, show_rate
 from trainer.store import NotFoundError, ObjectStore
 from trainer.store.background import in_background
-from trainer.text import say, show_bytes, show_estimate
+from trainer.text import say, show_bytes, show_estimate, show_name
 
 SHARD_PIXELS = 2**28  # short side squared, times images: 128 MB, since a photograph takes half a byte per pixel
 SMALL_SIDE = 64  # of smaller images, headers and names take more room than pixels
@@ -144,15 +144,14 @@ class ShardMaker:
         images, sides = self.source.splits[split], self.copies.sides(split)
 
         def one(i: int) -> tuple[ImageRow, ...]:
+            name, label = f"image {i}", int(images.labels[i])
             try:
                 example = images[i]
-            except (FileNotFoundError, PermissionError) as error:  # other errors are the disk's, not the image's
-                return (ImageRow(f"image {i}", int(images.labels[i]), None, (), str(error)),) * len(sides)
-            try:
-                jpegs, odd = convert(example.image, example.name, sides, self.copies.quality)
-            except BrokenImageError as error:
-                return (ImageRow(example.name, example.label, None, (), str(error)),) * len(sides)
-            return tuple(ImageRow(example.name, example.label, jpeg, odd) for jpeg in jpegs)
+                name = show_name(example.name)
+                jpegs, odd = convert(example.image, name, sides, self.copies.quality)
+            except (FileNotFoundError, PermissionError, BrokenImageError) as error:  # other errors are the disk's
+                return (ImageRow(name, label, None, (), show_name(str(error))),) * len(sides)
+            return tuple(ImageRow(name, label, jpeg, odd) for jpeg in jpegs)
 
         pending: deque[Future[tuple[ImageRow, ...]]] = deque()
         for i in numbers:

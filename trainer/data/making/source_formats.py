@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.contract import UserError
+from trainer.text import show_name
 
 Labels = npt.NDArray[np.int64]
 
@@ -105,7 +106,7 @@ class FolderSplit:
 
     def __getitem__(self, i: int) -> Example:
         file = self._files[i]
-        return Example(file.read_bytes(), int(self.labels[i]), str(file.relative_to(self._root)))
+        return Example(file.read_bytes(), int(self.labels[i]), show_name(file.relative_to(self._root)))
 
 
 def _split_folders(data: str, folder: Path) -> dict[str, Path]:
