@@ -7,6 +7,7 @@ read in Adobe's inverted form, and EXIF orientation is ignored. Unlike there, 16
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -63,8 +64,13 @@ def convert(data: bytes, name: str, sides: Sequence[int], quality: int) -> tuple
             else:
                 copies.append((add_markers(data) or data) if plain else encode(pixels, quality))
     except PILLOW_ERRORS as error:
-        raise BrokenImageError(str(error) or type(error).__name__) from error
+        raise BrokenImageError(lasting_text(error)) from error
     return tuple(copies), odd
+
+
+def lasting_text(error: Exception) -> str:
+    """What an error says, without what differs from one call to the next: addresses of objects."""
+    return re.sub(r" *<[^<>]* at 0x[0-9a-fA-F]+>", "", str(error)) or type(error).__name__
 
 
 def encode(pixels: Pixels, quality: int) -> bytes:
