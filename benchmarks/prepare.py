@@ -1,6 +1,7 @@
 """What `make prepare` costs: images/s per core, hours and gigabytes for all of ImageNet, peak memory.
 
-make bench-prepare   ARGS="--images FOLDER" measures real JPEG files instead of the photographs
+make bench-prepare   ARGS="--images FOLDER" measures real JPEG files instead of the photographs;
+                     ARGS="--before COMMIT" compares the processor time of an image with that of an older version
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import photographs
 from benchmarks.machine import write
+from benchmarks.structure import ROOT, at
 from trainer.data.format import INDEX, Index, read_index
 
 IMAGENET = {"train": 1_281_167, "val": 50_000}
@@ -37,11 +40,11 @@ class Usage:
         )  # fmt: skip
 
 
-def run(data: Path, store: Path) -> Usage:
-    """`python -m trainer.prepare`, as a user calls it."""
+def run(data: Path, store: Path, code: Path = ROOT) -> Usage:
+    """`python -m trainer.prepare`, as a user calls it, of the version in the folder `code`."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "trainer.prepare", "--data", str(data), "--store", str(store)]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    child = subprocess.Popen(command, cwd=code, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
@@ -49,12 +52,12 @@ def run(data: Path, store: Path) -> Usage:
     return Usage(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
-def prepared_once(data: Path) -> tuple[Usage, Index]:
+def prepared_once(data: Path, code: Path = ROOT) -> tuple[Usage, Index]:
     """The cost of the images alone: that of a second call, which finds all done, is taken off."""
     with tempfile.TemporaryDirectory() as folder:
-        used = run(data, Path(folder))
+        used = run(data, Path(folder), code)
         (found,) = Path(folder).rglob(INDEX)
-        return used - run(data, Path(folder)), read_index(found.parent)
+        return used - run(data, Path(folder), code), read_index(found.parent)
 
 
 def multiply(folder: Path) -> None:
@@ -64,12 +67,35 @@ def multiply(folder: Path) -> None:
             file.with_stem(f"{file.stem}-{number}").symlink_to(file.resolve())
 
 
+def compare(data: Path, commit: str, rounds: int) -> dict[str, Any]:
+    """Milliseconds of processor time for an image, now and at a commit, in turns; and whether the shards are equal."""
+    spent: dict[str, list[float]] = {"before": [], "now": []}
+    with tempfile.TemporaryDirectory() as folder:
+        code = {"before": at(commit, Path(folder)), "now": ROOT}
+        for number in range(rounds + 1):
+            made = {name: prepared_once(data, code[name]) for name in sorted(code, reverse=number % 2 == 1)}
+            for name, (used, index) in made.items():
+                images = sum(split.images for split in index.splits.values())
+                spent[name].append(1000 * used.cpu_seconds / images)
+        splits = [index.splits for _, index in made.values()]
+    medians = {name: statistics.median(values[1:]) for name, values in spent.items()}  # at first, numba compiles
+    return {
+        "commit": commit,
+        "prepared_images": images,
+        "cpu_ms_per_image": {name: round(value, 3) for name, value in medians.items()},
+        "now_to_before": round(medians["now"] / medians["before"], 3),
+        "same_shards": splits[0] == splits[1],
+        "all_cpu_ms_per_image": {name: [round(value, 3) for value in values[1:]] for name, values in spent.items()},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench-prepare", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--count", type=int, default=1000, help=f"different training images; each is there {LINKS} times"
     )
+    parser.add_argument("--before", metavar="COMMIT", help="compare with this commit, and measure nothing else")
     parser.add_argument("--images", type=Path, help="a folder with real JPEG files, at any depth")
     options = parser.parse_args()
     val = max(10, round(options.count * IMAGENET["val"] / IMAGENET["train"]))
@@ -81,6 +107,13 @@ def main() -> None:
             photographs.make(folder, options.count, val)
         described = photographs.describe(sorted((folder / "train").rglob("*.JPEG")))
         multiply(folder)
+        if options.before:
+            compared = compare(folder, options.before, options.rounds)
+            print(
+                f"{compared['cpu_ms_per_image']} ms of a core for an image: {compared['now_to_before']} times as long"
+            )
+            print(f"written to {write('prepare-before', compared).relative_to(ROOT)}")
+            return
         rounds = [prepared_once(folder) for _ in range(options.rounds)]
 
     index = rounds[0][1]
@@ -109,7 +142,7 @@ def main() -> None:
     print(f"all of ImageNet: {results['imagenet_core_hours']} core hours, {results['imagenet_hours_here']} hours here, "
           f"{results['imagenet_gb_in_all']} GB {results['imagenet_gb']}")  # fmt: skip
     print(f"peak memory {results['peak_mib']} MiB")
-    print(f"written to {write('prepare', results).relative_to(Path.cwd())}")
+    print(f"written to {write('prepare', results).relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,6 @@ def naming_the_file(file: Path, part: str = "", fix: str = "fetch it again") -> 
 
 
 def reason(error: BaseException) -> str:
-    """The error's own words; its kind if it has none, or if they say little without it."""
-    said, kind = show_name(str(error)), type(error).__name__
+    """The error's own words, without addresses of objects; its kind where they are none, or say little without it."""
+    said, kind = show_name(re.sub(r" *<[^<>]* at 0x[0-9a-fA-F]+>", "", str(error))), type(error).__name__
     return f"{kind}: {said}" if said and isinstance(error, LookupError) else said or kind

@@ -7,6 +7,7 @@ the interpreter lock. Decoded pixels equal PIL's; resized ones differ from PIL's
 from __future__ import annotations
 
 import threading
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -32,13 +33,19 @@ def image_size(jpeg: Bytes) -> tuple[int, int]:
 
 def crop_into(out: np.ndarray, jpeg: Bytes, box: Box) -> None:
     """Write the box, resized, into out: (pixels, pixels, 3) uint8, C-contiguous. ValueError on broken bytes."""
+    _, _, width, height = box
+    # crop before resize, as torchvision does: pixels outside the box do not bleed in
+    crop = _bytes("crop", height * width * 3).reshape(height, width, 3)
+    crop[:] = decode_box(jpeg, box)
+    resize_into(out, crop)
+
+
+def decode_box(jpeg: Bytes, box: Box) -> np.ndarray:
+    """The pixels of the box: (height, width, 3) uint8, valid until this thread decodes again. ValueError as above."""
     window = cut(jpeg, box, _bytes("window", len(jpeg)))
     _, _, width, height = box
     pixels = _decode(window.jpeg, strict=window.whole)
-    # crop before resize, as torchvision does: pixels outside the box do not bleed in
-    crop = _bytes("crop", height * width * 3).reshape(height, width, 3)
-    crop[:] = pixels[window.top : window.top + height, window.left : window.left + width]
-    _resize_into(out, crop)
+    return pixels[window.top : window.top + height, window.left : window.left + width]
 
 
 def center_into(out: np.ndarray, jpeg: Bytes, resize: int) -> None:
@@ -52,7 +59,7 @@ def center_into(out: np.ndarray, jpeg: Bytes, resize: int) -> None:
         height, width = image.shape[:2]
     height, width = int(resize * height / short), int(resize * width / short)
     resized = _bytes("resized", height * width * 3).reshape(height, width, 3)
-    _resize_into(resized, image)
+    resize_into(resized, image)
     top, left = round((height - pixels) / 2), round((width - pixels) / 2)
     out[:] = resized[top : top + pixels, left : left + pixels]
 
@@ -74,11 +81,12 @@ def _decode(jpeg: Bytes, *, strict: bool) -> np.ndarray:
     return decoded
 
 
-def _resize_into(out: np.ndarray, image: np.ndarray) -> None:
-    """Bilinear, antialiased where it shrinks: (H, W, 3) uint8 both, C-contiguous: else torch copies, with threads."""
-    target = _nchw(out)
+def resize_into(out: np.ndarray, image: np.ndarray, kind: Literal["bilinear", "bicubic"] = "bilinear") -> None:
+    """Antialiased where it shrinks: (H, W, 3) uint8 both, C-contiguous: else torch copies, with threads."""
+    target, filters = _nchw(out), torch._C._nn
     # What F.interpolate(…, antialias=True) calls; its public face has no `out`, which costs a copy and fresh pages.
-    torch._C._nn._upsample_bilinear2d_aa(_nchw(image), target.shape[2:], False, out=target)  # type: ignore[call-arg]
+    resize = filters._upsample_bilinear2d_aa if kind == "bilinear" else filters._upsample_bicubic2d_aa
+    resize(_nchw(image), target.shape[2:], False, out=target)  # type: ignore[call-arg]
 
 
 def _nchw(image: np.ndarray) -> Tensor:
