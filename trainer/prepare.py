@@ -41,7 +41,8 @@ class Options:
     """
 
     data: str
-    """digits, a Hugging Face id (ILSVRC/imagenet-1k), a folder of parquet files, or an image folder (train/, val/)."""
+    """digits, a Hugging Face id (ILSVRC/imagenet-1k), a folder of parquet files, an image folder (train/, val/), or
+    ImageNet's own files as they were downloaded."""
 
     store: str
     """Where the shards go, under datasets/<name>/<version>/: s3://bucket/prefix or a folder."""
@@ -55,6 +56,24 @@ class Options:
 
     quality: int = 90
     """JPEG quality, 1 to 95, of what is shrunk or converted (4:2:0). Small baseline JPEGs keep their pixels."""
+
+    data_config: str = ""
+    """Which config to read, as `datasets` names it, where the data has several: 160px, or the name of a folder."""
+
+    train_split: str = ""
+    """Which split is for training, where the names leave that open: train, or several as train+extra."""
+
+    val_split: str = ""
+    """Likewise for validation: test, for data that has only train and test."""
+
+    image_column: str = ""
+    """The column of parquet files that holds the images, if it is not called image."""
+
+    label_column: str = ""
+    """The column that holds the labels, if it is not called label: fine_label."""
+
+    accept_incomplete: bool = False
+    """Go on where shards are missing, or where README.md declares other numbers of images. The summary says what."""
 
     workers: int = 0
     """Threads that decode and encode; 0 means one per core."""
@@ -125,6 +144,7 @@ def _check_run_id(run_id: str) -> None:
 
 def _prepare(options: Options, store: ObjectStore, run: PrepareRun | None = None) -> Prepared:
     from trainer.data.format import Copies
+    from trainer.data.making.layout import Choices
     from trainer.data.making.prepare import prepare
     from trainer.store import naming_the_fix
 
@@ -134,6 +154,14 @@ def _prepare(options: Options, store: ObjectStore, run: PrepareRun | None = None
             options.data,
             store,
             Copies(options.train_sides, options.val_sides, options.quality),
+            choices=Choices(
+                options.data_config,
+                options.train_split,
+                options.val_split,
+                options.image_column,
+                options.label_column,
+                options.accept_incomplete,
+            ),
             secrets_dir=options.secrets_dir,
             workers=options.workers,
             max_broken_share=options.max_broken_share,

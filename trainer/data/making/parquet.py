@@ -1,33 +1,23 @@
-"""Parquet files with the hub's ImageNet schema. Those of a dataset on the hub are downloaded by `hub`.
+"""Parquet files with the hub's ImageNet schema, or with other names of its two columns.
 
-Listing and reading only: whether the labels make sense is decided in `sources`.
+Labels mean one thing in all files: class names and their order are compared, and mapped by name where that is sure.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from trainer.contract import UserError
 from trainer.data.making.faults import naming_the_file
+from trainer.data.making.layout import Choices, SourceLayout, few, how_to_choose, refused
 from trainer.data.making.row_groups import RowGroups
-from trainer.data.making.source_formats import SPLITS, Example, Labels, Split
+from trainer.data.making.source_formats import Example, Labels, Split
 
-
-def parquet_files(folder: Path) -> dict[str, list[Path]]:
-    """The files of each split, in order. A split's name is a word of the file's name or of its folder's."""
-    files: dict[str, list[Path]] = {split: [] for split in SPLITS}
-    # Two levels, as the hub has them; deeper would walk through a million images.
-    for file in sorted([*folder.glob("*.parquet"), *folder.glob("*/*.parquet")]):
-        for split, names in SPLITS.items():
-            if re.search(rf"(^|[-_./])({'|'.join(names)})[-_./]", str(file.relative_to(folder))):
-                files[split].append(file)
-                break
-    return files
+NO_LABEL = -1  # of a row without one: refused later, with the row's number
 
 
 class ParquetSplit:
@@ -36,62 +26,189 @@ class ParquetSplit:
     # Not through `load_dataset`, which would first write a second copy of everything: 150 GB for ImageNet.
     in_runs: ClassVar = True
 
-    def __init__(self, split: str, files: Sequence[Path]) -> None:
-        import pyarrow.parquet as pq
-
-        self._split, self._images = split, RowGroups(files, "image")
-        labels = []
-        for path in files:
-            with naming_the_file(path, "column label"), pq.ParquetFile(path) as file:
-                labels.append(file.read(columns=["label"])["label"].fill_null(-1).to_numpy())  # -1: refused
-        self.labels: Labels = np.concatenate(labels).astype(np.int64) if labels else np.empty(0, np.int64)
+    def __init__(self, split: str, files: Sequence[Path], column: str, labels: Labels) -> None:
+        self._split, self._images, self.labels = split, RowGroups(files, column), labels
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, i: int) -> Example:
         image = self._images[i].as_py() or {}
+        if isinstance(image, bytes):
+            image = {"bytes": image}
         name = image.get("path") or f"{self._split}[{i}]"
         return Example(image.get("bytes") or b"", int(self.labels[i]), name)
 
 
-def open_parquet(data: str, files: Mapping[str, Sequence[Path]]) -> tuple[tuple[str, ...], dict[str, Split]]:
-    """Class names, from the ClassLabel of the hub's schema, or numbers without one; and the splits."""
+@dataclass(frozen=True)
+class Columns:
+    """A file as its schema describes it."""
+
+    path: Path
+    image: str
+    label: str
+    classes: tuple[str, ...]  # names of the labels, or none
+    text: bool  # labels are names themselves
+
+
+def open_parquet(
+    data: str, folder: Path, layout: SourceLayout, choices: Choices
+) -> tuple[tuple[str, ...], dict[str, Split], tuple[str, ...]]:
+    """Class names, the splits, and what was done to labels that should be said.
+
+    The names come from the ClassLabel of the files or of README.md, or from labels that are text; else they are
+    numbers.
+    Raises UserError if the labels may mean different things in different files.
+    """
+    files = {role: [_columns(data, folder / path, choices) for path in paths] for role, paths in layout.splits.items()}
+    every = [columns for of_role in files.values() for columns in of_role]
+    text = {columns.text for columns in every}
+    if len(text) > 1:
+        odd = next(columns for columns in every if columns.text != every[0].text)
+        raise refused(data, f"the labels of {every[0].path.name} are {_kind(every[0])}, those of {odd.path.name} are "
+                            f"{_kind(odd)}: all files need the same")  # fmt: skip
+    declared = layout.declared.classes.get(every[0].label, ())
+    classes = _text_classes(data, files, declared) if text == {True} else _common_classes(data, every, declared)
+    splits: dict[str, Split] = {
+        role: ParquetSplit(
+            role,
+            [columns.path for columns in found],
+            every[0].image,
+            np.concatenate([_labels(data, columns, classes) for columns in found]),
+        )
+        for role, found in files.items()
+    }
+    mapped = [columns.path.name for columns in every if columns.classes and columns.classes != classes]
+    said = (f"class names in another order, mapped by name: {few(mapped)}",) if mapped else ()
+    counted = tuple(str(i) for i in range(int(splits["train"].labels.max(initial=-1)) + 1))
+    return classes or counted, splits, said
+
+
+def _kind(columns: Columns) -> str:
+    return "text" if columns.text else "numbers"
+
+
+def _columns(data: str, path: Path, choices: Choices) -> Columns:
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import ClassLabel, Features
 
-    names: dict[str, tuple[str, ...]] = {}
-    splits: dict[str, Split] = {}
-    for split, paths in files.items():
-        if not paths:
-            raise UserError(
-                f"DATA={data}: split {split} is missing: no parquet file has {' or '.join(SPLITS[split])} in its name"
-            )
-        for path in paths:
-            try:
-                schema = pq.read_schema(path)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise UserError(
-                    f"DATA={data}: {path.name} is not a readable parquet file ({error}): fetch it again"
-                ) from error
-            _check_schema(data, path, schema)
-            feature = Features.from_arrow_schema(schema)["label"]
-            names.setdefault(split, tuple(feature.names) if isinstance(feature, ClassLabel) else ())
-        splits[split] = ParquetSplit(split, paths)
-    if names["train"] != names["val"]:
-        raise UserError(f"DATA={data}: the class names of train and val differ: both need the same ClassLabel")
-    counted = tuple(str(i) for i in range(int(splits["train"].labels.max(initial=-1)) + 1))
-    return names["train"] or counted, splits
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise refused(data, f"{path.name} is not a readable parquet file ({error}): fetch it again") from error
+    image, label = choices.image_column or "image", choices.label_column or "label"
+    _check_schema(data, path, schema, image, label)
+    kind = schema.field(label).type
+    feature = Features.from_arrow_schema(schema)[label]
+    classes = tuple(feature.names) if isinstance(feature, ClassLabel) else ()
+    return Columns(path, image, label, classes, _is_text(kind.value_type if pa.types.is_dictionary(kind) else kind))
 
 
-def _check_schema(data: str, path: Path, schema: Any) -> None:
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _check_schema(data: str, path: Path, schema: Any, image: str, label: str) -> None:
     import pyarrow as pa
 
     wanted = "the hub's ImageNet schema is image: struct<bytes: binary, path: string>, label: int64"
-    for column in ("image", "label"):
+    for column, choice in ((image, "image_column"), (label, "label_column")):
         if column not in schema.names:
-            raise UserError(f"DATA={data}: {path.name} has no column {column!r}, only {schema.names}: {wanted}")
-    image, label = schema.field("image").type, schema.field("label").type
-    if not (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0) or not pa.types.is_integer(label):
-        raise UserError(f"DATA={data}: {path.name} has image: {image}, label: {label}: {wanted}")
+            other = next((name for name in schema.names if name not in (image, label)), "…")
+            raise refused(
+                data,
+                f"{path.name} has no column {column!r}, only {schema.names}: {wanted}; name another column by "
+                f"{how_to_choose(choice, other)}",
+            )
+    pixels, kind = schema.field(image).type, schema.field(label).type
+    encoded = pa.types.is_struct(pixels) and pixels.get_field_index("bytes") >= 0
+    encoded = encoded or pa.types.is_binary(pixels) or pa.types.is_large_binary(pixels)
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not encoded or not (pa.types.is_integer(kind) or _is_text(value)):
+        raise refused(data, f"{path.name} has {image}: {pixels}, {label}: {kind}: {wanted}, or text as the label")
+
+
+def _common_classes(data: str, files: Sequence[Columns], declared: tuple[str, ...]) -> tuple[str, ...]:
+    """The names that the first file has, or README.md. The other files may have another order."""
+    first = next((columns for columns in files if columns.classes), None)
+    if first is None:
+        return declared
+    if declared and declared != first.classes:
+        raise refused(
+            data,
+            f"README.md declares other class names than {first.path.name} has, or in another order "
+            f"({_difference(declared, first.classes)}): correct README.md, or remove its dataset_info",
+        )
+    for columns in files:
+        if not columns.classes and not declared:
+            raise refused(
+                data,
+                f"{columns.path.name} has no class names, and {first.path.name} has them: nothing says what its "
+                "labels mean; write it with the same ClassLabel, or declare that in README.md",
+            )
+        if columns.classes and sorted(columns.classes) != sorted(first.classes):
+            raise refused(
+                data,
+                f"the class names of train and val differ, or those of two files: {columns.path.name} and "
+                f"{first.path.name} ({_difference(columns.classes, first.classes)}): all need the same ClassLabel",
+            )
+    return first.classes
+
+
+def _difference(first: Sequence[str], second: Sequence[str]) -> str:
+    if odd := sorted(set(first) ^ set(second)):
+        return f"for example {odd[0]!r}; {len(first):,} and {len(second):,} names"
+    i = next((i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), 0)
+    return f"number {i} is {first[i]!r} and {second[i]!r}"
+
+
+def _text_classes(data: str, files: Mapping[str, Sequence[Columns]], declared: tuple[str, ...]) -> tuple[str, ...]:
+    """The texts that are the labels of training, sorted. Validation may have no other."""
+    seen = {role: {name for columns in found for name in _texts(columns)} for role, found in files.items()}
+    classes = declared or tuple(sorted(seen["train"]))
+    for role, names in seen.items():
+        if odd := sorted(names - set(classes)):
+            raise refused(
+                data,
+                f"label {odd[0]!r} of split {role} is no class of training, of which there are {len(classes):,} "
+                f"({few(classes)}): correct or remove those rows",
+            )
+    return classes
+
+
+def _texts(columns: Columns) -> set[str]:
+    import pyarrow.compute as pc
+
+    return set(pc.unique(_read_labels(columns)).to_pylist()) - {None}
+
+
+def _read_labels(columns: Columns) -> Any:
+    """The label column as a pyarrow.ChunkedArray, numbers or text."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with naming_the_file(columns.path, f"column {columns.label}"), pq.ParquetFile(columns.path) as file:
+        found = file.read(columns=[columns.label])[columns.label]
+        return found.cast(found.type.value_type) if pa.types.is_dictionary(found.type) else found
+
+
+def _labels(data: str, columns: Columns, classes: tuple[str, ...]) -> Labels:
+    """The labels of a file as places in `classes`, (N,) int64; NO_LABEL for a row without one."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found = _read_labels(columns)
+    if columns.text:
+        found = pc.index_in(found, value_set=pa.array(classes, found.type))
+    try:
+        labels: Labels = found.cast(pa.int64()).fill_null(NO_LABEL).to_numpy().astype(np.int64)
+    except pa.ArrowInvalid as error:
+        raise refused(data, f"the labels of {columns.path.name} are no classes ({error}): correct them") from error
+    if columns.classes and columns.classes != classes:
+        to = np.array([classes.index(name) for name in columns.classes])
+        known = (labels >= 0) & (labels < len(to))
+        labels = np.where(known, to[np.clip(labels, 0, len(to) - 1)], labels)
+    return labels

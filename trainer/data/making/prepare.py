@@ -19,6 +19,7 @@ import numpy as np
 from trainer.contract import UserError, dataset_key
 from trainer.data.format import DATA_FORMAT, INDEX, Copies, Index, Shard, Size, SplitIndex, Tally
 from trainer.data.making.convert import CONVERSION
+from trainer.data.making.layout import NONE, Choices
 from trainer.data.making.parts import NOTE, ShardMaker, default_images, parts_of
 from trainer.data.making.sources import identify, open_source
 from trainer.data.progress import ProgressListener, Track, show_rate
@@ -39,6 +40,7 @@ def prepare(
     store: ObjectStore,
     copies: Copies,
     *,
+    choices: Choices = NONE,
     secrets_dir: str = "",
     workers: int = 0,
     max_broken_share: float = 0.001,
@@ -48,6 +50,8 @@ def prepare(
 ) -> Prepared:
     """Write the shards, then the index. If the index exists, do nothing. Shards that exist are kept, unread.
 
+    `choices` answers what the files of `data` leave open.
+
     `progress` is told of images, `downloaded` of bytes from the hub; without `downloaded`, `progress` is told of both.
 
     `workers` of 0 means all cores, `images_per_shard` of 0 about 128 MB for the largest copy. Memory holds the images
@@ -55,7 +59,7 @@ def prepare(
     After an error or an interruption a later call continues. Neither waits for the shard that is being written.
     """
     copies = _checked(copies, max_broken_share)
-    name, identity = identify(data)
+    name, identity = identify(data, choices)
     per_shard = {split: images_per_shard or default_images(copies.sides(split)) for split in ("train", "val")}
     prefix = _prefix(name, copies, [identity, per_shard])
     where = store.describe(prefix)
@@ -63,7 +67,7 @@ def prepare(
         say(f"{name}: already prepared in {where}")
         return Prepared(prefix, index)
 
-    source = open_source(data, secrets_dir=secrets_dir, progress=downloaded or progress)
+    source = open_source(data, choices, secrets_dir=secrets_dir, progress=downloaded or progress)
     total = sum(len(split) for split in source.splits.values())
     workers = workers or os.cpu_count() or 1
     files = {info.key.rpartition("/")[2] for info in store.list(f"{prefix}/")}
@@ -86,7 +90,7 @@ def prepare(
 
     index = _index_of(name, prefix, copies, source.classes, shards, tallies)
     store.put(f"{prefix}/{INDEX}", index.to_json().encode())
-    say(_summary(name, where, index, tallies))
+    say("\n  ".join([_summary(name, where, index, tallies), *source.said]))
     if track.worked:
         took, rate = show_estimate(track.seconds), show_rate(track.worked, track.seconds, workers)
         say(f"  converted {track.worked:,} images in {took}, {rate}")

@@ -6,8 +6,7 @@ Listing and reading only: which form DATA= means, and whether its labels make se
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -15,18 +14,13 @@ from typing import ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from trainer.contract import UserError
+from trainer.data.making.ground_truth import read_truth
+from trainer.data.making.layout import SourceLayout
 from trainer.text import show_name
 
 Labels = npt.NDArray[np.int64]
 
-IMAGE_ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = {"train": ("train",), "val": ("validation", "val")}  # our name: the names in folders and files
-FORMS = (
-    "digits | a Hugging Face id such as ILSVRC/imagenet-1k | a folder of parquet files (train-*.parquet, "
-    "validation-*.parquet) | an image folder (train/<class>/*.JPEG, val/<class>/*.JPEG) | "
-    "a prepared folder (index.json)"
-)
 DIGITS_SIDE = 32  # the scans are 8x8
 DIGITS_VAL_EVERY = 5
 
@@ -97,61 +91,24 @@ class FolderSplit:
 
     in_runs: ClassVar = False
 
-    def __init__(self, root: Path, files: Sequence[Path], labels: Iterable[int]) -> None:
-        self._root, self._files = root, files
-        self.labels: Labels = np.fromiter(labels, dtype=np.int64)
+    def __init__(self, root: Path, files: Sequence[str], labels: Labels) -> None:
+        self._root, self._files, self.labels = root, files, labels
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, i: int) -> Example:
         file = self._files[i]
-        return Example(file.read_bytes(), int(self.labels[i]), show_name(file.relative_to(self._root)))
+        return Example((self._root / file).read_bytes(), int(self.labels[i]), show_name(Path(file)))
 
 
-def _split_folders(data: str, folder: Path) -> dict[str, Path]:
-    found = {split: [folder / name for name in names if (folder / name).is_dir()] for split, names in SPLITS.items()}
-    if not any(found.values()):
-        raise UserError(
-            f"DATA={data}: nothing recognised in this folder (looked for index.json, *.parquet with train or "
-            f"validation in their names, folders train/ and val/ or validation/). Known forms: {FORMS}"
-        )
-    for split, paths in found.items():
-        if not paths:
-            raise UserError(f"DATA={data}: split {split} is missing: there is no folder {' or '.join(SPLITS[split])}")
-    return {split: paths[0] for split, paths in found.items()}
-
-
-def image_files(data: str, folder: Path) -> dict[str, list[Path]]:
-    """The images of each split, sorted by class folder and name. UserError for an empty class folder."""
-    files: dict[str, list[Path]] = {}
-    for split, path in _split_folders(data, folder).items():
-        files[split] = []
-        for class_folder in sorted(entry.name for entry in os.scandir(path) if entry.is_dir()):
-            images = sorted(
-                entry.name
-                for entry in os.scandir(path / class_folder)
-                if entry.name.lower().endswith(IMAGE_ENDINGS) and not entry.name.startswith(".") and entry.is_file()
-            )
-            if not images:
-                raise UserError(
-                    f"DATA={data}: class folder {path.name}/{class_folder} has no image ({' '.join(IMAGE_ENDINGS)}): "
-                    "add images or remove the folder"
-                )
-            files[split] += [path / class_folder / image for image in images]
-    return files
-
-
-def open_image_folder(data: str, folder: Path) -> tuple[tuple[str, ...], dict[str, Split]]:
-    files = image_files(data, folder)
-    names = {split: sorted({file.parent.name for file in files[split]}) for split in files}
-    if names["train"] != names["val"]:
-        odd = sorted(set(names["train"]) ^ set(names["val"]))
-        raise UserError(
-            f"DATA={data}: train has {len(names['train'])} class folders, val has {len(names['val'])}, and they differ "
-            f"(for example {odd[0]!r}): both need the same folders, <class>/<image>"
-        )
-    label = {name: i for i, name in enumerate(names["train"])}
-    return tuple(names["train"]), {
-        split: FolderSplit(folder, files[split], (label[file.parent.name] for file in files[split])) for split in files
-    }
+def open_image_folder(data: str, folder: Path, layout: SourceLayout) -> dict[str, Split]:
+    """The splits of an image folder. Raises UserError if the file that says the classes of validation does not."""
+    splits: dict[str, Split] = {}
+    for role, paths in layout.splits.items():
+        if truth := layout.truth.get(role):
+            labels = read_truth(data, [folder / path for path in truth], paths, layout.classes)
+        else:
+            labels = layout.labels[role]
+        splits[role] = FolderSplit(folder, paths, labels)
+    return splits

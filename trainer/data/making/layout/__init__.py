@@ -10,17 +10,43 @@ from collections import defaultdict
 
 from trainer.data.making.layout.archives import ARCHIVES, lay_out_archives
 from trainer.data.making.layout.card import CARD, read_card
-from trainer.data.making.layout.folders import BESIDE, NO_IMAGE, folder_groups, is_image, lay_out_folders
-from trainer.data.making.layout.plan import FORMS, NOWHERE, Choices, Declared, Layout, Listing, hidden, refused
+from trainer.data.making.layout.folders import BESIDE, OTHER_ENDING, folder_groups, is_image, lay_out_folders
+from trainer.data.making.layout.plan import (
+    FORMS,
+    NOWHERE,
+    Choices,
+    Declared,
+    Listing,
+    SourceLayout,
+    few,
+    hidden,
+    how_to_choose,
+    refused,
+)
 from trainer.data.making.layout.tables import declared_of, lay_out_tables, table_groups
 
-__all__ = ["CARD", "FORMS", "NOWHERE", "Choices", "Declared", "Layout", "Listing", "lay_out"]
+__all__ = [
+    "CARD",
+    "FORMS",
+    "NONE",
+    "NOWHERE",
+    "Choices",
+    "Declared",
+    "Listing",
+    "SourceLayout",
+    "few",
+    "hidden",
+    "how_to_choose",
+    "is_image",
+    "lay_out",
+    "refused",
+]  # fmt: skip
 
 NONE = Choices()
 HIDDEN = "hidden files, and folders of the system"
 
 
-def lay_out(data: str, listing: Listing, choices: Choices = NONE, *, card: str = "") -> Layout:
+def lay_out(data: str, listing: Listing, choices: Choices = NONE, *, card: str = "") -> SourceLayout:
     """The plan of a source. `data` is for messages, `card` the text of its README.md, if it has one.
 
     Raises UserError, with the question and the option that answers it, where the names allow two answers, and for what
@@ -39,7 +65,7 @@ def lay_out(data: str, listing: Listing, choices: Choices = NONE, *, card: str =
         elif is_image(path):
             images.append(path)
         else:
-            left[NO_IMAGE].append(path)
+            left[OTHER_ENDING].append(path)
     table_splits = table_groups(data, tables, configs, choices)
     folder_splits = folder_groups(images)
     chosen = {name for split in (choices.train_split, choices.val_split) for name in split.split("+") if name}

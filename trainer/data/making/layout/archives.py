@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trainer.data.making.layout.plan import NOWHERE, Layout, Listing, refused
+from trainer.data.making.layout.plan import NOWHERE, Listing, SourceLayout, refused
 from trainer.data.making.layout.truth import find_truth
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 
 
-def lay_out_archives(data: str, listing: Listing, left: Mapping[str, list[str]]) -> Layout:
+def lay_out_archives(data: str, listing: Listing, left: Mapping[str, list[str]]) -> SourceLayout:
     """Both archives, and what says the classes of the second. Raises UserError for what is missing."""
     splits: dict[str, tuple[str, ...]] = {}
     for role, name in ARCHIVES.items():
@@ -23,4 +23,4 @@ def lay_out_archives(data: str, listing: Listing, left: Mapping[str, list[str]])
     truth = find_truth(data, listing, splits["val"][0])
     used = {*splits["train"], *splits["val"], *truth}
     left = {reason: kept for reason, paths in left.items() if (kept := [path for path in paths if path not in used])}
-    return Layout("tar", splits, ARCHIVES, left, truth={"val": truth})
+    return SourceLayout("tar", splits, ARCHIVES, left, truth={"val": truth})

@@ -13,7 +13,7 @@ DEFAULT = "default"
 
 
 @dataclass(frozen=True)
-class Config:
+class CardConfig:
     """One config of README.md. Without patterns its files are found by their names, below `folder`."""
 
     patterns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # split: of its files
@@ -22,7 +22,7 @@ class Config:
     declared: Declared = field(default_factory=Declared)
 
 
-def read_card(data: str, text: str) -> dict[str, Config]:
+def read_card(data: str, text: str) -> dict[str, CardConfig]:
     """The configs that README.md declares, in its order. Raises UserError if its head is not what `datasets` writes."""
     import yaml
 
@@ -35,24 +35,24 @@ def read_card(data: str, text: str) -> dict[str, Config]:
             return {}
         infos = _infos(head.get("dataset_info"))
         configs = {
-            str(raw["config_name"]): _config(raw, infos.get(str(raw["config_name"]), Declared()))
+            str(raw["config_name"]): _card_config(raw, infos.get(str(raw["config_name"]), Declared()))
             for raw in head.get("configs") or ()
         }
     except (yaml.YAMLError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise refused(
             data, f"the head of {CARD} is not what `datasets` writes ({error}): correct or remove it"
         ) from error
-    return configs or {name: Config(declared=declared) for name, declared in infos.items()}
+    return configs or {name: CardConfig(declared=declared) for name, declared in infos.items()}
 
 
-def _config(raw: Mapping[str, Any], declared: Declared) -> Config:
+def _card_config(raw: Mapping[str, Any], declared: Declared) -> CardConfig:
     found = raw.get("data_files")
     entries = found if isinstance(found, list) else [found] if found else []
     patterns: dict[str, tuple[str, ...]] = {}
     for entry in entries:
         split, path = (str(entry["split"]), entry["path"]) if isinstance(entry, dict) else ("train", entry)
         patterns[split] = patterns.get(split, ()) + tuple(path if isinstance(path, list) else [path])
-    return Config(patterns, str(raw.get("data_dir") or "").strip("/"), bool(raw.get("default")), declared)
+    return CardConfig(patterns, str(raw.get("data_dir") or "").strip("/"), bool(raw.get("default")), declared)
 
 
 def _infos(raw: Any) -> dict[str, Declared]:

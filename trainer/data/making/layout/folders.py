@@ -6,17 +6,29 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
-from trainer.data.making.layout.plan import FORMS, NOWHERE, Choices, Declared, Layout, Listing, few, hidden, refused
-from trainer.data.making.layout.splits import Group, choose, left_groups, roles_of
+from trainer.data.making.layout.plan import (
+    FORMS,
+    NOWHERE,
+    Choices,
+    Declared,
+    Listing,
+    SourceLayout,
+    few,
+    hidden,
+    refused,
+)
+from trainer.data.making.layout.splits import SplitFiles, choose, left_groups, roles_of
 from trainer.data.making.layout.truth import find_truth
+from trainer.text import show_name
 
 IMAGE_ENDINGS = (
     ".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif",
 )  # fmt: skip
-NO_IMAGE = "no ending of an image"
+OTHER_ENDING = "no ending of an image"
 BESIDE = "images outside of the splits"
 
 
@@ -34,7 +46,7 @@ def is_image(path: str) -> bool:
     return path.lower().endswith(IMAGE_ENDINGS)
 
 
-def folder_groups(images: Sequence[str]) -> list[Group]:
+def folder_groups(images: Sequence[str]) -> list[SplitFiles]:
     """The folders that hold splits: the topmost ones, or those below the only folder with images."""
     base = ""
     while images:
@@ -44,7 +56,8 @@ def folder_groups(images: Sequence[str]) -> list[Group]:
             tops[top if slash else ""].append(path)
         if len(tops) > 1 or "" in tops or roles_of(next(iter(tops))):
             return [
-                Group(base.rstrip("/") or ".", top, tuple(paths), roles_of(top)) for top, paths in sorted(tops.items())
+                SplitFiles(base.rstrip("/") or ".", top, tuple(paths), roles_of(top))
+                for top, paths in sorted(tops.items())
             ]
         base += f"{next(iter(tops))}/"
     return []
@@ -53,11 +66,11 @@ def folder_groups(images: Sequence[str]) -> list[Group]:
 def lay_out_folders(
     data: str,
     listing: Listing,
-    groups: Sequence[Group],
+    groups: Sequence[SplitFiles],
     declared: Declared,
     choices: Choices,
     left: Mapping[str, list[str]],
-) -> Layout:
+) -> SourceLayout:
     """Choose the splits of an image folder, and find the class of every image. Raises UserError with the fix."""
     if not any(group.split for group in groups):
         raise refused(
@@ -100,12 +113,17 @@ def lay_out_folders(
         for role, tree in trees.items()
         if role not in truth and tree.middles != {""}
     ]
-    return Layout(
+    return SourceLayout(
         "folder", splits, split_names, left | left_groups(groups, chosen), names, labels, truth, declared, tuple(said)
     )
 
 
-def _folder(group: Group) -> str:
+def class_name(folder: str) -> str:
+    """The name of a class folder as text. Accents have several forms, and a Mac writes another one than Linux."""
+    return unicodedata.normalize("NFC", show_name(Path(folder)))
+
+
+def _folder(group: SplitFiles) -> str:
     return f"{group.split}/" if group.config == "." else f"{group.config}/{group.split}/"
 
 
@@ -115,7 +133,7 @@ def _below(listing: Iterable[str], folders: Mapping[str, Sequence[str]], role: s
 
 def _check_links(data: str, listing: Listing, folders: Mapping[str, Sequence[str]]) -> None:
     for role in folders:
-        if nowhere := [path for path in _below(listing, folders, role) if listing[path] == NOWHERE]:
+        if nowhere := sorted(path for path in _below(listing, folders, role) if listing[path] == NOWHERE):
             raise refused(
                 data,
                 f"{len(nowhere):,} links in split {role} lead nowhere ({few(nowhere)}): fetch or mount what they lead "
@@ -123,7 +141,7 @@ def _check_links(data: str, listing: Listing, folders: Mapping[str, Sequence[str
             )
 
 
-def _tree(data: str, groups: Sequence[Group]) -> Tree:
+def _tree(data: str, groups: Sequence[SplitFiles]) -> Tree:
     tree = Tree()
     for group in groups:
         start = len(_folder(group))
@@ -132,7 +150,7 @@ def _tree(data: str, groups: Sequence[Group]) -> Tree:
             if not middle:
                 tree.flat.append(path)
                 continue
-            tree.classes[unicodedata.normalize("NFC", top)].append(path)
+            tree.classes[class_name(top)].append(path)
             tree.middles.add("/".join(middle[:-1]))
             tree.deep = tree.deep or (path if len(middle) > 1 else "")
     return tree
@@ -176,7 +194,7 @@ def _check_classes(
         for path in _below(listing, folders, role):
             start = next(len(folder) for folder in folders[role] if path.startswith(folder))
             name, slash, _ = path[start:].partition("/")
-            if slash and not hidden(name) and unicodedata.normalize("NFC", name) not in tree.classes:
+            if slash and not hidden(name) and class_name(name) not in tree.classes:
                 raise refused(
                     data,
                     f"class folder {path[: start + len(name)]} has no image ({' '.join(IMAGE_ENDINGS)}): add images or "

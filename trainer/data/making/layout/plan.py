@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.contract import UserError
+from trainer.text import show_name
 
 # Path, with "/" between folders: bytes. A path that ends in "/" is an empty folder, or one that nobody looks into.
 Listing = Mapping[str, int]
@@ -26,6 +27,10 @@ OPTIONS = {  # a field of `Choices`: its option
     "image_column": "--image-column",
     "label_column": "--label-column",
     "accept_incomplete": "--accept-incomplete",
+}
+KEYWORDS = {  # of splits: those of `datasets`, which calls our "val" "validation"
+    "train": ("train", "training"),
+    "val": ("validation", "val", "valid", "dev"),
 }
 FORMS = (
     "digits | a Hugging Face id such as ILSVRC/imagenet-1k | a folder of parquet files (train-*.parquet, "
@@ -63,7 +68,7 @@ class Declared:
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class SourceLayout:
     """The plan of a source: which files are read, in which order, and why the others are not."""
 
     form: Form
@@ -81,12 +86,33 @@ class Layout:
         """Every file that decides the content, in a fixed order."""
         return [path for role in ("train", "val") for path in (*self.splits[role], *self.truth.get(role, ()))]
 
+    def declared_examples(self, role: str) -> int | None:
+        """How many images README.md declares for a split. None if it says nothing."""
+        found = [self.declared.examples.get(name) for name in self.names[role].split("+")]
+        if None in found:  # a folder calls it val where README.md says validation
+            found = [count for name, count in self.declared.examples.items() if is_exactly(name, role)]
+        return sum(count for count in found if count is not None) if found else None
+
+    def table(self) -> tuple[str, ...]:
+        """Every file that was seen: how many are read, and how many are left out, by reason and with examples."""
+        read = ", ".join(f"{len(paths):,} as {role} ({self.names[role]})" for role, paths in self.splits.items())
+        told = sorted({path for paths in self.truth.values() for path in paths})
+        lines = [f"files read: {read}", *([f"classes of the validation: {few(told)}"] if told else [])]
+        lines += [
+            f"not read: {len(paths):,}, {reason} ({few(paths)})" for reason, paths in self.left_out.items() if paths
+        ]
+        return tuple(show_name(line) for line in lines)
+
 
 def refused(data: str, what: str) -> UserError:
-    return UserError(f"DATA={data}: {what}")
+    return UserError(f"DATA={data}: {show_name(what)}")
 
 
-def option(choice: str, value: str) -> str:
+def is_exactly(name: str, role: str) -> bool:
+    return name.lower() in KEYWORDS[role]
+
+
+def how_to_choose(choice: str, value: str) -> str:
     """How a user gives a choice. Training itself has no such options: the data is prepared with it first."""
     shown = f"{OPTIONS[choice]} {value}".strip()
     return f'make prepare DATA=… STORE=… ARGS="{shown}"'

@@ -10,18 +10,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trainer.data.making.layout.plan import Choices, few, option, refused
+from trainer.data.making.layout.plan import KEYWORDS, Choices, few, how_to_choose, is_exactly, refused
 
-KEYWORDS = {  # those of `datasets`, which calls our "val" "validation"
-    "train": ("train", "training"),
-    "val": ("validation", "val", "valid", "dev"),
-}
 _WORDS = {role: re.compile(rf"(^|[-._ 0-9])({'|'.join(words)})([-._ 0-9]|$)", re.I) for role, words in KEYWORDS.items()}
 _SHARD = re.compile(r"(?P<series>.*?)-(?P<number>\d{4,6})-of-(?P<count>\d{4,6})(?!\d)")
 
 
 @dataclass(frozen=True)
-class Group:
+class SplitFiles:
     """Files that belong together: one split of one config."""
 
     config: str  # "." where there is none
@@ -35,11 +31,7 @@ def roles_of(name: str) -> frozenset[str]:
     return frozenset(role for role, pattern in _WORDS.items() if pattern.search(name))
 
 
-def is_exactly(name: str, role: str) -> bool:
-    return name.lower() in KEYWORDS[role]
-
-
-def choose(data: str, groups: Sequence[Group], choices: Choices) -> dict[str, list[Group]]:
+def choose(data: str, groups: Sequence[SplitFiles], choices: Choices) -> dict[str, list[SplitFiles]]:
     """The groups of training and of validation. Raises UserError with the question and the option that answers it."""
     pool = [group for group in groups if choices.config in ("", group.config)]
     if not pool:
@@ -49,12 +41,12 @@ def choose(data: str, groups: Sequence[Group], choices: Choices) -> dict[str, li
         raise refused(
             data,
             f"{both[0].files[0]} would be in training and in validation. The splits here are {_splits(pool)}: choose "
-            f"two of them, {option('val_split', '…')}, and likewise --train-split",
+            f"two of them, {how_to_choose('val_split', '…')}, and likewise --train-split",
         )
     return chosen
 
 
-def _of_role(data: str, role: str, pool: Sequence[Group], choices: Choices) -> list[Group]:
+def _of_role(data: str, role: str, pool: Sequence[SplitFiles], choices: Choices) -> list[SplitFiles]:
     if wanted := choices.split(role):
         return [_only(data, name, pool) for name in wanted.split("+")]
     candidates = [group for group in pool if role in group.roles]
@@ -62,7 +54,7 @@ def _of_role(data: str, role: str, pool: Sequence[Group], choices: Choices) -> l
         raise refused(
             data,
             f"split {role} is missing: no file or folder is named {' or '.join(KEYWORDS[role])}. The splits here are "
-            f"{_splits(pool)}. Add it, or choose one: {option(f'{role}_split', pool[0].split)}",
+            f"{_splits(pool)}. Add it, or choose one: {how_to_choose(f'{role}_split', pool[0].split)}",
         )
     plain = [group for group in candidates if is_exactly(group.split, role)]
     if len(plain) == 1 and all(group.exact for group in candidates):  # `datasets` reads train beside train_small so
@@ -75,16 +67,17 @@ def _of_role(data: str, role: str, pool: Sequence[Group], choices: Choices) -> l
         raise refused(
             data,
             f"split {role} is there several times, in the configs {_configs(candidates)}: choose one, "
-            f"{option('config', configs[0])}",
+            f"{how_to_choose('config', configs[0])}",
         )
     raise refused(
         data,
-        f"split {role} may be {_splits(candidates)}: choose one, {option(f'{role}_split', candidates[0].split)}; or "
-        f"several with + between them, {'+'.join(group.split for group in candidates[:2])}",
+        f"split {role} may be {_splits(candidates)}: choose one, "
+        f"{how_to_choose(f'{role}_split', candidates[0].split)}; "
+        f"or several with + between them, {'+'.join(group.split for group in candidates[:2])}",
     )
 
 
-def _only(data: str, name: str, pool: Sequence[Group]) -> Group:
+def _only(data: str, name: str, pool: Sequence[SplitFiles]) -> SplitFiles:
     found = [group for group in pool if group.split == name]
     if not found:
         raise refused(data, f"there is no split {name!r}: the splits here are {_splits(pool)}")
@@ -92,23 +85,23 @@ def _only(data: str, name: str, pool: Sequence[Group]) -> Group:
         raise refused(
             data,
             f"split {name} is there several times, in the configs {_configs(found)}: choose one, "
-            f"{option('config', found[0].config)}",
+            f"{how_to_choose('config', found[0].config)}",
         )
     return found[0]
 
 
-def _splits(groups: Sequence[Group]) -> str:
+def _splits(groups: Sequence[SplitFiles]) -> str:
     counts: dict[str, int] = defaultdict(int)
     for group in groups:
         counts[group.split] += len(group.files)
     return few([f"{split} ({count:,} files)" for split, count in sorted(counts.items())], 12)
 
 
-def _configs(groups: Sequence[Group]) -> str:
+def _configs(groups: Sequence[SplitFiles]) -> str:
     return few(sorted({f"{group.config} (such as {group.files[0]})" for group in groups}), 12)
 
 
-def left_groups(groups: Sequence[Group], chosen: Mapping[str, Sequence[Group]]) -> dict[str, list[str]]:
+def left_groups(groups: Sequence[SplitFiles], chosen: Mapping[str, Sequence[SplitFiles]]) -> dict[str, list[str]]:
     """The files of the groups that were not chosen, by reason."""
     used = [group for of_role in chosen.values() for group in of_role]
     configs = {group.config for group in used}
@@ -152,6 +145,6 @@ def check_shards(data: str, role: str, files: Sequence[str], accept_incomplete: 
             continue
         what = f"{len(missing):,} of {count:,} shards of {role} are missing ({few(missing)})"
         if not accept_incomplete:
-            raise refused(data, f"{what}: fetch them, or go on without them, {option('accept_incomplete', '')}")
+            raise refused(data, f"{what}: fetch them, or go on without them, {how_to_choose('accept_incomplete', '')}")
         said.append(f"{what}, which is accepted")
     return tuple(said)

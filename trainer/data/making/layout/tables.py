@@ -7,14 +7,21 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from trainer.data.making.layout.card import CARD, DEFAULT, Config
-from trainer.data.making.layout.plan import Choices, Declared, Layout, few, option, refused
-from trainer.data.making.layout.splits import (
+from trainer.data.making.layout.card import CARD, DEFAULT, CardConfig
+from trainer.data.making.layout.plan import (
     KEYWORDS,
-    Group,
+    Choices,
+    Declared,
+    SourceLayout,
+    few,
+    how_to_choose,
+    is_exactly,
+    refused,
+)
+from trainer.data.making.layout.splits import (
+    SplitFiles,
     check_shards,
     choose,
-    is_exactly,
     left_groups,
     roles_of,
 )
@@ -22,21 +29,25 @@ from trainer.data.making.layout.splits import (
 # What `datasets` writes, as data/train-00000-of-00002.parquet; an older version put a hash behind the numbers.
 _WRITTEN = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}.*")
 _NUMBER_AT_END = re.compile(r"([-._ ]?\d+(-of-\d+)?)+$")
-ROOT = "."  # the config of files that lie in no folder
+TOP = "."  # the config of files that lie in no folder
 
 
-def table_groups(data: str, paths: Sequence[str], configs: Mapping[str, Config], choices: Choices) -> list[Group]:
+def table_groups(
+    data: str, paths: Sequence[str], configs: Mapping[str, CardConfig], choices: Choices
+) -> list[SplitFiles]:
     """The splits of parquet files, declared or named. Raises UserError if one of several configs must be chosen."""
     if not any(config.patterns or config.folder for config in configs.values()):
         return _named(paths)
     name = choices.config or next((n for n, c in configs.items() if c.default or n == DEFAULT or len(configs) == 1), "")
     if name not in configs:
         why = f"there is no config {name!r}" if name else f"{CARD} declares several configs"
-        raise refused(data, f"{why}: choose one of {few(list(configs), 12)}, {option('config', next(iter(configs)))}")
+        raise refused(
+            data, f"{why}: choose one of {few(list(configs), 12)}, {how_to_choose('config', next(iter(configs)))}"
+        )
     groups, config = [], configs[name]
     if not config.patterns:
         groups = [
-            Group(name, group.split, group.files, group.roles, group.exact)
+            SplitFiles(name, group.split, group.files, group.roles, group.exact)
             for group in _named([path for path in paths if path.startswith(f"{config.folder}/")])
         ]
     for split, patterns in config.patterns.items():
@@ -46,16 +57,20 @@ def table_groups(data: str, paths: Sequence[str], configs: Mapping[str, Config],
             raise refused(
                 data, f"{CARD} declares the files of split {split} as {few(patterns)}, and none is here: fetch them"
             )
-        groups.append(Group(name, split, tuple(found), roles, exact=True))
+        groups.append(SplitFiles(name, split, tuple(found), roles, exact=True))
     rest = sorted(set(paths) - {path for group in groups for path in group.files})
     if rest:
-        groups.append(Group(f"other than {name}", "", tuple(rest), frozenset()))
+        groups.append(SplitFiles(f"other than {name}", "", tuple(rest), frozenset()))
     return groups
 
 
 def lay_out_tables(
-    data: str, groups: Sequence[Group], configs: Mapping[str, Config], choices: Choices, left: Mapping[str, list[str]]
-) -> Layout:
+    data: str,
+    groups: Sequence[SplitFiles],
+    configs: Mapping[str, CardConfig],
+    choices: Choices,
+    left: Mapping[str, list[str]],
+) -> SourceLayout:
     """Choose the splits of parquet files and count their shards. Raises UserError with the question or the fix."""
     chosen = choose(data, [group for group in groups if group.split], choices)
     splits = {role: tuple(sorted(path for group in found for path in group.files)) for role, found in chosen.items()}
@@ -64,23 +79,23 @@ def lay_out_tables(
     ]
     names = {role: "+".join(group.split for group in found) for role, found in chosen.items()}
     declared = declared_of(configs, choices.config or chosen["train"][0].config)
-    return Layout(
+    return SourceLayout(
         "parquet", splits, names, dict(left) | left_groups(groups, chosen), declared=declared, said=tuple(said)
     )
 
 
-def declared_of(configs: Mapping[str, Config], name: str) -> Declared:
+def declared_of(configs: Mapping[str, CardConfig], name: str) -> Declared:
     """What README.md says of a config. A single one counts, whatever its name is."""
-    config = configs.get(name) or (next(iter(configs.values())) if len(configs) == 1 else Config())
+    config = configs.get(name) or (next(iter(configs.values())) if len(configs) == 1 else CardConfig())
     return config.declared
 
 
-def _named(paths: Sequence[str]) -> list[Group]:
+def _named(paths: Sequence[str]) -> list[SplitFiles]:
     files: dict[tuple[str, str, frozenset[str], bool], list[str]] = defaultdict(list)
     for path in paths:
         files[_group_of(path)].append(path)
     return [
-        Group(config, split, tuple(sorted(found)), roles, exact)
+        SplitFiles(config, split, tuple(sorted(found)), roles, exact)
         for (config, split, roles, exact), found in sorted(files.items(), key=lambda item: item[1])
     ]
 
@@ -89,7 +104,7 @@ def _group_of(path: str) -> tuple[str, str, frozenset[str], bool]:
     """The config and the split of a file, what it may be for, and whether `datasets` has written its name."""
     *folders, file = PurePosixPath(path).parts
     stem = file.removesuffix(".parquet")
-    config = "/".join(folders) or ROOT
+    config = "/".join(folders) or TOP
     around = frozenset(role for folder in folders for role in KEYWORDS if is_exactly(folder, role))
     written = _WRITTEN.fullmatch(stem)
     if written and not around - roles_of(written["split"]):
@@ -100,7 +115,7 @@ def _group_of(path: str) -> tuple[str, str, frozenset[str], bool]:
         return config, name or stem, roles, False
     if roles:  # both say it: a difference is a question
         return config, name, roles | roles_of(folders[by_folder]), False
-    return "/".join(folders[:by_folder]) or ROOT, folders[by_folder], roles_of(folders[by_folder]), False
+    return "/".join(folders[:by_folder]) or TOP, folders[by_folder], roles_of(folders[by_folder]), False
 
 
 def _matching(paths: Sequence[str], patterns: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from trainer.contract import UserError
-from trainer.data.making.layout import Choices, Layout, lay_out
+from trainer.data.making.layout import Choices, SourceLayout, lay_out
 
 WHOLE = [
     "data/train-00000-of-00002.parquet",
@@ -19,7 +19,7 @@ WHOLE = [
 CONFIGS = [f"{size}/{split}-00000-of-00001.parquet" for size in ("160px", "320px") for split in ("train", "validation")]
 
 
-def laid_out(*paths: str, card: dict[str, Any] | None = None, **choices: Any) -> Layout:
+def laid_out(*paths: str, card: dict[str, Any] | None = None, **choices: Any) -> SourceLayout:
     text = f"---\n{yaml.safe_dump(card)}---\n# Photos\n" if card else ""
     return lay_out("here", dict.fromkeys(paths, 100), Choices(**choices), card=text)
 
