@@ -148,7 +148,8 @@ def _prepare(options: Options, store: ObjectStore, run: PrepareRun | None = None
     from trainer.data.making.prepare import prepare
     from trainer.store import naming_the_fix
 
-    store.probe("datasets/probe")
+    for lack in store.probe("datasets/probe"):
+        say(f"note: {lack}")
     with naming_the_fix(f"the data {options.data}, or the store {store.uri},"):
         prepared = prepare(
             options.data,

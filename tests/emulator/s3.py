@@ -63,15 +63,23 @@ def aws_environ(s3_endpoint: str) -> dict[str, str]:
 
 @pytest.fixture
 def s3_uri(s3_endpoint: str, aws_environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """`s3://<fresh bucket>/some/prefix`, with the environment set for this process."""
+    """`s3://<fresh bucket>/some/prefix`, with the environment set for this process. The bucket is like ours on AWS."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name, value in aws_environ.items():
         monkeypatch.setenv(name, value)
     bucket = f"test-{uuid.uuid4().hex}"
-    create = urllib.request.Request(f"{s3_endpoint}/{bucket}", method="PUT")
-    urllib.request.urlopen(create, timeout=30).close()
+    for query, body in (("", b""), ("?lifecycle", LIFECYCLE)):
+        xml = {"Content-Type": "application/xml"}
+        change = urllib.request.Request(f"{s3_endpoint}/{bucket}{query}", body, xml, method="PUT")
+        urllib.request.urlopen(change, timeout=30).close()
     return f"s3://{bucket}/some/prefix"
+
+
+LIFECYCLE = b"""<LifecycleConfiguration><Rule><ID>expire-superseded</ID><Status>Enabled</Status>
+<Filter><And><Prefix>some/</Prefix><Tag><Key>superseded</Key><Value>true</Value></Tag></And></Filter>
+<Expiration><Days>3</Days></Expiration>
+</Rule></LifecycleConfiguration>"""
 
 
 # A fault does with one request what it likes: it may call `forward`, and returns the answer, or None to hang up.
@@ -192,7 +200,8 @@ class Control:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def set(self, **settings: Any) -> None:
-        """`keys={access key: [secret, session token or ""]}`, `expired=[session token]`, `clock_offset=seconds`."""
+        """`keys={access key: [secret, session token or ""]}`, `expired=[session token]`, `clock_offset=seconds`,
+        `lacks=[…]` of tests/emulator/lesser.py."""
         self.settings |= settings
         self._ask(json.dumps(self.settings).encode())
 

@@ -1,7 +1,8 @@
 """What S3 refuses and moto does not: a layer before moto that verifies who asks, when, and every checksum sent.
 
 `/_control` is for the tests: POST changes `keys` (access key: [secret, session token or ""]), `expired` (session
-tokens) or `clock_offset` (seconds that the server's clock is ahead); GET tells `requests` (how many came), the open
+tokens), `clock_offset` (seconds that the server's clock is ahead) or `lacks` (what it does not do,
+tests/emulator/lesser.py); GET tells `requests` (how many came), the open
 `uploads` and the `tags` of objects.
 """
 
@@ -28,7 +29,8 @@ from moto.core import DEFAULT_ACCOUNT_ID
 from moto.iam.models import iam_backends
 from moto.s3.models import MultipartChecksumBuilder, s3_backends
 
-Environ = dict[str, Any]
+from tests.emulator.lesser import Environ, Refused, added_headers, lessen
+
 StartResponse = Callable[..., Any]
 SKEW_SECONDS = 15 * 60  # S3 refuses signatures that are older, or of the future
 DIGESTS: dict[str, Callable[[bytes], bytes]] = {
@@ -40,12 +42,6 @@ DIGESTS: dict[str, Callable[[bytes], bytes]] = {
     "HTTP_X_AMZ_CHECKSUM_SHA256": lambda body: hashlib.sha256(body).digest(),
 }
 DEFAULT_KEYS = {"testing": ("testing", "")}
-
-
-class Refused(Exception):  # noqa: N818
-    def __init__(self, status: str, code: str, message: str = "refused by the layer before moto") -> None:
-        super().__init__(message)
-        self.status, self.code = status, code
 
 
 @dataclass
@@ -77,6 +73,7 @@ class Verifier:
     def __init__(self, application: Callable[[Environ, StartResponse], Iterable[bytes]]) -> None:
         self._moto, self._lock = application, threading.Lock()
         self._keys, self._expired, self._clock_offset = dict(DEFAULT_KEYS), set[str](), 0.0
+        self._lacks: list[str] = []
         self._uploads: dict[str, Upload] = {}
         self._requests = 0
 
@@ -90,6 +87,7 @@ class Verifier:
         self._requests += 1
         try:
             self._verify_sender(environ, path, raw_query, body)
+            lessen(environ, query, self._lacks)
             self._verify_checksums(environ, query, body)
         except Refused as error:
             return _refuse(error, environ, start_response)
@@ -98,7 +96,7 @@ class Verifier:
             content = b"".join(self._moto(environ, lambda *arguments: answer.append(arguments)))
             if answer[0][0].startswith("2"):
                 self._note(environ, query, body, content)
-        start_response(*answer[0])
+        start_response(answer[0][0], [*answer[0][1], *added_headers(environ, self._lacks)])
         return [content]
 
     # Who asks, and when
@@ -204,6 +202,7 @@ class Verifier:
                 self._keys = DEFAULT_KEYS | {key: (one[0], one[1]) for key, one in wishes.get("keys", {}).items()}
                 self._expired = set(wishes.get("expired", ()))
                 self._clock_offset = float(wishes.get("clock_offset", 0))
+                self._lacks = list(wishes.get("lacks", ()))
             buckets = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets.values()
             known: dict[str, Any] = {"requests": self._requests}
             known["uploads"] = [
@@ -224,7 +223,8 @@ def _refuse(error: Refused, environ: Environ, start_response: StartResponse) -> 
     content = f"<Error><Code>{error.code}</Code><Message>{error}</Message></Error>".encode()
     if environ["REQUEST_METHOD"] == "HEAD":
         content = b""
-    start_response(error.status, [("Content-Type", "application/xml"), ("Content-Length", str(len(content)))])
+    headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(content)))]
+    start_response(error.status, headers + [("x-amz-bucket-region", error.region)] * bool(error.region))
     return [content]
 
 

@@ -12,6 +12,7 @@ import re
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -99,12 +100,20 @@ class ObjectStore(Protocol):
     def retire(self, key: str) -> None:
         """Give up a superseded object. A directory removes it now, S3 lets it expire. A missing one is no fault."""
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether what is retired stays for ever, since nobody may tag or delete it."""
+
     def abort_uploads(self, prefix: str) -> int:
         """Remove what unfinished writes of keys with this prefix have left, and return how many there were. Writes that
         are still going on fail."""
 
-    def probe(self, key: str) -> None:
-        """Write, read back and list a tiny object. UserError with reason and fix if the user has to do something."""
+    def probe(self, key: str, *, for_checkpoints: bool = False) -> tuple[str, ...]:
+        """Try on a tiny object what a run will ask of the store, and use from now on what it can do.
+
+        Returns a sentence for each lack that costs something. UserError with reason and fix if the user has to do
+        something: it may not be written, or, for checkpoints, it does not obey the condition of a write.
+        """
 
     def describe(self, key: str) -> str:
         """Where the object is, for messages: `s3://bucket/prefix/key`, or the path of the file."""
@@ -217,10 +226,52 @@ def naming_the_fix(what: str) -> Iterator[None]:
         raise
 
 
-def probe_store(store: ObjectStore, key: str) -> None:
-    """How every store does `probe`."""
-    body = b"can write, read and list\n"  # always the same, since two runs may probe at the same time
-    with naming_the_fix(f"the store {store.uri}"):
-        store.put(key, body)
-        if store.get(key) != body or key not in (info.key for info in store.list(key)):
-            raise StoreError(f"probe {store.describe(key)}: what was just written is not there")
+PROBE = b"can write, read and list\n"  # always the same, since two runs may probe at the same time
+MISWRITTEN = "Miswritten"  # the code of the StoreError if something else arrived than what was sent
+_NO_ETAG = '"00000000000000000000000000000000"'
+_UNKNOWN_REQUEST = ("NotImplemented", "MethodNotAllowed", "InvalidArgument", "InvalidRequest", "501", "405")
+
+
+def probe_store(store: ObjectStore, key: str, *, conditions: bool) -> None:
+    """What every store is asked in `probe`. Raises StoreError, and UserError for conditions that are not obeyed."""
+    store.put(key, PROBE)
+    if store.read_range(key, 4, len(PROBE) - 4) != PROBE[4:]:
+        raise StoreError(f"probe {store.describe(key)}: what was just written is not there", MISWRITTEN)
+    if key not in (info.key for info in store.list(key)):
+        raise StoreError(f"probe {store.describe(key)}: what was just written is not listed")
+    if conditions:
+        _probe_conditions(store, key)
+
+
+def _probe_conditions(store: ObjectStore, key: str) -> None:
+    """A condition that does not hold must be refused, and one that holds must not."""
+    other = b"written in spite of a condition\n"
+    for condition, write in {
+        "If-None-Match: *": partial(store.create, key, other),
+        "If-Match": partial(store.replace, key, other, _NO_ETAG),
+    }.items():
+        try:
+            write()
+        except ConflictError:
+            continue
+        except StoreError as error:
+            if error.code not in _UNKNOWN_REQUEST:
+                raise
+            raise _unfenced(store, f"it refuses every write with {condition} ({error})") from error
+        raise _unfenced(store, f"it ignores {condition}, and wrote over an object")
+    for _ in range(5):  # another start may write the same object at the same time
+        try:
+            store.replace(key, PROBE, store.get_with_etag(key)[1])
+        except ConflictError as error:
+            refusal = error
+            continue
+        return
+    raise _unfenced(store, f"it refuses If-Match even with the etag that it gave ({refusal})") from refusal
+
+
+def _unfenced(store: ObjectStore, lack: str) -> UserError:
+    return UserError(
+        f"the store {store.uri} cannot be used: {lack}; a run needs writes with a condition that is obeyed, else two "
+        "machines could both own it and train it to the end: use a folder, or an S3 endpoint that obeys "
+        "If-None-Match and If-Match (docs/guarantees.md names some)"
+    )

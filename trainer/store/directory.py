@@ -24,6 +24,7 @@ from trainer.store import (
     check_prefix,
     check_range,
     check_size,
+    naming_the_fix,
     probe_store,
 )
 
@@ -150,8 +151,14 @@ class DirectoryStore:
                             count += 1
         return count
 
-    def probe(self, key: str) -> None:
-        probe_store(self, key)
+    @property
+    def keeps_all(self) -> bool:
+        return False
+
+    def probe(self, key: str, *, for_checkpoints: bool = False) -> tuple[str, ...]:
+        with naming_the_fix(f"the store {self.uri}"):
+            probe_store(self, key, conditions=for_checkpoints)
+        return ()
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)

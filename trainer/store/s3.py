@@ -8,15 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from trainer.contract import SUPERSEDED_TAG, UserError
+from trainer.contract import UserError
 from trainer.store import (
+    MISWRITTEN,
+    PROBE,
     ConflictError,
     NotFoundError,
     ObjectInfo,
@@ -25,25 +25,17 @@ from trainer.store import (
     check_prefix,
     check_range,
     check_size,
+    naming_the_fix,
     probe_store,
 )
 from trainer.store.checksum import Checksums
+from trainer.store.s3_client import S3Settings, connect
+from trainer.store.s3_probe import DELETE, KEEP, TAG, TAGGING, Ways, find_ways, refuses
 from trainer.store.s3_read import Body
 from trainer.store.s3_write import put_file, put_view
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-
-
-@dataclass(frozen=True, kw_only=True)
-class S3Settings:
-    connect_timeout_seconds: float = 3
-    read_timeout_seconds: float = 5  # for each read of the socket, so a large body may take longer
-    attempts: int = 3  # of one request, the first one included
-    part_bytes: int = 16 << 20  # larger bodies go in parts of this size …
-    parts_at_once: int = 4  # … and so many at a time, which also bounds the memory
-    connections: int = 16
-    page_keys: int = 1000  # per request of a listing; S3 gives no more
 
 
 _STALE = {
@@ -52,14 +44,18 @@ _STALE = {
 }  # fmt: skip
 
 
+_DEFAULTS = S3Settings()
+
+
 class S3Store:
     """A bucket and a prefix. Endpoint, region and credentials come from AWS's own variables and files."""
 
-    def __init__(self, bucket: str, prefix: str, settings: S3Settings = S3Settings()) -> None:
+    def __init__(self, bucket: str, prefix: str, settings: S3Settings = _DEFAULTS) -> None:
         self.uri = f"s3://{bucket}/{prefix}".removesuffix("/")
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._settings = settings
+        self._ways = Ways()
         self._lock = threading.Lock()
         self._connected: S3Client | None = None
         try:
@@ -75,7 +71,7 @@ class S3Store:
         with self._lock:
             if self._connected is None:
                 try:
-                    self._connected = _connect(self._settings)
+                    self._connected = connect(self._settings)
                 except (BotoCoreError, ValueError) as error:
                     message = f"{self.uri} cannot be opened: {error}: boto3 refuses AWS's settings"
                     raise StoreError(message, type(error).__name__) from error
@@ -141,7 +137,7 @@ class S3Store:
     def put_large(self, key: str, body: memoryview, checksums: Checksums) -> None:
         place, view = self._place(key), check_size(body, checksums)
         with self._errors("put", key):
-            put_view(self._client, place, view, checksums, self._settings.parts_at_once)
+            put_view(self._client, place, view, checksums, self._settings.parts_at_once, self._ways.compared_by)
 
     def create(self, key: str, body: bytes) -> str:
         name = self._key(key)
@@ -169,10 +165,17 @@ class S3Store:
                         yield ObjectInfo(found["Key"].removeprefix(self._prefix), found["Size"], found["ETag"])
 
     def retire(self, key: str) -> None:
-        """Tag the object: the bucket's lifecycle expires it, since no role may delete. Until then it can be read."""
-        tagging: Any = {"TagSet": [{"Key": SUPERSEDED_TAG[0], "Value": SUPERSEDED_TAG[1]}]}
+        """Tag the object, so that the bucket's lifecycle expires it: on AWS no role may delete. Until then it can be
+        read. Where nothing would expire it, delete it, as a folder does."""
         with contextlib.suppress(NotFoundError), self._errors("retire", key):
-            self._client.put_object_tagging(Bucket=self._bucket, Key=self._key(key), Tagging=tagging)
+            if self._ways.gives_up_by == TAG:
+                self._client.put_object_tagging(**self._place(key), Tagging=TAGGING)
+            if self._ways.gives_up_by == DELETE:
+                self._client.delete_object(**self._place(key))
+
+    @property
+    def keeps_all(self) -> bool:
+        return self._ways.gives_up_by == KEEP
 
     def abort_uploads(self, prefix: str) -> int:
         whole, count = self._prefix + check_prefix(prefix), 0
@@ -190,8 +193,32 @@ class S3Store:
                         raise
         return count
 
-    def probe(self, key: str) -> None:
-        probe_store(self, key)
+    def probe(self, key: str, *, for_checkpoints: bool = False) -> tuple[str, ...]:
+        check_key(key)
+        with naming_the_fix(f"the store {self.uri}"):
+            lacks = self._probe_plainly(key, for_checkpoints)
+            with self._errors("probe", key):
+                put_file(self._client, self._place(key), io.BytesIO(PROBE), len(PROBE), 1)
+                if for_checkpoints:
+                    self._ways, more = find_ways(self._client, self._place(key), PROBE)
+                    lacks += more
+        return tuple(f"{self.uri}: {lack}" for lack in lacks)
+
+    def _probe_plainly(self, key: str, for_checkpoints: bool) -> tuple[str, ...]:
+        """What a folder is asked as well. If boto3's own checksums are the reason of a failure, leave them out."""
+        try:
+            probe_store(self, key, conditions=for_checkpoints)
+        except StoreError as error:
+            if not self._settings.adds_checksums or not (refuses(error.__cause__) or error.code == MISWRITTEN):
+                raise
+        else:
+            return ()
+        self._settings, self._connected = replace(self._settings, adds_checksums=False), None
+        probe_store(self, key, conditions=for_checkpoints)
+        return (
+            "the endpoint does not know the checksums that boto3 adds to a body: they are left out. Set "
+            "AWS_REQUEST_CHECKSUM_CALCULATION=when_required for all commands that use this store",
+        )
 
     def _key(self, key: str) -> str:
         return self._prefix + check_key(key)
@@ -261,19 +288,3 @@ class S3Store:
         if code in _STALE:
             with self._lock:
                 self._connected = None
-
-
-def _connect(settings: S3Settings) -> S3Client:
-    config = Config(
-        connect_timeout=settings.connect_timeout_seconds,
-        read_timeout=settings.read_timeout_seconds,
-        retries={"mode": "standard", "total_max_attempts": settings.attempts},
-        max_pool_connections=settings.connections,
-        tcp_keepalive=True,
-    )
-    session = boto3.session.Session()  # not boto3's default session, which threads may not share
-    client = session.client("s3", config=config)
-    if client.meta.endpoint_url.startswith("https:"):
-        # A CRC protects every body, and TLS the connection, so a sha256 of it would be computed in vain.
-        client = session.client("s3", config=config.merge(Config(s3={"payload_signing_enabled": False})))
-    return client

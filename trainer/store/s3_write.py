@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import io
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -18,7 +20,9 @@ from trainer.store.checksum import Checksums, base64_of
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-_ALGORITHM: dict[str, Any] = {"ChecksumAlgorithm": "CRC64NVME"}
+# How an endpoint compares what arrives with what was sent. Nobody but S3 itself is sure to know the first way.
+CRC64NVME, MD5, UNCOMPARED = "CRC64NVME", "MD5", ""
+_ALGORITHM: dict[str, Any] = {"ChecksumAlgorithm": CRC64NVME}
 
 
 class ViewFile:
@@ -58,24 +62,51 @@ def put_file(client: S3Client, place: dict[str, Any], file: BinaryIO, part_bytes
     return _put_parts(client, place, bodies, at_once, {}, {})
 
 
-def put_view(client: S3Client, place: dict[str, Any], view: memoryview, checksums: Checksums, at_once: int) -> None:
-    """Write a view without a copy. S3 compares the checksums of the parts and of the whole."""
-    whole: dict[str, Any] = {"ChecksumCRC64NVME": base64_of(checksums.whole)}
+def put_view(
+    client: S3Client, place: dict[str, Any], view: memoryview, checksums: Checksums, at_once: int, compared_by: str
+) -> None:
+    """Write a view without a copy. The endpoint compares the checksums, in the way that it knows."""
     if len(checksums.parts) < 2:
         with _sent_from(view) as body:
-            client.put_object(**place, **_ALGORITHM, **whole, Body=body)
+            client.put_object(**place, **_compared(compared_by, view, checksums.whole), Body=body)
         return
-    kind = {"ChecksumType": "FULL_OBJECT"}
-    bodies = (
-        {"Body": view[number * checksums.part_bytes : (number + 1) * checksums.part_bytes], **_ALGORITHM}
-        | {"ChecksumCRC64NVME": base64_of(part)}
-        for number, part in enumerate(checksums.parts)
-    )
     try:
-        _put_parts(client, place, bodies, at_once, _ALGORITHM | kind, kind | whole | {"MpuObjectSize": len(view)})
+        put_view_in_parts(client, place, view, checksums, at_once, compared_by)
     except ClientError as error:  # the upload is also gone if it was completed and the answer got lost
         if error.response["Error"]["Code"] != "NoSuchUpload" or not _holds(client, place, checksums):
             raise
+
+
+def put_view_in_parts(
+    client: S3Client, place: dict[str, Any], view: memoryview, checksums: Checksums, at_once: int, compared_by: str
+) -> None:
+    """As `put_view`, in parts even if there is only one."""
+    begin: dict[str, Any] = {}
+    end: dict[str, Any] = {}
+    if compared_by == CRC64NVME:
+        begin = _ALGORITHM | {"ChecksumType": "FULL_OBJECT"}
+        end = {"ChecksumType": "FULL_OBJECT", "ChecksumCRC64NVME": base64_of(checksums.whole)}
+        end |= {"MpuObjectSize": len(view)}
+    pieces = (
+        (view[number * checksums.part_bytes : (number + 1) * checksums.part_bytes], part)
+        for number, part in enumerate(checksums.parts)
+    )
+    bodies = ({"Body": piece} | _compared(compared_by, piece, part) for piece, part in pieces)
+    _put_parts(client, place, bodies, at_once, begin, end)
+
+
+def _compared(compared_by: str, view: memoryview, crc: str) -> dict[str, Any]:
+    """What a request says of its body, so that the endpoint compares it."""
+    if compared_by == CRC64NVME:
+        return _ALGORITHM | {"ChecksumCRC64NVME": base64_of(crc)}
+    if compared_by == MD5:
+        return {"ContentMD5": md5_of(view)}
+    return {}
+
+
+def md5_of(body: bytes | memoryview) -> str:
+    """The form that the header Content-MD5 has."""
+    return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
 
 
 def _holds(client: S3Client, place: dict[str, Any], checksums: Checksums) -> bool:

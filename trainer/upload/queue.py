@@ -17,7 +17,7 @@ from trainer.process.snapshot import Snapshot
 from trainer.store import ConflictError, ObjectStore, StoreError
 from trainer.store.checksum import Checksums
 from trainer.store.retry import LONGEST_PAUSE_SECONDS, Retry
-from trainer.text import say
+from trainer.text import say, show_bytes
 from trainer.upload.commit import data_key, put_checkpoint
 from trainer.upload.owner import Ownership
 from trainer.upload.unsaved import forget_checkpoint_here, save_checkpoint_here, save_file_here
@@ -53,6 +53,7 @@ class Sender:
         self.channels: list[Channel] = []  # of the trainer
         self.snapshots: dict[int, Snapshot] = {}  # by inode: mapped once
         self.stored_seq = 0  # the newest save that is committed
+        self.told_size = False  # of what stays for ever
 
     def put_soon(self, request: Message, fd: int | None) -> None:
         """Store a segment of metrics in another thread, so that checkpoints need not wait for a slow store."""
@@ -149,6 +150,9 @@ class Sender:
             if self.ownership.lease is not None:
                 superseded = {name} - {""} - self.ownership.lease.keys()  # the new owner knows nothing of this manifest
             self.tell_lost(error)
+        if superseded and self.store.keeps_all and not self.told_size:
+            self.told_size = True
+            say_as_uploader(f"{show_bytes(len(body))} of superseded checkpoints stay in the store with each save")
         for manifest in sorted(superseded):
             self.jobs.put(lambda manifest=manifest: self.retire(manifest))  # type: ignore[misc]
         with contextlib.suppress(OSError):  # the trainer is gone

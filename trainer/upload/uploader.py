@@ -178,11 +178,13 @@ def start_attempt() -> Uploader | None:
     """Probe the store and take an attempt number; None if the run is finished. Raises UserError, StoreError."""
     env = RunEnv.from_environ(os.environ)
     store = open_store(env.store)
-    for key in (run_key(env.run_id, "probe"), checkpoint_key(env.run_id, "probe")):
-        store.probe(key)
+    lacks = store.probe(run_key(env.run_id, "probe"))
+    lacks += store.probe(checkpoint_key(env.run_id, "probe"), for_checkpoints=True)
     try:
         store.info(run_key(env.run_id, "done.json"))
     except NotFoundError:
+        for lack in lacks:
+            say_as_uploader(f"note: {lack}")
         lock = MachineLock(Path(env.scratch_dir).absolute() / "runs" / env.run_id / "uploader.lock")
         attempt = claim_attempt(store, env.run_id)
         return Uploader(env, store, Ownership(store, env.run_id, attempt, float(env.lease_seconds), lock))

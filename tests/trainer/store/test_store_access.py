@@ -60,6 +60,12 @@ def test_the_store_needs_no_permission_but_to_list_get_put_tag_and_abort(s3_uri:
         boto3.session.Session().client("s3").delete_object(Bucket=bucket, Key=f"{prefix}/x")
 
 
+def test_the_probe_needs_no_other_permission(s3_uri: str, s3_control: Control, training_role: None) -> None:
+    s3_control.set(lacks=["names-its-rule"])  # S3 says which rule expires an object, and this role may not read them
+    for _ in range(2):
+        assert open_store(s3_uri).probe("checkpoints/a/probe", for_checkpoints=True) == ()
+
+
 def test_credentials_that_nobody_knows_fail_the_probe(
     s3_uri: str, training_role: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

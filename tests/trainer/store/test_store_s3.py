@@ -16,7 +16,8 @@ from tests.emulator.s3 import FaultyProxy, cut_answer, lose_answer, refuse
 from tests.stores import MIB, bucket_and_prefix, streamed
 from trainer.contract import UserError
 from trainer.store import ConflictError, NotFoundError, StoreError, open_store
-from trainer.store.s3 import S3Settings, S3Store
+from trainer.store.s3 import S3Store
+from trainer.store.s3_client import S3Settings
 
 
 def test_a_missing_bucket_is_never_a_missing_key(s3_uri: str) -> None:

@@ -1,0 +1,161 @@
+"""Tries at the start what S3 itself does and other endpoints may not, by the requests that a run will make.
+
+Each lack becomes a sentence that says what it costs. The last way that works is used from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import ClientError
+
+from trainer.contract import SUPERSEDED_TAG
+from trainer.store.checksum import Checksums
+from trainer.store.s3_write import CRC64NVME, MD5, UNCOMPARED, md5_of, put_view_in_parts
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+TAG, DELETE, KEEP = "tag", "delete", "keep"  # how a superseded object is given up
+TAGGING: Any = {"TagSet": [{"Key": SUPERSEDED_TAG[0], "Value": SUPERSEDED_TAG[1]}]}
+_DENIED = ("AccessDenied", "AllAccessDisabled", "403")
+OLD_VERSIONS = (
+    "the bucket keeps old versions: what is overwritten, deleted or expired still takes room there. Add a lifecycle "
+    "rule that expires noncurrent versions, or use a bucket without versions and object lock"
+)
+_PASSING = {  # status 400, too: they say nothing about what the endpoint can do
+    "ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "RequestTimeout",
+    "AuthorizationHeaderMalformed",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How this endpoint does what not every one does alike. Until somebody has tried, it is taken for S3 itself."""
+
+    compared_by: str = CRC64NVME
+    gives_up_by: str = TAG
+
+
+def refuses(error: BaseException | None) -> bool:
+    """Whether an endpoint refuses a request because of what is in it, which it would do again."""
+    if not isinstance(error, ClientError) or error.response["Error"]["Code"] in _PASSING:
+        return False
+    return error.response["ResponseMetadata"].get("HTTPStatusCode", 0) in (400, 405, 411, 412, 415, 501)
+
+
+def find_ways(client: S3Client, place: dict[str, Any], body: bytes) -> tuple[Ways, tuple[str, ...]]:
+    """Try both on the object at `place`, which has the tag afterwards. Returns the ways, and a sentence for each lack.
+
+    Raises ClientError where nothing can be written at all, and BotoCoreError.
+    """
+    compared_by, first = _find_comparison(client, place, body)
+    untagged = _refusal(lambda: client.put_object_tagging(**place, Tagging=TAGGING), *_DENIED, "NoSuchKey", "404")
+    found = client.head_object(**place)
+    gives_up_by, second = _find_giving_up(client, place, untagged, names_a_rule="Expiration" in found)
+    if found.get("VersionId", "null") != "null":
+        second.append(OLD_VERSIONS)
+    return Ways(compared_by, gives_up_by), (*first, *second)
+
+
+def _find_comparison(client: S3Client, place: dict[str, Any], body: bytes) -> tuple[str, list[str]]:
+    view = memoryview(body)
+    right = Checksums.of(view)
+    wrong = replace(right, whole=Checksums.of(memoryview(body + b"damaged")).whole)
+    late = "A checkpoint is compared with its own checksums again before a start uses it."
+
+    def put(checksums: Checksums, way: str) -> Callable[[], object]:
+        return lambda: put_view_in_parts(client, place, view, checksums, 1, way)
+
+    if _is_refused(put(wrong, CRC64NVME)) and not _is_refused(put(right, CRC64NVME)):
+        return CRC64NVME, []
+    damaged = md5_of(body + b"damaged")
+    if _is_refused(lambda: client.put_object(**place, Body=body, ContentMD5=damaged)):
+        put(right, MD5)()
+        return MD5, [
+            f"the endpoint does not compare the CRC64NVME of a whole object: it compares the MD5 of each part. {late}"
+        ]
+    put(right, UNCOMPARED)()
+    return UNCOMPARED, [
+        "the endpoint compares neither CRC64NVME nor Content-MD5: only TLS (an https:// endpoint) or the signature "
+        f"protects a checkpoint on its way. {late} A damaged one costs the work back to the one before"
+    ]
+
+
+def _is_refused(request: Callable[[], object]) -> bool:
+    return bool(_refusal(request))
+
+
+def _refusal(request: Callable[[], object], *also: str) -> str:
+    """The code with which the endpoint refuses what is in a request, or one of `also`; "" if it does not refuse."""
+    try:
+        request()
+    except ClientError as error:
+        code = str(error.response["Error"]["Code"])
+        if not refuses(error) and code not in also:
+            raise
+        return code
+    return ""
+
+
+def _find_giving_up(
+    client: S3Client, place: dict[str, Any], untagged: str, *, names_a_rule: bool
+) -> tuple[str, list[str]]:
+    """A tag, if something expires what has it; else a deletion, if that is allowed. `untagged`: why it has none."""
+    needed = f"lifecycle rule that expires what is tagged {SUPERSEDED_TAG[0]}={SUPERSEDED_TAG[1]}"
+    if untagged:
+        lack = "objects may not be tagged" if untagged in _DENIED else f"the endpoint knows no tags ({untagged})"
+    else:
+        rules = _rules_for(client, place)
+        if rules is None:  # the machine's role on AWS may not read them, but an answer about an object names its rule
+            unknown = f"whether the bucket has a {needed} could not be seen: without one, every checkpoint stays"
+            return TAG, [] if names_a_rule else [unknown]
+        if rules:
+            return TAG, [
+                f"the lifecycle rule {rule.get('ID', '')!r} expires every checkpoint with time, the newest one, too: "
+                f"let it expire only what is tagged {SUPERSEDED_TAG[0]}={SUPERSEDED_TAG[1]}"
+                for rule in rules if not _tags_of(rule)
+            ]  # fmt: skip
+        lack = f"the bucket has no {needed}"
+    nothing = place["Key"] + ".none"  # there is no such object: S3 tells only whether it may be deleted
+    if _refusal(lambda: client.delete_object(Bucket=place["Bucket"], Key=nothing), *_DENIED) not in ("", "NoSuchKey"):
+        return KEEP, [
+            f"{lack}, and objects may not be deleted: every checkpoint stays. Allow s3:DeleteObject, or allow "
+            f"s3:PutObjectTagging and add a {needed}; or delete old ones yourself after the run"
+        ]
+    return DELETE, [f"{lack}: the run deletes a superseded checkpoint itself, at once, as in a folder"]
+
+
+def _rules_for(client: S3Client, place: dict[str, Any]) -> list[Any] | None:
+    """The lifecycle rules that expire the tagged object; None if nobody may know."""
+    try:
+        rules = client.get_bucket_lifecycle_configuration(Bucket=place["Bucket"])["Rules"]
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        if code in _DENIED:
+            return None
+        if code == "NoSuchLifecycleConfiguration" or refuses(error) or code == "404":
+            return []
+        raise
+    return [rule for rule in rules if _expires(rule, place["Key"])]
+
+
+def _expires(rule: Any, key: str) -> bool:
+    """Whether a rule expires an object that has our tag and no other."""
+    prefix = _filter_of(rule).get("Prefix", rule.get("Prefix", ""))
+    ends = {"Days", "Date"} & rule.get("Expiration", {}).keys()
+    is_on = rule["Status"] == "Enabled" and bool(ends)
+    return is_on and key.startswith(prefix) and all(tag in TAGGING["TagSet"] for tag in _tags_of(rule))
+
+
+def _filter_of(rule: Any) -> dict[str, Any]:
+    whole: dict[str, Any] = rule.get("Filter", {})
+    found: dict[str, Any] = whole.get("And", whole)
+    return found
+
+
+def _tags_of(rule: Any) -> list[Any]:
+    found = _filter_of(rule)
+    return [*found.get("Tags", []), *([found["Tag"]] if "Tag" in found else [])]
