@@ -1,7 +1,7 @@
 """What other S3 endpoints do not do. The layer before moto takes it away from moto, once it knows who asks.
 
 - `if-none-match`, `if-match`: this condition of a write is ignored; `conditions-refused`: such a write is refused;
-  `if-match-fails`: no etag is ever the right one.
+  `if-match-fails`: no etag is ever the right one; `bare-etags`: none with quotes is, as in Ceph 16.
 - `crc64`: a CRC64NVME is ignored; `crc64-refused`: it is refused.
 - `md5`: a Content-MD5 is ignored.
 - `checksums`: whatever boto3 adds to a small body is refused, as by an endpoint that knows no such header.
@@ -44,6 +44,9 @@ def lessen(environ: Environ, query: dict[str, str], lacks: Iterable[str]) -> Non
             environ.pop(f"HTTP_{lack.upper().replace('-', '_')}", None)
         elif lack == "conditions-refused" and writes and {"HTTP_IF_NONE_MATCH", "HTTP_IF_MATCH"} & environ.keys():
             raise Refused(*UNKNOWN)
+        elif lack == "bare-etags" and writes and "HTTP_IF_MATCH" in environ:
+            found = environ["HTTP_IF_MATCH"]
+            environ["HTTP_IF_MATCH"] = '"no such etag"' if found.startswith('"') else f'"{found}"'
         elif lack == "if-match-fails" and writes and "HTTP_IF_MATCH" in environ:
             raise Refused("412 Precondition Failed", "PreconditionFailed")
         elif lack.startswith("crc64"):

@@ -176,7 +176,8 @@ def check_range(start: int, size: int) -> None:
 
 
 _FIXES = {
-    "allow the role or user to list, get and put there (or name another bucket or prefix)": (
+    "allow the role or user to list, get and put there (or name another bucket or prefix; one of another account where "
+    "the requester pays cannot be used)": (
         "AccessDenied", "AllAccessDisabled", "403",
     ),
     "give credentials that are valid: AWS_PROFILE, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or `aws sso login`": (
@@ -184,6 +185,10 @@ _FIXES = {
         "UnauthorizedSSOTokenError", "SSOTokenLoadError", "InvalidAccessKeyId", "SignatureDoesNotMatch",
         "ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired",
     ),
+    "enable the KMS key of the bucket, or choose another encryption": (
+        "KMS.DisabledException", "KMS.NotFoundException", "KMS.KMSInvalidStateException",
+    ),
+    "restore the objects from the archive (Glacier) first": ("InvalidObjectState",),
     "set the clock of this machine": ("RequestTimeTooSkewed", "RequestExpired"),
     "create the bucket, or correct its name": ("NoSuchBucket",),
     "set AWS_DEFAULT_REGION to the region of the bucket": (
@@ -199,6 +204,7 @@ _FIXES = {
 }  # fmt: skip
 
 
+_KMS_FIX = "allow the role or user kms:GenerateDataKey and kms:Decrypt on the key by which the bucket encrypts"
 _MAY_PASS = (  # these may mend themselves: credentials are renewed, clocks are set after a boot, networks return
     "ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "CredentialRetrievalError",
     "RequestTimeTooSkewed", "EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError",
@@ -222,6 +228,7 @@ def naming_the_fix(what: str) -> Iterator[None]:
         code = error.code if isinstance(error, StoreError) else errno.errorcode.get(error.errno or 0, "")
         for fix, codes in _FIXES.items():
             if code in codes:
+                fix = _KMS_FIX if code == "AccessDenied" and "kms:" in str(error) else fix
                 raise UserError(f"{what} cannot be used: {error}; {fix}") from error
         raise
 
@@ -232,19 +239,17 @@ _NO_ETAG = '"00000000000000000000000000000000"'
 _UNKNOWN_REQUEST = ("NotImplemented", "MethodNotAllowed", "InvalidArgument", "InvalidRequest", "501", "405")
 
 
-def probe_store(store: ObjectStore, key: str, *, conditions: bool) -> None:
-    """What every store is asked in `probe`. Raises StoreError, and UserError for conditions that are not obeyed."""
+def probe_store(store: ObjectStore, key: str) -> None:
+    """What every store is asked in `probe`."""
     store.put(key, PROBE)
     if store.read_range(key, 4, len(PROBE) - 4) != PROBE[4:]:
         raise StoreError(f"probe {store.describe(key)}: what was just written is not there", MISWRITTEN)
     if key not in (info.key for info in store.list(key)):
         raise StoreError(f"probe {store.describe(key)}: what was just written is not listed")
-    if conditions:
-        _probe_conditions(store, key)
 
 
-def _probe_conditions(store: ObjectStore, key: str) -> None:
-    """A condition that does not hold must be refused, and one that holds must not."""
+def probe_conditions(store: ObjectStore, key: str) -> None:
+    """A condition that does not hold must be refused, and one that holds must not: else a UserError is raised."""
     other = b"written in spite of a condition\n"
     for condition, write in {
         "If-None-Match: *": partial(store.create, key, other),

@@ -25,6 +25,7 @@ from trainer.store import (
     check_range,
     check_size,
     naming_the_fix,
+    probe_conditions,
     probe_store,
 )
 
@@ -157,7 +158,9 @@ class DirectoryStore:
 
     def probe(self, key: str, *, for_checkpoints: bool = False) -> tuple[str, ...]:
         with naming_the_fix(f"the store {self.uri}"):
-            probe_store(self, key, conditions=for_checkpoints)
+            probe_store(self, key)
+            if for_checkpoints:
+                probe_conditions(self, key)
         return ()
 
     def _path(self, key: str) -> Path:

@@ -26,13 +26,14 @@ from trainer.store import (
     check_range,
     check_size,
     naming_the_fix,
+    probe_conditions,
     probe_store,
 )
 from trainer.store.checksum import Checksums
 from trainer.store.s3_client import S3Settings, connect
 from trainer.store.s3_probe import DELETE, KEEP, TAG, TAGGING, Ways, find_ways, refuses
 from trainer.store.s3_read import Body
-from trainer.store.s3_write import put_file, put_view
+from trainer.store.s3_write import abort_uploads, put_file, put_view
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -148,6 +149,8 @@ class S3Store:
 
     def replace(self, key: str, body: bytes, etag: str) -> str:
         name = self._key(key)
+        if self._ways.bare_etags:
+            etag = etag.strip('"')
         return self._put_if(
             "replace", key, body,
             lambda: self._client.put_object(Bucket=self._bucket, Key=name, Body=body, IfMatch=etag)["ETag"],
@@ -178,47 +181,47 @@ class S3Store:
         return self._ways.gives_up_by == KEEP
 
     def abort_uploads(self, prefix: str) -> int:
-        whole, count = self._prefix + check_prefix(prefix), 0
+        whole = self._prefix + check_prefix(prefix)
         with self._errors("abort", prefix):
-            client = self._client
-            pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=whole)
-            for upload in (upload for page in pages for upload in page.get("Uploads", [])):
-                try:
-                    client.abort_multipart_upload(
-                        Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                    )  # fmt: skip
-                    count += 1
-                except ClientError as error:
-                    if error.response["Error"]["Code"] != "NoSuchUpload":  # it has ended meanwhile
-                        raise
-        return count
+            return abort_uploads(self._client, self._bucket, whole)
 
     def probe(self, key: str, *, for_checkpoints: bool = False) -> tuple[str, ...]:
         check_key(key)
         with naming_the_fix(f"the store {self.uri}"):
-            lacks = self._probe_plainly(key, for_checkpoints)
+            lacks = self._probe_plainly(key)
+            if for_checkpoints:
+                self._probe_conditions(key)
             with self._errors("probe", key):
                 put_file(self._client, self._place(key), io.BytesIO(PROBE), len(PROBE), 1)
                 if for_checkpoints:
-                    self._ways, more = find_ways(self._client, self._place(key), PROBE)
+                    self._ways, more = find_ways(self._client, self._place(key), PROBE, self._ways)
                     lacks += more
         return tuple(f"{self.uri}: {lack}" for lack in lacks)
 
-    def _probe_plainly(self, key: str, for_checkpoints: bool) -> tuple[str, ...]:
+    def _probe_plainly(self, key: str) -> tuple[str, ...]:
         """What a folder is asked as well. If boto3's own checksums are the reason of a failure, leave them out."""
         try:
-            probe_store(self, key, conditions=for_checkpoints)
+            probe_store(self, key)
         except StoreError as error:
             if not self._settings.adds_checksums or not (refuses(error.__cause__) or error.code == MISWRITTEN):
                 raise
         else:
             return ()
         self._settings, self._connected = replace(self._settings, adds_checksums=False), None
-        probe_store(self, key, conditions=for_checkpoints)
+        probe_store(self, key)
         return (
             "the endpoint does not know the checksums that boto3 adds to a body: they are left out. Set "
             "AWS_REQUEST_CHECKSUM_CALCULATION=when_required for all commands that use this store",
         )
+
+    def _probe_conditions(self, key: str) -> None:
+        try:
+            probe_conditions(self, key)
+        except UserError:
+            if self._ways.bare_etags:
+                raise
+            self._ways = replace(self._ways, bare_etags=True)
+            probe_conditions(self, key)
 
     def _key(self, key: str) -> str:
         return self._prefix + check_key(key)
@@ -276,7 +279,7 @@ class S3Store:
         except ClientError as error:
             code = error.response["Error"]["Code"]
             self._forget(code)
-            message = f"{place}: {code}: {error.response['Error'].get('Message', '')}"
+            message = f"{place}: {code}: {error.response['Error'].get('Message') or ''}"
             raise (NotFoundError if code == "NoSuchKey" else StoreError)(message, code) from error
         except BotoCoreError as error:
             self._forget(type(error).__name__)

@@ -37,6 +37,7 @@ class Ways:
 
     compared_by: str = CRC64NVME
     gives_up_by: str = TAG
+    bare_etags: bool = False  # If-Match has an etag without its quotes: so Ceph wants it
 
 
 def refuses(error: BaseException | None) -> bool:
@@ -46,8 +47,8 @@ def refuses(error: BaseException | None) -> bool:
     return error.response["ResponseMetadata"].get("HTTPStatusCode", 0) in (400, 405, 411, 412, 415, 501)
 
 
-def find_ways(client: S3Client, place: dict[str, Any], body: bytes) -> tuple[Ways, tuple[str, ...]]:
-    """Try both on the object at `place`, which has the tag afterwards. Returns the ways, and a sentence for each lack.
+def find_ways(client: S3Client, place: dict[str, Any], body: bytes, ways: Ways) -> tuple[Ways, tuple[str, ...]]:
+    """Try what `Ways` begins with, on the object at `place`. Returns the ways, and a sentence for each lack.
 
     Raises ClientError where nothing can be written at all, and BotoCoreError.
     """
@@ -57,7 +58,7 @@ def find_ways(client: S3Client, place: dict[str, Any], body: bytes) -> tuple[Way
     gives_up_by, second = _find_giving_up(client, place, untagged, names_a_rule="Expiration" in found)
     if found.get("VersionId", "null") != "null":
         second.append(OLD_VERSIONS)
-    return Ways(compared_by, gives_up_by), (*first, *second)
+    return replace(ways, compared_by=compared_by, gives_up_by=gives_up_by), (*first, *second)
 
 
 def _find_comparison(client: S3Client, place: dict[str, Any], body: bytes) -> tuple[str, list[str]]:

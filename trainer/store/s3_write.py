@@ -162,3 +162,17 @@ def _put_parts(
         with contextlib.suppress(ClientError, BotoCoreError):  # if this fails, the bucket's lifecycle does it
             client.abort_multipart_upload(**place, UploadId=upload)
         raise
+
+
+def abort_uploads(client: S3Client, bucket: str, prefix: str) -> int:
+    """End the uploads of keys with this prefix that are not complete; returns how many there were."""
+    count = 0
+    pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
+    for upload in (upload for page in pages for upload in page.get("Uploads", [])):
+        try:
+            client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            count += 1
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "NoSuchUpload":  # it has ended meanwhile
+                raise
+    return count

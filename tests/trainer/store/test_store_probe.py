@@ -7,7 +7,7 @@ from typing import Any
 import boto3
 import pytest
 
-from tests.emulator.s3 import Answer, Control, FaultyProxy, Forward
+from tests.emulator.s3 import Answer, Control, FaultyProxy, Forward, refuse
 from tests.stores import MIB, bucket_and_prefix
 from trainer.contract import UserError
 from trainer.store import ConflictError, ObjectStore, StoreError, open_store
@@ -52,6 +52,16 @@ def test_an_endpoint_that_does_not_obey_conditions_is_refused_with_the_reason_an
             store.probe(KEY, for_checkpoints=True)
         for words in (s3_uri, said, "two machines could both own it", "use a folder, or an S3 endpoint that obeys"):
             assert words in str(caught.value)
+
+
+def test_an_endpoint_that_wants_etags_without_quotes_gets_them(s3_uri: str, s3_control: Control) -> None:
+    store, said = probed(s3_uri, s3_control, "bare-etags")
+    assert said == ""
+    etag = store.put("x", b"1")
+    store.replace("x", b"2", etag)
+    with pytest.raises(ConflictError):
+        store.replace("x", b"3", etag)
+    assert store.get("x") == b"2"
 
 
 def test_data_needs_no_conditions(s3_uri: str, s3_control: Control) -> None:
@@ -187,3 +197,41 @@ def test_a_bucket_with_versions_or_object_lock_is_told_to_keep_what_is_supersede
     assert "the bucket keeps old versions" in "\n".join(open_store(s3_uri).probe(KEY, for_checkpoints=True))
     client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Suspended"})
     assert open_store(s3_uri).probe(KEY, for_checkpoints=True) == ()
+
+
+# Forms of buckets
+
+
+def test_a_bucket_in_another_region_is_found_there(s3_uri: str, s3_proxy: FaultyProxy, s3_control: Control) -> None:
+    store, said = probed(s3_uri, s3_control, "region:eu-central-1")
+    assert said == ""
+    body = memoryview(bytes(13 * MIB))
+    store.put_large("x", body, Checksums.of(body, 6 * MIB))
+    assert store.get("x") == body
+    sent_on = [h for h in s3_proxy.headers if "/us-east-1/" in h["authorization"]]
+    assert len(sent_on) == 1  # only the first request
+
+
+def test_a_key_of_kms_that_may_not_be_used_is_told_as_that(s3_uri: str, s3_control: Control) -> None:
+    with pytest.raises(UserError, match=r"kms:GenerateDataKey on resource.*; allow the role or user kms:Generate"):
+        probed(s3_uri, s3_control, "kms")
+
+
+def test_a_bucket_whose_requester_pays_is_told_as_that(s3_uri: str, s3_proxy: FaultyProxy) -> None:
+    s3_proxy.plan("PUT", *[refuse(403, "AccessDenied")] * 3)  # all that S3 says
+    with pytest.raises(UserError, match="one of another account where the requester pays cannot be used"):
+        open_store(s3_uri).probe(KEY)
+
+
+def test_names_with_dots_and_prefixes_with_spaces_and_any_letters_are_right(
+    s3_uri: str, s3_endpoint: str, s3_proxy: FaultyProxy
+) -> None:
+    boto3.session.Session().client("s3").create_bucket(Bucket="name.with.dots")
+    store = open_store("s3://name.with.dots/my runs/größe+%41=✓")
+    assert len(store.probe(KEY, for_checkpoints=True)) == 1  # of the lifecycle
+    store.put("a b/ü", b"1")
+    assert [info.key for info in store.list("a b/")] == ["a b/ü"]
+    assert store.get("a b/ü") == b"1"
+    store.retire("a b/ü")
+    assert list(store.list("a b/")) == []
+    assert all(line.split()[1].startswith("/name.with.dots") for line in s3_proxy.requests)  # in the path, no host
