@@ -191,11 +191,9 @@ class S3Store:
             lacks = self._probe_plainly(key)
             if for_checkpoints:
                 self._probe_conditions(key)
-            with self._errors("probe", key):
-                put_file(self._client, self._place(key), io.BytesIO(PROBE), len(PROBE), 1)
-                if for_checkpoints:
+                with self._errors("probe", key):
                     self._ways, more = find_ways(self._client, self._place(key), PROBE, self._ways)
-                    lacks += more
+                lacks += more
         return tuple(f"{self.uri}: {lack}" for lack in lacks)
 
     def _probe_plainly(self, key: str) -> tuple[str, ...]:
