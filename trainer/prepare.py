@@ -75,6 +75,10 @@ class Options:
     accept_incomplete: bool = False
     """Go on where shards are missing, or where README.md declares other numbers of images. The summary says what."""
 
+    strict_data: bool = False
+    """Refuse what is else only told at the end: images that are in training and in validation, an image with two
+    labels, classes without images or with few."""
+
     workers: int = 0
     """Threads that decode and encode; 0 means one per core."""
 
@@ -166,6 +170,7 @@ def _prepare(options: Options, store: ObjectStore, run: PrepareRun | None = None
             secrets_dir=options.secrets_dir,
             workers=options.workers,
             max_broken_share=options.max_broken_share,
+            strict=options.strict_data,
             progress=partial(run.count, Phase.PREPARING) if run else None,
             downloaded=partial(run.count, Phase.STAGING) if run else None,
         )

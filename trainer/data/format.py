@@ -178,6 +178,7 @@ class ImageRow:
     jpeg: bytes | None
     odd: tuple[str, ...] = ()
     reason: str = ""
+    hash: int = 0  # of the bytes of the source; 0 of a broken image
 
 
 @dataclass
@@ -188,12 +189,15 @@ class Tally:
     labels: list[npt.NDArray[np.int64]] = field(default_factory=list)
     odd: Counter[str] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)  # "name: reason"
+    # Of each image of the source, broken ones, too, where it is 0. No shard has them: they are for comparing.
+    hashes: list[npt.NDArray[np.uint64]] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
         self.images += other.images
         self.labels += other.labels
         self.odd += other.odd
         self.broken += other.broken
+        self.hashes += other.hashes
 
 
 def write_shard(classes: tuple[str, ...], rows: Iterable[ImageRow]) -> bytes:

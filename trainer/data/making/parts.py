@@ -6,13 +6,15 @@ once the small file beside it exists. `prepare` makes the index and the summary.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import time
 import zlib
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -63,7 +65,8 @@ class Made:
 
     def to_json(self) -> str:
         labels = [label for batch in self.tally.labels for label in batch.tolist()]
-        tally = {"labels": labels, "odd": self.tally.odd, "broken": self.tally.broken}
+        hashes = base64.b64encode(np.concatenate(self.tally.hashes).astype("<u8").tobytes()).decode()
+        tally = {"labels": labels, "odd": self.tally.odd, "broken": self.tally.broken, "hashes": hashes}
         return json.dumps({**asdict(self.shard), **tally}) + "\n"
 
     @classmethod
@@ -71,10 +74,11 @@ class Made:
         """Raises ValueError, TypeError, KeyError or AttributeError if `to_json` did not write this."""
         raw = json.loads(text)
         labels, odd, broken = raw.pop("labels"), raw.pop("odd"), raw.pop("broken")
+        hashes = np.frombuffer(base64.b64decode(raw.pop("hashes"), validate=True), "<u8").astype(np.uint64)
         shard = Shard(**raw)
         if {type(n) for n in (shard.images, shard.bytes, shard.crc32, *labels)} != {int} or shard.images != len(labels):
             raise ValueError(f"{shard} with {len(labels)} labels: these are no counts, or differ")
-        return cls(shard, Tally(shard.images, [np.array(labels, np.int64)], Counter(odd), broken))
+        return cls(shard, Tally(shard.images, [np.array(labels, np.int64)], Counter(odd), broken, [hashes]))
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,8 @@ class ShardMaker:
                 jpegs, odd = convert(example.image, name, sides, self.copies.quality)
             except (FileNotFoundError, PermissionError, BrokenImageError) as error:  # other errors are the disk's
                 return (ImageRow(name, label, None, (), show_name(str(error))),) * len(sides)
-            return tuple(ImageRow(name, label, jpeg, odd) for jpeg in jpegs)
+            found = int.from_bytes(hashlib.sha256(example.image).digest()[:8], "little")
+            return tuple(ImageRow(name, label, jpeg, odd, hash=found) for jpeg in jpegs)
 
         pending: deque[Future[tuple[ImageRow, ...]]] = deque()
         for i in numbers:
@@ -172,8 +177,9 @@ class ShardMaker:
     def _make(self, file: str, rows: list[ImageRow]) -> Made:
         key = f"{self.prefix}/{file}"
         body = write_shard(self.source.classes, rows)
+        hashes = np.array([row.hash for row in rows], np.uint64)
         rows.clear()
-        tally = read_tally(body, self.store.describe(key))
+        tally = replace(read_tally(body, self.store.describe(key)), hashes=[hashes])
         made = Made(Shard(file, tally.images, len(body), zlib.crc32(body)), tally)
         self.store.put(key, body)
         self.store.put(key + NOTE, made.to_json().encode())

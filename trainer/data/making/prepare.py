@@ -19,9 +19,10 @@ import numpy as np
 from trainer.contract import UserError, dataset_key
 from trainer.data.format import DATA_FORMAT, INDEX, Copies, Index, Shard, Size, SplitIndex, Tally
 from trainer.data.making.convert import CONVERSION
+from trainer.data.making.doubts import doubts_of, show_class_counts
 from trainer.data.making.layout import NONE, Choices
 from trainer.data.making.parts import NOTE, ShardMaker, default_images, parts_of
-from trainer.data.making.sources import identify, open_source
+from trainer.data.making.sources import Source, identify, open_source
 from trainer.data.progress import ProgressListener, Track, show_rate
 from trainer.store import NotFoundError, ObjectStore
 from trainer.text import say, show_bytes, show_estimate
@@ -45,12 +46,13 @@ def prepare(
     workers: int = 0,
     max_broken_share: float = 0.001,
     images_per_shard: int = 0,
+    strict: bool = False,
     progress: ProgressListener | None = None,
     downloaded: ProgressListener | None = None,
 ) -> Prepared:
     """Write the shards, then the index. If the index exists, do nothing. Shards that exist are kept, unread.
 
-    `choices` answers what the files of `data` leave open.
+    `choices` answers what the files of `data` leave open. If `strict`, what may be wrong with the data is an error.
 
     `progress` is told of images, `downloaded` of bytes from the hub; without `downloaded`, `progress` is told of both.
 
@@ -63,7 +65,7 @@ def prepare(
     per_shard = {split: images_per_shard or default_images(copies.sides(split)) for split in ("train", "val")}
     prefix = _prefix(name, copies, [identity, per_shard])
     where = store.describe(prefix)
-    if index := _finished(store, prefix):
+    if (index := _finished(store, prefix)) and not strict:
         say(f"{name}: already prepared in {where}")
         return Prepared(prefix, index)
 
@@ -87,10 +89,11 @@ def prepare(
     finally:  # also if nobody wants the rest
         pool.shutdown(wait=False, cancel_futures=True)
     _check_not_empty(name, tallies)
+    doubts = _doubts(name, source, tallies, strict)
 
     index = _index_of(name, prefix, copies, source.classes, shards, tallies)
     store.put(f"{prefix}/{INDEX}", index.to_json().encode())
-    say("\n  ".join([_summary(name, where, index, tallies), *source.said]))
+    say("\n  ".join([_summary(name, where, index, tallies), show_class_counts(source, tallies), *source.said, *doubts]))
     if track.worked:
         took, rate = show_estimate(track.seconds), show_rate(track.worked, track.seconds, workers)
         say(f"  converted {track.worked:,} images in {took}, {rate}")
@@ -170,6 +173,17 @@ def _check_not_empty(name: str, tallies: dict[str, Tally]) -> None:
                 f"{name}: split {split} has no image left, all {len(tally.broken)} are broken: {_first(tally.broken)}. "
                 "Replace them: training and evaluation need at least one image each"
             )
+
+
+def _doubts(name: str, source: Source, tallies: dict[str, Tally], strict: bool) -> list[str]:
+    """What should be looked at in the data, to be said; an error if `strict`."""
+    doubts = doubts_of(source, tallies)
+    if doubts and strict:
+        raise UserError(
+            f"{name}: {'; '.join(doubts)}. Correct the data, or prepare it without --strict-data; the shards written "
+            "so far are kept"
+        )
+    return [f"look at this: {doubt}" for doubt in doubts]
 
 
 def _first(broken: list[str]) -> str:

@@ -77,17 +77,21 @@ def identify(data: str, choices: Choices = NONE) -> tuple[str, str]:
     """The name and identity of what DATA= names, without opening it. For a hub id, the hub is not asked."""
     if data == "digits":
         return "digits", f"digits {DIGITS_SIDE}px val-every-{DIGITS_VAL_EVERY}"
-    chosen = f" {json.dumps(choices.content, sort_keys=True)}" if choices.content else ""
     folder = Path(data).expanduser()
     if folder.is_dir():
-        files = plan(data, folder, choices).files
-        listing = [(path, (folder / path).stat().st_size) for path in files]
-        return _slug(folder.resolve().name), hashlib.sha256((json.dumps(listing) + chosen).encode()).hexdigest()
+        layout = plan(data, folder, choices)
+        listing = [(path, (folder / path).stat().st_size) for path in layout.files]
+        content = json.dumps(listing) + _decided(layout.decided)
+        return _slug(folder.resolve().name), hashlib.sha256(content.encode()).hexdigest()
     if folder.exists():
         raise refused(data, f"this is a file: give the folder that holds it. Known forms: {FORMS}")
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", data):
-        return _slug(data.split("/")[1]), f"hub {data}{chosen}"
+        return _slug(data.split("/")[1]), f"hub {data}{_decided(choices.content)}"
     raise UserError(f"DATA={data} does not exist on this machine and is not a Hugging Face id. Known forms: {FORMS}")
+
+
+def _decided(facts: Mapping[str, object]) -> str:
+    return f" {json.dumps(facts, sort_keys=True)}" if facts else ""
 
 
 def plan(data: str, folder: Path, choices: Choices) -> SourceLayout:

@@ -7,9 +7,11 @@ downloaded that is then refused, and every file is either read or left out for a
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
 
 from trainer.data.making.layout.archives import ARCHIVES, lay_out_archives
-from trainer.data.making.layout.card import CARD, read_card
+from trainer.data.making.layout.card import CARD, CardConfig, read_card
 from trainer.data.making.layout.folders import BESIDE, OTHER_ENDING, folder_groups, is_image, lay_out_folders
 from trainer.data.making.layout.plan import (
     FORMS,
@@ -52,7 +54,10 @@ def lay_out(data: str, listing: Listing, choices: Choices = NONE, *, card: str =
     Raises UserError, with the question and the option that answers it, where the names allow two answers, and for what
     is missing: a split, shards, classes, labels.
     """
-    configs = read_card(data, card)
+    return replace(_laid_out(data, listing, choices, read_card(data, card)), choices=choices)
+
+
+def _laid_out(data: str, listing: Listing, choices: Choices, configs: Mapping[str, CardConfig]) -> SourceLayout:
     tables, images = [], []
     left: dict[str, list[str]] = defaultdict(list)
     for path in sorted(listing):

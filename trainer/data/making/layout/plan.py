@@ -80,6 +80,13 @@ class SourceLayout:
     truth: Mapping[str, Sequence[str]] = field(default_factory=dict)  # split without class folders: its label files
     declared: Declared = field(default_factory=Declared)
     said: tuple[str, ...] = ()  # what a user should know of how the files were understood
+    choices: Choices = field(default_factory=Choices)
+
+    @property
+    def decided(self) -> dict[str, object]:
+        """What decides the content besides the files: the user's choices, and class names that README.md declares."""
+        classes = {"classes": dict(self.declared.classes)} if self.declared.classes else {}
+        return self.choices.content | classes
 
     @property
     def files(self) -> list[str]:
