@@ -201,6 +201,10 @@ _FIXES = {
     "make the folder writable for this user, or name another one": ("EACCES", "EPERM", "EROFS"),
     "name a folder: something on this path is a file or a broken link": ("ENOTDIR", "EEXIST", "EISDIR"),
     "free disk space (or quota), or name a folder on another disk": ("ENOSPC", "EDQUOT", "EFBIG"),
+    "name a folder with a shorter path": ("ENAMETOOLONG",),
+    "name a folder without a loop of links": ("ELOOP",),
+    "raise the limit of open files, for example `ulimit -n 65536`": ("EMFILE", "ENFILE"),
+    "use a machine with more memory": ("ENOMEM",),
 }  # fmt: skip
 
 
@@ -231,6 +235,10 @@ def naming_the_fix(what: str) -> Iterator[None]:
                 fix = _KMS_FIX if code == "AccessDenied" and "kms:" in str(error) else fix
                 raise UserError(f"{what} cannot be used: {error}; {fix}") from error
         raise
+    except MemoryError as error:
+        raise UserError(
+            f"{what} cannot be used: {str(error) or 'no memory is left'}; use a machine with more"
+        ) from error
 
 
 PROBE = b"can write, read and list\n"  # always the same, since two runs may probe at the same time

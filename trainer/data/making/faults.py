@@ -11,12 +11,13 @@ from pathlib import Path
 from trainer.contract import UserError
 from trainer.text import show_name
 
+MORE_MEMORY = "use a machine with more memory, or fewer threads (--workers)"
 FIXES = {
     errno.EMFILE: "raise the limit of open files, for example `ulimit -n 65536`",
     errno.ENFILE: "close other programs: the whole system has too many open files",
     errno.ENOENT: "put it back; it was there when it was listed",
     errno.EACCES: "make it readable for this user",
-    errno.ENOMEM: "use a machine with more memory",
+    errno.ENOMEM: MORE_MEMORY,
 }
 CHECK_DISK = "check the disk, or the server that it lies on; then run the same command again"
 
@@ -27,28 +28,26 @@ def naming_the_file(file: Path, part: str = "", fix: str = "fetch it again") -> 
 
     Only the call of a library belongs in here: a bug of ours must stay a crash.
     """
-    name, inside = show_name(file), f" in {part}" if part else ""
     try:
         yield
     except UserError:
         raise
-    except MemoryError as error:
-        raise UserError(
-            f"{name} needs more memory{inside} than this machine has ({reason(error)}): {FIXES[errno.ENOMEM]}"
-        ) from error
-    except OSError as error:
-        if not error.errno:  # not the system's: pyarrow says so that the bytes are wrong
-            raise UserError(f"{name} is damaged{inside} ({reason(error)}): {fix}") from error
-        raise UserError(
-            f"{name} cannot be read{inside} ({error.strerror}): {FIXES.get(error.errno, CHECK_DISK)}"
-        ) from error
-    except NotImplementedError as error:  # it is whole, but the library cannot read such a file
-        raise UserError(
-            f"{name} cannot be read{inside} ({reason(error)}): "
-            "write it again, with plain columns and smaller row groups"
-        ) from error
     except Exception as error:
-        raise UserError(f"{name} is damaged{inside} ({reason(error)}): {fix}") from error
+        raise as_user_error(error, show_name(file), part, fix) from error
+
+
+def as_user_error(error: Exception, name: str, part: str = "", fix: str = "fetch it again") -> UserError:
+    """One message for what a library raised on what is called `name`: a file, or an image in one."""
+    inside = f" in {part}" if part else ""
+    if isinstance(error, MemoryError):
+        return UserError(f"{name} needs more memory{inside} than this machine has ({reason(error)}): {MORE_MEMORY}")
+    if isinstance(error, OSError) and error.errno:  # else it is not the system's: pyarrow calls wrong bytes so
+        fix = FIXES.get(error.errno, CHECK_DISK)
+        return UserError(f"{name} cannot be read{inside} ({error.strerror or reason(error)}): {fix}")
+    if isinstance(error, NotImplementedError):  # the file is whole, but the library cannot read such a one
+        fix = "write it again, with plain columns and smaller row groups"
+        return UserError(f"{name} cannot be read{inside} ({reason(error)}): {fix}")
+    return UserError(f"{name} is damaged{inside} ({reason(error)}): {fix}")
 
 
 def reason(error: BaseException) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 
 from trainer.data.format import Copies, ImageRow, Shard, Tally, read_tally, write_shard
 from trainer.data.making.convert import BrokenImageError, convert
+from trainer.data.making.faults import as_user_error
 from trainer.data.making.sources import Source, Split
 from trainer.data.progress import Track, show_rate
 from trainer.store import NotFoundError, ObjectStore
@@ -155,6 +156,8 @@ class ShardMaker:
                 jpegs, odd = convert(example.image, name, sides, self.copies.quality)
             except (FileNotFoundError, PermissionError, BrokenImageError) as error:  # other errors are the disk's
                 return (ImageRow(name, label, None, (), show_name(str(error))),) * len(sides)
+            except (OSError, MemoryError) as error:
+                raise as_user_error(error, name) from error
             found = int.from_bytes(hashlib.sha256(example.image).digest()[:8], "little")
             return tuple(ImageRow(name, label, jpeg, odd, hash=found) for jpeg in jpegs)
 

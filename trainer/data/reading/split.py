@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pyarrow as pa
 
 from trainer.contract import UserError
 from trainer.data.format import AGAIN, INDEX, Index, Shard
+from trainer.store import naming_the_fix
 
 
 class PreparedSplit:
@@ -30,6 +33,7 @@ class PreparedSplit:
         self._bytes: list[npt.NDArray[np.uint8]] = []  # for each record batch: all its JPEGs, end to end
         self._paths: list[tuple[int, Any]] = []  # for each record batch: its first image, and all names
         self._maps: list[tuple[mmap.mmap, int]] = []  # for each record batch: its file, and where the JPEGs begin in it
+        _raise_file_limit()
         images_before, batch_of, starts, stops, labels = 0, [], [], [], []
         for shard in sizes[short_side].shards:
             rows = 0
@@ -83,12 +87,22 @@ def _open_shard(directory: Path, shard: Shard) -> Iterator[tuple[Any, mmap.mmap]
     if (found := path.stat().st_size) != shard.bytes:
         raise UserError(f"{path} has {found} bytes, {INDEX} says {shard.bytes}: {AGAIN}")
     try:
-        with path.open("rb") as file:
+        with naming_the_fix(f"the shard {path}"), path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         mapped.madvise(mmap.MADV_RANDOM)  # else the system would read ahead, ten times what is asked for
         reader = pa.ipc.open_file(pa.py_buffer(mapped))
-    except (pa.ArrowInvalid, ValueError) as error:
+        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is not an Arrow file ({error}): {AGAIN}") from error
-    for i in range(reader.num_record_batches):
-        if (batch := reader.get_batch(i)).num_rows:
+    for batch in batches:
+        if batch.num_rows:
             yield batch, mapped
+
+
+def _raise_file_limit() -> None:
+    """Let this process open as many files as the system allows. Each mapped shard takes one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # some systems name a limit that they do not give
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
