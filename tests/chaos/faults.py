@@ -38,7 +38,18 @@ ALL = {
     f"{verb}-{kind}"
     for verb in ("put", "get", "look")
     for kind in ("lease", "manifest", "data", "metrics", "heartbeat", "attempt", "other")
-} | {"create-multipart", "upload-part", "complete", "abort", "list", "list-uploads", "list-parts", "tag", "get-tags"}
+} | {
+    "create-multipart",
+    "upload-part",
+    "complete",
+    "abort",
+    "list",
+    "list-uploads",
+    "list-parts",
+    "tag",
+    "get-tags",
+    "get-lifecycle",
+}
 
 
 def fault(lab: Lab, seed: int) -> Case:

@@ -22,6 +22,7 @@ import boto3
 from tests import ROOT
 from tests.chaos.standin import Play, contents, same, to_line
 from tests.emulator.faults import FaultProxy
+from tests.emulator.s3 import make_bucket
 from trainer.checkpoint.restore import restore
 from trainer.contract import SUPERSEDED_TAG, UserError, checkpoint_key
 from trainer.store import ObjectStore, StoreError, open_store
@@ -163,7 +164,7 @@ class Lab:
         self.uri = str(self.place / "store")
         if s3:
             bucket = f"chaos-{os.getpid()}-{self.count}"
-            self.client().create_bucket(Bucket=bucket)
+            make_bucket(self.endpoint, bucket)
             self.uri = f"s3://{bucket}/some/prefix"
         self.environ = {
             "TRAINER_STORE": self.uri, "TRAINER_RUN_ID": RUN, "TRAINER_SCRATCH_DIR": str(self.place / "scratch"),

@@ -41,6 +41,8 @@ def operation_of(method: str, target: str) -> str:
         return "create-multipart" if method == "POST" else "list-uploads"
     if "tagging" in query:
         return "tag" if method == "PUT" else "get-tags"
+    if "lifecycle" in query:
+        return f"{method.lower()}-lifecycle"
     if method == "GET" and ("list-type" in query or url.path.count("/") < 2):
         return "list"
     kind = next((name for name, pattern in KEYS.items() if re.search(pattern, url.path)), "other")

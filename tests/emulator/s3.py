@@ -63,17 +63,21 @@ def aws_environ(s3_endpoint: str) -> dict[str, str]:
 
 @pytest.fixture
 def s3_uri(s3_endpoint: str, aws_environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """`s3://<fresh bucket>/some/prefix`, with the environment set for this process. The bucket is like ours on AWS."""
+    """`s3://<fresh bucket>/some/prefix`, with the environment set for this process."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name, value in aws_environ.items():
         monkeypatch.setenv(name, value)
-    bucket = f"test-{uuid.uuid4().hex}"
+    make_bucket(s3_endpoint, bucket := f"test-{uuid.uuid4().hex}")
+    return f"s3://{bucket}/some/prefix"
+
+
+def make_bucket(endpoint: str, bucket: str) -> None:
+    """With the lifecycle rule that ours has on AWS."""
     for query, body in (("", b""), ("?lifecycle", LIFECYCLE)):
         xml = {"Content-Type": "application/xml"}
-        change = urllib.request.Request(f"{s3_endpoint}/{bucket}{query}", body, xml, method="PUT")
+        change = urllib.request.Request(f"{endpoint}/{bucket}{query}", body, xml, method="PUT")
         urllib.request.urlopen(change, timeout=30).close()
-    return f"s3://{bucket}/some/prefix"
 
 
 LIFECYCLE = b"""<LifecycleConfiguration><Rule><ID>expire-superseded</ID><Status>Enabled</Status>

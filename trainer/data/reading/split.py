@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from trainer.contract import UserError
 from trainer.data.format import AGAIN, INDEX, Index, Shard
+from trainer.data.reading.mapping import advise, map_file
 from trainer.store import naming_the_fix
 
 
@@ -32,12 +33,12 @@ class PreparedSplit:
         self.classes, self.split, self.short_side = index.classes, split, short_side
         self._bytes: list[npt.NDArray[np.uint8]] = []  # for each record batch: all its JPEGs, end to end
         self._paths: list[tuple[int, Any]] = []  # for each record batch: its first image, and all names
-        self._maps: list[tuple[mmap.mmap, int]] = []  # for each record batch: its file, and where the JPEGs begin in it
+        self._addresses: list[int] = []  # for each record batch: where its JPEGs begin in memory
         _raise_file_limit()
         images_before, batch_of, starts, stops, labels = 0, [], [], [], []
         for shard in sizes[short_side].shards:
             rows = 0
-            for batch, mapped in _open_shard(directory, shard):
+            for batch in _open_shard(directory, shard):
                 images = batch.column("image").field("bytes")
                 _, offsets, values = images.buffers()
                 ends = np.frombuffer(offsets, np.int32)[images.offset : images.offset + len(images) + 1]
@@ -46,7 +47,7 @@ class PreparedSplit:
                 batch_of.append(np.full(batch.num_rows, len(self._bytes), np.int32))
                 labels.append(batch.column("label").to_numpy())
                 self._bytes.append(np.frombuffer(values, np.uint8))
-                self._maps.append((mapped, values.address - pa.py_buffer(mapped).address))
+                self._addresses.append(values.address)
                 self._paths.append((images_before + rows, batch.column("image").field("path")))
                 rows += batch.num_rows
             images_before += rows
@@ -69,9 +70,7 @@ class PreparedSplit:
         """Ask the system to read these images from the disk. Does not wait for it."""
         batches, starts, stops = self._batch_of[indices], self._starts[indices], self._stops[indices]
         for batch, start, stop in zip(batches.tolist(), starts.tolist(), stops.tolist(), strict=True):
-            mapped, first = self._maps[batch]
-            page = (first + start) // mmap.PAGESIZE * mmap.PAGESIZE
-            mapped.madvise(mmap.MADV_WILLNEED, page, first + stop - page)
+            advise(self._addresses[batch] + start, stop - start, mmap.MADV_WILLNEED)
 
     def name(self, i: int) -> str:
         """The name that the image had in its source, for messages."""
@@ -79,18 +78,18 @@ class PreparedSplit:
         return str(paths[i - first].as_py())
 
 
-def _open_shard(directory: Path, shard: Shard) -> Iterator[tuple[Any, mmap.mmap]]:
-    """The record batches of a shard that are not empty, each with the mapped file."""
+def _open_shard(directory: Path, shard: Shard) -> Iterator[Any]:
+    """The record batches of a shard that are not empty. The file is mapped, and closed again."""
     path = directory / shard.file
     if not path.is_file():
         raise UserError(f"{path} is missing, {INDEX} names it: {AGAIN}")
     if (found := path.stat().st_size) != shard.bytes:
         raise UserError(f"{path} has {found} bytes, {INDEX} says {shard.bytes}: {AGAIN}")
     try:
-        with naming_the_fix(f"the shard {path}"), path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        mapped.madvise(mmap.MADV_RANDOM)  # else the system would read ahead, ten times what is asked for
-        reader = pa.ipc.open_file(pa.py_buffer(mapped))
+        with naming_the_fix(f"the shard {path}"):
+            mapped = map_file(path)
+        advise(mapped.address, mapped.size, mmap.MADV_RANDOM)  # else the system would read ahead, ten times too much
+        reader = pa.ipc.open_file(mapped)
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
     except UserError:
         raise
@@ -98,11 +97,11 @@ def _open_shard(directory: Path, shard: Shard) -> Iterator[tuple[Any, mmap.mmap]
         raise UserError(f"{path} is not an Arrow file ({error}): {AGAIN}") from error
     for batch in batches:
         if batch.num_rows:
-            yield batch, mapped
+            yield batch
 
 
 def _raise_file_limit() -> None:
-    """Let this process open as many files as the system allows. Each mapped shard takes one."""
+    """Let this process open as many files as the system allows: what else runs here opens some, too."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # some systems name a limit that they do not give
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
