@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -30,7 +31,9 @@ def walk(folder: Path) -> dict[str, int]:
                 empty = True
                 for entry in entries:
                     empty = False
-                    if entry.is_dir():
+                    if _is_loop(entry):
+                        found[f"{prefix}{entry.name}"] = NOWHERE
+                    elif entry.is_dir():
                         waiting.append((f"{prefix}{entry.name}/", (*above, (stat.st_dev, stat.st_ino))))
                     else:
                         found[f"{prefix}{entry.name}"] = entry.stat().st_size if entry.is_file() else NOWHERE
@@ -39,3 +42,14 @@ def walk(folder: Path) -> dict[str, int]:
         if empty and prefix:
             found[prefix] = 0
     return found
+
+
+def _is_loop(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a link that leads to itself, by one link or by several."""
+    try:
+        entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return True
+        raise
+    return False

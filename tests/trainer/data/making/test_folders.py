@@ -31,6 +31,8 @@ def test_a_listing_has_every_file_once_with_its_bytes(tmp_path: Path) -> None:
     assert walk(folder) == {
         "a/b/c/x": 2, "a/empty/": 0, ".git/": 0, "@eaDir/": 0, "linked/deep/z": 3, "gone": NOWHERE, "file": 3,
     }  # fmt: skip
+    (folder / "itself").symlink_to(folder / "itself")
+    assert walk(folder)["itself"] == NOWHERE
     (folder / "a" / "loop").symlink_to(folder)
     with pytest.raises(UserError, match=r"a/loop is a link to a folder above it"):
         walk(folder)
@@ -160,6 +162,17 @@ def test_a_flat_validation_gets_its_classes_from_the_file_that_says_them(truth: 
     told = folder / source.said[1].removeprefix("classes of the validation: ").split(", ")[0]
     told.write_bytes(told.read_bytes() + b"\n")
     assert identify(str(folder)) != before
+
+
+def test_the_folder_of_kaggle_is_read_as_it_was_unpacked(tmp_path: Path) -> None:
+    flat(tmp_path / "ILSVRC" / "Data" / "CLS-LOC")
+    TRUTHS["kaggle"](tmp_path)
+    for name in ("Annotations/CLS-LOC/train/n01440764/a.xml", "Data/CLS-LOC/test/x.JPEG"):
+        (tmp_path / "ILSVRC" / name).parent.mkdir(parents=True)
+        (tmp_path / "ILSVRC" / name).write_bytes(b"x")
+    source = open_source(str(tmp_path))
+    assert (source.classes, source.splits["val"].labels.tolist()) == (CLASSES, WANTED)
+    assert source.splits["train"][5].name == f"ILSVRC/Data/CLS-LOC/train/{CLASSES[1]}/{CLASSES[1]}_1.JPEG"
 
 
 @pytest.mark.parametrize(

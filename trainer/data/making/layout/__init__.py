@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 from trainer.data.making.layout.archives import ARCHIVES, lay_out_archives
-from trainer.data.making.layout.card import CARD, CardConfig, read_card
+from trainer.data.making.layout.card import CARD, CardConfig, check_images, read_card
 from trainer.data.making.layout.folders import BESIDE, OTHER_ENDING, folder_groups, is_image, lay_out_folders
 from trainer.data.making.layout.plan import (
     FORMS,
     NOWHERE,
+    OPTIONS,
     Choices,
     Declared,
     Listing,
@@ -25,6 +27,7 @@ from trainer.data.making.layout.plan import (
     how_to_choose,
     refused,
 )
+from trainer.data.making.layout.splits import roles_of
 from trainer.data.making.layout.tables import declared_of, lay_out_tables, table_groups
 
 __all__ = [
@@ -45,6 +48,12 @@ __all__ = [
 ]  # fmt: skip
 
 NONE = Choices()
+UNUSED = {  # form: choices that mean nothing to it
+    "parquet": (),
+    "folder": ("image_column", "label_column"),
+    "tar": ("config", "train_split", "val_split", "image_column", "label_column"),
+}
+DANGLING = "links that lead nowhere"
 HIDDEN = "hidden files, and folders of the system"
 
 
@@ -54,15 +63,27 @@ def lay_out(data: str, listing: Listing, choices: Choices = NONE, *, card: str =
     Raises UserError, with the question and the option that answers it, where the names allow two answers, and for what
     is missing: a split, shards, classes, labels.
     """
-    return replace(_laid_out(data, listing, choices, read_card(data, card)), choices=choices)
+    layout = _laid_out(data, listing, choices, read_card(data, card))
+    if idle := [name for name in UNUSED[layout.form] if choices.content.get(name)]:
+        raise refused(data, f"{OPTIONS[idle[0]]} does not apply to such data ({layout.form}): leave it out")
+    return replace(layout, choices=choices)
 
 
-def _laid_out(data: str, listing: Listing, choices: Choices, configs: Mapping[str, CardConfig]) -> SourceLayout:
+@lru_cache(1 << 16)
+def _is_in_hidden(folder: str) -> bool:
+    return any(hidden(part) for part in folder.split("/"))
+
+
+def _sort_out(listing: Listing) -> tuple[list[str], list[str], dict[str, list[str]]]:
+    """Parquet files, images, and by reason what is neither, each sorted by name."""
     tables, images = [], []
     left: dict[str, list[str]] = defaultdict(list)
     for path in sorted(listing):
-        if any(hidden(part) for part in path.rstrip("/").split("/")):
+        folder, _, name = path.rstrip("/").rpartition("/")
+        if hidden(name) or _is_in_hidden(folder):
             left[HIDDEN].append(path)
+        elif listing[path] == NOWHERE and (roles_of(name) or not is_image(name)):
+            left[DANGLING].append(path)
         elif path.endswith("/"):
             left["empty folders"].append(path)
         elif path.endswith(".parquet"):
@@ -71,6 +92,14 @@ def _laid_out(data: str, listing: Listing, choices: Choices, configs: Mapping[st
             images.append(path)
         else:
             left[OTHER_ENDING].append(path)
+    return tables, images, dict(left)
+
+
+def _laid_out(data: str, listing: Listing, choices: Choices, configs: Mapping[str, CardConfig]) -> SourceLayout:
+    tables, images, left = _sort_out(listing)
+    dangling = left.get(DANGLING, ())
+    if nowhere := [path for path in dangling if path.endswith(".parquet") or roles_of(path.rpartition("/")[2])]:
+        raise refused(data, f"{few(nowhere)} lead nowhere: fetch or mount what they lead to, or remove the links")
     table_splits = table_groups(data, tables, configs, choices)
     folder_splits = folder_groups(images)
     chosen = {name for split in (choices.train_split, choices.val_split) for name in split.split("+") if name}
@@ -87,10 +116,9 @@ def _laid_out(data: str, listing: Listing, choices: Choices, configs: Mapping[st
     if not in_tables and (in_folders or not tables):
         if tables:
             left["parquet files outside of the splits"] = tables
-        declared = declared_of(configs, choices.config)
-        return lay_out_folders(data, listing, folder_splits, declared, choices, left)
-    if nowhere := [path for path in tables if listing[path] == NOWHERE]:
-        raise refused(data, f"{nowhere[0]} is a link that leads nowhere: fetch or mount what it leads to, or remove it")
+        layout = lay_out_folders(data, listing, folder_splits, declared_of(configs, choices.config), choices, left)
+        check_images(data, configs, choices, images, layout.splits)
+        return layout
     if images:
         left[BESIDE] = images
     return lay_out_tables(data, table_splits, configs, choices, left)

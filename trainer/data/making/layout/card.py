@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.data.making.layout.plan import Declared, refused
+from trainer.data.making.layout.plan import Choices, Declared, few, how_to_choose, is_exactly, refused
 
 CARD = "README.md"
 DEFAULT = "default"
@@ -43,6 +44,48 @@ def read_card(data: str, text: str) -> dict[str, CardConfig]:
             data, f"the head of {CARD} is not what `datasets` writes ({error}): correct or remove it"
         ) from error
     return configs or {name: CardConfig(declared=declared) for name, declared in infos.items()}
+
+
+def config_name(data: str, configs: Mapping[str, CardConfig], choices: Choices) -> str:
+    """The chosen config of README.md, else the only or the default one. Raises UserError where one must be chosen."""
+    defaults = (name for name, config in configs.items() if config.default or name == DEFAULT or len(configs) == 1)
+    name = choices.config or next(defaults, "")
+    if name not in configs:
+        why = f"there is no config {name!r}" if name else f"{CARD} declares several configs"
+        how = how_to_choose("config", next(iter(configs)))
+        raise refused(data, f"{why}: choose one of {few(list(configs), 12)}, {how}")
+    return name
+
+
+def matching(paths: Sequence[str], config: CardConfig, split: str) -> list[str]:
+    """The files that README.md declares for a split, sorted."""
+    from fsspec.utils import glob_translate  # what `datasets` matches with
+
+    patterns = [f"{config.folder}/{pattern}".lstrip("/") for pattern in config.patterns[split]]
+    compiled = [re.compile(glob_translate(pattern)) for pattern in patterns]
+    return sorted(path for path in paths if any(pattern.match(path) for pattern in compiled))
+
+
+def check_images(
+    data: str,
+    configs: Mapping[str, CardConfig],
+    choices: Choices,
+    images: Sequence[str],
+    found: Mapping[str, Sequence[str]],
+) -> None:
+    """Raise UserError if README.md declares other images for a split than were found by the names of folders."""
+    if choices.train_split or choices.val_split or not any(config.patterns for config in configs.values()):
+        return
+    config = configs[config_name(data, configs, choices)]
+    for role, paths in found.items():
+        for split in config.patterns:
+            declared = matching(images, config, split) if is_exactly(split, role) else list(paths)
+            if odd := sorted(set(declared) ^ set(paths)):
+                raise refused(
+                    data,
+                    f"{CARD} declares other images for split {split} than its folder has, {len(odd):,} differ "
+                    f"({few(odd)}): choose the folder, {how_to_choose(f'{role}_split', split)}, or correct {CARD}",
+                )
 
 
 def _card_config(raw: Mapping[str, Any], declared: Declared) -> CardConfig:

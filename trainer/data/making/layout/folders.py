@@ -6,9 +6,11 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from trainer.data.making.layout.plan import (
     FORMS,
@@ -95,16 +97,7 @@ def lay_out_folders(
     truth = {"val": find_truth(data, listing, folders["val"][0])} if val.flat or together else {}
     _check_classes(data, listing, trees, folders, truth)
     names = tuple(sorted(trees["train"].classes))
-    number = {name: i for i, name in enumerate(names)}
-    splits, labels = {}, {}
-    for role, tree in trees.items():
-        if role in truth:
-            splits[role] = tuple(sorted(path for paths in (tree.flat, *tree.classes.values()) for path in paths))
-            continue
-        splits[role] = tuple(path for name in sorted(tree.classes) for path in sorted(tree.classes[name]))
-        labels[role] = np.repeat(
-            [number[name] for name in sorted(tree.classes)], [len(tree.classes[n]) for n in sorted(tree.classes)]
-        )
+    splits, labels = _labelled(names, trees, truth)
     split_names = {role: "+".join(group.split for group in found) for role, found in chosen.items()}
     used = {path for paths in truth.values() for path in paths}
     left = {reason: [path for path in paths if path not in used] for reason, paths in left.items()}
@@ -118,6 +111,23 @@ def lay_out_folders(
     )
 
 
+def _labelled(
+    names: Sequence[str], trees: Mapping[str, Tree], truth: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, npt.NDArray[np.int64]]]:
+    """The images of each split by class and name, and their labels, which only `truth` knows for some."""
+    number = {name: i for i, name in enumerate(names)}
+    splits, labels = {}, {}
+    for role, tree in trees.items():
+        if role in truth:
+            splits[role] = tuple(sorted(path for paths in (tree.flat, *tree.classes.values()) for path in paths))
+            continue
+        by_class = [(number[name], sorted(tree.classes[name])) for name in sorted(tree.classes)]
+        splits[role] = tuple(path for _, paths in by_class for path in paths)
+        labels[role] = np.repeat([label for label, _ in by_class], [len(paths) for _, paths in by_class])
+    return splits, labels
+
+
+@lru_cache(1 << 16)
 def class_name(folder: str) -> str:
     """The name of a class folder as text. Accents have several forms, and a Mac writes another one than Linux."""
     return unicodedata.normalize("NFC", show_name(Path(folder)))

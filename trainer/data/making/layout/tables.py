@@ -7,14 +7,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from trainer.data.making.layout.card import CARD, DEFAULT, CardConfig
+from trainer.data.making.layout.card import CARD, CardConfig, config_name, matching
 from trainer.data.making.layout.plan import (
     KEYWORDS,
     Choices,
     Declared,
     SourceLayout,
     few,
-    how_to_choose,
     is_exactly,
     refused,
 )
@@ -36,14 +35,9 @@ def table_groups(
     data: str, paths: Sequence[str], configs: Mapping[str, CardConfig], choices: Choices
 ) -> list[SplitFiles]:
     """The splits of parquet files, declared or named. Raises UserError if one of several configs must be chosen."""
-    if not any(config.patterns or config.folder for config in configs.values()):
+    if not paths or not any(config.patterns or config.folder for config in configs.values()):
         return _named(paths)
-    name = choices.config or next((n for n, c in configs.items() if c.default or n == DEFAULT or len(configs) == 1), "")
-    if name not in configs:
-        why = f"there is no config {name!r}" if name else f"{CARD} declares several configs"
-        raise refused(
-            data, f"{why}: choose one of {few(list(configs), 12)}, {how_to_choose('config', next(iter(configs)))}"
-        )
+    name = config_name(data, configs, choices)
     groups, config = [], configs[name]
     if not config.patterns:
         groups = [
@@ -51,7 +45,7 @@ def table_groups(
             for group in _named([path for path in paths if path.startswith(f"{config.folder}/")])
         ]
     for split, patterns in config.patterns.items():
-        found = _matching(paths, [f"{config.folder}/{one}".lstrip("/") for one in patterns])
+        found = matching(paths, config, split)
         roles = frozenset(role for role in KEYWORDS if is_exactly(split, role)) or roles_of(split)
         if not found and (roles or split in choices.train_split + choices.val_split):
             raise refused(
@@ -116,10 +110,3 @@ def _group_of(path: str) -> tuple[str, str, frozenset[str], bool]:
     if roles:  # both say it: a difference is a question
         return config, name, roles | roles_of(folders[by_folder]), False
     return "/".join(folders[:by_folder]) or TOP, folders[by_folder], roles_of(folders[by_folder]), False
-
-
-def _matching(paths: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    from fsspec.utils import glob_translate  # what `datasets` matches with
-
-    compiled = [re.compile(glob_translate(pattern)) for pattern in patterns]
-    return sorted(path for path in paths if any(pattern.match(path) for pattern in compiled))

@@ -133,6 +133,33 @@ def test_a_folder_of_nothing_known_says_what_was_looked_for() -> None:
             laid_out(*paths)
 
 
+def test_links_to_whole_splits_that_lead_nowhere_are_named() -> None:
+    for link in ("val", "val.parquet", "data/train"):
+        with pytest.raises(UserError, match=rf"{link} lead nowhere: fetch or mount"):
+            laid_out(*TRAIN, nowhere=(link,))
+    layout = laid_out(*TRAIN, *VAL, nowhere=("notes", "old/labels.txt"))
+    assert layout.left_out["links that lead nowhere"] == ["notes", "old/labels.txt"]
+
+
+def test_images_that_readme_declares_are_those_of_the_folders_or_it_is_a_question() -> None:
+    card = "---\nconfigs:\n- config_name: x\n  data_files: [{split: train, path: 'train/**'}, {split: %s}]\n---\n"
+    assert laid_out(*TRAIN, *VAL, card=card % "validation, path: 'val/**'").files == [*TRAIN, *VAL]
+    more = ["more/cat/x.JPEG", "more/dog/x.JPEG"]
+    card %= "validation, path: ['val/**', 'more/**']"
+    with pytest.raises(UserError, match=r"README.md declares other images for split validation.*2 differ \(more/cat/x"):
+        laid_out(*TRAIN, *VAL, *more, card=card)
+    chosen = laid_out(*TRAIN, *VAL, *more, card=card, choices=Choices(val_split="val+more"))
+    assert sorted(chosen.splits["val"]) == sorted([*VAL, *more])
+
+
+@pytest.mark.parametrize("choices", [Choices(image_column="x"), Choices(label_column="x")])
+def test_a_choice_that_means_nothing_to_the_data_is_refused(choices: Choices) -> None:
+    tars = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
+    for paths, given in (([*TRAIN, *VAL], choices), (tars, choices), (tars, Choices(val_split="test"))):
+        with pytest.raises(UserError, match=r"--[a-z-]+ does not apply to such data"):
+            laid_out(*paths, choices=given)
+
+
 FLAT = [*TRAIN, "val/ILSVRC2012_val_00000001.JPEG", "val/ILSVRC2012_val_00000002.JPEG"]
 
 
