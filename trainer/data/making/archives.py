@@ -70,9 +70,11 @@ def open_archives(data: str, folder: Path, layout: SourceLayout) -> tuple[tuple[
         raise refused(data, f"{train.name} or {val.name} is damaged ({error}): fetch it again") from error
     classes = tuple(sorted(by_class))
     of_train = [image for name in classes for image in sorted(by_class[name])]
-    labels = np.repeat(np.arange(len(classes)), [len(by_class[name]) for name in classes])
-    truth = [folder / path for path in layout.truth["val"]]
+    counts = [len(by_class[name]) for name in classes]
+    labels = np.repeat(np.arange(len(classes)), counts)
+    truth, names = [folder / path for path in layout.truth["val"]], [name for name, _, _ in of_val]
+    of_truth = read_truth(data, truth, names, classes, counts, layout.choices.accept_incomplete)
     return classes, {
         "train": ArchiveSplit(train, of_train, labels),
-        "val": ArchiveSplit(val, of_val, read_truth(data, truth, [name for name, _, _ in of_val], classes)),
+        "val": ArchiveSplit(val, of_val, of_truth),
     }

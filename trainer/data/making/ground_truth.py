@@ -9,70 +9,100 @@ import io
 import re
 import tarfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.contract import UserError
-from trainer.data.making.layout import few, refused
+from trainer.data.making.layout import few, how_to_choose, is_image, refused
+from trainer.text import say
 
 GROUND_TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
-_NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})")
+_NUMBERED = re.compile(r"ILSVRC2012_val_\d{8}")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a file says: the class of each validation image by its stem, and how many training images a class has."""
+
+    classes: Mapping[str, str]
+    of_train: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_truth(
-    data: str, files: Sequence[Path], images: Sequence[str], classes: Sequence[str]
+    data: str,
+    files: Sequence[Path],
+    images: Sequence[str],
+    classes: Sequence[str],
+    of_train: Sequence[int],
+    accept_incomplete: bool,
 ) -> npt.NDArray[np.int64]:
-    """The label of each image, (N,) int64, by its place in `classes`. Raises UserError if one has none, or two."""
+    """The label of each validation image, (N,) int64, by its place in `classes`.
+
+    Raises UserError if one has none, or two; and if images are missing that the file knows, unless that is accepted,
+    which is said. `of_train` is how many training images each class has.
+    """
     stems = [PurePosixPath(image).stem for image in images]
     try:
-        if files[0].name.endswith(".tar.gz"):
-            found = _by_number(stems, _devkit(_members(files[0])))
-        elif files[0].name == GROUND_TRUTH:
-            found = _by_number(stems, _devkit({file.name: file.read_bytes() for file in files}))
-        else:
-            lines = files[0].read_text().splitlines()
-            alone = all(len(line.split()) <= 1 for line in lines) and not any("," in line for line in lines)
-            found = _by_number(stems, lines) if alone else _by_name(set(stems), lines, set(classes))
+        said = _read(files, set(classes))
     except (ValueError, KeyError, IndexError, TypeError, tarfile.TarError, EOFError, OSError) as error:
-        if isinstance(error, UserError):
-            raise
         raise refused(
             data, f"{files[0].name} does not say the classes of the validation ({error}): fetch it again"
         ) from error
     number = {name: i for i, name in enumerate(classes)}
-    if odd := [image for image, stem in zip(images, stems, strict=True) if found.get(stem) not in number]:
-        why = f"such as {found[PurePosixPath(odd[0]).stem]!r}" if PurePosixPath(odd[0]).stem in found else "or none"
+    if odd := [i for i, stem in enumerate(stems) if said.classes.get(stem) not in number]:
+        other = said.classes.get(stems[odd[0]])
         raise refused(
             data,
-            f"{files[0].name} gives {len(odd):,} of {len(images):,} validation images no class of training, {why} "
-            f"({few(odd)}): fetch the file that belongs to these images",
+            f"{files[0].name} gives {len(odd):,} of {len(images):,} validation images no class of training, "
+            f"{f'such as {other!r}' if other else 'or none'} ({few([images[i] for i in odd])}): fetch the file that "
+            "belongs to these images",
         )
-    return np.array([number[found[stem]] for stem in stems], np.int64)
+    missing = [
+        f"{len(absent):,} validation images ({few(absent)})"
+        for absent in [sorted(stem for stem in said.classes.keys() - set(stems) if said.classes[stem] in number)]
+        if absent
+    ]
+    missing += [
+        f"{wanted - found:,} training images of class {name}"
+        for name, found in zip(classes, of_train, strict=True)
+        if (wanted := said.of_train.get(name, found)) > found
+    ]
+    if missing:
+        what = f"{files[0].name} knows more images than are here; missing are {few(missing)}"
+        if not accept_incomplete:
+            raise refused(data, f"{what}: fetch them, or go on without them, {how_to_choose('accept_incomplete', '')}")
+        say(f"{what}; that is accepted")
+    return np.array([number[said.classes[stem]] for stem in stems], np.int64)
 
 
-def _by_name(stems: set[str], lines: Sequence[str], classes: set[str]) -> dict[str, str]:
+def _read(files: Sequence[Path], classes: set[str]) -> Said:
+    if files[0].name.endswith(".tar.gz"):
+        return _devkit(_members(files[0]))
+    if files[0].name == GROUND_TRUTH:
+        return _devkit({file.name: file.read_bytes() for file in files})
+    lines = files[0].read_text().splitlines()
+    if any(len(line.split()) > 1 or "," in line for line in lines):
+        return Said(_by_name(lines, classes))
+    return Said(_numbered([line.strip() for line in lines]))
+
+
+def _by_name(lines: Sequence[str], classes: set[str]) -> dict[str, str]:
     """Lines that name an image and its class, as a table or as `mv IMAGE CLASS/`."""
     found: dict[str, str] = {}
     for line in lines:
         words = [word for word in re.split(r"[\s,;/]+", line) if word]
-        stem = next((stem for word in words if (stem := PurePosixPath(word).stem) in stems), "")
+        stem = next((PurePosixPath(word).stem for word in words if is_image(word) or _NUMBERED.fullmatch(word)), "")
         name = next((word for word in words if word in classes), "")
         if stem and name and found.setdefault(stem, name) != name:
             raise ValueError(f"{stem} is {found[stem]!r} and {name!r}")
     return found
 
 
-def _by_number(stems: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+def _numbered(names: Sequence[str]) -> dict[str, str]:
     """Lines in the order of the numbers of ImageNet's validation images, from 1."""
-    found = {}
-    for stem in stems:
-        numbered = _NUMBERED.fullmatch(stem)
-        if not numbered or not 1 <= int(numbered[1]) <= len(names):
-            raise ValueError(f"{stem} is not ILSVRC2012_val_00000001 to {len(names):08d}")
-        found[stem] = names[int(numbered[1]) - 1].strip()
-    return found
+    return {f"ILSVRC2012_val_{i:08d}": name for i, name in enumerate(names, start=1)}
 
 
 def _members(devkit: Path) -> dict[str, bytes]:
@@ -85,10 +115,11 @@ def _members(devkit: Path) -> dict[str, bytes]:
     return found
 
 
-def _devkit(files: Mapping[str, bytes]) -> list[str]:
-    """The synset of each validation image: the ground truth has ImageNet's own numbers, and meta.mat their synsets."""
+def _devkit(files: Mapping[str, bytes]) -> Said:
+    """The ground truth has ImageNet's own numbers of classes. meta.mat has their names, and counts training images."""
     from scipy.io import loadmat  # scikit-learn brings it
 
     synsets = loadmat(io.BytesIO(files[META]), squeeze_me=True)["synsets"]
     by_id = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
-    return [by_id[int(line)] for line in files[GROUND_TRUTH].decode("ascii").split()]
+    of_train = {str(synset["WNID"]): int(synset["num_train_images"]) for synset in synsets}
+    return Said(_numbered([by_id[int(line)] for line in files[GROUND_TRUTH].decode("ascii").split()]), of_train)

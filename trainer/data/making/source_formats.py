@@ -107,7 +107,9 @@ def open_image_folder(data: str, folder: Path, layout: SourceLayout) -> dict[str
     splits: dict[str, Split] = {}
     for role, paths in layout.splits.items():
         if truth := layout.truth.get(role):
-            labels = read_truth(data, [folder / path for path in truth], paths, layout.classes)
+            of_train = np.bincount(layout.labels["train"], minlength=len(layout.classes)).tolist()
+            files, accepted = [folder / path for path in truth], layout.choices.accept_incomplete
+            labels = read_truth(data, files, paths, layout.classes, of_train, accepted)
         else:
             labels = layout.labels[role]
         splits[role] = FolderSplit(folder, paths, labels)

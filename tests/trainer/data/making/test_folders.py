@@ -107,22 +107,22 @@ def flat(folder: Path) -> Path:
     return folder
 
 
-def devkit(folder: Path, ids: tuple[int, ...] = (7, 3, 5)) -> Path:
+def devkit(folder: Path, ids: tuple[int, ...] = (7, 3, 5), of_train: int = 4) -> Path:
     """Ground truth and meta.mat; the numbers of the classes are in another order than their names."""
     from scipy.io import savemat
 
     folder.mkdir(parents=True, exist_ok=True)
-    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
+    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_train_images", "O")]
     synsets = np.zeros((4, 1), kinds)
     for i, (number, name) in enumerate([*zip(ids, CLASSES, strict=True), (1001, "n00001740")]):
-        synsets[i, 0] = (number, name, "a, word", 0)
+        synsets[i, 0] = (number, name, "a, word", of_train)
     savemat(folder / "meta.mat", {"synsets": synsets})
     (folder / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{ids[label]}\n" for label in WANTED))
     return folder
 
 
-def devkit_archive(folder: Path) -> None:
-    made = devkit(folder / "made")
+def devkit_archive(folder: Path, of_train: int = 4) -> None:
+    made = devkit(folder / "made", of_train=of_train)
     with tarfile.open(folder / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as archive:
         archive.add(made, "ILSVRC2012_devkit_t12/data")
     for file in made.iterdir():
@@ -164,6 +164,28 @@ def test_a_flat_validation_gets_its_classes_from_the_file_that_says_them(truth: 
     assert identify(str(folder)) != before
 
 
+@pytest.mark.parametrize("truth", TRUTHS)
+def test_a_validation_image_that_is_missing_is_named(
+    truth: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = flat(tmp_path)
+    TRUTHS[truth](folder)
+    (folder / "val" / "ILSVRC2012_val_00000003.JPEG").unlink()
+    with pytest.raises(UserError, match=r"1 validation images \(ILSVRC2012_val_00000003\): .*--accept-incomplete"):
+        open_source(str(folder))
+    source = open_source(str(folder), Choices(accept_incomplete=True))
+    assert source.splits["val"].labels.tolist() == [*WANTED[:2], *WANTED[3:]]
+    assert "1 validation images (ILSVRC2012_val_00000003); that is accepted" in capfd.readouterr().err
+
+
+def test_training_images_that_the_devkit_counts_and_are_not_there_are_missed(tmp_path: Path) -> None:
+    folder = flat(tmp_path)
+    devkit(folder)
+    (folder / "train" / CLASSES[1] / f"{CLASSES[1]}_2.JPEG").unlink()
+    with pytest.raises(UserError, match=rf"missing are 1 training images of class {CLASSES[1]}: .*--accept-incomplete"):
+        open_source(str(folder))
+
+
 def test_the_folder_of_kaggle_is_read_as_it_was_unpacked(tmp_path: Path) -> None:
     flat(tmp_path / "ILSVRC" / "Data" / "CLS-LOC")
     TRUTHS["kaggle"](tmp_path)
@@ -181,7 +203,7 @@ def test_the_folder_of_kaggle_is_read_as_it_was_unpacked(tmp_path: Path) -> None
         ("LOC_val_solution.csv", "ImageId,PredictionString\n", r"gives 6 of 6 validation images no class.*or none"),
         ("valprep.sh", "mv ILSVRC2012_val_00000001.JPEG n01440764/\nmv ILSVRC2012_val_00000001.JPEG n01443537/\n",
          r"valprep.sh does not say the classes.*'n01440764' and 'n01443537'"),
-        ("imagenet_2012_validation_synset_labels.txt", "n01440764\n", r"val_00000002 is not ILSVRC2012_val_00000001"),
+        ("imagenet_2012_validation_synset_labels.txt", "n01440764\n", r"gives 5 of 6 validation images no class.*, or none"),
         ("imagenet_2012_validation_synset_labels.txt", "n09999999\n" * 6, r"no class of training, such as 'n09999999'"),
         ("ILSVRC2012_devkit_t12.tar.gz", "<html>", r"devkit_t12.tar.gz does not say the classes of the validation"),
     ],
@@ -217,7 +239,7 @@ def archives(folder: Path) -> dict[str, list[bytes]]:
 
 def test_the_archives_of_imagenet_are_read_where_they_lie(tmp_path: Path) -> None:
     images = archives(tmp_path)
-    devkit_archive(tmp_path)
+    devkit_archive(tmp_path, of_train=2)
     before = sorted(tmp_path.iterdir())
     source = open_source(str(tmp_path))
     assert source.classes == CLASSES
