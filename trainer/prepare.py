@@ -12,6 +12,7 @@ import signal
 import sys
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -85,6 +86,10 @@ class Options:
     max_broken_share: float = 0.001
     """Broken images are named, counted and left out; more than this share of all is an error."""
 
+    verify_source: bool = False
+    """Read every file of a folder again. Otherwise a file is known by its size, times and inode, if this machine has
+    read it before; TRAINER_SCRATCH_DIR holds what it remembers."""
+
     secrets_dir: str = field(default_factory=lambda: os.environ.get(RunEnv.variable("secrets_dir"), ""))
     """Folder with the file hf_token, for gated data; without it HF_TOKEN or `hf auth login` counts."""
 
@@ -149,11 +154,13 @@ def _check_run_id(run_id: str) -> None:
 def _prepare(options: Options, store: ObjectStore, run: PrepareRun | None = None) -> Prepared:
     from trainer.data.format import Copies
     from trainer.data.making.layout import Choices
+    from trainer.data.making.manifest import SOURCES, Memory
     from trainer.data.making.prepare import prepare
     from trainer.store import naming_the_fix
 
     for lack in store.probe("datasets/probe"):
         say(f"note: {lack}")
+    scratch = os.environ.get(RunEnv.variable("scratch_dir"))
     with naming_the_fix(f"the data {options.data}, or the store {store.uri},"):
         prepared = prepare(
             options.data,
@@ -171,6 +178,7 @@ def _prepare(options: Options, store: ObjectStore, run: PrepareRun | None = None
             workers=options.workers,
             max_broken_share=options.max_broken_share,
             strict=options.strict_data,
+            memory=Memory(Path(scratch, SOURCES) if scratch else None, options.verify_source),
             progress=partial(run.count, Phase.PREPARING) if run else None,
             downloaded=partial(run.count, Phase.STAGING) if run else None,
         )

@@ -22,10 +22,10 @@ from infra.run.spec import Spec
 from tests import ROOT
 from tests.emulator.imds import Imds
 from tests.emulator.s3 import FaultyProxy
+from tests.hub import Hub
 from tests.images import image_folder, parquet_folder
 from tests.runs import Run
 from tests.stores import bucket_and_prefix
-from tests.trainer.data.making.test_hub import Hub
 from trainer.contract import Exit, Phase
 from trainer.process.spot import describe_machine
 from trainer.store import ObjectStore, open_store

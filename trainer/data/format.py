@@ -65,12 +65,24 @@ class SplitIndex:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What prepared data was made from. `digest` is of all its files: their paths, sizes and contents."""
+
+    form: str  # folder or hub
+    digest: str
+    files: int
+    bytes: int
+    commit: str = ""  # of the hub
+
+
+@dataclass(frozen=True)
 class Index:
     name: str
     version: str
     classes: tuple[str, ...]
     splits: Mapping[str, SplitIndex]  # "train" and "val"
     fingerprint: str  # of the content: every shard's checksum, every label
+    source: Origin | None = None  # older versions did not record it
 
     def side_for(self, split: str, pixels: int) -> int:
         """The smallest stored short side that is large enough, else the largest.
@@ -86,7 +98,10 @@ class Index:
         return (shard for split in self.splits.values() for size in split.sizes for shard in size.shards)
 
     def to_json(self) -> str:
-        return json.dumps({"format": DATA_FORMAT, **asdict(self)}, indent=1) + "\n"
+        value = {"format": DATA_FORMAT, **asdict(self)}
+        if self.source is None:
+            del value["source"]
+        return json.dumps(value, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> Index:
@@ -100,6 +115,7 @@ class Index:
                     "version (`make prepare`), or use the version that made it"
                 )
             keys = {"format", "name", "version", "classes", "splits", "fingerprint"}
+            source = raw.pop("source", None)
             if set(raw) != keys:
                 raise ValueError(f"keys {sorted(set(raw) ^ keys)} are unknown or missing")
             splits = {
@@ -114,9 +130,14 @@ class Index:
             for key in ("name", "version"):  # parts of a path
                 if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", raw[key]):
                     raise ValueError(f"{key} {raw[key]!r} is not a plain name")
-            return cls(raw["name"], raw["version"], tuple(raw["classes"]), splits, str(raw["fingerprint"]))
+            origin = None if source is None else _origin(**source)
+            return cls(raw["name"], raw["version"], tuple(raw["classes"]), splits, str(raw["fingerprint"]), origin)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{where} is damaged ({error}): {AGAIN}") from error
+
+
+def _origin(*, form: str, digest: str, files: int, bytes: int, commit: str) -> Origin:
+    return Origin(str(form), str(digest), _integer(files), _integer(bytes), str(commit))
 
 
 def _integer(value: object) -> int:

@@ -1,35 +1,153 @@
-"""Datasets of a Hugging Face hub: their parquet files, downloaded into the hub's own cache."""
+"""Datasets of a Hugging Face hub: one revision for the whole preparation, downloaded into the hub's own cache.
+
+What the hub answers when it does not give the data becomes a message in `hub_faults`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import hashlib
+import json
+import os
 import sys
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.contract import UserError
-from trainer.data.making.source_formats import SPLITS
+from trainer.data.format import Origin
+from trainer.data.making.hub_faults import Account, UnreachableError, patiently
+from trainer.data.making.ledger import Rows
+from trainer.data.making.manifest import Chosen, Files, Known, Memory, know_folder
 from trainer.data.progress import ProgressListener
+from trainer.text import say, show_bytes
+
+ANSWER_SECONDS = 60.0  # for the listing
+NAMED = 3
 
 
-class UnreachableError(UserError):
-    """The hub does not answer or is too busy. This may be over in a minute, though nobody does anything."""
+@dataclass(frozen=True)
+class HubFile:
+    path: str
+    bytes: int
+    oid: str  # git's: of the file, or of the pointer to it
+    sha256: str  # of the content; "" if the listing does not have it
+
+    def is_content(self, sha256: str, file: Path) -> bool:
+        """Whether a file of this many bytes, with this hash, is the one that the hub lists."""
+        if self.sha256:
+            return sha256 == self.sha256
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {self.bytes}\n".encode()
+        return self.oid == _git_oid(pointer) or self.oid == _git_oid(file.read_bytes())
 
 
-def download_parquet(data: str, secrets_dir: str, progress: ProgressListener | None = None) -> Path:
-    """Download the parquet files of a hub dataset into the hub's own cache. An interrupted download continues.
+def _git_oid(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
-    `progress` is told of bytes when they arrive and when they are written.
+
+@dataclass(frozen=True)
+class Revision:
+    """All files of one commit of a dataset."""
+
+    account: Account
+    commit: str
+    files: tuple[HubFile, ...]
+    unasked: str = ""  # why the hub was not asked whether this is the newest commit
+
+    @property
+    def data(self) -> str:
+        return self.account.data
+
+    def origin(self, groups: Files) -> Origin:
+        """What the files of these splits are: the same for two commits that do not differ in them."""
+        listed = {file.path: file for file in self.files}
+        chosen = [(split, [listed[path] for path in paths]) for split, paths in groups.items()]
+        content = [(split, [(file.path, file.bytes, file.oid) for file in files]) for split, files in chosen]
+        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        sizes = [file.bytes for _, files in chosen for file in files]
+        return Origin("hub", digest, len(sizes), sum(sizes), self.commit)
+
+
+def find_revision(data: str, secrets_dir: str) -> Revision:
+    """The newest commit of a dataset. If the hub does not answer, the one that this machine has downloaded last.
+
+    Raises UserError if the hub refuses, UnreachableError if it does not answer and nothing was downloaded.
     """
-    from huggingface_hub import constants, get_token, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub import HfApi, constants
+
+    account = Account.of(data, secrets_dir)
+    api = HfApi(endpoint=constants.ENDPOINT, token=account.token or False)
+    try:
+        info = patiently(account, lambda: api.dataset_info(data, files_metadata=True, timeout=ANSWER_SECONDS))
+    except UnreachableError as error:
+        if found := _downloaded_last(account, str(error)):
+            say(f"DATA={data}: {found.unasked}. Using commit {found.commit[:12]}, which this machine downloaded last")
+            return found
+        raise
+    files = (
+        HubFile(file.rfilename, int(file.size or 0), str(file.blob_id), file.lfs.sha256 if file.lfs else "")
+        for file in info.siblings or ()
+    )
+    return Revision(account, str(info.sha), tuple(sorted(files, key=lambda file: file.path)))
+
+
+def _downloaded_last(account: Account, why: str) -> Revision | None:
+    from huggingface_hub import HfApi, constants, get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, RevisionResolutionError
+
+    cache = constants.HF_HUB_CACHE
+    try:
+        commit = HfApi().resolve_revision(
+            account.data, repo_type="dataset", cache_dir=cache, local_files_only=True
+        ).resolved  # fmt: skip
+        listing = get_cached_repo_tree(account.data, repo_type="dataset", revision=commit, cache_dir=cache)
+    except RevisionResolutionError:
+        return None
+    except CachedRepoTreeNotFoundError as error:
+        folder = _snapshot(account, commit)
+        raise UserError(
+            f"{why}. There is a cache of commit {commit[:12]}, but without the list of its files, so nobody knows "
+            f"whether it is complete. If you know that it is, give DATA={folder}"
+        ) from error
+    files = (HubFile(file.path, file.size, file.blob_id, "") for file in listing)
+    return Revision(account, commit, tuple(sorted(files, key=lambda file: file.path)), why)
+
+
+def _storage(account: Account) -> Path:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=account.data, repo_type="dataset")
+
+
+def _snapshot(account: Account, commit: str) -> Path:
+    return _storage(account) / "snapshots" / commit
+
+
+def download(revision: Revision, paths: Collection[str], progress: ProgressListener | None = None) -> Path:
+    """The folder that has these files of a revision, each with as many bytes as the hub lists.
+
+    What is in the hub's cache is not downloaded again. `progress` is told of bytes when they arrive and when they are
+    written. Raises UserError that says what is missing if the hub does not answer.
+    """
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars, tqdm
 
-    secret = Path(secrets_dir) / "hf_token" if secrets_dir else None
-    token = (secret.read_text().strip() if secret and secret.is_file() else "") or get_token()
-    page = f"{constants.ENDPOINT}/datasets/{data}"
-    give = f"make a read token at {constants.ENDPOINT}/settings/tokens and give it as HF_TOKEN=… or by `hf auth login`"
+    account, folder = revision.account, _snapshot(revision.account, revision.commit)
+    wanted = [file for file in revision.files if file.path in paths]
+    missing = [file for file in wanted if not _has(folder, file)]
+    if not missing:
+        return folder
+    if revision.unasked:
+        raise UnreachableError(
+            f"{revision.unasked}. The cache of commit {revision.commit[:12]} is not complete: {len(missing)} of "
+            f"{len(wanted)} files are missing, {show_bytes(sum(file.bytes for file in missing))} ({_few(missing)})"
+        )
+    for file in missing:
+        forget(revision, file.path)  # it has another size
     if not sys.stderr.isatty():
         disable_progress_bars()
-    patterns = [f"*{name}*.parquet" for names in SPLITS.values() for name in names]
 
     class Bar(tqdm):  # the hub's client reports progress in no other way
         def update(self, count: float | None = 1) -> bool | None:
@@ -38,33 +156,97 @@ def download_parquet(data: str, secrets_dir: str, progress: ProgressListener | N
             shown: bool | None = super().update(count)
             return shown
 
-    try:
-        return Path(
-            snapshot_download(
-                data, repo_type="dataset", allow_patterns=patterns, token=token or False, tqdm_class=Bar
-            )
-        )  # fmt: skip
-    except GatedRepoError as error:
-        if not token:
-            raise UserError(
-                f"DATA={data} is gated and no token was found: accept the terms on {page}, then {give}"
-            ) from error
-        raise UserError(
-            f"DATA={data} is gated and the hub refused this token: accept the terms on {page} with the account that "
-            f"the token belongs to, or {give}"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"DATA={data}: no folder of that name here, and no such dataset at {page} (or it is private): check the "
-            f"spelling; for a private dataset {give}"
-        ) from error
-    except LocalEntryNotFoundError as error:  # the client has tried for half a minute
+    def fetch() -> str:
+        return snapshot_download(
+            account.data,
+            repo_type="dataset",
+            revision=revision.commit,
+            endpoint=constants.ENDPOINT,
+            cache_dir=constants.HF_HUB_CACHE,
+            allow_patterns=[glob.escape(file.path) for file in wanted],
+            token=account.token or False,
+            tqdm_class=Bar,
+        )
+
+    patiently(account, fetch)
+    if missing := [file for file in wanted if not _has(folder, file)]:
         raise UnreachableError(
-            f"DATA={data}: no folder of that name here, and the hub at {constants.ENDPOINT} cannot be reached: check "
-            "the network, or give DATA= a folder of its parquet files"
-        ) from error
-    except HfHubHTTPError as error:
-        raise UserError(
-            f"DATA={data}: the hub at {constants.ENDPOINT} answered {error.response.status_code}: if it is 401 or 403, "
-            f"{give}; else try again later"
-        ) from error
+            f"DATA={account.data}: {len(missing)} of {len(wanted)} files did not arrive whole from {account.endpoint} "
+            f"({_few(missing)}): run the same command again"
+        )
+    return folder
+
+
+def _has(folder: Path, file: HubFile) -> bool:
+    try:
+        return (folder / file.path).stat().st_size == file.bytes
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _few(files: Sequence[HubFile]) -> str:
+    names = [file.path for file in files]
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+
+
+def whole_snapshot(
+    revision: Revision,
+    files: Files,
+    memory: Memory,
+    workers: int = 0,
+    progress: ProgressListener | None = None,
+) -> tuple[Path, Known]:
+    """A folder with these files of a revision, and its content: every file is as the hub lists it.
+
+    What is damaged in the hub's cache is downloaded again, once. `progress` is told of bytes that are downloaded or
+    read. Raises UserError.
+    """
+    for again in (True, False):
+        folder = download(revision, [path for paths in files.values() for path in paths], progress)
+        known = know_folder(
+            revision.data, folder, lambda: Chosen(files), memory,
+            rules=json.dumps({split: list(paths) for split, paths in files.items()}), whole=False,
+            workers=workers, progress=progress,
+        )  # fmt: skip
+        bad = _not_as_listed(revision, folder, known.groups().values())
+        if not bad:
+            remember(revision)
+            return folder, known
+        for file in bad:
+            forget(revision, file.path)
+        if again and not revision.unasked:
+            say(f"DATA={revision.data}: {_few(bad)} in {folder} is not as the hub lists it: downloading it again")
+    raise UserError(
+        f"DATA={revision.data}: {_few(bad)} has other bytes than commit {revision.commit[:12]} lists, and was removed "
+        f"from {folder}: run the same command again. If it stays so, a proxy or the disk changes the bytes"
+    )
+
+
+def _not_as_listed(revision: Revision, folder: Path, groups: Iterable[Rows]) -> list[HubFile]:
+    """The files whose content is not what the hub lists."""
+    found = {os.fsdecode(path): sha256 for rows in groups for path, sha256 in zip(rows.paths, rows.hashes, strict=True)}
+    listed = {path: HubFile(path, 0, "", "") for path in found} | {file.path: file for file in revision.files}
+    return [
+        listed[path]
+        for path, sha256 in found.items()
+        if not listed[path].is_content(sha256.tobytes().hex(), folder / path)
+    ]
+
+
+def forget(revision: Revision, path: str) -> None:
+    """Take a file out of the hub's cache, so that it is downloaded again."""
+    link = _snapshot(revision.account, revision.commit) / path
+    if link.is_symlink():  # to a blob, which may be a link to a blob that other datasets share
+        (link.parent / link.readlink()).unlink(missing_ok=True)
+    link.unlink(missing_ok=True)
+
+
+def remember(revision: Revision) -> None:
+    """Record that this commit is whole in the cache: without the hub, it is the one to use."""
+    ref = _storage(revision.account) / "refs" / "main"
+    with contextlib.suppress(OSError):  # a cache that nobody may write
+        if not ref.exists() or ref.read_text() != revision.commit:
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            part = ref.with_name(f"main.{os.getpid()}.part")
+            part.write_text(revision.commit)
+            part.replace(ref)

@@ -22,6 +22,7 @@ import numpy as np
 from trainer.data.format import Copies, ImageRow, Shard, Tally, read_tally, write_shard
 from trainer.data.making.convert import BrokenImageError, convert
 from trainer.data.making.faults import as_user_error
+from trainer.data.making.manifest import Watch
 from trainer.data.making.sources import Source, Split
 from trainer.data.progress import Track, show_rate
 from trainer.store import NotFoundError, ObjectStore
@@ -102,6 +103,7 @@ class ShardMaker:
     there: Collection[str]  # shards that an earlier call has written
     workers: int
     pool: ThreadPoolExecutor
+    watch: Watch | None = None  # a part whose files have changed since they were hashed is not stored
 
     def run(self, parts: Iterable[Part], track: Track) -> Iterator[Written]:
         """Make the parts in order. One is converted while the last one is written. A failed write is raised here.
@@ -120,6 +122,8 @@ class ShardMaker:
                     for copy, row in zip(rows, image, strict=True):
                         copy.append(row)
                     track.add(1)
+                if self.watch:
+                    self.watch.check(part.split, part.images, len(self.source.splits[part.split]))
             if writing:
                 yield writing.result()
             writing = in_background(partial(self._write, part, kept, rows))
@@ -154,7 +158,7 @@ class ShardMaker:
                 example = images[i]
                 name = show_name(example.name)
                 jpegs, odd = convert(example.image, name, sides, self.copies.quality)
-            except (FileNotFoundError, PermissionError, BrokenImageError) as error:  # other errors are the disk's
+            except BrokenImageError as error:
                 return (ImageRow(name, label, None, (), show_name(str(error))),) * len(sides)
             except (OSError, MemoryError) as error:
                 raise as_user_error(error, name) from error

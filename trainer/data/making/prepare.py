@@ -20,14 +20,18 @@ from trainer.contract import UserError, dataset_key
 from trainer.data.format import DATA_FORMAT, INDEX, Copies, Index, Shard, Size, SplitIndex, Tally
 from trainer.data.making.convert import CONVERSION
 from trainer.data.making.doubts import doubts_of, show_class_counts
+from trainer.data.making.identity import identity_of
 from trainer.data.making.layout import NONE, Choices
+from trainer.data.making.manifest import Memory
 from trainer.data.making.parts import NOTE, ShardMaker, default_images, parts_of
-from trainer.data.making.sources import Source, identify, open_source
+from trainer.data.making.sources import Source
+from trainer.data.making.versions import say_others, say_same
 from trainer.data.progress import ProgressListener, Track, show_rate
 from trainer.store import NotFoundError, ObjectStore
 from trainer.text import say, show_bytes, show_estimate
 
 BROKEN_NAMED = 10
+NO_MEMORY = Memory()
 
 
 @dataclass(frozen=True)
@@ -47,29 +51,36 @@ def prepare(
     max_broken_share: float = 0.001,
     images_per_shard: int = 0,
     strict: bool = False,
+    memory: Memory = NO_MEMORY,
     progress: ProgressListener | None = None,
     downloaded: ProgressListener | None = None,
 ) -> Prepared:
     """Write the shards, then the index. If the index exists, do nothing. Shards that exist are kept, unread.
 
-    `choices` answers what the files of `data` leave open. If `strict`, what may be wrong with the data is an error.
+    Where they are follows from the content of the source, which is read first, unless `memory` knows it. A source that
+    changes while it is read is refused. `choices` answers what the files of `data` leave open. If `strict`, what may be
+    wrong with the data is an error.
 
-    `progress` is told of images, `downloaded` of bytes from the hub; without `downloaded`, `progress` is told of both.
+    `progress` is told of images, `downloaded` of bytes of the source; without `downloaded`, `progress` is told of both.
 
     `workers` of 0 means all cores, `images_per_shard` of 0 about 128 MB for the largest copy. Memory holds the images
     of one shard while they are converted, and of the last one while it is written. Raises UserError and StoreError.
     After an error or an interruption a later call continues. Neither waits for the shard that is being written.
     """
     copies = _checked(copies, max_broken_share)
-    name, identity = identify(data, choices)
+    identity = identity_of(
+        data, choices, memory, secrets_dir=secrets_dir, workers=workers, progress=downloaded or progress
+    )
+    name = identity.name
     per_shard = {split: images_per_shard or default_images(copies.sides(split)) for split in ("train", "val")}
-    prefix = _prefix(name, copies, [identity, per_shard])
+    prefix = _prefix(name, copies, [identity.content, per_shard])
     where = store.describe(prefix)
     if (index := _finished(store, prefix)) and not strict:
-        say(f"{name}: already prepared in {where}")
+        say(f"{name}: already prepared in {where}{identity.how and f'; {identity.how}'}")
         return Prepared(prefix, index)
+    others = say_others(store, name, prefix, copies, identity.origin) if identity.origin else []
 
-    source = open_source(data, choices, secrets_dir=secrets_dir, progress=downloaded or progress)
+    source, watch = identity.open()
     total = sum(len(split) for split in source.splits.values())
     workers = workers or os.cpu_count() or 1
     files = {info.key.rpartition("/")[2] for info in store.list(f"{prefix}/")}
@@ -78,7 +89,7 @@ def prepare(
     shards: dict[str, list[tuple[Shard, ...]]] = {split: [] for split in source.splits}
     pool = ThreadPoolExecutor(workers, "prepare")
     try:
-        maker = ShardMaker(source, store, prefix, copies, there, workers, pool)
+        maker = ShardMaker(source, store, prefix, copies, there, workers, pool, watch)
         parts = list(parts_of(source, per_shard, copies))
         maker.estimate([part for part in parts if not there.issuperset(part.files)])
         with Track(total, "images", f"preparing {name}", progress) as track:
@@ -91,9 +102,12 @@ def prepare(
     _check_not_empty(name, tallies)
     doubts = _doubts(name, source, tallies, strict)
 
-    index = _index_of(name, prefix, copies, source.classes, shards, tallies)
+    if watch:
+        watch.check_all()
+    index = replace(_index_of(name, prefix, copies, source.classes, shards, tallies), source=identity.origin)
     store.put(f"{prefix}/{INDEX}", index.to_json().encode())
     say("\n  ".join([_summary(name, where, index, tallies), show_class_counts(source, tallies), *source.said, *doubts]))
+    say_same(others, index)
     if track.worked:
         took, rate = show_estimate(track.seconds), show_rate(track.worked, track.seconds, workers)
         say(f"  converted {track.worked:,} images in {took}, {rate}")

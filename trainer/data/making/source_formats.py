@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.making.faults import naming_the_file
 from trainer.data.making.ground_truth import read_truth
 from trainer.data.making.layout import SourceLayout
 from trainer.text import show_name
@@ -99,7 +100,9 @@ class FolderSplit:
 
     def __getitem__(self, i: int) -> Example:
         file = self._files[i]
-        return Example((self._root / file).read_bytes(), int(self.labels[i]), show_name(Path(file)))
+        with naming_the_file(self._root / file):
+            image = (self._root / file).read_bytes()
+        return Example(image, int(self.labels[i]), show_name(Path(file)))
 
 
 def open_image_folder(data: str, folder: Path, layout: SourceLayout) -> dict[str, Split]:

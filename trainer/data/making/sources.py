@@ -1,36 +1,32 @@
 """Opens what DATA= names as a `Source`: class names, and random access to the encoded images of "train" and "val".
 
 Nothing is decoded here. `layout` says which file is what; the readers are in `source_formats`, `archives` and
-`parquet`. `datasets` and the hub's client are imported only when a source that needs them is opened: a warm run never
-does.
+`parquet`. `datasets` is imported only when a source that needs it is opened: a warm run never does.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from trainer.contract import UserError
 from trainer.data.making.archives import open_archives
-from trainer.data.making.hub import download_parquet
 from trainer.data.making.layout import CARD, FORMS, NONE, Choices, SourceLayout, how_to_choose, lay_out, refused
 from trainer.data.making.listing import walk
 from trainer.data.making.parquet import open_parquet
 from trainer.data.making.source_formats import (
-    DIGITS_SIDE,
-    DIGITS_VAL_EVERY,
     Example,
     Split,
     open_digits,
     open_image_folder,
 )
-from trainer.data.progress import ProgressListener
+
+Form = Literal["digits", "folder", "hub"]
 
 __all__ = ["Choices", "Example", "Source", "Split", "identify", "open_source"]
 
@@ -40,27 +36,24 @@ class Source:
     name: str
     classes: tuple[str, ...]
     splits: Mapping[str, Split]  # "train" and "val"
-    identity: str  # changes when the content may have changed
     said: tuple[str, ...] = ()  # how files and labels were understood, and every file that was not read
 
 
-def open_source(
-    data: str, choices: Choices = NONE, *, secrets_dir: str = "", progress: ProgressListener | None = None
-) -> Source:
-    """Open what DATA= names and check it: both splits, no empty class, labels in range. UserError says what is wrong.
+def open_source(data: str, choices: Choices = NONE) -> Source:
+    """Open the digits or a folder and check it: both splits, no empty class, labels in range.
 
-    A gated dataset's token is `<secrets_dir>/hf_token`, else what the hub's client finds (HF_TOKEN, `hf auth login`).
-    `progress` is told of bytes that are downloaded.
+    UserError says what is wrong.
     """
-    name, identity = identify(data, choices)
-    if data == "digits":
+    if identify(data)[1] == "digits":
         classes, splits = open_digits()
         _check(data, classes, splits)
-        return Source(name, classes, splits, identity)
+        return Source("digits", classes, splits)
     folder = Path(data).expanduser()
-    if not folder.is_dir():
-        folder = download_parquet(data, secrets_dir, progress)
-    layout = plan(data, folder, choices)
+    return open_planned(data, folder, plan(data, folder, choices), choices)
+
+
+def open_planned(data: str, folder: Path, layout: SourceLayout, choices: Choices) -> Source:
+    """Open the files of a folder in the way that the layout says. Where they come from, `data` says."""
     said: tuple[str, ...] = ()
     if layout.form == "parquet":
         classes, splits, said = open_parquet(data, folder, layout, choices)
@@ -70,28 +63,21 @@ def open_source(
         classes, splits = layout.classes, open_image_folder(data, folder, layout)
     _check(data, classes, splits)
     said = said + _check_declared(data, layout, classes, splits, choices)
-    return Source(name, classes, splits, identity, (*layout.said, *said, *layout.table()))
+    return Source(identify(data)[0], classes, splits, (*layout.said, *said, *layout.table()))
 
 
-def identify(data: str, choices: Choices = NONE) -> tuple[str, str]:
-    """The name and identity of what DATA= names, without opening it. For a hub id, the hub is not asked."""
+def identify(data: str) -> tuple[str, Form]:
+    """The name of what DATA= names, and its form. Nothing is opened, and the hub is not asked."""
     if data == "digits":
-        return "digits", f"digits {DIGITS_SIDE}px val-every-{DIGITS_VAL_EVERY}"
+        return "digits", "digits"
     folder = Path(data).expanduser()
     if folder.is_dir():
-        layout = plan(data, folder, choices)
-        listing = [(path, (folder / path).stat().st_size) for path in layout.files]
-        content = json.dumps(listing) + _decided(layout.decided)
-        return _slug(folder.resolve().name), hashlib.sha256(content.encode()).hexdigest()
+        return _slug(folder.resolve().name), "folder"
     if folder.exists():
         raise refused(data, f"this is a file: give the folder that holds it. Known forms: {FORMS}")
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", data):
-        return _slug(data.split("/")[1]), f"hub {data}{_decided(choices.content)}"
+        return _slug(data.split("/")[1]), "hub"
     raise UserError(f"DATA={data} does not exist on this machine and is not a Hugging Face id. Known forms: {FORMS}")
-
-
-def _decided(facts: Mapping[str, object]) -> str:
-    return f" {json.dumps(facts, sort_keys=True)}" if facts else ""
 
 
 def plan(data: str, folder: Path, choices: Choices) -> SourceLayout:

@@ -13,9 +13,11 @@ import pytest
 
 from tests.images import CLASSES, encode, image_folder, parquet_folder, photo
 from trainer.contract import UserError
+from trainer.data.making.identity import identity_of
 from trainer.data.making.layout import NOWHERE, Choices
 from trainer.data.making.listing import walk
-from trainer.data.making.sources import identify, open_source
+from trainer.data.making.manifest import Memory
+from trainer.data.making.sources import open_source
 
 
 def test_a_listing_has_every_file_once_with_its_bytes(tmp_path: Path) -> None:
@@ -89,8 +91,8 @@ def test_a_choice_is_part_of_the_identity(tmp_path: Path) -> None:
     folder = parquet_folder(tmp_path)
     (folder / "data" / "validation-00000-of-00001.parquet").rename(folder / "data" / "test-00000-of-00001.parquet")
     swapped = Choices(train_split="test", val_split="train")
-    assert identify(str(folder), swapped) != identify(str(folder), Choices(val_split="test"))
-    assert identify("lab/photos", swapped) != identify("lab/photos")
+    one, other = (identity_of(str(folder), choices, Memory()) for choices in (swapped, Choices(val_split="test")))
+    assert one.content != other.content
     assert len(open_source(str(folder), swapped).splits["train"]) == 6
 
 
@@ -158,10 +160,10 @@ def test_a_flat_validation_gets_its_classes_from_the_file_that_says_them(truth: 
     assert source.splits["val"].labels.tolist() == WANTED
     assert [source.splits["val"][i].image for i in range(6)] == [encode(photo(i)) for i in range(6)]
     assert source.said[1].startswith("classes of the validation: ")
-    before = identify(str(folder))
+    before = identity_of(str(folder), Choices(), Memory()).content
     told = folder / source.said[1].removeprefix("classes of the validation: ").split(", ")[0]
     told.write_bytes(told.read_bytes() + b"\n")
-    assert identify(str(folder)) != before
+    assert identity_of(str(folder), Choices(), Memory()).content != before
 
 
 @pytest.mark.parametrize("truth", TRUTHS)

@@ -2,90 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from tests import ROOT
+from tests.hub import GRANTED, TOKEN, Hub
 from tests.images import parquet_folder, rows, write_parquet
-
-TOKEN = "hf_" + "x" * 30
-GRANTED = "hf_" + "y" * 30
-
-
-class Hub:
-    """A hub with one free data set (`lab/photos`) and one gated (`lab/gated`); the rest does not exist."""
-
-    def __init__(self, files: Path) -> None:
-        self.requests: list[tuple[str, str]] = []  # path, authorization
-        hub, sha = self, "0123456789abcdef0123456789abcdef01234567"
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                path = unquote(urlsplit(self.path).path)
-                hub.requests.append((path, self.headers.get("Authorization", "")))
-                token = self.headers.get("Authorization")
-                if "lab/gated" in path and "/resolve/" in path and token != f"Bearer {GRANTED}":
-                    self.answer(403 if token else 401, {"X-Error-Code": "GatedRepo"})  # its listing is open to all
-                elif "lab/photos" not in path and "lab/gated" not in path:
-                    self.answer(404, {"X-Error-Code": "RepoNotFound"})
-                elif "/tree/" in path:
-                    found = [file for file in sorted(files.rglob("*")) if file.is_file()]
-                    self.answer_json(
-                        [
-                            {
-                                "type": "file",
-                                "path": str(file.relative_to(files)),
-                                "size": file.stat().st_size,
-                                "oid": "0" * 40,
-                            }
-                            for file in found
-                        ]
-                    )
-                elif path.startswith("/api/"):
-                    self.answer_json({"id": "/".join(path.split("/")[3:5]), "sha": sha, "siblings": []})
-                else:
-                    body = (files / path.split(f"/resolve/{sha}/")[1]).read_bytes()
-                    self.answer(200, {"ETag": f'"{len(body)}"', "X-Repo-Commit": sha}, body)
-
-            do_HEAD = do_GET  # noqa: N815
-
-            def answer_json(self, value: object) -> None:
-                self.answer(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
-
-            def answer(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
-                self.send_response(status)
-                for name, value in (headers or {}).items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
-        self._thread.start()
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
 
 @pytest.fixture
@@ -116,8 +44,9 @@ def test_a_hub_id_is_downloaded_without_its_test_split_and_prepared(hub: Hub, tm
     asked = len(hub.requests)
     again = prepare("lab/photos", tmp_path, hub.endpoint)
     assert again.returncode == 0
+    assert f"; commit {hub.commit[:12]} is the newest" in again.stderr
     assert "already prepared" in again.stderr
-    assert len(hub.requests) == asked
+    assert [path for path, _ in hub.requests[asked:] if "lab" in path] == ["/api/datasets/lab/photos"]
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ __all__ = [
     "FORMS",
     "NONE",
     "NOWHERE",
+    "RULES",
     "Choices",
     "Declared",
     "Listing",
@@ -54,6 +55,7 @@ UNUSED = {  # form: choices that mean nothing to it
     "tar": ("config", "train_split", "val_split", "image_column", "label_column"),
 }
 DANGLING = "links that lead nowhere"
+RULES = 1  # raise it when the same names and sizes give another plan: what was known of a source is then looked up anew
 HIDDEN = "hidden files, and folders of the system"
 
 

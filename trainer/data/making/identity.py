@@ -1,0 +1,117 @@
+"""What DATA= is, by its content, before it is opened: prepared data is found by it, and records it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.data.format import Origin
+from trainer.data.making.hub import download, find_revision, whole_snapshot
+from trainer.data.making.layout import CARD, RULES, Choices, SourceLayout, lay_out
+from trainer.data.making.manifest import Chosen, Known, Memory, Watch, know_folder
+from trainer.data.making.source_formats import DIGITS_SIDE, DIGITS_VAL_EVERY
+from trainer.data.making.sources import Source, identify, open_planned, open_source, plan
+from trainer.data.progress import ProgressListener
+
+
+@dataclass(frozen=True)
+class Identity:
+    name: str
+    content: str  # another one for other files, other contents, another order or other choices
+    origin: Origin | None  # None of the digits: they come with a library
+    how: str  # by which its content is known, for people
+    open: Callable[[], tuple[Source, Watch | None]]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the caller of `identity_of` gave."""
+
+    data: str
+    choices: Choices
+    memory: Memory
+    workers: int
+    progress: ProgressListener | None
+
+
+def identity_of(
+    data: str,
+    choices: Choices,
+    memory: Memory,
+    *,
+    secrets_dir: str = "",
+    workers: int = 0,
+    progress: ProgressListener | None = None,
+) -> Identity:
+    """Find out what DATA= is. `progress` is told of bytes that are read or downloaded.
+
+    A folder that is not as this machine remembers it is read. Of the hub only the listing of the newest commit and the
+    card are fetched. Raises UserError and OSError.
+    """
+    name, form = identify(data)
+    asked = _Asked(data, choices, memory, workers, progress)
+    if form == "digits":
+        content = f"digits {DIGITS_SIDE}px val-every-{DIGITS_VAL_EVERY}"
+        return Identity(name, content, None, "", lambda: (open_source(data), None))
+    return _of_folder(name, asked) if form == "folder" else _of_hub(name, asked, secrets_dir)
+
+
+def _of_folder(name: str, asked: _Asked) -> Identity:
+    data, choices, folder = asked.data, asked.choices, Path(asked.data).expanduser()
+    planned: list[SourceLayout] = []
+
+    def choose() -> Chosen:
+        planned.append(plan(data, folder, choices))
+        return Chosen(_groups(planned[0]), _text(planned[0].decided), [CARD] if (folder / CARD).is_file() else [])
+
+    known = know_folder(
+        data, folder, choose, asked.memory,
+        rules=f"{RULES} {_text(choices.content)}", workers=asked.workers, progress=asked.progress,
+    )  # fmt: skip
+
+    def opened() -> tuple[Source, Watch]:
+        watch = known.watch()
+        source = open_planned(data, folder, planned[0] if planned else plan(data, folder, choices), choices)
+        watch.check_all()
+        return source, watch
+
+    return Identity(name, f"{known.origin.digest} {known.decided}", known.origin, _how(known), opened)
+
+
+def _of_hub(name: str, asked: _Asked, secrets_dir: str) -> Identity:
+    data, choices = asked.data, asked.choices
+    revision = find_revision(data, secrets_dir)
+    listing = {file.path: file.bytes for file in revision.files}
+    card = (download(revision, [CARD]) / CARD).read_text(errors="replace") if CARD in listing else ""
+    layout = lay_out(data, listing, choices, card=card)
+    groups = _groups(layout)
+    origin = revision.origin(groups)
+
+    def opened() -> tuple[Source, Watch]:
+        folder, known = whole_snapshot(revision, groups, asked.memory, asked.workers, asked.progress)
+        watch = known.watch()
+        source = open_planned(data, folder, layout, choices)
+        watch.check_all()
+        return source, watch
+
+    said = f"commit {revision.commit[:12]} is " + ("the last that was downloaded" if revision.unasked else "the newest")
+    return Identity(name, f"{origin.digest} {_text(layout.decided)}", origin, said, opened)
+
+
+def _text(facts: Mapping[str, object]) -> str:
+    return json.dumps(facts, sort_keys=True)
+
+
+def _groups(layout: SourceLayout) -> dict[str, list[str]]:
+    """The files that decide the content. Those of a split are called as the split."""
+    truth = {f"classes of {role}": list(paths) for role, paths in layout.truth.items()}
+    return {role: list(paths) for role, paths in layout.splits.items()} | truth
+
+
+def _how(known: Known) -> str:
+    files = f"{known.origin.files:,} file{'s' if known.origin.files > 1 else ''}"
+    if known.remembered:
+        return f"its {files} are unchanged, by size and time (--verify-source reads them again)"
+    return f"its {files} were read and are the same"
