@@ -23,7 +23,7 @@ from trainer.data.making.doubts import doubts_of, show_class_counts
 from trainer.data.making.identity import identity_of
 from trainer.data.making.layout import NONE, Choices
 from trainer.data.making.manifest import Memory
-from trainer.data.making.parts import NOTE, ShardMaker, default_images, parts_of
+from trainer.data.making.parts import NOTE, Part, ShardMaker, default_images, parts_of
 from trainer.data.making.sources import Source
 from trainer.data.making.versions import say_others, say_same
 from trainer.data.progress import ProgressListener, Track, show_rate
@@ -32,6 +32,8 @@ from trainer.text import say, show_bytes, show_estimate
 
 BROKEN_NAMED = 10
 NO_MEMORY = Memory()
+
+Shards = dict[str, list[tuple[Shard, ...]]]  # split: for each part, one shard of each short side
 
 
 @dataclass(frozen=True)
@@ -81,22 +83,13 @@ def prepare(
     others = say_others(store, name, prefix, copies, identity.origin) if identity.origin else []
 
     source, watch = identity.open()
-    total = sum(len(split) for split in source.splits.values())
     workers = workers or os.cpu_count() or 1
     files = {info.key.rpartition("/")[2] for info in store.list(f"{prefix}/")}
     there = {file for file in files if file + NOTE in files}
-    tallies = {split: Tally() for split in source.splits}
-    shards: dict[str, list[tuple[Shard, ...]]] = {split: [] for split in source.splits}
     pool = ThreadPoolExecutor(workers, "prepare")
     try:
         maker = ShardMaker(source, store, prefix, copies, there, workers, pool, watch)
-        parts = list(parts_of(source, per_shard, copies))
-        maker.estimate([part for part in parts if not there.issuperset(part.files)])
-        with Track(total, "images", f"preparing {name}", progress) as track:
-            for part in maker.run(parts, track):
-                shards[part.split].append(part.shards)
-                tallies[part.split].add(part.tally)
-                _check_broken(name, tallies, total, max_broken_share)
+        shards, tallies, track = _make(maker, list(parts_of(source, per_shard, copies)), max_broken_share, progress)
     finally:  # also if nobody wants the rest
         pool.shutdown(wait=False, cancel_futures=True)
     _check_not_empty(name, tallies)
@@ -114,15 +107,32 @@ def prepare(
     return Prepared(prefix, index)
 
 
+def _make(
+    maker: ShardMaker, parts: Sequence[Part], max_broken_share: float, progress: ProgressListener | None
+) -> tuple[Shards, dict[str, Tally], Track]:
+    """Make all parts that are not there. Raises UserError as soon as too many images are broken."""
+    source = maker.source
+    tallies = {split: Tally() for split in source.splits}
+    shards: Shards = {split: [] for split in source.splits}
+    total = sum(len(split) for split in source.splits.values())
+    maker.estimate([part for part in parts if not all(file in maker.there for file in part.files)])
+    with Track(total, "images", f"preparing {source.name}", progress) as track:
+        for part in maker.run(parts, track):
+            shards[part.split].append(part.shards)
+            tallies[part.split].add(part.tally)
+            _check_broken(source.name, tallies, total, max_broken_share)
+    return shards, tallies, track
+
+
 def _index_of(
     name: str,
     prefix: str,
     copies: Copies,
     classes: tuple[str, ...],
-    shards: dict[str, list[tuple[Shard, ...]]],
+    shards: Shards,
     tallies: dict[str, Tally],
 ) -> Index:
-    """The index of the prepared form. `shards` has, for each part of a split, one shard of each short side."""
+    """The index of the prepared form."""
     splits = {}
     for split, of_parts in shards.items():
         of_sides = zip(copies.sides(split), zip(*of_parts, strict=True), strict=True)
