@@ -15,7 +15,6 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from trainer.data.making.faults import reason
-from trainer.data.making.restart_markers import add_markers
 
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3), RGB
 
@@ -53,7 +52,7 @@ def convert(data: bytes, name: str, sides: Sequence[int], quality: int) -> tuple
                 copies.append(_encode_and_check(pixels, quality))
             elif copies:  # it has not been shrunk yet
                 copies.append(copies[-1])
-            elif plain and _keeps(marked := add_markers(data) or data, pixels):
+            elif plain and _keeps(marked := _with_markers(data), pixels):
                 copies.append(marked)
             else:
                 odd += ("unusual JPEG",) if plain else ()
@@ -80,6 +79,12 @@ def _encode_and_check(pixels: Pixels, quality: int) -> bytes:
     if _read_back(jpeg, pixels).shape != pixels.shape:
         raise BrokenImageError(f"what was made of it is not {pixels.shape[1]} x {pixels.shape[0]} pixels any more")
     return jpeg
+
+
+def _with_markers(data: bytes) -> bytes:
+    from trainer.data.making.restart_markers import add_markers  # it imports numba: half a second, and 70 MB
+
+    return add_markers(data) or data
 
 
 def _keeps(jpeg: bytes, pixels: Pixels) -> bool:
