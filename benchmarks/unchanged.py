@@ -21,7 +21,7 @@ from trainer.contract import RunEnv
 from trainer.data.format import INDEX, Copies, Index, Shard, Size, SplitIndex
 from trainer.data.making.identity import identity_of
 from trainer.data.making.layout import NONE
-from trainer.data.making.manifest import SOURCES, Memory
+from trainer.data.making.manifest import SOURCES, SourceMemory
 from trainer.data.making.parts import default_images
 from trainer.data.making.prepare import _prefix
 
@@ -46,7 +46,7 @@ def make_folder(root: Path, files: int, size: int) -> None:
 def pretend_prepared(data: Path, store: Path, scratch: Path) -> None:
     """Read all files once, and put an index where their preparation would put it: no stand-in is an image."""
     copies = Copies()
-    identity = identity_of(str(data), NONE, Memory(scratch / SOURCES))
+    identity = identity_of(str(data), NONE, SourceMemory(scratch / SOURCES))
     per_shard = {split: default_images(copies.sides(split)) for split in ("train", "val")}
     prefix = _prefix(identity.name, copies, [identity.content, per_shard])
     splits = {

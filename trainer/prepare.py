@@ -154,7 +154,7 @@ def _check_run_id(run_id: str) -> None:
 def _prepare(options: Options, store: ObjectStore, run: PrepareRun | None = None) -> Prepared:
     from trainer.data.format import Copies
     from trainer.data.making.layout import Choices
-    from trainer.data.making.manifest import SOURCES, Memory
+    from trainer.data.making.manifest import SOURCES, SourceMemory
     from trainer.data.making.prepare import prepare
     from trainer.store import naming_the_fix
 
@@ -178,7 +178,7 @@ def _prepare(options: Options, store: ObjectStore, run: PrepareRun | None = None
             workers=options.workers,
             max_broken_share=options.max_broken_share,
             strict=options.strict_data,
-            memory=Memory(Path(scratch, SOURCES) if scratch else None, options.verify_source),
+            memory=SourceMemory(Path(scratch, SOURCES) if scratch else None, options.verify_source),
             progress=partial(run.count, Phase.PREPARING) if run else None,
             downloaded=partial(run.count, Phase.STAGING) if run else None,
         )

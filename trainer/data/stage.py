@@ -15,7 +15,7 @@ from pathlib import Path
 
 from trainer.contract import RunEnv, UserError, dataset_key
 from trainer.data.format import INDEX, Copies, Index, Shard, read_index
-from trainer.data.making.manifest import SOURCES, Memory
+from trainer.data.making.manifest import SOURCES, SourceMemory
 from trainer.data.making.prepare import prepare
 from trainer.data.progress import ProgressListener, Track
 from trainer.data.reading.verify import (
@@ -58,7 +58,7 @@ def stage(
     folder = Path(data).expanduser().absolute()
     if not folder.joinpath(INDEX).is_file():
         store = open_store(str(scratch))
-        memory = Memory(scratch / SOURCES)
+        memory = SourceMemory(scratch / SOURCES)
         prepared = prepare(
             data, store, copies, secrets_dir=secrets_dir, workers=workers, memory=memory, progress=progress
         )

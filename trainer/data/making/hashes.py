@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.contract import UserError
-from trainer.data.making.ledger import FACTS, HASH_BYTES, Facts, facts_of
+from trainer.data.making.ledger import FACTS, HASH_BYTES, FileFacts, facts_of
 from trainer.data.progress import ProgressListener, Track
 from trainer.text import show_name
 
-PIECE_BYTES = 1 << 20
+HASH_PIECE_BYTES = 1 << 20
 TASK_FILES, TASK_BYTES = 64, 8 << 20  # what a thread reads at a time
 TOLD_FROM = 1 << 28  # bytes: less is read in a second
 
@@ -62,7 +62,7 @@ class Reader:
     data: str  # for messages
     root: int
     paths: Sequence[bytes]
-    facts: Facts
+    facts: FileFacts
 
     def hash_files(
         self, numbers: Iterable[int], workers: int, progress: ProgressListener | None
@@ -87,7 +87,7 @@ class Reader:
                 told(sum(sizes[number] for number in task))
 
     def _hash_task(self, numbers: Sequence[int]) -> Hashes:
-        buffer = memoryview(bytearray(PIECE_BYTES))
+        buffer = memoryview(bytearray(HASH_PIECE_BYTES))
         return np.frombuffer(b"".join(self._hash(number, buffer) for number in numbers), np.uint8).reshape(
             -1, HASH_BYTES
         )

@@ -17,14 +17,14 @@ from pathlib import Path
 
 from trainer.contract import UserError
 from trainer.data.format import Origin
-from trainer.data.making.hub_faults import Account, UnreachableError, patiently
+from trainer.data.making.hub_faults import Account, UnreachableError, ask_patiently
 from trainer.data.making.ledger import Rows
-from trainer.data.making.manifest import Chosen, Files, Known, Memory, know_folder
+from trainer.data.making.manifest import Chosen, Files, Known, SourceMemory, know_folder
 from trainer.data.progress import ProgressListener
 from trainer.text import say, show_bytes
 
 ANSWER_SECONDS = 60.0  # for the listing
-NAMED = 3
+FILES_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def find_revision(data: str, secrets_dir: str) -> Revision:
     account = Account.of(data, secrets_dir)
     api = HfApi(endpoint=constants.ENDPOINT, token=account.token or False)
     try:
-        info = patiently(account, lambda: api.dataset_info(data, files_metadata=True, timeout=ANSWER_SECONDS))
+        info = ask_patiently(account, lambda: api.dataset_info(data, files_metadata=True, timeout=ANSWER_SECONDS))
     except UnreachableError as error:
         if found := _downloaded_last(account, str(error)):
             say(f"DATA={data}: {found.unasked}. Using commit {found.commit[:12]}, which this machine downloaded last")
@@ -125,7 +125,7 @@ def _snapshot(account: Account, commit: str) -> Path:
     return _storage(account) / "snapshots" / commit
 
 
-def download(revision: Revision, paths: Collection[str], progress: ProgressListener | None = None) -> Path:
+def fetch_files(revision: Revision, paths: Collection[str], progress: ProgressListener | None = None) -> Path:
     """The folder that has these files of a revision, each with as many bytes as the hub lists.
 
     What is in the hub's cache is not downloaded again. `progress` is told of bytes when they arrive and when they are
@@ -168,7 +168,7 @@ def download(revision: Revision, paths: Collection[str], progress: ProgressListe
             tqdm_class=Bar,
         )
 
-    patiently(account, fetch)
+    ask_patiently(account, fetch)
     if missing := [file for file in wanted if not _has(folder, file)]:
         raise UnreachableError(
             f"DATA={account.data}: {len(missing)} of {len(wanted)} files did not arrive whole from {account.endpoint} "
@@ -186,13 +186,13 @@ def _has(folder: Path, file: HubFile) -> bool:
 
 def _few(files: Sequence[HubFile]) -> str:
     names = [file.path for file in files]
-    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+    return ", ".join(names[:FILES_NAMED]) + (", …" if len(names) > FILES_NAMED else "")
 
 
 def whole_snapshot(
     revision: Revision,
     files: Files,
-    memory: Memory,
+    memory: SourceMemory,
     workers: int = 0,
     progress: ProgressListener | None = None,
 ) -> tuple[Path, Known]:
@@ -202,7 +202,7 @@ def whole_snapshot(
     read. Raises UserError.
     """
     for again in (True, False):
-        folder = download(revision, [path for paths in files.values() for path in paths], progress)
+        folder = fetch_files(revision, [path for paths in files.values() for path in paths], progress)
         known = know_folder(
             revision.data, folder, lambda: Chosen(files), memory,
             rules=json.dumps({split: list(paths) for split, paths in files.items()}), whole=False,
@@ -210,7 +210,7 @@ def whole_snapshot(
         )  # fmt: skip
         bad = _not_as_listed(revision, folder, known.groups().values())
         if not bad:
-            remember(revision)
+            keep_commit(revision)
             return folder, known
         for file in bad:
             forget(revision, file.path)
@@ -241,7 +241,7 @@ def forget(revision: Revision, path: str) -> None:
     link.unlink(missing_ok=True)
 
 
-def remember(revision: Revision) -> None:
+def keep_commit(revision: Revision) -> None:
     """Record that this commit is whole in the cache: without the hub, it is the one to use."""
     ref = _storage(revision.account) / "refs" / "main"
     with contextlib.suppress(OSError):  # a cache that nobody may write

@@ -48,7 +48,7 @@ class Account:
         return f"make a read token at {self.endpoint}/settings/tokens and give it as HF_TOKEN=… or by `hf auth login`"
 
 
-def patiently(account: Account, ask: Callable[[], Answer]) -> Answer:
+def ask_patiently(account: Account, ask: Callable[[], Answer]) -> Answer:
     """The answer, after waits that the hub asks for, and a second try after a fault. What is waited for is said.
 
     Raises UserError for a refusal, UnreachableError if the hub has a fault or is silent.

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.data.format import Origin
-from trainer.data.making.hub import download, find_revision, whole_snapshot
-from trainer.data.making.layout import CARD, RULES, Choices, SourceLayout, lay_out
-from trainer.data.making.manifest import Chosen, Known, Memory, Watch, know_folder
+from trainer.data.making.hub import fetch_files, find_revision, whole_snapshot
+from trainer.data.making.layout import CARD, LAYOUT_RULES, Choices, SourceLayout, lay_out
+from trainer.data.making.manifest import Chosen, Known, SourceMemory, Watch, know_folder
 from trainer.data.making.source_formats import DIGITS_SIDE, DIGITS_VAL_EVERY
 from trainer.data.making.sources import Source, identify, open_planned, open_source, plan
 from trainer.data.progress import ProgressListener
@@ -31,7 +31,7 @@ class _Asked:
 
     data: str
     choices: Choices
-    memory: Memory
+    memory: SourceMemory
     workers: int
     progress: ProgressListener | None
 
@@ -39,7 +39,7 @@ class _Asked:
 def identity_of(
     data: str,
     choices: Choices,
-    memory: Memory,
+    memory: SourceMemory,
     *,
     secrets_dir: str = "",
     workers: int = 0,
@@ -68,7 +68,7 @@ def _of_folder(name: str, asked: _Asked) -> Identity:
 
     known = know_folder(
         data, folder, choose, asked.memory,
-        rules=f"{RULES} {_text(choices.content)}", workers=asked.workers, progress=asked.progress,
+        rules=f"{LAYOUT_RULES} {_text(choices.content)}", workers=asked.workers, progress=asked.progress,
     )  # fmt: skip
 
     def opened() -> tuple[Source, Watch]:
@@ -84,7 +84,7 @@ def _of_hub(name: str, asked: _Asked, secrets_dir: str) -> Identity:
     data, choices = asked.data, asked.choices
     revision = find_revision(data, secrets_dir)
     listing = {file.path: file.bytes for file in revision.files}
-    card = (download(revision, [CARD]) / CARD).read_text(errors="replace") if CARD in listing else ""
+    card = (fetch_files(revision, [CARD]) / CARD).read_text(errors="replace") if CARD in listing else ""
     layout = lay_out(data, listing, choices, card=card)
     groups = _groups(layout)
     origin = revision.origin(groups)

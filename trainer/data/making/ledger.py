@@ -33,7 +33,7 @@ _SCHEMA = pa.schema(
     [("group", pa.uint8()), ("path", pa.binary()), *_NUMBERS, ("settled", pa.uint8()), ("hash", pa.binary(HASH_BYTES))]
 )
 
-Facts = npt.NDArray[np.int64]  # (files, 5), in the order of FACTS; -1 of what is not there
+FileFacts = npt.NDArray[np.int64]  # (files, 5), in the order of FACTS; -1 of what is not there
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Rows:
     """Files of one group. Paths are bytes, since a name may be any; they are relative to the root."""
 
     paths: list[bytes]
-    facts: Facts
+    facts: FileFacts
     settled: npt.NDArray[np.bool_]  # (files,): a later change cannot leave the same facts
     hashes: npt.NDArray[np.uint8]  # (files, 32)
 
@@ -49,7 +49,7 @@ class Rows:
         return Rows(self.paths[part], self.facts[part], self.settled[part], self.hashes[part])
 
 
-def look(root: int, paths: Iterable[bytes]) -> Facts:
+def look(root: int, paths: Iterable[bytes]) -> FileFacts:
     """The facts of files below an open folder. Links are followed. Raises OSError for all but a missing file."""
     flat: list[int] = []  # one list of numbers takes a third of the time that tuples or columns take
     stat = os.stat
@@ -72,7 +72,7 @@ def facts_of(found: os.stat_result) -> tuple[int, ...]:
     )  # fmt: skip
 
 
-def are_settled(facts: Facts, now_ns: int) -> npt.NDArray[np.bool_]:
+def are_settled(facts: FileFacts, now_ns: int) -> npt.NDArray[np.bool_]:
     """Which files have not changed in the last seconds before `now_ns`. A time in the future says nothing."""
     written, changed = facts[:, 1], facts[:, 2]
     limit = now_ns - SETTLED_NS
@@ -80,7 +80,7 @@ def are_settled(facts: Facts, now_ns: int) -> npt.NDArray[np.bool_]:
     return settled
 
 
-def machine(root: Path) -> str:
+def this_machine(root: Path) -> str:
     """This machine and the file system of `root`. It stays the same when the machine starts again."""
     try:
         number = Path("/etc/machine-id").read_text().strip()
@@ -149,7 +149,7 @@ def _to_batch(group: int, rows: Rows) -> Any:
     return pa.record_batch([*columns, pa.array(rows.settled.astype(np.uint8)), hashes], names=_SCHEMA.names)
 
 
-def read_ledger(file: Path) -> Iterator[tuple[Header, str, Rows]]:
+def load_ledger(file: Path) -> Iterator[tuple[Header, str, Rows]]:
     """The header, and a group's name, with each few thousand files. Raises OSError, or ValueError if it is damaged."""
     with pa.OSFile(str(file)) as source, pa.ipc.open_stream(source) as reader:  # ArrowInvalid is a ValueError
         try:

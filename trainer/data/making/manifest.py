@@ -24,13 +24,13 @@ from trainer.data.making.ledger import (
     FOLDERS,
     HASH_BYTES,
     Digest,
-    Facts,
+    FileFacts,
     Header,
     Rows,
     are_settled,
+    load_ledger,
     look,
-    machine,
-    read_ledger,
+    this_machine,
     write_ledger,
 )
 from trainer.data.progress import ProgressListener
@@ -48,13 +48,13 @@ class Chosen:
     read: Sequence[str] = ()  # files by which this was chosen
 
 
-NAMED = 3  # files in a message
+PATHS_NAMED = 3  # files in a message
 SOURCES = "sources"  # the folder of the ledgers, in the scratch folder
 _NOTHING = Rows([], np.empty((0, 5), np.int64), np.empty(0, np.bool_), np.empty((0, HASH_BYTES), np.uint8))
 
 
 @dataclass(frozen=True)
-class Memory:
+class SourceMemory:
     """How far this machine may rely on what it remembers of a source."""
 
     folder: Path | None = None  # where the ledgers are; without one nothing is remembered
@@ -111,7 +111,7 @@ def know_folder(
     data: str,
     root: Path,
     choose: Callable[[], Chosen],
-    memory: Memory,
+    memory: SourceMemory,
     *,
     rules: str = "",
     whole: bool = True,
@@ -126,7 +126,7 @@ def know_folder(
     """
     file = memory.ledger(root)
     if file and not memory.verify and (recalled := _recall(file, root, rules)):
-        return Known(data, root, _origin(recalled[0]), recalled[1], True, partial(_load, file))
+        return Known(data, root, _folder_origin(recalled[0]), recalled[1], True, partial(_load, file))
     begun = time.time_ns()
     chosen = choose()
     listed = {name: [os.fsencode(path) for path in some] for name, some in chosen.files.items()}
@@ -138,7 +138,7 @@ def know_folder(
             groups[FOLDERS] = _folders(root, descriptor, chosen.read, begun)
         try:
             for name, paths in listed.items():
-                facts = _facts(data, descriptor, paths)
+                facts = _facts_now(data, descriptor, paths)
                 groups[name] = rows = before.rows(paths, facts, trust=not memory.verify)
                 todo, settled = np.flatnonzero(~rows.settled), are_settled(facts, begun)
                 for task, hashes in Reader(data, descriptor, paths, facts).hash_files(todo.tolist(), workers, progress):
@@ -147,12 +147,12 @@ def know_folder(
         finally:  # what was read before an error or Ctrl-C need not be read again
             if file:
                 complete = digest.files == sum(map(len, listed.values()))
-                header = Header(machine(root), rules, chosen.decided, _digest(groups).hex(), complete)
+                header = Header(this_machine(root), rules, chosen.decided, _digest(groups).hex(), complete)
                 with suppress(OSError):  # the next call reads all again
                     write_ledger(file, header, groups)
     if told := before.compare(groups):
         say(f"DATA={data} is not as it was when this machine read it last: {told}")
-    return Known(data, root, _origin(digest), chosen.decided, False, lambda: groups)
+    return Known(data, root, _folder_origin(digest), chosen.decided, False, lambda: groups)
 
 
 def _digest(groups: Mapping[str, Rows]) -> Digest:
@@ -163,7 +163,7 @@ def _digest(groups: Mapping[str, Rows]) -> Digest:
     return digest
 
 
-def _origin(digest: Digest) -> Origin:
+def _folder_origin(digest: Digest) -> Origin:
     return Origin("folder", digest.hex(), digest.files, digest.bytes)
 
 
@@ -171,8 +171,8 @@ def _recall(file: Path, root: Path, rules: str) -> tuple[Digest, str] | None:
     """What the ledger says, and what was decided, if all is as it says. Few files are in memory at a time."""
     digest, said, decided = Digest(), "", ""
     with suppress(OSError, ValueError), open_folder(root) as descriptor:  # no ledger, or a damaged one: read all again
-        here = machine(root)
-        for header, group, rows in read_ledger(file):
+        here = this_machine(root)
+        for header, group, rows in load_ledger(file):
             as_said = rows.settled.all() and np.array_equal(look(descriptor, rows.paths), rows.facts)
             if (header.machine, header.rules) != (here, rules) or not as_said:
                 return None
@@ -184,7 +184,7 @@ def _recall(file: Path, root: Path, rules: str) -> tuple[Digest, str] | None:
 
 def _load(file: Path) -> Mapping[str, Rows]:
     parts: dict[str, list[Rows]] = {}
-    for _, group, rows in read_ledger(file):
+    for _, group, rows in load_ledger(file):
         parts.setdefault(group, []).append(rows)
     return {group: _joined(some) for group, some in parts.items()}
 
@@ -196,7 +196,7 @@ def _joined(parts: Sequence[Rows]) -> Rows:
     return Rows([path for part in parts for path in part.paths], facts, settled, hashes)
 
 
-def _facts(data: str, root: int, paths: Sequence[bytes]) -> Facts:
+def _facts_now(data: str, root: int, paths: Sequence[bytes]) -> FileFacts:
     facts = look(root, paths)
     for number in np.flatnonzero(facts[:, 0] < 0)[:1]:
         raise changed(data, paths[number], "it is gone")
@@ -234,9 +234,9 @@ class _Before:
     def read(cls, file: Path, root: Path) -> _Before:
         with suppress(OSError, ValueError):
             groups = _load(file)
-            header = next(read_ledger(file))[0]
+            header = next(load_ledger(file))[0]
             if _digest(groups).hex() == header.digest:  # else it is damaged
-                return cls(groups, header.complete, header.machine == machine(root))
+                return cls(groups, header.complete, header.machine == this_machine(root))
         return cls()
 
     @cached_property
@@ -247,7 +247,7 @@ class _Before:
     def numbers(self) -> Mapping[bytes, int]:
         return {path: number for number, path in enumerate(self.files.paths)}
 
-    def rows(self, paths: list[bytes], facts: Facts, *, trust: bool) -> Rows:
+    def rows(self, paths: list[bytes], facts: FileFacts, *, trust: bool) -> Rows:
         """These files, with the hashes of those that are as the ledger says. Only those are settled."""
         hashes, settled = np.zeros((len(paths), HASH_BYTES), np.uint8), np.zeros(len(paths), np.bool_)
         if trust and self.trusted:
@@ -277,5 +277,5 @@ class _Before:
 def _counted(paths: Sequence[bytes], what: str) -> str:
     if not paths:
         return ""
-    more = ", …" if len(paths) > NAMED else ""
-    return f"{len(paths):,} {what} ({', '.join(show_name(os.fsdecode(path)) for path in paths[:NAMED])}{more})"
+    more = ", …" if len(paths) > PATHS_NAMED else ""
+    return f"{len(paths):,} {what} ({', '.join(show_name(os.fsdecode(path)) for path in paths[:PATHS_NAMED])}{more})"

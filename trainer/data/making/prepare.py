@@ -22,7 +22,7 @@ from trainer.data.making.convert import CONVERSION
 from trainer.data.making.doubts import doubts_of, show_class_counts
 from trainer.data.making.identity import identity_of
 from trainer.data.making.layout import NONE, Choices
-from trainer.data.making.manifest import Memory
+from trainer.data.making.manifest import SourceMemory
 from trainer.data.making.parts import NOTE, Part, ShardMaker, default_images, parts_of
 from trainer.data.making.sources import Source
 from trainer.data.making.versions import say_others, say_same
@@ -31,7 +31,7 @@ from trainer.store import NotFoundError, ObjectStore
 from trainer.text import say, show_bytes, show_estimate
 
 BROKEN_NAMED = 10
-NO_MEMORY = Memory()
+NO_MEMORY = SourceMemory()
 
 Shards = dict[str, list[tuple[Shard, ...]]]  # split: for each part, one shard of each short side
 
@@ -53,7 +53,7 @@ def prepare(
     max_broken_share: float = 0.001,
     images_per_shard: int = 0,
     strict: bool = False,
-    memory: Memory = NO_MEMORY,
+    memory: SourceMemory = NO_MEMORY,
     progress: ProgressListener | None = None,
     downloaded: ProgressListener | None = None,
 ) -> Prepared:

@@ -26,7 +26,7 @@ from trainer.data.making.source_formats import (
     open_image_folder,
 )
 
-Form = Literal["digits", "folder", "hub"]
+DataForm = Literal["digits", "folder", "hub"]
 
 __all__ = ["Choices", "Example", "Source", "Split", "identify", "open_source"]
 
@@ -66,7 +66,7 @@ def open_planned(data: str, folder: Path, layout: SourceLayout, choices: Choices
     return Source(identify(data)[0], classes, splits, (*layout.said, *said, *layout.table()))
 
 
-def identify(data: str) -> tuple[str, Form]:
+def identify(data: str) -> tuple[str, DataForm]:
     """The name of what DATA= names, and its form. Nothing is opened, and the hub is not asked."""
     if data == "digits":
         return "digits", "digits"

@@ -9,7 +9,7 @@ from trainer.data.format import INDEX, Copies, Index, Origin
 from trainer.store import ObjectStore
 from trainer.text import say, show_bytes
 
-NAMED = 3
+VERSIONS_NAMED = 3
 
 
 def say_others(store: ObjectStore, name: str, prefix: str, copies: Copies, origin: Origin) -> list[Index]:
@@ -20,7 +20,7 @@ def say_others(store: ObjectStore, name: str, prefix: str, copies: Copies, origi
         if (index.source is None or index.source.digest != origin.digest)
         and all(copies.sides(split) == tuple(s.short_side for s in index.splits[split].sizes) for split in index.splits)
     ]
-    for index in others[-NAMED:]:
+    for index in others[-VERSIONS_NAMED:]:
         where = store.describe(dataset_key(name, index.version, "").rstrip("/"))
         if index.source is None:
             say(
@@ -29,8 +29,8 @@ def say_others(store: ObjectStore, name: str, prefix: str, copies: Copies, origi
             )
         else:
             say(f"{name}: {where} is kept. It was made from other contents: {_show(index.source)}; now {_show(origin)}")
-    if len(others) > NAMED:
-        say(f"{name}: and {len(others) - NAMED} more versions are kept")
+    if len(others) > VERSIONS_NAMED:
+        say(f"{name}: and {len(others) - VERSIONS_NAMED} more versions are kept")
     return others
 
 

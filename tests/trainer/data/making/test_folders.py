@@ -16,7 +16,7 @@ from trainer.contract import UserError
 from trainer.data.making.identity import identity_of
 from trainer.data.making.layout import NOWHERE, Choices
 from trainer.data.making.listing import walk
-from trainer.data.making.manifest import Memory
+from trainer.data.making.manifest import SourceMemory
 from trainer.data.making.sources import open_source
 
 
@@ -91,7 +91,7 @@ def test_a_choice_is_part_of_the_identity(tmp_path: Path) -> None:
     folder = parquet_folder(tmp_path)
     (folder / "data" / "validation-00000-of-00001.parquet").rename(folder / "data" / "test-00000-of-00001.parquet")
     swapped = Choices(train_split="test", val_split="train")
-    one, other = (identity_of(str(folder), choices, Memory()) for choices in (swapped, Choices(val_split="test")))
+    one, other = (identity_of(str(folder), choices, SourceMemory()) for choices in (swapped, Choices(val_split="test")))
     assert one.content != other.content
     assert len(open_source(str(folder), swapped).splits["train"]) == 6
 
@@ -160,10 +160,10 @@ def test_a_flat_validation_gets_its_classes_from_the_file_that_says_them(truth: 
     assert source.splits["val"].labels.tolist() == WANTED
     assert [source.splits["val"][i].image for i in range(6)] == [encode(photo(i)) for i in range(6)]
     assert source.said[1].startswith("classes of the validation: ")
-    before = identity_of(str(folder), Choices(), Memory()).content
+    before = identity_of(str(folder), Choices(), SourceMemory()).content
     told = folder / source.said[1].removeprefix("classes of the validation: ").split(", ")[0]
     told.write_bytes(told.read_bytes() + b"\n")
-    assert identity_of(str(folder), Choices(), Memory()).content != before
+    assert identity_of(str(folder), Choices(), SourceMemory()).content != before
 
 
 @pytest.mark.parametrize("truth", TRUTHS)

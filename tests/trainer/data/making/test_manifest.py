@@ -12,8 +12,8 @@ import pytest
 
 from tests.images import CLASSES, encode, image_folder, parquet_folder, photo, prepared, rows, write_parquet
 from trainer.data.making import hashes
-from trainer.data.making.ledger import read_ledger
-from trainer.data.making.manifest import Memory
+from trainer.data.making.ledger import load_ledger
+from trainer.data.making.manifest import SourceMemory
 from trainer.data.making.prepare import Prepared
 
 PAST = 1_600_000_000
@@ -42,7 +42,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def again(data: Path, tmp_path: Path, **options: Any) -> Prepared:
     """Prepare on a machine that remembers what it has read."""
-    memory = Memory(tmp_path / "scratch", options.pop("verify", False))
+    memory = SourceMemory(tmp_path / "scratch", options.pop("verify", False))
     return prepared(data, tmp_path / "store", memory=memory, **options)
 
 
@@ -153,12 +153,12 @@ def test_a_file_that_was_written_a_moment_ago_is_read_again(tmp_path: Path, read
 
 
 def of_another_machine(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.data.making.manifest.machine", lambda root: "another machine")
+    monkeypatch.setattr("trainer.data.making.manifest.this_machine", lambda root: "another machine")
 
 
 def damaged(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One bit of a hash."""
-    (_, _, rows), *_ = [found for found in read_ledger(ledger) if found[1] == "val"]
+    (_, _, rows), *_ = [found for found in load_ledger(ledger) if found[1] == "val"]
     body = ledger.read_bytes()
     wrong = bytes([rows.hashes[0, 0] ^ 1]) + rows.hashes[0, 1:].tobytes()
     ledger.write_bytes(body.replace(rows.hashes[0].tobytes(), wrong))

@@ -14,7 +14,7 @@ from trainer.contract import UserError
 from trainer.data.making.hub_faults import UnreachableError
 from trainer.data.making.identity import identity_of
 from trainer.data.making.layout import Choices
-from trainer.data.making.manifest import Memory
+from trainer.data.making.manifest import SourceMemory
 from trainer.data.making.prepare import Prepared
 
 
@@ -38,7 +38,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def prepare_here(tmp_path: Path, data: str = "lab/photos", store: str = "store") -> Prepared:
-    return images.prepared(data, tmp_path / store, memory=Memory(tmp_path / "scratch"))
+    return images.prepared(data, tmp_path / store, memory=SourceMemory(tmp_path / "scratch"))
 
 
 def first_file(hub: Hub) -> Path:
@@ -106,7 +106,7 @@ def test_a_commit_that_comes_while_the_data_is_downloaded_is_not_mixed_in(client
 
 def test_other_choices_are_other_data(client: Hub) -> None:
     swapped = Choices(train_split="validation", val_split="train")
-    one, other = (identity_of("lab/photos", choices, Memory()) for choices in (Choices(), swapped))
+    one, other = (identity_of("lab/photos", choices, SourceMemory()) for choices in (Choices(), swapped))
     assert one.content != other.content
 
 

@@ -33,9 +33,9 @@ from trainer.data.making.layout.tables import declared_of, lay_out_tables, table
 __all__ = [
     "CARD",
     "FORMS",
+    "LAYOUT_RULES",
     "NONE",
     "NOWHERE",
-    "RULES",
     "Choices",
     "Declared",
     "Listing",
@@ -55,7 +55,9 @@ UNUSED = {  # form: choices that mean nothing to it
     "tar": ("config", "train_split", "val_split", "image_column", "label_column"),
 }
 DANGLING = "links that lead nowhere"
-RULES = 1  # raise it when the same names and sizes give another plan: what was known of a source is then looked up anew
+LAYOUT_RULES = (
+    1  # raise it when the same names and sizes give another plan: what was known of a source is then looked up anew
+)
 HIDDEN = "hidden files, and folders of the system"
 
 
