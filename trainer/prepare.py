@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from trainer.contract import RUN_ID_RULE, Exit, Phase, RunEnv, UserError
-from trainer.text import say
+from trainer.text import forgive_output, say
 
 if TYPE_CHECKING:
     from trainer.data.making.prepare import Prepared
@@ -188,4 +188,5 @@ def _prepare(options: Options, store: ObjectStore, run: PrepareRun | None = None
 
 
 if __name__ == "__main__":
+    forgive_output()
     sys.exit(main())

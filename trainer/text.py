@@ -6,11 +6,42 @@ Standard library only. What the operator's commands print is made in `infra.oper
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 _STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+class _Forgiving(io.FileIO):
+    """Standard output or error that may be full, or lose its reader, which is no reason to stop."""
+
+    def write(self, data: Any) -> int:
+        with contextlib.suppress(OSError):
+            return super().write(data)
+        return len(data)
+
+
+def forgive_output() -> None:
+    """Let nothing that is printed end this process: a closed or full output, or a letter that its encoding lacks.
+
+    For commands whose work does not lie in what they print. To be called before anything is opened: a closed stream
+    becomes /dev/null, else the next file would take its number, and children would write into it.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest free number: this one
+        if descriptor:
+            before = getattr(sys, name)
+            binary = io.BufferedWriter(_Forgiving(descriptor, "w", closefd=False))
+            encoding = before.encoding if before is not None else "utf-8"
+            lines = before is None or before.line_buffering
+            setattr(sys, name, io.TextIOWrapper(binary, encoding, errors="replace", line_buffering=lines))
 
 
 def say(line: str) -> None:

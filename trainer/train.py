@@ -14,8 +14,10 @@ import sys
 from trainer.contract import RunEnv
 from trainer.process.channel import SOCKET_VARIABLE, attempt_dir, register
 from trainer.recipes.command_line import command_line_or_exit
+from trainer.text import forgive_output
 
 if __name__ == "__main__":  # before torch is imported, so that help and usage errors answer at once
+    forgive_output()
     CONFIG = command_line_or_exit("python -m trainer.train")
     if SOCKET_VARIABLE not in os.environ:  # the supervisor starts the uploader, and then this again
         os.execv(sys.executable, [sys.executable, "-m", "trainer.process.supervise", *sys.argv[1:]])

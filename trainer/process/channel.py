@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import LostRunError, RunEnv
+from trainer.contract import LostRunError, RunEnv, UserError
 
 Message = dict[str, Any]
 SOCKET_VARIABLE = "TRAINER_UPLOADER_SOCKET"
+SOCKET_PATH_BYTES = 107
 EXIT_BYTES = 4096  # one page, reserved for the reason of a process to end
 
 
@@ -91,18 +92,38 @@ def leave_exit(folder: Path, code: int, message: str, *, run_failed: bool = Fals
             os.pwrite(fd, reason(), 0)
     finally:
         os.close(fd)
-    with contextlib.suppress(FileExistsError):
+    try:
         os.link(mine, folder / "exit.json")  # whole or not at all
-    mine.unlink()
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not (folder / "exit.json").exists():
+            mine.replace(folder / "exit.json")
+    mine.unlink(missing_ok=True)
 
 
 def listen() -> tuple[socket.socket, str]:
-    """A listening Unix socket and its path, which may have 107 bytes at most: hence the temporary folder."""
-    path = str(Path(tempfile.mkdtemp(prefix="resnet-spot-")) / "uploader")
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    server.bind(path)
-    server.listen(8)
-    return server, path
+    """A listening Unix socket and its path, in a temporary folder. Raises UserError where none can be made."""
+    wanted = tempfile.gettempdir()
+    reasons = []
+    for place in (wanted, "/tmp", "/dev/shm"):  # a path of TMPDIR may be too long for a socket, or on another's disk
+        folder = ""
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            folder = tempfile.mkdtemp(prefix="resnet-spot-", dir=place)
+            server.bind(path := str(Path(folder) / "uploader"))
+        except OSError as error:
+            reasons.append(f"{place}: {error}")
+            server.close()
+            if folder:
+                Path(folder).rmdir()
+            continue
+        server.listen(8)
+        return server, path
+    raise UserError(
+        f"no socket can be made ({'; '.join(reasons)}): its path may have {SOCKET_PATH_BYTES} bytes, and the file "
+        "system must take sockets; name a short folder on a local disk, for example TMPDIR=/tmp"
+    )
 
 
 class DisconnectedError(ConnectionError):

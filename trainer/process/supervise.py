@@ -27,7 +27,7 @@ from trainer.contract import CRASH, DRAIN_SECONDS, Exit, RunEnv, UserError, atte
 from trainer.process import spot
 from trainer.process.channel import SOCKET_VARIABLE, Message, attempt_dir, read_json
 from trainer.process.children import TrainerProcess, UploaderProcess, torch_environ
-from trainer.text import say
+from trainer.text import forgive_output, say
 
 HELP = """
 environment: where the run lives (the options above say what it computes)
@@ -236,4 +236,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    forgive_output()
     raise SystemExit(main())

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from trainer.contract import Exit, UserError
 from trainer.recipes.config import Config
 from trainer.recipes.named import RECIPES
+from trainer.text import forgive_output
 
 
 def command_line(prog: str, argv: Sequence[str]) -> Config:
@@ -41,5 +42,6 @@ def command_line_or_exit(prog: str) -> Config:
 
 
 if __name__ == "__main__":  # the supervisor runs this first: it checks the command line and prints what it needs
+    forgive_output()
     checked = command_line_or_exit("python -m trainer.train")
     print(json.dumps({name: getattr(checked, name) for name in ("recipe", "global_batch_size", "device_batch_size")}))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import tyro
 
 from trainer.contract import Exit, RunEnv, UserError
+from trainer.text import forgive_output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,4 +45,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    forgive_output()
     sys.exit(main())

@@ -201,6 +201,7 @@ _FIXES = {
     "make the folder writable for this user, or name another one": ("EACCES", "EPERM", "EROFS"),
     "name a folder: something on this path is a file or a broken link": ("ENOTDIR", "EEXIST", "EISDIR"),
     "free disk space (or quota), or name a folder on another disk": ("ENOSPC", "EDQUOT", "EFBIG"),
+    "name a folder on a file system that has locks (flock)": ("ENOLCK", "ENOSYS", "EOPNOTSUPP"),
     "name a folder with a shorter path": ("ENAMETOOLONG",),
     "name a folder without a loop of links": ("ELOOP",),
     "raise the limit of open files, for example `ulimit -n 65536`": ("EMFILE", "ENFILE"),

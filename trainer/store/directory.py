@@ -114,7 +114,7 @@ class DirectoryStore:
     def create(self, key: str, body: bytes) -> str:
         with self._writing("create", key, body) as (temporary, path):
             try:
-                path.hardlink_to(temporary)
+                _place_new(temporary, path)
             except FileExistsError as error:
                 raise ConflictError(f"create {self.describe(key)}: it exists already", "EEXIST") from error
             return _file_etag(path.stat())
@@ -221,6 +221,22 @@ class DirectoryStore:
             raise StoreError(message, code) from error
 
 
+def _place_new(temporary: Path, path: Path) -> None:
+    """Give a complete file its name, or raise FileExistsError.
+
+    A hard link does that in one step even where the lock does not hold. Not every file system has them: exFAT and many
+    mounts do not. There the lock alone keeps other writers out between the look and the rename.
+    """
+    try:
+        path.hardlink_to(temporary)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        temporary.replace(path)
+
+
 def _file_etag(stat: os.stat_result) -> str:
     """Inode, size and time in nanoseconds. They identify the content, since files are never changed in place."""
     return f"{stat.st_ino:x}-{stat.st_size:x}-{stat.st_mtime_ns:x}"
@@ -230,5 +246,8 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some mounts flush no folders
+            raise
     finally:
         os.close(descriptor)

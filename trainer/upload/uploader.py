@@ -204,7 +204,11 @@ def main() -> int:
     if uploader is None:
         print(json.dumps({"state": "finished"}), flush=True)
         return 0
-    uploader.run()
+    try:
+        uploader.run()
+    except UserError as error:
+        say(f"error: {error}")
+        return Exit.USER
     return 0
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import resource
 import signal
 import subprocess
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from trainer.contract import UserError
-from trainer.store import NotFoundError, StoreError, open_store
+from trainer.store import ConflictError, NotFoundError, StoreError, open_store
 
 
 def test_a_folder_that_is_not_there_is_a_fault_and_no_empty_store(tmp_path: Path) -> None:
@@ -58,6 +60,43 @@ def test_a_writer_waits_for_the_one_that_is_comparing_and_writing(tmp_path: Path
         fcntl.flock(lock, fcntl.LOCK_UN)
         write.result(timeout=30)
     assert store.get("x") == b"2"
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_hard_links_exactly_one_of_many_creates_and_readers_see_whole_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def no_links(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", no_links)
+    store = open_store(str(tmp_path))
+    assert store.probe("checkpoints/a/probe", for_checkpoints=True) == ()
+
+    def create(name: str) -> list[int]:
+        won = []
+        for key in range(20):
+            try:
+                store.create(f"attempts/{key}", name.encode() * 1000)
+            except ConflictError:
+                assert len(store.get(f"attempts/{key}")) == 1000
+            else:
+                won.append(key)
+        return won
+
+    with ThreadPoolExecutor(4) as pool:
+        winners = [key for won in pool.map(create, "abcd") for key in won]
+    assert sorted(winners) == list(range(20))
+    assert [path.name for path in tmp_path.rglob(".store-*")] == [".store-lock"]
+
+
+def test_a_file_system_without_locks_fails_the_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(UserError, match=r"No locks available; name a folder on a file system that has locks"):
+        open_store(str(tmp_path)).probe("checkpoints/a/probe", for_checkpoints=True)
 
 
 def limit_file_size() -> None:
