@@ -21,7 +21,7 @@ from torch import nn
 
 from trainer.checkpoint.restore import Restored, list_manifests, restore
 from trainer.checkpoint.saver import Checkpointer
-from trainer.contract import Phase, RefusedError, RunEnv, UserError, run_key
+from trainer.contract import Phase, RefusedError, RunEnv, UserError, checkpoint_key, run_key
 from trainer.data.format import Copies, Index, read_index
 from trainer.data.reading.loader import Batch, Loader, train_jobs
 from trainer.data.reading.split import PreparedSplit
@@ -39,6 +39,9 @@ from trainer.telemetry.console import Console
 from trainer.telemetry.metrics import MetricsWriter
 from trainer.telemetry.status import Status
 from trainer.telemetry.step_log import StepLog
+from trainer.text import show_bytes
+
+CHECKPOINTS_AT_ONCE = 4  # the newest, the one before, the best, and the one that is written
 
 
 class Data:
@@ -120,6 +123,18 @@ def check_data(restored: Restored, data: Data) -> None:
         raise RefusedError(
             f"the checkpoint {restored.key} was trained on data {before}, and {data.folder} is {now}: "
             "name the same data, or start a new run (RUN=another-name)"
+        )
+
+
+def check_room(store: ObjectStore, run_id: str, checkpoint_bytes: int) -> None:
+    """A folder must have room for all checkpoints that are kept, and for the one that is written, or RefusedError."""
+    if (free := store.free_bytes()) is None:
+        return
+    there = sum(info.bytes for info in store.list(checkpoint_key(run_id, "data/")))
+    if free + there < CHECKPOINTS_AT_ONCE * checkpoint_bytes:
+        raise RefusedError(
+            f"the store {store.uri} has {show_bytes(free)} free: {CHECKPOINTS_AT_ONCE} checkpoints of "
+            f"{show_bytes(checkpoint_bytes)} must fit; free disk space, or name a folder on a larger disk (STORE=…)"
         )
 
 
@@ -216,6 +231,8 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
         restored=(restored.step, restored.key, restored.counters) if restored is not None else (-1, "", {}),
     )  # fmt: skip
     resources.enter_context(closing(checkpointer))
+    if world.is_main:
+        read(lambda: check_room(store, env.run_id, checkpointer.bytes))
     net = wrap(state.model, world)
     if config.compile:  # one graph for each resolution: one for all of them is slower, and for good
         torch._dynamo.config.recompile_limit = len(config.resolutions()) + 2

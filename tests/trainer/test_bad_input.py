@@ -22,6 +22,8 @@ from trainer.learning.world import join
 from trainer.process.channel import attempt_dir
 from trainer.process.interruption import Interruption
 from trainer.recipes.command_line import command_line
+from trainer.setup import check_room
+from trainer.store import open_store
 from trainer.train import train
 
 NewRun = Callable[..., Run]
@@ -206,3 +208,12 @@ def test_a_run_id_that_has_another_config_or_other_data_is_refused_and_keeps_its
     assert f"continuing run 'quick' from step {checkpoint['step']}" in run.output
     assert "with another config, as asked for: optim.peak_lr: 0.02 -> 0.5" in run.output
     assert run.manifest()["config"]["optim"]["peak_lr"] == run.json("config.json")["optim"]["peak_lr"] == 0.5
+
+
+def test_a_folder_without_room_for_the_checkpoints_is_refused_at_the_start(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    free = store.free_bytes()
+    assert free is not None
+    check_room(store, "quick", free // 8)
+    with pytest.raises(RefusedError, match=r"free: 4 checkpoints of .* must fit; free disk space, or name a folder"):
+        check_room(store, "quick", free // 2)

@@ -110,6 +110,7 @@ class Checkpointer:
         self.channel, self.manifest = channel, manifest
         self.copier = Copier(tensors, changed_in_forward)
         layout = Layout.of(tensors)
+        self.bytes = layout.bytes  # of one checkpoint
         self.snapshots = [Snapshot.create(layout.bytes) for _ in range(2 if channel else 0)]
         self.views = [layout.views(snapshot.body, tensors) for snapshot in self.snapshots]
         for snapshot in self.snapshots:

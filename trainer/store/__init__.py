@@ -108,6 +108,9 @@ class ObjectStore(Protocol):
         """Remove what unfinished writes of keys with this prefix have left, and return how many there were. Writes that
         are still going on fail."""
 
+    def free_bytes(self) -> int | None:
+        """How much room is left; None where nobody knows."""
+
     def probe(self, key: str, *, for_checkpoints: bool = False) -> tuple[str, ...]:
         """Try on a tiny object what a run will ask of the store, and use from now on what it can do.
 

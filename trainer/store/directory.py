@@ -156,6 +156,13 @@ class DirectoryStore:
     def keeps_all(self) -> bool:
         return False
 
+    def free_bytes(self) -> int | None:
+        try:
+            disk = os.statvfs(self._root)
+        except OSError:
+            return None
+        return disk.f_bavail * disk.f_frsize
+
     def probe(self, key: str, *, for_checkpoints: bool = False) -> tuple[str, ...]:
         with naming_the_fix(f"the store {self.uri}"):
             probe_store(self, key)

@@ -185,6 +185,9 @@ class S3Store:
         with self._errors("abort", prefix):
             return abort_uploads(self._client, self._bucket, whole)
 
+    def free_bytes(self) -> None:
+        return None
+
     def probe(self, key: str, *, for_checkpoints: bool = False) -> tuple[str, ...]:
         check_key(key)
         with naming_the_fix(f"the store {self.uri}"):
