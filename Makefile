@@ -175,6 +175,10 @@ bench-data: $(VENV)/.bench ## measure the input pipeline against its peers (ARGS
 bench-prepare: $(VENV)/.bench ## measure make prepare: images/s per core, hours and GB for ImageNet
 	@$(BIN)/python -m benchmarks.prepare $(ARGS)
 
+.PHONY: bench-unchanged
+bench-unchanged: $(VENV)/.bench ## measure "already prepared" for 1.3 million unchanged files (ARGS=--cold, as root)
+	@$(BIN)/python -m benchmarks.unchanged $(ARGS)
+
 .PHONY: bench-checkpoint
 bench-checkpoint: $(VENV)/.dev ## measure what a checkpoint costs against the usual ways (ARGS="--rounds N")
 	@$(BIN)/python -m benchmarks.checkpoint $(ARGS)

@@ -7,11 +7,13 @@ make bench-unchanged   ARGS="--files N --bytes N" makes other stand-ins; they ar
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.machine import write
@@ -73,6 +75,17 @@ def already_prepared(data: Path, store: Path, scratch: Path) -> Usage:
     return Usage(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
+def in_child(work: Callable[[Path, Path, Path], None], *folders: Path) -> float:
+    """Seconds."""
+    started = time.perf_counter()
+    process = multiprocessing.get_context("spawn").Process(target=work, args=folders)
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(f"{work.__name__} ended with code {process.exitcode}")
+    return time.perf_counter() - started
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=1_331_167)
@@ -84,9 +97,8 @@ def main() -> None:
         data, store, scratch = (Path(folder) / name for name in ("imagenet", "store", "scratch"))
         make_folder(data, options.files, options.bytes)
         time.sleep(3)  # until the times of the files are settled
-        started = time.perf_counter()
-        pretend_prepared(data, store, scratch)
-        first = time.perf_counter() - started
+        # In a process of its own: what a child is said to need at its peak includes what its parent holds.
+        first = in_child(pretend_prepared, data, store, scratch)
         warm = [already_prepared(data, store, scratch) for _ in range(options.rounds)]
         results = {
             "files": options.files,
