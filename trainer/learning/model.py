@@ -6,7 +6,8 @@ import torchvision
 from torch import nn
 
 from trainer.contract import UserError
-from trainer.learning.weights import load_matching, read_weights
+from trainer.learning.matching import load_matching
+from trainer.learning.weights import read_weights
 from trainer.recipes.config import ModelConfig
 
 
@@ -20,5 +21,5 @@ def build_model(config: ModelConfig, *, initialise: bool = True) -> nn.Module:
         )
     model: nn.Module = torchvision.models.get_model(config.name, weights=None, num_classes=config.num_classes)
     if initialise and config.weights:
-        load_matching(model, read_weights(config), config.weights)
+        load_matching(model, config.name, read_weights(config), config.weights)
     return model

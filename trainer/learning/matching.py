@@ -1,0 +1,285 @@
+"""Which tensors of a file are a model's: the containers and prefixes that people save them in, and what fits.
+
+One rule finds them: the names of the model are looked for in every mapping of the file, behind any prefix. So
+`module.`, `_orig_mod.`, `{"state_dict": …}`, Lightning's `model.` and what is still to come need no rule of their own.
+What was taken and what was left out is said. Nothing that is doubtful is taken.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from trainer.contract import UserError
+
+Tensors = Mapping[str, Tensor]
+
+DEEPEST = 4  # mappings inside of mappings
+AVERAGES = frozenset({"ema", "average", "averaged", "avg", "swa", "shadow", "teacher", "target", "momentum"})
+OPTIMIZER = frozenset({"momentum", "momentum_buffer", "exp_avg", "exp_avg_sq", "grad", "grads"})
+CLASSES = 99_991  # a size that nothing in a model has but its head
+LEFT_BESIDE = ("n_averaged", "total_ops", "total_params")  # torch's average and thop leave these beside the weights
+OLD_NAMES = (  # of torchvision's own files; its builders rename them, too
+    (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)"), r"\1\2"),
+    (re.compile(r"\bmlp\.linear_1\."), "mlp.0."),
+    (re.compile(r"\bmlp\.linear_2\."), "mlp.3."),
+)
+
+
+class _Shapeless(TorchFunctionMode):
+    """Layers that are made meanwhile have shapes and no memory, and are not initialised."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand):
+            return func(*args, **kwargs | {"device": "meta"})
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__") and args and args[0].is_meta:
+            return args[0]
+        return func(*args, **kwargs)
+
+
+@cache
+def outline(name: str) -> Tensors:
+    """A torchvision model's tensors without memory, for CLASSES classes. It takes some 40 ms."""
+    more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    with _Shapeless():
+        state: Tensors = torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **more).state_dict()
+    return state
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a model wants of a file: its tensors, and which of them are its head."""
+
+    name: str
+    own: Tensors
+    head: frozenset[str]  # the tensors whose shape depends on the number of classes
+    roots: tuple[str, ...]  # the prefixes under which there is nothing but a head: ("fc.",)
+
+    @classmethod
+    def of(cls, name: str, own: Tensors) -> Target:
+        head = frozenset(key for key, tensor in outline(name).items() if CLASSES in tensor.shape)
+        roots = set()
+        for key in head:
+            parts = key.split(".")
+            above = [".".join(parts[:i]) + "." for i in range(1, len(parts))]
+            roots.add(next(p for p in above if all(k in head for k in own if k.startswith(p))))
+        return cls(name, own, head, tuple(sorted(roots)))
+
+
+@dataclass(frozen=True)
+class Found:
+    """The tensors behind one prefix in one mapping of a file, by the names that are left."""
+
+    path: tuple[str, ...]  # the keys of the mappings around it: ("state_dict",)
+    prefix: str  # "module."
+    tensors: Tensors
+    beside: tuple[str, ...]  # names of the same mapping without that prefix
+
+    @property
+    def parts(self) -> set[str]:
+        return {*self.path, *self.prefix.rstrip(".").split(".")}
+
+    @property
+    def is_average(self) -> bool:
+        words = {word for part in self.parts for word in part.lower().split("_")}
+        return bool(words & AVERAGES) or "encoder_k" in self.parts
+
+    def __str__(self) -> str:
+        where = [f"the mapping {'/'.join(self.path)!r}"] if self.path else []
+        return " and ".join(where + [f"the prefix {self.prefix!r}"] * bool(self.prefix)) or "the top of the file"
+
+    def new_head(self, target: Target) -> set[str]:
+        """The tensors of the head that the file does not have, or has for another number of classes."""
+        new: set[str] = set()
+        for root in target.roots:
+            head = {name for name in target.head if name.startswith(root)}
+            there = {name for name in head if name in self.tensors}
+            if not there or (there == head and any(self.tensors[n].shape != target.own[n].shape for n in head)):
+                new |= head
+        return new
+
+    def problems(self, target: Target) -> dict[str, str]:
+        """Why these are not the model's tensors: what is wrong with each one."""
+        new, found = self.new_head(target), {}
+        for name, wanted in target.own.items():
+            tensor = self.tensors.get(name)
+            if name in new or (tensor is None and name.endswith(".num_batches_tracked")):
+                continue
+            if tensor is None:
+                found[name] = "missing"
+            elif tensor.shape != wanted.shape:
+                found[name] = f"{tuple(tensor.shape)} there, {tuple(wanted.shape)} here"
+            elif tensor.layout != torch.strided or (wanted.is_floating_point() and not tensor.is_floating_point()):
+                found[name] = f"{kind(tensor)} there, not plain {kind(wanted)}"
+        replaced = tuple(root for root in target.roots if any(name.startswith(root) for name in new))
+        for name in self.tensors:
+            if (
+                name not in target.own
+                and name.split(".")[-1] not in LEFT_BESIDE
+                and not name.startswith(replaced or ("\0",))
+            ):
+                found[name] = "not in the model"
+        return found
+
+
+def kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def mappings(content: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """All mappings with tensors in them, each with the keys that lead to it."""
+    if isinstance(content, Mapping) and len(path) < DEEPEST:
+        if tensors := {str(key): value for key, value in content.items() if isinstance(value, Tensor)}:
+            yield path, tensors
+        for key, value in content.items():
+            yield from mappings(value, (*path, str(key)))
+
+
+def modern(name: str) -> str:
+    for old, new in OLD_NAMES:
+        name = old.sub(new, name)
+    return name
+
+
+def find_places(content: object, own: Tensors) -> list[tuple[int, Found]]:
+    """Every place in a file that has names of the model, and how many; the one with most of them first."""
+    found: list[tuple[int, Found]] = []
+    for path, raw in mappings(content):
+        tensors = {modern(name): tensor for name, tensor in raw.items()}
+        cuts = [(name, at) for name in tensors for at in range(len(name)) if at == 0 or name[at - 1] == "."]
+        for prefix, count in Counter(name[:at] for name, at in cuts if name[at:] in own).items():
+            inside = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            beside = tuple(name for name in tensors if not name.startswith(prefix))
+            place = Found(path, prefix, inside, beside)
+            if not place.parts & OPTIMIZER:
+                found.append((count, place))
+    return sorted(found, key=lambda pair: -pair[0])
+
+
+def choose_place(found: list[Found], target: Target, origin: str) -> Found | None:
+    """The only place whose tensors fit: the model itself before an average of it. Raises UserError for several."""
+    fitting = [place for place in found if not place.problems(target)]
+    rivals = [place for place in fitting if not place.is_average] or fitting
+    for other in rivals[1:]:
+        if not all(torch.equal(rivals[0].tensors[n], other.tensors[n]) for n in target.own if n in other.tensors):
+            raise UserError(
+                f"--model.weights {origin!r} holds several sets of weights that fit {target.name}: "
+                f"{', '.join(map(str, rivals))}; save the one that you mean alone, with torch.save"
+            )
+    return rivals[0] if rivals else None
+
+
+def load_matching(model: nn.Module, name: str, content: object, origin: str) -> None:
+    """Load what of a file is this model's, and say what was done. `name` is torchvision's for the model.
+
+    A head that is missing or has another number of classes stays random. Anything else must fit: raises UserError.
+    """
+    own = model.state_dict()
+    target = Target.of(name, own)
+    found = [place for _, place in find_places(content, target.own)]
+    place = choose_place(found, target, origin)
+    if place is None:
+        raise UserError(f"--model.weights {origin!r} {explain_misfit(content, found, target)}")
+    new = place.new_head(target)
+    taken = {key: place.tensors[key] for key in own if key in place.tensors and key not in new}
+    check_finite(taken, own, origin)
+    with torch.no_grad():
+        for key, tensor in taken.items():
+            own[key].copy_(tensor)
+    if notes := [*tell_place(place, found, target), *tell_tensors(place, new, taken, own)]:
+        print(f"weights of {origin}: {'; '.join(notes)}", flush=True)
+
+
+def check_finite(taken: Tensors, own: Tensors, origin: str) -> None:
+    """Raises UserError for numbers that are not finite, as the model would hold them."""
+    for name, tensor in taken.items():
+        wrong = tensor.numel() - int(tensor.to(own[name].dtype).isfinite().sum())
+        if wrong:
+            raise UserError(
+                f"--model.weights {origin!r} cannot be used: {wrong:,} of the {tensor.numel():,} numbers of {name} are "
+                "not finite; the training that wrote it had diverged, so take an earlier checkpoint of it"
+            )
+
+
+def tell_place(place: Found, found: list[Found], target: Target) -> list[str]:
+    notes = [f"taken from {place}"] if place.path or place.prefix else []
+    others = [other for other in found if other is not place and not other.problems(target)]
+    if others:
+        notes.append(f"not from {', '.join(map(str, others))}, which fits, too")
+    if place.beside:
+        first = sorted({name.split(".")[0] for name in place.beside})
+        notes.append(f"left out: {len(place.beside)} tensors beside them ({', '.join(first[:4])})")
+    return notes
+
+
+def tell_tensors(place: Found, new: set[str], taken: Tensors, own: Tensors) -> list[str]:
+    notes = []
+    if new & place.tensors.keys():
+        notes.append("the head has another number of classes and starts at random")
+    elif new:
+        notes.append("the file has no head of this form, so the head starts at random")
+    if unknown := [name for name in place.tensors if name not in own]:
+        notes.append(f"left out: {', '.join(unknown[:4])}{', …' * (len(unknown) > 4)}")
+    if kinds := {kind(t) for n, t in taken.items() if own[n].is_floating_point() and t.dtype != own[n].dtype}:
+        notes.append(f"{' and '.join(sorted(kinds))} become float32")
+    return notes
+
+
+def explain_misfit(content: object, found: list[Found], target: Target) -> str:
+    """Why nothing in a file fits, and the torchvision model that it does fit, or is nearest to."""
+    names = [".".join((*path, name)) for path, tensors in mappings(content) for name in tensors]
+    if not names:
+        held = ", ".join(map(str, content)) if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        return f"is no state dict: it holds {held or 'nothing'}, and no tensors by name; save a model.state_dict()"
+    if not found:
+        shown = ", ".join(names[:3])
+        return (
+            f"is no state dict of {target.name}: none of its tensors has a name of it ({shown}, …); {nearest(content)}"
+        )
+    odd = min((place.problems(target) for place in found), key=len)
+    shown = "; ".join(f"{name}: {what}" for name, what in sorted(odd.items())[:3])
+    return (
+        f"does not fit the model: {len(odd)} tensors differ ({shown}{'; …' * (len(odd) > 3)}); {nearest(content)}; "
+        "choose the --model.name that the weights are of"
+    )
+
+
+def nearest(content: object) -> str:
+    """The torchvision model whose tensors fit what is in a file, or come nearest. Takes a second or two."""
+    families: dict[str, list[str]] = {}
+    for name in torchvision.models.list_models(module=torchvision.models):
+        family = re.match(r"(wide_)?[a-z]+(_v\d)?", name)
+        families.setdefault(family[0] if family else name, []).append(name)
+    shared = {family: most_names(content, names[-1]) for family, names in families.items()}
+    likely = [family for family, count in shared.items() if count and 2 * count >= max(shared.values())]
+    counts = {}
+    for name in (name for family in likely for name in families[family]):
+        target = Target.of(name, outline(name))
+        counts[name] = min(
+            (len(place.problems(target)) for _, place in find_places(content, target.own)), default=len(target.own)
+        )
+    fitting = [name for name, count in counts.items() if not count]
+    if fitting:
+        return f"they fit {' and '.join(fitting)}"
+    if not counts:
+        hub = any("embedder.embedder" in name for _, tensors in mappings(content) for name in tensors)
+        told = "they are named as in Hugging Face's transformers: timm's files on the hub have torchvision's names"
+        return told if hub else "they fit no model of torchvision"
+    name = min(counts, key=lambda name: counts[name])
+    return f"they fit no model of torchvision; the nearest is {name}, with tensors that do not fit: {counts[name]}"
+
+
+def most_names(content: object, name: str) -> int:
+    """How many names of a torchvision model one place in a file has."""
+    return max((count for count, _ in find_places(content, outline(name))), default=0)
