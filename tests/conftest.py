@@ -23,9 +23,9 @@ from tests.seconds import SECONDS_FILE, cpu_seconds, table
 
 # tests/infra runs in an environment of its own, .venv-infra, which has CDK but not torch; all others in .venv.
 IN_INFRA = find_spec("torch") is None
-OWN_PLUGINS = (
-    ["tests.emulator.aws", "tests.emulator.registry", "tests.infra.boot.boot_machines"] if IN_INFRA else ["tests.runs"]
-)
+TRAINER_PLUGINS = ["tests.runs", "tests.trainer.lab"]
+INFRA_PLUGINS = ["tests.emulator.aws", "tests.emulator.registry", "tests.infra.boot.boot_machines"]
+OWN_PLUGINS = INFRA_PLUGINS if IN_INFRA else TRAINER_PLUGINS
 pytest_plugins = ["tests.emulator.s3", "tests.emulator.imds", "tests.engine", *OWN_PLUGINS]
 collect_ignore = [] if IN_INFRA else ["infra"]
 if IN_INFRA:
@@ -40,9 +40,9 @@ for number in (signal.SIGINT, signal.SIGHUP):  # a shell's `&`, and nohup, have 
         signal.signal(number, signal.default_int_handler)
 
 STRICT = os.environ.get("STRICT") == "1"
-FAST = os.environ.get("FAST") == "1"  # leave out what is marked slow, or has a fixture that is: engines, whole runs
+FAST = os.environ.get("FAST") == "1"  # leave out what is marked slow, and whatever starts a server or a whole run
 BOOTS = ("tests/infra/boot/test_boot.py", "tests/infra/boot/test_boot_ends.py")
-SLOW_FIXTURES = frozenset({"chromium", "digits_folder", "engine"})
+SLOW_FIXTURES = frozenset({"aws_server", "chromium", "digits_folder", "engine", "hub", "new_run", "s3_endpoint"})
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -120,9 +120,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def is_slow(item: pytest.Item) -> bool:
-    return item.get_closest_marker("slow") is not None or not SLOW_FIXTURES.isdisjoint(
-        getattr(item, "fixturenames", ())
-    )
+    fixtures = {*getattr(item, "fixturenames", ())}
+    parameters = getattr(item, "callspec", None)
+    if parameters is not None and parameters.params.get("store") == "s3":  # which asks for its server when it runs
+        fixtures.add("s3_endpoint")
+    return item.get_closest_marker("slow") is not None or not SLOW_FIXTURES.isdisjoint(fixtures)
 
 
 def taken(terminalreporter: pytest.TerminalReporter) -> dict[str, dict[str, float]]:

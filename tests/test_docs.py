@@ -50,9 +50,9 @@ def blocks(*marks: str) -> list[Block]:
 
 
 def environ() -> dict[str, str]:
-    """A newcomer's: nothing that a variable of make, or this test's own make, left."""
+    """A newcomer's: nothing that a variable of make, or this test's own make, left. One thread, beside other tests."""
     own = r"MAKE.*|MFLAGS|TRAINER_.*|RECIPE|RUN|DATA|STORE|SCRATCH|ARGS|FAST|STRICT|BASH_ENV"
-    return {name: value for name, value in os.environ.items() if not re.fullmatch(own, name)}
+    return {name: value for name, value in os.environ.items() if not re.fullmatch(own, name)} | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +185,7 @@ def test_every_make_command_that_is_shown_names_a_target_and_variables_that_exis
                 assert re.search(rf"\b{found[1]}\b", text), f"{page.name}: no variable {found[1]}="
 
 
+@pytest.mark.slow
 def test_the_options_of_every_aws_command_that_is_shown_are_accepted() -> None:
     cases: list[dict[str, Any]] = []
     for where, words in commands():

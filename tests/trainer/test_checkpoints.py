@@ -13,6 +13,7 @@ import torch
 import torchvision
 
 from tests.checkpoints import RUN, commit, object_key, owning
+from tests.runs import NETWORK
 from trainer.checkpoints import main
 from trainer.contract import Exit, metrics_key
 from trainer.learning.state import State, make_state
@@ -20,7 +21,7 @@ from trainer.recipes.config import Config, ModelConfig, OptimConfig, RegularizeC
 from trainer.store import ObjectStore, open_store
 
 CONFIG = Config(
-    model=ModelConfig(name="resnet18", num_classes=3), regularize=RegularizeConfig(ema_decay=0.9), optim=OptimConfig()
+    model=ModelConfig(name=NETWORK, num_classes=3), regularize=RegularizeConfig(ema_decay=0.9), optim=OptimConfig()
 )
 BEST: dict[str, Any] = {"top1": 0.5, "step": 4, "weights": "ema"}
 
@@ -96,7 +97,7 @@ def test_the_exported_weights_are_those_that_were_saved_and_torchvision_loads_th
 ) -> None:
     file = tmp_path / "weights.safetensors"
     assert main(["export", str(file), *options]) == Exit.FINISHED
-    model = torchvision.models.resnet18(num_classes=3)
+    model = torchvision.models.get_model(NETWORK, num_classes=3)
     model.load_state_dict(safetensors.torch.load_file(file), strict=True)
     state = make(step)
     expected = (state.average if average else state.model).state_dict()  # type: ignore[union-attr]

@@ -7,35 +7,16 @@ import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from tests.images import CLASSES, image_folder, parquet_folder
 from tests.runs import NETWORK, QUICK, QUICK_STEPS, Run, is_pending
+from tests.trainer.rows import learned, merged
 from trainer.contract import Exit, Phase
 
 NewRun = Callable[..., Run]
-NOT_LEARNED = ("time", "speed/", "checkpoint/", "gpu/")  # what two equal trainings do not share
-
-
-def learned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {name: value for name, value in row.items() if not name.startswith(NOT_LEARNED)}
-        for row in rows
-        if "event" not in row
-    ]
-
-
-def merged(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """One row per step; a step that is in two rows must not say two things."""
-    steps: dict[int, dict[str, Any]] = {}
-    for row in rows:
-        known = steps.setdefault(row["step"], {})
-        assert not (set(known) & set(row)) - {"step"}, f"step {row['step']} stands twice: {known}, {row}"
-        known.update(row)
-    return steps
 
 
 def has_ended(pid: int) -> bool:
@@ -229,17 +210,16 @@ def test_two_processes_make_one_run_and_stop_together_in_the_last_validation_whi
     assert theirs[1]["train/top1"] == ours[1]["train/top1"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_killed_again_and_again_with_other_workers_each_time_it_ends_bit_for_bit_the_same(
-    precision: str, new_run: NewRun, tmp_path: Path
+    new_run: NewRun, tmp_path: Path
 ) -> None:
-    """With all that has a state of its own: accumulation, mixing, erasing, growing images, the average, the scaler.
+    """With all that has a state of its own: accumulation, mixing, erasing, growing images, the average.
 
-    From an image folder, which the first start prepares.
+    From an image folder, which the first start prepares. test_resume.py has the other precisions, in one process.
     """
     data = str(image_folder(tmp_path / "images", train=8))
     options = (
-        "digits", "--model.name", NETWORK, "--deterministic", "--precision", precision, "--epochs", "8",
+        "digits", "--model.name", NETWORK, "--deterministic", "--epochs", "8",
         "--checkpoint.every-seconds", "0.01", "--log-every-steps", "1",
         "--regularize.mixup-alpha", "0.2", "--regularize.cutmix-alpha", "1", "--regularize.augment", "trivial",
         "--regularize.erasing-probability", "0.3", "--regularize.ema-decay", "0.9", "--val-every-epochs", "2",
@@ -254,9 +234,8 @@ def test_killed_again_and_again_with_other_workers_each_time_it_ends_bit_for_bit
     def a_checkpoint() -> bool:
         return run.lease().newest != "" and run.manifest()["step"] > 4
 
-    if precision == "fp32":  # wherever the saving is
-        run.start(*options, "--data.workers", "1").until_step(4)
-        run.kill_everything()
+    run.start(*options, "--data.workers", "1").until_step(4)
+    run.kill_everything()  # wherever the saving is
     run.start(*options, "--data.workers", "3").hold(Phase.TRAINING, step=steps // 2)
     run.until(a_checkpoint)
     run.kill_everything()
@@ -271,9 +250,6 @@ def test_killed_again_and_again_with_other_workers_each_time_it_ends_bit_for_bit
         assert torch.equal(tensor, found[name]), name
     assert merged(learned(run.metrics())) == merged(learned(whole.metrics()))
     assert [row["step"] for row in run.metrics() if "train/loss" in row] == list(range(1, steps + 1))
-    scalers = [r.manifest()["counters"]["scaler"] for r in (run, whole)]
-    assert scalers[0] == scalers[1]
-    assert bool(scalers[0]) == (precision == "fp16")
 
 
 def test_torch_compile_is_an_option_of_the_same_loop(new_run: NewRun, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ class Recorder:
         self.reasons += [acknowledgment.reason for acknowledgment in given]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_each_finding_of_cdk_nag_is_acknowledged_on_its_construct_and_each_acknowledgement_is_needed(
     variant: str, monkeypatch: pytest.MonkeyPatch

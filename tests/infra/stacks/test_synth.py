@@ -18,6 +18,8 @@ import pytest
 from infra.stacks.image import commit
 from tests import ROOT
 
+pytestmark = pytest.mark.slow
+
 CDK = ROOT / "node_modules" / "aws-cdk" / "bin" / "cdk"
 SOURCES = ("infra", "trainer", "requirements", "Dockerfile", ".dockerignore", "cdk.json")
 CANARY = "hf_canaryDoNotShowThisToAnyone"

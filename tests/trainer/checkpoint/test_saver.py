@@ -204,6 +204,7 @@ for step in range(1, 1_000_000):
 """
 
 
+@pytest.mark.slow
 def test_a_saver_that_overwrites_all_the_time_and_is_killed_hands_over_no_torn_state(tmp_path: Path) -> None:
     """All tensors of one save have one value; 16 MB change under a reader that is as slow as it can be."""
     server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -195,6 +195,7 @@ def test_torchvision_has_no_v2_of_every_model() -> None:
         read_weights(ModelConfig(name="resnet18", weights="IMAGENET1K_V2"))
 
 
+@pytest.mark.slow
 def test_torchvision_weights_without_internet_say_what_to_do(tmp_path: Path) -> None:
     nowhere = "http://127.0.0.1:9"  # nobody listens: nothing leaves this machine
     environ = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}

@@ -28,6 +28,8 @@ from trainer.store import ObjectStore, StoreError, open_store
 from trainer.upload.commit import data_key
 from trainer.upload.owner import Ownership
 
+pytestmark = pytest.mark.slow
+
 HEAD = checkpoint_key(RUN, HEAD_FILE)
 
 

@@ -26,6 +26,8 @@ from trainer.process.channel import SOCKET_VARIABLE, Channel
 from trainer.store import open_store
 from trainer.upload.commit import data_key
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_second_trainer_waits_one_lease_and_is_told_who_holds_the_run(
     uri: str, start: Start, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

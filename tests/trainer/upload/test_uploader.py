@@ -35,6 +35,8 @@ from trainer.store import open_store
 from trainer.store.checksum import crc64
 from trainer.upload.owner import claim_attempt
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_checkpoint_is_an_object_then_a_manifest_with_its_checksum_then_the_lease(
     uri: str,

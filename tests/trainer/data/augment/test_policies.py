@@ -29,6 +29,8 @@ from trainer.data.augment.policies import (
 )
 from trainer.recipes.config import RegularizeConfig
 
+pytestmark = pytest.mark.slow
+
 TRIVIAL, RAND = RegularizeConfig(augment="trivial"), RegularizeConfig(augment="rand")
 POLICIES = {"trivial": TRIVIAL, "rand": RAND, "rand of 3": RegularizeConfig(augment="rand", rand_ops=3)}
 

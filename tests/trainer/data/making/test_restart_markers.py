@@ -135,6 +135,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(restart_markers, name, njit(boundscheck=True)(getattr(restart_markers, name).py_func))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("checked")
 def test_any_damage_gives_none_or_the_pixels_that_a_decoder_makes_of_it() -> None:
     rng = np.random.default_rng(0)
@@ -200,6 +201,7 @@ def test_intervals_are_padded_with_ones() -> None:
     assert marked.count(bytes((0b01001001, 0b00101111, 0xFF))) == 25
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("checked")
 def test_bits_that_grow_as_much_as_they_can_fit_into_the_memory() -> None:
     """Two bits of every block become 28, almost all of them ones, which take a byte of stuffing each eight."""
@@ -210,6 +212,7 @@ def test_bits_that_grow_as_much_as_they_can_fit_into_the_memory() -> None:
     assert len(marked) > 10 * len(jpeg)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("checked")
 def test_blocks_that_reach_far_beyond_the_end_are_read_from_the_padding() -> None:
     """Zeros, as the padding is, are here the longest difference and 63 of the longest coefficients."""

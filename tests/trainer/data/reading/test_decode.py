@@ -137,6 +137,7 @@ def test_broken_bytes_raise_whatever_reads_them(options: dict[str, Any]) -> None
             crop_into(pixels(32), jpeg, (0, 0, 200, 200))
 
 
+@pytest.mark.slow
 def test_decoding_starts_no_threads_of_its_own() -> None:
     """torch would share a copy of a large crop out over all cores, which the pool of decoding threads already fills."""
     program = """

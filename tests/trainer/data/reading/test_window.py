@@ -157,6 +157,7 @@ print(cuts)
 """
 
 
+@pytest.mark.slow
 def test_no_damage_to_the_bytes_reaches_beyond_them(tmp_path: Path) -> None:
     """The compiled code does not check its indices; here it does, and is shot at."""
     environ = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
