@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_interrupted_before_any_step_and_continued_it_ends_with_the_same_weights
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_ended_without_a_last_save_and_continued_with_other_workers_it_ends_the_same(
-    precision: str, lab: Lab, tmp_path: Path
+    precision: Literal["fp32", "bf16", "fp16"], lab: Lab, tmp_path: Path
 ) -> None:
     config = replace(
         CONFIG, deterministic=True, precision=precision, epochs=8, val_every_epochs=2, checkpoint=SAVE_EACH_STEP,
