@@ -246,7 +246,7 @@ def tarred() -> bytes:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1\n", "pointer of Git LFS.*git lfs pull"),
         (b'{"metadata": {}, "weight_map": {"fc.weight": "a.safetensors"}}', "the index of weights in several files"),
         (b"Entry not found", "text that begins with 'Entry not found'"),
-        (gzip.compress(b"weights"), "compressed with gzip; unpack it"),
+        (gzip.compress(b"weights", mtime=0), "compressed with gzip; unpack it"),
         (tarred(), "a tar archive; unpack it"),
         (zipped("resnet50.pth"), r"a zip archive without weights of PyTorch \(it has resnet50.pth\)"),
         (zipped("m/constants.pkl"), "a TorchScript archive; save torch.jit.load"),
