@@ -22,7 +22,7 @@ import simplejpeg
 
 from tests.images import encode, image_folder, parquet_folder, photo
 from trainer.contract import Exit, UserError
-from trainer.data.making import convert as conversion
+from trainer.data.making import restart_markers
 from trainer.data.making.convert import BrokenImageError, convert
 from trainer.data.making.row_groups import RowGroups
 from trainer.prepare import main
@@ -108,7 +108,7 @@ def test_what_reading_a_parquet_file_raises_names_the_file(
         (PIL.Image, "open"),
         (PIL.Image.Image, "save"),
         (PIL.Image, "frombuffer"),
-        (conversion, "add_markers"),
+        (restart_markers, "add_markers"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
