@@ -84,8 +84,7 @@ def prepare(
 
     source, watch = identity.open()
     workers = workers or os.cpu_count() or 1
-    files = {info.key.rpartition("/")[2] for info in store.list(f"{prefix}/")}
-    there = {file for file in files if file + NOTE in files}
+    there = _whole(store, prefix)
     pool = ThreadPoolExecutor(workers, "prepare")
     try:
         maker = ShardMaker(source, store, prefix, copies, there, workers, pool, watch)
@@ -101,10 +100,20 @@ def prepare(
     store.put(f"{prefix}/{INDEX}", index.to_json().encode())
     say("\n  ".join([_summary(name, where, index, tallies), show_class_counts(source, tallies), *source.said, *doubts]))
     say_same(others, index)
+    _say_pace(track, workers)
+    return Prepared(prefix, index)
+
+
+def _say_pace(track: Track, workers: int) -> None:
     if track.worked:
         took, rate = show_estimate(track.seconds), show_rate(track.worked, track.seconds, workers)
         say(f"  converted {track.worked:,} images in {took}, {rate}")
-    return Prepared(prefix, index)
+
+
+def _whole(store: ObjectStore, prefix: str) -> set[str]:
+    """The shards that an earlier call has written, with the small file beside each."""
+    files = {info.key.rpartition("/")[2] for info in store.list(f"{prefix}/")}
+    return {file for file in files if file + NOTE in files}
 
 
 def _make(
