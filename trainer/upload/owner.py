@@ -133,7 +133,8 @@ class Ownership:
         Before that, `resend(lease)` is called to store what the last owner left on this machine. Raises LostRunError
         if another attempt holds the run, StoreError.
         """
-        give_up, told = time.monotonic() + self.lease_seconds, False
+        give_up = time.monotonic() + self.lease_seconds
+        first: Lease | None = None  # the lease as it was when the waiting began
         while True:
             with self.mutex:
                 held, holder, etag = self.is_held_by_another(), self.lease, self.etag
@@ -146,11 +147,11 @@ class Ownership:
                 continue  # another attempt has changed the lease in between
             since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.since))
             who = f"run {self.run_id!r} is held by attempt {holder.attempt} on {holder.owner!r} since {since}"
-            if time.monotonic() >= give_up:
-                raise LostRunError(f"{who}; it is alive: stop that one, or start a new run (RUN=another-name)")
-            if not told:
+            if first is None:
                 say(f"{who}: waiting up to {self.lease_seconds:.0f} s for it to end")
-                told = True
+                first = holder
+            if time.monotonic() >= give_up and holder != first:  # it has renewed its lease meanwhile
+                raise LostRunError(f"{who}; it is alive: stop that one, or start a new run (RUN=another-name)")
             time.sleep(min(1.0, self.lease_seconds / 10))
 
     def _refuse_later(self) -> None:
