@@ -21,11 +21,11 @@ from benchmarks.prepare import Usage
 from benchmarks.structure import ROOT
 from trainer.contract import RunEnv
 from trainer.data.format import INDEX, Copies, Index, Shard, Size, SplitIndex
-from trainer.data.making.identity import identity_of
 from trainer.data.making.layout import NONE
-from trainer.data.making.manifest import SOURCES, SourceMemory
 from trainer.data.making.parts import default_images
 from trainer.data.making.prepare import _prefix
+from trainer.data.making.revision.identity import identity_of
+from trainer.data.making.revision.manifest import SOURCES, SourceMemory
 
 CLASSES, VAL = 1000, 50_000
 LIMITS = {"warm_seconds": 10.0, "cold_seconds": 60.0, "peak_mib": 200.0}

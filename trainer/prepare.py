@@ -154,8 +154,8 @@ def _check_run_id(run_id: str) -> None:
 def _prepare(options: Options, store: ObjectStore, run: PrepareRun | None = None) -> Prepared:
     from trainer.data.format import Copies
     from trainer.data.making.layout import Choices
-    from trainer.data.making.manifest import SOURCES, SourceMemory
     from trainer.data.making.prepare import prepare
+    from trainer.data.making.revision.manifest import SOURCES, SourceMemory
     from trainer.store import naming_the_fix
 
     for lack in store.probe("datasets/probe"):

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from trainer.contract import CRASH, HEARTBEAT_SECONDS, Exit, Phase, UserError, attempt_key, run_key
-from trainer.data.making.hub_faults import UnreachableError
+from trainer.data.making.revision.hub_faults import UnreachableError
 from trainer.process import spot
 from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError, may_pass, naming_the_fix
 from trainer.store.background import in_background

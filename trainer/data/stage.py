@@ -15,8 +15,8 @@ from pathlib import Path
 
 from trainer.contract import RunEnv, UserError, dataset_key
 from trainer.data.format import INDEX, Copies, Index, Shard, read_index
-from trainer.data.making.manifest import SOURCES, SourceMemory
 from trainer.data.making.prepare import prepare
+from trainer.data.making.revision.manifest import SOURCES, SourceMemory
 from trainer.data.progress import ProgressListener, Track
 from trainer.data.reading.verify import (
     MISSING,

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.format import Tally
+from trainer.data.making.forms.sources import Source
 from trainer.data.making.layout import few
-from trainer.data.making.sources import Source
 from trainer.text import show_name
 
 SMALL_SHARE = 10  # a class with less than a tenth of the images of the middle one is told

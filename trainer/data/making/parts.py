@@ -22,8 +22,8 @@ import numpy as np
 from trainer.data.format import Copies, ImageRow, Shard, Tally, read_tally, write_shard
 from trainer.data.making.convert import BrokenImageError, convert
 from trainer.data.making.faults import as_user_error
-from trainer.data.making.manifest import Watch
-from trainer.data.making.sources import Source, Split
+from trainer.data.making.forms.sources import Source, Split
+from trainer.data.making.revision.manifest import Watch
 from trainer.data.progress import Track, show_rate
 from trainer.store import NotFoundError, ObjectStore
 from trainer.store.background import in_background

@@ -20,11 +20,11 @@ from trainer.contract import UserError, dataset_key
 from trainer.data.format import DATA_FORMAT, INDEX, Copies, Index, Shard, Size, SplitIndex, Tally
 from trainer.data.making.convert import CONVERSION
 from trainer.data.making.doubts import doubts_of, show_class_counts
-from trainer.data.making.identity import identity_of
+from trainer.data.making.forms.sources import Source
 from trainer.data.making.layout import NONE, Choices
-from trainer.data.making.manifest import SourceMemory
 from trainer.data.making.parts import NOTE, Part, ShardMaker, default_images, parts_of
-from trainer.data.making.sources import Source
+from trainer.data.making.revision.identity import identity_of
+from trainer.data.making.revision.manifest import SourceMemory
 from trainer.data.making.versions import say_others, say_same
 from trainer.data.progress import ProgressListener, Track, show_rate
 from trainer.store import NotFoundError, ObjectStore

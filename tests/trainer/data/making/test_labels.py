@@ -14,8 +14,8 @@ import yaml
 
 from tests.images import CLASSES, rows, write_parquet
 from trainer.contract import UserError
+from trainer.data.making.forms.sources import Source, open_source
 from trainer.data.making.layout import Choices
-from trainer.data.making.sources import Source, open_source
 
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 

@@ -24,7 +24,7 @@ from tests.images import encode, image_folder, parquet_folder, photo
 from trainer.contract import Exit, UserError
 from trainer.data.making import restart_markers
 from trainer.data.making.convert import BrokenImageError, convert
-from trainer.data.making.row_groups import RowGroups
+from trainer.data.making.forms.row_groups import RowGroups
 from trainer.prepare import main
 
 NO_FAULTS = (UserError, BrokenImageError, Warning, StopIteration, StopAsyncIteration)  # what a call raises on purpose
@@ -150,7 +150,7 @@ def test_the_command_ends_with_78_and_one_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     call = {
-        "read": "trainer.data.making.source_formats.FolderSplit.__getitem__",
+        "read": "trainer.data.making.forms.source_formats.FolderSplit.__getitem__",
         "convert": "trainer.data.making.parts.convert",
         "store": "trainer.data.making.parts.write_shard",
     }[edge]

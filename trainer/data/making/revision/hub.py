@@ -17,9 +17,9 @@ from pathlib import Path
 
 from trainer.contract import UserError
 from trainer.data.format import Origin
-from trainer.data.making.hub_faults import Account, UnreachableError, ask_patiently
-from trainer.data.making.ledger import Rows
-from trainer.data.making.manifest import Chosen, Files, Known, SourceMemory, know_folder
+from trainer.data.making.revision.hub_faults import Account, UnreachableError, ask_patiently
+from trainer.data.making.revision.ledger import Rows
+from trainer.data.making.revision.manifest import Chosen, Files, Known, SourceMemory, know_folder
 from trainer.data.progress import ProgressListener
 from trainer.text import say, show_bytes
 

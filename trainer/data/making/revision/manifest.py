@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data.format import Origin
-from trainer.data.making.hashes import Reader, changed, open_folder, what_changed
 from trainer.data.making.layout import hidden
-from trainer.data.making.ledger import (
+from trainer.data.making.revision.hashes import Reader, changed, open_folder, what_changed
+from trainer.data.making.revision.ledger import (
     FOLDERS,
     HASH_BYTES,
     Digest,

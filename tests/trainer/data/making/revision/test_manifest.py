@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from tests.images import CLASSES, encode, image_folder, parquet_folder, photo, prepared, rows, write_parquet
-from trainer.data.making import hashes
-from trainer.data.making.ledger import load_ledger
-from trainer.data.making.manifest import SourceMemory
 from trainer.data.making.prepare import Prepared
+from trainer.data.making.revision import hashes
+from trainer.data.making.revision.ledger import load_ledger
+from trainer.data.making.revision.manifest import SourceMemory
 
 PAST = 1_600_000_000
 
@@ -36,7 +36,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return hash_file(self, number, buffer)
 
     monkeypatch.setattr(hashes.Reader, "_hash", spy)
-    monkeypatch.setattr("trainer.data.making.ledger.SETTLED_NS", 0)
+    monkeypatch.setattr("trainer.data.making.revision.ledger.SETTLED_NS", 0)
     return found
 
 
@@ -114,7 +114,7 @@ def test_an_unchanged_folder_is_neither_read_nor_listed_again(
     assert len(reads) == 18
     assert first.index.source is not None
     assert (first.index.source.files, first.index.source.form) == (18, "folder")
-    monkeypatch.setattr("trainer.data.making.identity.plan", None)
+    monkeypatch.setattr("trainer.data.making.revision.identity.plan", None)
     assert again(folder, tmp_path) == first
     assert len(reads) == 18
     assert "already prepared in" in (text := said())
@@ -145,7 +145,7 @@ def test_only_what_was_touched_is_read_again_and_the_same_content_is_the_same_da
 
 
 def test_a_file_that_was_written_a_moment_ago_is_read_again(tmp_path: Path, reads: list[str], monkeypatch) -> None:
-    monkeypatch.setattr("trainer.data.making.ledger.SETTLED_NS", 10**12)
+    monkeypatch.setattr("trainer.data.making.revision.ledger.SETTLED_NS", 10**12)
     folder = image_folder(tmp_path / "photos")
     first = again(folder, tmp_path)
     assert again(folder, tmp_path) == first
@@ -153,7 +153,7 @@ def test_a_file_that_was_written_a_moment_ago_is_read_again(tmp_path: Path, read
 
 
 def of_another_machine(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.data.making.manifest.this_machine", lambda root: "another machine")
+    monkeypatch.setattr("trainer.data.making.revision.manifest.this_machine", lambda root: "another machine")
 
 
 def damaged(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,8 +200,8 @@ def test_a_copy_of_a_folder_is_the_same_data_and_a_corrected_parquet_file_is_not
 def test_what_was_read_before_ctrl_c_is_not_read_again(
     tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.data.making.hashes.TASK_FILES", 1)
-    monkeypatch.setattr("trainer.data.making.hashes.TOLD_FROM", 0)
+    monkeypatch.setattr("trainer.data.making.revision.hashes.TASK_FILES", 1)
+    monkeypatch.setattr("trainer.data.making.revision.hashes.TOLD_FROM", 0)
     folder = image_folder(tmp_path / "photos")
 
     def stop(count: int) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests import ROOT
 from tests.images import CLASSES, decode, image_folder, parquet_folder, rows, write_parquet
 from trainer.contract import UserError
-from trainer.data.making.sources import identify, open_source
+from trainer.data.making.forms.sources import identify, open_source
 
 
 def test_digits_are_the_1797_scans_with_every_fifth_for_validation() -> None:
@@ -80,7 +80,7 @@ def test_the_name_is_that_of_the_folder_or_of_the_hub_and_is_told_without_openin
 
 def test_importing_and_identifying_does_not_load_datasets_or_the_hub_client() -> None:
     code = (
-        "import sys; from trainer.data.making.sources import identify; "
+        "import sys; from trainer.data.making.forms.sources import identify; "
         "identify('digits'); identify('ILSVRC/imagenet-1k'); "
         "print([m for m in ('datasets', 'huggingface_hub', 'sklearn', 'torch', 'PIL') if m in sys.modules])"
     )

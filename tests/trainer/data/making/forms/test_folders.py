@@ -13,11 +13,11 @@ import pytest
 
 from tests.images import CLASSES, encode, image_folder, parquet_folder, photo
 from trainer.contract import UserError
-from trainer.data.making.identity import identity_of
+from trainer.data.making.forms.sources import open_source
 from trainer.data.making.layout import NOWHERE, Choices
-from trainer.data.making.listing import walk
-from trainer.data.making.manifest import SourceMemory
-from trainer.data.making.sources import open_source
+from trainer.data.making.layout.listing import walk
+from trainer.data.making.revision.identity import identity_of
+from trainer.data.making.revision.manifest import SourceMemory
 
 
 def test_a_listing_has_every_file_once_with_its_bytes(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.contract import UserError
-from trainer.data.making.ledger import FACTS, HASH_BYTES, FileFacts, facts_of
+from trainer.data.making.revision.ledger import FACTS, HASH_BYTES, FileFacts, facts_of
 from trainer.data.progress import ProgressListener, Track
 from trainer.text import show_name
 

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from trainer.data.making.faults import naming_the_file
+from trainer.data.making.forms.row_groups import RowGroups
+from trainer.data.making.forms.source_formats import Example, Labels, Split
 from trainer.data.making.layout import Choices, SourceLayout, few, how_to_choose, refused
-from trainer.data.making.row_groups import RowGroups
-from trainer.data.making.source_formats import Example, Labels, Split
 
 NO_LABEL = -1  # of a row without one: refused later, with the row's number
 

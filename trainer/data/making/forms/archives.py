@@ -11,9 +11,9 @@ from typing import IO, ClassVar
 import numpy as np
 
 from trainer.contract import UserError
-from trainer.data.making.ground_truth import read_truth
+from trainer.data.making.forms.ground_truth import read_truth
+from trainer.data.making.forms.source_formats import Example, Labels, Split
 from trainer.data.making.layout import SourceLayout, hidden, is_image, refused
-from trainer.data.making.source_formats import Example, Labels, Split
 from trainer.text import say
 
 

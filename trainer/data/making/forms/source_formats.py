@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.making.faults import naming_the_file
-from trainer.data.making.ground_truth import read_truth
+from trainer.data.making.forms.ground_truth import read_truth
 from trainer.data.making.layout import SourceLayout
 from trainer.text import show_name
 

@@ -11,11 +11,11 @@ from tests import images
 from tests.hub import Answer, Hub
 from tests.images import parquet_folder, rows, write_parquet
 from trainer.contract import UserError
-from trainer.data.making.hub_faults import UnreachableError
-from trainer.data.making.identity import identity_of
 from trainer.data.making.layout import Choices
-from trainer.data.making.manifest import SourceMemory
 from trainer.data.making.prepare import Prepared
+from trainer.data.making.revision.hub_faults import UnreachableError
+from trainer.data.making.revision.identity import identity_of
+from trainer.data.making.revision.manifest import SourceMemory
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     }.items():
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("trainer.data.making.hub_faults.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("trainer.data.making.revision.hub_faults.time.sleep", lambda seconds: None)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     yield hub
     hub.close()
@@ -230,7 +230,7 @@ def test_a_wait_that_the_hub_asks_for_is_kept_and_shown(
     client: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("trainer.data.making.hub_faults.time.sleep", waits.append)
+    monkeypatch.setattr("trainer.data.making.revision.hub_faults.time.sleep", waits.append)
     limits = [{"Retry-After": "7"}, {"RateLimit": '"api";r=0;t=55'}]
     client.fault = lambda method, path: (429, limits.pop(0), b"") if limits else None
     assert prepare_here(tmp_path).index.splits["train"].images == 12

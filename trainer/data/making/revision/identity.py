@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.data.format import Origin
-from trainer.data.making.hub import fetch_files, find_revision, whole_snapshot
+from trainer.data.making.forms.source_formats import DIGITS_SIDE, DIGITS_VAL_EVERY
+from trainer.data.making.forms.sources import Source, identify, open_planned, open_source, plan
 from trainer.data.making.layout import CARD, LAYOUT_RULES, Choices, SourceLayout, lay_out
-from trainer.data.making.manifest import Chosen, Known, SourceMemory, Watch, know_folder
-from trainer.data.making.source_formats import DIGITS_SIDE, DIGITS_VAL_EVERY
-from trainer.data.making.sources import Source, identify, open_planned, open_source, plan
+from trainer.data.making.revision.hub import fetch_files, find_revision, whole_snapshot
+from trainer.data.making.revision.manifest import Chosen, Known, SourceMemory, Watch, know_folder
 from trainer.data.progress import ProgressListener
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trainer.contract import UserError
-from trainer.data.making.row_groups import KEPT_ROWS, PIECE_ROWS, RowGroups
+from trainer.data.making.forms.row_groups import KEPT_ROWS, PIECE_ROWS, RowGroups
 
 
 def write(path: Path, values: list[bytes], rows_per_group: int) -> Path:

@@ -15,16 +15,16 @@ from typing import Literal
 import numpy as np
 
 from trainer.contract import UserError
-from trainer.data.making.archives import open_archives
-from trainer.data.making.layout import CARD, FORMS, NONE, Choices, SourceLayout, how_to_choose, lay_out, refused
-from trainer.data.making.listing import walk
-from trainer.data.making.parquet import open_parquet
-from trainer.data.making.source_formats import (
+from trainer.data.making.forms.archives import open_archives
+from trainer.data.making.forms.parquet import open_parquet
+from trainer.data.making.forms.source_formats import (
     Example,
     Split,
     open_digits,
     open_image_folder,
 )
+from trainer.data.making.layout import CARD, FORMS, NONE, Choices, SourceLayout, how_to_choose, lay_out, refused
+from trainer.data.making.layout.listing import walk
 
 DataForm = Literal["digits", "folder", "hub"]
 

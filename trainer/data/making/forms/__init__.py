@@ -1,0 +1,1 @@
+"""The forms that a source of images comes in, opened: class names, and random access to the encoded images."""
