@@ -24,7 +24,7 @@ from tests.seconds import SECONDS_FILE, cpu_seconds, table
 # tests/infra runs in an environment of its own, .venv-infra, which has CDK but not torch; all others in .venv.
 IN_INFRA = find_spec("torch") is None
 TRAINER_PLUGINS = ["tests.runs", "tests.trainer.lab"]
-INFRA_PLUGINS = ["tests.emulator.aws", "tests.emulator.registry", "tests.infra.boot.boot_machines"]
+INFRA_PLUGINS = ["tests.emulator.aws", "tests.emulator.registry"]
 OWN_PLUGINS = INFRA_PLUGINS if IN_INFRA else TRAINER_PLUGINS
 pytest_plugins = ["tests.emulator.s3", "tests.emulator.imds", "tests.engine", *OWN_PLUGINS]
 collect_ignore = [] if IN_INFRA else ["infra"]

@@ -96,17 +96,25 @@ def activity(group: Group, description: str, failure: str = "") -> dict[str, Any
     }  # fmt: skip
 
 
+def activities(group: Group) -> list[dict[str, Any]]:
+    """The newest first."""
+    return group.__dict__.setdefault("activities", [])
+
+
+def ids_of(group: Group) -> set[str]:
+    return {state.instance.id for state in group.instance_states}
+
+
+def tell_of_the_missing(group: Group, before: set[str]) -> None:
+    for missing in before - ids_of(group):
+        activities(group).insert(0, activity(group, f"Terminating EC2 instance: {missing}"))
+
+
 def activities_and_failures() -> None:
     """moto tells no scaling activity, and a group of it always gets its machines."""
     launch, set_desired = Group.replace_autoscaling_group_instances, Group.set_desired_capacity
     backend = asg.AutoScalingBackend
     notify, describe = backend.notify_terminate_instances, backend.describe_auto_scaling_groups
-
-    def activities(group: Group) -> list[dict[str, Any]]:
-        return group.__dict__.setdefault("activities", [])
-
-    def ids_of(group: Group) -> set[str]:
-        return {state.instance.id for state in group.instance_states}
 
     def launched(self: Group, count_needed: int, propagated_tags: dict[str, str]) -> None:
         if failure := SETTINGS.launch_failures.get(self.name):
@@ -118,10 +126,6 @@ def activities_and_failures() -> None:
         for state in self.instance_states[-count_needed:]:
             activities(self).insert(0, activity(self, f"Launching a new EC2 instance: {state.instance.id}"))
 
-    def told_of_the_missing(self: Group, before: set[str]) -> None:
-        for missing in before - ids_of(self):
-            activities(self).insert(0, activity(self, f"Terminating EC2 instance: {missing}"))
-
     def changed(self: Group, new_capacity: int | None) -> None:
         low, high = int(self.min_size or 0), int(self.max_size or 0)
         if new_capacity is not None and not low <= int(new_capacity) <= high:
@@ -130,15 +134,13 @@ def activities_and_failures() -> None:
             )
         before = ids_of(self)
         set_desired(self, new_capacity)
-        told_of_the_missing(self, before)
+        tell_of_the_missing(self, before)
 
     def notified(self: asg.AutoScalingBackend, instance_ids: list[str]) -> None:
-        before = {
-            group.name: {s.instance.id for s in group.instance_states} for group in self.autoscaling_groups.values()
-        }
+        before = {group.name: ids_of(group) for group in self.autoscaling_groups.values()}
         notify(self, instance_ids)
         for group in self.autoscaling_groups.values():
-            told_of_the_missing(group, before[group.name])
+            tell_of_the_missing(group, before[group.name])
 
     def described(self: asg.AutoScalingBackend, *args: Any, **kwargs: Any) -> list[Group]:
         for group in self.autoscaling_groups.values():  # one that failed tries again

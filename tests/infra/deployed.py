@@ -4,40 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import IO, Any
-
-import boto3
-import pytest
+from typing import Any
 
 from infra.config import Installation, Output, Tag
-from infra.operate.command_line import CommandLine
-from infra.operate.commands import cost, destroy, logs, preflight, pull, runs, shell, status, stop
-from infra.operate.session import Aws as Operator
 from infra.run import fleet
 from infra.run.spec import Spec
 from infra.run.spend import Machine, Spend
-from tests import ROOT
 from tests.emulator.aws import Aws
 from tests.emulator.aws_images import MANIFEST
 from tests.emulator.registry import Registry
 from trainer.contract import Lease, attempt_key, checkpoint_key, manifest_key, metrics_key, run_key, snapshot_key
 
-PATIENCE_SECONDS = 60
 INSTALLATION = Installation()
 RUN = "rn50-20260101-ab12"
-COMMANDS = {
-    "status": status, "logs": logs, "runs": runs, "cost": cost, "preflight": preflight, "stop": stop, "pull": pull,
-    "shell": shell, "destroy": destroy,
-}  # fmt: skip
 IMAGE_TAG = INSTALLATION.image_tag_prefix + "1f" * 32
 REPOSITORY = "cdk-hnb659fds-container-assets-123456789012-us-east-1"
 
@@ -119,12 +103,6 @@ def training_template() -> dict[str, Any]:
 
 
 client = cache(Aws.client)  # making one takes longer than using it
-
-
-@cache
-def operator() -> Operator:
-    """Whose credentials and endpoint are those that the fixture `aws` has set, the same in all tests."""
-    return Operator(boto3.Session())
 
 
 @dataclass(frozen=True)
@@ -250,65 +228,3 @@ def deploy(aws: Aws) -> Deployed:
             StackName=name, TemplateBody=json.dumps(template), Tags=tags(), Capabilities=["CAPABILITY_IAM"]
         )
     return Deployed(aws)
-
-
-def operate(command: str, *arguments: str, installation: Installation = INSTALLATION) -> int:
-    """A command of the operator in this process: its exit code."""
-    parser = CommandLine()
-    COMMANDS[command].configure(parser)
-    return int(COMMANDS[command].run(operator(), installation, parser.parse_args(arguments)))
-
-
-class Command:
-    """`python -m infra …` in a process of its own, its lines as they come."""
-
-    def __init__(self, aws: Aws, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "infra", *arguments], cwd=ROOT, env=aws.environ | {"PATH": os.environ["PATH"]},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self.lines: list[str] = []
-        self.notes: list[str] = []  # on standard error
-        pipes = ((self.process.stdout, self.lines), (self.process.stderr, self.notes))
-        self.readers = [threading.Thread(target=self.read, args=pair, daemon=True) for pair in pipes]
-        for reader in self.readers:
-            reader.start()
-
-    @staticmethod
-    def read(pipe: IO[str], into: list[str]) -> None:
-        with pipe:
-            for line in pipe:
-                into.append(line.rstrip("\n"))
-
-    def wait_for(self, is_true: Callable[[], object]) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not is_true():
-            if time.monotonic() > deadline or self.process.poll() is not None:
-                pytest.fail(f"it did not come; exit {self.process.poll()}\n{self.lines}\n{self.notes}")
-            time.sleep(0.02)
-
-    def end(self) -> int:
-        """Its exit code, once it has ended by itself."""
-        code = self.process.wait(timeout=PATIENCE_SECONDS)
-        for reader in self.readers:
-            reader.join(timeout=PATIENCE_SECONDS)
-        return code
-
-
-class Commands:
-    """Commands that are ended with the test."""
-
-    def __init__(self, aws: Aws) -> None:
-        self.aws, self.started = aws, list[Command]()
-
-    def start(self, *arguments: str) -> Command:
-        self.started.append(Command(self.aws, *arguments))
-        return self.started[-1]
-
-    def __enter__(self) -> Commands:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for command in self.started:
-            command.process.kill()
-            command.end()

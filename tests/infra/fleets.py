@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from infra.config import Installation, Tag
-from infra.guard import Guard, GuardSettings
+from infra.guard import Guard, GuardSettings, rules
 from infra.guard.memory import Memory
 from infra.run import fleet
 from infra.run.fleet import FleetMachine
@@ -23,6 +23,13 @@ INSTALLATION = Installation()
 BUCKET = "a-store"
 RUN = "run-1"
 PRICES = {"g6.xlarge": 0.8048, "g5.xlarge": 1.006}
+ALL_RULES = {rule.__name__ for rule in (*rules.STOPS, *rules.TERMINATIONS, rules.outside)} | {"on_demand_due"}
+
+
+def only(*names: str) -> Collection[str]:
+    """What a guard is made without, so that these rules are all that it has."""
+    assert set(names) <= ALL_RULES
+    return ALL_RULES - set(names)
 
 
 @dataclass(frozen=True)

@@ -164,14 +164,28 @@ def write_log(aws: Aws, *lines: str) -> None:
 def test_an_installation_comes_lives_and_goes_without_a_trace(
     aws: Aws, registry: Registry, checkout: Checkout, tmp_path: Path
 ) -> None:
+    prepare_the_account(aws, checkout)
+    before = inventory(aws)
+    deploy_and_launch(aws, registry, checkout)
+    check_what_was_launched(aws, checkout, tmp_path / "function")
+    watch_the_run(aws, checkout)
+    stop_and_go_on(aws, checkout)
+    destroy_but_keep_the_data(aws, registry, checkout, before)
+    deploy_again_over_the_data(aws, checkout, before)
+    purge_everything(aws, registry, checkout, before)
+
+
+def prepare_the_account(aws: Aws, checkout: Checkout) -> None:
+    """By the commands that preflight tells."""
     missing = fixes(checkout.make("preflight", "RECIPE=digits", code=ExitCode.PREFLIGHT))
     assert set(missing) == {"CDK bootstrap", "spot role"}
     assert "create-service-linked-role --aws-service-name spot.amazonaws.com" in missing["spot role"]
     aws.client("iam").create_service_linked_role(AWSServiceName="spot.amazonaws.com")
     bootstrap = checkout.run("bash", "-c", missing["CDK bootstrap"])
     assert bootstrap.returncode == 0, bootstrap.stdout
-    before = inventory(aws)
 
+
+def deploy_and_launch(aws: Aws, registry: Registry, checkout: Checkout) -> None:
     said = checkout.make("deploy", "RECIPE=digits", f"RUN={RUN}", "HOURS=2", "BUDGET=3", "ARGS=--epochs 2")
     assert not re.search(r"end.of.life|telemetry|NOTICES|npm (warn|notice)", said, re.IGNORECASE), said
     assert said.index("checks in") < said.index("Synthesis time") < said.index(f"launched: {RUN}")
@@ -180,6 +194,9 @@ def test_an_installation_comes_lives_and_goes_without_a_trace(
     assert pushed(registry) == {repository: [tag]}
     assert resource_types(aws) <= COVERED, resource_types(aws) - COVERED
 
+
+def check_what_was_launched(aws: Aws, checkout: Checkout, folder: Path) -> None:
+    """One spot machine with its tags and its schedule, the spec, and a guard that bills it."""
     (machine,) = machines(aws)
     tags = {tag["Key"]: tag["Value"] for tag in machine["Tags"]}
     assert (tags[Tag.INSTALLATION], tags[Tag.RUN]) == (INSTALLATION.name, RUN)
@@ -187,30 +204,37 @@ def test_an_installation_comes_lives_and_goes_without_a_trace(
     assert float(tags[Tag.DEADLINE]) == pytest.approx(time.time() + 2 * 3600, abs=600)
     schedules = aws.client("scheduler").list_schedules(GroupName=INSTALLATION.schedule_group)["Schedules"]
     assert [schedule["Name"] for schedule in schedules] == [RUN]
-    bucket = INSTALLATION.bucket_name
-    read = aws.client("s3").get_object
+    bucket, read = INSTALLATION.bucket_name, aws.client("s3").get_object
     spec = json.loads(read(Bucket=bucket, Key=run_key(RUN, "spec.json"))["Body"].read())
     assert (spec["arguments"], spec["budget_usd"], spec["hours"]) == (["digits", "--epochs", "2"], 3, 2)
 
-    run_the_deployed_guard(aws, checkout, tmp_path / "function")
+    run_the_deployed_guard(aws, checkout, folder)
     spend = json.loads(read(Bucket=bucket, Key=run_key(RUN, "spend.json"))["Body"].read())
-    assert [one["id"] for one in spend["machines"]] == [machine["InstanceId"]]
+    told = [(one["id"], one["type"]) for one in spend["machines"]]
+    assert told == [(machine["InstanceId"], machine["InstanceType"])]
     assert desired(aws) == 1
 
+
+def watch_the_run(aws: Aws, checkout: Checkout) -> None:
     checkout.make("launch", "RECIPE=digits", "RUN=second", code=ExitCode.PREFLIGHT)  # one at a time
     assert RUN in checkout.make("status")
-    assert spend["machines"][0]["type"] in checkout.make("cost", f"RUN={RUN}")
+    assert machines(aws)[0]["InstanceType"] in checkout.make("cost", f"RUN={RUN}")
     write_log(aws, "step 1", "step 2")
     assert re.search(r"step 1\n.*step 2\n", checkout.make("logs", "ARGS=--no-follow"))
     token = "hf_" + "canary" * 5
     assert token not in checkout.make("secret", stdin=f"{token}\n")
     assert aws.client("secretsmanager").get_secret_value(SecretId=INSTALLATION.secret_name)["SecretString"] == token
 
+
+def stop_and_go_on(aws: Aws, checkout: Checkout) -> None:
     checkout.make("stop")
     assert (desired(aws), machines(aws)) == (0, [])
     assert "digits come with the image" in checkout.make("launch", f"RUN={RUN}")
     assert (desired(aws), len(machines(aws))) == (1, 1)
 
+
+def destroy_but_keep_the_data(aws: Aws, registry: Registry, checkout: Checkout, before: set[tuple[str, str]]) -> None:
+    """Twice; and with credentials that have expired it says so."""
     said = checkout.make("destroy")
     kept = inventory(aws) - before
     assert {kind for kind, _ in kept} == {"S3 bucket", "secret", "CloudFormation stack"}, said
@@ -222,6 +246,9 @@ def test_an_installation_comes_lives_and_goes_without_a_trace(
     assert "renew your credentials" in checkout.make("destroy", code=ExitCode.REFUSED)
     aws.heal()
 
+
+def deploy_again_over_the_data(aws: Aws, checkout: Checkout, before: set[tuple[str, str]]) -> None:
+    """After somebody has deleted the storage stack by hand."""
     aws.client("cloudformation").delete_stack(StackName=INSTALLATION.storage_stack)  # by hand: it lets go of the data
     assert {kind for kind, _ in inventory(aws) - before} == {"S3 bucket", "secret"}
     lost = fixes(checkout.make("deploy", "NO_LAUNCH=1", "RECIPE=digits", code=ExitCode.PREFLIGHT))
@@ -232,10 +259,12 @@ def test_an_installation_comes_lives_and_goes_without_a_trace(
     secrets = aws.client("secretsmanager")
     secrets.delete_secret(SecretId=INSTALLATION.secret_name, ForceDeleteWithoutRecovery=True)
     checkout.make("deploy", "NO_LAUNCH=1", "RECIPE=digits")
-    assert outputs(aws, INSTALLATION.storage_stack)[Output.BUCKET] == bucket
+    assert outputs(aws, INSTALLATION.storage_stack)[Output.BUCKET] == INSTALLATION.bucket_name
     assert (desired(aws), machines(aws)) == (0, [])
     assert RUN in checkout.make("status")
 
+
+def purge_everything(aws: Aws, registry: Registry, checkout: Checkout, before: set[tuple[str, str]]) -> None:
     checkout.make("destroy", "PURGE=1", code=ExitCode.USAGE)  # there is nobody to ask
     said = checkout.make("destroy", "PURGE=1", "YES=1")
     assert inventory(aws) == before, said

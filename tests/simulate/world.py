@@ -14,6 +14,7 @@ from infra.guard import Guard, GuardSettings
 from infra.guard.rules import SHUTDOWN_SECONDS, TICK_SECONDS
 from infra.operate.planning.start import Place, start_run
 from infra.run.spec import Spec
+from tests.simulate.clients import clients
 from tests.simulate.clock import Clock
 from tests.simulate.cloud import FORGET_SECONDS, ON_DEMAND_USD, ZONES, Cloud, Instance, Weather
 from tests.simulate.machine import Machine, Training, Trouble, publish
@@ -52,11 +53,11 @@ class LaptopDiedError(BaseException):
 class Laptop:
     """The operator's clients, which after so many calls are no more. Between two calls others may act."""
 
-    def __init__(self, cloud: Cloud, calls: int, between: Callable[[], None]):
-        self.cloud, self.calls, self.between = cloud, calls, between
+    def __init__(self, client: Callable[[str], Any], calls: int, between: Callable[[], None]):
+        self.client, self.calls, self.between = client, calls, between
 
     def __call__(self, service: str) -> Any:
-        laptop, real = self, self.cloud.client(service)
+        laptop, real = self, self.client(service)
 
         class Client:
             def __getattr__(self, name: str) -> Any:
@@ -100,6 +101,7 @@ class World:
         )  # fmt: skip
         self.training = Training(RUN, 0.0, int(hours * speed), trouble)
         self.cloud = Cloud(self.clock, random, self.weather, (GROUP, INSTALLATION.prepare_group))
+        self.client = clients(self.cloud)
         self.cloud.on_launch, self.cloud.on_terminate = self.launched, self.terminated
         publish(self.cloud, self.training)
         self.lives: dict[str, Machine] = {}
@@ -151,7 +153,7 @@ class World:
         try:
             if "schedule" in self.without:
                 self.cloud.refuses_schedules = True
-            laptop = Laptop(self.cloud, calls, self.look_meanwhile)
+            laptop = Laptop(self.client, calls, self.look_meanwhile)
             start_run(laptop, self.place, spec, list(ON_DEMAND_USD), replaces="etag" if known else "")
         except LaptopDiedError:
             self.say(f"the laptop died after {calls} calls")
@@ -178,7 +180,7 @@ class World:
         self.lives[instance.id].gone()
 
     def new_guard(self) -> Guard:
-        return Guard(self.cloud.client, self.settings, self.without)
+        return Guard(self.client, self.settings, self.without)
 
     def look_meanwhile(self) -> None:
         if self.random.random() < 0.05:

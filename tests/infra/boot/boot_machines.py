@@ -6,20 +6,17 @@ in the folder boot_machine/. A machine that has powered off is a container that 
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
-import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import docker
 import pytest
-from docker.errors import ImageNotFound
 from docker.models.containers import Container
 
 from infra.config import Installation, Tag
@@ -27,8 +24,7 @@ from infra.run.spec import Spec
 from tests import ROOT
 from tests.emulator.aws import ACCOUNT, REGION, Aws
 from tests.emulator.imds import Imds
-from tests.emulator.registry import Registry
-from tests.engine import BASE, LABEL
+from tests.engine import LABEL
 
 BOOT = ROOT / "infra/boot"
 STAND_INS = Path(__file__).with_name("boot_machine")
@@ -270,39 +266,3 @@ class Machine:
     def remove(self) -> None:
         if self.container is not None:
             self.container.remove(force=True, v=True)
-
-
-@pytest.fixture(scope="session")
-def machine_image(engine: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Built once, about a minute; later it is in the engine's cache. Of two workers, one waits for the other."""
-    try:
-        engine.images.get(BASE)
-    except ImageNotFound:
-        pytest.skip(f"no image {BASE} to build on (make ci-deps, as root, makes it)")
-    with (tmp_path_factory.getbasetemp().parent / "machine-image.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for target, name in (("machine", MACHINE_IMAGE), ("trainer", "resnet-spot-test-trainer")):
-            command = ["docker", "build", "--network", "host", "--target", target, "--tag", name, str(STAND_INS)]
-            built = subprocess.run(command, capture_output=True, text=True, check=False)
-            if built.returncode:
-                pytest.fail(f"{' '.join(command)}:\n{built.stdout[-4000:]}{built.stderr[-4000:]}")
-    return MACHINE_IMAGE
-
-
-@pytest.fixture(scope="session")
-def trainer_image(engine: docker.DockerClient, machine_image: str, registry: Registry) -> Iterator[str]:
-    """The stand-in of the trainer's image, pushed to the registry; its name on a machine, by digest."""
-    name = f"{registry.host}/trainer"
-    engine.images.get("resnet-spot-test-trainer").tag(name, "1")
-    engine.images.push(name, "1")
-    [digest] = [d for d in engine.images.get(f"{name}:1").attrs["RepoDigests"] if d.startswith(name)]
-    yield f"{ECR}:{registry.host.split(':')[1]}/trainer@{digest.partition('@')[2]}"
-    engine.images.remove(f"{name}:1")
-
-
-@pytest.fixture
-def machine(engine: docker.DockerClient, aws: Aws, imds: Imds, trainer_image: str, tmp_path: Path) -> Iterator[Machine]:
-    """A machine before its first boot; its account and metadata are as after a launch."""
-    made = Machine(engine, aws, imds, trainer_image, tmp_path)
-    yield made
-    made.remove()

@@ -1,32 +1,17 @@
-"""The guard function against AWS over HTTP: each guard alone, with all others left out; and what it does when AWS
-refuses it something. S3's clock is the real one, so `tick(minutes)` looks into the future."""
+"""The guard function against AWS over HTTP: each guard alone, with all others left out; and a run from its launch to
+its end. S3's clock is the real one, so `tick(minutes)` looks into the future."""
 
 from __future__ import annotations
-
-import json
-from collections.abc import Collection
 
 import pytest
 
 from infra.config import Tag
-from infra.guard import handler, rules
+from infra.guard import handler
 from infra.run import fleet
-from tests.emulator.aws import Aws
-from tests.infra.fleets import BUCKET, INSTALLATION, RUN, Lab, make_lab
+from tests.infra.fleets import ALL_RULES, BUCKET, INSTALLATION, RUN, Lab, only
 from trainer.contract import attempt_key, run_key
 
 GROUP = INSTALLATION.train_group
-ALL = {rule.__name__ for rule in (*rules.STOPS, *rules.TERMINATIONS, rules.outside)} | {"on_demand_due"}
-
-
-@pytest.fixture
-def lab(aws: Aws) -> Lab:
-    return make_lab(aws)
-
-
-def only(*names: str) -> Collection[str]:
-    assert set(names) <= ALL
-    return ALL - set(names)
 
 
 def test_nothing_happens_to_a_run_that_is_well(lab: Lab) -> None:
@@ -69,7 +54,7 @@ def test_each_guard_alone_stops_what_must_not_go_on(lab: Lab, guard: str, minute
         case "blind":
             lab.aws.fault("s3.GetObject", code="AccessDenied", status=403)
     now = lab.began + minutes * 60
-    lab.guard(without=ALL).tick(now)
+    lab.guard(without=ALL_RULES).tick(now)
     assert lab.desired() == 1  # without any guard the money runs
     lab.guard(without=only(guard)).tick(now)
     assert lab.desired() == 0
@@ -160,213 +145,6 @@ def test_a_failure_does_not_count_after_a_later_attempt(lab: Lab) -> None:
     lab.put(attempt_key(RUN, 2), {"attempt": 2})
     lab.tick(3)
     assert lab.desired() == 1
-
-
-def test_a_hung_machine_is_replaced_three_times_and_then_the_run_stops(lab: Lab) -> None:
-    lab.launch()
-    lab.beat()
-    lab.commit(100)
-    minute = 16.0
-    for kill in range(1, 4):
-        (machine,) = lab.billing()
-        lab.tick(minute)  # looks hung
-        assert lab.billing() == [machine]
-        lab.tick(minute + 1)  # and still does
-        (replacement,) = lab.billing()
-        assert replacement != machine
-        assert lab.memory().hang_kills == kill
-        minute += 2
-    lab.tick(minute)
-    lab.tick(minute + 1)
-    assert lab.desired() == 0
-    assert lab.billing() == []
-    assert "no heartbeat" in lab.memory().reason
-    assert len([message for message in lab.mail() if "no heartbeat" in message]) == 4
-
-
-def test_a_newer_checkpoint_gives_a_hanging_run_three_more_machines(lab: Lab) -> None:
-    lab.launch()
-    lab.beat()
-    minute = 16.0
-    for step in range(5):
-        lab.commit(step)
-        lab.tick(minute)
-        lab.tick(minute + 1)
-        assert lab.memory().hang_kills == 1
-        minute += 2
-    assert lab.desired() == 1
-
-
-def test_a_heartbeat_that_may_not_be_read_is_no_hang(lab: Lab) -> None:
-    lab.launch()
-    lab.beat()
-    (machine,) = lab.billing()
-    guard = lab.guard()
-    guard.tick(lab.began)
-    lab.aws.fault("s3.GetObject", code="AccessDenied", status=403)
-    for minute in range(16, 40):
-        assert guard.tick(lab.began + minute * 60) != []
-    assert lab.billing() == [machine]  # what the process remembers bridges it
-    assert lab.desired() == 1
-
-
-def test_budget_and_tally_outlive_a_bucket_that_cannot_be_written(lab: Lab) -> None:
-    lab.launch(budget_usd=0.15)
-    guard = lab.guard()
-    guard.tick(lab.began)
-    lab.aws.fault("s3.*", code="InternalError", status=500)
-    guard.tick(lab.began + 29 * 60)
-    assert lab.desired() == 0
-    lab.aws.heal()
-    guard.tick(lab.began + 30 * 60)
-    (machine,) = lab.spend().machines
-    assert machine.ended
-
-
-def test_a_tally_that_cannot_be_read_is_never_overwritten(lab: Lab) -> None:
-    lab.launch()
-    lab.put(run_key(RUN, "spend.json"), b"not a tally")
-    assert any("spend.json is not valid" in problem for problem in lab.tick(1))
-    assert lab.get(run_key(RUN, "spend.json")) == b"not a tally"
-    assert lab.desired() == 1
-    lab.tick(16)
-    assert lab.desired() == 0
-    assert any("spend.json is not valid" in message for message in lab.mail())
-
-
-@pytest.mark.parametrize("body", [b"{", b"[]", b'{"run_id": 1}', None])
-def test_a_spec_that_was_broken_by_hand_stops_the_run_and_says_so(lab: Lab, body: bytes | None) -> None:
-    lab.launch()
-    if body is None:
-        edited = json.loads(lab.get(run_key(RUN, "spec.json"))) | {"budget_usd": "ten"}
-        body = json.dumps(edited).encode()
-    lab.put(run_key(RUN, "spec.json"), body)
-    lab.tick(1)
-    assert lab.desired() == 0
-    assert any("make launch" in message for message in lab.mail())
-
-
-@pytest.mark.parametrize(
-    "call", ["ec2.DescribeInstances", "ec2.DescribeSpotPriceHistory", "sns.Publish", "s3.GetObject"]
-)
-def test_the_deadline_holds_whatever_else_aws_refuses(lab: Lab, call: str) -> None:
-    lab.launch()
-    lab.aws.fault(call, code="UnauthorizedOperation", status=403)
-    lab.tick(601)
-    assert lab.desired() == 0
-
-
-def test_the_deadline_holds_whatever_breaks_in_the_guard_itself(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    lab.launch()
-
-    def broken(*arguments: object) -> None:
-        raise RuntimeError("a mistake")
-
-    monkeypatch.setattr("infra.guard.reading.read_run", broken)
-    assert any("a mistake" in problem for problem in lab.tick(599))
-    assert lab.tick(601)
-    assert lab.desired() == 0
-
-
-def test_a_group_that_cannot_be_read_is_stopped_after_its_machines_tags(lab: Lab) -> None:
-    lab.launch()
-    lab.aws.fault("autoscaling.DescribeAutoScalingGroups", code="AccessDenied", status=403)
-    lab.tick(599)
-    lab.aws.heal()
-    assert lab.desired() == 1
-    lab.aws.fault("autoscaling.DescribeAutoScalingGroups", code="AccessDenied", status=403)
-    lab.tick(601)
-    lab.aws.heal()
-    assert lab.desired() == 0
-
-
-def test_a_refused_notice_is_told_at_the_next_look(lab: Lab) -> None:
-    lab.launch()
-    lab.aws.fault("sns.Publish", code="AuthorizationError", status=403)
-    lab.tick(601)
-    assert lab.desired() == 0
-    lab.aws.heal()
-    assert lab.mail() == []
-    lab.tick(602)
-    assert len(lab.mail()) == 1
-
-
-def test_a_machine_that_its_group_does_not_let_go_is_terminated(lab: Lab) -> None:
-    """Scale-in protection and a suspended process keep a machine: EC2 itself still takes it away."""
-    lab.launch()
-    lab.beat()
-    (machine,) = lab.billing()
-    autoscaling = lab.client("autoscaling")
-    autoscaling.set_instance_protection(AutoScalingGroupName=GROUP, InstanceIds=[machine], ProtectedFromScaleIn=True)
-    fleet.scale_to_zero(autoscaling, GROUP)
-    guard = lab.guard(without=only("unwanted"))
-    for minute in (1, 2, 3):
-        guard.tick(lab.began + minute * 60)
-        assert lab.billing() == [machine]
-    guard.tick(lab.began + 5 * 60)
-    assert machine not in lab.billing()
-
-
-def test_a_machine_past_the_deadline_is_terminated_in_any_case(lab: Lab) -> None:
-    lab.launch()
-    lab.guard(without=only("overdue")).tick(lab.began + 602.5 * 60)
-    gone = [machine for machine in lab.machines() if not machine.is_billing]
-    assert len(gone) == 1
-
-
-def test_a_machine_of_an_earlier_run_goes_and_is_billed_to_that_run(lab: Lab) -> None:
-    lab.launch(run_id="run-0")
-    (old,) = lab.billing()
-    lab.launch(nodes=2)
-    guard = lab.guard(without=only("unwanted"))
-    for minute in (0, 1, 2, 3):
-        guard.tick(lab.began + minute * 60)
-    assert old not in lab.billing()
-    guard.tick(lab.began + 240)
-    assert [machine.id for machine in lab.spend("run-0").machines] == [old]
-    assert lab.spend("run-0").machines[0].ended
-    assert old not in [machine.id for machine in lab.spend().machines]
-    assert len(lab.billing()) == 2
-
-
-def test_a_machine_outside_the_groups_is_terminated_once_it_cannot_be_a_new_one(lab: Lab) -> None:
-    lab.client("ec2").run_instances(
-        ImageId="ami-12345678", MinCount=1, MaxCount=1,
-        TagSpecifications=[
-            {"ResourceType": "instance", "Tags": [{"Key": Tag.INSTALLATION, "Value": INSTALLATION.name}]}
-        ],
-    )  # fmt: skip
-    guard = lab.guard(without=only("outside"))
-    guard.tick(lab.began + 60)
-    assert len(lab.billing()) == 1
-    guard.tick(lab.began + 16 * 60)
-    assert lab.billing() == []
-    assert any("outside its groups" in message for message in lab.mail())
-
-
-def test_without_any_spot_machine_it_changes_to_on_demand_after_the_stated_wait(lab: Lab) -> None:
-    lab.aws.set(launch_failures={GROUP: "UnfulfillableCapacity - Unable to fulfill capacity"})
-    lab.launch(on_demand_after_minutes=10.0)
-    for minute in (0, 9):
-        lab.tick(minute)
-        state = fleet.group_state(lab.client("autoscaling"), GROUP)
-        assert state is not None
-        assert state.market == "spot"
-    lab.tick(10)
-    state = fleet.group_state(lab.client("autoscaling"), GROUP)
-    assert state is not None
-    assert state.market == "on-demand"
-    (message,) = lab.mail()
-    assert "no such machine free" in message
-
-
-def test_why_no_machine_came_is_not_told_by_an_earlier_launch(lab: Lab) -> None:
-    lab.aws.set(launch_failures={GROUP: "UnfulfillableCapacity - Unable to fulfill capacity"})
-    lab.launch(on_demand_after_minutes=10.0, deadline=lab.began + 3600 + 36000)  # an hour after those failures
-    for minute in (60, 70):
-        lab.tick(minute)
-    (message,) = lab.mail()
-    assert message.endswith("from now on on-demand machines.")
 
 
 def test_both_groups_are_guarded(lab: Lab) -> None:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -29,16 +28,10 @@ from tests.emulator.aws_images import MANIFEST
 from tests.infra import deployed, hub
 from tests.infra.operator import fixes, infra, prepare_account, session, stand_in_for_cdk
 
+pytestmark = pytest.mark.usefixtures("served")
 INSTALLATION = Installation()
 IMAGE = ("-c", "image_uri=registry.example/trainer:1")  # so that no Docker engine is needed
 STACKS = (INSTALLATION.storage_stack, INSTALLATION.training_stack)
-
-
-@pytest.fixture(autouse=True)
-def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub.Hub]:
-    with hub.serve() as served:
-        monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
-        yield served
 
 
 @pytest.fixture

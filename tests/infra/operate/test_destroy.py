@@ -9,39 +9,22 @@ import time
 import botocore.exceptions
 import pytest
 
-from infra.config import Installation
-from infra.operate.commands import destroy, stop
-from infra.operate.installation import leftovers
+from infra.operate.commands import destroy
 from infra.operate.installation.standing import Kept, print_kept
 from infra.operate.session import AwsError, ExitCode
 from infra.run.spend import Spend
 from tests.emulator.aws import Aws
 from tests.emulator.registry import Registry
-from tests.infra.deployed import INSTALLATION, RUN, Commands, Deployed, client, deploy, operate, operator, push_image
+from tests.infra.deployed import INSTALLATION, RUN, Deployed, client, push_image
+from tests.infra.operator import Commands, left, operate
 from trainer.contract import UserError, run_key
 
+pytestmark = pytest.mark.usefixtures("quick_destroy")
 ZERO = ExitCode.DONE
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same steps in less time."""
-    for module in (destroy, stop):
-        monkeypatch.setattr(module, "ASK_SECONDS", 0.05)
-    monkeypatch.setattr(destroy, "SETTLE_SECONDS", 0.5)
-
-
-@pytest.fixture
-def deployed(aws: Aws) -> Deployed:
-    return deploy(aws)
 
 
 def stacks(aws: Aws) -> set[str]:
     return {stack["StackName"] for stack in client(aws, "cloudformation").describe_stacks()["Stacks"]}
-
-
-def left(installation: Installation = INSTALLATION) -> list[str]:
-    return [one.service for one in leftovers.find(operator(), installation)]
 
 
 def test_a_running_installation_is_gone_and_its_data_kept_with_its_price(
@@ -117,99 +100,6 @@ def test_what_the_stack_cannot_delete_ends_with_5_and_a_command_for_each(
     assert "`make destroy` again" in text
     deployed.aws.set(delete_failures={INSTALLATION.training_stack: ""})
     assert operate("destroy") == ZERO
-
-
-def test_resources_without_a_stack_are_found_by_tag_and_by_name_and_removed(
-    deployed: Deployed, capsys: pytest.CaptureFixture[str]
-) -> None:
-    deployed.launch()
-    aws, tags = deployed.aws, [{"Key": "resnet-spot", "Value": INSTALLATION.name}]
-    subnet = client(aws, "ec2").describe_subnets(Filters=leftovers.tagged(INSTALLATION))["Subnets"][0]["SubnetId"]
-    operate("destroy")
-    assert left() == []
-
-    ec2, stray = client(aws, "ec2"), {"ResourceType": "", "Tags": tags}
-    ec2.create_volume(AvailabilityZone="us-east-1a", Size=8, TagSpecifications=[stray | {"ResourceType": "volume"}])
-    subnet = ec2.describe_subnets()["Subnets"][0]["SubnetId"]
-    ec2.create_network_interface(SubnetId=subnet, TagSpecifications=[stray | {"ResourceType": "network-interface"}])
-    vpc = ec2.create_vpc(CidrBlock="10.1.0.0/16", TagSpecifications=[stray | {"ResourceType": "vpc"}])["Vpc"]["VpcId"]
-    ec2.create_subnet(VpcId=vpc, CidrBlock="10.1.0.0/24", TagSpecifications=[stray | {"ResourceType": "subnet"}])
-    gateway = ec2.create_internet_gateway(TagSpecifications=[stray | {"ResourceType": "internet-gateway"}])
-    ec2.attach_internet_gateway(VpcId=vpc, InternetGatewayId=gateway["InternetGateway"]["InternetGatewayId"])
-    ec2.create_launch_template(
-        LaunchTemplateName="old", LaunchTemplateData={"ImageId": "ami-12345678"},
-        TagSpecifications=[stray | {"ResourceType": "launch-template"}],
-    )  # fmt: skip
-    ec2.run_instances(
-        ImageId="ami-12345678", MinCount=1, MaxCount=1, TagSpecifications=[stray | {"ResourceType": "instance"}]
-    )
-    logs = client(aws, "logs")
-    logs.create_log_group(logGroupName=INSTALLATION.log_group)
-    logs.create_log_group(logGroupName=f"/aws/lambda/{INSTALLATION.guard_function}")
-    logs.create_log_group(logGroupName=f"{INSTALLATION.log_group}-of-somebody-else")
-    client(aws, "scheduler").create_schedule_group(Name=INSTALLATION.schedule_group)
-    client(aws, "sns").create_topic(Name=f"{INSTALLATION.training_stack}-Topic-A1B2")
-    events = client(aws, "events")
-    events.put_rule(Name=f"{INSTALLATION.training_stack}-Rule-A1B2", ScheduleExpression="rate(1 minute)")
-    events.put_targets(
-        Rule=f"{INSTALLATION.training_stack}-Rule-A1B2",
-        Targets=[{"Id": "1", "Arn": "arn:aws:lambda:us-east-1:123456789012:function:x"}],
-    )  # fmt: skip
-    client(aws, "cloudwatch").put_metric_alarm(
-        AlarmName=f"{INSTALLATION.training_stack}-Silent-A1B2", MetricName="Errors", Namespace="AWS/Lambda", Period=60,
-        EvaluationPeriods=1, Threshold=1, ComparisonOperator="GreaterThanThreshold", Statistic="Sum",
-    )  # fmt: skip
-    kinds = {
-        "EBS volume, 8 GiB, available", "network interface", "VPC", "subnet", "internet gateway", "launch template",
-        "EC2 instance, running", "log group", "schedule group", "SNS topic", "EventBridge rule", "CloudWatch alarm",
-    }  # fmt: skip
-    assert kinds <= set(left())
-    capsys.readouterr()
-    assert operate("destroy") == ZERO
-    assert left() == []
-    assert [group["logGroupName"] for group in logs.describe_log_groups()["logGroups"]] == [
-        f"{INSTALLATION.log_group}-of-somebody-else"
-    ]
-    assert len(ec2.describe_vpcs()["Vpcs"]) == 1  # the account's own
-
-
-def test_what_only_hands_can_remove_is_in_the_table(deployed: Deployed, capsys: pytest.CaptureFixture[str]) -> None:
-    role = f"{INSTALLATION.training_stack}-TrainRole-A1B2"
-    client(deployed.aws, "iam").create_role(RoleName=role, AssumeRolePolicyDocument="{}")
-    assert operate("destroy") == ExitCode.LEFT_OVERS
-    assert f"IAM role  {role}  aws iam delete-role --role-name {role}" in capsys.readouterr().out
-
-
-def test_an_image_whose_stack_is_gone_already_is_found_by_its_tag(deployed: Deployed, registry: Registry) -> None:
-    deployed.aws.set(registry=registry.host)
-    operate("destroy")
-    push_image(registry)
-    assert left() == ["ECR image"]
-    assert operate("destroy") == ZERO
-    assert deployed.images() == 0
-
-
-def test_another_installations_things_are_not_touched(deployed: Deployed) -> None:
-    other = Installation(name="other")
-    ec2 = client(deployed.aws, "ec2")
-    ec2.run_instances(
-        ImageId="ami-12345678", MinCount=1, MaxCount=1,
-        TagSpecifications=[{"ResourceType": "instance", "Tags": [{"Key": "resnet-spot", "Value": "other"}]}],
-    )  # fmt: skip
-    client(deployed.aws, "logs").create_log_group(logGroupName=other.log_group)
-    sequel = Installation(name="resnet-spot-training-2")  # its names begin as ours do
-    client(deployed.aws, "sns").create_topic(Name=f"{sequel.training_stack}-Topic-A1B2")
-    client(deployed.aws, "s3").create_bucket(Bucket="resnet-spot-storage-of-mine")
-    assert operate("destroy", "--purge", "--yes") == ZERO
-    assert left(other) == ["EC2 instance, running", "log group"]
-    assert left(sequel) == ["SNS topic"]
-    assert [b["Name"] for b in client(deployed.aws, "s3").list_buckets()["Buckets"]] == ["resnet-spot-storage-of-mine"]
-
-
-def test_a_service_that_cannot_be_asked_is_not_taken_for_empty(deployed: Deployed) -> None:
-    deployed.aws.fault("lambda.GetFunction", "AccessDeniedException", status=403)
-    with pytest.raises(AwsError, match=r"what is left: functions: AWS refused .*administrator"):
-        operate("destroy")
 
 
 def test_purge_empties_the_bucket_with_versions_and_uploads_and_deletes_the_token(
@@ -291,19 +181,6 @@ def test_the_command_itself_survives_ctrl_c_and_ends_with_the_exit_codes_of_the_
 def test_keeping_imagenet_has_the_price_of_s3(capsys: pytest.CaptureFixture[str]) -> None:
     print_kept([Kept("data", "s3://b", "50.0 GB", 50 * 0.023), Kept("token", "secret t", "", 0.4)])
     assert "together $1.55 a month, $0.05 a day" in capsys.readouterr().out
-
-
-def test_there_is_nothing_that_the_stack_makes_and_nobody_asks_for(deployed: Deployed) -> None:
-    """Each resource of the small stack is one that `find` lists, but the schedules' group's schedules."""
-    operator_groups = left()
-    resources = client(deployed.aws, "cloudformation").list_stack_resources(StackName=INSTALLATION.training_stack)
-    kinds = {resource["ResourceType"] for resource in resources["StackResourceSummaries"]}
-    named = {
-        "AWS::EC2::VPC": "VPC", "AWS::EC2::Subnet": "subnet", "AWS::EC2::LaunchTemplate": "launch template",
-        "AWS::AutoScaling::AutoScalingGroup": "Auto Scaling group", "AWS::Logs::LogGroup": "log group",
-        "AWS::Scheduler::ScheduleGroup": "schedule group", "AWS::SNS::Topic": "SNS topic",
-    }  # fmt: skip
-    assert {named[kind] for kind in kinds} <= set(operator_groups)
 
 
 def test_no_network_is_an_error_with_a_fix(deployed: Deployed) -> None:

@@ -12,8 +12,8 @@ from infra.operate.runs import need_bucket
 from infra.operate.session import ExitCode
 from infra.operate.state import read_states
 from tests.emulator.aws import Aws
-from tests.infra.deployed import INSTALLATION, RUN, Deployed, deploy, operate, operator
-from tests.infra.operator import infra
+from tests.infra.deployed import INSTALLATION, RUN, Deployed, deploy
+from tests.infra.operator import infra, operate, operator
 from trainer.contract import UserError, manifest_key, run_key
 
 STATUS_FIELDS = {
@@ -26,11 +26,6 @@ RUNS_FIELDS = {
     "run", "kind", "recipe", "state", "message", "phase", "step", "total_steps", "top1", "usd", "budget_usd",
     "launched", "age_seconds",
 }  # fmt: skip
-
-
-@pytest.fixture
-def deployed(aws: Aws) -> Deployed:
-    return deploy(aws)
 
 
 def document(capsys: pytest.CaptureFixture[str], command: str, *arguments: str, code: int = ExitCode.DONE) -> Any:

@@ -3,74 +3,26 @@
 from __future__ import annotations
 
 import random
-import re
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import pytest
 
 from infra.operate.commands import logs
 from infra.operate.commands.logs import Screen, Tail, follow, parse_since
-from infra.operate.runs import Ending, ExplainedBucket
+from infra.operate.runs import Ending
 from infra.operate.session import AwsError
 from tests.emulator.aws import Aws
-from tests.infra import awslogs
-from tests.infra.deployed import INSTALLATION, RUN, Command, Commands, Deployed, deploy, operate, operator
+from tests.infra.deployed import INSTALLATION, RUN, Deployed
+from tests.infra.operate.log_writer import Writer
+from tests.infra.operator import operate
 from trainer.contract import UserError
-
-CAPACITY = "Could not launch Spot Instances. InsufficientInstanceCapacity - There is no Spot capacity available."
-
-
-class Writer:
-    """What Docker's log driver does: streams of a machine each, and events with the time of the machine's clock."""
-
-    def __init__(self, aws: Aws) -> None:
-        self.client = aws.client("logs")
-        self.streams: set[str] = set()
-        self.written: list[str] = []
-
-    def write(self, *texts: str, machine: str = "i-1", number: str = "1", age_seconds: float = 0) -> None:
-        stream = f"{RUN}/{machine}/{number}"
-        if stream not in self.streams:
-            self.client.create_log_stream(logGroupName=INSTALLATION.log_group, logStreamName=stream)
-            self.streams.add(stream)
-        at = int((time.time() - age_seconds) * 1000)
-        events = [{"timestamp": at, "message": text} for text in texts]
-        self.client.put_log_events(logGroupName=INSTALLATION.log_group, logStreamName=stream, logEvents=events)
-        self.written += texts
-
-
-@pytest.fixture
-def deployed(aws: Aws) -> Deployed:
-    return deploy(aws)
-
-
-@pytest.fixture
-def writer(deployed: Deployed) -> Writer:
-    return Writer(deployed.aws)
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same steps in less time."""
-    for name, seconds in (("LINES", 0.05), ("ENDING", 0.2), ("QUIET", 0.5), ("SWEEP", 0.5), ("MOST_WAIT", 0.2)):
-        monkeypatch.setattr(logs, f"{name}_SECONDS", seconds)
-
-
-@pytest.fixture
-def start(aws: Aws) -> Iterator[Callable[..., Command]]:
-    """`python -m infra logs` in a process of its own."""
-    with Commands(aws) as commands:
-        yield partial(commands.start, "logs")
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_line_is_shown_once_though_it_comes_late_in_pages_out_of_order_and_calls_fail(
-    deployed: Deployed, writer: Writer, quick: None, capsys: pytest.CaptureFixture[str], seed: int
+    deployed: Deployed, writer: Writer, quick_logs: None, capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:
     chance, aws = random.Random(seed), deployed.aws
     aws.set(log_delay_seconds=chance.choice([0.0, 0.4]), log_page_events=chance.choice([7, 40]))
@@ -167,61 +119,8 @@ def test_since_is_a_duration_or_a_time() -> None:
         parse_since("yesterday", 0)
 
 
-def test_the_command_follows_across_a_replacement_and_says_how_the_run_ended(
-    writer: Writer, deployed: Deployed, start: Callable[..., Command]
-) -> None:
-    deployed.launch()
-    following = start()
-    writer.write("first machine")
-    following.wait_for(lambda: "first machine" in following.lines)
-    (machine,) = deployed.machines()
-    deployed.aws.client("ec2").terminate_instances(InstanceIds=[machine.id])
-    writer.write("second machine", machine="i-2")
-    following.wait_for(lambda: "i-2 second machine" in following.lines)
-    deployed.end("done", "1000 steps are done")
-    writer.write("last words", machine="i-2")
-    assert following.end() == 0
-    assert "i-2 last words" in following.lines
-    assert f"run {RUN} done: 1000 steps are done" in following.lines
-    assert "make pull" in following.lines[-2]
-    assert any("g6.xlarge in us-east-1b, spot" in note for note in following.notes)
-
-
-def test_ctrl_c_leaves_the_run_alone_and_ends_well(
-    writer: Writer, deployed: Deployed, start: Callable[..., Command]
-) -> None:
-    deployed.launch()
-    writer.write("step 1")
-    following = start()
-    following.wait_for(lambda: "step 1" in following.lines)
-    following.process.send_signal(signal.SIGINT)
-    assert following.end() == 0
-    assert any("make stop" in line for line in following.lines)
-    assert deployed.desired() == 1
-    assert "Traceback" not in "".join(following.notes)
-
-
-def test_a_lost_network_is_one_line_and_no_lost_line(
-    writer: Writer, deployed: Deployed, start: Callable[..., Command]
-) -> None:
-    deployed.launch()
-    writer.write("before")
-    following = start()
-    following.wait_for(lambda: "before" in following.lines)
-    deployed.aws.fault("*", "network")
-    following.wait_for(lambda: any("trying again" in note for note in following.notes))
-    deployed.aws.heal()
-    writer.write("meanwhile", age_seconds=5)
-    following.wait_for(lambda: "meanwhile" in following.lines)
-    following.wait_for(lambda: any("answers again" in note for note in following.notes))
-    lost = [note for note in following.notes if "cannot be reached" in note]
-    assert len(lost) == 1
-    assert re.search(r"-- .*: AWS cannot be reached: .*; check the network .*; trying again", lost[0])
-    assert following.lines == ["before", "meanwhile"]
-
-
 def test_throttling_is_waited_out_in_silence(
-    writer: Writer, deployed: Deployed, quick: None, capsys: pytest.CaptureFixture[str]
+    writer: Writer, deployed: Deployed, quick_logs: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     writer.write("a line")
     deployed.aws.fault("logs.FilterLogEvents", "ThrottlingException", times=4)
@@ -235,70 +134,6 @@ def test_a_refusal_ends_it_with_the_reason(deployed: Deployed) -> None:
     deployed.aws.fault("logs.FilterLogEvents", "AccessDeniedException")
     with pytest.raises(AwsError, match=r"the log group /resnet-spot/runs: AWS refused .*administrator"):
         operate("logs")
-
-
-def test_while_there_is_no_machine_the_reason_is_shown_within_30_seconds(
-    deployed: Deployed, start: Callable[..., Command]
-) -> None:
-    deployed.aws.set(launch_failures={INSTALLATION.train_group: CAPACITY})
-    deployed.launch()
-    following = start()
-    following.wait_for(lambda: following.notes)
-    began = time.monotonic()
-    following.wait_for(lambda: any("no such machine free" in note for note in following.notes))
-    assert time.monotonic() - began < 30
-    deployed.aws.set(launch_failures={INSTALLATION.train_group: "Max spot instance count exceeded"})
-    began = time.monotonic()
-    following.wait_for(lambda: any("quota" in note and "make preflight" in note for note in following.notes))
-    assert time.monotonic() - began < 30
-
-
-def test_why_an_earlier_launch_got_no_machine_is_not_told_of_this_one(
-    deployed: Deployed, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def notes() -> str:
-        bucket = ExplainedBucket(deployed.aws.client("s3"), deployed.bucket)
-        logs.find_ending(operator(), INSTALLATION, bucket, RUN, INSTALLATION.train_group, Screen())
-        return capsys.readouterr().err
-
-    deployed.aws.set(launch_failures={INSTALLATION.train_group: CAPACITY})
-    deployed.launch()
-    assert "no such machine free" in notes()
-    operate("stop")
-    second = int(time.time())
-    while int(time.time()) == second:  # S3 tells times in whole seconds
-        time.sleep(0.02)
-    deployed.aws.set(launch_failures={INSTALLATION.train_group: "Max spot instance count exceeded"})
-    deployed.launch()
-    told = notes()
-    assert "vCPU quota" in told
-    assert "no such machine free" not in told
-
-
-def test_a_run_that_was_stopped_ends_the_following(
-    writer: Writer, deployed: Deployed, quick: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    deployed.launch()
-    writer.write("step 1")
-    operate("stop")
-    capsys.readouterr()
-    assert operate("logs", "--run", RUN) == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith("step 1\n")
-    assert f"run {RUN} stopped: " in shown
-    assert f"make launch RUN={RUN}" in shown
-
-
-def test_a_failed_run_shows_its_lines_and_why_it_failed(
-    writer: Writer, deployed: Deployed, quick: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    deployed.launch()
-    writer.write("loss is nan")
-    deployed.end("failed", "the loss is not finite: lower optim.peak_lr")
-    assert operate("logs") == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith("loss is nan\n")
-    assert "failed: the loss is not finite: lower optim.peak_lr" in shown
 
 
 def test_without_the_log_group_it_says_where_the_rest_is(deployed: Deployed) -> None:
@@ -318,25 +153,3 @@ def test_without_a_run_it_says_how_to_start_one(deployed: Deployed) -> None:
 def test_without_a_deployment_it_says_what_to_do(aws: Aws) -> None:
     with pytest.raises(UserError, match=r"resnet-spot-storage is not deployed in us-east-1.*make deploy"):
         operate("logs")
-
-
-@pytest.mark.engine
-def test_through_the_real_log_driver_no_line_is_lost_or_doubled_though_the_machine_changes(
-    deployed: Deployed, start: Callable[..., Command]
-) -> None:
-    if reason := awslogs.why_no_engine():
-        pytest.skip(reason)
-    deployed.launch()
-    with awslogs.run_engine(deployed.aws.endpoint, deployed.aws.environ) as engine:
-        following = start()
-        for machine in ("i-1", "i-2"):
-            container = engine.print_lines(
-                INSTALLATION.log_group, f"{RUN}/{machine}/1", 300, 0.003, awslogs_force_flush_interval_seconds="1"
-            )
-            assert engine.wait(container) == 0
-        deployed.end("done", "all is printed")
-        assert following.end() == 0
-    lines = [re.sub(r"^i-\d ", "", line) for line in following.lines if "line" in line]
-    numbers = [int(line.split()[1]) for line in lines]
-    assert sorted(numbers) == sorted([*range(300)] * 2)
-    assert numbers[:300] == [*range(300)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,22 +10,13 @@ from infra.config import Installation
 from infra.run import fleet
 from infra.run.spec import Spec
 from tests.emulator.aws import Aws
-from tests.infra import deployed, hub
+from tests.infra import hub
 from tests.infra.deployed import Deployed
-from tests.infra.operator import infra, prepare_account
+from tests.infra.operator import infra
 from trainer.contract import run_key
 
+pytestmark = pytest.mark.usefixtures("served")
 INSTALLATION = Installation()
-
-
-@pytest.fixture
-def place(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployed]:
-    prepare_account(aws)
-    account = deployed.deploy(aws)
-    aws.client("secretsmanager").put_secret_value(SecretId=INSTALLATION.secret_name, SecretString=hub.TOKEN)
-    with hub.serve() as served:
-        monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
-        yield account
 
 
 def test_a_cpu_machine_prepares_the_dataset_into_the_bucket(place: Deployed) -> None:

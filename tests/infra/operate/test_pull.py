@@ -11,7 +11,8 @@ from infra.operate.commands import pull
 from infra.operate.runs import ExplainedBucket
 from infra.operate.session import AwsError
 from tests.emulator.aws import Aws
-from tests.infra.deployed import RUN, Deployed, client, deploy, operate
+from tests.infra.deployed import RUN, Deployed, client, deploy
+from tests.infra.operator import operate
 from trainer.contract import Lease, UserError
 
 

@@ -11,15 +11,11 @@ import pytest
 
 from infra.operate.session import AwsError
 from tests.emulator.aws import Aws
-from tests.infra.deployed import INSTALLATION, RUN, Commands, Deployed, deploy, operate
+from tests.infra.deployed import INSTALLATION, RUN, Deployed
+from tests.infra.operator import Commands, operate
 from trainer.contract import attempt_key, run_key
 
 CAPACITY = "Could not launch Spot Instances. InsufficientInstanceCapacity - There is no Spot capacity available."
-
-
-@pytest.fixture
-def deployed(aws: Aws) -> Deployed:
-    return deploy(aws)
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

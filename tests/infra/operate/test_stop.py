@@ -10,13 +10,9 @@ import pytest
 from infra.operate.commands import stop
 from infra.operate.session import AwsError
 from tests.emulator.aws import Aws
-from tests.infra.deployed import INSTALLATION, RUN, Deployed, client, deploy, operate
+from tests.infra.deployed import INSTALLATION, RUN, Deployed, client
+from tests.infra.operator import operate
 from trainer.contract import UserError
-
-
-@pytest.fixture
-def deployed(aws: Aws) -> Deployed:
-    return deploy(aws)
 
 
 def schedules(aws: Aws) -> list[str]:

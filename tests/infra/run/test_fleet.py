@@ -9,15 +9,9 @@ import pytest
 from infra.config import Tag
 from infra.run import fleet
 from infra.run.fleet import Group
-from tests.emulator.aws import Aws
-from tests.infra.fleets import INSTALLATION, RUN, Lab, make_lab
+from tests.infra.fleets import INSTALLATION, RUN, Lab
 
 GROUP = INSTALLATION.train_group
-
-
-@pytest.fixture
-def lab(aws: Aws) -> Lab:
-    return make_lab(aws)
 
 
 def test_a_machine_carries_its_run_its_deadline_its_group_and_its_end(lab: Lab) -> None:

@@ -1,23 +1,20 @@
-"""Batches ahead of training: the same whatever the number of threads, restartable anywhere, bounded, and ended."""
+"""Batches ahead of training: the same whatever the number of threads, from any step, for all ranks and resolutions."""
 
 from __future__ import annotations
 
-import shutil
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.images import image_folder, open_split, prepared
+from tests.images import image_folder
+from tests.trainer.data.reading.loading import CONFIG, STEPS, Watch, jobs_of, load
 from trainer.data.format import Copies, read_index
-from trainer.data.making.prepare import Prepared, prepare
+from trainer.data.making.prepare import prepare
 from trainer.data.reading.decode import center_into, crop_into, image_size
-from trainer.data.reading.loader import Batch, Job, Loader, train_jobs, val_jobs
+from trainer.data.reading.loader import Batch, train_jobs, val_jobs
 from trainer.data.reading.order import CROP, CROP_DRAWS, draws, epoch_order, random_resized_crop
 from trainer.data.reading.split import PreparedSplit
 from trainer.data.stage import stage
@@ -26,79 +23,12 @@ from trainer.recipes.config import Config, DataConfig
 from trainer.setup import Data
 from trainer.store import open_store
 
-CPU = torch.device("cpu")
-CONFIG = Config(
-    epochs=3, global_batch_size=8, device_batch_size=4, val_batch_size=4,
-    data=DataConfig(resolution=32, start_resolution=32, val_resize=32, val_crop=32, workers=2),
-)  # fmt: skip
-STEPS = 8  # 24 images, so 3 steps of 2 micro-batches in an epoch: not quite three epochs
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Prepared]:
-    """24 images of training, 15 of validation, in three classes."""
-    root = tmp_path_factory.mktemp("loader")
-    return root, prepared(image_folder(root / "folder", train=8, val=5), root)
-
-
-@pytest.fixture(scope="module")
-def train_split(data: tuple[Path, Prepared]) -> PreparedSplit:
-    return open_split(*data)
-
-
-@pytest.fixture(scope="module")
-def val_split(data: tuple[Path, Prepared]) -> PreparedSplit:
-    return open_split(*data, split="val")
-
-
-def jobs_of(
-    split: PreparedSplit, config: Config = CONFIG, *, first_step: int = 0, rank: int = 0, world: int = 1
-) -> Iterator[Job]:
-    clock = Clock.of(config, len(split))
-    return train_jobs(
-        config, lambda pixels: split, clock.resolution,
-        images=len(split), rank=rank, world=world, first_step=first_step, steps=STEPS,
-    )  # fmt: skip
-
-
-def load(jobs: Iterator[Job], *, workers: int = 2, pixels: int = 32, images: int = 4) -> list[Batch]:
-    """All batches, copied: each is valid only until the next."""
-    with Loader(jobs, max_images=images, max_pixels=pixels, workers=workers, device=CPU) as loader:
-        return [Batch(batch.images.clone(), batch.labels.clone(), batch.flips.clone(), batch.draws) for batch in loader]
-
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
     return len(first) == len(second) > 0 and all(
         torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and torch.equal(a.flips, b.flips)
         for a, b in zip(first, second, strict=True)
     )
-
-
-def decoders() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]
-
-
-@dataclass
-class Watch:
-    """Counts what really runs: batches handed to the loader, and images decoded."""
-
-    before: Callable[[int], None] = lambda index: None  # called in the thread that decodes
-    batches: int = 0
-    decoded: list[int] = field(default_factory=list)
-
-    def over(self, jobs: Iterator[Job]) -> Iterator[Job]:
-        for job in jobs:
-            self.batches += 1
-            yield replace(job, write=self._around(job))
-
-    def _around(self, job: Job) -> Callable[[np.ndarray, int], None]:
-        def watched(out: np.ndarray, row: int) -> None:
-            index = int(job.indices[row])
-            self.before(index)
-            self.decoded.append(index)
-            job.write(out, row)
-
-        return watched
 
 
 def test_a_batch_holds_the_images_of_its_step_cropped_by_seed_epoch_and_index(train_split: PreparedSplit) -> None:
@@ -199,95 +129,6 @@ def test_resolutions_change_between_epochs_and_each_opens_its_copy(train_split: 
     assert set(opened) == {16, 24, 32}
     resumed = train_jobs(config, open_copy, resolution, images=24, rank=0, world=1, first_step=3, steps=STEPS)
     assert [tuple(batch.images.shape) for batch in load(resumed)] == shapes[6:]
-
-
-def test_no_more_than_three_batches_are_in_memory(train_split: PreparedSplit) -> None:
-    watch = Watch()
-    with Loader(watch.over(jobs_of(train_split)), max_images=4, max_pixels=32, workers=5, device=CPU) as loader:
-        assert Loader.DEPTH == 3
-        for number, _ in enumerate(loader):
-            assert watch.batches == min(number + 3, STEPS * 2)
-            assert len(watch.decoded) <= watch.batches * 4
-    assert len(watch.decoded) == STEPS * 8
-
-
-def test_a_batch_in_use_is_not_written_to_until_the_next_is_asked_for(train_split: PreparedSplit) -> None:
-    watch = Watch()
-    with Loader(watch.over(jobs_of(train_split)), max_images=4, max_pixels=32, workers=5, device=CPU) as loader:
-        for number, batch in enumerate(loader):
-            before = batch.images.clone(), batch.labels.clone(), batch.flips.clone()
-            deadline = time.monotonic() + 10
-            while len(watch.decoded) < min(number + 3, STEPS * 2) * 4:  # all that may be decoded ahead is
-                assert time.monotonic() < deadline
-                time.sleep(0.001)
-            assert all(
-                torch.equal(a, b) for a, b in zip(before, (batch.images, batch.labels, batch.flips), strict=True)
-            )
-
-
-def test_a_broken_image_is_named_by_split_and_number_and_the_threads_end(
-    data: tuple[Path, Prepared], tmp_path: Path
-) -> None:
-    root, result = data
-    shutil.copytree(root / result.prefix, tmp_path / result.prefix)
-    jpeg = open_split(tmp_path, result).jpeg(13).tobytes()
-    (shard,) = (tmp_path / result.prefix).glob("train-*.arrow")
-    body = shard.read_bytes()
-    assert body.count(jpeg) == 1
-    shard.write_bytes(body.replace(jpeg, bytes(len(jpeg))))
-    with pytest.raises(
-        RuntimeError, match=r"image 13 of train \(train/n01443537/n01443537_5.JPEG\) cannot be decoded"
-    ) as caught:
-        load(jobs_of(open_split(tmp_path, result)))
-    assert isinstance(caught.value.__cause__, ValueError)
-    assert decoders() == []
-
-
-def test_closing_ends_the_threads_at_the_end_in_the_middle_and_before_the_start(val_split: PreparedSplit) -> None:
-    for taken in (0, 1, 2, 4):
-        with Loader(
-            val_jobs(CONFIG, val_split, rank=0, world=1), max_images=4, max_pixels=32, workers=3, device=CPU
-        ) as loader:
-            batches = iter(loader)
-            for _ in range(taken):
-                next(batches)
-                assert decoders() != []
-        assert decoders() == []
-        loader.close()  # again: fine
-
-
-def test_closing_does_not_decode_what_is_still_queued(train_split: PreparedSplit) -> None:
-    config, watch = replace(CONFIG, global_batch_size=24, device_batch_size=24), Watch(lambda i: time.sleep(0.02))
-    with Loader(
-        watch.over(jobs_of(train_split, config)), max_images=24, max_pixels=32, workers=1, device=CPU
-    ) as loader:
-        next(iter(loader))
-    assert watch.batches == 3
-    assert 24 <= len(watch.decoded) < 3 * 24
-
-
-def test_an_error_in_the_body_of_the_loop_ends_the_threads(train_split: PreparedSplit) -> None:
-    def run() -> None:
-        with Loader(jobs_of(train_split), max_images=4, max_pixels=32, workers=2, device=CPU) as loader:
-            for _ in loader:
-                raise KeyError("of the loop")
-
-    with pytest.raises(KeyError):
-        run()
-    assert decoders() == []
-
-
-def test_waiting_is_counted_when_decoding_is_slow_and_not_when_it_is_ahead(val_split: PreparedSplit) -> None:
-    def waits(before: Callable[[int], None], work: float) -> float:
-        jobs = Watch(before).over(val_jobs(CONFIG, val_split, rank=0, world=1))
-        with Loader(jobs, max_images=4, max_pixels=32, workers=1, device=CPU) as loader:
-            assert loader.wait_seconds == 0
-            for _ in loader:
-                time.sleep(work)
-            return loader.wait_seconds
-
-    assert waits(lambda index: time.sleep(0.01), work=0.0) >= 15 * 0.01 * 0.9
-    assert waits(lambda index: None, work=0.03) < 15 * 0.01 * 0.9
 
 
 def test_a_set_smaller_than_a_batch_needs_no_more_memory_than_it_has(val_split: PreparedSplit) -> None:

@@ -1,0 +1,123 @@
+"""Which machines the guard takes away or replaces: those that hang, that nobody wants, that are outside the groups; and
+when it changes from spot to on-demand."""
+
+from __future__ import annotations
+
+from infra.config import Tag
+from infra.run import fleet
+from tests.infra.fleets import INSTALLATION, Lab, only
+
+GROUP = INSTALLATION.train_group
+
+
+def test_a_hung_machine_is_replaced_three_times_and_then_the_run_stops(lab: Lab) -> None:
+    lab.launch()
+    lab.beat()
+    lab.commit(100)
+    minute = 16.0
+    for kill in range(1, 4):
+        (machine,) = lab.billing()
+        lab.tick(minute)  # looks hung
+        assert lab.billing() == [machine]
+        lab.tick(minute + 1)  # and still does
+        (replacement,) = lab.billing()
+        assert replacement != machine
+        assert lab.memory().hang_kills == kill
+        minute += 2
+    lab.tick(minute)
+    lab.tick(minute + 1)
+    assert lab.desired() == 0
+    assert lab.billing() == []
+    assert "no heartbeat" in lab.memory().reason
+    assert len([message for message in lab.mail() if "no heartbeat" in message]) == 4
+
+
+def test_a_newer_checkpoint_gives_a_hanging_run_three_more_machines(lab: Lab) -> None:
+    lab.launch()
+    lab.beat()
+    minute = 16.0
+    for step in range(5):
+        lab.commit(step)
+        lab.tick(minute)
+        lab.tick(minute + 1)
+        assert lab.memory().hang_kills == 1
+        minute += 2
+    assert lab.desired() == 1
+
+
+def test_a_machine_that_its_group_does_not_let_go_is_terminated(lab: Lab) -> None:
+    """Scale-in protection and a suspended process keep a machine: EC2 itself still takes it away."""
+    lab.launch()
+    lab.beat()
+    (machine,) = lab.billing()
+    autoscaling = lab.client("autoscaling")
+    autoscaling.set_instance_protection(AutoScalingGroupName=GROUP, InstanceIds=[machine], ProtectedFromScaleIn=True)
+    fleet.scale_to_zero(autoscaling, GROUP)
+    guard = lab.guard(without=only("unwanted"))
+    for minute in (1, 2, 3):
+        guard.tick(lab.began + minute * 60)
+        assert lab.billing() == [machine]
+    guard.tick(lab.began + 5 * 60)
+    assert machine not in lab.billing()
+
+
+def test_a_machine_past_the_deadline_is_terminated_in_any_case(lab: Lab) -> None:
+    lab.launch()
+    lab.guard(without=only("overdue")).tick(lab.began + 602.5 * 60)
+    gone = [machine for machine in lab.machines() if not machine.is_billing]
+    assert len(gone) == 1
+
+
+def test_a_machine_of_an_earlier_run_goes_and_is_billed_to_that_run(lab: Lab) -> None:
+    lab.launch(run_id="run-0")
+    (old,) = lab.billing()
+    lab.launch(nodes=2)
+    guard = lab.guard(without=only("unwanted"))
+    for minute in (0, 1, 2, 3):
+        guard.tick(lab.began + minute * 60)
+    assert old not in lab.billing()
+    guard.tick(lab.began + 240)
+    assert [machine.id for machine in lab.spend("run-0").machines] == [old]
+    assert lab.spend("run-0").machines[0].ended
+    assert old not in [machine.id for machine in lab.spend().machines]
+    assert len(lab.billing()) == 2
+
+
+def test_a_machine_outside_the_groups_is_terminated_once_it_cannot_be_a_new_one(lab: Lab) -> None:
+    lab.client("ec2").run_instances(
+        ImageId="ami-12345678", MinCount=1, MaxCount=1,
+        TagSpecifications=[
+            {"ResourceType": "instance", "Tags": [{"Key": Tag.INSTALLATION, "Value": INSTALLATION.name}]}
+        ],
+    )  # fmt: skip
+    guard = lab.guard(without=only("outside"))
+    guard.tick(lab.began + 60)
+    assert len(lab.billing()) == 1
+    guard.tick(lab.began + 16 * 60)
+    assert lab.billing() == []
+    assert any("outside its groups" in message for message in lab.mail())
+
+
+def test_without_any_spot_machine_it_changes_to_on_demand_after_the_stated_wait(lab: Lab) -> None:
+    lab.aws.set(launch_failures={GROUP: "UnfulfillableCapacity - Unable to fulfill capacity"})
+    lab.launch(on_demand_after_minutes=10.0)
+    for minute in (0, 9):
+        lab.tick(minute)
+        state = fleet.group_state(lab.client("autoscaling"), GROUP)
+        assert state is not None
+        assert state.market == "spot"
+    lab.tick(10)
+    state = fleet.group_state(lab.client("autoscaling"), GROUP)
+    assert state is not None
+    assert state.market == "on-demand"
+    (message,) = lab.mail()
+    assert "no such machine free" in message
+
+
+def test_why_no_machine_came_is_not_told_by_an_earlier_launch(lab: Lab) -> None:
+    lab.aws.set(launch_failures={GROUP: "UnfulfillableCapacity - Unable to fulfill capacity"})
+    lab.launch(on_demand_after_minutes=10.0, deadline=lab.began + 3600 + 36000)  # an hour after those failures
+    for minute in (60, 70):
+        lab.tick(minute)
+    (message,) = lab.mail()
+    assert message.endswith("from now on on-demand machines.")

@@ -1,0 +1,104 @@
+"""What a guard still does when AWS refuses it something, when a file of the run is broken, or it fails itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.infra.fleets import RUN, Lab
+from trainer.contract import run_key
+
+
+def test_a_heartbeat_that_may_not_be_read_is_no_hang(lab: Lab) -> None:
+    lab.launch()
+    lab.beat()
+    (machine,) = lab.billing()
+    guard = lab.guard()
+    guard.tick(lab.began)
+    lab.aws.fault("s3.GetObject", code="AccessDenied", status=403)
+    for minute in range(16, 40):
+        assert guard.tick(lab.began + minute * 60) != []
+    assert lab.billing() == [machine]  # what the process remembers bridges it
+    assert lab.desired() == 1
+
+
+def test_budget_and_tally_outlive_a_bucket_that_cannot_be_written(lab: Lab) -> None:
+    lab.launch(budget_usd=0.15)
+    guard = lab.guard()
+    guard.tick(lab.began)
+    lab.aws.fault("s3.*", code="InternalError", status=500)
+    guard.tick(lab.began + 29 * 60)
+    assert lab.desired() == 0
+    lab.aws.heal()
+    guard.tick(lab.began + 30 * 60)
+    (machine,) = lab.spend().machines
+    assert machine.ended
+
+
+def test_a_tally_that_cannot_be_read_is_never_overwritten(lab: Lab) -> None:
+    lab.launch()
+    lab.put(run_key(RUN, "spend.json"), b"not a tally")
+    assert any("spend.json is not valid" in problem for problem in lab.tick(1))
+    assert lab.get(run_key(RUN, "spend.json")) == b"not a tally"
+    assert lab.desired() == 1
+    lab.tick(16)
+    assert lab.desired() == 0
+    assert any("spend.json is not valid" in message for message in lab.mail())
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"run_id": 1}', None])
+def test_a_spec_that_was_broken_by_hand_stops_the_run_and_says_so(lab: Lab, body: bytes | None) -> None:
+    lab.launch()
+    if body is None:
+        edited = json.loads(lab.get(run_key(RUN, "spec.json"))) | {"budget_usd": "ten"}
+        body = json.dumps(edited).encode()
+    lab.put(run_key(RUN, "spec.json"), body)
+    lab.tick(1)
+    assert lab.desired() == 0
+    assert any("make launch" in message for message in lab.mail())
+
+
+@pytest.mark.parametrize(
+    "call", ["ec2.DescribeInstances", "ec2.DescribeSpotPriceHistory", "sns.Publish", "s3.GetObject"]
+)
+def test_the_deadline_holds_whatever_else_aws_refuses(lab: Lab, call: str) -> None:
+    lab.launch()
+    lab.aws.fault(call, code="UnauthorizedOperation", status=403)
+    lab.tick(601)
+    assert lab.desired() == 0
+
+
+def test_the_deadline_holds_whatever_breaks_in_the_guard_itself(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.launch()
+
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr("infra.guard.reading.read_run", broken)
+    assert any("a mistake" in problem for problem in lab.tick(599))
+    assert lab.tick(601)
+    assert lab.desired() == 0
+
+
+def test_a_group_that_cannot_be_read_is_stopped_after_its_machines_tags(lab: Lab) -> None:
+    lab.launch()
+    lab.aws.fault("autoscaling.DescribeAutoScalingGroups", code="AccessDenied", status=403)
+    lab.tick(599)
+    lab.aws.heal()
+    assert lab.desired() == 1
+    lab.aws.fault("autoscaling.DescribeAutoScalingGroups", code="AccessDenied", status=403)
+    lab.tick(601)
+    lab.aws.heal()
+    assert lab.desired() == 0
+
+
+def test_a_refused_notice_is_told_at_the_next_look(lab: Lab) -> None:
+    lab.launch()
+    lab.aws.fault("sns.Publish", code="AuthorizationError", status=403)
+    lab.tick(601)
+    assert lab.desired() == 0
+    lab.aws.heal()
+    assert lab.mail() == []
+    lab.tick(602)
+    assert len(lab.mail()) == 1

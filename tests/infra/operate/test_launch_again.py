@@ -1,0 +1,112 @@
+"""launch of a run that exists: it goes on with what it computes, or says why it does not."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from infra.operate.planning.options import Request
+from infra.operate.planning.start import start_run
+from infra.operate.session import Aws as Operator
+from infra.run import fleet
+from infra.run.spend import Machine, Spend
+from tests.infra import hub
+from tests.infra.deployed import Deployed
+from tests.infra.operate.launches import INSTALLATION, begin, group, plan, read_spec, schedule, stop, where
+from tests.infra.operator import infra, session
+from trainer.contract import UserError, run_key
+
+pytestmark = pytest.mark.usefixtures("served")
+
+
+def test_a_run_goes_on_with_the_types_that_it_was_given_or_with_new_ones(place: Deployed) -> None:
+    begin(place, Request(recipe="digits", run_id="mine", types=("g6.4xlarge",)))
+    stop(place)
+    assert begin(place, Request(run_id="mine")).types == ("g6.4xlarge",)
+    assert group(place).types == ("g6.4xlarge",)
+    stop(place)
+    begin(place, Request(run_id="mine", types=("g5.xlarge",)))
+    assert group(place).types == ("g5.xlarge",)
+
+
+def test_a_run_that_runs_is_left_alone_by_a_second_launch(place: Deployed) -> None:
+    begin(place, Request(recipe="digits", run_id="mine"))
+    ended = infra("launch", "--run", "mine", "--hours", "9")
+    assert ended.code == 0
+    assert "mine is running already" in ended.said
+    assert "make stop, then make launch RUN=mine" in ended.said
+    assert group(place).desired == 1
+
+
+def test_a_stopped_run_goes_on_with_what_it_computes_and_new_limits(place: Deployed) -> None:
+    limits: dict[str, Any] = {"run_id": "mine", "hours": 1.0, "budget_usd": 2.0}
+    first = begin(place, Request(recipe="digits", arguments=("--epochs", "3"), **limits))
+    stop(place)
+    place.put(run_key("mine", "failed.json"), {"attempt": 1, "message": "the token was missing"})
+    again = begin(place, Request(run_id="mine", hours=5.0))
+    assert (again.recipe, again.arguments, again.created) == ("digits", ("digits", "--epochs", "3"), first.created)
+    assert (again.hours, again.budget_usd) == (5.0, 2.0)
+    assert again.deadline > first.deadline + 3 * 3600
+    assert read_spec(place, "mine") == again
+    assert group(place).deadline == int(again.deadline)
+    assert time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(again.deadline)) in str(schedule(place, "mine"))
+    listed = place.aws.client("s3").list_objects_v2(Bucket=place.bucket, Prefix=run_key("mine", "failed"))
+    assert listed["KeyCount"] == 0  # else boot would take it for the last word and stop at once
+
+
+def test_a_run_does_not_become_another_one(place: Deployed) -> None:
+    begin(place, Request(recipe="digits", run_id="mine"))
+    stop(place)
+    with pytest.raises(UserError, match="RECIPE='finetune' is not what RUN=mine was started with"):
+        plan(Request(recipe="finetune", run_id="mine"))
+    with pytest.raises(UserError, match="ARGS='--epochs 9' is not what RUN=mine"):
+        plan(Request(arguments=("--epochs", "9"), run_id="mine"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "run_id", "fix"),
+    [
+        ("train", "prepare-x", "only a preparation's name begins with 'prepare-'; use RUN=x"),
+        ("prepare", "imagenet", "a preparation's name begins with 'prepare-'; use RUN=prepare-imagenet"),
+    ],
+)
+def test_a_name_of_the_other_kind_is_refused(place: Deployed, kind: str, run_id: str, fix: str) -> None:
+    data = hub.IMAGENET if kind == "prepare" else ""
+    with pytest.raises(UserError, match=f"RUN='{run_id}' does not fit: {fix}"):
+        plan(Request(kind=kind, data=data, run_id=run_id))
+
+
+def test_a_preparation_goes_on_by_launch_too(place: Deployed) -> None:
+    begin(place, Request(kind="prepare", data=hub.IMAGENET, run_id="prepare-x"))
+    fleet.scale_to_zero(place.aws.client("autoscaling"), INSTALLATION.prepare_group)
+    assert begin(place, Request(run_id="prepare-x")).kind == "prepare"
+
+
+def test_a_finished_run_says_so(place: Deployed) -> None:
+    begin(place, Request(recipe="digits", run_id="mine"))
+    stop(place)
+    place.end("done", "finished", run_id="mine")
+    ended = infra("launch", "--run", "mine")
+    assert ended.code == 2
+    assert "RUN=mine is finished: `make status RUN=mine` shows its result" in ended.error
+
+
+def test_a_run_without_money_left_says_how_much_is_enough(place: Deployed) -> None:
+    begin(place, Request(recipe="digits", run_id="mine", budget_usd=2.0))
+    stop(place)
+    machine = Machine(id="i-1", type="g5.xlarge", zone="a", market="spot", launched=0.0, ended=7200, usd_per_hour=1.0)
+    place.put(run_key("mine", "spend.json"), Spend(at=7200, machines=(machine,)).to_json())
+    with pytest.raises(UserError, match=r"RUN=mine has spent \$2\.00 of its budget of \$2\.00: use RUN=mine BUDGET=3"):
+        plan(Request(run_id="mine"))
+    assert begin(place, Request(run_id="mine", budget_usd=5.0)).budget_usd == 5.0
+
+
+def test_two_laptops_do_not_launch_the_same_run_twice(place: Deployed) -> None:
+    planned = plan(Request(recipe="digits", run_id="mine"))
+    begin(place, Request(recipe="digits", run_id="mine"))
+    stop(place)
+    with pytest.raises(UserError, match="RUN=mine was launched by someone else at the same time"):
+        start_run(Operator(session()).client, where(place), planned.spec, ["g5.xlarge"])
+    assert group(place).desired == 0

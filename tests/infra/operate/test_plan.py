@@ -1,0 +1,70 @@
+"""The plan of a launch: hours, dollars, data and name, before anything is started."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from infra.operate.planning.options import Request
+from infra.operate.planning.plan import describe, epochs_in, new_run_id
+from infra.operate.terminal import plain
+from tests.infra import hub
+from tests.infra.deployed import Deployed
+from tests.infra.operate.launches import plan
+from trainer.contract import RUN_ID_RULE, UserError
+
+pytestmark = pytest.mark.usefixtures("served")
+
+
+def test_disk_and_address_are_told_to_the_guard_which_counts_them(place: Deployed) -> None:
+    train, prepare = plan(disk_gib="730"), plan(Request(kind="prepare", data=hub.IMAGENET))
+    assert train.spec.extras_usd_per_hour == pytest.approx(0.08 + 0.005)
+    assert prepare.spec.extras_usd_per_hour == pytest.approx(400 * 0.08 / 730 + 0.005)
+
+
+def test_a_budget_or_a_deadline_below_the_estimate_is_refused_unless_asked_for(place: Deployed) -> None:
+    with pytest.raises(UserError, match=r"BUDGET=2 is below the estimate of \$5\.37 .*: use BUDGET=7, or ANYWAY=1"):
+        plan(Request(recipe="finetune", budget_usd=2.0))
+    with pytest.raises(UserError, match=r"HOURS=3 is below the estimate of 13\.4 hours .*: use HOURS=27, or ANYWAY=1"):
+        plan(Request(recipe="finetune", hours=3.0))
+    assert plan(Request(recipe="finetune", hours=3.0, budget_usd=2.0, anyway=True)).spec.budget_usd == 2.0
+    assert plan(Request(recipe="finetune", arguments=("--epochs=4",), budget_usd=2.0)).spec.budget_usd == 2.0
+
+
+def test_prices_that_nobody_tells_come_from_the_dated_table(place: Deployed) -> None:
+    place.aws.fault("pricing.*", code="AccessDeniedException")
+    place.aws.fault("ec2.DescribeSpotPriceHistory", code="UnauthorizedOperation")
+    planned = plan(Request(recipe="finetune"))
+    assert planned.spec.prices["g5.4xlarge"] == 1.624
+    assert planned.offered[0].usd_per_hour == 1.006
+    assert "2026-01-19" in planned.prices_source
+    assert "did not answer" in plain(describe(planned))
+
+
+def test_prepared_data_is_used_where_the_bucket_has_it(place: Deployed) -> None:
+    shards = [{"file": "a.arrow", "images": 10, "bytes": 1000, "crc32": 1}]
+    sizes = [{"short_side": 256, "quality": 90, "shards": shards}]
+    index = {"splits": {"train": {"images": 640_583, "sizes": sizes}, "val": {"images": 0, "sizes": []}}}
+    place.put("datasets/imagenet-1k/v1/index.json", index)
+    whole, half = plan(Request(recipe="finetune", data="other/dataset")), plan(Request(recipe="finetune"))
+    assert half.spec.data == f"s3://{place.bucket}/datasets/imagenet-1k/v1"
+    assert half.offered[0].hours < 0.6 * whole.offered[0].hours
+    with pytest.raises(UserError, match="is in another bucket"):
+        plan(Request(recipe="finetune", data="s3://elsewhere/datasets/imagenet-1k/v1"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "epochs"),
+    [((), 0), (("--epochs", "4"), 4), (("--epochs=12", "--seed", "1"), 12), (("--optim.warmup-epochs", "5"), 0)],
+)
+def test_epochs_on_the_command_line_change_the_estimate(arguments: tuple[str, ...], epochs: int) -> None:
+    assert epochs_in(arguments) == epochs
+
+
+def test_a_new_run_is_named_after_recipe_and_day() -> None:
+    names = {new_run_id("finetune", 1.79e9) for _ in range(50)}
+    assert len(names) > 40
+    assert all(name.startswith("finetune-20260921-") for name in names)
+    assert all(re.fullmatch(RUN_ID_RULE, name) for name in names)
+    assert new_run_id("prepare-imagenet-1k", 0.0)[:-4] == "prepare-imagenet-1k-19700101-"
