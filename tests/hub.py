@@ -83,8 +83,11 @@ class Hub:
             content = self._commits[path.split("/tree/")[1].split("/")[0]]
             return as_json([_listed(name, body) for name, body in content.items()])
         if path.startswith("/api/"):
-            siblings = [_sibling(name, body) for name, body in self._commits[self.commit].items()]
-            return as_json({"id": "/".join(path.split("/")[3:5]), "sha": self.commit, "siblings": siblings})
+            commit = path.partition("/revision/")[2] or self.commit
+            if commit not in self._commits:
+                return 404, {"X-Error-Code": "RevisionNotFound"}, b""
+            siblings = [_sibling(name, body) for name, body in self._commits[commit].items()]
+            return as_json({"id": "/".join(path.split("/")[3:5]), "sha": commit, "siblings": siblings})
         commit, _, name = path.split("/resolve/")[1].partition("/")
         body = self._commits[commit][name]
         return 200, {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": commit}, body

@@ -118,11 +118,16 @@ def check_config(before: dict[str, Any], run_id: str, config: Config) -> list[st
 
 def check_data(restored: Restored, data: Data) -> None:
     """A run continues on the data that it began with, or RefusedError is raised."""
-    before, now = restored.manifest["data"]["fingerprint"], data.index.fingerprint
+    found = restored.manifest["data"]
+    before, now = found["fingerprint"], data.index.fingerprint
     if before != now:
+        commit = found.get("commit", "")  # older checkpoints have none
+        same = (
+            f"name the same data (commit {commit} of the hub: DATA=<id>@{commit})" if commit else "name the same data"
+        )
         raise RefusedError(
             f"the checkpoint {restored.key} was trained on data {before}, and {data.folder} is {now}: "
-            "name the same data, or start a new run (RUN=another-name)"
+            f"{same}, or start a new run (RUN=another-name)"
         )
 
 
@@ -156,7 +161,8 @@ def identity(config: Config, data: Data, env: RunEnv) -> dict[str, Any]:
         "attempt": int(env.attempt),
         "config": to_json(config),
         "config_hash": config_hash(config),
-        "data": {"name": data.index.name, "version": data.index.version, "fingerprint": data.index.fingerprint},
+        "data": {"name": data.index.name, "version": data.index.version, "fingerprint": data.index.fingerprint,
+                 "commit": data.index.source.commit if data.index.source else ""},
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__,
                      "numpy": np.__version__, "python": platform.python_version(), "commit": git_commit(),
                      "image": os.environ.get("TRAINER_IMAGE", "")},

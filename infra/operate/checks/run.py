@@ -46,7 +46,7 @@ def gate(wanted: Wanted) -> Finding:
     if not _needs_hub(wanted):
         return unneeded("nothing is read from the hub")
     value = stored_token(wanted.aws, wanted.installation.secret_name)
-    status, page = _knock(wanted.data, value or ""), f"{_hub()}/datasets/{wanted.data}"
+    status, page = _knock(wanted.data, value or ""), f"{_hub()}/datasets/{datasets.hub_id(wanted.data)}"
     if status == 200:
         return ok(f"{wanted.data} lets {'this token' if value else 'everybody'} in")
     if status == 404:
@@ -74,7 +74,8 @@ def _hub() -> str:
 def _knock(data: str, value: str) -> int:
     """The status with which the hub answers whether this token may read the dataset."""
     headers = {"Authorization": f"Bearer {value}"} if value else {}
-    request = urllib.request.Request(f"{_hub()}/api/datasets/{data}/auth-check", headers=headers)
+    address = f"{_hub()}/api/datasets/{datasets.hub_id(data)}/auth-check"
+    request = urllib.request.Request(address, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=ANSWERS_SECONDS) as answer:
             return int(answer.status)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from infra.operate.runs import ExplainedBucket
 from trainer.contract import UserError, dataset_key
 
-HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
-KNOWN = "a Hugging Face id (ILSVRC/imagenet-1k), s3://<bucket>/datasets/<name>/<version>, or digits"
+HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[0-9a-f]{40})?"  # of the newest commit, or of the one after the @
+KNOWN = "a Hugging Face id (ILSVRC/imagenet-1k, or with a commit: …@<40 hex digits>), s3://<bucket>/datasets/<name>/<version>, or digits"
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,20 @@ class Dataset:
     uri: str
     train_images: int
     bytes: int
+    commit: str  # of the hub; "" if it did not come from there
 
 
 def is_hub_id(data: str) -> bool:
     return bool(re.fullmatch(HUB_ID, data))
 
 
+def hub_id(data: str) -> str:
+    return data.partition("@")[0]
+
+
 def slug(data: str) -> str:
     """The name that `trainer.prepare` gives to the dataset of a Hugging Face id."""
-    return re.sub(r"[^a-z0-9_.-]+", "-", data.rpartition("/")[2].lower()).strip("-.") or "data"
+    return re.sub(r"[^a-z0-9_.-]+", "-", hub_id(data).rpartition("/")[2].lower()).strip("-.") or "data"
 
 
 def check_form(data: str) -> None:
@@ -38,13 +43,15 @@ def check_form(data: str) -> None:
 
 
 def newest(bucket: ExplainedBucket, data: str) -> Dataset | None:
-    """The dataset that was prepared last from a Hugging Face id; None where there is none."""
+    """The dataset that was prepared last from a Hugging Face id, or from its commit; None where there is none."""
     prefix = dataset_key(slug(data), "", "").removesuffix("/")
     found = [one for one in bucket.list(prefix) if re.fullmatch(re.escape(prefix) + r"[^/]+/index\.json", one.key)]
-    if not found:
-        return None
-    key = max(found, key=lambda one: one.modified).key
-    return read(bucket, f"s3://{bucket.name}/{key.removesuffix('/index.json')}")
+    commit = data.partition("@")[2]
+    for one in sorted(found, key=lambda one: one.modified, reverse=True):
+        dataset = read(bucket, f"s3://{bucket.name}/{one.key.removesuffix('/index.json')}")
+        if dataset and commit in ("", dataset.commit):
+            return dataset
+    return None
 
 
 def read(bucket: ExplainedBucket, uri: str) -> Dataset | None:
@@ -58,8 +65,9 @@ def read(bucket: ExplainedBucket, uri: str) -> Dataset | None:
     if body is None:
         return None
     try:
-        splits = json.loads(body)["splits"]
+        index = json.loads(body)
+        splits, commit = index["splits"], (index.get("source") or {}).get("commit", "")
         size = sum(shard["bytes"] for split in splits.values() for one in split["sizes"] for shard in one["shards"])
-        return Dataset(uri.rstrip("/"), int(splits["train"]["images"]), int(size))
-    except (ValueError, KeyError, TypeError) as error:
+        return Dataset(uri.rstrip("/"), int(splits["train"]["images"]), int(size), str(commit))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{uri}/index.json is damaged ({error!r}): prepare the data again, `make prepare`") from error

@@ -58,6 +58,20 @@ def test_what_is_prepared_is_not_prepared_again_unless_asked_for(place: Deployed
     assert infra("prepare", "--again", "--run", "prepare-again").code == 0
 
 
+def test_of_a_commit_that_is_named_only_what_was_prepared_from_it_counts(place: Deployed) -> None:
+    first, second = "1" * 40, "2" * 40
+    splits = {"train": {"images": 10, "sizes": []}, "val": {"images": 0, "sizes": []}}
+    for version, commit in (("v1", first), ("v2", second)):
+        place.put(f"datasets/imagenet-1k/{version}/index.json", {"splits": splits, "source": {"commit": commit}})
+    for commit, version in ((first, "v1"), (second, "v2")):
+        assert (
+            f"/datasets/imagenet-1k/{version}, 10 images" in infra("prepare", "--data", f"{hub.IMAGENET}@{commit}").said
+        )
+    third = infra("prepare", "--data", f"{hub.IMAGENET}@{'3' * 40}", "--run", "prepare-third")
+    assert third.code == 0, third.error
+    assert "is prepared" not in third.said
+
+
 @pytest.mark.parametrize("data", ["digits", "/home/me/images", "s3://bucket/images"])
 def test_only_a_dataset_of_the_hub_can_be_prepared_there(place: Deployed, data: str) -> None:
     ended = infra("prepare", "--data", data)

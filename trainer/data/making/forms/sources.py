@@ -75,8 +75,14 @@ def identify(data: str) -> tuple[str, DataForm]:
         return _slug(folder.resolve().name), "folder"
     if folder.exists():
         raise refused(data, f"this is a file: give the folder that holds it. Known forms: {FORMS}")
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", data):
-        return _slug(data.split("/")[1]), "hub"
+    hub_id, at, commit = data.partition("@")
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", hub_id):
+        if at and not re.fullmatch(r"[0-9a-f]{40}", commit):
+            raise UserError(
+                f"DATA={data}: {commit!r} is not a commit of the hub: give all 40 hex digits (a branch or a tag may "
+                f"move), as {hub_id}@… or the newest commit: DATA={hub_id}"
+            )
+        return _slug(hub_id.split("/")[1]), "hub"
     raise UserError(f"DATA={data} does not exist on this machine and is not a Hugging Face id. Known forms: {FORMS}")
 
 

@@ -70,7 +70,7 @@ class Revision:
 
 
 def find_revision(data: str, secrets_dir: str) -> Revision:
-    """The newest commit of a dataset. If the hub does not answer, the one that this machine has downloaded last.
+    """The commit that DATA= names, or the newest. If the hub does not answer, one that this machine has downloaded.
 
     Raises UserError if the hub refuses, UnreachableError if it does not answer and nothing was downloaded.
     """
@@ -79,10 +79,13 @@ def find_revision(data: str, secrets_dir: str) -> Revision:
     account = Account.of(data, secrets_dir)
     api = HfApi(endpoint=constants.ENDPOINT, token=account.token or False)
     try:
-        info = ask_patiently(account, lambda: api.dataset_info(data, files_metadata=True, timeout=ANSWER_SECONDS))
+        info = ask_patiently(account, lambda: api.dataset_info(
+            account.id, revision=account.commit or None, files_metadata=True, timeout=ANSWER_SECONDS
+        ))  # fmt: skip
     except UnreachableError as error:
-        if found := _downloaded_last(account, str(error)):
-            say(f"DATA={data}: {found.unasked}. Using commit {found.commit[:12]}, which this machine downloaded last")
+        if found := _downloaded(account, str(error)):
+            which = "downloaded" if account.commit else "downloaded last"
+            say(f"{found.unasked}. Using commit {found.commit[:12]}, which this machine {which}")
             return found
         raise
     files = (
@@ -92,20 +95,22 @@ def find_revision(data: str, secrets_dir: str) -> Revision:
     return Revision(account, str(info.sha), tuple(sorted(files, key=lambda file: file.path)))
 
 
-def _downloaded_last(account: Account, why: str) -> Revision | None:
+def _downloaded(account: Account, why: str) -> Revision | None:
     from huggingface_hub import HfApi, constants, get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, RevisionResolutionError
 
     cache = constants.HF_HUB_CACHE
     try:
-        commit = HfApi().resolve_revision(
-            account.data, repo_type="dataset", cache_dir=cache, local_files_only=True
+        commit = account.commit or HfApi().resolve_revision(
+            account.id, repo_type="dataset", cache_dir=cache, local_files_only=True
         ).resolved  # fmt: skip
-        listing = get_cached_repo_tree(account.data, repo_type="dataset", revision=commit, cache_dir=cache)
+        listing = get_cached_repo_tree(account.id, repo_type="dataset", revision=commit, cache_dir=cache)
     except RevisionResolutionError:
         return None
     except CachedRepoTreeNotFoundError as error:
         folder = _snapshot(account, commit)
+        if not folder.is_dir():
+            return None
         raise UserError(
             f"{why}. There is a cache of commit {commit[:12]}, but without the list of its files, so nobody knows "
             f"whether it is complete. If you know that it is, give DATA={folder}"
@@ -118,7 +123,7 @@ def _storage(account: Account) -> Path:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=account.data, repo_type="dataset")
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=account.id, repo_type="dataset")
 
 
 def _snapshot(account: Account, commit: str) -> Path:
@@ -158,7 +163,7 @@ def fetch_files(revision: Revision, paths: Collection[str], progress: ProgressLi
 
     def fetch() -> str:
         return snapshot_download(
-            account.data,
+            account.id,
             repo_type="dataset",
             revision=revision.commit,
             endpoint=constants.ENDPOINT,
@@ -210,7 +215,8 @@ def whole_snapshot(
         )  # fmt: skip
         bad = _not_as_listed(revision, folder, known.groups().values())
         if not bad:
-            keep_commit(revision)
+            if not revision.account.commit:
+                keep_commit(revision)
             return folder, known
         for file in bad:
             forget(revision, file.path)

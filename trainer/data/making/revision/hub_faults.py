@@ -26,7 +26,7 @@ class UnreachableError(UserError):
 class Account:
     """Who asks the hub for what."""
 
-    data: str
+    data: str  # id, or id@commit
     token: str
     endpoint: str
 
@@ -40,8 +40,17 @@ class Account:
         return cls(data, given or get_token() or "", constants.ENDPOINT)
 
     @property
+    def id(self) -> str:
+        return self.data.partition("@")[0]
+
+    @property
+    def commit(self) -> str:
+        """The one that DATA= names; "" where it asks for the newest."""
+        return self.data.partition("@")[2]
+
+    @property
     def page(self) -> str:
-        return f"{self.endpoint}/datasets/{self.data}"
+        return f"{self.endpoint}/datasets/{self.id}"
 
     @property
     def give(self) -> str:
@@ -120,6 +129,8 @@ def refusal(account: Account, error: BaseException) -> UserError:
         )
     if isinstance(error, DisabledRepoError):
         return UserError(f"{data}: {hub} has disabled this dataset: {page} says why; use another copy of it")
+    if isinstance(error, RevisionNotFoundError) and account.commit:
+        return UserError(f"{data}: the dataset at {page} has no such commit: look for it in the history there")
     if isinstance(error, RevisionNotFoundError | EntryNotFoundError) and isinstance(error, HfHubHTTPError):
         return UserError(f"{data}: {hub} no longer has {error.response.url} (404): run the same command again")
     if isinstance(error, HfHubHTTPError):

@@ -47,8 +47,8 @@ def identity_of(
 ) -> Identity:
     """Find out what DATA= is. `progress` is told of bytes that are read or downloaded.
 
-    A folder that is not as this machine remembers it is read. Of the hub only the listing of the newest commit and the
-    card are fetched. Raises UserError and OSError.
+    A folder that is not as this machine remembers it is read. Of the hub only the listing of one commit and the card
+    are fetched. Raises UserError and OSError.
     """
     name, form = identify(data)
     asked = _Asked(data, choices, memory, workers, progress)
@@ -96,7 +96,8 @@ def _of_hub(name: str, asked: _Asked, secrets_dir: str) -> Identity:
         watch.check_all()
         return source, watch
 
-    said = f"commit {revision.commit[:12]} is " + ("the last that was downloaded" if revision.unasked else "the newest")
+    which = "the newest" if not revision.unasked else "the last that was downloaded"
+    said = f"commit {revision.commit[:12]} is {'the one that DATA= names' if revision.account.commit else which}"
     return Identity(name, f"{origin.digest} {_text(layout.decided)}", origin, said, opened)
 
 

@@ -104,6 +104,30 @@ def test_a_commit_that_comes_while_the_data_is_downloaded_is_not_mixed_in(client
     assert result.index.fingerprint == expected
 
 
+def test_an_older_commit_that_the_name_has_is_used_though_the_hub_has_a_newer_one(
+    client: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, expected = client.commit, images.prepared(client.files, tmp_path / "other").index.fingerprint
+    parquet_folder(client.files, train=20, val=8)
+    client.publish()
+    newest = prepare_here(tmp_path)
+    pinned = prepare_here(tmp_path, f"lab/photos@{first}")
+    assert (pinned.index.name, pinned.index.fingerprint) == (newest.index.name, expected)
+    assert pinned.index.source is not None
+    assert pinned.index.source.commit == first
+    client.fault = down
+    capfd.readouterr()
+    assert prepare_here(tmp_path, f"lab/photos@{first}") == pinned
+    assert prepare_here(tmp_path) == newest, "without the hub, a commit that was asked for once is not the last one"
+    assert "commit" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("commit", "why"), [("main", "'main' is not a commit"), ("0" * 40, "has no such commit")])
+def test_a_commit_that_is_none_is_refused(client: Hub, tmp_path: Path, commit: str, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        prepare_here(tmp_path, f"lab/photos@{commit}")
+
+
 def test_other_choices_are_other_data(client: Hub) -> None:
     swapped = Choices(train_split="validation", val_split="train")
     one, other = (identity_of("lab/photos", choices, SourceMemory()) for choices in (Choices(), swapped))
