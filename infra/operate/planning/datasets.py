@@ -10,7 +10,10 @@ from infra.operate.runs import ExplainedBucket
 from trainer.contract import UserError, dataset_key
 
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[0-9a-f]{40})?"  # of the newest commit, or of the one after the @
-KNOWN = "a Hugging Face id (ILSVRC/imagenet-1k, or with a commit: …@<40 hex digits>), s3://<bucket>/datasets/<name>/<version>, or digits"
+KNOWN = (
+    "a Hugging Face id (ILSVRC/imagenet-1k, or with a commit: …@<40 hex digits>), "
+    "s3://<bucket>/datasets/<name>/<version>, or digits"
+)
 
 
 @dataclass(frozen=True)
