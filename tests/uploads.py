@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from tests.checkpoints import note
 from tests.emulator.s3 import FaultyProxy
+from tests.runs import is_stopped
 from trainer.process.channel import Channel
 from trainer.process.children import UploaderProcess
 from trainer.process.snapshot import Snapshot
+from trainer.store import open_store
+from trainer.store.directory import DirectoryStore
 
 Start = Callable[..., UploaderProcess]
 Connect = Callable[[UploaderProcess], Channel]
@@ -47,6 +53,14 @@ def uploader_is_idle(channel: Channel) -> None:
     """An answer means that everything before it is done, and the queue is worked off in order."""
     send_checkpoint(channel, 6, b"x")
     answer(channel)
+
+
+def stop_between_writes(pid: int, uri: str) -> None:
+    """SIGSTOP while it writes nothing. A writer that stands would keep the lock of a folder, and all others out."""
+    store = open_store(uri)
+    with store._lock() if isinstance(store, DirectoryStore) else nullcontext():
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: is_stopped(pid))
 
 
 def wait_until(ready: Callable[[], bool], seconds: float = 20) -> None:

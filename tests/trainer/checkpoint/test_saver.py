@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from tests import ROOT
 from tests.checkpoints import RUN, file_of, same, state
 from trainer.checkpoint.layout import Layout
 from trainer.checkpoint.restore import tensors_of
-from trainer.checkpoint.saver import Checkpointer, Copier
+from trainer.checkpoint.saver import Checkpointer
 from trainer.contract import LostRunError
 from trainer.process.channel import Channel, DisconnectedError
 from trainer.process.snapshot import Snapshot
@@ -191,6 +191,7 @@ def test_a_run_that_was_taken_over_is_noticed_at_the_next_step(pair: tuple[Chann
         checkpointer.is_due(45)
 
 
+SAVES = 50
 SAVER = """
 import sys, torch
 from trainer.process.channel import Channel
@@ -206,15 +207,17 @@ for step in range(1, 1_000_000):
 
 @pytest.mark.slow
 def test_a_saver_that_overwrites_all_the_time_and_is_killed_hands_over_no_torn_state(tmp_path: Path) -> None:
-    """All tensors of one save have one value; 16 MB change under a reader that is as slow as it can be."""
+    """All tensors of one save have one value; 16 MB change under a reader that is as slow as it can be.
+
+    However slow the machine is, the saver lives until enough saves were read, and dies at some moment of a later one.
+    """
     server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     server.bind(str(tmp_path / "s"))
     server.listen(1)
     saver = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path / "s")], cwd=ROOT)
     channel = Channel(server.accept()[0])
     uploader, seen = Receiver(channel), set[int]()
-    killer = threading.Timer(8, lambda: saver.send_signal(signal.SIGKILL))
-    killer.start()
+    killer = threading.Timer(random.uniform(0, 0.1), lambda: saver.send_signal(signal.SIGKILL))
     try:
         while True:
             seq, snapshot = uploader.receive()
@@ -226,6 +229,8 @@ def test_a_saver_that_overwrites_all_the_time_and_is_killed_hands_over_no_torn_s
                 values |= {float(tensor[i]) for tensor in tensors_of(snapshot.body).values() for i in (0, 1000, -1)}
                 assert values == {float(step)}
                 seen.add(step)
+                if len(seen) == SAVES:
+                    killer.start()
             snapshot.unlock()
             channel.send({"seq": seq, "step": 0, "committed": "x"})
     except DisconnectedError:
@@ -240,68 +245,4 @@ def test_a_saver_that_overwrites_all_the_time_and_is_killed_hands_over_no_torn_s
         note = snapshot.note
         if note["seq"]:
             assert {float(t[0]) for t in tensors_of(snapshot.body).values()} == {float(note["step"])}
-    assert len(seen) > 20
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-
-
-def test_the_memory_of_a_snapshot_is_there_before_the_first_save() -> None:
-    before = resident_bytes()
-    snapshot = Snapshot.create(64 << 20)
-    assert resident_bytes() - before >= 64 << 20
-    assert snapshot.bytes == 64 << 20
-
-
-class StandInCudart:
-    """The two calls of CUDA's runtime that pin memory; it refuses what it is told to refuse."""
-
-    def __init__(self, refusal: int = 0):
-        self.refusal, self.registered = refusal, list[int]()
-
-    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802
-        if address in self.registered:
-            return 712  # cudaErrorHostMemoryAlreadyRegistered
-        if not self.refusal:
-            self.registered.append(address)
-        return self.refusal
-
-    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
-        self.registered.remove(address)
-        return 0
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], tuple[StandInCudart, Copier]]:
-    """A copier that takes itself to be on a GPU, and what it asks of CUDA."""
-
-    def make(refusal: int) -> tuple[StandInCudart, Copier]:
-        cudart, copier = StandInCudart(refusal), Copier(state(1), ())
-        monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
-        copier.stream = object()
-        return cudart, copier
-
-    return make
-
-
-def test_memory_that_was_pinned_is_given_back_at_the_end(gpu: Callable[[int], tuple[StandInCudart, Copier]]) -> None:
-    cudart, copier = gpu(0)
-    snapshots = [Snapshot.create(100), Snapshot.create(100)]
-    for snapshot in snapshots:
-        copier.pin(snapshot)
-    assert len(cudart.registered) == 2
-    copier.close()
-    assert cudart.registered == []
-    for snapshot in snapshots:  # the next run in this process may get the same addresses
-        copier.pin(snapshot)
-    assert len(cudart.registered) == 2
-
-
-def test_memory_that_cannot_be_pinned_is_said_and_the_run_goes_on(
-    gpu: Callable[[int], tuple[StandInCudart, Copier]], capfd: pytest.CaptureFixture[str]
-) -> None:
-    _, copier = gpu(2)
-    copier.pin(Snapshot.create(100))
-    assert "cannot be pinned (CUDA error 2): saving is slower" in capfd.readouterr().err
-    copier.close()
+    assert len(seen) >= SAVES

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,11 +49,14 @@ def connect() -> Iterator[Connect]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
+    """One that has not answered after a minute is killed, and its attempt is 0: no test waits for ever."""
     started: list[UploaderProcess] = []
 
     def begin(uri: str, lease: int = 60) -> UploaderProcess:
         env = RunEnv(store=uri, run_id=RUN, scratch_dir=str(tmp_path / "scratch"), lease_seconds=str(lease))
-        started.append(UploaderProcess(os.environ | env.to_environ()))
+        limit = time.monotonic() + 60
+        environ = os.environ | env.to_environ()
+        started.append(UploaderProcess(environ, lambda: math.inf if time.monotonic() > limit else -math.inf))
         return started[-1]
 
     yield begin

@@ -19,6 +19,7 @@ from tests.uploads import (
     Start,
     answer,
     send_checkpoint,
+    stop_between_writes,
     wait_until_settled,
 )
 from trainer.contract import LostRunError
@@ -49,8 +50,9 @@ def test_an_owner_that_was_stopped_for_longer_than_its_lease_finds_that_it_has_l
 ) -> None:
     first = start(uri, lease=2)
     ours = connect(first)
-    first.process.send_signal(signal.SIGSTOP)
+    stop_between_writes(first.process.pid, uri)
     second = start(uri, lease=2)
+    assert second.attempt == 2
     theirs = connect(second)
     send_checkpoint(theirs, 5, b"new owner")
     assert answer(theirs)["committed"]
