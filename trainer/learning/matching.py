@@ -24,7 +24,7 @@ from trainer.contract import UserError
 Tensors = Mapping[str, Tensor]
 
 DEEPEST = 4  # mappings inside of mappings
-AVERAGES = frozenset({"ema", "average", "averaged", "avg", "swa", "shadow", "teacher", "target", "momentum"})
+AVERAGES = frozenset({"ema", "average", "averaged", "avg", "swa", "shadow", "teacher", "target"})
 OPTIMIZER = frozenset({"momentum", "momentum_buffer", "exp_avg", "exp_avg_sq", "grad", "grads"})
 CLASSES = 99_991  # a size that nothing in a model has but its head
 LEFT_BESIDE = ("n_averaged", "total_ops", "total_params")  # torch's average and thop leave these beside the weights
@@ -93,7 +93,11 @@ class Found:
     @property
     def is_average(self) -> bool:
         words = {word for part in self.parts for word in part.lower().split("_")}
-        return bool(words & AVERAGES) or "encoder_k" in self.parts
+        return bool(words & AVERAGES) or any(p == "encoder_k" or p.startswith("momentum_") for p in self.parts)
+
+    @property
+    def is_of_optimizer(self) -> bool:
+        return bool(self.parts & OPTIMIZER)
 
     def __str__(self) -> str:
         where = [f"the mapping {'/'.join(self.path)!r}"] if self.path else []
@@ -161,18 +165,23 @@ def find_places(content: object, own: Tensors) -> list[tuple[int, Found]]:
         for prefix, count in Counter(name[:at] for name, at in cuts if name[at:] in own).items():
             inside = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
             beside = tuple(name for name in tensors if not name.startswith(prefix))
-            place = Found(path, prefix, inside, beside)
-            if not place.parts & OPTIMIZER:
-                found.append((count, place))
+            found.append((count, Found(path, prefix, inside, beside)))
     return sorted(found, key=lambda pair: -pair[0])
 
 
 def choose_place(found: list[Found], target: Target, origin: str) -> Found | None:
     """The only place whose tensors fit: the model itself before an average of it. Raises UserError for several."""
-    fitting = [place for place in found if not place.problems(target)]
+    all_fitting = [place for place in found if not place.problems(target)]
+    fitting = [place for place in all_fitting if not place.is_of_optimizer]
+    if all_fitting and not fitting:
+        raise UserError(
+            f"--model.weights {origin!r} has nothing that fits {target.name} but what an optimizer keeps: "
+            f"{', '.join(map(str, all_fitting))}; if it is the weights, save it alone, with torch.save"
+        )
     rivals = [place for place in fitting if not place.is_average] or fitting
     for other in rivals[1:]:
-        if not all(torch.equal(rivals[0].tensors[n], other.tensors[n]) for n in target.own if n in other.tensors):
+        first, second = rivals[0].tensors, other.tensors
+        if not all(n in first and torch.equal(first[n], second[n]) for n in target.own if n in second):
             raise UserError(
                 f"--model.weights {origin!r} holds several sets of weights that fit {target.name}: "
                 f"{', '.join(map(str, rivals))}; save the one that you mean alone, with torch.save"
@@ -214,7 +223,8 @@ def check_finite(taken: Tensors, own: Tensors, origin: str) -> None:
 
 def tell_place(place: Found, found: list[Found], target: Target) -> list[str]:
     notes = [f"taken from {place}"] if place.path or place.prefix else []
-    others = [other for other in found if other is not place and not other.problems(target)]
+    told = [other for other in found if other.is_of_optimizer and other.path == place.path]  # as what is beside
+    others = [other for other in found if other is not place and other not in told and not other.problems(target)]
     if others:
         notes.append(f"not from {', '.join(map(str, others))}, which fits, too")
     if place.beside:
@@ -244,19 +254,20 @@ def explain_misfit(content: object, found: list[Found], target: Target) -> str:
         return f"is no state dict: it holds {held or 'nothing'}, and no tensors by name; save a model.state_dict()"
     if not found:
         shown = ", ".join(names[:3])
-        return (
-            f"is no state dict of {target.name}: none of its tensors has a name of it ({shown}, …); {nearest(content)}"
-        )
+        none = f"none of its tensors has a name of it ({shown}, …)"
+        return f"is no state dict of {target.name}: {none}; {nearest(content, target.name)}"
     odd = min((place.problems(target) for place in found), key=len)
     shown = "; ".join(f"{name}: {what}" for name, what in sorted(odd.items())[:3])
-    return (
-        f"does not fit the model: {len(odd)} tensors differ ({shown}{'; …' * (len(odd) > 3)}); {nearest(content)}; "
-        "choose the --model.name that the weights are of"
-    )
+    more = "; …" * (len(odd) > 3)
+    return f"does not fit the model: {len(odd)} tensors differ ({shown}{more}); {nearest(content, target.name)}"
 
 
-def nearest(content: object) -> str:
-    """The torchvision model whose tensors fit what is in a file, or come nearest. Takes a second or two."""
+def nearest(content: object, chosen: str) -> str:
+    """The torchvision model whose tensors fit what is in a file, or come nearest, and the fix. Takes a second or two.
+
+    `chosen` is the model that the file was meant for.
+    """
+    choose = "choose the --model.name that the weights are of"
     families: dict[str, list[str]] = {}
     for name in torchvision.models.list_models(module=torchvision.models):
         family = re.match(r"(wide_)?[a-z]+(_v\d)?", name)
@@ -271,13 +282,16 @@ def nearest(content: object) -> str:
         )
     fitting = [name for name, count in counts.items() if not count]
     if fitting:
-        return f"they fit {' and '.join(fitting)}"
+        return f"they fit {' and '.join(fitting)}; {choose}"
     if not counts:
         hub = any("embedder.embedder" in name for _, tensors in mappings(content) for name in tensors)
         told = "they are named as in Hugging Face's transformers: timm's files on the hub have torchvision's names"
         return told if hub else "they fit no model of torchvision"
     name = min(counts, key=lambda name: counts[name])
-    return f"they fit no model of torchvision; the nearest is {name}, with tensors that do not fit: {counts[name]}"
+    fix = "that is the one you chose: rename or remove those tensors in the file" if name == chosen else choose
+    return (
+        f"they fit no model of torchvision; the nearest is {name}, with tensors that do not fit: {counts[name]}; {fix}"
+    )
 
 
 def most_names(content: object, name: str) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from trainer.checkpoint.layout import NHWC
 from trainer.contract import UserError
 
 Explained = tuple[str, str]  # what is wrong with a file, and the fix
@@ -56,7 +57,7 @@ def parse_file(body: bytes, origin: str) -> object:
     """What a file holds, usually tensors by name, or such a mapping inside of others. Raises UserError."""
     if is_safetensors(body):
         try:
-            return safetensors.torch.load(body)
+            return in_logical_order(safetensors.torch.load(body), body)
         except Exception as error:
             raise no_state_dict(origin, *explain_safetensors(body, error)) from error
     if explained := explain_file(body):
@@ -66,6 +67,13 @@ def parse_file(body: bytes, origin: str) -> object:
             return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except Exception as error:
         raise no_state_dict(origin, *explain_pickle(body, error)) from error
+
+
+def in_logical_order(tensors: dict[str, torch.Tensor], body: bytes) -> dict[str, torch.Tensor]:
+    """The tensors as (N, C, H, W). A checkpoint of this trainer names those that it holds as (N, H, W, C)."""
+    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
+    nhwc = set(header.get("__metadata__", {}).get(NHWC, "").split())
+    return {name: t.permute(0, 3, 1, 2) if name in nhwc and t.ndim == 4 else t for name, t in tensors.items()}
 
 
 def no_state_dict(origin: str, what: str, fix: str) -> UserError:
@@ -82,7 +90,7 @@ def explain_safetensors(body: bytes, error: Exception) -> Explained:
     try:
         header = json.loads(body[8 : 8 + size])
         whole = 8 + size + max(value["data_offsets"][1] for name, value in header.items() if name != "__metadata__")
-    except (ValueError, KeyError, TypeError):
+    except Exception:  # noqa: BLE001  # a header may have anything in it
         whole = 8 + size
     if len(body) < whole:
         return f"cut off: it has {len(body):,} of at least {whole:,} bytes", FETCH_AGAIN
@@ -116,6 +124,8 @@ def explain_zip(body: bytes) -> Explained | None:
         names = zipfile.ZipFile(io.BytesIO(body)).namelist()
     except zipfile.BadZipFile:
         return f"cut off after {len(body):,} bytes", FETCH_AGAIN
+    except Exception as error:  # noqa: BLE001  # a directory may have anything in it
+        return f"a damaged zip archive ({error})", FETCH_AGAIN
     parts = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in parts:
         return "a TorchScript archive", "save torch.jit.load(FILE).state_dict() with torch.save, and name that file"
