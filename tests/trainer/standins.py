@@ -51,6 +51,7 @@ class StandInData:
         self.splits = {"train": StandInSplit("train", TRAIN_IMAGES), "val": StandInSplit("val", VAL_IMAGES)}
         self.index = SimpleNamespace(
             splits={name: SimpleNamespace(images=len(split)) for name, split in self.splits.items()},
+            source=None,
             name="stand-in", version="1", fingerprint="f",
         )  # fmt: skip
         self.folder = Path("stand-in")
