@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,7 @@ def convert(data: bytes, name: str, sides: Sequence[int], quality: int) -> tuple
     markers, or keeps its bytes where that is impossible. Other images are shrunk if larger, each copy from the one
     before, and encoded. Each copy is decoded once more in the way of training. Raises BrokenImageError, MemoryError.
     """
+    _load()
     try:
         pixels, odd, plain = _pixels_of(data, name)
         height, width = pixels.shape[:2]
@@ -64,6 +66,13 @@ def convert(data: bytes, name: str, sides: Sequence[int], quality: int) -> tuple
     except Exception as error:  # the decoders raise all kinds on bad bytes
         raise BrokenImageError(reason(error)) from error
     return tuple(copies), odd
+
+
+@cache
+def _load() -> None:
+    """Import what takes seconds: if the installation lacks something, that is no fault of an image."""
+    import trainer.data.making.restart_markers
+    import trainer.data.reading.decode  # noqa: F401
 
 
 def _instead(data: bytes) -> str:

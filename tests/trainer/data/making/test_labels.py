@@ -175,3 +175,15 @@ def test_other_columns_are_chosen_by_name(tmp_path: Path) -> None:
     source = opened(tmp_path, image_column="img", label_column="coarse")
     assert by_name(source) == ["a", "b", "a"] * 2
     assert source.splits["train"][5].image == content[5]["img"]["bytes"]
+
+
+def test_names_of_images_that_are_no_utf_8_are_kept_and_such_a_label_names_its_file(tmp_path: Path) -> None:
+    latin = pa.array([b"caf\xe9.jpg"] * 3).view(pa.string())
+    image = pa.StructArray.from_arrays([pa.array([row["image"]["bytes"] for row in rows(3)]), latin], ["bytes", "path"])
+    for name in ("train", "validation"):
+        pq.write_table(pa.table({"image": image, "label": pa.array([0, 1, 2])}), tmp_path / f"{name}.parquet")
+    assert opened(tmp_path).splits["train"][1].name == "caf\udce9.jpg"
+    pq.write_table(pa.table({"image": image, "label": latin}), tmp_path / "train.parquet")
+    pq.write_table(pa.table({"image": image, "label": latin}), tmp_path / "validation.parquet")
+    with pytest.raises(UserError, match=r"train.parquet is damaged in column label .*fetch it again"):
+        opened(tmp_path)

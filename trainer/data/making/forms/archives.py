@@ -16,6 +16,9 @@ from trainer.data.making.forms.source_formats import Example, Labels, Split
 from trainer.data.making.layout import SourceLayout, hidden, is_image, refused
 from trainer.text import say
 
+END_MARK = 1024  # zeros
+PIECE = 1 << 20
+
 
 class ArchiveSplit:
     """Images at their places within an archive."""
@@ -50,6 +53,19 @@ def _images(data: str, archive: Path, file: IO[bytes], start: int) -> Iterator[t
             if start + member.offset_data + member.size > end:
                 raise refused(data, f"{archive.name} is cut within {member.name}: fetch it again")
             yield member.name, start + member.offset_data, member.size
+        _check_end(data, archive, file, members.offset, start)
+
+
+def _check_end(data: str, archive: Path, file: IO[bytes], end: int, start: int = 0) -> None:
+    """Only the zeros that end an archive may follow its last member: at a damaged header, `tarfile` ends in silence."""
+    file.seek(end)
+    piece = file.read(END_MARK)
+    if len(piece) < END_MARK:
+        raise refused(data, f"{archive.name} is cut at byte {start + end:,}: fetch it again")
+    while piece:
+        if piece.strip(b"\0"):
+            raise refused(data, f"{archive.name} is damaged at byte {start + end:,}: fetch it again")
+        piece = file.read(PIECE)
 
 
 def open_archives(data: str, folder: Path, layout: SourceLayout) -> tuple[tuple[str, ...], dict[str, Split]]:
@@ -64,6 +80,7 @@ def open_archives(data: str, folder: Path, layout: SourceLayout) -> tuple[tuple[
                 inner = members.extractfile(member)
                 if name.endswith(".tar") and not hidden(name) and inner:
                     by_class[name.removesuffix(".tar")] = list(_images(data, train, inner, member.offset_data))
+            _check_end(data, train, file, members.offset)
         with val.open("rb") as file:
             of_val = sorted(_images(data, val, file, 0))
     except tarfile.TarError as error:

@@ -82,7 +82,7 @@ def _read(files: Sequence[Path], classes: set[str]) -> Said:
         return _devkit(_members(files[0]))
     if files[0].name == GROUND_TRUTH:
         return _devkit({file.name: file.read_bytes() for file in files})
-    lines = files[0].read_text().splitlines()
+    lines = files[0].read_text("utf-8").splitlines()
     if any(len(line.split()) > 1 or "," in line for line in lines):
         return Said(_by_name(lines, classes))
     return Said(_numbered([line.strip() for line in lines]))

@@ -33,11 +33,20 @@ class ParquetSplit:
         return len(self.labels)
 
     def __getitem__(self, i: int) -> Example:
-        image = self._images[i].as_py() or {}
-        if isinstance(image, bytes):
-            image = {"bytes": image}
-        name = image.get("path") or f"{self._split}[{i}]"
-        return Example(image.get("bytes") or b"", int(self.labels[i]), name)
+        row = self._images[i]
+        image, path = _parts(row) if row.is_valid else (b"", b"")
+        name = path.decode("utf-8", "surrogateescape") or f"{self._split}[{i}]"
+        return Example(image, int(self.labels[i]), name)
+
+
+def _parts(row: Any) -> tuple[bytes, bytes]:
+    """The bytes of an image and of its path, each empty where the row has none. Nothing says that a path is UTF-8."""
+    import pyarrow as pa
+
+    if not isinstance(row, pa.StructScalar):
+        return row.as_py(), b""
+    path = row["path"].cast(pa.binary()).as_py() if "path" in row else b""
+    return row["bytes"].as_py() or b"", path or b""
 
 
 @dataclass(frozen=True)
@@ -182,7 +191,9 @@ def _text_classes(data: str, files: Mapping[str, Sequence[Columns]], declared: t
 def _texts(columns: Columns) -> set[str]:
     import pyarrow.compute as pc
 
-    return set(pc.unique(_read_labels(columns)).to_pylist()) - {None}
+    found = pc.unique(_read_labels(columns))
+    with naming_the_file(columns.path, f"column {columns.label}"):
+        return set(found.to_pylist()) - {None}
 
 
 def _read_labels(columns: Columns) -> Any:

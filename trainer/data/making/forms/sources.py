@@ -89,7 +89,7 @@ def identify(data: str) -> tuple[str, DataForm]:
 def plan(data: str, folder: Path, choices: Choices) -> SourceLayout:
     """Which file of a folder is what. Raises UserError where that is not sure."""
     listing = walk(folder)
-    card = (folder / CARD).read_text(errors="replace") if listing.get(CARD, -1) >= 0 else ""
+    card = (folder / CARD).read_text("utf-8", errors="replace") if listing.get(CARD, -1) >= 0 else ""
     return lay_out(data, listing, choices, card=card)
 
 

@@ -6,7 +6,7 @@ Where two could be meant, the user is asked: the error names the option that ans
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,10 +37,11 @@ def choose(data: str, groups: Sequence[SplitFiles], choices: Choices) -> dict[st
     if not pool:
         raise refused(data, f"there is no config {choices.config!r}: the configs are {_configs(groups)}")
     chosen = {role: _of_role(data, role, pool, choices) for role in KEYWORDS}
-    if both := [group for group in chosen["train"] if group in chosen["val"]]:
+    files = {role: {file for group in groups for file in group.files} for role, groups in chosen.items()}
+    if both := sorted(files["train"] & files["val"]):
         raise refused(
             data,
-            f"{both[0].files[0]} would be in training and in validation. The splits here are {_splits(pool)}: choose "
+            f"{both[0]} would be in training and in validation. The splits here are {_splits(pool)}: choose "
             f"two of them, {how_to_choose('val_split', '…')}, and likewise --train-split",
         )
     return chosen
@@ -48,7 +49,7 @@ def choose(data: str, groups: Sequence[SplitFiles], choices: Choices) -> dict[st
 
 def _of_role(data: str, role: str, pool: Sequence[SplitFiles], choices: Choices) -> list[SplitFiles]:
     if wanted := choices.split(role):
-        return [_only(data, name, pool) for name in wanted.split("+")]
+        return _named(data, role, wanted.split("+"), pool)
     candidates = [group for group in pool if role in group.roles]
     if not candidates:
         raise refused(
@@ -75,6 +76,19 @@ def _of_role(data: str, role: str, pool: Sequence[SplitFiles], choices: Choices)
         f"{how_to_choose(f'{role}_split', candidates[0].split)}; "
         f"or several with + between them, {'+'.join(group.split for group in candidates[:2])}",
     )
+
+
+def _named(data: str, role: str, names: Sequence[str], pool: Sequence[SplitFiles]) -> list[SplitFiles]:
+    """The groups that the user names. Raises UserError if a file would be read twice."""
+    groups = [_only(data, name, pool) for name in names]
+    uses = Counter(file for group in groups for file in group.files)
+    if twice := next((file for file, count in uses.items() if count > 1), ""):
+        raise refused(
+            data,
+            f"{twice} would be read twice: name each split once, and none that is a part of another, "
+            f"{how_to_choose(f'{role}_split', names[0])}",
+        )
+    return groups
 
 
 def _only(data: str, name: str, pool: Sequence[SplitFiles]) -> SplitFiles:

@@ -194,6 +194,19 @@ def _few(files: Sequence[HubFile]) -> str:
     return ", ".join(names[:FILES_NAMED]) + (", …" if len(names) > FILES_NAMED else "")
 
 
+def read_text_file(revision: Revision, path: str) -> str:
+    """A small text file of a revision, as the hub lists it. Raises UserError."""
+    (listed,) = (file for file in revision.files if file.path == path)
+    tries = 0
+    while True:
+        file = fetch_files(revision, [path]) / path
+        body = file.read_bytes()
+        if listed.is_content(hashlib.sha256(body).hexdigest(), file):
+            return body.decode("utf-8", errors="replace")
+        _drop(revision, [listed], file.parent, tries)
+        tries += 1
+
+
 def whole_snapshot(
     revision: Revision,
     files: Files,
@@ -206,7 +219,8 @@ def whole_snapshot(
     What is damaged in the hub's cache is downloaded again, once. `progress` is told of bytes that are downloaded or
     read. Raises UserError.
     """
-    for again in (True, False):
+    tries = 0
+    while True:
         folder = fetch_files(revision, [path for paths in files.values() for path in paths], progress)
         known = know_folder(
             revision.data, folder, lambda: Chosen(files), memory,
@@ -218,14 +232,23 @@ def whole_snapshot(
             if not revision.account.commit:
                 keep_commit(revision)
             return folder, known
-        for file in bad:
-            forget(revision, file.path)
-        if again and not revision.unasked:
-            say(f"DATA={revision.data}: {_few(bad)} in {folder} is not as the hub lists it: downloading it again")
-    raise UserError(
-        f"DATA={revision.data}: {_few(bad)} has other bytes than commit {revision.commit[:12]} lists, and was removed "
-        f"from {folder}: run the same command again. If it stays so, a proxy or the disk changes the bytes"
-    )
+        _drop(revision, bad, folder, tries)
+        tries += 1
+
+
+def _drop(revision: Revision, bad: Sequence[HubFile], folder: Path, tries: int) -> None:
+    """Remove files that are not as listed from the cache, to download them again. UserError if that did not help."""
+    what = f"DATA={revision.data}: {_few(bad)} has other bytes than commit {revision.commit[:12]} lists (in {folder})"
+    if revision.unasked:
+        raise UserError(f"{what}: run the same command again when the hub can be reached, to download it again")
+    for file in bad:
+        forget(revision, file.path)
+    if tries:
+        raise UserError(
+            f"{what}, and was removed: run the same command again. If it stays so, a proxy or the disk changes the "
+            "bytes"
+        )
+    say(f"{what}: downloading it again")
 
 
 def _not_as_listed(revision: Revision, folder: Path, groups: Iterable[Rows]) -> list[HubFile]:

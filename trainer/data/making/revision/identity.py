@@ -11,7 +11,7 @@ from trainer.data.format import Origin
 from trainer.data.making.forms.source_formats import DIGITS_SIDE, DIGITS_VAL_EVERY
 from trainer.data.making.forms.sources import Source, identify, open_planned, open_source, plan
 from trainer.data.making.layout import CARD, LAYOUT_RULES, Choices, SourceLayout, lay_out
-from trainer.data.making.revision.hub import fetch_files, find_revision, whole_snapshot
+from trainer.data.making.revision.hub import find_revision, read_text_file, whole_snapshot
 from trainer.data.making.revision.manifest import Chosen, Known, SourceMemory, Watch, know_folder
 from trainer.data.progress import ProgressListener
 
@@ -73,7 +73,9 @@ def _of_folder(name: str, asked: _Asked) -> Identity:
 
     def opened() -> tuple[Source, Watch]:
         watch = known.watch()
-        source = open_planned(data, folder, planned[0] if planned else plan(data, folder, choices), choices)
+        layout = planned[0] if planned else plan(data, folder, choices)
+        watch.check_files(_groups(layout))
+        source = open_planned(data, folder, layout, choices)
         watch.check_all()
         return source, watch
 
@@ -84,7 +86,7 @@ def _of_hub(name: str, asked: _Asked, secrets_dir: str) -> Identity:
     data, choices = asked.data, asked.choices
     revision = find_revision(data, secrets_dir)
     listing = {file.path: file.bytes for file in revision.files}
-    card = (fetch_files(revision, [CARD]) / CARD).read_text(errors="replace") if CARD in listing else ""
+    card = read_text_file(revision, CARD) if CARD in listing else ""
     layout = lay_out(data, listing, choices, card=card)
     groups = _groups(layout)
     origin = revision.origin(groups)

@@ -94,6 +94,14 @@ class Watch:
         rows = self.groups[split]
         self._check(rows[images.start : images.stop] if len(rows.paths) == total else rows)
 
+    def check_files(self, files: Files) -> None:
+        """Whether these are the files that were hashed. UserError names one that came or went since."""
+        for group, paths in files.items():
+            hashed = self.groups[group].paths if group in self.groups else []
+            if other := set(hashed) ^ set(map(os.fsencode, paths)):
+                path = min(other)
+                raise changed(self.data, path, "it is gone" if path in hashed else "it is new")
+
     def check_all(self) -> None:
         for group, rows in self.groups.items():
             if group != FOLDERS:

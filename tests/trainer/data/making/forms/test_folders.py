@@ -265,3 +265,21 @@ def test_an_archive_that_is_cut_is_refused(name: str, tmp_path: Path) -> None:
         file.write_bytes(file.read_bytes()[:length])
         with pytest.raises(UserError, match=r"ILSVRC2012_img_\w+.tar.*(is cut|is damaged).*fetch it again"):
             open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_archive_with_a_damaged_header_is_refused(inside: bool, tmp_path: Path) -> None:
+    archives(tmp_path)
+    (tmp_path / "imagenet_2012_validation_synset_labels.txt").write_text("\n".join(CLASSES[i] for i in WANTED))
+    file = tmp_path / "ILSVRC2012_img_train.tar"
+    assert len(open_source(str(tmp_path)).splits["train"]) == 6
+    with tarfile.open(file) as outer:
+        second = outer.getmembers()[1]
+        with tarfile.open(fileobj=outer.extractfile(second)) as inner:
+            within = inner.getmembers()[1].offset
+    at = second.offset_data + within if inside else second.offset
+    content = bytearray(file.read_bytes())
+    content[at : at + 512] = bytes(512)
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"img_train.tar is damaged at byte {at:,}: fetch it again"):
+        open_source(str(tmp_path))

@@ -170,3 +170,17 @@ def test_a_head_of_readme_that_cannot_be_read_is_refused_and_a_text_without_one_
             lay_out("here", listing, card=f"---\n{head}\n---\n")
     for text in ("# Photos", "---\njust a line\n---\n", "---\n"):
         assert lay_out("here", listing, card=text).files == WHOLE
+
+
+@pytest.mark.parametrize("paths", [("train.parquet", "val.parquet"), tuple(WHOLE)])
+def test_a_split_that_is_named_twice_is_refused(paths: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=r"train\S*.parquet would be read twice: name each split once"):
+        laid_out(*paths, train_split="train+train")
+
+
+def test_a_file_that_patterns_of_both_splits_fit_is_refused() -> None:
+    card = {"configs": [{"config_name": "default", "data_files": [
+        {"split": "train", "path": "*.parquet"}, {"split": "validation", "path": "val*.parquet"},
+    ]}]}  # fmt: skip
+    with pytest.raises(UserError, match=r"val\.parquet would be in training and in validation"):
+        laid_out("train.parquet", "val.parquet", card=card)

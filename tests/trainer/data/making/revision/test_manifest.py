@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from tests.images import CLASSES, encode, image_folder, parquet_folder, photo, prepared, rows, write_parquet
+from trainer.contract import UserError
+from trainer.data.making.layout import Choices
 from trainer.data.making.prepare import Prepared
 from trainer.data.making.revision import hashes
+from trainer.data.making.revision.identity import identity_of
 from trainer.data.making.revision.ledger import load_ledger
 from trainer.data.making.revision.manifest import SourceMemory
 
@@ -104,6 +107,20 @@ def test_a_folder_that_has_changed_is_prepared_anew_and_what_differs_is_said(
     assert re.search(f"DATA={folder} is not as it was when this machine read it last: {expected}", text), text
     assert re.search(r"photos: .* is kept. It was made from other contents: 21 files, .*; now \d+ files", text)
     assert "already prepared" not in text
+
+
+@pytest.mark.parametrize("change", [add, rename])
+def test_a_file_that_comes_or_goes_after_the_content_was_recalled_is_not_used(
+    change: Callable[[Path], str], tmp_path: Path, reads: list[str]
+) -> None:
+    folder = image_folder(tmp_path / "photos")
+    again(folder, tmp_path)
+    recalled = identity_of(str(folder), Choices(), SourceMemory(tmp_path / "scratch"))
+    change(folder)
+    with pytest.raises(
+        UserError, match=r"(more|moved|_0).JPEG changed while the data was read .(it is new|it is gone)"
+    ):
+        recalled.open()
 
 
 def test_an_unchanged_folder_is_neither_read_nor_listed_again(
