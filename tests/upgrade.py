@@ -114,7 +114,8 @@ def upgraded(lab: Lab, old: Path, *, s3: bool, stop: str) -> End:
     end = finish(run, ROOT, f"COMMIT, {stop} at step {step}, present; {'S3' if s3 else 'directory'}", since)
     expect(f"from step {step}" in run.output(), f"{end.how}: it did not continue: {run.output()[-800:]}")
     scratch = f"{run.environ['TRAINER_SCRATCH_DIR']}"
-    expect(len(prepared(scratch)) == 1, f"{end.how}: the data was prepared again: {prepared(scratch)}")
+    told = "the same bytes as version" in run.output()  # after a new number of the conversion
+    expect(len(prepared(scratch)) == 1 or told, f"{end.how}: the data was prepared again: {prepared(scratch)}")
     return end
 
 

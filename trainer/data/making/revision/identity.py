@@ -10,7 +10,8 @@ from pathlib import Path
 from trainer.data.format import Origin
 from trainer.data.making.forms.source_formats import DIGITS_SIDE, DIGITS_VAL_EVERY
 from trainer.data.making.forms.sources import Source, identify, open_planned, open_source, plan
-from trainer.data.making.layout import CARD, LAYOUT_RULES, Choices, SourceLayout, lay_out
+from trainer.data.making.layout import CARD, LAYOUT_RULES, Choices, SourceLayout, lay_out, refused
+from trainer.data.making.layout.plan import OPTIONS
 from trainer.data.making.revision.hub import find_revision, read_text_file, whole_snapshot
 from trainer.data.making.revision.manifest import Chosen, Known, SourceMemory, Watch, know_folder
 from trainer.data.progress import ProgressListener
@@ -53,6 +54,8 @@ def identity_of(
     name, form = identify(data)
     asked = _Asked(data, choices, memory, workers, progress)
     if form == "digits":
+        if idle := list(choices.content):
+            raise refused(data, f"{OPTIONS[idle[0]]} does not apply to the digits: leave it out")
         content = f"digits {DIGITS_SIDE}px val-every-{DIGITS_VAL_EVERY}"
         return Identity(name, content, None, "", lambda: (open_source(data), None))
     return _of_folder(name, asked) if form == "folder" else _of_hub(name, asked, secrets_dir)

@@ -14,6 +14,9 @@ from tests import ROOT
 from tests.images import CLASSES, decode, image_folder, parquet_folder, rows, write_parquet
 from trainer.contract import UserError
 from trainer.data.making.forms.sources import identify, open_source
+from trainer.data.making.layout import Choices
+from trainer.data.making.revision.identity import identity_of
+from trainer.data.making.revision.manifest import SourceMemory
 
 
 def test_digits_are_the_1797_scans_with_every_fifth_for_validation() -> None:
@@ -209,3 +212,8 @@ def test_bad_data_gives_one_clear_message(make: Callable[[Path], str], tmp_path:
     with pytest.raises(UserError, match=message) as error:
         open_source(str(folder))
     assert f"DATA={folder}" in str(error.value)
+
+
+def test_the_digits_have_nothing_to_choose() -> None:
+    with pytest.raises(UserError, match="--val-split does not apply to the digits: leave it out"):
+        identity_of("digits", Choices(val_split="test"), SourceMemory())
