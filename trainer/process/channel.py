@@ -104,9 +104,10 @@ def leave_exit(folder: Path, code: int, message: str, *, run_failed: bool = Fals
 
 def listen() -> tuple[socket.socket, str]:
     """A listening Unix socket and its path, in a temporary folder. Raises UserError where none can be made."""
-    wanted = tempfile.gettempdir()
-    reasons = []
-    for place in (wanted, "/tmp", "/dev/shm"):  # a path of TMPDIR may be too long for a socket, or on another's disk
+    places, reasons = ["/tmp", "/dev/shm"], []
+    with contextlib.suppress(OSError):  # none of the usual folders can be written
+        places.insert(0, tempfile.gettempdir())
+    for place in places:  # a path of TMPDIR may be too long for a socket, or on another's disk
         folder = ""
         server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:

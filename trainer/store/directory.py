@@ -121,7 +121,11 @@ class DirectoryStore:
 
     def replace(self, key: str, body: bytes, etag: str) -> str:
         with self._writing("replace", key, body) as (temporary, path):
-            current = _file_etag(path.stat()) if path.exists() else "missing"
+            try:  # opened, since a network folder may answer a look at a path from a cache
+                with path.open("rb") as file:
+                    current = _file_etag(os.fstat(file.fileno()))
+            except (FileNotFoundError, IsADirectoryError):
+                current = "missing"
             if current != etag:
                 raise ConflictError(f"replace {self.describe(key)}: it is {current}, not {etag}", "PreconditionFailed")
             temporary.replace(path)
@@ -161,7 +165,7 @@ class DirectoryStore:
             disk = os.statvfs(self._root)
         except OSError:
             return None
-        return disk.f_bavail * disk.f_frsize
+        return disk.f_bavail * disk.f_frsize if disk.f_blocks else None  # some mounts answer with nothing but zeros
 
     def probe(self, key: str, *, for_checkpoints: bool = False) -> tuple[str, ...]:
         with naming_the_fix(f"the store {self.uri}"):
@@ -239,9 +243,12 @@ def _place_new(temporary: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK):
             raise
-        if os.path.lexists(path):
+        try:  # opened, for the reason that `replace` has
+            path.open("rb").close()
+        except FileNotFoundError:
+            temporary.replace(path)
+        else:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
-        temporary.replace(path)
 
 
 def _file_etag(stat: os.stat_result) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -104,9 +105,11 @@ def read_metrics(store: ObjectStore, run_id: str) -> list[Row]:
     leads back to the first; what an attempt logged beyond, or beside it, does not belong to the run.
     """
     rows: dict[int, list[Row]] = {}
-    for info in store.list(run_key(run_id, "metrics/")):
-        attempt = int(info.key.split("/")[-2])
-        rows.setdefault(attempt, []).extend(json.loads(line) for line in store.get(info.key).decode().splitlines())
+    folder = run_key(run_id, "metrics/")
+    for info in store.list(folder):
+        if name := re.fullmatch(r"([0-9]+)/[^/.][^/]*\.jsonl", info.key.removeprefix(folder)):  # else it is not ours
+            found = (json.loads(line) for line in store.get(info.key).decode().splitlines())
+            rows.setdefault(int(name[1]), []).extend(found)
     begins = {attempt: found[0] for attempt, found in rows.items() if found[0].get("event") == "start"}
     way: list[Row] = []
     attempt, end = max(begins, default=0), float("inf")

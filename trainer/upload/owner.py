@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import threading
 import time
 import uuid
@@ -37,8 +38,8 @@ UNKNOWN = "unknown"  # the etag after a write that may or may not have taken eff
 def claim_attempt(store: ObjectStore, run_id: str) -> int:
     """Take the next free attempt number by creating its key."""
     prefix = run_key(run_id, "attempts/")
-    taken = [int(Path(info.key).stem) for info in store.list(prefix)]
-    attempt = max(taken, default=0) + 1
+    names = [re.fullmatch(r"([0-9]+)\.json", info.key.removeprefix(prefix)) for info in store.list(prefix)]
+    attempt = max((int(name[1]) for name in names if name), default=0) + 1  # a folder may have others' files, too
     while True:
         body = {"attempt": attempt, "started": time.time(), "host": platform.node(), "nonce": uuid.uuid4().hex}
         try:
@@ -65,7 +66,7 @@ class MachineLock:
         """Add this process's name, and return the names of dead attempts; none while a living process has the lock."""
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError:  # taken; or there are no locks here, and then a restart waits for the lease
             return []
         dead = [line for line in self.path.read_text().splitlines() if line != name]
         if not self.mine:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract import (
+    CRASH,
     DRAIN_SECONDS,
     HEARTBEAT_SECONDS,
     Exit,
@@ -200,7 +201,7 @@ def main() -> int:
         )
     except (UserError, StoreError) as error:
         say(f"error: {error}")
-        return Exit.USER
+        return CRASH if may_pass(error) else Exit.USER  # an outage is nobody's mistake: the next start tries again
     if uploader is None:
         print(json.dumps({"state": "finished"}), flush=True)
         return 0

@@ -62,6 +62,14 @@ def test_a_scratch_that_cannot_be_locked_is_told(tmp_path: Path, monkeypatch: py
         stage(place, tmp_path / "scratch", COPIES, WANTED)
 
 
+def test_a_scratch_on_a_mount_that_answers_with_zeros_is_used(
+    tmp_path: Path, s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, _ = noise(s3_uri)
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result([4096, 4096] + [0] * 8))
+    assert stage(place, tmp_path / "scratch", COPIES, WANTED).is_dir()
+
+
 def test_prepared_shards_in_s3_are_copied_byte_for_byte(tmp_path: Path, s3_uri: str) -> None:
     result = prepared(image_folder(tmp_path / "folder"), s3_uri, images_per_shard=5)
     local = stage(f"{s3_uri}/{result.prefix}", tmp_path, COPIES, WANTED)

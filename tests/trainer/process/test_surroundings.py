@@ -90,6 +90,26 @@ def test_where_no_socket_can_be_made_the_reason_and_the_fix_are_told(monkeypatch
         listen()
 
 
+def test_without_any_usual_temporary_folder_shared_memory_takes_the_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tempfile.mkdtemp
+
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    def make(prefix: str, dir: str) -> str:
+        if dir == "/tmp":
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), dir)
+        return made(prefix=prefix, dir=tmp_path if dir == "/dev/shm" else dir)
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    monkeypatch.setattr(tempfile, "mkdtemp", make)
+    server, path = listen()
+    server.close()
+    assert Path(path).parent.parent == tmp_path
+
+
 def test_without_hard_links_the_first_reason_to_end_still_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,3 +154,43 @@ open_store({str(tmp_path)!r}).put("runs/a", Slow())
     assert list(store.list("")) == []
     store.create("runs/a", b"whole")
     assert store.get("runs/a") == b"whole"
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_write_with_a_condition_looks_into_the_file_and_no_cache_of_attributes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    """A network folder may answer stat from a cache, and opening a file makes it ask the server."""
+    store, stat = open_store(str(tmp_path)), os.stat
+    etag, before = store.put("x", b"1"), stat(tmp_path / "x")
+    store.put("x", b"of another machine")
+
+    def cached(path: Any, *arguments: Any, **named: Any) -> os.stat_result:
+        if str(path).endswith("/x"):
+            return before
+        if str(path).endswith("/y"):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return stat(path, *arguments, **named)
+
+    def no_links(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    store.put("y", b"of another machine")
+    monkeypatch.setattr(os, "stat", cached)
+    monkeypatch.setattr(os, "lstat", cached)
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(ConflictError):
+        store.replace("x", b"2", etag)
+    with pytest.raises(ConflictError):
+        store.create("y", b"2")
+    assert store.get("x") == store.get("y") == b"of another machine"
+
+
+def test_a_mount_that_answers_with_zeros_says_nothing_of_its_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path))
+    assert store.free_bytes()
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result([4096, 4096] + [0] * 8))
+    assert store.free_bytes() is None

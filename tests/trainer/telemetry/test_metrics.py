@@ -120,6 +120,16 @@ def test_the_tenth_attempt_comes_after_the_ninth(attempt: Attempt, store: Object
     assert steps(store) == [2, 10, 11]
 
 
+def test_files_of_others_among_the_metrics_are_no_rows(attempt: Attempt, store: ObjectStore) -> None:
+    writer = attempt(1, first_step=0)
+    writer.add(1, {"train/loss": 2.0})
+    writer.flush()
+    writer.ship()  # type: ignore[attr-defined]
+    for name in (".DS_Store", "1/.DS_Store", "1/._00000000-00000001.jsonl", "@eaDir/1/x.jsonl", "1/@eaDir/x.jsonl"):
+        store.put(f"runs/{RUN}/metrics/{name}", b"\xff\xfe no rows")
+    assert [row["step"] for row in read_metrics(store, RUN)] == [0, 1]
+
+
 def test_what_an_attempt_did_beside_the_way_to_the_last_one_does_not_count(
     attempt: Attempt, store: ObjectStore
 ) -> None:
