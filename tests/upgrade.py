@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -113,9 +114,9 @@ def upgraded(lab: Lab, old: Path, *, s3: bool, stop: str) -> End:
     step = run.newest()["step"]
     end = finish(run, ROOT, f"COMMIT, {stop} at step {step}, present; {'S3' if s3 else 'directory'}", since)
     expect(f"from step {step}" in run.output(), f"{end.how}: it did not continue: {run.output()[-800:]}")
-    scratch = f"{run.environ['TRAINER_SCRATCH_DIR']}"
-    told = "the same bytes as version" in run.output()  # after a new number of the conversion
-    expect(len(prepared(scratch)) == 1 or told, f"{end.how}: the data was prepared again: {prepared(scratch)}")
+    scratch = Path(run.environ["TRAINER_SCRATCH_DIR"])
+    made = {json.loads((scratch / name / "index.json").read_text())["fingerprint"] for name in prepared(str(scratch))}
+    expect(len(made) == 1, f"{end.how}: the data was prepared again, and is other data: {prepared(str(scratch))}")
     return end
 
 

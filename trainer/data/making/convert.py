@@ -22,6 +22,8 @@ Pixels = npt.NDArray[np.uint8]  # (H, W, 3), RGB
 CONVERSION = 3  # part of the version of prepared data: raise it when the same image and options give other bytes
 
 LONGEST = 65_500  # pixels of a side: libjpeg takes no more
+FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")  # not all: Pillow runs Ghostscript on PostScript
+NO_FORMAT = f"its bytes begin as none of {', '.join(FORMATS)}"
 NO_IMAGE = (  # what lies in the place of an image, and how such bytes begin
     ("it is a pointer of Git LFS: fetch what it stands for, `git lfs pull`", b"version https://git-lfs"),
     ("it is a web page", b"<!doctype html"),
@@ -80,7 +82,7 @@ def _instead(data: bytes) -> str:
     if not data:
         return "it is empty"
     begin = data[:64].lstrip().lower()
-    return next((what for what, start in NO_IMAGE if begin.startswith(start)), "no image format begins with its bytes")
+    return next((what for what, start in NO_IMAGE if begin.startswith(start)), NO_FORMAT)
 
 
 def _encode_and_check(pixels: Pixels, quality: int) -> bytes:
@@ -125,7 +127,7 @@ def encode(pixels: Pixels, quality: int) -> bytes:
 
 def _pixels_of(data: bytes, name: str) -> tuple[Pixels, tuple[str, ...], bool]:
     """The pixels, what was odd, and whether the bytes may be stored without encoding them again."""
-    with Image.open(io.BytesIO(data)) as image:  # reads the header only
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads the header only
         if image.format == "JPEG" and image.mode in ("L", "RGB"):
             odd = _oddities(image, name)
             try:  # the same library and pixels as Pillow's, but the interpreter's lock is free meanwhile

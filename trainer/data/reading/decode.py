@@ -18,16 +18,19 @@ from trainer.data.jpeg import Bytes
 from trainer.data.reading.window import Box, cut
 
 THIN = 200  # times as long as wide: no photograph is
+MOST_PIXELS = 2 * 89_478_485  # of a JPEG: above it Pillow refuses an image, so none such was ever prepared
 
 _memory = threading.local()  # each decoding thread's buffers, by name: fresh pages would cost as much as decoding
 
 
 def image_size(jpeg: Bytes) -> tuple[int, int]:
-    """(width, height) in pixels. ValueError if these are not the bytes of a JPEG."""
+    """(width, height) in pixels. ValueError if these are not the bytes of a JPEG, or of too many pixels."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
     except KeyError as error:  # from the library's table of colour spaces
         raise ValueError("the JPEG's headers are damaged") from error
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels: no more than {MOST_PIXELS:,} are decoded")
     return width, height
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from trainer.contract import UserError
-from trainer.data.format import AGAIN, INDEX, Index, Shard
+from trainer.data.format import AGAIN, INDEX, Index, Shard, schema
 from trainer.data.reading.mapping import advise, map_file
 from trainer.store import naming_the_fix
 
@@ -38,7 +38,7 @@ class PreparedSplit:
         images_before, batch_of, starts, stops, labels = 0, [], [], [], []
         for shard in sizes[short_side].shards:
             rows = 0
-            for batch in _open_shard(directory, shard):
+            for batch in _open_shard(directory, shard, index.classes):
                 images = batch.column("image").field("bytes")
                 _, offsets, values = images.buffers()
                 ends = np.frombuffer(offsets, np.int32)[images.offset : images.offset + len(images) + 1]
@@ -78,8 +78,11 @@ class PreparedSplit:
         return str(paths[i - first].as_py())
 
 
-def _open_shard(directory: Path, shard: Shard) -> Iterator[Any]:
-    """The record batches of a shard that are not empty. The file is mapped, and closed again."""
+def _open_shard(directory: Path, shard: Shard, classes: tuple[str, ...]) -> Iterator[Any]:
+    """The record batches of a shard that are not empty. The file is mapped, and closed again.
+
+    Arrow believes what a file says of its own lengths. So they are compared with the file before anything is read.
+    """
     path = directory / shard.file
     if not path.is_file():
         raise UserError(f"{path} is missing, {INDEX} names it: {AGAIN}")
@@ -90,14 +93,29 @@ def _open_shard(directory: Path, shard: Shard) -> Iterator[Any]:
             mapped = map_file(path)
         advise(mapped.address, mapped.size, mmap.MADV_RANDOM)  # else the system would read ahead, ten times too much
         reader = pa.ipc.open_file(mapped)
+        if not reader.schema.equals(schema(classes)):
+            raise ValueError(f"its columns are {', '.join(map(str, reader.schema))}")
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        for batch in batches:
+            _check(batch, len(classes))
     except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path} is not an Arrow file ({error}): {AGAIN}") from error
+        raise UserError(f"{path} is not a whole shard ({error}): {AGAIN}") from error
     for batch in batches:
         if batch.num_rows:
             yield batch
+
+
+def _check(batch: Any, classes: int) -> None:
+    """Raises pa.ArrowInvalid or ValueError where lengths reach beyond the file, something is missing, or a label is."""
+    batch.validate(full=True)
+    images, labels = batch.column("image"), batch.column("label")
+    if any(column.null_count for column in (images, *images.flatten(), labels)):
+        raise ValueError("an image, a name or a label is missing")
+    numbers = labels.to_numpy()
+    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < classes:
+        raise ValueError(f"labels from {numbers.min()} to {numbers.max()} of {classes} classes")
 
 
 def _raise_file_limit() -> None:

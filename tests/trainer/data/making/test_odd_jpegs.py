@@ -147,7 +147,8 @@ def test_an_image_that_is_too_long_for_a_jpeg_is_shrunk_until_it_fits() -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n", "git lfs pull"),
         (b"\n<!DOCTYPE html><html>404</html>", "it is a web page"),
         (b"<html>404</html>", "it is a web page"),
-        (b"not an image", "no image format begins with its bytes"),
+        (b"not an image", "its bytes begin as none of JPEG, PNG, BMP"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 10\n%%EndComments\nshowpage\n", "as none of JPEG, PNG, BMP"),
     ],
 )
 def test_what_is_no_image_is_told_as_what_it_is_and_always_in_the_same_words(data: bytes, said: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import resource
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -161,3 +162,12 @@ print(len(os.listdir("/proc/self/task")) - before)
         check=True,
     )
     assert done.stdout == "0\n"
+
+
+def test_a_jpeg_that_claims_more_pixels_than_any_prepared_one_has_is_refused_before_memory_is_taken() -> None:
+    jpeg = bytearray(encode(photo(1)))
+    at = jpeg.index(b"\xff\xc0") + 5  # height and width in the header of the frame
+    jpeg[at : at + 4] = struct.pack(">HH", 65_500, 65_500)
+    for read in (image_size, lambda data: center_into(np.empty((32, 32, 3), np.uint8), data, 32)):
+        with pytest.raises(ValueError, match="65500 x 65500 pixels: no more than 178,956,970 are decoded"):
+            read(np.frombuffer(jpeg, np.uint8))
