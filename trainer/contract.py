@@ -105,6 +105,32 @@ class RunEnv:
 
 # Keys of the store. The first element is the lifetime: IAM and lifecycle rules are by prefix.
 
+RESERVED = ".store-"  # the files of a store that is a folder begin so; no part of a key may
+
+
+def is_key(text: str) -> bool:
+    """Whether a store takes it for a key, and a folder for a path below it."""
+    return "\0" not in text and all(
+        part not in ("", ".", "..") and not part.startswith(RESERVED) for part in text.split("/")
+    )
+
+
+def check_key(key: str) -> str:
+    """The key. Raises ValueError if it is none."""
+    if not is_key(key):
+        raise ValueError(
+            f"{key!r} is not a key: no part between '/' is empty, '.' or '..', or begins with {RESERVED!r}"
+        )
+    return key
+
+
+def check_key_of(run_id: str, key: str) -> str:
+    """The key of a file of the run. Raises ValueError if it is none, or if it lies elsewhere."""
+    folders = (run_key(run_id, ""), checkpoint_key(run_id, ""))
+    if not check_key(key).startswith(folders):
+        raise ValueError(f"{key!r} is no key of run {run_id!r}: those begin with {' or '.join(folders)}")
+    return key
+
 
 def dataset_key(name: str, version: str, file: str) -> str:
     """`datasets/<name>/<version>/<file>`; `index.json` is written last."""

@@ -6,6 +6,7 @@ Reads only, and little at a time. Machines are `infra.run.fleet`'s.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from typing import Any
 import botocore.exceptions
 
 from infra.config import Installation, Output
-from infra.operate.session import Aws, explained
+from infra.operate.session import Aws, AwsError, explained
 from infra.run import fleet
 from infra.run.spec import Spec
 from infra.run.spend import Spend
-from trainer.contract import UserError, run_key
+from trainer.contract import RUN_ID_RULE, UserError, run_key
 
 
 @dataclass(frozen=True)
@@ -56,19 +57,28 @@ class ExplainedBucket:
         return value if isinstance(value, dict) else {}
 
     def list(self, prefix: str, after: str = "") -> Iterator[ListedObject]:
-        """The objects below a prefix, in order of their keys; those after the key `after`."""
+        """The objects below a prefix, in order of their keys; those after the key `after`.
+
+        Raises AwsError where the endpoint names a key that is not below it: what was asked for is all that is taken.
+        """
         start = {"StartAfter": after} if after else {}
         with explained(f"list s3://{self.name}/{prefix}"):
             pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix, **start)
             for page in pages:
                 for found in page.get("Contents", []):
+                    if not found["Key"].startswith(prefix):
+                        raise AwsError(
+                            f"s3://{self.name} was asked for the keys that begin with {prefix!r} and named "
+                            f"{found['Key']!r}: this is no S3; look at AWS_ENDPOINT_URL"
+                        )
                     yield ListedObject(found["Key"], found["Size"], found["LastModified"], found["ETag"])
 
     def runs(self) -> dict[str, datetime]:
-        """Every run that was launched, and when its spec was written."""
+        """Every run that was launched, and when its spec was written. What is not named like a run is none."""
         with explained(f"list the runs in s3://{self.name}"):
             pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix="runs/", Delimiter="/")
-            names = [found["Prefix"].split("/")[1] for page in pages for found in page.get("CommonPrefixes", [])]
+            folders = [found["Prefix"] for page in pages for found in page.get("CommonPrefixes", [])]
+        names = [found[1] for folder in folders if (found := re.fullmatch(f"runs/({RUN_ID_RULE})/", folder))]
         with ThreadPoolExecutor(16) as pool:
             specs = pool.map(lambda name: next(self.list(run_key(name, "spec.json")), None), names)
         return {name: spec.modified for name, spec in zip(names, specs, strict=True) if spec}
@@ -101,7 +111,7 @@ def need_bucket(aws: Aws, installation: Installation) -> ExplainedBucket:
 def choose_run(bucket: ExplainedBucket, asked: str, active: str) -> str:
     """The run that was asked for, else the active one, else the newest; raises UserError where there is none."""
     if asked:
-        if bucket.read(run_key(asked, "spec.json")) is None:
+        if not re.fullmatch(RUN_ID_RULE, asked) or bucket.read(run_key(asked, "spec.json")) is None:
             known = ", ".join(sorted(bucket.runs())) or "none yet"
             raise UserError(f"RUN={asked!r} is no run in s3://{bucket.name}: use one of: {known}")
         return asked

@@ -16,12 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from trainer.contract import UserError
+from trainer.contract import UserError, is_key
 
 if TYPE_CHECKING:
     from trainer.store.checksum import Checksums
 
-RESERVED = ".store-"  # the directory store's own files begin so; no part of a key may
 READ_BYTES = 1 << 20  # how much of a large body is read at a time
 
 
@@ -130,7 +129,7 @@ def open_store(uri: str) -> ObjectStore:
         prefix = prefix.removesuffix("/")
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
             raise UserError(f"{uri!r} names no bucket: {rule}; write s3://, a bucket (a-z, 0-9, '-', '.'), a prefix")
-        if prefix and not _is_key(prefix):
+        if prefix and not is_key(prefix):
             raise UserError(f"{uri!r} has an empty part or '..' in its prefix: {rule}; write s3://bucket/some/prefix")
         from trainer.store.s3 import S3Store
 
@@ -145,22 +144,8 @@ def open_store(uri: str) -> ObjectStore:
     return DirectoryStore(Path(path).expanduser().absolute())
 
 
-def _is_key(key: str) -> bool:
-    return "\0" not in key and all(
-        part not in ("", ".", "..") and not part.startswith(RESERVED) for part in key.split("/")
-    )
-
-
-def check_key(key: str) -> str:
-    if not _is_key(key):
-        raise ValueError(
-            f"{key!r} is not a key: no part between '/' is empty, '.' or '..', or begins with {RESERVED!r}"
-        )
-    return key
-
-
 def check_prefix(prefix: str) -> str:
-    if prefix and not _is_key(prefix.removesuffix("/")):
+    if prefix and not is_key(prefix.removesuffix("/")):
         raise ValueError(f"{prefix!r} is not a prefix of keys: use the beginning of a key, or '' for all")
     return prefix
 

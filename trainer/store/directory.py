@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from trainer.contract import RESERVED, check_key
 from trainer.store import (
     READ_BYTES,
-    RESERVED,
     ConflictError,
     NotFoundError,
     ObjectInfo,
     StoreError,
-    check_key,
     check_prefix,
     check_range,
     check_size,

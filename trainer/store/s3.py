@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from trainer.contract import UserError
+from trainer.contract import UserError, check_key
 from trainer.store import (
     MISWRITTEN,
     PROBE,
@@ -21,7 +21,6 @@ from trainer.store import (
     NotFoundError,
     ObjectInfo,
     StoreError,
-    check_key,
     check_prefix,
     check_range,
     check_size,

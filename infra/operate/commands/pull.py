@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -21,7 +22,7 @@ from infra.operate.runs import ExplainedBucket, ListedObject, active_run, choose
 from infra.operate.session import Aws, ExitCode, explained
 from infra.operate.terminal import LiveLine, next_commands
 from infra.operate.text import size
-from trainer.contract import HEAD_FILE, Lease, UserError, checkpoint_key, run_key
+from trainer.contract import HEAD_FILE, Lease, UserError, check_key_of, checkpoint_key, run_key
 
 HELP = "copy a run's result, report, metrics and configuration here; with --checkpoints also its weights"
 CHUNK_BYTES = 1 << 20
@@ -40,7 +41,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     objects = list(bucket.list(run_key(run_id, "")))
     if options.checkpoints:
         objects += checkpoint_objects(bucket, run_id)
-    download(bucket, objects, options.to)
+    download(bucket, run_id, objects, options.to)
     results = options.to / run_key(run_id, "")
     print(f"{results}: {', '.join(sorted(path.name for path in results.iterdir()))}")
     export = f'make checkpoints RUN={run_id} STORE={options.to} ARGS="export resnet50.safetensors"'
@@ -59,16 +60,39 @@ def checkpoint_objects(bucket: ExplainedBucket, run_id: str) -> list[ListedObjec
     body = bucket.read(key)
     if body is None:
         raise UserError(f"run {run_id!r} has no checkpoint yet: leave --checkpoints out, or wait for the first minute")
-    keys = []
-    for manifest in sorted(Lease.from_json(body).keys()):
-        if data := bucket.read_json(manifest).get("object", {}).get("key"):
-            keys += [data, manifest]
+    try:
+        keys, named = [], Lease.from_json(body).keys()
+        for manifest in sorted(check_key_of(run_id, one) for one in named):
+            if part := bucket.read_json(manifest).get("object"):
+                keys += [check_key_of(run_id, part["key"]), manifest]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"s3://{bucket.name}/{key} or a manifest that it names is not what a trainer of this run writes ({error}): "
+            "nothing is copied; leave --checkpoints out"
+        ) from error
     return [found for name in [*keys, key] for found in bucket.list(name) if found.key == name]
 
 
-def download(bucket: ExplainedBucket, objects: Collection[ListedObject], folder: Path) -> None:
-    wanted = [found for found in objects if not is_here(found, folder / found.key)]
-    total, done, shown = sum(found.bytes for found in wanted), 0, time.monotonic()
+def place_of(bucket: ExplainedBucket, run_id: str, key: str, folder: Path) -> Path:
+    """Where the object goes. Raises UserError unless that lies in the folder, and the key belongs to the run."""
+    path = folder / key
+    try:
+        check_key_of(run_id, key)
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{path} is a link to {path.resolve()}")
+    except ValueError as error:
+        raise UserError(
+            f"s3://{bucket.name}/{key} leads out of the folder {folder}, or is no file of the run ({error}): nothing "
+            "is copied; find out who wrote it, then delete it"
+        ) from error
+    return path
+
+
+def download(bucket: ExplainedBucket, run_id: str, objects: Collection[ListedObject], folder: Path) -> None:
+    """Copies the objects of one run into the folder. Raises UserError, before any is copied, for a key of another."""
+    placed = [(found, place_of(bucket, run_id, found.key, folder)) for found in objects]
+    wanted = [(found, path) for found, path in placed if not is_here(found, path)]
+    total, done, shown = sum(found.bytes for found, _ in wanted), 0, time.monotonic()
     lock, stopping = threading.Lock(), threading.Event()
 
     def count(read: int) -> None:
@@ -82,7 +106,7 @@ def download(bucket: ExplainedBucket, objects: Collection[ListedObject], folder:
                 live.show(f"{size(done)} of {size(total)}, {100 * done / total:.0f} %")
 
     with LiveLine() as live, ThreadPoolExecutor(PARALLEL) as pool:
-        jobs = [pool.submit(fetch, bucket, found, folder / found.key, count) for found in wanted]
+        jobs = [pool.submit(fetch, bucket, found, path, count) for found, path in wanted]
         try:
             for job in jobs:
                 job.result()
@@ -102,10 +126,8 @@ def is_here(found: ListedObject, path: Path) -> bool:
 
 def fetch(bucket: ExplainedBucket, found: ListedObject, path: Path, count: Callable[[int], None]) -> None:
     """Into a part file that the object's etag names, so that only the rest of the same bytes is ever added to it."""
-    if ".." in found.key.split("/"):
-        raise UserError(f"s3://{bucket.name}/{found.key} leads out of the folder: it is no file of a run; delete it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{found.etag.strip(chr(34))[:12]}.part")
+    part = path.with_name(f".{path.name}.{re.sub('[^0-9A-Za-z]', '', found.etag)[:12]}.part")
     with explained(f"copy s3://{bucket.name}/{found.key}"), part.open("ab") as file:
         count(begin := file.tell())
         if begin < found.bytes:

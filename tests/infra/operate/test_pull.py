@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -13,7 +15,7 @@ from infra.operate.session import AwsError
 from tests.emulator.aws import Aws
 from tests.infra.deployed import RUN, Deployed, client, deploy
 from tests.infra.operator import operate
-from trainer.contract import Lease, UserError
+from trainer.contract import Lease, UserError, manifest_key
 
 
 @pytest.fixture
@@ -92,18 +94,78 @@ def test_what_the_run_overwrites_meanwhile_is_copied_as_it_is_then(deployed: Dep
     bucket = ExplainedBucket(boto3.client("s3"), deployed.bucket)
     (listed,) = bucket.list(f"runs/{RUN}/heartbeat.json")
     deployed.put(f"runs/{RUN}/heartbeat.json", b'{"phase": "saving"}')
-    pull.download(bucket, [listed], tmp_path)
+    pull.download(bucket, RUN, [listed], tmp_path)
     assert (tmp_path / f"runs/{RUN}/heartbeat.json").read_bytes() == b'{"phase": "saving"}'
     client(deployed.aws, "s3").delete_object(Bucket=deployed.bucket, Key=listed.key)
-    pull.download(bucket, [listed], tmp_path / "again")
+    pull.download(bucket, RUN, [listed], tmp_path / "again")
     assert files(tmp_path / "again") == set()
 
 
 def test_a_key_that_leads_out_of_the_folder_is_refused(deployed: Deployed, tmp_path: Path) -> None:
-    deployed.put(f"runs/{RUN}/../../../evil", b"")
-    with pytest.raises(UserError, match="leads out of the folder"):
+    for key in (f"runs/{RUN}/../../../evil", f"runs/{RUN}//evil", f"runs/{RUN}/a/./evil"):
+        deployed.put(key, b"")
+        with pytest.raises(UserError, match=f"{re.escape(key)} leads out of the folder"):
+            operate("pull", "--to", str(tmp_path / "out"))
+        client(deployed.aws, "s3").delete_object(Bucket=deployed.bucket, Key=key)
+    assert files(tmp_path) == set()
+
+
+def lead_to(deployed: Deployed, key: object, *, manifest: str = manifest_key(RUN, 150, 1)) -> None:
+    """What whoever may write the bucket can do: HEAD names a manifest of theirs, which names any object."""
+    deployed.put(manifest, {"step": 150, "time": 0, "object": {"key": key, "bytes": 4}})
+    deployed.put(f"checkpoints/{RUN}/HEAD.json", Lease(attempt=1, newest=manifest, best=manifest).to_json())
+
+
+def test_a_manifest_that_names_a_file_of_nobody_s_run_is_refused_and_nothing_is_written(
+    deployed: Deployed, tmp_path: Path
+) -> None:
+    for key in (f"{tmp_path}/.bashrc", "datasets/x/y/z", "runs/other/spec.json", "../x", 7, ["a"], None):
+        said = repr(key) if isinstance(key, str) else "is not what a trainer of this run writes"
+        if isinstance(key, str):
+            deployed.put(key, b"evil")
+        lead_to(deployed, key)
+        with pytest.raises(UserError, match=f"{re.escape(said)}.*nothing is copied"):
+            operate("pull", "--checkpoints", "--to", str(tmp_path / "out"))
+    assert files(tmp_path) == set()
+
+
+def test_a_head_that_names_a_manifest_elsewhere_is_refused(deployed: Deployed, tmp_path: Path) -> None:
+    lead_to(deployed, f"checkpoints/{RUN}/data/x", manifest=f"{tmp_path}/.profile")
+    with pytest.raises(UserError, match=r"\.profile' is no key of run|\.profile' is not a key"):
+        operate("pull", "--checkpoints", "--to", str(tmp_path / "out"))
+    deployed.put(f"checkpoints/{RUN}/HEAD.json", b"{}")
+    with pytest.raises(UserError, match="is not what a trainer of this run writes"):
+        operate("pull", "--checkpoints", "--to", str(tmp_path / "out"))
+    assert files(tmp_path) == set()
+
+
+def test_an_endpoint_that_lists_other_keys_than_it_was_asked_for_is_no_s3(deployed: Deployed, tmp_path: Path) -> None:
+    bucket = ExplainedBucket(boto3.client("s3"), deployed.bucket)
+
+    def forge(parsed: dict[str, Any], **_: object) -> None:
+        parsed["Contents"][0]["Key"] = f"{tmp_path}/.bashrc"
+
+    bucket.s3.meta.events.register("after-call.s3.ListObjectsV2", forge)
+    with pytest.raises(AwsError, match=r"\.bashrc': this is no S3"):
+        list(bucket.list(f"runs/{RUN}/"))
+
+
+def test_a_link_in_the_folder_does_not_lead_out_of_it(deployed: Deployed, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/runs").symlink_to(tmp_path / "home")
+    with pytest.raises(UserError, match=r"out/runs/.* is a link to .*home"):
         operate("pull", "--to", str(tmp_path / "out"))
-    assert not (tmp_path / "evil").exists()
+    assert files(tmp_path) == set()
+
+
+def test_what_is_not_named_like_a_run_is_none(deployed: Deployed, tmp_path: Path) -> None:
+    for name in ("..", "$(id)", "\x1b]52;c;aWQ=\a", ""):
+        deployed.put(f"runs/{name}/spec.json", b"{}")
+    bucket = ExplainedBucket(boto3.client("s3"), deployed.bucket)
+    assert set(bucket.runs()) == {RUN}
+    with pytest.raises(UserError, match=rf"RUN='\.\.' is no run .*use one of: {RUN}"):
+        operate("pull", "--run", "..", "--to", str(tmp_path))
 
 
 def test_errors_say_what_to_do(deployed: Deployed, tmp_path: Path) -> None:
