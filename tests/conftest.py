@@ -42,6 +42,7 @@ for number in (signal.SIGINT, signal.SIGHUP):  # a shell's `&`, and nohup, have 
 STRICT = os.environ.get("STRICT") == "1"
 FAST = os.environ.get("FAST") == "1"  # leave out what is marked slow, and whatever starts a server or a whole run
 BOOTS = ("tests/infra/boot/test_boot.py", "tests/infra/boot/test_boot_ends.py")
+STACKS = "tests/infra/stacks/"
 SLOW_FIXTURES = frozenset({"aws_server", "chromium", "digits_folder", "engine", "hub", "new_run", "s3_endpoint"})
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -109,12 +110,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file's tests on one worker, which makes their fixtures once; but each boot of a machine where there is room."""
+    """A file's tests on one worker, which makes their fixtures once; but each boot of a machine where there is room.
+
+    All files about the stacks are on one worker: starting CDK and synthesizing takes longer than what they then check.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return nodeid if nodeid.startswith(BOOTS) else nodeid.split("::")[0]
+            if nodeid.startswith(BOOTS):
+                return nodeid
+            return STACKS if nodeid.startswith(STACKS) else nodeid.split("::")[0]
 
     return ByFile(config, log)
 

@@ -1,6 +1,6 @@
-"""The guard function: AWS Lambda calls `handler` every minute, and it stops what must no longer run and bill.
+"""The guard function. AWS Lambda calls `handler` every minute, and the guard stops what must no longer run and bill.
 
-Each minute is one tick: read the facts, decide by `rules`, act, record, notify. The decisions are in `rules`.
+Each minute is one tick: read the facts, decide by `rules`, act, remember, notify.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Guard:
         self.settled: set[tuple[str, float]] = set()  # launches that are over, by run and deadline
 
     def tick(self, now: float) -> list[str]:
-        """Does one minute's work and returns what could not be read or done, which does not stop the rest."""
+        """Do one minute's work. Returns what could not be read or done; that does not stop the rest."""
         problems: list[str] = []
         self.bucket = CautiousBucket(self.s3, self.settings.bucket)
         machines: list[FleetMachine] | None = None
@@ -227,7 +227,7 @@ class Guard:
 
 
 def assume(name: str, machines: Collection[FleetMachine]) -> Group | None:
-    """A group that cannot be read, as its newest machine's tags describe it; None if it has no machine."""
+    """A group that cannot be read, as the tags of its newest machine describe it. None if it has no machine."""
     mine = [machine for machine in machines if machine.group == name and machine.is_billing]
     if not mine:
         return None
@@ -267,6 +267,6 @@ def _guard() -> Guard:
 
 
 def handler(event: object, context: object) -> None:
-    """One tick. Fails at its end if something could not be read or done: the alarm on failures sends a mail."""
+    """Run one tick. Raises if something could not be read or done, so that the alarm on failures sends a mail."""
     if problems := _guard().tick(time.time()):
         raise RuntimeError("; ".join(problems))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Times are Unix seconds; 0 means never."""
+    """What the guard remembers of a run. Times are Unix seconds; 0 means never."""
 
     at: float = 0.0  # the last tick
     deadline: float = 0.0  # identifies the launch that this memory is about: each launch sets another one
@@ -31,13 +31,13 @@ class Memory:
         return json.dumps(vars(self)).encode()
 
     def for_launch(self, deadline: float) -> Memory:
-        """A new launch starts with an empty memory, but for the mark and for what SNS was told."""
+        """The memory for a new launch: empty, but it keeps the mark of the last heartbeat and what SNS was told."""
         if deadline in (0.0, self.deadline):
             return self
         return Memory(deadline=deadline, mark=self.mark, marked=self.marked, told=self.told, untold=self.untold)
 
     def changed(self, before: Memory) -> bool:
-        """Whether more than the times of the tick differs."""
+        """Whether anything but the times of the ticks differs."""
         return replace(self, at=before.at, active=before.active) != before
 
     @classmethod

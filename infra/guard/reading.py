@@ -33,7 +33,7 @@ class ReadObject:
     at: float  # when it was written, in S3's time
 
     def json(self) -> dict[str, Any]:
-        """{} if the body is no JSON object."""
+        """The JSON object in the body. {} if the body is not a JSON object."""
         with suppress(ValueError):
             value = json.loads(self.body)
             if isinstance(value, dict):
@@ -55,13 +55,13 @@ class KnownRun:
 
 
 class CautiousBucket:
-    """The bucket during one tick. After one request without any answer it is asked no more: a tick has a minute."""
+    """The bucket during one tick. After a request without an answer, it is not asked again: a tick has a minute."""
 
     def __init__(self, s3: Any, name: str):
         self.s3, self.name, self.silence = s3, name, ""
 
     def read(self, key: str) -> ReadObject | None:
-        """None if there is no such object; UnreadableError if that cannot be told."""
+        """The object's bytes. None if there is no such object; UnreadableError if that is unknown."""
         if self.silence:
             raise UnreadableError(f"s3://{self.name}/{key} was not asked for: {self.silence}")
         try:
@@ -142,7 +142,7 @@ def read_signs(
 
 
 def price(ec2: Any, spec: Spec, spend: Spend, machines: Iterable[FleetMachine], now: float) -> dict[str, float]:
-    """Dollars per hour, by machine: EC2's spot price, or the spec's list price, which is higher, without one."""
+    """Dollars per hour of each machine: EC2's spot price, or else the spec's list price, which is higher."""
     prices = {machine.id: machine.usd_per_hour for machine in spend.machines if machine.ended}
     for machine in machines:
         if machine.id in prices and not machine.is_billing:
@@ -155,7 +155,7 @@ def price(ec2: Any, spec: Spec, spend: Spend, machines: Iterable[FleetMachine], 
 
 
 def tally(spend: Spend, machines: Iterable[FleetMachine], prices: dict[str, float], now: float) -> Spend:
-    """Updates the tally with the machines that EC2 shows. If EC2 does not tell when one ended, it ended now."""
+    """Updates the tally with the machines that EC2 shows. A machine whose end EC2 does not tell ended now."""
     known = {machine.id: machine for machine in spend.machines}
     return spend.tally(
         [
@@ -176,7 +176,7 @@ def _ended_by(known: Machine | None, now: float) -> float:
 
 
 def _spot_price(ec2: Any, machine: FleetMachine, now: float) -> float:
-    """0 if EC2 does not tell it: then the list price counts."""
+    """The spot price in dollars per hour. 0 if EC2 does not tell it; then the list price counts."""
     try:
         history = ec2.describe_spot_price_history(
             InstanceTypes=[machine.type], AvailabilityZone=machine.zone, ProductDescriptions=["Linux/UNIX"],

@@ -1,6 +1,6 @@
-"""The guards: each is a small function from facts to a reason, "" for none. No I/O here.
+"""The guards. Each is a small function from facts to a reason; "" means that it has none. There is no I/O here.
 
-What is unknown is no reason: if the store cannot be read, the run counts neither as finished nor as hung. There are two
+What is unknown is no reason. If the store cannot be read, the run counts neither as finished nor as hung. There are two
 exceptions, since they would cost money: machines without a run, and machines whose budget cannot be known.
 """
 
@@ -108,7 +108,7 @@ def failed(facts: Facts) -> str:
 
 
 def budget_spent(facts: Facts) -> str:
-    """Counts ahead: until the next tick and the shutdown after it, the group's machines spend, also those to come."""
+    """Counts what all machines, also those to come, spend until the next tick and the shutdown after it."""
     if not facts.spec:
         return ""
     spent = facts.spend.usd_at_most(facts.now)
@@ -154,7 +154,7 @@ def hung(facts: Facts) -> dict[str, str]:
 
 
 def unwanted(facts: Facts) -> dict[str, str]:
-    """Machines that have had to go for longer than a shutdown takes."""
+    """The machines that should be gone by now: they have been unwanted for longer than a shutdown takes."""
     return {
         machine.id: _why_unwanted(facts, machine)
         for machine in facts.billing
@@ -240,7 +240,7 @@ def _dearest(spec: Spec, group: Group) -> float:
 
 
 def _is_confirmed(facts: Facts) -> bool:
-    """Whether an earlier tick had the same suspicion: just after an outage of the store, the heartbeat is still old."""
+    """Whether an earlier tick suspected the same. Right after an outage of the store, the heartbeat is still old."""
     return 0 < facts.memory.suspected < facts.now
 
 

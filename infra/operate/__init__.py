@@ -1,4 +1,5 @@
-"""The operator's commands, one module each: `python -m infra <command>`.
+"""The operator's commands: `python -m infra <command>`. Each command is one module in `commands/`.
 
-Each has `HELP` (a line, what `--help` shows), `configure(parser)` and `run(aws, installation, options) -> int`.
+A command's module has `HELP` (the line that `--help` shows), `configure(parser)` and `run(aws, installation, options)
+-> int`, which returns the exit code.
 """

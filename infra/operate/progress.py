@@ -1,6 +1,6 @@
-"""How far a training is, from what it leaves in the bucket: heartbeat, newest metrics, newest checkpoint, attempts.
+"""How far a training is, by what it leaves in the bucket: heartbeat, newest metrics, newest checkpoint, attempts.
 
-A few small objects are read, however long the run. Formats are `trainer`'s; only its contract is imported.
+It reads a few small objects, however long the run is. It knows their formats only from the trainer's contract.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Times are Unix seconds."""
+    """How far a training is. Times are Unix seconds."""
 
     heartbeat: dict[str, Any]  # empty before the first
     heartbeat_at: float  # when S3 got it
@@ -43,7 +43,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the present speed; None where that is not known."""
+        """Seconds until the end at the present speed. None if the speed or the end is not known."""
         if not self.total_steps or not self.images_per_second:
             return None
         return max(0, self.total_steps - self.step) * self.global_batch_size / self.images_per_second
@@ -87,7 +87,7 @@ def read_progress(bucket: ExplainedBucket, run_id: str) -> Progress:
 
 
 def list_segments(bucket: ExplainedBucket, run_id: str, attempt: int) -> list[ListedObject]:
-    """The metrics segments of an attempt: `<first step>-<last step>.jsonl`, which sort by step."""
+    """The metrics segments of an attempt, in order. They are called `<first step>-<last step>.jsonl`."""
     return [o for o in bucket.list(metrics_key(run_id, attempt, "")) if o.key.endswith(".jsonl")] if attempt else []
 
 
@@ -111,7 +111,7 @@ def newest_of(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_checkpoint(bucket: ExplainedBucket, run_id: str) -> Checkpoint | None:
-    """The newest one that HEAD names."""
+    """The newest checkpoint that HEAD.json names. None if there is none."""
     body = bucket.read(checkpoint_key(run_id, HEAD_FILE))
     try:
         newest = Lease.from_json(body).newest if body else ""
@@ -130,7 +130,7 @@ def read_checkpoint(bucket: ExplainedBucket, run_id: str) -> Checkpoint | None:
 
 
 def read_attempts(bucket: ExplainedBucket, run_id: str) -> list[dict[str, Any]]:
-    """The ledger: what each attempt told of its start and its end; one that was killed told no end."""
+    """What each attempt wrote at its start and its end. An attempt that was killed wrote no end."""
     objects = [o for o in bucket.list(run_key(run_id, "attempts/")) if number(o.key)]
     with ThreadPoolExecutor(8) as pool:
         newest = sorted(objects, key=lambda o: number(o.key))[-ATTEMPTS_SHOWN:]

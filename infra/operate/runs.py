@@ -1,6 +1,6 @@
-"""What a run has left in the bucket: which runs there are, their files, whether one has ended.
+"""What a run has left in the bucket: which runs there are, their files, and whether a run has ended.
 
-Reads only, and little at a time. Machines are `infra.run.fleet`'s.
+It only reads, and little at a time. `infra.run.fleet` has the machines.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class ListedObject:
 
 @dataclass(frozen=True)
 class ExplainedBucket:
-    """The store, read from the operator's machine."""
+    """The store, read from the operator's machine. Its errors are AwsErrors with a fix."""
 
     s3: Any
     name: str
 
     def read(self, key: str) -> bytes | None:
-        """The object's bytes; None where there is none."""
+        """The object's bytes. None if there is no such object."""
         with explained(f"read s3://{self.name}/{key}"):
             try:
                 return bytes(self.s3.get_object(Bucket=self.name, Key=key)["Body"].read())
@@ -49,7 +49,7 @@ class ExplainedBucket:
                 raise
 
     def read_json(self, key: str) -> dict[str, Any]:
-        """Empty where there is no such object, or it is no JSON object."""
+        """The JSON object under a key. Returns {} if there is none, or if the body is not a JSON object."""
         try:
             value = json.loads(self.read(key) or b"{}")
         except ValueError:
@@ -57,9 +57,9 @@ class ExplainedBucket:
         return value if isinstance(value, dict) else {}
 
     def list(self, prefix: str, after: str = "") -> Iterator[ListedObject]:
-        """The objects below a prefix, in order of their keys; those after the key `after`.
+        """The objects below a prefix, in the order of their keys. `after` leaves out the keys up to that one.
 
-        Raises AwsError where the endpoint names a key that is not below it: what was asked for is all that is taken.
+        Raises AwsError if the endpoint names a key that is not below the prefix.
         """
         start = {"StartAfter": after} if after else {}
         with explained(f"list s3://{self.name}/{prefix}"):
@@ -86,7 +86,7 @@ class ExplainedBucket:
 
 @dataclass(frozen=True)
 class Ending:
-    """A run's last word."""
+    """How a run ended."""
 
     how: str  # done, failed, or stopped
     message: str
@@ -94,7 +94,7 @@ class Ending:
 
 
 def open_bucket(aws: Aws, installation: Installation) -> ExplainedBucket | None:
-    """None where the storage stack was never deployed."""
+    """The installation's bucket. None if the storage stack was never deployed."""
     name = aws.outputs(installation.storage_stack).get(Output.BUCKET)
     return ExplainedBucket(aws.client("s3"), name) if name else None
 
@@ -109,7 +109,7 @@ def need_bucket(aws: Aws, installation: Installation) -> ExplainedBucket:
 
 
 def choose_run(bucket: ExplainedBucket, asked: str, active: str) -> str:
-    """The run that was asked for, else the active one, else the newest; raises UserError where there is none."""
+    """The run that the user asked for, else the active run, else the newest. Raises UserError if there is none."""
     if asked:
         if not re.fullmatch(RUN_ID_RULE, asked) or bucket.read(run_key(asked, "spec.json")) is None:
             known = ", ".join(sorted(bucket.runs())) or "none yet"
@@ -129,13 +129,13 @@ def read_spec(bucket: ExplainedBucket, run_id: str) -> Spec | None:
 
 
 def launched_at(bucket: ExplainedBucket, run_id: str) -> float:
-    """When its last launch began, which wrote its spec; `created` in there is of the first one."""
+    """Unix seconds of the last launch, which wrote the spec. `created` in the spec is the time of the first launch."""
     spec = next((found for found in bucket.list(run_key(run_id, "spec.json"))), None)
     return spec.modified.timestamp() if spec else 0.0
 
 
 def read_spend(bucket: ExplainedBucket, run_id: str) -> Spend:
-    """The guard's tally. Raises UserError where it is damaged."""
+    """The guard's tally. Raises UserError if it is damaged."""
     body = bucket.read(run_key(run_id, "spend.json"))
     try:
         return Spend.from_json(body) if body else Spend()
@@ -152,7 +152,7 @@ def newest_attempt(bucket: ExplainedBucket, run_id: str) -> int:
 
 
 def read_ending(bucket: ExplainedBucket, run_id: str) -> Ending | None:
-    """From `done.json`, or from `failed.json` where no later attempt was started; None while it can go on."""
+    """How the run ended. None while it can go on. A `failed.json` counts only if no later attempt was started."""
     if done := bucket.read_json(run_key(run_id, "done.json")):
         return Ending("done", str(done.get("message", "")), float(done.get("ended", 0)))
     failed = bucket.read_json(run_key(run_id, "failed.json"))
@@ -162,12 +162,12 @@ def read_ending(bucket: ExplainedBucket, run_id: str) -> Ending | None:
 
 
 def group_of(installation: Installation, spec: Spec | None) -> str:
-    """The Auto Scaling group that the run's machines come from."""
+    """The name of the Auto Scaling group that the run's machines come from."""
     return installation.prepare_group if spec and spec.kind == "prepare" else installation.train_group
 
 
 def active_run(aws: Aws, installation: Installation) -> str:
-    """The run that machines are wanted for; "" for none."""
+    """The run for which a group has or wants machines. Returns "" if there is none."""
     with explained("the Auto Scaling groups"):
         for name in (installation.train_group, installation.prepare_group):
             group = fleet.group_state(aws.client("autoscaling"), name)

@@ -1,4 +1,4 @@
-"""Whose account, which region, which installation; and AWS's errors as sentences with a fix.
+"""The account, the region and the installation; and AWS's errors as sentences with a fix.
 
 Every call to AWS of the operator's commands goes through `Aws.client`.
 """
@@ -25,7 +25,7 @@ BOTO_CONFIG = Config(connect_timeout=5, read_timeout=20, retries={"mode": "stand
 
 
 class ExitCode(IntEnum):
-    """Of `python -m infra …`."""
+    """The exit codes of `python -m infra …`."""
 
     DONE = 0
     USAGE = 2
@@ -35,7 +35,9 @@ class ExitCode(IntEnum):
 
 
 class AwsError(Exception):
-    """AWS said no, or could not be asked; the message says what was asked, what it said, and what to do. Exit 4."""
+    """AWS refused, or did not answer. The message says what was asked, what AWS said, and what to do. The exit code is
+    4.
+    """
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Aws:
             return str(self.client("sts").get_caller_identity()["Account"])
 
     def outputs(self, stack: str) -> dict[str, str]:
-        """The outputs of a stack; empty where there is no such stack."""
+        """The outputs of a stack. Returns {} if there is no such stack."""
         try:
             with explained(f"the stack {stack}"):
                 (found,) = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"]
@@ -78,7 +80,7 @@ def _client(session: boto3.Session, service: str) -> Any:
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn botocore's errors into AwsError with the fix for the usual ones."""
+    """Turn botocore's errors into AwsErrors. The usual ones say how to fix them."""
     try:
         yield
     except botocore.exceptions.NoCredentialsError as error:
@@ -101,7 +103,7 @@ def explained(what: str) -> Iterator[None]:
 
 
 def load_installation(overrides: Sequence[str], root: Path = ROOT) -> Installation:
-    """cdk.json's context with `-c field=value` on top, as `cdk` reads it; raises UserError naming key, value, rule."""
+    """Read cdk.json's context, with `-c field=value` on top. Raises UserError with the key, the value and the rule."""
     for pair in overrides:
         if "=" not in pair:
             raise UserError(f"-c {pair!r} is not FIELD=VALUE: for example -c market=on-demand")

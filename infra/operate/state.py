@@ -1,4 +1,4 @@
-"""What a run does now: its files in the bucket beside what EC2 and its Auto Scaling group say. Reads only."""
+"""What a run does now, by its files in the bucket, EC2, and its Auto Scaling group. Reads only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PARALLEL_RUNS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """All that is known of a run, as read at `now`."""
+    """Everything that is known of a run, as read at `now`."""
 
     now: float
     run_id: str
@@ -45,7 +45,7 @@ class RunState:
 
     @property
     def projected_usd(self) -> float | None:
-        """What it will have cost at the end, at the present speed and price."""
+        """What the run will have cost at its end, at the present speed and price. None if that is not known."""
         left = self.progress.seconds_left
         if left is None or not self.machines:
             return None
@@ -53,17 +53,17 @@ class RunState:
 
     @property
     def deadline(self) -> float:
-        """The tag on the group counts; 0 where it is not known."""
+        """The deadline in the group's tag, else the spec's. 0 if it is not known."""
         tagged = self.group.deadline if self.group and self.is_wanted else 0.0
         return tagged or (self.spec.deadline if self.spec else 0.0)
 
     @property
     def phase(self) -> str:
-        """The heartbeat's last word."""
+        """The phase in the newest heartbeat."""
         return str(self.progress.heartbeat.get("phase", "unknown"))
 
     def summary(self) -> tuple[str, str]:
-        """Done, failed, stopped, waiting, booting, silent, running or unreadable; and what the run does, or why not."""
+        """The state in one word, and a text that says what the run does, or why it does nothing."""
         if self.problem:
             return "unreadable", self.problem
         if ending := self.ending:
@@ -97,7 +97,7 @@ def read_state(aws: Aws, installation: Installation, bucket: ExplainedBucket, ru
 def read_states(
     aws: Aws, installation: Installation, bucket: ExplainedBucket, run_ids: Iterable[str]
 ) -> list[RunState]:
-    """Of several runs, without the reasons why one has no machine: EC2 is asked once for all."""
+    """The states of several runs. EC2 is asked once for all, and why a run has no machine is left out."""
     names = (installation.train_group, installation.prepare_group)
     with explained("the machines of the runs"):
         groups = {name: fleet.group_state(aws.client("autoscaling"), name) for name in names}
@@ -138,7 +138,7 @@ def _state_of(
 
 
 def settle(spend: Spend, seen: Sequence[fleet.FleetMachine]) -> Spend:
-    """The guard's tally, without counting on a machine that ended since the guard's last tick."""
+    """The guard's tally, but a machine that has ended since the guard's last tick costs nothing after its end."""
     state = {machine.id: machine for machine in seen}
 
     def ended(machine: Machine) -> float:

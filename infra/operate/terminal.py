@@ -1,6 +1,6 @@
-"""What the operator sees, by rich: wrapped and in colours on a terminal, elsewhere plain lines of any length.
+"""What the operator sees, printed by rich. A terminal gets colours and wrapped lines, a file gets plain lines.
 
-NO_COLOR leaves the colours out. Amounts as text are in `text`.
+NO_COLOR turns the colours off. `text` has amounts as text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Cell = str | Text
 
 
 def console() -> Console:
-    """For standard output as it is now."""
+    """A console for the present standard output."""
     is_terminal = sys.stdout.isatty()
     has_colors = is_terminal and not os.environ.get("NO_COLOR")
     return Console(
@@ -36,7 +36,7 @@ def console() -> Console:
 
 
 def display(*things: RenderableType) -> None:
-    """Print each, on lines of its own."""
+    """Print each thing on lines of its own."""
     to = console()
     if to.is_terminal:
         to.print(*things, sep="\n")
@@ -45,12 +45,12 @@ def display(*things: RenderableType) -> None:
 
 
 def display_json(value: object) -> None:
-    """One document, and nothing else, on standard output."""
+    """Print one JSON document on standard output."""
     print(json.dumps(value, indent=1, ensure_ascii=False), flush=True)
 
 
 def plain(*things: RenderableType) -> str:
-    """As it is printed to a file."""
+    """The text as it is printed to a file."""
     to = Console(width=PLAIN_WIDTH, color_system=None, highlight=False, markup=False, emoji=False)
     with to.capture() as captured:
         to.print(*things, sep="\n")
@@ -62,7 +62,7 @@ def styled(text: str, style: str) -> Text:
 
 
 def escaped(text: str, style: str) -> str:
-    """With the escape codes of this terminal, for a line that must be printed as it came."""
+    """The text with this terminal's escape codes, for a line that must not be wrapped."""
     to = console()
     with to.capture() as captured:
         to.print(Text(text, style), end="", soft_wrap=True)
@@ -70,7 +70,7 @@ def escaped(text: str, style: str) -> str:
 
 
 def table(rows: Iterable[Sequence[Cell]], header: Sequence[str] = (), indent: int = 0) -> RenderableType:
-    """Columns as wide as they must be, numbers to the right, two spaces between; the first column is not wrapped."""
+    """A table with two spaces between its columns. Numbers stand on the right. The first column is not wrapped."""
     lines = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
     grid = Table(box=None, show_header=bool(header), header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
     for i in range(len(header or (lines[0] if lines else ()))):
@@ -84,7 +84,7 @@ def table(rows: Iterable[Sequence[Cell]], header: Sequence[str] = (), indent: in
 
 
 def display_commands(rows: Sequence[Sequence[str]]) -> None:
-    """What is wrong, and last the command against it. A command is never wrapped, so that it can be copied."""
+    """Print rows that end with a command. A command is never wrapped, so that it can be copied."""
     width, widest = console().width, max(sum(len(cell) + 2 for cell in row) for row in rows)
     if widest <= width:
         display(table(rows, indent=2))
@@ -95,17 +95,17 @@ def display_commands(rows: Sequence[Sequence[str]]) -> None:
 
 
 def next_commands(*commands: tuple[str, str]) -> None:
-    """What to type next: (command, what it does)."""
+    """Print what the user can type next, as (command, what it does)."""
     display("\nnext:", table(commands, indent=2))
 
 
 def clear() -> None:
-    """A terminal; a file goes on below."""
+    """Clear the terminal. In a file, nothing happens."""
     console().clear()
 
 
 class LiveLine:
-    """One line that changes in place on a terminal; elsewhere every new text is a line of its own."""
+    """One line that changes in place on a terminal. In a file, every new text is a line of its own."""
 
     def __init__(self) -> None:
         self.shown = ""
@@ -127,6 +127,6 @@ class LiveLine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """The line goes, also on Ctrl-C."""
+        """Remove the line, also on Ctrl-C."""
         if self.live is not None:
             self.live.stop()

@@ -1,4 +1,4 @@
-"""Amounts as people read them: dollars, durations, sizes, moments. The commands have no other place for it."""
+"""Amounts as people read them: dollars, durations, sizes, times. All commands take them from here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def usd(amount: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """1 h 05 min, 12 min, 40 s."""
+    """A duration as text: 1 h 05 min, 12 min, 40 s."""
     whole = round(seconds)
     if whole < 120:
         return f"{whole} s"
@@ -19,15 +19,15 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float, decimals: int = 1) -> str:
-    """Of so many bytes: 1.5 GB, 20.0 MB."""
+    """A number of bytes as text: 1.5 GB, 20.0 MB."""
     return f"{count / 1e9:,.{decimals}f} GB" if count >= 1e8 else f"{count / 1e6:,.{decimals}f} MB"
 
 
 def weekday_time(seconds: float) -> str:
-    """A moment of these days, by this machine's time zone: Fri 14:05."""
+    """A time of this week in this machine's time zone: Fri 14:05."""
     return f"{datetime.fromtimestamp(seconds).astimezone():%a %H:%M}"
 
 
 def date_time(seconds: float) -> str:
-    """A moment of this year: 27 Nov 14:05."""
+    """A time of this year in this machine's time zone: 27 Nov 14:05."""
     return f"{datetime.fromtimestamp(seconds).astimezone():%d %b %H:%M}"

@@ -113,7 +113,7 @@ def scale(autoscaling: Any, name: str, nodes: int) -> None:
 
 
 def scale_to_zero(autoscaling: Any, name: str) -> None:
-    """Sets a minimum of 0 as well if AWS refuses: someone has raised the group's minimum by hand."""
+    """Sets a group to 0. If AWS refuses, somebody has raised its minimum by hand, so the minimum becomes 0 as well."""
     try:
         scale(autoscaling, name, 0)
     except autoscaling.exceptions.ClientError as error:
@@ -138,7 +138,7 @@ def offer(autoscaling: Any, name: str, market: str, types: Sequence[str]) -> Non
 
 
 def why_no_machine(autoscaling: Any, name: str, since: float = 0.0) -> list[Refusal]:
-    """Why launches have failed since the last that succeeded and since `since`: newest first, each reason once."""
+    """Why launches have failed since `since` and since the last success: newest first, each reason once."""
     refusals: dict[str, Refusal] = {}
     for page in _pages(autoscaling.describe_scaling_activities, AutoScalingGroupName=name):
         for activity in page["Activities"]:  # AWS gives the newest first

@@ -36,7 +36,9 @@ class Machine:
         return max(0.0, self.usd_before + hours * self.usd_per_hour)
 
     def reprice(self, usd_per_hour: float, since: float, until: float) -> Machine:
-        """Sets the price of `until`. Between `since`, when the old one was read, and `until`, the higher one counts."""
+        """Sets the price from `until` on. Between `since`, when the old price was read, and `until`, the higher one
+        counts.
+        """
         if usd_per_hour == self.usd_per_hour:
             return self
         start = min(until, max(since, self.priced or self.launched))
@@ -56,7 +58,7 @@ class Spend:
         return self.usd_at_most(self.until(now))
 
     def usd_at_most(self, now: float) -> float:
-        """Dollars if every machine bills on that is not known to have ended. A budget must count with these."""
+        """Dollars if every machine that is not known to have ended still bills. A budget must use this figure."""
         return sum(machine.usd(now) for machine in self.machines)
 
     def until(self, now: float) -> float:
@@ -76,8 +78,9 @@ class Spend:
 
         A machine that EC2 does not show bills on until it has been missing for LOST_SECONDS. Then it counts as ended
         from the moment when it was first missing. If EC2 shows it again, it bills as if it had never been missing.
-        If the last tally is so old that EC2 may have forgotten a machine, the machine is charged for the longest time
-        that it can have lived.
+
+        If the last tally is very old, EC2 may have forgotten a machine. Then the machine is charged for the longest
+        time that it can have lived.
         """
         machines = {machine.id: machine for machine in self.machines}
         unseen = set(machines)
@@ -98,7 +101,7 @@ class Spend:
         return replace(self, at=now, machines=tuple(machines.values()))
 
     def _missing_since(self, machine: Machine, now: float) -> float:
-        """Now; or, if EC2 may have forgotten it since the last tally, the latest time at which it can have ended."""
+        """Now. If EC2 may have forgotten the machine since the last tally, its latest possible end."""
         if now - self.at <= FORGET_SECONDS:
             return now
         latest = now - FORGET_SECONDS

@@ -16,8 +16,8 @@ from infra.stacks.acknowledge import acknowledge
 class Network(Construct):
     """The machines' subnets, in a new VPC or in the one that the context names, and their security group.
 
-    The VPC is made of L1 constructs. The L2 construct `ec2.Vpc` would make only two subnets in a stack without account
-    and region, and would need AWS during synthesis in a stack with them.
+    The VPC is made of L1 constructs. In a stack without account and region, the L2 construct `ec2.Vpc` would make only
+    two subnets. In a stack with them, it would need AWS during synthesis.
     """
 
     def __init__(self, scope: Construct, installation: Installation) -> None:

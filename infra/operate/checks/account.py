@@ -1,7 +1,7 @@
-"""What `preflight` checks of the account and the laptop: may AWS be asked, is everything set up for a deploy.
+"""The checks of `preflight` on the account and the laptop: credentials, region, CDK, Docker, VPC, stacks.
 
-A check gets what is wanted and gives a finding; it changes nothing. Those of the machines are in `checks_machines`,
-those of the run in `checks_run`.
+A check takes a `Wanted` and returns a `Finding`. It changes nothing. `checks.machines` and `checks.run` have the
+others.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def credentials(wanted: Wanted) -> Finding:
 
 
 def is_region(aws: Aws) -> bool:
-    """By its name alone: with a wrong one, no call says what is wrong."""
+    """Whether AWS has a region of this name. With a wrong name, no call to AWS would say what is wrong."""
     session = aws.session
     try:
         return aws.region in session.get_available_regions("ec2", session.get_partition_for_region(aws.region))
@@ -153,7 +153,7 @@ def stacks(wanted: Wanted) -> Finding:
 
 
 def why(error: BaseException) -> str:
-    """Of a check that could not be made."""
+    """The reason why a check could not be made, as text."""
     if isinstance(error, botocore.exceptions.ClientError):
         return f"AWS refused ({error.response['Error'].get('Code', '')}): {error.response['Error'].get('Message', '')}"
     return str(error) if isinstance(error, AwsError) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""What a check of `preflight` is given and what it answers."""
+"""The input and the answer of a check of `preflight`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def unneeded(said: str) -> Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What is going to be deployed and launched, and where."""
+    """What the user wants to deploy and launch, and where."""
 
     aws: Aws
     installation: Installation
@@ -53,7 +53,7 @@ class Wanted:
 
     @property
     def data(self) -> str:
-        """What the run is made from, before the bucket was looked into."""
+        """The data that the request or the recipe names. The bucket may have a prepared form of it."""
         if self.request.kind == "prepare":
             return self.request.data
         return self.request.data or catalog.work_of(self.request.recipe or DEFAULT_RECIPE).data

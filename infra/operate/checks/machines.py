@@ -1,4 +1,4 @@
-"""What `preflight` checks of the machines: quota, role, types, zones, image, disk."""
+"""The checks of `preflight` on the machines: quota, role, types, zones, image, disk."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def ami(wanted: Wanted) -> Finding:
 
 
 def disk(wanted: Wanted) -> Finding:
-    """Data goes to the machine's NVMe, to the root volume where it has none."""
+    """Data goes to the machine's NVMe. A machine without NVMe keeps it on the root volume."""
     if wanted.request.kind == "prepare":
         return unneeded("the machines of prepare have a volume of their own size")
     root = int(wanted.installation.disk_gib)
@@ -110,7 +110,7 @@ def disk(wanted: Wanted) -> Finding:
 
 
 def data_gb(wanted: Wanted) -> float:
-    """On the training machine: the shards, or what they are made from as well."""
+    """Gigabytes of data on the training machine: the shards, and also their source if the machine must prepare them."""
     if dataset := find_dataset(wanted.bucket, wanted.request) if wanted.bucket else None:
         return dataset.bytes / 1e9
     if not datasets.is_hub_id(wanted.data):
@@ -139,7 +139,7 @@ def instance_types(wanted: Wanted) -> Finding:
 
 
 def pools(wanted: Wanted) -> Finding:
-    """Each type in each zone that has it."""
+    """A pool is one type in one zone. The more pools there are, the more likely a spot machine is."""
     zones = _used_zones(wanted)
     pages = wanted.aws.client("ec2").get_paginator("describe_instance_type_offerings").paginate(
         LocationType="availability-zone", Filters=[{"Name": "instance-type", "Values": list(wanted.types)}]

@@ -1,4 +1,4 @@
-"""What `preflight` checks of the run: its data, the token that opens it, the bucket, the money, no other run."""
+"""The checks of `preflight` on the run: data, token, bucket, budget, other runs."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def token(wanted: Wanted) -> Finding:
     value = stored_token(aws, name)
     if secret_exists(aws, name) and not stack_status(aws, wanted.installation.storage_stack):
         return wrong(
-            f"a secret {name} was left without its stack, which can neither adopt it nor make it again: delete it, "
-            "and put the token with `make secret`",
+            f"the secret {name} is there without its stack, and a new stack can neither adopt nor replace it: "
+            "delete it, then store the token with `make secret`",
             f"aws secretsmanager delete-secret --force-delete-without-recovery --secret-id {name}",
         )
     if not _needs_hub(wanted):
@@ -72,7 +72,7 @@ def _hub() -> str:
 
 
 def _knock(data: str, value: str) -> int:
-    """The status with which the hub answers whether this token may read the dataset."""
+    """Ask the hub whether this token may read the dataset. Returns the HTTP status of its answer."""
     headers = {"Authorization": f"Bearer {value}"} if value else {}
     address = f"{_hub()}/api/datasets/{datasets.hub_id(data)}/auth-check"
     request = urllib.request.Request(address, headers=headers)
@@ -141,7 +141,7 @@ def alone(wanted: Wanted) -> Finding:
 
 
 def idle(wanted: Wanted) -> Finding:
-    """For a deploy, which changes both groups."""
+    """No run may be active in either group: a deploy changes both."""
     installation = wanted.installation
     for group in (installation.train_group, installation.prepare_group):
         if active := find_active(wanted.aws.client, installation, group):

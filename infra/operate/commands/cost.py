@@ -1,7 +1,7 @@
-"""`cost`: what a run would cost, what it has cost, what stands costs while nothing runs. Changes nothing.
+"""`cost`: what a run would cost, what it has cost, and what the installation costs while nothing runs. Changes nothing.
 
-Spend is the guard's tally of machine-seconds, as EC2 tells them; the attempts ledger, written by the machines, is shown
-beside it and counts nowhere.
+The guard counts the spend, from the machine-seconds that EC2 reports. The attempts, which the machines write
+themselves, are only shown beside it.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def estimate_document(spec: Spec, offered: Sequence[Estimate]) -> dict[str, Any]
 
 
 def spent_document(bucket: ExplainedBucket, run_id: str, now: float) -> dict[str, Any]:
-    """What `--json` prints of a run's spend. An `ended` of None: it still bills."""
+    """What `--json` prints of a run's spend. A machine whose `ended` is None still bills."""
     spec, spend = read_spec(bucket, run_id), read_spend(bucket, run_id)
     return {
         "run": run_id, "budget_usd": spec.budget_usd if spec else None,
@@ -98,7 +98,7 @@ def spent_document(bucket: ExplainedBucket, run_id: str, now: float) -> dict[str
 
 
 def chosen(aws: Aws, installation: Installation, bucket: ExplainedBucket, asked: str) -> str:
-    """ "" where there is no run yet."""
+    """The run that the user asked for, else the active or the newest one. Returns "" if there is no run yet."""
     if not asked and not bucket.runs():
         return ""
     return choose_run(bucket, asked, active_run(aws, installation))
@@ -125,7 +125,7 @@ def print_spent(bucket: ExplainedBucket, run_id: str, now: float) -> None:
     print(total(spec, spend, now))
     if ledger := read_ledger(bucket, run_id):
         header = ("attempt", "machine", "type", "market", "from", "for", "exit")
-        display("\nas the machines tell it (attempts):", table(map(attempt_row, ledger), header))
+        display("\nattempts, as the machines recorded them:", table(map(attempt_row, ledger), header))
 
 
 def read_ledger(bucket: ExplainedBucket, run_id: str) -> list[dict[str, Any]]:
@@ -144,7 +144,7 @@ def attempt_row(attempt: dict[str, Any]) -> tuple[str, ...]:
     machine = attempt.get("machine") or {}
     machine = machine if isinstance(machine, dict) else {"id": str(machine)}
     started, ended = float(attempt.get("started", 0)), float(attempt.get("ended", 0))
-    lasted = duration(ended - started) if ended else "no end was told"
+    lasted = duration(ended - started) if ended else "no end recorded"
     return (
         str(attempt.get("attempt", "")), str(machine.get("id", "")), str(machine.get("type", "")),
         str(machine.get("market", "")), date_time(started), lasted, str(attempt.get("exit", "")),

@@ -1,6 +1,6 @@
-"""`deploy`: preflight, both stacks through the pinned CDK, away with the images before, then the launch.
+"""`deploy`: run preflight, deploy both stacks with the pinned CDK, delete older images, and launch.
 
-Every step can be repeated: after Ctrl-C or a failure the same command goes on.
+Every step can be repeated. After Ctrl-C or a failure, the same command goes on.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def deploy_stacks(aws: Aws, installation: Installation) -> None:
 
 
 def prune_images(aws: Aws, installation: Installation, current: str) -> None:
-    """Delete all images of earlier deploys, those that failed or were stopped included."""
-    with explained("delete the images before"):
+    """Delete the images of all earlier deploys, including deploys that failed or were stopped."""
+    with explained("delete the images of earlier deploys"):
         for image in list(leftovers.images(aws, installation)):
             if not current.endswith(f"/{image.id}") and image.delete:
                 image.delete()
-                print(f"deleted the image before, {image.id}")
+                print(f"deleted the image of an earlier deploy, {image.id}")

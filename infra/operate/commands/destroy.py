@@ -1,6 +1,6 @@
-"""`destroy`: stop what bills, delete the training stack, sweep what it left, then ask AWS whether anything is there.
+"""`destroy`: stop the machines, delete the training stack, remove what it left, and ask AWS whether anything is left.
 
-Each step can be repeated: after Ctrl-C or a failure the same command goes on. The data stays without `--purge`.
+Each step can be repeated. After Ctrl-C or a failure, the same command goes on. Without `--purge` the data stays.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from infra.operate.terminal import LiveLine, Text, display, display_commands, ne
 
 HELP = "terminate machines, delete the stack, and check with AWS that nothing is left; keeps the data"
 STACK_SECONDS = 1800.0  # a stack of this size is deleted in a few minutes; a VPC with a stuck interface never
-SETTLE_SECONDS = 90.0  # for which what was deleted may still be listed
+SETTLE_SECONDS = 90.0  # AWS may still list a deleted thing for so long
 DELETABLE = ("REVIEW_IN_PROGRESS", "CREATE_IN_PROGRESS")  # at once
 ASKED = (
     "EC2, EBS, network interfaces, VPC, Auto Scaling, ECR, Logs, Scheduler, EventBridge, Lambda, CloudWatch, "
@@ -67,15 +67,15 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     if left:
         display(styled("\nleft over:", "red"))
         display_commands([(one.service, one.id, one.command) for one in left])
-        print("\nsome things only take time: `make destroy` again, then the commands above")
+        print("\nsome of these only take time: run `make destroy` again first, then the commands above")
         return ExitCode.LEFT_OVERS
-    display(Text.assemble(("nothing is left", "green"), f" by the word of {ASKED}"))
+    display(Text.assemble(("nothing is left", "green"), f", says AWS ({ASKED})"))
     say_kept(aws, installation)
     return ExitCode.DONE
 
 
 def close_tally(aws: Aws, installation: Installation) -> None:
-    """The guard's last tick, made here: its own next tick, which would see the machines' end, will not come."""
+    """Run the guard once more. The stack takes the guard with it, so only this tick can record the machines' ends."""
     bucket, topic = open_bucket(aws, installation), aws.outputs(installation.training_stack).get(Output.TOPIC)
     if bucket and topic:
         settings = GuardSettings(
@@ -86,7 +86,7 @@ def close_tally(aws: Aws, installation: Installation) -> None:
 
 
 def remove(left: LeftOver) -> None:
-    """What refuses to go now may go later, or stays in the list."""
+    """Delete one thing. If AWS refuses, print why: the next sweep tries again, or the table at the end shows it."""
     if left.delete is None:
         return
     try:
@@ -101,7 +101,7 @@ def remove(left: LeftOver) -> None:
 
 
 def sweep(aws: Aws, installation: Installation) -> list[LeftOver]:
-    """Remove what no stack owns any more, until AWS lists nothing, or for SETTLE_SECONDS."""
+    """Remove what no stack owns any more, until AWS lists nothing or SETTLE_SECONDS are over. Returns what is left."""
     name, settled_at = installation.training_stack, 0.0
     while left := leftovers.find(aws, installation):
         settled_at = settled_at or time.monotonic() + SETTLE_SECONDS
@@ -116,7 +116,7 @@ def sweep(aws: Aws, installation: Installation) -> list[LeftOver]:
 
 
 def delete_stack(aws: Aws, name: str) -> None:
-    """Also one that is half made, rolled back, or half deleted: what CloudFormation cannot delete it lets go of."""
+    """Delete a stack, even one that is half made or half deleted. It lets go of a resource that it cannot delete."""
     cloudformation = aws.client("cloudformation")
     with explained(f"delete the stack {name}"):
         for attempt in range(3):
@@ -135,7 +135,7 @@ def delete_stack(aws: Aws, name: str) -> None:
 
 
 def resources(aws: Aws, name: str) -> list[dict[str, Any]]:
-    """The parts of a stack; none where there is no such stack."""
+    """The resources of a stack. Returns [] if there is no such stack."""
     if not stack_status(aws, name):
         return []
     pages = aws.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=name)
@@ -143,7 +143,7 @@ def resources(aws: Aws, name: str) -> list[dict[str, Any]]:
 
 
 def wait_for_stack(aws: Aws, name: str) -> str:
-    """Show what it does until it does nothing: its status then, "" once it is gone."""
+    """Show what the stack does until it rests. Returns its status then, or "" if it is gone."""
     began = time.monotonic()
     with LiveLine() as live:
         while (status := stack_status(aws, name)).endswith("_IN_PROGRESS") and status not in DELETABLE:

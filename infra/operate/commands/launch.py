@@ -1,6 +1,6 @@
-"""`launch`: start a run, or go on with one; says before what it will cost, and after what comes next.
+"""`launch`: start a run, or go on with one. It prints the cost before, and the next commands after.
 
-What it is going to do is planned in `infra.operate.planning.plan`; `infra.operate.planning.start` does it.
+`infra.operate.planning.plan` decides what to start. `infra.operate.planning.start` starts it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
 
 
 def launch(aws: Aws, installation: Installation, request: Request, *, is_checked: bool = False) -> int:
-    """Plan, check unless that was done just now, start, and say what comes next."""
+    """Plan, run preflight unless `is_checked`, start the run, and print the next commands. Returns the exit code."""
     check(request, installation)
     place = find_place(aws, installation, request.kind)
     if is_running(aws.client, place, request.kind, request.run_id):
@@ -66,7 +66,7 @@ def launch(aws: Aws, installation: Installation, request: Request, *, is_checked
 
 
 def find_place(aws: Aws, installation: Installation, kind: str) -> Place:
-    """Raises UserError where it is not deployed."""
+    """Where the run can start. Raises UserError if the installation is not deployed."""
     storage, training = aws.outputs(installation.storage_stack), aws.outputs(installation.training_stack)
     if Output.BUCKET not in storage or Output.SCHEDULER_ROLE not in training:
         missing = installation.training_stack if Output.BUCKET in storage else installation.storage_stack

@@ -1,7 +1,7 @@
-"""`logs`: what the machines of a run print, followed across replacements, from CloudWatch Logs to the terminal.
+"""`logs`: follow what a run prints, from CloudWatch Logs to the terminal, also when the machine is replaced.
 
-Lines go to standard output, everything else to standard error. CloudWatch shows a line late and out of order: each
-poll begins a while before the newest line and drops what was shown.
+Lines go to standard output, everything else to standard error. CloudWatch may show a line late and out of order. So
+each poll begins some time before the newest line, and skips the lines that were shown.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ class Line:
 
     @property
     def machine(self) -> str:
-        """Streams are `<run>/<instance id>/<n>`."""
+        """The id of the machine. A stream is called `<run>/<instance id>/<n>`."""
         return self.stream.split("/")[1]
 
 
 class Tail:
-    """The lines of a run so far: what was shown, and how far the clock of its machines has come."""
+    """Reads a run's lines. It remembers which lines were shown, and the time of the newest."""
 
     def __init__(self, client: Any, group: str, run_id: str, since: float):
         self.client, self.group, self.prefix = client, group, f"{run_id}/"
@@ -75,9 +75,10 @@ class Tail:
         self.shown: set[str] = set()
 
     def poll(self, back_seconds: float | None = None) -> Iterator[Line]:
-        """What was not shown yet, of the last seconds before the newest line; None: of all since the beginning.
+        """Yield the lines that were not shown yet, from `back_seconds` before the newest line on. None means from the
+        beginning.
 
-        One that fails in the middle leaves `newest` as it was, so that the next begins no later.
+        If a poll fails in the middle, `newest` stays as it was, so the next poll misses nothing.
         """
         with explained(f"the log group {self.group}"):
             try:
@@ -105,14 +106,14 @@ class Tail:
 
 
 class Screen:
-    """Prints lines, with their machine once there is more than one, and notes, each once."""
+    """Prints lines and notes. A line shows its machine as soon as there are two machines. A note is printed once."""
 
     def __init__(self) -> None:
         self.machines: set[str] = set()
         self.notes: set[str] = set()
 
     def show(self, lines: Iterable[Line]) -> int:
-        """How many there were."""
+        """Print the lines, and return how many there were."""
         count = 0
         for line in lines:
             count += 1
@@ -131,7 +132,9 @@ class Screen:
 
 
 class Connection:
-    """Waits out a lost network, AWS's own faults and throttling; says so once, and when it is over."""
+    """Waits while the network is lost, AWS is at fault, or AWS throttles. It says once that it waits, and when it is
+    over.
+    """
 
     def __init__(self, screen: Screen) -> None:
         self.screen, self.wait, self.lost_at = screen, LINES_SECONDS, 0.0
@@ -167,7 +170,7 @@ def is_passing(error: AwsError) -> bool:
 
 
 def follow(tail: Tail, screen: Screen, find_ending: Callable[[], Ending | None]) -> Ending:
-    """Show lines until the run has ended and nothing more comes."""
+    """Show lines until the run has ended and no more lines come. Returns how it ended."""
     connection = Connection(screen)
     ending: Ending | None = None
     ask_at = sweep_at = settle_at = give_up_at = 0.0
@@ -190,7 +193,7 @@ def follow(tail: Tail, screen: Screen, find_ending: Callable[[], Ending | None])
 
 
 def parse_since(text: str, now: float) -> float:
-    """Unix seconds of `10m`, `2h`, or a date and time (of this machine's time zone where it names none)."""
+    """Unix seconds for `10m`, `2h`, or a date and time. A time without a zone is in this machine's time zone."""
     if found := re.fullmatch(r"([0-9]+)([smhd])", text):
         return now - int(found[1]) * SECONDS[found[2]]
     try:
@@ -202,7 +205,9 @@ def parse_since(text: str, now: float) -> float:
 
 
 def configure(parser: CommandLine) -> None:
-    parser.option("run", "another run than the newest", dest="run_id", default="", metavar="RUN")
+    parser.option(
+        "run", "which run (default: the active one, else the newest)", dest="run_id", default="", metavar="RUN"
+    )
     parser.option("since", "only from then on: 10m, 2h, 2026-11-23T14:00", default="", metavar="WHEN")
     parser.add_argument("--no-follow", dest="follow", action="store_false", help="print what there is, and end")
 
@@ -210,7 +215,7 @@ def configure(parser: CommandLine) -> None:
 def find_ending(
     aws: Aws, installation: Installation, bucket: ExplainedBucket, run_id: str, name: str, screen: Screen
 ) -> Ending | None:
-    """Say what is new about the machines; how the run ended, once it has or was stopped."""
+    """Note what is new about the machines. Returns how the run ended, or None while it can go on."""
     if ending := read_ending(bucket, run_id):
         return ending
     with explained("the machines of the run"):

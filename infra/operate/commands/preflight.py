@@ -1,4 +1,4 @@
-"""`preflight`: every reason why a deploy or a launch would fail, all at once, each with its fix. Changes nothing."""
+"""`preflight`: show every reason why a deploy or a launch would fail, each with its fix. Changes nothing."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
 
 
 def preflight(aws: Aws, installation: Installation, request: Request, plan: Plan | None, *, deploys: bool) -> bool:
-    """Prints a table of all checks; whether none failed. Raises UserError where the request itself makes no sense."""
+    """Print a table of all checks, and return whether none failed. Raises UserError if the request is not valid."""
     began = time.monotonic()
     findings = findings_of(aws, installation, request, plan, deploys=deploys)
     failures = {name: one for name, one in findings.items() if one.state == "failed"}
@@ -99,14 +99,16 @@ def print_json(aws: Aws, installation: Installation, request: Request) -> int:
 def findings_of(
     aws: Aws, installation: Installation, request: Request, plan: Plan | None, *, deploys: bool
 ) -> dict[str, Finding]:
-    """What each check finds, by its name. Raises UserError where the request itself makes no sense."""
+    """The finding of each check, by the check's name. Raises UserError if the request is not valid."""
     check(request, installation)
     wanted = Wanted(aws=aws, installation=installation, request=request, plan=plan)
     return find_all(wanted, {**LAUNCH, **(DEPLOY if deploys else {})})
 
 
 def find_all(wanted: Wanted, selected: Mapping[str, Check]) -> dict[str, Finding]:
-    """At the same time, each in a thread of its own, which nobody waits for at the end."""
+    """Run all checks at the same time, each in a thread. A check that takes too long is unknown, and nobody waits for
+    it.
+    """
     deadline = time.monotonic() + LIMIT_SECONDS
     first = make(account.credentials, wanted) if account.is_region(wanted.aws) else Finding("unknown", "needs a region")
     if first.state != "ok":
@@ -138,11 +140,11 @@ def find_all(wanted: Wanted, selected: Mapping[str, Check]) -> dict[str, Finding
 
 
 def make(one: Check, wanted: Wanted) -> Finding:
-    """A check that cannot be made is unknown, and says why; what the user must change is a failure."""
+    """Run one check. If it cannot be made, it is unknown, and says why. A UserError is a failure."""
     try:
         return one(wanted)
     except UserError as error:
-        return Finding("failed", str(error), "see its text")
+        return Finding("failed", str(error), "do what the message says")
     except Exception as error:  # noqa: BLE001  # the others' findings count, whatever happened to this one
         if one is account.credentials:
             return Finding("failed", account.why(error), "aws configure (or `aws sso login`, or export AWS_PROFILE=…)")

@@ -1,6 +1,7 @@
 """`prepare`: turn a dataset of the hub into shards in the bucket, on a cheap CPU machine of AWS.
 
-A launch of the other group: the same guards, heartbeat and log. Locally it is `python -m trainer.prepare`.
+It is a launch of the other group, with the same guards, heartbeat and log. On this machine, use `python -m
+trainer.prepare`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def preparation_of(given: argparse.Namespace, store: str) -> Request:
     data = asked.data or IMAGENET
     if not datasets.is_hub_id(data):
         raise UserError(
-            f"DATA={data!r} is not a Hugging Face id, which alone a machine on AWS can fetch: for example "
+            f"DATA={data!r} is not a Hugging Face id, and a machine on AWS can fetch nothing else: for example "
             f"DATA={IMAGENET}; a folder is prepared here: make prepare DATA=… STORE=s3://…"
         )
     return replace(asked, data=data, arguments=("--data", data, "--store", store, *asked.arguments))

@@ -1,6 +1,6 @@
-"""`pull`: a run's results from the bucket into a local store of the same layout, for `make report` and the like.
+"""`pull`: copy a run's results from the bucket into a local store of the same layout. `make report` can then read them.
 
-A file that is there with the bucket's size and time is skipped; one that was cut off goes on where it ended.
+A file that has the bucket's size and time is skipped. A copy that was cut off goes on where it ended.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ PARALLEL = 16
 
 
 def configure(parser: CommandLine) -> None:
-    parser.option("run", "another run than the newest", dest="run_id", default="", metavar="RUN")
+    parser.option(
+        "run", "which run (default: the active one, else the newest)", dest="run_id", default="", metavar="RUN"
+    )
     parser.option("to", "the local store (default: out)", "STORE", type=Path, default=Path("out"), metavar="FOLDER")
     parser.option("checkpoints", "the newest and the best checkpoint as well", action="store_true")
 
@@ -55,7 +57,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
 
 
 def checkpoint_objects(bucket: ExplainedBucket, run_id: str) -> list[ListedObject]:
-    """All that HEAD names, HEAD last: what lies here is then a store that can be read and resumed from."""
+    """The checkpoints that HEAD.json names, and HEAD.json last. With HEAD.json, the copy is complete."""
     key = checkpoint_key(run_id, HEAD_FILE)
     body = bucket.read(key)
     if body is None:
@@ -125,7 +127,7 @@ def is_here(found: ListedObject, path: Path) -> bool:
 
 
 def fetch(bucket: ExplainedBucket, found: ListedObject, path: Path, count: Callable[[int], None]) -> None:
-    """Into a part file that the object's etag names, so that only the rest of the same bytes is ever added to it."""
+    """Copy one object through a part file. The part file has the etag in its name, so it never mixes two versions."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{re.sub('[^0-9A-Za-z]', '', found.etag)[:12]}.part")
     with explained(f"copy s3://{bucket.name}/{found.key}"), part.open("ab") as file:

@@ -42,7 +42,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
 
 
 def top1_of(state: RunState) -> float | None:
-    """The last validation's, else the best that the newest checkpoint names."""
+    """The accuracy of the last validation, else the best one that the newest checkpoint names."""
     checkpoint = state.progress.checkpoint
     return state.progress.val_top1 or (checkpoint.best_top1 if checkpoint else None)
 
@@ -58,7 +58,7 @@ def row(state: RunState, launched: Mapping[str, datetime]) -> tuple[str, ...]:
 
 
 def run_document(state: RunState, launched: Mapping[str, datetime]) -> dict[str, Any]:
-    """What `--json` prints of a run. Fields are added, never renamed; those that `status --json` has mean the same."""
+    """What `--json` prints of a run. Fields are added, never renamed. A field means the same as in `status --json`."""
     word, said = state.summary()
     at = launched[state.run_id].timestamp()
     return {

@@ -1,4 +1,4 @@
-"""`secret`: the Hugging Face token, from standard input into Secrets Manager. It is never printed."""
+"""`secret`: read the Hugging Face token from standard input and store it in Secrets Manager. Never prints it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WHERE = "make one that may read at the hub, under Settings, Access Tokens"
 
 
 def configure(parser: CommandLine) -> None:
-    """It has no options: an argument would be seen in the process list and stay in the shell's history."""
+    """There is no option for the token: an argument shows in the process list and in the shell's history."""
 
 
 def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> int:
@@ -31,12 +31,12 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     with explained(f"put the token into the secret {installation.secret_name}"):
         aws.client("secretsmanager").put_secret_value(SecretId=installation.secret_name, SecretString=token)
     print(f"the token is in the secret {installation.secret_name}; the machines read it with their role")
-    next_commands(("make preflight", "check that the dataset's gate is open for it, and all else"))
+    next_commands(("make preflight", "check that the dataset accepts it, and everything else"))
     return ExitCode.DONE
 
 
 def read_token() -> str:
-    """Hidden on a terminal. Raises UserError, without what was typed, where it is no token."""
+    """Read the token; a terminal does not show it. Raises UserError if it is not a token, without repeating it."""
     is_typed = sys.stdin.isatty()
     token = (getpass.getpass("Hugging Face token (hidden): ") if is_typed else sys.stdin.readline()).strip()
     if not token:

@@ -1,4 +1,4 @@
-"""`shell`: a root-capable shell on a machine, through SSM Session Manager: no key, no open port."""
+"""`shell`: open a shell on a machine, through SSM Session Manager. It needs no key and no open port."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`status`: what a run does, how far it is, what it costs, which machines there are and why there is none.
+"""`status`: what a run does, how far it is, what it costs, and which machines it has, or why it has none.
 
-What is shown comes from EC2, the Auto Scaling group and small objects in the bucket; nothing is changed.
+It reads EC2, the Auto Scaling group and small objects in the bucket. It changes nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from infra.operate.terminal import (
 from infra.operate.text import duration, usd, weekday_time
 from trainer.contract import Exit, UserError
 
-HELP = "step, images/s, accuracy, ETA, dollars, checkpoint age, interruptions, machines, and why there is none"
+HELP = "step, images/s, accuracy, ETA, dollars, checkpoint age, interruptions, and machines, or why there is none"
 WATCH_SECONDS = 5.0
 LATE_CHECKPOINT_SECONDS = 120.0  # twice what the promise allows
 StatusRow = tuple[str, Cell]
@@ -46,13 +46,13 @@ STATE_STYLES = MappingProxyType(
 
 
 def state_line(state: RunState) -> Cell:
-    """What it does, or why it does nothing."""
+    """What the run does, or why it does nothing."""
     word, said = state.summary()
     return styled(said, STATE_STYLES.get(word, ""))
 
 
 def rows(state: RunState) -> list[StatusRow]:
-    """Labels and texts, in the order in which they are shown."""
+    """The labels and texts of the table, in order."""
     spec, found = state.spec, list[StatusRow]([("state", state_line(state))])
     if state.refusals:
         found += [("no machine", str(refusal)) for refusal in state.refusals]
@@ -103,13 +103,13 @@ def accuracy(progress: Progress) -> str:
 
 
 def interruptions(progress: Progress, *, is_over: bool) -> str:
-    """From the ledger: all attempts but the one that runs, or that was the last."""
+    """How many attempts were interrupted. The last attempt does not count: it runs, or it ended the run."""
     *before, last = progress.attempts
     saved = sum(attempt.get("exit") == Exit.INTERRUPTED for attempt in before)
     text = f"{len(before)} ({saved} with a last save, {len(before) - saved} without)" if before else "none"
     types = sorted({type for attempt in progress.attempts if (type := (attempt.get("machine") or {}).get("type"))})
     if len(types) > 1:
-        text += f"; ran on {', '.join(types)}: not bit for bit what one type would give"
+        text += f"; ran on {', '.join(types)}: not bit for bit the same as on one type"
     return text + ("" if is_over else f"; attempt {last['attempt']} is the newest")
 
 
@@ -137,7 +137,9 @@ def machine_rows(state: RunState) -> list[StatusRow]:
         for machine in state.machines
     ]
     if found:
-        found.append(("", "a resume is bit for bit the same within one machine type, on another one to rounding"))
+        found.append(
+            ("", "a resume gives the same bits on the same machine type; on another type it differs by rounding")
+        )
     return found
 
 
@@ -149,8 +151,8 @@ def shown(state: RunState) -> RenderableType:
 
 
 def show_standing(aws: Aws, installation: Installation, bucket: ExplainedBucket) -> None:
-    """What there is and costs while nothing runs."""
-    print("\nno machine runs; what stays bills by the month:")
+    """Show what is deployed and costs money while nothing runs."""
+    print("\nno machine runs; these things bill by the month:")
     print_kept([*kept_image(aws, installation), *kept_data(bucket, installation)])
 
 
@@ -166,7 +168,7 @@ def show_next(state: RunState) -> None:
 
 
 def status_document(state: RunState) -> dict[str, Any]:
-    """What `--json` prints. Fields are added, never renamed; None where something is not known yet."""
+    """What `--json` prints. Fields are added, never renamed. None means that the value is not known yet."""
     word, said = state.summary()
     progress, spec, checkpoint = state.progress, state.spec, state.progress.checkpoint
     return {
@@ -202,7 +204,9 @@ def status_document(state: RunState) -> dict[str, Any]:
 
 
 def configure(parser: CommandLine) -> None:
-    parser.option("run", "another run than the newest", dest="run_id", default="", metavar="RUN")
+    parser.option(
+        "run", "which run (default: the active one, else the newest)", dest="run_id", default="", metavar="RUN"
+    )
     parser.option("watch", "show it again every few seconds, until Ctrl-C", action="store_true")
     parser.json_option()
 
@@ -240,7 +244,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
 def show_nothing(
     aws: Aws, installation: Installation, bucket: ExplainedBucket | None, why: str, *, as_json: bool
 ) -> None:
-    """Where there is no run."""
+    """Say that there is no run, and why."""
     if as_json:
         display_json({"run": None, "state": "none", "message": why})
         return
@@ -252,7 +256,7 @@ def show_nothing(
 
 
 def watch(read: Callable[[], RunState]) -> None:
-    """For ever; on a terminal each time in the same place. While AWS does not answer it is asked again."""
+    """Show the status again and again, in the same place on a terminal. If AWS does not answer, it tries again."""
     while True:
         try:
             text = shown(read())

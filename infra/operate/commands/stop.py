@@ -1,4 +1,4 @@
-"""`stop`: no machine any more, everything else stays. `destroy` begins with the same steps."""
+"""`stop`: terminate every machine and keep everything else. `destroy` begins with the same steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ASK_SECONDS = 3.0
 
 
 def empty_groups(aws: Aws, installation: Installation) -> None:
-    """Nothing is launched any more, from this call on."""
+    """Set both groups to 0, so that no machine is launched any more."""
     autoscaling = aws.client("autoscaling")
     for name in (installation.train_group, installation.prepare_group):
         with explained(f"set the Auto Scaling group {name} to 0"):
@@ -30,9 +30,10 @@ def empty_groups(aws: Aws, installation: Installation) -> None:
 
 
 def terminate_machines(aws: Aws, installation: Installation) -> dict[str, str]:
-    """Terminate every machine of the installation, in a group or not: EC2 asks it to shut down, and it saves first.
+    """Terminate every machine of the installation, also one outside the groups. EC2 asks it to shut down, so it saves
+    first.
 
-    The states of those that are not gone yet, by id.
+    Returns the state of each machine that is not gone yet, by its id.
     """
     ec2, autoscaling = aws.client("ec2"), aws.client("autoscaling")
     with explained("terminate the machines"):
@@ -48,7 +49,7 @@ def terminate_machines(aws: Aws, installation: Installation) -> dict[str, str]:
 
 
 def delete_schedules(aws: Aws, installation: Installation) -> list[str]:
-    """The one-time schedules that would stop a run at its deadline."""
+    """Delete the one-time schedules that stop runs at their deadlines. Returns their names."""
     scheduler = aws.client("scheduler")
     with explained("delete the stop schedules"):
         try:
@@ -63,7 +64,7 @@ def delete_schedules(aws: Aws, installation: Installation) -> list[str]:
 
 
 def wait_until_gone(aws: Aws, installation: Installation, wait_seconds: float = WAIT_SECONDS) -> None:
-    """Shows how many machines are in which state until none is left; AwsError where that takes too long."""
+    """Show the states of the machines until all are gone. Raises AwsError if that takes longer than `wait_seconds`."""
     began = time.monotonic()
     with LiveLine() as live:
         while left := terminate_machines(aws, installation):
@@ -86,8 +87,8 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     empty_groups(aws, installation)
     machines = terminate_machines(aws, installation)
     schedules = delete_schedules(aws, installation)
-    print(f"{run_id or 'no run was active'}: both groups are at 0, {len(machines)} machines going", end="")
-    print(f"; the stop at the deadline ({', '.join(schedules)}) is not needed any more" if schedules else "")
+    print(f"{run_id or 'no run was active'}: both groups are at 0, machines shutting down: {len(machines)}", end="")
+    print(f"; deleted the stop at the deadline ({', '.join(schedules)})" if schedules else "")
     if options.wait:
         wait_until_gone(aws, installation)
     again = f"make launch RUN={run_id}" if run_id else "make launch"

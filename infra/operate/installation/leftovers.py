@@ -1,6 +1,6 @@
-"""What AWS still has of an installation, asked of each service by tag and by name, never taken from our own state.
+"""What AWS still has of an installation. Each service is asked by tag and by name; our own state does not count.
 
-Each left-over knows the command that removes it and how to remove it; when, and whether, is `destroy`'s decision.
+Each left-over has the command that removes it, and a function that does. `destroy` decides whether and when.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class LeftOver:
 
 
 def find(aws: Aws, installation: Installation) -> list[LeftOver]:
-    """All that is left of the training stack and its runs, in the order in which it can be removed."""
+    """Everything that is left of the training stack and its runs, in the order in which it can be removed."""
     for service in SWEPT_SERVICES:
         aws.client(service)  # made here, since making one is not safe in threads
     _ = aws.account
@@ -64,7 +64,7 @@ def find(aws: Aws, installation: Installation) -> list[LeftOver]:
 
 
 def is_named_by_stack(installation: Installation, name: str) -> bool:
-    """Whether CloudFormation made up this name: stack, logical id, some letters."""
+    """Whether CloudFormation made up this name. Its names are the stack, a logical id, and some letters."""
     return bool(re.fullmatch(f"{installation.training_stack}-[A-Za-z0-9]+-[A-Za-z0-9]+", name))
 
 
@@ -134,7 +134,9 @@ def functions(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
 
 
 def images(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
-    """Those that its deploys put into CDK's repository, by their tags: also of a deploy that failed or was stopped."""
+    """The images that deploys put into CDK's repository, by their tags. A deploy that failed or was stopped counts,
+    too.
+    """
     ecr = aws.client("ecr")
     pages = ecr.get_paginator("describe_repositories").paginate()
     names = [repository["repositoryName"] for page in pages for repository in page["repositories"]]
@@ -154,7 +156,7 @@ def left_stacks(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
 
 
 def stack(aws: Aws, name: str) -> list[LeftOver]:
-    """The stack, while there is one."""
+    """The stack, if it exists."""
     if not stack_status(aws, name):
         return []
     delete = partial(aws.client("cloudformation").delete_stack, StackName=name)
@@ -162,7 +164,7 @@ def stack(aws: Aws, name: str) -> list[LeftOver]:
 
 
 def stack_status(aws: Aws, name: str) -> str:
-    """Of a stack that is there; "" where there is none."""
+    """The status of a stack, or "" if it does not exist."""
     try:
         (stack,) = aws.client("cloudformation").describe_stacks(StackName=name)["Stacks"]
     except ClientError as error:
@@ -173,7 +175,7 @@ def stack_status(aws: Aws, name: str) -> str:
 
 
 def tagged(installation: Installation) -> list[dict[str, Any]]:
-    """EC2's filter for what the stack or a launch template tagged."""
+    """EC2's filter for the things that carry the installation's tag."""
     return [{"Name": f"tag:{Tag.INSTALLATION}", "Values": [installation.name]}]
 
 
@@ -236,7 +238,9 @@ def vpc_parts(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
 
 
 def log_groups(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
-    """The runs' log, and the guard's, which Lambda makes again when a last call ends after its deletion."""
+    """The log group of the runs, and the guard's. Lambda makes the guard's again if a last call ends after its
+    deletion.
+    """
     logs = aws.client("logs")
     for name in (installation.log_group, f"/aws/lambda/{installation.guard_function}"):
         for group in logs.describe_log_groups(logGroupNamePrefix=name)["logGroups"]:
@@ -267,7 +271,7 @@ def alarms(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
 
 
 def roles(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
-    """They cost nothing; one is left where the stack could not delete it."""
+    """Roles cost nothing. One is left if the stack could not delete it."""
     for page in aws.client("iam").get_paginator("list_roles").paginate():
         for name in (role["RoleName"] for role in page["Roles"]):
             if is_named_by_stack(installation, name):

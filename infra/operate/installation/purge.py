@@ -1,6 +1,6 @@
-"""What `destroy --purge` deletes beyond the training stack: the bucket with all that is in it, and the token.
+"""What `destroy --purge` deletes beyond the training stack: the bucket with everything in it, and the token.
 
-Nothing here is ever reached without `--purge`.
+Nothing here runs without `--purge`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def confirm_purge(aws: Aws, installation: Installation) -> None:
 
 
 def purge(aws: Aws, installation: Installation) -> None:
-    """Empty and delete the bucket, and the secret; their stack comes after them, since it names the bucket."""
+    """Empty and delete the bucket, and delete the secret. The stack goes after them, since it names the bucket."""
     for bucket in kept_buckets(aws, installation):
         with explained(f"delete s3://{bucket.name}"):
             empty(bucket)
@@ -44,7 +44,7 @@ def purge(aws: Aws, installation: Installation) -> None:
 
 
 def empty(bucket: ExplainedBucket) -> None:
-    """Every version of every object, and uploads that nobody completed."""
+    """Delete every version of every object, and abort unfinished uploads."""
     with LiveLine() as live:
         deleted = 0
         for page in bucket.s3.get_paginator("list_object_versions").paginate(Bucket=bucket.name):

@@ -1,4 +1,4 @@
-"""What stands costs while nothing runs: the bucket, the secret, the image. List prices, none of them by the hour."""
+"""What the installation costs while nothing runs: the bucket, the secret, the image. None of it bills by the hour."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Kept:
 
 
 def kept_buckets(aws: Aws, installation: Installation) -> list[ExplainedBucket]:
-    """The installation's bucket, and any that an earlier storage stack left."""
+    """The installation's bucket, and the buckets that earlier storage stacks left."""
     s3 = aws.client("s3")
     current = open_bucket(aws, installation)
     names = {current.name} if current else set()
@@ -45,7 +45,7 @@ def kept_buckets(aws: Aws, installation: Installation) -> list[ExplainedBucket]:
 
 
 def is_bucket_of(s3: Any, name: str, installation: Installation) -> bool:
-    """Whether a deploy of this installation made it, by its tag."""
+    """Whether a deploy of this installation made the bucket. Its tag says so."""
     try:
         tags = s3.get_bucket_tagging(Bucket=name)["TagSet"]
     except ClientError:  # no such bucket, no tags, or not ours to read
@@ -54,7 +54,7 @@ def is_bucket_of(s3: Any, name: str, installation: Installation) -> bool:
 
 
 def kept_data(bucket: ExplainedBucket, installation: Installation) -> list[Kept]:
-    """What `destroy` keeps."""
+    """What `destroy` keeps, with its price."""
     objects = list(bucket.list(""))
     count = sum(found.bytes for found in objects)
     return [
@@ -69,7 +69,7 @@ def kept_data(bucket: ExplainedBucket, installation: Installation) -> list[Kept]
 
 
 def kept_image(aws: Aws, installation: Installation) -> list[Kept]:
-    """The image that the training stack runs, where it lies in this account's registry."""
+    """The image that the training stack runs, if it is in this account's registry."""
     uri = aws.outputs(installation.training_stack).get(Output.IMAGE, "")
     registry, _, name = uri.partition("/")
     repository, _, tag = name.partition(":")

@@ -1,4 +1,4 @@
-"""The Hugging Face token in Secrets Manager, as far as others than `secret` need it."""
+"""The Hugging Face token in Secrets Manager, for everything but the command `secret`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from infra.operate.session import Aws
 
 
 def stored_token(aws: Aws, name: str) -> str | None:
-    """None where there is no such secret, or nothing in it yet."""
+    """The token. None if there is no such secret, or if it is still empty."""
     try:
         return str(aws.client("secretsmanager").get_secret_value(SecretId=name)["SecretString"])
     except botocore.exceptions.ClientError as error:

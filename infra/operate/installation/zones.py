@@ -1,4 +1,4 @@
-"""Which zones the machines are in. Named to CDK, since CloudFormation would take only those with a default subnet."""
+"""The zones of the machines. CDK gets their names: CloudFormation alone would use only zones with a default subnet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from infra.operate.session import Aws, explained
 
 
 def zones_of_subnets(aws: Aws, installation: Installation) -> list[str]:
-    """Those that the context names, else those of the deployed subnets (others would replace them), else the best."""
+    """The zones for a deploy: those that the context names, else those of the deployed subnets, else the best ones.
+
+    Other zones than the deployed ones would replace the subnets.
+    """
     if installation.zones:
         return installation.zones.split(",")
     return _deployed(aws, installation) or _best(aws, installation)
@@ -42,7 +45,7 @@ def _deployed(aws: Aws, installation: Installation) -> list[str]:
 
 
 def _best(aws: Aws, installation: Installation) -> list[str]:
-    """Where most of the types are offered."""
+    """The zones that offer the most types."""
     types = installation.instance_types.split(",")
     with explained("the zones that offer the types"):
         pages = aws.client("ec2").get_paginator("describe_instance_type_offerings").paginate(

@@ -1,7 +1,7 @@
-"""What machines are, what they cost, how fast they probably train: dated tables with their sources, and estimates.
+"""What machines have, what they cost and how fast they probably train: tables with dates and sources, and estimates.
 
-No figure in here was measured by this project. What AWS says today (`prices`) comes first; this is for when it
-cannot be asked. Nothing here does I/O.
+This project measured none of these figures on AWS. Today's prices (`prices`) come first; the table is for when AWS does
+not answer. There is no I/O here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MARKETS = ("spot", "on-demand")
 
 @dataclass(frozen=True)
 class Gpu:
-    """Training ResNet-50 at 224 px in mixed precision: images/s, and where that comes from."""
+    """How fast a GPU trains ResNet-50 at 224 px in mixed precision, and where that figure comes from."""
 
     memory_gib: int
     images_per_second: int
@@ -40,7 +40,7 @@ class Gpu:
 
 
 def _from_bandwidth(gb_per_second: int) -> int:
-    """Eager PyTorch moves .74 to .83 GB of GPU memory per image."""
+    """Images/s from the memory bandwidth. Eager PyTorch moves 0.74 to 0.83 GB of GPU memory per image."""
     return round(gb_per_second / 0.77 / 10) * 10
 
 
@@ -55,7 +55,7 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Quota:
-    """Of vCPUs, by family and market: the codes of Service Quotas."""
+    """A quota of vCPUs for a family of types. Spot and on-demand have codes of their own in Service Quotas."""
 
     words: str
     spot: str
@@ -123,7 +123,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Work:
-    """What a recipe computes. `images_per_epoch` are in images of 224 px: one of 112 px counts a quarter."""
+    """What a recipe computes. `images_per_epoch` counts images of 224 px; an image of 112 px counts a quarter."""
 
     epochs: int
     images_per_epoch: float
@@ -147,7 +147,7 @@ def instance_type(name: str) -> InstanceType:
 
 
 def gpu_types(names: Iterable[str]) -> list[InstanceType]:
-    """Those types; raises UserError where one has no GPU."""
+    """The types of these names. Raises UserError if one has no GPU."""
     types = [instance_type(name) for name in names]
     for type in types:
         if not type.gpu:
@@ -159,7 +159,7 @@ def gpu_types(names: Iterable[str]) -> list[InstanceType]:
 
 
 def quota_of(type: str) -> Quota | None:
-    """None where this project launches nothing of the kind."""
+    """The quota that this type counts against. None if this project launches no such type."""
     return next((quota for quota in QUOTAS if re.match(quota.families, type)), None)
 
 
@@ -171,7 +171,7 @@ def work_of(recipe: str) -> Work:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One run on one kind of machine."""
+    """Hours and dollars of one run on one type."""
 
     type: str
     usd_per_hour: float  # of one machine
@@ -189,7 +189,7 @@ def estimate(
     epochs: int = 0,
     share: float = 1.0,
 ) -> list[Estimate]:
-    """Per type, cheapest image first. `share`: the data's images over those that the recipe is made for."""
+    """An estimate for each type, the cheapest per image first. `share` is the data's size over the recipe's own."""
     work = work_of(recipe)
     images = (epochs or work.epochs) * work.images_per_epoch * share
     return _ordered(
@@ -199,7 +199,7 @@ def estimate(
 
 
 def estimate_prepare(types: Collection[str], prices: Mapping[str, float]) -> list[Estimate]:
-    """Preparing ImageNet: downloading it, decoding it; at the same time, so that the slower counts."""
+    """An estimate for each type of preparing ImageNet. Download and decoding overlap, so the slower one counts."""
     download = IMAGENET_SOURCE_GB / DOWNLOAD_GB_PER_HOUR
     fastest = IMAGENET_IMAGES / download / 3600
     machines = [instance_type(name) for name in types]
@@ -225,10 +225,10 @@ def _ordered(estimates: Iterable[Estimate]) -> list[Estimate]:
 
 
 def offered(estimates: Sequence[Estimate], zones: int) -> list[Estimate]:
-    """Of all in order: those near the cheapest per image, and as many as make LEAST_POOLS pools.
+    """The types to offer to AWS: those near the cheapest per image, and at least as many as make LEAST_POOLS pools.
 
-    The choice among them is AWS's: its `price-capacity-optimized` ignores their order and leans to the cheapest machine
-    per hour, not per image. So only types among which that costs little are offered.
+    AWS chooses among them by price per hour and by capacity, and ignores their order. So only types that cost little
+    more per image are offered.
     """
     limit = MOST_TIMES_THE_CHEAPEST * estimates[0].usd_per_million_images
     enough = math.ceil(LEAST_POOLS / max(zones, 1))

@@ -1,4 +1,4 @@
-"""The data of a run: what DATA= names, and which prepared datasets the bucket holds. Reads only."""
+"""The data of a run: what DATA= may name, and which prepared datasets the bucket has. Reads only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared one: `datasets/<name>/<version>/` with its index."""
+    """A prepared dataset: `datasets/<name>/<version>/` with its index."""
 
     uri: str
     train_images: int
@@ -40,13 +40,13 @@ def slug(data: str) -> str:
 
 
 def check_form(data: str) -> None:
-    """Raises UserError where a machine on AWS could not know what is meant."""
+    """Raises UserError if no machine on AWS could read what DATA= names."""
     if data and data != "digits" and not is_hub_id(data) and not re.fullmatch(r"s3://[^/]+/.*\S", data):
         raise UserError(f"DATA={data!r} is not known to a machine on AWS: use {KNOWN}")
 
 
 def newest(bucket: ExplainedBucket, data: str) -> Dataset | None:
-    """The dataset that was prepared last from a Hugging Face id, or from its commit; None where there is none."""
+    """The dataset that was prepared last from a Hugging Face id, or from one of its commits. None if there is none."""
     prefix = dataset_key(slug(data), "", "").removesuffix("/")
     found = [one for one in bucket.list(prefix) if re.fullmatch(re.escape(prefix) + r"[^/]+/index\.json", one.key)]
     commit = data.partition("@")[2]
@@ -58,7 +58,7 @@ def newest(bucket: ExplainedBucket, data: str) -> Dataset | None:
 
 
 def read(bucket: ExplainedBucket, uri: str) -> Dataset | None:
-    """None where there is no index at that address of this bucket."""
+    """The dataset at an address in this bucket. None if there is no index; UserError if it is in another bucket."""
     if not uri.startswith(f"s3://{bucket.name}/"):
         raise UserError(
             f"DATA={uri!r} is in another bucket, which the machine's role may not read: copy it to this one: "

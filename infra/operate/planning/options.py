@@ -1,6 +1,8 @@
-"""The options of a run. Each is a field of Request: its flag, its variable of `make`, its help, its field of the spec.
+"""The options of a run. Each is one field of Request. The field declares the flag, the variable of `make`, the help and
+the field of the spec.
 
-From the field follow the command line, the merge with a run that exists, and the spec. The next option is one line.
+The command line, the spec, and what a run that goes on may change, all follow from the field. So a new option is one
+line.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ METADATA = "option"
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One thing that can be asked of a run."""
+    """One thing that the user can ask of a run."""
 
     name: str  # `on-demand-after`: the flag --on-demand-after, the variable ON_DEMAND_AFTER=
     help: str
@@ -39,13 +41,13 @@ class Option:
 
 
 def option(name: str, help: str, **rest: Any) -> Any:
-    """A field of Request."""
+    """Declare a field of Request that is an option."""
     declared = Option(name=name, help=help, **rest)
     return field(default=declared.default, metadata={METADATA: declared})
 
 
 def words(text: str) -> tuple[str, ...]:
-    """As a shell would split them."""
+    """Split a text into words, as a shell does."""
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
@@ -58,7 +60,7 @@ def by_commas(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What was asked for; "", 0 and () where nothing was."""
+    """What the user asked for. A field is "", 0 or () if the user gave nothing."""
 
     kind: str = "train"  # by the command
     recipe: str = option("recipe", "what to train (default: finetune)", kinds=("train",), spec="recipe", stays=True)
@@ -72,28 +74,30 @@ class Request:
         "args", "options of the recipe, or of the preparation", default=(), parse=words, show=shlex.join,
         metavar='"--epochs 4"', spec="arguments", stays=True,
     )  # fmt: skip
-    run_id: str = option("run", "the run's name; an unfinished run goes on", metavar="RUN")
+    run_id: str = option("run", "the run's name; if that run is unfinished, it goes on", metavar="RUN")
     hours: float = option(
-        "hours", "stop after so long (default: twice the estimate)", default=0.0, parse=float, spec="hours"
+        "hours", "stop after so many hours (default: twice the estimate)", default=0.0, parse=float, spec="hours"
     )
     budget_usd: float = option(
-        "budget", "stop at so much (default: 1.25 times the estimate)", default=0.0, parse=float, metavar="USD",
-        spec="budget_usd",
+        "budget", "stop at so many dollars (default: 1.25 times the estimate)", default=0.0, parse=float,
+        metavar="USD", spec="budget_usd",
     )  # fmt: skip
     market: str = option("market", "spot or on-demand (default: the installation's)", spec="market")
     types: tuple[str, ...] = option(
         "types", "only these instance types, by ','", default=(), parse=by_commas, show=",".join, spec="types"
     )
     on_demand_after_minutes: float = option(
-        "on-demand-after", "change to on-demand without a machine", default=0.0, parse=float, metavar="MINUTES",
-        spec="on_demand_after_minutes",
+        "on-demand-after", "change to on-demand after so many minutes without a machine", default=0.0, parse=float,
+        metavar="MINUTES", spec="on_demand_after_minutes",
     )  # fmt: skip
-    nodes: int = option("nodes", "machines of the run: one", default=1, parse=int, kinds=("train",), spec="nodes")
-    anyway: bool = option("anyway", "also with less money or time than the estimate", default=False, parse=bool)
+    nodes: int = option(
+        "nodes", "how many machines train the run (only 1 so far)", default=1, parse=int, kinds=("train",), spec="nodes"
+    )
+    anyway: bool = option("anyway", "launch even if money or time is below the estimate", default=False, parse=bool)
 
 
 def options_of(request: Request | type[Request], kind: str = "") -> list[tuple[str, Option]]:
-    """Each option, or each that a run of this kind has, with the name of its field."""
+    """The name of each field and its option: of all, or only of those that a run of this kind has."""
     found = [(one.name, one.metadata[METADATA]) for one in fields(request) if METADATA in one.metadata]
     return [(name, one) for name, one in found if kind in ("", *one.kinds)]
 
@@ -111,19 +115,19 @@ def request_of(given: argparse.Namespace, kind: str = "train") -> Request:
 
 
 def request_and_json(given: argparse.Namespace) -> tuple[Request, bool]:
-    """Of a command with `--json`. ARGS= holds options of the recipe; --json is none, and may stand there, too."""
+    """The request, and whether to print JSON. ARGS= holds options of the recipe, but `--json` may stand among them."""
     request = request_of(given)
     rest = tuple(word for word in request.arguments if word != "--json")
     return replace(request, arguments=rest), given.json or rest != request.arguments
 
 
 def spec_values(request: Request) -> dict[str, Any]:
-    """The fields of a spec that keep the options of a request."""
+    """The values of a request, by the field of the spec that keeps them."""
     return {one.spec: getattr(request, name) for name, one in options_of(request) if one.spec}
 
 
 def go_on(request: Request, spec: Spec) -> Request:
-    """The request for a run that exists: what it computes stays, where and how long it may run can change."""
+    """The request for a run that exists. The run keeps what it computes; its limits and machines may change."""
     kept = {name: getattr(spec, one.spec) for name, one in options_of(request) if one.spec}
     if spec.kind == "train":
         kept["arguments"] = spec.arguments[1:]  # the recipe comes first
@@ -140,10 +144,10 @@ def go_on(request: Request, spec: Spec) -> Request:
 
 
 def changes_limits(request: Request) -> bool:
-    """Whether it asks for something else than a run that exists has."""
+    """Whether the request gives a limit or a machine type of its own."""
     return any(one.spec and not one.stays and getattr(request, n) != one.default for n, one in options_of(request))
 
 
 def without_limits(request: Request) -> Request:
-    """For an estimate, which no budget and no deadline refuse."""
+    """The request without budget and hours, so that an estimate is never refused."""
     return replace(request, hours=0.0, budget_usd=0.0)

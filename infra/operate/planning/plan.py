@@ -1,6 +1,7 @@
-"""What a launch is going to do: the run's spec, its estimate per type, whether it goes on with an existing run.
+"""What a launch is going to do: the run's spec, its estimate for each type, and whether it goes on with an existing
+run.
 
-Asks AWS for prices and the bucket for the run; changes nothing. The command `launch` does what is planned here.
+It reads prices from AWS and the run from the bucket. It changes nothing. The command `launch` carries the plan out.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ AT_THE_LIMIT = ", or ANYWAY=1: it stops at the limit, and goes on when it is lau
 
 
 class MeansError(UserError):
-    """Less money or time than the run needs by the estimate; `command` gives it enough."""
+    """The run has less money or time than its estimate. `command` gives it enough."""
 
     def __init__(self, message: str, command: str) -> None:
         super().__init__(message)
@@ -76,7 +77,7 @@ def find_existing(bucket: ExplainedBucket, run_id: str, now: float) -> Existing 
 def make_plan(
     aws: Aws, installation: Installation, bucket: ExplainedBucket | None, request: Request, now: float
 ) -> Plan:
-    """`bucket` is None before the first deploy. Raises UserError where the run cannot be meant so."""
+    """Plan a launch. `bucket` is None before the first deploy. Raises UserError if the request is not possible."""
     check(request, installation)
     existing = find_existing(bucket, request.run_id, now) if bucket and request.run_id else None
     if existing:
@@ -91,7 +92,7 @@ def make_plan(
 
 
 def check(request: Request, installation: Installation) -> None:
-    """What needs nobody to be asked."""
+    """Check what can be checked without asking AWS. Raises UserError."""
     if request.run_id and not re.fullmatch(RUN_ID_RULE, request.run_id):
         raise UserError(f"RUN={request.run_id!r} is not a run id: use {RUN_ID_RULE}, for example RUN=finetune-2")
     if request.kind == "train":
@@ -111,7 +112,7 @@ def check(request: Request, installation: Installation) -> None:
 
 
 def check_name(request: Request) -> None:
-    """A preparation's name tells what it is, and no training's does."""
+    """A preparation's name begins with PREPARE_PREFIX, and a training's does not. Raises UserError."""
     if not request.run_id or request.run_id.startswith(PREPARE_PREFIX) == (request.kind == "prepare"):
         return
     name = request.run_id.removeprefix(PREPARE_PREFIX) or DEFAULT_RECIPE
@@ -129,7 +130,7 @@ def types_of(request: Request, installation: Installation) -> tuple[str, ...]:
 
 
 def merge(request: Request, existing: Existing) -> Request:
-    """The request for a run that exists. Raises UserError where it is finished, or would compute something else."""
+    """The request for an existing run. Raises UserError if the run is finished, or would compute something else."""
     spec = existing.spec
     if existing.ending and existing.ending.how == "done":
         raise UserError(
@@ -140,7 +141,7 @@ def merge(request: Request, existing: Existing) -> Request:
 
 
 def find_dataset(bucket: ExplainedBucket, request: Request) -> Dataset | None:
-    """The prepared shards that the bucket has of the run's data; None where the machine must get it elsewhere."""
+    """The prepared shards of the run's data in the bucket. None if the machine must get the data elsewhere."""
     data = request.data or catalog.work_of(request.recipe or DEFAULT_RECIPE).data
     if data.startswith("s3://"):
         return datasets.read(bucket, data)
@@ -150,7 +151,7 @@ def find_dataset(bucket: ExplainedBucket, request: Request) -> Dataset | None:
 def plan_run(
     request: Request, installation: Installation, prices: Prices, existing: Existing | None, share: float, now: float
 ) -> Plan:
-    """Everything that was left open, filled in; raises UserError where money or time is less than the estimate."""
+    """Fill in everything that the request leaves open. Raises UserError if money or time is below the estimate."""
     market = request.market or installation.market
     types, zones = types_of(request, installation), len(installation.zones.split(",")) if installation.zones else 3
     recipe = request.recipe or DEFAULT_RECIPE
@@ -190,7 +191,7 @@ def plan_run(
 
 
 def check_means(plan: Plan, *, anyway: bool) -> None:
-    """A new run gets the money and the time of its estimate; an old one at least some money."""
+    """A new run needs the money and the time of its estimate. A run that goes on needs some money left."""
     spec, best = plan.spec, plan.offered[0]
     how = f"{best.type}, {spec.market}, {best.hours:.1f} h at {usd(best.usd_per_hour)}"
     if plan.existing:
@@ -213,19 +214,19 @@ def check_means(plan: Plan, *, anyway: bool) -> None:
 
 
 def epochs_in(arguments: Sequence[str]) -> int:
-    """Of `--epochs 4`; 0 where the recipe's own number counts."""
+    """The number in `--epochs 4`. Returns 0 if there is none, and the recipe's own number counts."""
     found = re.search(r"(?:^| )--epochs[ =](\d+)(?: |$)", " ".join(arguments))
     return int(found[1]) if found else 0
 
 
 def new_run_id(name: str, now: float) -> str:
-    """`<name>-<date>-<4 hex>`."""
+    """A new run id: `<name>-<date>-<4 hex>`."""
     date = f"{datetime.fromtimestamp(now, UTC):%Y%m%d}"
     return f"{datasets.slug(name)[:48]}-{date}-{secrets.token_hex(2)}"
 
 
 def describe(plan: Plan) -> RenderableType:
-    """The estimate per type, where its figures come from, and what limits the run."""
+    """The estimate for each type, where its figures come from, and what limits the run."""
     spec = plan.spec
     rows = [
         (one.type, f"{one.usd_per_hour:.3f}", f"{one.images_per_second:.0f}", f"{one.usd_per_million_images:.2f}",

@@ -1,4 +1,4 @@
-"""What machines cost now: the Pricing API and the spot market where they answer, else the catalogue's dated table."""
+"""What machines cost now, by the Pricing API and the spot market, or else by the catalogue's table."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Prices:
     source: str
 
     def expected(self, market: str) -> dict[str, float]:
-        """By type: the spot price where it is known and asked for, else the list price, which is more."""
+        """Dollars per hour by type: the spot price if it is wanted and known, else the list price, which is higher."""
         return {**self.on_demand, **self.spot} if market == "spot" else dict(self.on_demand)
 
 
@@ -56,7 +56,7 @@ def find_prices(aws: Aws, types: Collection[str]) -> Prices:
 
 @cache
 def _clients(session: boto3.Session) -> tuple[Any, Any]:
-    """They give up soon, since there is the table. us-east-1 tells the prices of every region."""
+    """The clients give up soon, since there is a table. us-east-1 has the prices of every region."""
     return session.client("pricing", region_name="us-east-1", config=QUICK), session.client("ec2", config=QUICK)
 
 

@@ -1,6 +1,7 @@
-"""Start a planned run: guards first, money last. Plain functions on boto3 clients, which the day simulation drives.
+"""Start a planned run: guards first, money last. These are plain functions on boto3 clients; the simulation calls them,
+too.
 
-What is started is planned in `plan`; what is asked and said before and after is the command `launch`.
+`plan` decides what to start. The command `launch` talks to the user.
 """
 
 from __future__ import annotations
@@ -34,15 +35,16 @@ class Place:
 
     @property
     def partition(self) -> str:
-        """Of AWS: "aws", in China "aws-cn"."""
+        """AWS's partition: "aws", or "aws-cn" in China."""
         return self.scheduler_role.split(":")[1]
 
 
 def start_run(client: Clients, place: Place, spec: Spec, types: Sequence[str], *, replaces: str = "") -> None:
-    """Start a run on machines of these types, the preferred first. `replaces`: the ETag of its spec, if it goes on.
+    """Start a run on machines of these types, the preferred first. `replaces` is the ETag of the spec of a run that
+    goes on.
 
-    Interrupted anywhere, it has either started nothing that bills, or everything. Raises UserError where another run
-    is active, or somebody else changed this run's spec meanwhile.
+    If this is interrupted, it has either started nothing that bills, or everything. Raises UserError if another run is
+    active, or if somebody else has changed this run's spec meanwhile.
     """
     autoscaling, group = client("autoscaling"), place.group(spec.kind)
     refuse_if_active(client, place, spec)
@@ -54,7 +56,7 @@ def start_run(client: Clients, place: Place, spec: Spec, types: Sequence[str], *
 
 
 def is_running(client: Clients, place: Place, kind: str, run_id: str) -> bool:
-    """Whether this very run is already what the group is asked for."""
+    """Whether the group is already asked for machines for this run."""
     with explained("the Auto Scaling group"):
         state = fleet.group_state(client("autoscaling"), place.group(kind))
     return bool(run_id and state and state.desired and state.run_id == run_id)
@@ -69,7 +71,7 @@ def refuse_if_active(client: Clients, place: Place, spec: Spec) -> None:
 
 
 def find_active(client: Clients, installation: Installation, group: str) -> str:
-    """Why a group is not free, as a sentence; "" where it is."""
+    """Why the group is not free, as a sentence. Returns "" if it is free."""
     state = fleet.group_state(client("autoscaling"), group)
     if state and state.desired:
         return f"the run {state.run_id or '(none named)'} is active: {group} is asked for {state.desired} machine(s)"
@@ -85,7 +87,7 @@ def find_active(client: Clients, installation: Installation, group: str) -> str:
 
 
 def _write_spec(s3: Any, bucket: str, spec: Spec, replaces: str) -> None:
-    """Created once; a run that goes on gets its new limits in place of the old ones, and may fail anew."""
+    """Create the spec. For a run that goes on, replace its spec and delete `failed.json`, so that it may fail anew."""
     condition = {"IfMatch": replaces} if replaces else {"IfNoneMatch": "*"}
     try:
         s3.put_object(
@@ -103,7 +105,7 @@ def _write_spec(s3: Any, bucket: str, spec: Spec, replaces: str) -> None:
 
 
 def _schedule_stop(scheduler: Any, place: Place, spec: Spec) -> None:
-    """The one-time schedule that sets the group to 0 at the deadline; those of earlier runs of the group go."""
+    """Make the one-time schedule that sets the group to 0 at the deadline. Schedules of the group's earlier runs go."""
     group = place.installation.schedule_group
     wanted: dict[str, Any] = {
         "GroupName": group,

@@ -67,9 +67,9 @@ def test_spend_is_told_by_machine_beside_what_the_machines_tell(spent: Aws) -> N
     assert first.split()[-2:] == ["0.5000", "0.50"]
     assert second.split()[-2:] == ["0.8000", "1.60"]
     assert "together $2.10, of $10.00" in ended.said
-    ledger = ended.said.partition("as the machines tell it")[2]
+    ledger = ended.said.partition("as the machines recorded them")[2]
     assert "55 min" in ledger
-    assert "no end was told" in ledger
+    assert "no end recorded" in ledger
 
 
 def test_what_stands_costs_less_than_five_cents_a_day_without_the_data(spent: Aws) -> None:

@@ -216,7 +216,7 @@ def test_all_images_of_earlier_deploys_are_deleted_and_nobody_elses(
     prune_images(operator, INSTALLATION, f"{registry}/{repository}:resnet-spot-{now}")
     assert tags(repository) == {f"resnet-spot-{now}"} | others
     assert len(tags("team")) == 7
-    assert capsys.readouterr().out.count("deleted the image before") == 2
+    assert capsys.readouterr().out.count("deleted the image of an earlier deploy") == 2
     prune_images(operator, INSTALLATION, "ghcr.io/team/trainer:1")
     assert tags(repository) == others
 

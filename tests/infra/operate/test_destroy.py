@@ -44,7 +44,7 @@ def test_a_running_installation_is_gone_and_its_data_kept_with_its_price(
     assert deployed.keys() == kept | {run_key(RUN, "spend.json")}
     text = capsys.readouterr().out
     assert f"run {RUN} is active: its machine saves and stops; checkpoints are kept" in text
-    assert "nothing is left by the word of EC2, EBS" in text
+    assert "nothing is left, says AWS (EC2, EBS" in text
     assert f"data   s3://{deployed.bucket}  5.0 MB in {len(kept) + 1} objects  $0.00 a month" in text
     assert "make destroy PURGE=1" in text
 

@@ -40,13 +40,13 @@ def test_a_running_training_has_all_its_figures(deployed: Deployed, capsys: pyte
         "interruptions none; attempt 1 is the newest",
         "cost $0.80 spent, $0.40 an hour, $0.87 projected, of a budget of $10.00",
         "g6.xlarge in us-east-1b, spot, running",
-        "bit for bit the same within one machine type",
+        "the same bits on the same machine type",
         "deadline",
         "make logs",
     ):
         assert figure in text, f"{figure}\n{text}"
     assert re.search(r"in (9 h 59|10 h 00) min", text), text
-    assert "what stays bills" not in text
+    assert "bill by the month" not in text
 
 
 def test_interruptions_come_from_the_ledger_and_name_the_machine_types(
