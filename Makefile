@@ -154,6 +154,10 @@ simulate: $(INFRA)/.dev ## simulate days of runs: reclaims, droughts, crashes, h
 chaos: $(VENV)/.dev ## inject faults at scale, for hours; again: goes on (ARGS="races --seconds 600", ARGS=--help)
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
+.PHONY: draws
+draws: $(VENV)/.dev ## prepare sources drawn at random, damaged and interrupted: right or refused (ARGS="--draws 200 --seed 0")
+	@$(BIN)/python -m tests.draws $(ARGS)
+
 ## Benchmarks
 
 .PHONY: bench-start

@@ -187,3 +187,25 @@ def test_names_of_images_that_are_no_utf_8_are_kept_and_such_a_label_names_its_f
     pq.write_table(pa.table({"image": image, "label": latin}), tmp_path / "validation.parquet")
     with pytest.raises(UserError, match=r"train.parquet is damaged in column label .*fetch it again"):
         opened(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [pa.uint8(), pa.int16(), pa.int32()])
+def test_class_names_count_whatever_integers_the_labels_are(kind: pa.DataType, tmp_path: Path) -> None:
+    """`datasets` forgets the names of a ClassLabel that is not int64, so its Features are not asked for them."""
+    swapped = (CLASSES[2], CLASSES[0], CLASSES[1])
+    for name, names in (("train-0", CLASSES), ("train-1", swapped), ("validation-0", CLASSES)):
+        path = tmp_path / f"{name}.parquet"
+        write_parquet(path, [{**row, "label": names.index(CLASSES[row["label"]])} for row in rows(6)], names=names)
+        table = pq.read_table(path)
+        pq.write_table(table.cast(table.schema.set(1, pa.field("label", kind, nullable=False))), path)
+    source = opened(tmp_path)
+    assert source.classes == CLASSES
+    assert by_name(source) == [CLASSES[row["label"]] for row in [*rows(6), *rows(6)]]
+
+
+def test_a_plain_number_that_no_count_of_images_explains_is_refused_at_once(tmp_path: Path) -> None:
+    content = [*rows(5), {**rows(1)[0], "label": 2**31}]
+    write_table(tmp_path / "train-0.parquet", content, pa.int64())
+    write_table(tmp_path / "validation-0.parquet", rows(3), pa.int64())
+    with pytest.raises(UserError, match=r"label 2147483648 of image 5 in split train is out of range.*only 6 images"):
+        opened(tmp_path)

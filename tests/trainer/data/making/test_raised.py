@@ -8,11 +8,15 @@ from __future__ import annotations
 import builtins
 import errno
 import importlib
+import operator
 import pkgutil
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 import PIL
 import pyarrow as pa
@@ -21,10 +25,12 @@ import pytest
 import simplejpeg
 
 from tests.images import encode, image_folder, parquet_folder, photo
+from tests.trainer.data.making.forms.test_folders import archives, devkit_archive
 from trainer.contract import Exit, UserError
 from trainer.data.making import restart_markers
 from trainer.data.making.convert import BrokenImageError, convert
 from trainer.data.making.forms.row_groups import RowGroups
+from trainer.data.making.forms.sources import open_source
 from trainer.prepare import main
 
 NO_FAULTS = (UserError, BrokenImageError, Warning, StopIteration, StopAsyncIteration)  # what a call raises on purpose
@@ -98,6 +104,44 @@ def test_what_reading_a_parquet_file_raises_names_the_file(
                 UserError, match=rf"^{files[0]} (cannot be read|is damaged|needs more memory).*: "
             ) as told:
                 rows[0]
+            assert told.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    ("module", "call"), [(pq, "read_schema"), (datasets.Features, "from_dict")], ids=["schema", "class names"]
+)
+def test_what_reading_a_schema_raises_names_the_file(
+    module: object, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = parquet_folder(tmp_path)
+    for error in EXCEPTIONS:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, call, raiser(error))
+            with pytest.raises(UserError, match=r"train-00000-of-00002.parquet (cannot be|is|needs)[^:]*.*: ") as told:
+                open_source(str(folder))
+            assert told.value.__cause__ is error
+
+
+@pytest.mark.parametrize("name", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"])
+@pytest.mark.parametrize("call", ["tarfile.open", "tarfile.TarFile.next"])
+def test_what_opening_an_archive_raises_names_it(
+    call: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archives(tmp_path)
+    devkit_archive(tmp_path, of_train=2)
+    real = operator.attrgetter(call.removeprefix("tarfile."))(tarfile)
+    for error in EXCEPTIONS:
+
+        def raise_for_it(*given: Any, error: Exception = error, **named: Any) -> Any:
+            file = named.get("fileobj") or getattr(given[0], "fileobj", None)
+            if str(getattr(file, "name", "")).endswith(name):
+                raise error
+            return real(*given, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(call, raise_for_it)
+            with pytest.raises(UserError, match=rf"{name} (cannot be read|is damaged|needs more memory).*: ") as told:
+                open_source(str(tmp_path))
             assert told.value.__cause__ is error
 
 

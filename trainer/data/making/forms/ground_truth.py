@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.making.faults import reason
 from trainer.data.making.layout import few, how_to_choose, is_image, refused
 from trainer.text import say
 
@@ -44,12 +45,7 @@ def read_truth(
     which is said. `of_train` is how many training images each class has.
     """
     stems = [PurePosixPath(image).stem for image in images]
-    try:
-        said = _read(files, set(classes))
-    except (ValueError, KeyError, IndexError, TypeError, tarfile.TarError, EOFError, OSError) as error:
-        raise refused(
-            data, f"{files[0].name} does not say the classes of the validation ({error}): fetch it again"
-        ) from error
+    said = _read_all(data, files, stems, classes)
     number = {name: i for i, name in enumerate(classes)}
     if odd := [i for i, stem in enumerate(stems) if said.classes.get(stem) not in number]:
         other = said.classes.get(stems[odd[0]])
@@ -57,7 +53,7 @@ def read_truth(
             data,
             f"{files[0].name} gives {len(odd):,} of {len(images):,} validation images no class of training, "
             f"{f'such as {other!r}' if other else 'or none'} ({few([images[i] for i in odd])}): fetch the file that "
-            "belongs to these images",
+            "belongs to these images, or the classes that are missing",
         )
     missing = [
         f"{len(absent):,} validation images ({few(absent)})"
@@ -77,12 +73,36 @@ def read_truth(
     return np.array([number[said.classes[stem]] for stem in stems], np.int64)
 
 
+def _read_all(data: str, files: Sequence[Path], stems: Sequence[str], classes: Sequence[str]) -> Said:
+    """What the first file says. Raises UserError if another one says other classes of these images."""
+    meta, found = [file for file in files if file.name == META], list[tuple[Path, Said]]()
+    for file in files:
+        if file.name == META:
+            continue
+        try:
+            found.append((file, _read([file, *meta], set(classes))))
+        except Exception as error:  # SciPy raises all kinds
+            raise refused(
+                data, f"{file.name} does not say the classes of the validation ({reason(error)}): fetch it again"
+            ) from error
+    (first, said), *others = found
+    for other, also in others:
+        if odd := [stem for stem in stems if also.classes.get(stem) != said.classes.get(stem)]:
+            answers = [repr(one.classes[odd[0]]) if odd[0] in one.classes else "none" for one in (said, also)]
+            raise refused(
+                data,
+                f"{first.name} and {other.name} say different classes of {len(odd):,} validation images (such as "
+                f"{odd[0]}: {' and '.join(answers)}): remove the wrong one",
+            )
+    return said
+
+
 def _read(files: Sequence[Path], classes: set[str]) -> Said:
     if files[0].name.endswith(".tar.gz"):
         return _devkit(_members(files[0]))
     if files[0].name == GROUND_TRUTH:
         return _devkit({file.name: file.read_bytes() for file in files})
-    lines = files[0].read_text("utf-8").splitlines()
+    lines = files[0].read_text("utf-8-sig").splitlines()  # Windows writes a mark first
     if any(len(line.split()) > 1 or "," in line for line in lines):
         return Said(_by_name(lines, classes))
     return Said(_numbered([line.strip() for line in lines]))
@@ -122,4 +142,4 @@ def _devkit(files: Mapping[str, bytes]) -> Said:
     synsets = loadmat(io.BytesIO(files[META]), squeeze_me=True)["synsets"]
     by_id = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
     of_train = {str(synset["WNID"]): int(synset["num_train_images"]) for synset in synsets}
-    return Said(_numbered([by_id[int(line)] for line in files[GROUND_TRUTH].decode("ascii").split()]), of_train)
+    return Said(_numbered([by_id[int(line)] for line in files[GROUND_TRUTH].decode("utf-8-sig").split()]), of_train)

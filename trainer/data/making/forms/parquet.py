@@ -5,6 +5,7 @@ Labels mean one thing in all files: class names and their order are compared, an
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +90,19 @@ def open_parquet(
     }
     mapped = [columns.path.name for columns in every if columns.classes and columns.classes != classes]
     said = (f"class names in another order, mapped by name: {few(mapped)}",) if mapped else ()
-    counted = tuple(str(i) for i in range(int(splits["train"].labels.max(initial=-1)) + 1))
-    return classes or counted, splits, said
+    return classes or _classes_of_numbers(data, splits["train"].labels), splits, said
+
+
+def _classes_of_numbers(data: str, labels: Labels) -> tuple[str, ...]:
+    """The classes of plain numbers: 0 to the highest of training. A wrong one may be as high as 2**63."""
+    highest = int(labels.max(initial=-1))
+    if highest >= len(labels):
+        raise refused(
+            data,
+            f"label {highest} of image {labels.argmax()} in split train is out of range: it means {highest + 1:,} "
+            f"classes, and there are only {len(labels):,} images; correct or remove those rows",
+        )
+    return tuple(str(i) for i in range(highest + 1))
 
 
 def _kind(columns: Columns) -> str:
@@ -102,14 +114,19 @@ def _columns(data: str, path: Path, choices: Choices) -> Columns:
     import pyarrow.parquet as pq
     from datasets import ClassLabel, Features
 
-    try:
-        schema = pq.read_schema(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise refused(data, f"{path.name} is not a readable parquet file ({error}): fetch it again") from error
+    with naming_the_file(path, "its schema"):
+        try:
+            schema = pq.read_schema(path)
+        except pa.ArrowInvalid as error:
+            raise refused(data, f"{path.name} is not a readable parquet file ({error}): fetch it again") from error
     image, label = choices.image_column or "image", choices.label_column or "label"
     _check_schema(data, path, schema, image, label)
     kind = schema.field(label).type
-    feature = Features.from_arrow_schema(schema)[label]
+    with naming_the_file(path, "its ClassLabel"):
+        written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        # Not Features.from_arrow_schema: it forgets the names of a ClassLabel whose integers are not int64.
+        named = {name: kind for name, kind in written.get("info", {}).get("features", {}).items() if name == label}
+        feature = Features.from_dict(named).get(label)
     classes = tuple(feature.names) if isinstance(feature, ClassLabel) else ()
     return Columns(path, image, label, classes, _is_text(kind.value_type if pa.types.is_dictionary(kind) else kind))
 

@@ -56,7 +56,7 @@ UNUSED = {  # form: choices that mean nothing to it
 }
 DANGLING = "links that lead nowhere"
 LAYOUT_RULES = (
-    1  # raise it when the same names and sizes give another plan: what was known of a source is then looked up anew
+    2  # raise it when the same names and sizes give another plan: what was known of a source is then looked up anew
 )
 HIDDEN = "hidden files, and folders of the system"
 

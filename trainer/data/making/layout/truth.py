@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from trainer.data.making.layout.plan import refused
 
-# In the order in which they are looked for. Two belong together.
+# The first of them that is there counts, and the others must agree. Two belong together.
 TRUTHS = (
     ("LOC_val_solution.csv",),
     ("valprep.sh",),
@@ -23,9 +23,9 @@ def find_truth(data: str, listing: Iterable[str], where: str) -> tuple[str, ...]
     for path in listing:
         if (name := path.rpartition("/")[2]) in by_name:
             by_name[name].append(path)
-    for files in TRUTHS:
-        if all(len(by_name[file]) == 1 for file in files):
-            return tuple(by_name[file][0] for file in files)
+    there = (files for files in TRUTHS if len(files) == 1 or all(len(by_name[file]) == 1 for file in files))
+    if found := tuple(path for files in there for file in files for path in by_name[file]):
+        return found
     raise refused(
         data,
         f"val has 0 class folders: its images lie together in {where}, and nothing says their classes. For ImageNet, "

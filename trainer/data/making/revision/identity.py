@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,10 +77,10 @@ def _of_folder(name: str, asked: _Asked) -> Identity:
 
     def opened() -> tuple[Source, Watch]:
         watch = known.watch()
-        layout = planned[0] if planned else plan(data, folder, choices)
-        watch.check_files(_groups(layout))
-        source = open_planned(data, folder, layout, choices)
-        watch.check_all()
+        with _told_if_changed(watch):
+            layout = planned[0] if planned else plan(data, folder, choices)
+            watch.check_files(_groups(layout))
+            source = open_planned(data, folder, layout, choices)
         return source, watch
 
     return Identity(name, f"{known.origin.digest} {known.decided}", known.origin, _how(known), opened)
@@ -97,13 +98,22 @@ def _of_hub(name: str, asked: _Asked, secrets_dir: str) -> Identity:
     def opened() -> tuple[Source, Watch]:
         folder, known = whole_snapshot(revision, groups, asked.memory, asked.workers, asked.progress)
         watch = known.watch()
-        source = open_planned(data, folder, layout, choices)
-        watch.check_all()
+        with _told_if_changed(watch):
+            source = open_planned(data, folder, layout, choices)
         return source, watch
 
     which = "the newest" if not revision.unasked else "the last that was downloaded"
     said = f"commit {revision.commit[:12]} is {'the one that DATA= names' if revision.account.commit else which}"
     return Identity(name, f"{origin.digest} {_text(layout.decided)}", origin, said, opened)
+
+
+@contextmanager
+def _told_if_changed(watch: Watch) -> Iterator[None]:
+    """Raise UserError if the files have changed by the end, in place of what is wrong with a mixture of both."""
+    try:
+        yield
+    finally:
+        watch.check_all()
 
 
 def _text(facts: Mapping[str, object]) -> str:

@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from tests.images import CLASSES, encode, image_folder, photo, prepared
+from tests.images import CLASSES, encode, image_folder, parquet_folder, photo, prepared
 from trainer.contract import UserError
 from trainer.data.format import Index, read_index
 
@@ -125,3 +126,20 @@ def test_names_in_any_bytes_are_part_of_the_identity(tmp_path: Path) -> None:
     assert first.index.splits["train"].images == 13
     os.rename(odd, odd.replace(b"\xe9", b"\xe8"))  # noqa: PTH104  # a path of bytes
     assert prepared(folder, tmp_path / "store").prefix != first.prefix
+
+
+def test_a_source_that_changes_while_it_is_opened_is_told_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is wrong with a mixture of two states would lead astray."""
+    folder = parquet_folder(tmp_path / "photos")
+    shard, read = folder / "data" / "train-00001-of-00002.parquet", pq.read_schema
+
+    def and_write_again(path: Path) -> object:
+        if path == shard:
+            shard.write_bytes(b"half of a new one")
+        return read(path)
+
+    monkeypatch.setattr(pq, "read_schema", and_write_again)
+    with pytest.raises(UserError, match=r"train-00001-of-00002.parquet changed while the data was read \(it had"):
+        prepared(folder, tmp_path / "store")
