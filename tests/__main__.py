@@ -46,7 +46,8 @@ class Half:
 
 IN_ORDER = "--no-loadscope-reorder"  # of collection: the slow files first
 TRAINER = Half(".venv/bin/python", "tests", ("-n", "2", IN_ORDER))
-INFRA = Half(".venv-infra/bin/python", "tests/infra", ("-n", "3", IN_ORDER))  # most of these wait, for boots and logs
+WAITS = os.environ.get("FAST") != "1"  # most tests of the AWS half wait for boots and logs, but none of the quick ones
+INFRA = Half(".venv-infra/bin/python", "tests/infra", ("-n", "3" if WAITS else "2", IN_ORDER))
 
 
 def halves(arguments: Sequence[str]) -> list[Half]:

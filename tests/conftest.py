@@ -23,7 +23,7 @@ from tests.seconds import SECONDS_FILE, cpu_seconds, table
 
 # tests/infra runs in an environment of its own, .venv-infra, which has CDK but not torch; all others in .venv.
 IN_INFRA = find_spec("torch") is None
-TRAINER_PLUGINS = ["tests.runs", "tests.trainer.lab"]
+TRAINER_PLUGINS = ["tests.runs"]
 INFRA_PLUGINS = ["tests.emulator.aws", "tests.emulator.registry"]
 OWN_PLUGINS = INFRA_PLUGINS if IN_INFRA else TRAINER_PLUGINS
 pytest_plugins = ["tests.emulator.s3", "tests.emulator.imds", "tests.engine", *OWN_PLUGINS]
@@ -40,10 +40,12 @@ for number in (signal.SIGINT, signal.SIGHUP):  # a shell's `&`, and nohup, have 
         signal.signal(number, signal.default_int_handler)
 
 STRICT = os.environ.get("STRICT") == "1"
-FAST = os.environ.get("FAST") == "1"  # leave out what is marked slow, and whatever starts a server or a whole run
+FAST = os.environ.get("FAST") == "1"  # leave out what is marked slow, and whatever starts a server, CDK or a whole run
 BOOTS = ("tests/infra/boot/test_boot.py", "tests/infra/boot/test_boot_ends.py")
 STACKS = "tests/infra/stacks/"
-SLOW_FIXTURES = frozenset({"aws_server", "chromium", "digits_folder", "engine", "hub", "new_run", "s3_endpoint"})
+SLOW_FIXTURES = frozenset(
+    {"aws_server", "chromium", "digits_folder", "engine", "hub", "new_run", "s3_endpoint", "template"}
+)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 

@@ -11,11 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import safetensors.torch
-from torch import Tensor
 
 from tests import ROOT
 from trainer.contract import HEAD_FILE, Lease, checkpoint_key, run_key
@@ -24,6 +22,9 @@ from trainer.data.stage import stage
 from trainer.recipes.named import digits
 from trainer.store import ObjectStore, open_store
 from trainer.telemetry.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # 5 steps per epoch of 256 images, 4 micro-batches each: the shortest run that does all that a long one does.
 NETWORK = "shufflenet_v2_x0_5"  # small; its kernels, too, and those are slower on two threads than on one
@@ -181,6 +182,8 @@ class Run:
 
     def tensors(self) -> dict[str, Tensor]:
         """The newest committed checkpoint, read by safetensors' own reader."""
+        import safetensors.torch  # here, since the process that starts the workers loads this module, too
+
         return safetensors.torch.load(self.store.get(self.manifest()["object"]["key"]))
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,17 +103,3 @@ class Lab:
         """Of the newest checkpoint."""
         key = list_manifests(self.store, "loop")[1][0]
         return tensors_of(read_object(self.store, read_manifest(self.store, "loop", key)))
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    handlers = [signal.getsignal(number) for number in numbers]
-    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Lab(tmp_path, monkeypatch)
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(precision)
-    torch.use_deterministic_algorithms(False)
-    for number, handler in zip(numbers, handlers, strict=True):
-        signal.signal(number, handler)

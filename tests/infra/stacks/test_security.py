@@ -14,6 +14,7 @@ from constructs import IConstruct
 from infra.stacks import roles
 from tests.infra.synthesized import VARIANTS, flat, new_app, stacks
 
+pytestmark = pytest.mark.slow  # CDK runs in Node.js
 ACCOUNT = "<AWS::Region>:<AWS::AccountId>"
 
 

@@ -143,6 +143,7 @@ def test_aws_makes_up_the_name_of_the_bucket_unless_one_is_given(template: Templ
     named.has_resource_properties("AWS::S3::Bucket", {"BucketName": "my-imagenet"})
 
 
+@pytest.mark.slow
 def test_the_app_names_a_bad_value_and_makes_no_template(tmp_path: Path) -> None:
     environ = os.environ | {
         "CDK_OUTDIR": str(tmp_path),

@@ -22,6 +22,7 @@ from tests import ROOT
 from tests.infra.synthesized import VARIANTS, flat, stacks
 from trainer.contract import UserError
 
+pytestmark = pytest.mark.slow  # CDK runs in Node.js
 INSTALLATION = Installation()
 
 

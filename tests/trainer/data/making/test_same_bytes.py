@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests import ROOT
 from tests.images import CLASSES, digests, encode, image_folder, photo, prepared
 from trainer.data.format import Copies, read_index
@@ -26,6 +28,7 @@ BROKEN = {
 COPIES = Copies((32, 16), (24,), 90)
 
 
+@pytest.mark.slow
 def test_broken_images_included_the_bytes_are_those_of_another_folder_locale_hash_seed_and_thread_count(
     tmp_path: Path,
 ) -> None:
