@@ -89,7 +89,7 @@ def missing_shard(folder: Path) -> str:
 def overwritten_shard(folder: Path) -> str:
     path = folder / "train-32px-00000.arrow"
     path.write_bytes(bytes(path.stat().st_size))
-    return "is not an Arrow file"
+    return r"is not a whole shard \(Not an Arrow file\)"
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def convert(data: bytes, name: str, sides: Sequence[int], quality: int) -> tuple
     markers, or keeps its bytes where that is impossible. Other images are shrunk if larger, each copy from the one
     before, and encoded. Each copy is decoded once more in the way of training. Raises BrokenImageError, MemoryError.
     """
-    _load()
+    _load_decoders()
     try:
         pixels, odd, plain = _pixels_of(data, name)
         height, width = pixels.shape[:2]
@@ -71,7 +71,7 @@ def convert(data: bytes, name: str, sides: Sequence[int], quality: int) -> tuple
 
 
 @cache
-def _load() -> None:
+def _load_decoders() -> None:
     """Import what takes seconds: if the installation lacks something, that is no fault of an image."""
     import trainer.data.making.restart_markers
     import trainer.data.reading.decode  # noqa: F401

@@ -97,7 +97,7 @@ def _open_shard(directory: Path, shard: Shard, classes: tuple[str, ...]) -> Iter
             raise ValueError(f"its columns are {', '.join(map(str, reader.schema))}")
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         for batch in batches:
-            _check(batch, len(classes))
+            _check_rows(batch, len(classes))
     except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -107,7 +107,7 @@ def _open_shard(directory: Path, shard: Shard, classes: tuple[str, ...]) -> Iter
             yield batch
 
 
-def _check(batch: Any, classes: int) -> None:
+def _check_rows(batch: Any, classes: int) -> None:
     """Raises pa.ArrowInvalid or ValueError where lengths reach beyond the file, something is missing, or a label is."""
     batch.validate(full=True)
     images, labels = batch.column("image"), batch.column("label")

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from tests.images import decode, encode, photo
-from trainer.data.making.convert import BrokenImageError, _load, convert
+from trainer.data.making.convert import BrokenImageError, _load_decoders, convert
 
 RGB_420 = (((2, 2), 0), ((1, 1), 1), ((1, 1), 1))  # sampling factors and quantisation table of Y, Cb, Cr
 
@@ -152,6 +152,6 @@ def test_broken_bytes_are_refused(data: bytes) -> None:
 
 def test_what_the_installation_lacks_is_not_taken_for_a_broken_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trainer.data.making.restart_markers", None)
-    _load.cache_clear()
+    _load_decoders.cache_clear()
     with pytest.raises(ImportError):
         convert(encode(photo(1)), "a.JPEG", [32], 90)

@@ -49,7 +49,7 @@ def choose(data: str, groups: Sequence[SplitFiles], choices: Choices) -> dict[st
 
 def _of_role(data: str, role: str, pool: Sequence[SplitFiles], choices: Choices) -> list[SplitFiles]:
     if wanted := choices.split(role):
-        return _named(data, role, wanted.split("+"), pool)
+        return _chosen_by_name(data, role, wanted.split("+"), pool)
     candidates = [group for group in pool if role in group.roles]
     if not candidates:
         raise refused(
@@ -78,7 +78,7 @@ def _of_role(data: str, role: str, pool: Sequence[SplitFiles], choices: Choices)
     )
 
 
-def _named(data: str, role: str, names: Sequence[str], pool: Sequence[SplitFiles]) -> list[SplitFiles]:
+def _chosen_by_name(data: str, role: str, names: Sequence[str], pool: Sequence[SplitFiles]) -> list[SplitFiles]:
     """The groups that the user names. Raises UserError if a file would be read twice."""
     groups = [_only(data, name, pool) for name in names]
     uses = Counter(file for group in groups for file in group.files)

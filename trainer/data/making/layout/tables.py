@@ -36,13 +36,13 @@ def table_groups(
 ) -> list[SplitFiles]:
     """The splits of parquet files, declared or named. Raises UserError if one of several configs must be chosen."""
     if not paths or not any(config.patterns or config.folder for config in configs.values()):
-        return _named(paths)
+        return _grouped_by_name(paths)
     name = config_name(data, configs, choices)
     groups, config = [], configs[name]
     if not config.patterns:
         groups = [
             SplitFiles(name, group.split, group.files, group.roles, group.exact)
-            for group in _named([path for path in paths if path.startswith(f"{config.folder}/")])
+            for group in _grouped_by_name([path for path in paths if path.startswith(f"{config.folder}/")])
         ]
     for split, patterns in config.patterns.items():
         found = matching(paths, config, split)
@@ -84,7 +84,7 @@ def declared_of(configs: Mapping[str, CardConfig], name: str) -> Declared:
     return config.declared
 
 
-def _named(paths: Sequence[str]) -> list[SplitFiles]:
+def _grouped_by_name(paths: Sequence[str]) -> list[SplitFiles]:
     files: dict[tuple[str, str, frozenset[str], bool], list[str]] = defaultdict(list)
     for path in paths:
         files[_group_of(path)].append(path)

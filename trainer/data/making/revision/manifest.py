@@ -134,7 +134,7 @@ def know_folder(
     """
     file = memory.ledger(root)
     if file and not memory.verify and (recalled := _recall(file, root, rules)):
-        return Known(data, root, _folder_origin(recalled[0]), recalled[1], True, partial(_load, file))
+        return Known(data, root, _folder_origin(recalled[0]), recalled[1], True, partial(_load_rows, file))
     begun = time.time_ns()
     chosen = choose()
     listed = {name: [os.fsencode(path) for path in some] for name, some in chosen.files.items()}
@@ -190,7 +190,7 @@ def _recall(file: Path, root: Path, rules: str) -> tuple[Digest, str] | None:
     return (digest, decided) if digest.files and digest.hex() == said else None
 
 
-def _load(file: Path) -> Mapping[str, Rows]:
+def _load_rows(file: Path) -> Mapping[str, Rows]:
     parts: dict[str, list[Rows]] = {}
     for _, group, rows in load_ledger(file):
         parts.setdefault(group, []).append(rows)
@@ -241,7 +241,7 @@ class _Before:
     @classmethod
     def read(cls, file: Path, root: Path) -> _Before:
         with suppress(OSError, ValueError):
-            groups = _load(file)
+            groups = _load_rows(file)
             header = next(load_ledger(file))[0]
             if _digest(groups).hex() == header.digest:  # else it is damaged
                 return cls(groups, header.complete, header.machine == this_machine(root))
