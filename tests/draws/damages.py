@@ -286,8 +286,7 @@ def ruined_truth(dice: random.Random, source: Source) -> bool:
     path = _truth_file(source)
     if not path:
         return False
-    kind = dice.choice(["empty", "pointer of LFS", "web page", "noise"])
-    seed = dice.getrandbits(32)
+    kind, seed = dice.choice(["empty", "pointer of LFS", "web page", "noise"]), dice.getrandbits(32)
     source.harm(path, lambda body: RUINS[kind](random.Random(seed), body))
     source.refusal.append(path.rpartition("/")[2])
     return True
