@@ -20,6 +20,7 @@ ATTEMPTS_SHOWN = 50  # more are counted, not read
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     step: int
+    attempt: int
     time: float
     best_top1: float | None
     best_step: int
@@ -75,7 +76,7 @@ def read_progress(bucket: ExplainedBucket, run_id: str) -> Progress:
     return Progress(
         heartbeat=heartbeat,
         heartbeat_at=beat.modified.timestamp() if beat else 0.0,
-        step=max(int(heartbeat.get("step", 0)), found.step if found else 0),
+        step=step_of(heartbeat, found),
         total_steps=round(per_epoch * epochs),
         images_per_second=newest.get("speed/images_per_second", 0.0),
         global_batch_size=int(config.result().get("global_batch_size", 0)),
@@ -84,6 +85,15 @@ def read_progress(bucket: ExplainedBucket, run_id: str) -> Progress:
         checkpoint=found,
         attempts=tuple(attempts.result()),
     )
+
+
+def step_of(heartbeat: dict[str, Any], checkpoint: Checkpoint | None) -> int:
+    """Where the run is. A checkpoint of a later attempt than the heartbeat's may lie before it: after a rewind."""
+    beat = int(heartbeat.get("step", 0))
+    if checkpoint is None:
+        return beat
+    is_later = checkpoint.attempt > int(heartbeat.get("attempt", 0))
+    return checkpoint.step if is_later else max(beat, checkpoint.step)
 
 
 def list_segments(bucket: ExplainedBucket, run_id: str, attempt: int) -> list[ListedObject]:
@@ -123,7 +133,7 @@ def read_checkpoint(bucket: ExplainedBucket, run_id: str) -> Checkpoint | None:
     counters = manifest.get("counters", {})
     best = counters.get("best") or {}
     return Checkpoint(
-        step=int(manifest["step"]), time=float(manifest["time"]),
+        step=int(manifest["step"]), attempt=int(manifest.get("attempt", 0)), time=float(manifest["time"]),
         best_top1=best.get("top1") if best.get("step") else None,  # step 0: before the first validation
         best_step=int(best.get("step", 0)), validated=int(counters.get("validated", 0)),
     )  # fmt: skip

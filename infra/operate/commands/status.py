@@ -103,8 +103,12 @@ def accuracy(progress: Progress) -> str:
 
 
 def interruptions(progress: Progress, *, is_over: bool) -> str:
-    """How many attempts were interrupted. The last attempt does not count: it runs, or it ended the run."""
+    """How many attempts were interrupted. The last attempt does not count: it runs, or it ended the run.
+
+    A rewind does not count either. It is an attempt that ends with 0, and later ones follow it.
+    """
     *before, last = progress.attempts
+    before = [attempt for attempt in before if attempt.get("exit") != Exit.FINISHED]
     saved = sum(attempt.get("exit") == Exit.INTERRUPTED for attempt in before)
     text = f"{len(before)} ({saved} with a last save, {len(before) - saved} without)" if before else "none"
     types = sorted({type for attempt in progress.attempts if (type := (attempt.get("machine") or {}).get("type"))})

@@ -13,7 +13,7 @@ from infra.operate.session import AwsError
 from tests.emulator.aws import Aws
 from tests.infra.deployed import INSTALLATION, RUN, Deployed
 from tests.infra.operator import Commands, operate
-from trainer.contract import attempt_key, run_key
+from trainer.contract import Lease, attempt_key, checkpoint_key, manifest_key, run_key
 
 CAPACITY = "Could not launch Spot Instances. InsufficientInstanceCapacity - There is no Spot capacity available."
 
@@ -94,6 +94,20 @@ def test_no_machine_has_its_reason_and_the_fix(deployed: Deployed, capsys: pytes
     assert "state waiting for a machine" in text
     assert "no machine AWS has no such machine free right now" in text
     assert "on-demand machines" in text
+
+
+def test_after_a_rewind_the_run_is_at_the_older_step_and_was_not_interrupted_by_it(
+    deployed: Deployed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployed.launch()
+    deployed.train_to(350)
+    older = {"step": 300, "attempt": 2, "time": time.time(), "counters": {"step": 300, "validated": 300}}
+    deployed.put(manifest_key(RUN, 300, 2), older)
+    deployed.put(checkpoint_key(RUN, "HEAD.json"), Lease(attempt=2, newest=manifest_key(RUN, 300, 2)).to_json())
+    deployed.put(attempt_key(RUN, 2), {"attempt": 2, "exit": 0, "machine": {}})
+    assert "step 300 of 1,000" in shown(capsys)
+    deployed.put(attempt_key(RUN, 3), {"attempt": 3, "machine": {"type": "g6.xlarge"}})
+    assert "interruptions 1 (0 with a last save, 1 without); attempt 3 is the newest" in shown(capsys)
 
 
 def wait_for_another_second() -> None:
