@@ -41,7 +41,7 @@ report: $(VENV)/.trainer ## draw the curves of RUN= again and print its summary
 	@$(BIN)/python -m trainer.report
 
 .PHONY: checkpoints
-checkpoints: $(VENV)/.trainer ## list the checkpoints of RUN=; ARGS=verify checks every byte, ARGS="export FILE" writes weights
+checkpoints: $(VENV)/.trainer ## list the checkpoints of RUN=; ARGS=verify checks every byte, "export FILE" writes weights, "rewind STEP" goes back
 	@$(BIN)/python -m trainer.checkpoints $(or $(ARGS),list)
 
 .PHONY: image

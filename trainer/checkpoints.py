@@ -1,6 +1,7 @@
-"""The command for a run's checkpoints: `python -m trainer.checkpoints list | verify | export FILE`.
+"""The command for a run's checkpoints: `python -m trainer.checkpoints list | verify | export FILE | rewind STEP`.
 
-It only reads. Exit code 0: all is well. 78: nothing can be used, or the bytes are not those that were saved.
+Only `rewind` writes. Exit code 0: all is well. 76: a trainer owns the run, which must be stopped first. 78: nothing can
+be used, or the bytes are not those that were saved.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from trainer.contract import Exit, Lease, RunEnv, UserError, parse_manifest_key
-from trainer.text import show_bytes
+from trainer.contract import Exit, Lease, LostRunError, RunEnv, UserError, parse_manifest_key, run_key
+from trainer.text import say, show_bytes
 
 if TYPE_CHECKING:
     from trainer.checkpoint.restore import Manifest
     from trainer.store import ObjectStore
+    from trainer.upload.rewind import OldCheckpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +57,31 @@ class Export:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rewind:
+    """Go back to an older step, after a divergence for example: its checkpoint becomes the newest one.
+
+    Nothing is deleted. The checkpoints of later steps stay in the store, and `rewind` leads to them, too. The run must
+    not be training meanwhile. Afterwards, start it again as before. For another learning rate, start it with
+    --checkpoint.accept-changes --optim.peak-lr 0.05, for example.
+    """
+
+    step: tyro.conf.Positional[int]
+    """The step to go back to. `list` shows which there are."""
+
+    attempt: int | None = None
+    """The attempt that saved it, where several have saved this step; else the last one, on the present line if it can
+    be."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
-    """Look at the checkpoints of a run, check them, or export weights."""
+    """Look at the checkpoints of a run, check them, export weights, or go back to an older one."""
 
     command: Annotated[
         Annotated[List, tyro.conf.subcommand("list")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]
-        | Annotated[Export, tyro.conf.subcommand("export")],
+        | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Rewind, tyro.conf.subcommand("rewind")],
         tyro.conf.arg(name=""),
     ]
     store: str
@@ -70,24 +90,14 @@ class Options:
     """The run; else $TRAINER_RUN_ID."""
 
 
-def found(store: ObjectStore, run_id: str) -> tuple[Lease | None, list[str]]:
-    """The lease, and all manifests with the newest first. UserError if there is none."""
-    from trainer.checkpoint.restore import list_manifests
-
-    lease, keys = list_manifests(store, run_id)
-    if not keys:
-        raise UserError(f"run {run_id!r} has no checkpoint in {store.uri}: check the names (RUN=, STORE=)")
-    return lease, sorted(keys, key=lambda key: parse_manifest_key(key) or (0, 0), reverse=True)
-
-
 def print_list(store: ObjectStore, run_id: str) -> None:
     """Print a table of the checkpoints."""
+    from trainer.checkpoint.line import Checkpoints
     from trainer.checkpoint.restore import DamagedError, read_manifest
 
-    lease, keys = found(store, run_id)
+    found = Checkpoints.find(store, run_id)
     print(f"{'step':>9}  {'attempt':>7}  {'saved':<20} {'MB':>7}  what")
-    for key in keys:
-        roles = [name for name in ("newest", "previous", "best") if lease and getattr(lease, name) == key]
+    for key in found.keys:
         attempt, step = parse_manifest_key(key) or (0, 0)
         try:
             manifest = read_manifest(store, run_id, key)
@@ -96,18 +106,19 @@ def print_list(store: ObjectStore, run_id: str) -> None:
         else:
             saved = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(manifest["time"]))
             size = manifest["object"]["bytes"] / 1e6
-            print(f"{step:>9}  {attempt:>7}  {saved:<20} {size:>7.1f}  {', '.join(roles) or 'superseded'}")
+            print(f"{step:>9}  {attempt:>7}  {saved:<20} {size:>7.1f}  {found.role(key)}")
 
 
 def verify(store: ObjectStore, run_id: str, *, every: bool) -> bool:
     """Whether all bytes and metrics are right. Prints a line for each checkpoint."""
+    from trainer.checkpoint.line import Checkpoints
     from trainer.checkpoint.restore import DamagedError, read_manifest, read_object
     from trainer.telemetry.metrics import read_metrics
 
-    lease, keys = found(store, run_id)
-    wanted = keys if every or lease is None else lease.keys()
+    found = Checkpoints.find(store, run_id)
+    wanted = found.keys if every or found.lease is None else found.lease.keys() | {found.newest}
     newest, good = 0, True
-    for key in keys:
+    for key in found.keys:
         if key not in wanted:
             continue
         try:
@@ -118,7 +129,7 @@ def verify(store: ObjectStore, run_id: str, *, every: bool) -> bool:
             good = False
         else:
             print(f"ok       {store.describe(key)}: {len(body):,} bytes")
-            newest = max(newest, manifest["step"])
+            newest = max(newest, manifest["step"] if found.line.has(key) else 0)
     steps = {row["step"] for row in read_metrics(store, run_id) if "train/loss" in row}
     missing = sorted(set(range(1, newest + 1)) - steps)
     print(
@@ -129,21 +140,18 @@ def verify(store: ObjectStore, run_id: str, *, every: bool) -> bool:
 
 def choose_checkpoint(store: ObjectStore, run_id: str, options: Export) -> tuple[str, Manifest]:
     """The key and the manifest of the checkpoint to export. Raises UserError."""
+    from trainer.checkpoint.line import Checkpoints
     from trainer.checkpoint.restore import DamagedError, read_manifest
 
-    lease, keys = found(store, run_id)
+    found = Checkpoints.find(store, run_id)
     if options.step is not None:
-        keys = [key for key in keys if (parse_manifest_key(key) or (0, 0))[1] == options.step]
-        if not keys:
-            raise UserError(f"--step {options.step}: run {run_id!r} has no checkpoint of it; `list` shows those it has")
-    elif options.which == "best" and lease is not None and lease.best:
-        keys = [lease.best]
-    elif lease is not None and lease.newest:
-        keys = [lease.newest]
+        key = found.of_step(options.step, asked=f"--step {options.step}")
+    else:
+        key = (found.lease.best if found.lease is not None and options.which == "best" else "") or found.newest
     try:
-        return keys[0], read_manifest(store, run_id, keys[0])
+        return key, read_manifest(store, run_id, key)
     except DamagedError as error:
-        raise UserError(f"{store.describe(keys[0])} is damaged ({error}): choose another with --step") from error
+        raise UserError(f"{store.describe(key)} is damaged ({error}): choose another with --step") from error
 
 
 def export(store: ObjectStore, run_id: str, options: Export) -> None:
@@ -174,6 +182,52 @@ def export(store: ObjectStore, run_id: str, options: Export) -> None:
     print(f"{options.file}: {model}, step {manifest['step']:,}, {weights} weights, {len(plain)} tensors, {size}")
 
 
+def go_back(store: ObjectStore, run_id: str, options: Rewind) -> None:
+    """Make an older checkpoint the newest. Raises UserError, LostRunError."""
+    from trainer.checkpoint.line import Checkpoints, read_lease, read_line
+    from trainer.checkpoint.restore import DamagedError, read_manifest, read_object
+    from trainer.telemetry.metrics import put_rewind
+    from trainer.upload.rewind import OldCheckpoint, rewind
+
+    env = RunEnv.from_environ({RunEnv.variable("scratch_dir"): ".scratch"} | os.environ | {
+        RunEnv.variable("store"): store.uri, RunEnv.variable("run_id"): run_id,
+    })  # fmt: skip
+    if (done := run_key(run_id, "done.json")) in (info.key for info in store.list(done)):
+        raise UserError(
+            f"run {run_id!r} is finished, and no step of it is left to train: start a new run (RUN=another)"
+        )
+    found = Checkpoints.find(store, run_id)
+    of = "" if options.attempt is None else f" of attempt {options.attempt}"
+    key = found.of_step(options.step, options.attempt, asked=f"step {options.step}{of}")
+    if found.lease is not None and key == found.newest == found.lease.newest:
+        print(f"step {options.step} is the newest checkpoint of run {run_id!r} already: start the run to go on from it")
+        return
+    try:
+        manifest = read_manifest(store, run_id, key)
+        body = read_object(store, manifest)
+    except DamagedError as error:
+        raise UserError(f"{store.describe(key)} is damaged ({error}): choose another step") from error
+    line = read_line(store, run_id, key)
+    target = OldCheckpoint(key=key, manifest=manifest, body=body, line=[one for one in found.keys if line.has(one)])
+    origin = int(manifest["attempt"])
+    new = rewind(store, env, target, lambda attempt: put_rewind(store, run_id, attempt, options.step, origin), say)
+    tell_rewound(target, store.describe(new), read_lease(store, run_id))
+
+
+def tell_rewound(target: OldCheckpoint, new: str, lease: Lease | None) -> None:
+    """Say what was done, and how to go on. `new` is where the manifest is."""
+    manifest, best = target.manifest, target.manifest["counters"].get("best", {})
+    print(f"step {target.step} of attempt {manifest['attempt']} is the newest checkpoint again, as {new}")
+    print('nothing was deleted: `list` calls what is beside the new line "left", and `rewind` leads there, too')
+    if lease is not None and not lease.best and best.get("step"):
+        print(f"the weights of the best validation so far, of step {best['step']}, are not kept: a better one will be")
+    peak_lr = manifest["config"].get("optim", {}).get("peak_lr", "its own")
+    print(
+        "to go on, start the run with the command that it was started with; for another learning rate than "
+        f"{peak_lr}, add --checkpoint.accept-changes --optim.peak-lr VALUE to its options"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     given = {name: os.environ.get(RunEnv.variable(name)) or tyro.MISSING for name in ("store", "run_id")}
     default = Options(command=tyro.MISSING, **given)
@@ -193,12 +247,20 @@ def main(arguments: list[str] | None = None) -> int:
                     return Exit.FINISHED if verify(store, options.run_id, every=every) else Exit.USER
                 case Export() as asked:
                     export(store, options.run_id, asked)
+                case Rewind() as asked:
+                    go_back(store, options.run_id, asked)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return Exit.USER
+    except LostRunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return Exit.HELD
     except StoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; run the same command again", file=sys.stderr)
+        return 130
     return Exit.FINISHED
 
 

@@ -234,6 +234,10 @@ class Lease:
             return replace(self, best=best)
         return replace(self, newest=manifest, previous=self.newest, best=best)
 
+    def rewound(self, manifest: str, *, best: str, swept: int) -> Lease:
+        """The lease after a rewind: what it named before is named no more, and attempts before `swept` keep all."""
+        return replace(self, newest=manifest, previous="", best=best, swept=max(self.swept, swept))
+
     def keys(self) -> set[str]:
         return {self.newest, self.previous, self.best} - {""}
 

@@ -19,7 +19,8 @@ import torch
 import torchvision
 from torch import nn
 
-from trainer.checkpoint.restore import Restored, list_manifests, restore
+from trainer.checkpoint.line import list_manifests, read_lease
+from trainer.checkpoint.restore import DamagedError, Restored, read_manifest, restore
 from trainer.checkpoint.saver import Checkpointer
 from trainer.contract import Phase, RefusedError, RunEnv, UserError, checkpoint_key, run_key
 from trainer.data.format import Copies, Index, read_index
@@ -40,6 +41,7 @@ from trainer.telemetry.metrics import MetricsWriter
 from trainer.telemetry.status import Status
 from trainer.telemetry.step_log import StepLog
 from trainer.text import show_bytes
+from trainer.upload.commit import data_key
 
 CHECKPOINTS_AT_ONCE = 4  # the newest, the one before, the best, and the one that is written
 
@@ -96,9 +98,15 @@ def stage_data(config: Config, env: RunEnv, world: World, status: Status, tell: 
     return found
 
 
-def read_config(store: ObjectStore, run_id: str) -> dict[str, Any]:
-    """The config that the run began with, as JSON."""
-    config: dict[str, Any] = json.loads(store.get(run_key(run_id, "config.json")))
+def read_config(store: ObjectStore, run_id: str, newest: str) -> dict[str, Any]:
+    """The config that the run's newest checkpoint was trained with, as JSON.
+
+    `config.json` may be younger: it is that of the last start, which may have saved nothing.
+    """
+    try:
+        config: dict[str, Any] = read_manifest(store, run_id, newest)["config"]
+    except DamagedError:
+        config = json.loads(store.get(run_key(run_id, "config.json")))
     return config
 
 
@@ -135,7 +143,10 @@ def check_room(store: ObjectStore, run_id: str, checkpoint_bytes: int) -> None:
     """A folder must have room for all checkpoints that are kept, and for the one that is written, or RefusedError."""
     if (free := store.free_bytes()) is None:
         return
-    there = sum(info.bytes for info in store.list(checkpoint_key(run_id, "data/")))
+    lease = read_lease(store, run_id)
+    named = lease.keys() if lease is not None else set()
+    given_up = {data_key(manifest) for manifest in named}  # sooner or later; what a rewind has left stays
+    there = sum(info.bytes for info in store.list(checkpoint_key(run_id, "data/")) if info.key in given_up)
     if free + there < CHECKPOINTS_AT_ONCE * checkpoint_bytes:
         raise RefusedError(
             f"the store {store.uri} has {show_bytes(free)} free: {CHECKPOINTS_AT_ONCE} checkpoints of "
@@ -216,9 +227,9 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     console = Console(clock.total_steps, clock.steps_per_epoch, speaks=world.is_main)
     resources.enter_context(closing(console))
     read = partial(patiently, f"the store {store.uri}", tell=tell)
-    if has_checkpoint := bool(read(lambda: list_manifests(store, env.run_id)[1])):
-        check_config(read(lambda: read_config(store, env.run_id)), env.run_id, config)
-    state = make_state(config, world.device, initialise=not has_checkpoint)
+    if manifests := read(lambda: list_manifests(store, env.run_id)[1]):  # refused before the run is taken
+        check_config(read(lambda: read_config(store, env.run_id, manifests[0])), env.run_id, config)
+    state = make_state(config, world.device, initialise=not manifests)
     status.enter(Phase.WAITING_FOR_STORE)
     channel = resources.enter_context(closing(Channel.to_uploader())) if world.is_main else None
     barrier(world)  # from here on the run is this attempt's: nobody else adds checkpoints
@@ -227,8 +238,9 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     status.enter(Phase.STARTING)
     for reason in skipped:
         console.say(f"checkpoint skipped: {reason}")
-    changed = _continue(restored, config, env, data, state, clock, console) if restored is not None else []
-    if channel is not None and (restored is None or changed):
+    if restored is not None:
+        _continue(restored, config, env, data, state, clock, console)
+    if channel is not None:
         channel.send({"op": "put", "key": run_key(env.run_id, "config.json"), "body": to_json(config)})
     origin = int(restored.manifest["attempt"]) if restored is not None else 0
     metrics = MetricsWriter(local, channel, env.run_id, int(env.attempt), first_step=state.step, origin=origin)
@@ -260,15 +272,14 @@ def _tell_waiting(status: Status, world: World, line: str) -> None:
 
 def _continue(
     restored: Restored, config: Config, env: RunEnv, data: Data, state: State, clock: Clock, console: Console
-) -> list[str]:
-    """Go on from a checkpoint, whose tensors are restored already. Returns how the config differs; RefusedError."""
-    changed = check_config(restored.manifest["config"], env.run_id, config)  # younger than config.json
+) -> None:
+    """Go on from a checkpoint, whose tensors are restored already. Raises RefusedError."""
+    changed = check_config(restored.manifest["config"], env.run_id, config)  # of what was restored
     check_data(restored, data)
     state.load_counters(restored.counters)
     console.say(f"continuing run {env.run_id!r} from step {state.step} of {clock.total_steps}")
     for line in changed:
         console.say(f"with another config, as asked for: {line}")
-    return changed
 
 
 def _loader(config: Config, data: Data, clock: Clock, world: World, first_step: int) -> Loader:

@@ -85,7 +85,8 @@ def report_steps(run: Run) -> None:
         if not math.isfinite(row["train/loss"]):
             raise UserError(
                 f"the loss of step {row['step']} is {row['train/loss']}: it must be finite; lower --optim.peak-lr "
-                f"(now {run.config.optim.peak_lr}) or train in bf16 or fp32, under a new RUN="
+                f"(now {run.config.optim.peak_lr}) or train in bf16 or fp32, under a new RUN= or from an older step: "
+                'make checkpoints ARGS="rewind STEP"'
             )
         run.metrics.add(row["step"], row)
     if rows:

@@ -20,7 +20,8 @@ import torch
 
 from tests import ROOT
 from tests.chaos.lab import Case, Lab, WrongError, expect, wait_for
-from trainer.checkpoint.restore import list_manifests, read_manifest
+from trainer.checkpoint.line import list_manifests
+from trainer.checkpoint.restore import read_manifest
 from trainer.contract import Exit
 from trainer.data.format import Copies
 from trainer.data.stage import stage

@@ -14,7 +14,8 @@ from tests.runs import NETWORK
 from tests.trainer.standins import CLASSES, StandInData, StandInUploader
 from trainer import setup
 from trainer import train as module
-from trainer.checkpoint.restore import list_manifests, read_manifest, read_object, tensors_of
+from trainer.checkpoint.line import list_manifests
+from trainer.checkpoint.restore import read_manifest, read_object, tensors_of
 from trainer.contract import Exit, RunEnv
 from trainer.learning.world import World
 from trainer.process.channel import SOCKET_VARIABLE, attempt_dir
@@ -24,6 +25,7 @@ from trainer.store import open_store
 from trainer.telemetry.metrics import read_metrics
 from trainer.telemetry.status import Status
 from trainer.train import train
+from trainer.upload.owner import MachineLock, Ownership, claim_attempt
 
 CONFIG = Config(
     epochs=3, global_batch_size=4, device_batch_size=2, precision="fp32", log_every_steps=1, val_batch_size=4,
@@ -45,6 +47,7 @@ class Lab:
         self.phases: list[tuple[str, int]] = []  # and the step at which each was entered
         self.stop_in, self.stop_at = "", 0  # SIGTERM comes when this phase begins, at this step or later
         self.signals: dict[int, int] = {}  # before this step comes this signal
+        self.owns = False  # each attempt owns the run, and is in its ledger, as with the real uploader
         enter, step = Status.enter, module.step
 
         def entered(status: Status, phase: str) -> None:
@@ -74,10 +77,10 @@ class Lab:
 
     def train(self, config: Config = CONFIG, answers: str = "committed", deadline: str = "") -> tuple[Exit, str]:
         """One attempt."""
-        self.attempt += 1
+        self.attempt = claim_attempt(self.store, "loop") if self.owns else self.attempt + 1
         self.interruption.requested = False
         self.phases.clear()
-        self.uploader = StandInUploader(self.store, "loop", self.attempt, answers).start()
+        self.uploader = StandInUploader(self.store, "loop", self.attempt, answers, self.own()).start()
         self.monkeypatch.setenv(SOCKET_VARIABLE, self.uploader.path)
         more = {"TRAINER_ATTEMPT": str(self.attempt), "TRAINER_DEADLINE": deadline}
         env = RunEnv.from_environ(self.environ | more)
@@ -86,6 +89,17 @@ class Lab:
             return train(config, env, WORLD, self.interruption)
         finally:
             self.uploader.stop()
+            if self.uploader.ownership is not None:
+                self.uploader.ownership.release()
+
+    def own(self) -> Ownership | None:
+        """The run for this attempt, if the attempts of this lab own it."""
+        if not self.owns:
+            return None
+        ownership = Ownership(self.store, "loop", self.attempt, 60, MachineLock(Path(self.store.uri) / "../lock"))
+        ownership.claim(print, lambda before: None)
+        ownership.sweep()
+        return ownership
 
     def entered(self) -> list[str]:
         return [phase for phase, _ in self.phases]

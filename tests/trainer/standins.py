@@ -19,7 +19,8 @@ from trainer.process.channel import Channel, DisconnectedError, listen
 from trainer.process.snapshot import Snapshot
 from trainer.store import ObjectStore
 from trainer.store.checksum import Checksums
-from trainer.upload.commit import put_checkpoint
+from trainer.upload.commit import data_key, put_checkpoint
+from trainer.upload.owner import Ownership
 
 TRAIN_IMAGES, VAL_IMAGES, CLASSES = 8, 4, 2
 
@@ -68,6 +69,7 @@ class StandInUploader:
     run_id: str
     attempt: int = 1
     answers: str = "committed"  # or "lost", "failed", or "nothing"
+    ownership: Ownership | None = None  # which moves HEAD.json; without it, manifests alone count
     events: list[tuple[str, Any]] = field(default_factory=list)
     path: str = ""
     connected: bool = False
@@ -111,6 +113,9 @@ class StandInUploader:
         if self.answers == "committed" and note["seq"] == seq:
             checksums = Checksums.of(snapshot.body)
             key = put_checkpoint(self.store, self.run_id, self.attempt, note, snapshot.body, checksums)
+            for name in self.ownership.commit(key, is_best=note["is_best"]) if self.ownership else ():
+                self.store.retire(data_key(name))
+                self.store.retire(name)
             self.events.append(("checkpoint", note))
             answer = {"seq": seq, "step": note["step"], "committed": key}
         else:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from trainer.contract import Exit, UserError, checkpoint_key, metrics_key, run_key
+from trainer.contract import Exit, UserError, manifest_key, metrics_key, run_key
 from trainer.report import summary_text, write_report
 from trainer.report.__main__ import main
 from trainer.report.charts import MOST_POINTS, series
@@ -68,7 +68,7 @@ def put_finished_run(store: ObjectStore, run_id: str = "digits") -> None:
     put_json(store, run_key(run_id, "config.json"), CONFIG)
     put_attempt(store, run_id, 1, 0, 120)
     put_attempt(store, run_id, 2, 120, STEPS)
-    manifest = checkpoint_key(run_id, "manifest/step-00000200.json")
+    manifest = manifest_key(run_id, 200, 2)
     put_json(store, manifest, {})
     result = {"run_id": run_id, "recipe": "digits", "steps": STEPS, "epochs": EPOCHS, "steps_per_epoch": 25}
     result |= {"seconds": 112.4, "images_per_second": 618.2, "attempts": 2, "parameters": 11_173_962}
@@ -106,7 +106,7 @@ def test_a_finished_run_is_told_by_its_result(store: ObjectStore) -> None:
     text = summary_text(summary)
     for words in ("finished", "98.77 %", "step 175, EMA weights", "1 min 52 s", "618 images/s", "attempts     2"):
         assert words in text
-    assert store.describe(checkpoint_key("digits", "manifest/step-00000200.json")) in text
+    assert store.describe(manifest_key("digits", 200, 2)) in text
     assert store.describe(run_key("digits", "report/index.html")) in text
     assert all(line.isprintable() for line in text.splitlines())
     assert summary_text(write_report(store, "digits")) == text, "asking again tells the same"
@@ -141,15 +141,15 @@ def test_an_interrupted_run_is_told_by_its_rows(store: ObjectStore) -> None:
     put_json(store, run_key("digits", "config.json"), CONFIG)
     rows = put_attempt(store, "digits", 1, 0, 90)
     put_attempt(store, "digits", 2, 90, 110)
-    put_json(store, checkpoint_key("digits", "manifest/step-00000080.json"), {})
-    put_json(store, checkpoint_key("digits", "manifest/step-00000105.json"), {})
+    put_json(store, manifest_key("digits", 80, 1), {})
+    put_json(store, manifest_key("digits", 105, 2), {})
     summary = write_report(store, "digits")
     assert not summary.is_finished
     assert (summary.steps, summary.total_steps, summary.attempts) == (110, STEPS, 2)
     assert summary.seconds == pytest.approx((90 + 20) / 2), "the hour between the attempts is no training"
     assert summary.best is not None
     assert summary.best.top1 == max(row.get("val/top1", 0) for row in rows + attempt_rows(2, 90, 110))
-    assert summary.checkpoint.endswith("step-00000105.json")
+    assert summary.checkpoint.endswith("step-00000105.2.json")
     text = summary_text(summary)
     assert "NOT finished" in text
     assert "110 of 200" in text

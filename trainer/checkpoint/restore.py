@@ -17,15 +17,8 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint.layout import CHECKPOINT_FORMAT, DTYPES, NHWC, in_memory_order
-from trainer.contract import (
-    HEAD_FILE,
-    Lease,
-    UserError,
-    checkpoint_key,
-    newest_manifest,
-    parse_manifest_key,
-    unseal,
-)
+from trainer.checkpoint.line import Lineage, list_manifests, read_line
+from trainer.contract import UserError, parse_manifest_key, unseal
 from trainer.store import NotFoundError, ObjectStore, StoreError
 from trainer.store.checksum import Checksums, crc64
 
@@ -54,23 +47,6 @@ class Restored:
     def counters(self) -> Mapping[str, Any]:
         counters: Mapping[str, Any] = self.manifest["counters"]
         return counters
-
-
-def read_lease(store: ObjectStore, run_id: str) -> Lease | None:
-    """The run's lease; None if it is missing or damaged. Raises StoreError if the store fails."""
-    try:
-        return Lease.from_json(store.get(checkpoint_key(run_id, HEAD_FILE)))
-    except (NotFoundError, ValueError):
-        return None
-
-
-def list_manifests(store: ObjectStore, run_id: str) -> tuple[Lease | None, list[str]]:
-    """The lease, and the keys of all manifests in the order to try them: the newest first."""
-    lease = read_lease(store, run_id)
-    listed = [info.key for info in store.list(checkpoint_key(run_id, "manifest/")) if parse_manifest_key(info.key)]
-    by_age = sorted(listed, key=lambda key: parse_manifest_key(key) or (0, 0), reverse=True)
-    named = [newest_manifest(lease, listed)] + ([lease.newest, lease.previous, lease.best] if lease else [])
-    return lease, list(dict.fromkeys(key for key in named + by_age if key))
 
 
 def read_manifest(store: ObjectStore, run_id: str, key: str) -> Manifest:
@@ -178,7 +154,12 @@ def restore(store: ObjectStore, run_id: str, tensors: Mapping[str, Tensor]) -> t
     """
     _, candidates = list_manifests(store, run_id)
     skipped: list[str] = []
+    line: Lineage | None = None
     for key in candidates:
+        if skipped:
+            line = line or read_line(store, run_id, candidates[0])
+            if not line.has(key):  # a rewind has left it
+                continue
         try:
             manifest = read_manifest(store, run_id, key)
             body = read_object(store, manifest)
@@ -189,7 +170,7 @@ def restore(store: ObjectStore, run_id: str, tensors: Mapping[str, Tensor]) -> t
             return Restored(key, manifest), skipped
     if candidates:
         raise UserError(
-            f"run {run_id!r} has checkpoints, but none can be used ({'; '.join(skipped)}): "
-            "restore the objects, or start a new run (RUN=another-name)"
+            f"run {run_id!r} has checkpoints, but none can be used ({'; '.join(skipped)}): restore the objects, "
+            "start a new run (RUN=another-name), or see what else there is with `make checkpoints`"
         )
     return None, skipped

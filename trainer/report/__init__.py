@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from trainer.contract import RUN_ID_RULE, UserError, checkpoint_key, run_key
+from trainer.checkpoint.line import list_manifests
+from trainer.contract import RUN_ID_RULE, UserError, run_key
 from trainer.report.summary import Summary, summarise, summary_text
 from trainer.telemetry.metrics import Row, read_metrics
 
@@ -34,8 +35,7 @@ def write_report(store: ObjectStore, run_id: str) -> Summary:
     rows: Sequence[Row] = read_metrics(store, run_id)
     if not rows and not config and not result:
         raise UserError(_no_such_run(store, run_id))
-    manifests = sorted(info.key for info in store.list(checkpoint_key(run_id, "manifest/")))
-    newest = str(result.get("checkpoint") or (manifests[-1] if manifests else ""))
+    newest = str(result.get("checkpoint") or next(iter(list_manifests(store, run_id)[1]), ""))
     summary = summarise(
         run_id,
         rows,

@@ -123,8 +123,9 @@ def training_seconds(rows: Iterable[Row]) -> float:
 
 
 def restarts(rows: Iterable[Row]) -> list[int]:
-    """The steps from which later attempts continued."""
-    return [int(row["step"]) for row in rows if row.get("event") == "start" and int(row["attempt"]) > 1]
+    """The steps from which later attempts continued; a rewind and the attempt that went on from it are one."""
+    steps = [int(row["step"]) for row in rows if row.get("event") == "start" and int(row["attempt"]) > 1]
+    return list(dict.fromkeys(steps))
 
 
 def percent(fraction: float | None) -> str:

@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import metrics_key, run_key, tensorboard_key
+from trainer.checkpoint.line import follow_back
+from trainer.contract import manifest_key, metrics_key, run_key, tensorboard_key
 from trainer.process.channel import Channel
 from trainer.store import ObjectStore
 
@@ -35,9 +36,7 @@ class MetricsWriter:
         """
         self.folder, self.channel, self.run_id, self.attempt = local / "metrics", channel, run_id, attempt
         self.first_step = first_step
-        self.rows: list[Row] = [
-            {"step": first_step, "time": time.time(), "event": "start", "attempt": attempt, "origin": origin}
-        ]
+        self.rows: list[Row] = [start_row(attempt, first_step, origin)]
         self.shipped = time.monotonic()
         self.names: set[str] = set()  # of the segments so far
 
@@ -98,6 +97,17 @@ def write_events(folder: Path, name: str, rows: list[Row], purge_step: int) -> P
     return events
 
 
+def start_row(attempt: int, step: int, origin: int) -> Row:
+    """The first row of an attempt, which goes on from a step of the attempt `origin` (0: from nothing)."""
+    return {"step": step, "time": time.time(), "event": "start", "attempt": attempt, "origin": origin}
+
+
+def put_rewind(store: ObjectStore, run_id: str, attempt: int, step: int, origin: int) -> None:
+    """Store the only row of a rewind, from which the next attempt goes on. It counts once its checkpoint is there."""
+    row = start_row(attempt, step, origin) | {"rewind": True}
+    store.put(metrics_key(run_id, attempt, f"{step:08d}-{step:08d}.jsonl"), f"{json.dumps(row)}\n".encode())
+
+
 def read_metrics(store: ObjectStore, run_id: str) -> list[Row]:
     """All rows of a run, each step once: what an attempt redid stands as the later one saw it.
 
@@ -111,12 +121,23 @@ def read_metrics(store: ObjectStore, run_id: str) -> list[Row]:
             found = (json.loads(line) for line in store.get(info.key).decode().splitlines())
             rows.setdefault(int(name[1]), []).extend(found)
     begins = {attempt: found[0] for attempt, found in rows.items() if found[0].get("event") == "start"}
-    way: list[Row] = []
-    attempt, end = max(begins, default=0), float("inf")
-    while attempt in begins:
-        way = [row for row in rows[attempt] if row["step"] <= end] + way
-        attempt, end = begins[attempt]["origin"], min(end, begins[attempt]["step"])
+    ends = follow_back(begins.get, last_attempt(store, run_id, begins), float("inf")).ends
+    way = [
+        row for attempt in sorted(ends) if attempt in begins for row in rows[attempt] if row["step"] <= ends[attempt]
+    ]
     return merged(way)
+
+
+def last_attempt(store: ObjectStore, run_id: str, begins: Mapping[int, Row]) -> int:
+    """The last attempt that counts; 0 if there is none. A rewind that ended before its commit does not count."""
+
+    def counts(attempt: int) -> bool:
+        if not begins[attempt].get("rewind"):
+            return True
+        key = manifest_key(run_id, begins[attempt]["step"], attempt)
+        return key in (info.key for info in store.list(key))
+
+    return next((attempt for attempt in sorted(begins, reverse=True) if counts(attempt)), 0)
 
 
 def merged(rows: list[Row]) -> list[Row]:

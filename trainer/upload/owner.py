@@ -21,6 +21,7 @@ from trainer.contract import (
     HEAD_FILE,
     Lease,
     LostRunError,
+    RunEnv,
     attempt_key,
     checkpoint_key,
     newest_manifest,
@@ -29,7 +30,7 @@ from trainer.contract import (
     unseal,
 )
 from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError
-from trainer.upload.commit import attempt_of, data_key
+from trainer.upload.commit import attempt_of, data_key, is_best
 
 RENEWALS_PER_LEASE = 4
 UNKNOWN = "unknown"  # the etag after a write that may or may not have taken effect
@@ -61,6 +62,15 @@ class MachineLock:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.mine = path, False
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+
+    @classmethod
+    def of(cls, env: RunEnv) -> MachineLock:
+        """The lock of a run on this machine."""
+        return cls(Path(env.scratch_dir).absolute() / "runs" / env.run_id / "uploader.lock")
+
+    def close(self) -> None:
+        """Let the lock go. An attempt does so by its end."""
+        os.close(self.fd)
 
     def take(self, name: str) -> list[str]:
         """Add this process's name, and return the names of dead attempts; none while a living process has the lock."""
@@ -164,8 +174,8 @@ class Ownership:
         """Take the run if its lease is still `before`. Returns whether it is ours."""
         newest = newest_manifest(before, self.manifests())
         after = before or Lease(attempt=0, swept=self.attempt)  # nobody knows what a lost lease named: keep everything
-        if newest:
-            after = after.advance(newest, is_best=newest != after.newest and self._is_best(newest))
+        if newest and newest != after.newest:
+            after = self._adopt(after, newest)
         with self.mutex:
             self.lease, self.etag = before, etag
             try:
@@ -175,13 +185,15 @@ class Ownership:
             self.is_mine = True
             return True
 
-    def _is_best(self, manifest: str) -> bool:
-        """Whether the manifest says that its checkpoint is the best so far."""
+    def _adopt(self, lease: Lease, newest: str) -> Lease:
+        """The lease that names a manifest whose writer died before it could move the lease itself."""
         try:
-            found = unseal(self.store.get(manifest))
-            return bool(found["counters"]["best"]["step"] == found["step"])
-        except (NotFoundError, ValueError, KeyError):
-            return False
+            manifest = unseal(self.store.get(newest))
+        except (NotFoundError, ValueError):
+            manifest = {}
+        if rewind := manifest.get("rewind"):
+            return lease.rewound(newest, best=rewind["best"], swept=rewind["swept"])
+        return lease.advance(newest, is_best=is_best(manifest))
 
     def _write(self, lease: Lease) -> None:
         """Replace the lease that was read last. Raises ConflictError if it is another by now, StoreError."""
@@ -216,6 +228,11 @@ class Ownership:
         """Make this manifest the newest. Returns the manifests that it supersedes."""
         before = self.move(lambda lease: lease.advance(manifest, is_best=is_best))
         return before.keys() - self.written.keys()
+
+    def rewind(self, manifest: str, *, best: str, swept: int) -> None:
+        """Make this manifest the newest in place of later steps, supersede nothing, and give the run up."""
+        self.move(lambda lease: replace(lease.rewound(manifest, best=best, swept=swept), owner=""))
+        self.is_mine = False
 
     def renew(self) -> None:
         self.move(lambda lease: lease)

@@ -186,7 +186,7 @@ def start_attempt() -> Uploader | None:
     except NotFoundError:
         for lack in lacks:
             say_as_uploader(f"note: {lack}")
-        lock = MachineLock(Path(env.scratch_dir).absolute() / "runs" / env.run_id / "uploader.lock")
+        lock = MachineLock.of(env)
         attempt = claim_attempt(store, env.run_id)
         return Uploader(env, store, Ownership(store, env.run_id, attempt, float(env.lease_seconds), lock))
     return None

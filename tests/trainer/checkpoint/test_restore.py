@@ -13,7 +13,8 @@ import torch
 
 from tests.checkpoints import RUN, commit, object_key, owner, owning, same, state
 from tests.emulator.s3 import FaultyProxy, refuse
-from trainer.checkpoint.restore import list_manifests, restore
+from trainer.checkpoint.line import list_manifests
+from trainer.checkpoint.restore import restore
 from trainer.contract import HEAD_FILE, UserError, checkpoint_key, manifest_key, seal, unseal
 from trainer.store import ObjectStore, StoreError, open_store
 from trainer.store.retry import patiently

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.checkpoints import RUN
+from tests.rewinds import first_line
 from tests.uploads import (
     Connect,
     Start,
@@ -18,6 +19,7 @@ from tests.uploads import (
 from trainer.contract import RunEnv
 from trainer.process.channel import Channel
 from trainer.process.children import UploaderProcess
+from trainer.store import ObjectStore, open_store
 
 
 @pytest.fixture
@@ -65,3 +67,24 @@ def start(tmp_path: Path) -> Iterator[Start]:
         for pipe in (uploader.process.stdin, uploader.process.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+@pytest.fixture(scope="module")
+def six_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rewind")
+    (folder / "store").mkdir()
+    first_line(open_store(str(folder / "store")), folder)
+    return folder / "store"
+
+
+@pytest.fixture
+def named_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ObjectStore]:
+    """Opens a store and names it as the command expects."""
+
+    def name(uri: str) -> ObjectStore:
+        values = {"store": uri, "run_id": RUN, "scratch_dir": str(tmp_path), "lease_seconds": "1"}
+        for field, value in values.items():
+            monkeypatch.setenv(RunEnv.variable(field), value)
+        return open_store(uri)
+
+    return name
