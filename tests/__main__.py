@@ -45,9 +45,10 @@ class Half:
 
 
 IN_ORDER = "--no-loadscope-reorder"  # of collection: the slow files first
-TRAINER = Half(".venv/bin/python", "tests", ("-n", "2", IN_ORDER))
-WAITS = os.environ.get("FAST") != "1"  # most tests of the AWS half wait for boots and logs, but none of the quick ones
-INFRA = Half(".venv-infra/bin/python", "tests/infra", ("-n", "3" if WAITS else "2", IN_ORDER))
+WAITS = os.environ.get("FAST") != "1"  # many tests wait, for boots, logs and runs; none of the quick ones does
+WORKERS = ("-n", "3" if WAITS else "2", IN_ORDER)  # for two cores
+TRAINER = Half(".venv/bin/python", "tests", WORKERS)
+INFRA = Half(".venv-infra/bin/python", "tests/infra", WORKERS)
 
 
 def halves(arguments: Sequence[str]) -> list[Half]:
