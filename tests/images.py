@@ -13,6 +13,7 @@ from PIL import Image
 
 from trainer.data.format import Copies, read_index
 from trainer.data.making.prepare import Prepared, prepare
+from trainer.data.making.revision.manifest import SourceMemory
 from trainer.data.reading.split import PreparedSplit
 from trainer.store import open_store
 
@@ -97,6 +98,12 @@ def prepared(
     if isinstance(store, Path):
         store.mkdir(exist_ok=True)
     return prepare(str(data), open_store(str(store)), copies or Copies((side,), (side,), 90), **options)
+
+
+def again(data: Path, tmp_path: Path, **options: Any) -> Prepared:
+    """Prepare on a machine that remembers what it has read."""
+    memory = SourceMemory(tmp_path / "scratch", options.pop("verify", False))
+    return prepared(data, tmp_path / "store", memory=memory, **options)
 
 
 def open_split(store: Path, result: Prepared, split: str = "train", short_side: int = 32) -> PreparedSplit:

@@ -119,7 +119,7 @@ def _columns(data: str, path: Path, choices: Choices) -> Columns:
             schema = pq.read_schema(path)
         except pa.ArrowInvalid as error:
             raise refused(data, f"{path.name} is not a readable parquet file ({error}): fetch it again") from error
-    image, label = choices.image_column or "image", choices.label_column or "label"
+    image, label = choices.image, choices.label
     _check_schema(data, path, schema, image, label)
     kind = schema.field(label).type
     with naming_the_file(path, "its ClassLabel"):

@@ -135,7 +135,7 @@ def _check_declared(
                 f"them, {how_to_choose('accept_incomplete', '')}",
             )
         said.append(f"{what}, which is accepted")
-    named = layout.declared.classes.get(choices.label_column or "label", ())
+    named = layout.declared.classes.get(choices.label, ())
     if named and sorted(named) != sorted(classes):
         odd = sorted(set(named) ^ set(classes))
         raise refused(

@@ -68,7 +68,7 @@ def lay_out(data: str, listing: Listing, choices: Choices = NONE, *, card: str =
     is missing: a split, shards, classes, labels.
     """
     layout = _laid_out(data, listing, choices, read_card(data, card))
-    if idle := [name for name in UNUSED[layout.form] if choices.content.get(name)]:
+    if idle := [name for name in UNUSED[layout.form] if choices.given.get(name)]:
         raise refused(data, f"{OPTIONS[idle[0]]} does not apply to such data ({layout.form}): leave it out")
     return replace(layout, choices=choices)
 

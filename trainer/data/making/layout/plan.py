@@ -54,9 +54,17 @@ class Choices:
         return {"train": self.train_split, "val": self.val_split}[role]
 
     @property
-    def content(self) -> dict[str, object]:
-        """What was chosen, for the identity of the data: other choices may mean other content."""
+    def given(self) -> dict[str, object]:
+        """What the user said, and nothing else."""
         return {name: value for name, value in asdict(self).items() if value}
+
+    @property
+    def image(self) -> str:
+        return self.image_column or "image"
+
+    @property
+    def label(self) -> str:
+        return self.label_column or "label"
 
 
 @dataclass(frozen=True)
@@ -84,9 +92,13 @@ class SourceLayout:
 
     @property
     def decided(self) -> dict[str, object]:
-        """What decides the content besides the files: the user's choices, and class names that README.md declares."""
-        classes = {"classes": dict(self.declared.classes)} if self.declared.classes else {}
-        return self.choices.content | classes
+        """What decides the content besides the files of each role: columns with other names, and declared classes.
+
+        The words of the user are not in it: the same files are the same content, whoever has chosen them.
+        """
+        columns = {"image_column": (self.choices.image, "image"), "label_column": (self.choices.label, "label")}
+        other: dict[str, object] = {name: used for name, (used, usual) in columns.items() if used != usual}
+        return other | ({"classes": dict(self.declared.classes)} if self.declared.classes else {})
 
     @property
     def files(self) -> list[str]:

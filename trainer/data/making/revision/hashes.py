@@ -20,6 +20,7 @@ from trainer.text import show_name
 
 HASH_PIECE_BYTES = 1 << 20
 TASK_FILES, TASK_BYTES = 64, 8 << 20  # what a thread reads at a time
+READINGS = 3  # of a file whose ctime changes meanwhile
 TOLD_FROM = 1 << 28  # bytes: less is read in a second
 
 Hashes = npt.NDArray[np.uint8]  # (files, 32)
@@ -36,16 +37,20 @@ def open_folder(root: Path) -> Iterator[int]:
 
 
 def what_changed(before: Sequence[int], now: Sequence[int]) -> str:
-    """What happened to a file with these facts, or "" if nothing did."""
-    if tuple(before) == tuple(now):
-        return ""
+    """What happened to a file with these facts, or "" if nothing did, but perhaps to its ctime.
+
+    A chmod or a new hard link changes the ctime alone; so does who writes and sets the old time. Only reading tells.
+    """
     if now[0] < 0:
         return "it is gone"
     if before[0] != now[0]:
         return f"it had {before[0]:,} bytes and has {now[0]:,}"
     if tuple(before)[3:] != tuple(now)[3:]:
         return "another file took its place"
-    return "it was written again" if before[1] != now[1] else "it was written again, or its permissions were changed"
+    return WRITTEN if before[1] != now[1] else ""
+
+
+WRITTEN = "it was written again"
 
 
 def changed(data: str, path: bytes, what: str) -> UserError:
@@ -57,7 +62,7 @@ def changed(data: str, path: bytes, what: str) -> UserError:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads the files of one folder. `facts` are those of `paths`, from before."""
+    """Reads the files of one folder. `facts` are those of `paths`, from before; a new ctime is written into them."""
 
     data: str  # for messages
     root: int
@@ -94,16 +99,22 @@ class Reader:
 
     def _hash(self, number: int, buffer: memoryview) -> bytes:
         path, before = self.paths[number], self.facts[number].tolist()
-        digest = hashlib.sha256()
+        home, digest = os.fstat(self.root).st_dev, hashlib.sha256()
+        begun: tuple[int, ...] = ()
         try:
             file = os.open(path, os.O_RDONLY, dir_fd=self.root)
             try:
-                found = facts_of(os.fstat(file))
-                left = before[0] if found == tuple(before) else -1
-                while left >= 0 and (count := os.readv(file, [buffer])):
-                    digest.update(buffer[:count])
-                    left -= count  # less than nothing: it grows
-                found = facts_of(os.fstat(file))
+                found = facts_of(os.fstat(file), home)
+                for _ in range(READINGS):
+                    begun, digest = found, hashlib.sha256()
+                    os.lseek(file, 0, os.SEEK_SET)
+                    left = -1 if what_changed(before, begun) else before[0]
+                    while left >= 0 and (count := os.readv(file, [buffer])):
+                        digest.update(buffer[:count])
+                        left -= count  # less than nothing: it grows
+                    found = facts_of(os.fstat(file), home)
+                    if found == begun:
+                        break
             finally:
                 os.close(file)
         except FileNotFoundError:
@@ -115,8 +126,9 @@ class Reader:
             ) from error
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror}, of DATA={self.data}", os.fsdecode(path)) from error
-        if what := what_changed(before, found):
+        if what := what_changed(before, found) or (WRITTEN if found != begun else ""):
             raise changed(self.data, path, what)
+        self.facts[number] = found
         return digest.digest()
 
 

@@ -72,7 +72,7 @@ def _of_folder(name: str, asked: _Asked) -> Identity:
 
     known = know_folder(
         data, folder, choose, asked.memory,
-        rules=f"{LAYOUT_RULES} {_text(choices.content)}", workers=asked.workers, progress=asked.progress,
+        rules=f"{LAYOUT_RULES} {_text(choices.given)}", workers=asked.workers, progress=asked.progress,
     )  # fmt: skip
 
     def opened() -> tuple[Source, Watch]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
+import re
+import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-FORMAT = 1
+FORMAT = 2
 BATCH = 16_384  # files: few are in memory at a time
-FACTS = ("bytes", "mtime_ns", "ctime_ns", "inode", "device")
+FACTS = ("bytes", "mtime_ns", "ctime_ns", "inode", "device")  # the device is 0 where it is that of the root
 HASH_BYTES = 32  # SHA-256
 SETTLED_NS = 2 * 10**9  # the coarsest clock of a file system: a file that was changed later may change again unseen
 FOLDERS = ""  # the group of folders and of what else decides which files are used; the others are splits
+UNCHOSEN = "unused"  # the group of files that only other choices use
+OLD_SECONDS = 3600.0  # a part of a ledger that is older belongs to nobody any more
+MACHINE_ID = Path("/etc/machine-id")
 _POSITIVE = 2**63 - 1
 _NOT_THERE = (-1,) * len(FACTS)
 _NUMBERS = tuple((fact, pa.int64()) for fact in FACTS)
@@ -52,7 +57,7 @@ class Rows:
 def look(root: int, paths: Iterable[bytes]) -> FileFacts:
     """The facts of files below an open folder. Links are followed. Raises OSError for all but a missing file."""
     flat: list[int] = []  # one list of numbers takes a third of the time that tuples or columns take
-    stat = os.stat
+    stat, home = os.stat, os.fstat(root).st_dev
     for path in paths:
         try:
             found = stat(path, dir_fd=root)
@@ -60,16 +65,20 @@ def look(root: int, paths: Iterable[bytes]) -> FileFacts:
             flat += _NOT_THERE
         else:  # as facts_of, but a call would cost a tenth
             flat += (
-                found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino & _POSITIVE, found.st_dev & _POSITIVE
+                found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino & _POSITIVE,
+                0 if found.st_dev == home else found.st_dev & _POSITIVE,
             )  # fmt: skip
     return np.frombuffer(array("q", flat), np.int64).reshape(-1, len(FACTS))
 
 
-def facts_of(found: os.stat_result) -> tuple[int, ...]:
-    """In the order of FACTS. An inode may have 64 bits; 63 of them do."""
-    return (
-        found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino & _POSITIVE, found.st_dev & _POSITIVE
-    )  # fmt: skip
+def facts_of(found: os.stat_result, home: int) -> tuple[int, ...]:
+    """In the order of FACTS. An inode may have 64 bits; 63 of them do.
+
+    `home` is the device of the root. The number of a device may be another one after each mount, so it only says
+    whether a file lies on the root's file system.
+    """
+    device = 0 if found.st_dev == home else found.st_dev & _POSITIVE
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino & _POSITIVE, device
 
 
 def are_settled(facts: FileFacts, now_ns: int) -> npt.NDArray[np.bool_]:
@@ -80,13 +89,20 @@ def are_settled(facts: FileFacts, now_ns: int) -> npt.NDArray[np.bool_]:
     return settled
 
 
-def this_machine(root: Path) -> str:
-    """This machine and the file system of `root`. It stays the same when the machine starts again."""
-    try:
-        number = Path("/etc/machine-id").read_text().strip()
-    except OSError:
-        number = ""
-    return f"{socket.gethostname()} {number} {os.statvfs(root).f_fsid}"
+def this_machine(root: Path, ledgers: Path) -> str:
+    """This machine and the file system of `root`. It stays the same when the machine or a container starts again.
+
+    A container has no machine-id, and another host name each time. There the folder `ledgers` itself is the machine: an
+    empty file in it has an inode and a ctime that no copy of the folder has. Raises OSError.
+    """
+    found = MACHINE_ID.read_text().strip() if MACHINE_ID.is_file() else ""
+    if not re.fullmatch(r"[0-9a-f]{32}", found):
+        ledgers.mkdir(parents=True, exist_ok=True)
+        mark = ledgers / "mark"
+        with suppress(FileExistsError):
+            mark.touch(exist_ok=False)
+        found = f"{mark.stat().st_ino} {mark.stat().st_ctime_ns}"
+    return f"{found} {os.statvfs(root).f_fsid}"
 
 
 class Digest:
@@ -121,13 +137,17 @@ class Header:
     machine: str
     rules: str  # by which its files were chosen
     decided: str  # what the files do not say of the content
-    digest: str  # of all files
+    digest: str  # of all files, used and unused
     complete: bool  # all were read
 
 
 def write_ledger(file: Path, header: Header, groups: Mapping[str, Rows]) -> None:
-    """Write it whole or not at all. Raises OSError."""
+    """Write it whole or not at all. What an interrupted call has left is removed. Raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    for left in file.parent.glob(f"{file.name}.*.part"):
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > OLD_SECONDS:
+                left.unlink()
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     about = {"format": FORMAT, "groups": list(groups), **asdict(header)}
     schema = _SCHEMA.with_metadata({"ledger": json.dumps(about)})

@@ -9,32 +9,33 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from trainer.data.format import Origin
 from trainer.data.making.layout import hidden
-from trainer.data.making.revision.hashes import Reader, changed, open_folder, what_changed
+from trainer.data.making.revision.hashes import WRITTEN, Reader, changed, open_folder, what_changed
 from trainer.data.making.revision.ledger import (
     FOLDERS,
     HASH_BYTES,
+    UNCHOSEN,
     Digest,
     FileFacts,
     Header,
     Rows,
     are_settled,
-    load_ledger,
     look,
     this_machine,
     write_ledger,
 )
+from trainer.data.making.revision.memory import Before, load_rows, recall, sums_of
 from trainer.data.progress import ProgressListener
-from trainer.text import say, show_name
+from trainer.text import say
 
 Files = Mapping[str, Sequence[str]]  # split: the paths of its files below the root, in order
 
@@ -48,9 +49,8 @@ class Chosen:
     read: Sequence[str] = ()  # files by which this was chosen
 
 
-PATHS_NAMED = 3  # files in a message
+LEDGER_SECONDS = 60.0  # a process that is killed has read no more than this in vain
 SOURCES = "sources"  # the folder of the ledgers, in the scratch folder
-_NOTHING = Rows([], np.empty((0, 5), np.int64), np.empty(0, np.bool_), np.empty((0, HASH_BYTES), np.uint8))
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,13 @@ class Watch:
     def _check(self, rows: Rows) -> None:
         with open_folder(self.root) as root:
             now = look(root, rows.paths)
-        for number in np.flatnonzero((now != rows.facts).any(axis=1))[:1]:
-            what = what_changed(rows.facts[number].tolist(), now[number].tolist())
-            raise changed(self.data, rows.paths[number], what)
+            odd = np.flatnonzero((now != rows.facts).any(axis=1)).tolist()
+            for number in odd:
+                if what := what_changed(rows.facts[number].tolist(), now[number].tolist()):
+                    raise changed(self.data, rows.paths[number], what)
+            for task, hashes in Reader(self.data, root, rows.paths, rows.facts).hash_files(odd, 0, None):
+                for number in np.array(task)[(hashes != rows.hashes[task]).any(axis=1)]:
+                    raise changed(self.data, rows.paths[number], WRITTEN)
 
 
 def know_folder(
@@ -133,75 +137,57 @@ def know_folder(
     may come and go unseen. Raises UserError and OSError.
     """
     file = memory.ledger(root)
-    if file and not memory.verify and (recalled := _recall(file, root, rules)):
-        return Known(data, root, _folder_origin(recalled[0]), recalled[1], True, partial(_load_rows, file))
+    if file and not memory.verify and (recalled := recall(file, root, rules)):
+        used = partial(load_rows, file, unused=False)
+        return Known(data, root, _folder_origin(recalled[0]), recalled[1], True, used)
     begun = time.time_ns()
     chosen = choose()
-    listed = {name: [os.fsencode(path) for path in some] for name, some in chosen.files.items()}
-    before = _Before.read(file, root) if file else _Before()
+    before = Before.read(file, root, trust=not memory.verify) if file else Before()
     groups: dict[str, Rows] = {}
-    digest = Digest()
     with open_folder(root) as descriptor:
         if whole:
             groups[FOLDERS] = _folders(root, descriptor, chosen.read, begun)
-        try:
-            for name, paths in listed.items():
-                facts = _facts_now(data, descriptor, paths)
-                groups[name] = rows = before.rows(paths, facts, trust=not memory.verify)
-                todo, settled = np.flatnonzero(~rows.settled), are_settled(facts, begun)
-                for task, hashes in Reader(data, descriptor, paths, facts).hash_files(todo.tolist(), workers, progress):
-                    rows.hashes[task], rows.settled[task] = hashes, settled[task]
-                digest.add(name, rows)
-        finally:  # what was read before an error or Ctrl-C need not be read again
+        for name, some in chosen.files.items():
+            paths = [os.fsencode(path) for path in some]
+            groups[name] = before.rows(paths, _facts_now(data, descriptor, paths))
+        unused = before.unused(groups, descriptor)
+
+        def store(complete: bool) -> None:
             if file:
-                complete = digest.files == sum(map(len, listed.values()))
-                header = Header(this_machine(root), rules, chosen.decided, _digest(groups).hex(), complete)
                 with suppress(OSError):  # the next call reads all again
-                    write_ledger(file, header, groups)
-    if told := before.compare(groups):
+                    sums = sums_of([*groups.items(), (UNCHOSEN, unused)]).text
+                    header = Header(this_machine(root, file.parent), rules, chosen.decided, sums, complete)
+                    write_ledger(file, header, groups | {UNCHOSEN: unused})
+
+        read, complete, stored = 0, False, time.monotonic()
+        try:
+            for count in _read_missing(data, descriptor, groups, begun, workers, progress):
+                read += count
+                if time.monotonic() - stored > LEDGER_SECONDS:
+                    store(complete=False)
+                    stored = time.monotonic()
+            complete = True
+        finally:  # what was read before an error or Ctrl-C need not be read again
+            store(complete)
+    if told := before.compare(groups, rules):
         say(f"DATA={data} is not as it was when this machine read it last: {told}")
-    return Known(data, root, _folder_origin(digest), chosen.decided, False, lambda: groups)
+    origin = _folder_origin(sums_of(groups.items()).used)
+    return Known(data, root, origin, chosen.decided, not read, lambda: groups)
 
 
-def _digest(groups: Mapping[str, Rows]) -> Digest:
-    digest = Digest()
+def _read_missing(
+    data: str, root: int, groups: Mapping[str, Rows], begun: int, workers: int, progress: ProgressListener | None
+) -> Iterator[int]:
+    """Read the files whose hashes are not known, and write these into `groups`. Yields how many, some at a time."""
     for group, rows in groups.items():
-        if group != FOLDERS:
-            digest.add(group, rows)
-    return digest
+        todo = np.flatnonzero(~rows.settled).tolist() if group != FOLDERS else []
+        for task, hashes in Reader(data, root, rows.paths, rows.facts).hash_files(todo, workers, progress):
+            rows.hashes[task], rows.settled[task] = hashes, are_settled(rows.facts[task], begun)
+            yield len(task)
 
 
 def _folder_origin(digest: Digest) -> Origin:
     return Origin("folder", digest.hex(), digest.files, digest.bytes)
-
-
-def _recall(file: Path, root: Path, rules: str) -> tuple[Digest, str] | None:
-    """What the ledger says, and what was decided, if all is as it says. Few files are in memory at a time."""
-    digest, said, decided = Digest(), "", ""
-    with suppress(OSError, ValueError), open_folder(root) as descriptor:  # no ledger, or a damaged one: read all again
-        here = this_machine(root)
-        for header, group, rows in load_ledger(file):
-            as_said = rows.settled.all() and np.array_equal(look(descriptor, rows.paths), rows.facts)
-            if (header.machine, header.rules) != (here, rules) or not as_said:
-                return None
-            if group != FOLDERS:
-                digest.add(group, rows)
-            said, decided = header.digest if header.complete else "", header.decided
-    return (digest, decided) if digest.files and digest.hex() == said else None
-
-
-def _load_rows(file: Path) -> Mapping[str, Rows]:
-    parts: dict[str, list[Rows]] = {}
-    for _, group, rows in load_ledger(file):
-        parts.setdefault(group, []).append(rows)
-    return {group: _joined(some) for group, some in parts.items()}
-
-
-def _joined(parts: Sequence[Rows]) -> Rows:
-    facts, settled, hashes = (
-        np.concatenate([getattr(part, field) for part in parts]) for field in ("facts", "settled", "hashes")
-    )
-    return Rows([path for part in parts for path in part.paths], facts, settled, hashes)
 
 
 def _facts_now(data: str, root: int, paths: Sequence[bytes]) -> FileFacts:
@@ -228,62 +214,3 @@ def _folders_in(root: Path, parent: bytes) -> list[bytes]:
             parent + b"/" + entry.name for entry in entries if entry.is_dir() and not hidden(os.fsdecode(entry.name))
         )
     return []
-
-
-@dataclass(frozen=True)
-class _Before:
-    """What a ledger says, whether it is still true or not."""
-
-    rows_of: Mapping[str, Rows] = field(default_factory=dict)
-    complete: bool = False
-    trusted: bool = False  # this machine and file system wrote it
-
-    @classmethod
-    def read(cls, file: Path, root: Path) -> _Before:
-        with suppress(OSError, ValueError):
-            groups = _load_rows(file)
-            header = next(load_ledger(file))[0]
-            if _digest(groups).hex() == header.digest:  # else it is damaged
-                return cls(groups, header.complete, header.machine == this_machine(root))
-        return cls()
-
-    @cached_property
-    def files(self) -> Rows:
-        return _joined([rows for group, rows in self.rows_of.items() if group != FOLDERS] or [_NOTHING])
-
-    @cached_property
-    def numbers(self) -> Mapping[bytes, int]:
-        return {path: number for number, path in enumerate(self.files.paths)}
-
-    def rows(self, paths: list[bytes], facts: FileFacts, *, trust: bool) -> Rows:
-        """These files, with the hashes of those that are as the ledger says. Only those are settled."""
-        hashes, settled = np.zeros((len(paths), HASH_BYTES), np.uint8), np.zeros(len(paths), np.bool_)
-        if trust and self.trusted:
-            was = np.array([self.numbers.get(path, -1) for path in paths], np.int64)
-            there = np.flatnonzero(was >= 0)
-            same = self.files.settled[was[there]] & (self.files.facts[was[there]] == facts[there]).all(axis=1)
-            known = there[same]
-            hashes[known], settled[known] = self.files.hashes[was[known]], True
-        return Rows(paths, facts, settled, hashes)
-
-    def compare(self, groups: Mapping[str, Rows]) -> str:
-        """In words, what differs now: contents, not times. "" if nothing does, or if not all was read before."""
-        if not self.complete:
-            return ""
-        left, other, new = dict(self.numbers), [], []
-        for group, rows in groups.items():
-            for path, found in zip(rows.paths, rows.hashes, strict=True) if group != FOLDERS else ():
-                number = left.pop(path, -1)
-                if number < 0:
-                    new.append(path)
-                elif not np.array_equal(self.files.hashes[number], found):
-                    other.append(path)
-        parts = [_counted(other, "changed"), _counted(new, "new"), _counted(sorted(left), "gone")]
-        return ", ".join(part for part in parts if part)
-
-
-def _counted(paths: Sequence[bytes], what: str) -> str:
-    if not paths:
-        return ""
-    more = ", …" if len(paths) > PATHS_NAMED else ""
-    return f"{len(paths):,} {what} ({', '.join(show_name(os.fsdecode(path)) for path in paths[:PATHS_NAMED])}{more})"

@@ -14,6 +14,9 @@ import pytest
 from tests.images import CLASSES, encode, image_folder, parquet_folder, photo, prepared
 from trainer.contract import UserError
 from trainer.data.format import Index, read_index
+from trainer.data.making.layout import Choices
+from trainer.data.making.revision.identity import identity_of
+from trainer.data.making.revision.manifest import SourceMemory
 
 
 def test_what_an_older_version_prepared_is_prepared_again_with_the_same_fingerprint_and_that_is_said(
@@ -143,3 +146,24 @@ def test_a_source_that_changes_while_it_is_opened_is_told_as_that(
     monkeypatch.setattr(pq, "read_schema", and_write_again)
     with pytest.raises(UserError, match=r"train-00001-of-00002.parquet changed while the data was read \(it had"):
         prepared(folder, tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        Choices(accept_incomplete=True),
+        Choices(train_split="train", val_split="validation"),
+        Choices(image_column="image", label_column="label"),
+    ],
+)
+def test_words_that_choose_what_is_read_anyway_are_the_same_data(choices: Choices, tmp_path: Path) -> None:
+    folder, memory = parquet_folder(tmp_path / "photos"), SourceMemory(tmp_path / "scratch")
+    first = identity_of(str(folder), Choices(), memory).content
+    assert identity_of(str(folder), choices, memory).content == first
+    assert identity_of(str(folder), choices, SourceMemory()).content == first
+
+
+def test_columns_that_are_read_are_part_of_the_content(tmp_path: Path) -> None:
+    folder, memory = parquet_folder(tmp_path / "photos"), SourceMemory(tmp_path / "scratch")
+    found = [identity_of(str(folder), Choices(label_column=name), memory).content for name in ("", "coarse", "fine")]
+    assert len(set(found)) == 3

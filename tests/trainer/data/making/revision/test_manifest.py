@@ -6,47 +6,17 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.images import CLASSES, encode, image_folder, parquet_folder, photo, prepared, rows, write_parquet
+from tests.images import CLASSES, again, encode, image_folder, parquet_folder, photo, prepared, rows, write_parquet
 from trainer.contract import UserError
 from trainer.data.making.layout import Choices
-from trainer.data.making.prepare import Prepared
-from trainer.data.making.revision import hashes
 from trainer.data.making.revision.identity import identity_of
 from trainer.data.making.revision.ledger import load_ledger
 from trainer.data.making.revision.manifest import SourceMemory
 
 PAST = 1_600_000_000
-
-
-@pytest.fixture
-def said(capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
-    """What was said on standard error since the last call."""
-    return lambda: capfd.readouterr().err
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files whose content is read to know it. Clocks are exact here, so a file may be trusted at once."""
-    found: list[str] = []
-    hash_file = hashes.Reader._hash
-
-    def spy(self: hashes.Reader, number: int, buffer: memoryview) -> bytes:
-        found.append(os.fsdecode(self.paths[number]))
-        return hash_file(self, number, buffer)
-
-    monkeypatch.setattr(hashes.Reader, "_hash", spy)
-    monkeypatch.setattr("trainer.data.making.revision.ledger.SETTLED_NS", 0)
-    return found
-
-
-def again(data: Path, tmp_path: Path, **options: Any) -> Prepared:
-    """Prepare on a machine that remembers what it has read."""
-    memory = SourceMemory(tmp_path / "scratch", options.pop("verify", False))
-    return prepared(data, tmp_path / "store", memory=memory, **options)
 
 
 # Already prepared?
@@ -170,7 +140,7 @@ def test_a_file_that_was_written_a_moment_ago_is_read_again(tmp_path: Path, read
 
 
 def of_another_machine(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.data.making.revision.manifest.this_machine", lambda root: "another machine")
+    monkeypatch.setattr("trainer.data.making.revision.memory.this_machine", lambda *folders: "another machine")
 
 
 def damaged(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +156,7 @@ def cut(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def of_another_format(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger.write_bytes(ledger.read_bytes().replace(b'"format": 1', b'"format": 2'))
+    ledger.write_bytes(ledger.read_bytes().replace(b'"format": 2', b'"format": 3'))
 
 
 @pytest.mark.parametrize("spoil", [of_another_machine, damaged, cut, of_another_format])
@@ -199,7 +169,7 @@ def test_a_ledger_that_cannot_be_trusted_costs_a_reading_and_nothing_else(
     folder = image_folder(tmp_path / "photos")
     first = again(folder, tmp_path)
     reads.clear()
-    spoil(next((tmp_path / "scratch").iterdir()), monkeypatch)
+    spoil(next((tmp_path / "scratch").glob("*.arrow")), monkeypatch)
     assert again(folder, tmp_path) == first
     assert len(reads) == 18
 
