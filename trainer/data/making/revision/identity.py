@@ -55,7 +55,7 @@ def identity_of(
     name, form = identify(data)
     asked = _Asked(data, choices, memory, workers, progress)
     if form == "digits":
-        if idle := list(choices.content):
+        if idle := list(choices.given):
             raise refused(data, f"{OPTIONS[idle[0]]} does not apply to the digits: leave it out")
         content = f"digits {DIGITS_SIDE}px val-every-{DIGITS_VAL_EVERY}"
         return Identity(name, content, None, "", lambda: (open_source(data), None))
