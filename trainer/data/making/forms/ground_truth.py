@@ -48,12 +48,16 @@ def read_truth(
     said = _read_all(data, files, stems, classes)
     number = {name: i for i, name in enumerate(classes)}
     if odd := [i for i, stem in enumerate(stems) if said.classes.get(stem) not in number]:
-        other = said.classes.get(stems[odd[0]])
+        unsaid = [i for i in odd if stems[i] not in said.classes]
+        what = f"{files[0].name} gives {len(unsaid or odd):,} of {len(images):,} validation images no class of training"
+        shown = few([images[i] for i in unsaid or odd])
+        if unsaid:
+            raise refused(data, f"{what}, or none ({shown}): fetch the file that belongs to these images")
+        other = sorted({said.classes[stems[i]] for i in odd})
         raise refused(
             data,
-            f"{files[0].name} gives {len(odd):,} of {len(images):,} validation images no class of training, "
-            f"{f'such as {other!r}' if other else 'or none'} ({few([images[i] for i in odd])}): fetch the file that "
-            "belongs to these images, or the classes that are missing",
+            f"{what}, such as {other[0]!r} ({shown}). Training has no folder for {len(other):,} classes that the file "
+            "names: unpack the rest of training; or, if it is whole, fetch the file that belongs to these images",
         )
     missing = [
         f"{len(absent):,} validation images ({few(absent)})"
@@ -111,13 +115,17 @@ def _read(files: Sequence[Path], classes: set[str]) -> Said:
 def _by_name(lines: Sequence[str], classes: set[str]) -> dict[str, str]:
     """Lines that name an image and its class, as a table or as `mv IMAGE CLASS/`."""
     found: dict[str, str] = {}
+    unknown: dict[str, str] = {}  # to training: its folder may not be unpacked
     for line in lines:
         words = [word for word in re.split(r"[\s,;/]+", line) if word]
         stem = next((PurePosixPath(word).stem for word in words if is_image(word) or _NUMBERED.fullmatch(word)), "")
         name = next((word for word in words if word in classes), "")
+        if stem and not name:
+            after = next(i for i, word in enumerate(words) if PurePosixPath(word).stem == stem) + 1
+            unknown.update((stem, word) for word in words[after : after + 1])
         if stem and name and found.setdefault(stem, name) != name:
             raise ValueError(f"{stem} is {found[stem]!r} and {name!r}")
-    return found
+    return unknown | found
 
 
 def _numbered(names: Sequence[str]) -> dict[str, str]:

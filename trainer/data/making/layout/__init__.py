@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 
-from trainer.data.making.layout.archives import ARCHIVES, lay_out_archives
+from trainer.data.making.layout.archives import ARCHIVES, check_unpacked, lay_out_archives
 from trainer.data.making.layout.card import CARD, CardConfig, check_images, read_card
 from trainer.data.making.layout.folders import BESIDE, OTHER_ENDING, folder_groups, is_image, lay_out_folders
 from trainer.data.making.layout.plan import (
@@ -56,7 +56,7 @@ UNUSED = {  # form: choices that mean nothing to it
 }
 DANGLING = "links that lead nowhere"
 LAYOUT_RULES = (
-    2  # raise it when the same names and sizes give another plan: what was known of a source is then looked up anew
+    3  # raise it when the same names and sizes give another plan: what was known of a source is then looked up anew
 )
 HIDDEN = "hidden files, and folders of the system"
 
@@ -118,6 +118,8 @@ def _laid_out(data: str, listing: Listing, choices: Choices, configs: Mapping[st
     if not in_tables and not in_folders and any(path.rpartition("/")[2] in ARCHIVES.values() for path in listing):
         return lay_out_archives(data, listing, left | {BESIDE: images})
     if not in_tables and (in_folders or not tables):
+        has = {role for group in folder_splits for role in group.roles}
+        check_unpacked(data, listing, has | {role for role in ARCHIVES if has and choices.split(role)})
         if tables:
             left["parquet files outside of the splits"] = tables
         layout = lay_out_folders(data, listing, folder_splits, declared_of(configs, choices.config), choices, left)

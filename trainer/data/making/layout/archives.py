@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from trainer.data.making.layout.plan import NOWHERE, Listing, SourceLayout, refused
 from trainer.data.making.layout.truth import find_truth
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
+
+
+def check_unpacked(data: str, listing: Listing, roles: Collection[str]) -> None:
+    """Raise UserError if a split lies in folders and the other in an archive. `roles` are those that folders have."""
+    names = {path.rpartition("/")[2] for path in listing if listing[path] != NOWHERE}
+    for role, name in ARCHIVES.items():
+        if roles and role not in roles and name in names:
+            raise refused(
+                data,
+                f"split {role} is missing: {name} is still packed, and the other split is not. Unpack it into {role}/, "
+                "or give a folder that holds both archives and no folders of images",
+            )
 
 
 def lay_out_archives(data: str, listing: Listing, left: Mapping[str, list[str]]) -> SourceLayout:

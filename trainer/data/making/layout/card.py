@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,12 +27,13 @@ class CardConfig:
 def read_card(data: str, text: str) -> dict[str, CardConfig]:
     """The configs that README.md declares, in its order. Raises UserError if its head is not what `datasets` writes."""
     import yaml
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK  # by which the hub and `datasets` find the head
 
-    lines = text.splitlines()
-    if not lines or lines[0] != "---" or "---" not in lines[1:]:
+    found = REGEX_YAML_BLOCK.search(text)
+    if not found:
         return {}
     try:
-        head = yaml.safe_load("\n".join(lines[1 : lines.index("---", 1)]))
+        head = yaml.safe_load(found.group(2))
         if not isinstance(head, dict):
             return {}
         infos = _infos(head.get("dataset_info"))
@@ -57,12 +59,20 @@ def config_name(data: str, configs: Mapping[str, CardConfig], choices: Choices) 
     return name
 
 
-def matching(paths: Sequence[str], config: CardConfig, split: str) -> list[str]:
-    """The files that README.md declares for a split, sorted."""
+def matching(data: str, paths: Sequence[str], config: CardConfig, split: str) -> list[str]:
+    """The files that README.md declares for a split, sorted. Raises UserError for a pattern that is none."""
     from fsspec.utils import glob_translate  # what `datasets` matches with
 
-    patterns = [f"{config.folder}/{pattern}".lstrip("/") for pattern in config.patterns[split]]
-    compiled = [re.compile(glob_translate(pattern)) for pattern in patterns]
+    compiled = []
+    for pattern in config.patterns[split]:
+        try:
+            whole = posixpath.normpath(f"{config.folder}/{pattern}").lstrip("/")
+            compiled.append(re.compile(glob_translate(whole)))
+        except (ValueError, re.error) as error:
+            raise refused(
+                data,
+                f"{CARD} declares the files of split {split} as {pattern!r}, no pattern ({error}): correct it",
+            ) from error
     return sorted(path for path in paths if any(pattern.match(path) for pattern in compiled))
 
 
@@ -79,7 +89,7 @@ def check_images(
     config = configs[config_name(data, configs, choices)]
     for role, paths in found.items():
         for split in config.patterns:
-            declared = matching(images, config, split) if is_exactly(split, role) else list(paths)
+            declared = matching(data, images, config, split) if is_exactly(split, role) else list(paths)
             if odd := sorted(set(declared) ^ set(paths)):
                 raise refused(
                     data,
@@ -95,7 +105,8 @@ def _card_config(raw: Mapping[str, Any], declared: Declared) -> CardConfig:
     for entry in entries:
         split, path = (str(entry["split"]), entry["path"]) if isinstance(entry, dict) else ("train", entry)
         patterns[split] = patterns.get(split, ()) + tuple(path if isinstance(path, list) else [path])
-    return CardConfig(patterns, str(raw.get("data_dir") or "").strip("/"), bool(raw.get("default")), declared)
+    folder = posixpath.normpath(str(raw.get("data_dir") or "")).strip("/")
+    return CardConfig(patterns, "" if folder == "." else folder, bool(raw.get("default")), declared)
 
 
 def _infos(raw: Any) -> dict[str, Declared]:

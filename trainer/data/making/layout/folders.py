@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from trainer.data.making.layout.plan import (
     FORMS,
+    KEYWORDS,
     NOWHERE,
     Choices,
     Declared,
@@ -49,20 +50,30 @@ def is_image(path: str) -> bool:
 
 
 def folder_groups(images: Sequence[str]) -> list[SplitFiles]:
-    """The folders that hold splits: the topmost ones, or those below the only folder with images."""
-    base = ""
-    while images:
+    """The folders that hold splits: the topmost ones, or those below the only folder with images.
+
+    Images beside them are a group without a name.
+    """
+    base, stray = "", list[str]()
+    while True:
         tops: dict[str, list[str]] = defaultdict(list)
         for path in images:
             top, slash, _ = path[len(base) :].partition("/")
             tops[top if slash else ""].append(path)
-        if len(tops) > 1 or "" in tops or roles_of(next(iter(tops))):
-            return [
-                SplitFiles(base.rstrip("/") or ".", top, tuple(paths), roles_of(top))
-                for top, paths in sorted(tops.items())
-            ]
-        base += f"{next(iter(tops))}/"
-    return []
+        stray += tops.pop("", [])
+        only = next(iter(tops)) if len(tops) == 1 else ""
+        if not only or (roles_of(only) and not _holds_splits(f"{base}{only}/", images)):
+            break
+        base, images = f"{base}{only}/", tops[only]
+    where = base.rstrip("/") or "."
+    groups = [SplitFiles(where, top, tuple(paths), roles_of(top)) for top, paths in sorted(tops.items())]
+    return groups + ([SplitFiles(where, "", tuple(stray), frozenset())] if stray else [])
+
+
+def _holds_splits(folder: str, images: Sequence[str]) -> bool:
+    """Whether both splits lie below this folder, though its own name has the word of one: imagenet-train-val/."""
+    below = {path[len(folder) :].split("/")[0] for path in images if path.startswith(folder)}
+    return len({role for name in below for role in roles_of(name)}) == len(KEYWORDS)
 
 
 def lay_out_folders(

@@ -107,7 +107,10 @@ class SourceLayout:
 
     def declared_examples(self, role: str) -> int | None:
         """How many images README.md declares for a split. None if it says nothing."""
-        found = [self.declared.examples.get(name) for name in self.names[role].split("+")]
+        names = self.names[role].split("+")
+        found = [self.declared.examples.get(name) for name in names]
+        if None in found and not (len(names) == 1 and is_exactly(names[0], role)):
+            return None
         if None in found:  # a folder calls it val where README.md says validation
             found = [count for name, count in self.declared.examples.items() if is_exactly(name, role)]
         return sum(count for count in found if count is not None) if found else None

@@ -42,10 +42,10 @@ def table_groups(
     if not config.patterns:
         groups = [
             SplitFiles(name, group.split, group.files, group.roles, group.exact)
-            for group in _grouped_by_name([path for path in paths if path.startswith(f"{config.folder}/")])
+            for group in _grouped_by_name([path for path in paths if path.startswith(f"{config.folder}/".lstrip("/"))])
         ]
     for split, patterns in config.patterns.items():
-        found = matching(paths, config, split)
+        found = matching(data, paths, config, split)
         roles = frozenset(role for role in KEYWORDS if is_exactly(split, role)) or roles_of(split)
         if not found and (roles or split in choices.train_split + choices.val_split):
             raise refused(

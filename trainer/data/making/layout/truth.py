@@ -26,6 +26,12 @@ def find_truth(data: str, listing: Iterable[str], where: str) -> tuple[str, ...]
     there = (files for files in TRUTHS if len(files) == 1 or all(len(by_name[file]) == 1 for file in files))
     if found := tuple(path for files in there for file in files for path in by_name[file]):
         return found
+    if twice := next((found for found in by_name.values() if len(found) > 1), None):
+        raise refused(
+            data,
+            f"val has 0 class folders, and {twice[0].rpartition('/')[2]}, which says the classes of its images, is "
+            f"there {len(twice)} times ({', '.join(twice)}): remove all but one",
+        )
     raise refused(
         data,
         f"val has 0 class folders: its images lie together in {where}, and nothing says their classes. For ImageNet, "

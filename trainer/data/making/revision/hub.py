@@ -6,7 +6,6 @@ What the hub answers when it does not give the data becomes a message in `hub_fa
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from trainer.data.format import Origin
 from trainer.data.making.revision.hub_faults import Account, UnreachableError, ask_patiently
 from trainer.data.making.revision.ledger import Rows
 from trainer.data.making.revision.manifest import Chosen, Files, Known, SourceMemory, know_folder
+from trainer.data.making.revision.patterns import fetch_patterns
 from trainer.data.progress import ProgressListener
 from trainer.text import say, show_bytes
 
@@ -140,6 +140,7 @@ def fetch_files(revision: Revision, paths: Collection[str], progress: ProgressLi
     from huggingface_hub.utils.tqdm import disable_progress_bars, tqdm
 
     account, folder = revision.account, _snapshot(revision.account, revision.commit)
+    paths = frozenset(paths)
     wanted = [file for file in revision.files if file.path in paths]
     missing = [file for file in wanted if not _has(folder, file)]
     if not missing:
@@ -161,6 +162,8 @@ def fetch_files(revision: Revision, paths: Collection[str], progress: ProgressLi
             shown: bool | None = super().update(count)
             return shown
 
+    patterns = fetch_patterns(paths, {file.path for file in revision.files} - paths)
+
     def fetch() -> str:
         return snapshot_download(
             account.id,
@@ -168,7 +171,7 @@ def fetch_files(revision: Revision, paths: Collection[str], progress: ProgressLi
             revision=revision.commit,
             endpoint=constants.ENDPOINT,
             cache_dir=constants.HF_HUB_CACHE,
-            allow_patterns=[glob.escape(file.path) for file in wanted],
+            **patterns,
             token=account.token or False,
             tqdm_class=Bar,
         )

@@ -107,6 +107,7 @@ def refusal(account: Account, error: BaseException) -> UserError:
         FileMetadataError,
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -127,6 +128,14 @@ def refusal(account: Account, error: BaseException) -> UserError:
             f"{data}: no folder of that name here, and no such dataset at {page} (or it is private): check the "
             f"spelling; for a private dataset {account.give}"
         )
+    if isinstance(error, HFValidationError):
+        return UserError(
+            f"{data}: no folder of that name here, and no dataset can have it: check the spelling ({error})"
+        )
+    if type(error).__name__ == "XetAuthenticationError":  # of the hub's storage; its package may be missing
+        return _of_status(account, 401, str(error))
+    if type(error).__name__ == "XetObjectNotFoundError":
+        return UserError(f"{data}: {hub} no longer has a part of it (404, {error}): run the same command again")
     if isinstance(error, DisabledRepoError):
         return UserError(f"{data}: {hub} has disabled this dataset: {page} says why; use another copy of it")
     if isinstance(error, RevisionNotFoundError) and account.commit:
@@ -151,6 +160,10 @@ def refusal(account: Account, error: BaseException) -> UserError:
         return UnreachableError(
             f"{data}: no folder of that name here, and {hub} cannot be reached: check the network, or give DATA= a "
             f"folder of its parquet files{_silence(error)}"
+        )
+    if type(error) is RuntimeError:  # so the client of the hub's storage tells each of its faults
+        return UnreachableError(
+            f"{data}: {hub} or its storage did not give the data ({error}): wait and run the same command again"
         )
     raise error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -215,6 +216,15 @@ def test_a_file_that_does_not_say_every_class_is_refused(name: str, content: str
     folder = flat(tmp_path)
     (folder / name).write_text(content)
     with pytest.raises(UserError, match=message):
+        open_source(str(folder))
+
+
+@pytest.mark.parametrize("truth", ["kaggle", "valprep", "tiny"])
+def test_a_training_that_is_half_unpacked_is_told_and_not_the_file_of_the_classes(truth: str, tmp_path: Path) -> None:
+    folder = flat(tmp_path)
+    TRUTHS[truth](folder)
+    shutil.rmtree(folder / "train" / CLASSES[2])
+    with pytest.raises(UserError, match=rf"such as '{CLASSES[2]}' .*no folder for 1 classes.*unpack the rest"):
         open_source(str(folder))
 
 

@@ -195,3 +195,44 @@ def test_archives_of_imagenet_are_read_if_nothing_is_unpacked_beside_them() -> N
         laid_out(tars[0])
     with pytest.raises(UserError, match=r"nothing says their classes"):
         laid_out(*tars)
+
+
+def test_a_role_is_looked_for_below_the_only_folder_though_its_name_has_a_word_or_an_image_lies_beside_it() -> None:
+    for at in ("imagenet-train-val/", "training_data/", "imagenet/", "data/train/"):
+        layout = laid_out(*(at + path for path in [*TRAIN, *VAL]), "preview.png")
+        assert layout.files == [at + path for path in [*TRAIN, *VAL]]
+        assert layout.left_out["images outside of the splits"] == ["preview.png"]
+
+
+@pytest.mark.parametrize(
+    ("others", "advice"),
+    [
+        (["extra/cat/x.JPEG", "test/cat/x.JPEG"], r"choose one: .*--val-split test\""),
+        (["extra/cat/x.JPEG"], r"choose one: .*--val-split extra\""),
+        ([], "None of them is left for it: add it$"),
+    ],
+)
+def test_the_advice_for_a_missing_split_is_none_that_has_another_role(others: list[str], advice: str) -> None:
+    with pytest.raises(UserError, match=f"split val is missing.*{advice}"):
+        laid_out(*TRAIN, *others)
+
+
+def test_an_archive_beside_an_unpacked_split_is_told_as_still_packed() -> None:
+    with pytest.raises(UserError, match=r"split val is missing: ILSVRC2012_img_val.tar is still packed.*into val/"):
+        laid_out(*TRAIN, "ILSVRC2012_img_val.tar")
+    layout = laid_out(*TRAIN, *moved(VAL, "val/", "test/"), "ILSVRC2012_img_val.tar", choices=Choices(val_split="test"))
+    assert layout.names["val"] == "test"
+
+
+def test_a_file_of_classes_that_is_there_twice_is_named() -> None:
+    truth = ["ILSVRC2012_validation_ground_truth.txt"]
+    with pytest.raises(UserError, match=r"meta.mat, which .* is there 2 times \(meta.mat, old/meta.mat\): remove all"):
+        laid_out(*TRAIN, "val/a.JPEG", *truth, "meta.mat", "old/meta.mat")
+
+
+def test_declared_counts_are_not_those_of_a_split_with_another_name() -> None:
+    card = "---\ndataset_info: {splits: [{name: train, num_examples: 100}, {name: validation, num_examples: 2}]}\n---\n"
+    more = [*TRAIN, *VAL, *moved(TRAIN, "train/", "train_small/")]
+    for split, count in (("train", 100), ("train_small", None), ("train+train_small", None)):
+        layout = laid_out(*more, choices=Choices(train_split=split), card=card)
+        assert (layout.declared_examples("train"), layout.declared_examples("val")) == (count, 2)

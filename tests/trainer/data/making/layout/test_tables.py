@@ -184,3 +184,24 @@ def test_a_file_that_patterns_of_both_splits_fit_is_refused() -> None:
     ]}]}  # fmt: skip
     with pytest.raises(UserError, match=r"val\.parquet would be in training and in validation"):
         laid_out("train.parquet", "val.parquet", card=card)
+
+
+def test_declared_patterns_are_read_as_datasets_reads_them_and_a_wrong_one_is_named() -> None:
+    for pattern in ("./data/train-*", "data//train-*", "more/../data/train-*"):
+        layout = laid_out(*WHOLE, card=declaring(("default", {"train": pattern, "validation": "data/validation-*"})))
+        assert layout.files == WHOLE
+    with pytest.raises(UserError, match=r"the files of split train as 'data/\*\*.parquet', no pattern .*correct"):
+        laid_out(*WHOLE, card=declaring(("default", {"train": "data/**.parquet", "validation": "data/v*"})))
+
+
+def test_a_config_without_files_and_folder_has_all_files_by_their_names() -> None:
+    card = declaring(("odd", {"train": "data/train-*"}))
+    for plain in ({}, {"data_dir": "."}, {"data_dir": "./data/"}):
+        card["configs"] = [card["configs"][0], {"config_name": "plain", "default": True, **plain}]
+        assert laid_out(*WHOLE, card=card).files == WHOLE
+
+
+@pytest.mark.parametrize("text", ["\n---\n{}---\n", "---\n{}--- \n# Photos\n", "---\r\n{}---\r\n"])
+def test_the_head_of_readme_is_found_as_the_hub_finds_it(text: str) -> None:
+    head = yaml.safe_dump(declaring(("default", {"train": "a*", "validation": "b*"})))
+    assert lay_out("here", {"a.parquet": 1, "b.parquet": 1}, card=text.format(head)).files == ["a.parquet", "b.parquet"]
