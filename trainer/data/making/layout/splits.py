@@ -55,7 +55,7 @@ def _of_role(data: str, role: str, pool: Sequence[SplitFiles], choices: Choices)
         raise refused(
             data,
             f"split {role} is missing: no file or folder is named {' or '.join(KEYWORDS[role])}. The splits here are "
-            f"{_splits(pool)}. {_instead(role, pool, choices)}",
+            f"{_splits(pool)}. {_for_missing(role, pool, choices)}",
         )
     plain = [group for group in candidates if is_exactly(group.split, role)]
     if len(plain) == 1 and all(group.exact for group in candidates):  # `datasets` reads train beside train_small so
@@ -91,7 +91,7 @@ def _chosen_by_name(data: str, role: str, names: Sequence[str], pool: Sequence[S
     return groups
 
 
-def _instead(role: str, pool: Sequence[SplitFiles], choices: Choices) -> str:
+def _for_missing(role: str, pool: Sequence[SplitFiles], choices: Choices) -> str:
     """What to do where no split is named for a role: choose one that no other role has, a test for validation."""
     taken = {name for other in KEYWORDS for name in choices.split(other).split("+")}
     free = [group.split for group in pool if not group.roles and group.split not in taken]

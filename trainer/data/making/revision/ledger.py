@@ -29,7 +29,7 @@ HASH_BYTES = 32  # SHA-256
 SETTLED_NS = 2 * 10**9  # the coarsest clock of a file system: a file that was changed later may change again unseen
 FOLDERS = ""  # the group of folders and of what else decides which files are used; the others are splits
 UNCHOSEN = "unused"  # the group of files that only other choices use
-OLD_SECONDS = 3600.0  # a part of a ledger that is older belongs to nobody any more
+LEFT_SECONDS = 3600.0  # a part of a ledger that is older belongs to nobody any more
 MACHINE_ID = Path("/etc/machine-id")
 _POSITIVE = 2**63 - 1
 _NOT_THERE = (-1,) * len(FACTS)
@@ -146,7 +146,7 @@ def write_ledger(file: Path, header: Header, groups: Mapping[str, Rows]) -> None
     file.parent.mkdir(parents=True, exist_ok=True)
     for left in file.parent.glob(f"{file.name}.*.part"):
         with suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > OLD_SECONDS:
+            if time.time() - left.stat().st_mtime > LEFT_SECONDS:
                 left.unlink()
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     about = {"format": FORMAT, "groups": list(groups), **asdict(header)}
