@@ -23,8 +23,8 @@ CHECK_DISK = "check the disk, or the server that it lies on; then run the same c
 
 
 @contextlib.contextmanager
-def naming_the_file(file: Path, part: str = "", fix: str = "fetch it again") -> Iterator[None]:
-    """Raise UserError for whatever is raised within. `part` says where in the file, `fix` what mends damage.
+def naming_the_file(file: Path, part: str = "") -> Iterator[None]:
+    """Raise UserError for whatever is raised within. `part` says where in the file.
 
     Only the call of a library belongs in here: a bug of ours must stay a crash.
     """
@@ -33,10 +33,10 @@ def naming_the_file(file: Path, part: str = "", fix: str = "fetch it again") -> 
     except UserError:
         raise
     except Exception as error:
-        raise as_user_error(error, show_name(file), part, fix) from error
+        raise as_user_error(error, show_name(file), part) from error
 
 
-def as_user_error(error: Exception, name: str, part: str = "", fix: str = "fetch it again") -> UserError:
+def as_user_error(error: Exception, name: str, part: str = "") -> UserError:
     """One message for what a library raised on what is called `name`: a file, or an image in one."""
     inside = f" in {part}" if part else ""
     if isinstance(error, MemoryError):
@@ -47,7 +47,7 @@ def as_user_error(error: Exception, name: str, part: str = "", fix: str = "fetch
     if isinstance(error, NotImplementedError):  # the file is whole, but the library cannot read such a one
         fix = "write it again, with plain columns and smaller row groups"
         return UserError(f"{name} cannot be read{inside} ({reason(error)}): {fix}")
-    return UserError(f"{name} is damaged{inside} ({reason(error)}): {fix}")
+    return UserError(f"{name} is damaged{inside} ({reason(error)}): fetch it again")
 
 
 def reason(error: BaseException) -> str:

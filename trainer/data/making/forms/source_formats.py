@@ -21,7 +21,6 @@ from trainer.text import show_name
 
 Labels = npt.NDArray[np.int64]
 
-SPLITS = {"train": ("train",), "val": ("validation", "val")}  # our name: the names in folders and files
 DIGITS_SIDE = 32  # the scans are 8x8
 DIGITS_VAL_EVERY = 5
 

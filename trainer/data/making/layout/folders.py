@@ -40,6 +40,7 @@ class Tree:
     """What lies below a split's folder."""
 
     classes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # class folder: images
+    written: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # class: how its folders are called
     middles: set[str] = field(default_factory=set)  # the folders between class and image, "" for none
     flat: list[str] = field(default_factory=list)  # images in no class folder
     deep: str = ""  # an example of an image with folders between
@@ -117,6 +118,12 @@ def lay_out_folders(
         for role, tree in trees.items()
         if role not in truth and tree.middles != {""}
     ]
+    said += [
+        f"{len(found)} class folders of {role} are called {name}, in two forms of Unicode: they are read as one class"
+        for role, tree in trees.items()
+        for name, found in tree.written.items()
+        if role not in truth and len(found) > 1
+    ]
     return SourceLayout(
         "folder", splits, split_names, left | left_groups(groups, chosen), names, labels, truth, declared, tuple(said)
     )
@@ -172,6 +179,7 @@ def _tree(data: str, groups: Sequence[SplitFiles]) -> Tree:
                 tree.flat.append(path)
                 continue
             tree.classes[class_name(top)].append(path)
+            tree.written[class_name(top)].add(top)
             tree.middles.add("/".join(middle[:-1]))
             tree.deep = tree.deep or (path if len(middle) > 1 else "")
     return tree

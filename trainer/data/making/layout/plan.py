@@ -100,11 +100,6 @@ class SourceLayout:
         other: dict[str, object] = {name: used for name, (used, usual) in columns.items() if used != usual}
         return other | ({"classes": dict(self.declared.classes)} if self.declared.classes else {})
 
-    @property
-    def files(self) -> list[str]:
-        """Every file that decides the content, in a fixed order."""
-        return [path for role in ("train", "val") for path in (*self.splits[role], *self.truth.get(role, ()))]
-
     def declared_examples(self, role: str) -> int | None:
         """How many images README.md declares for a split. None if it says nothing."""
         names = self.names[role].split("+")

@@ -27,7 +27,10 @@ from trainer.data.making.layout.splits import (
 
 # What `datasets` writes, as data/train-00000-of-00002.parquet; an older version put a hash behind the numbers.
 _WRITTEN = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}.*")
-_NUMBER_AT_END = re.compile(r"([-._ ]?\d+(-of-\d+)?)+$")
+# Spark writes part-00000-<uuid>-c000.snappy; `datasets` reads the word before it.
+_NUMBER_AT_END = re.compile(
+    r"([-._ ]?\d+(-of-\d+)?|[-._ ]part-\d+-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(-c\d+)?(\.\w+)?)+$"
+)
 TOP = "."  # the config of files that lie in no folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.trainer.data.making.layout import files_of
 from trainer.contract import UserError
 from trainer.data.making.layout import NOWHERE, Choices, SourceLayout, lay_out
 
@@ -25,7 +26,7 @@ def moved(paths: list[str], before: str, after: str) -> list[str]:
 def test_images_come_by_class_and_name_and_each_class_has_its_number() -> None:
     layout = laid_out(*reversed([*TRAIN, *VAL]))
     assert (layout.form, layout.classes) == ("folder", ("cat", "dog"))
-    assert [*layout.splits["train"], *layout.splits["val"]] == [*TRAIN, *VAL] == layout.files
+    assert [*layout.splits["train"], *layout.splits["val"]] == [*TRAIN, *VAL] == files_of(layout)
     assert (layout.labels["train"].tolist(), layout.labels["val"].tolist()) == ([0, 0, 1], [0, 1])
     assert not any(layout.left_out.values())
 
@@ -42,7 +43,7 @@ def test_hidden_and_system_folders_are_never_classes_and_are_counted() -> None:
     ]  # fmt: skip
     layout = laid_out(*TRAIN, *VAL, *odd)
     assert layout.classes == ("cat", "dog")
-    assert layout.files == [*TRAIN, *VAL]
+    assert files_of(layout) == [*TRAIN, *VAL]
     assert layout.left_out["hidden files, and folders of the system"] == sorted(odd)
 
 
@@ -53,7 +54,7 @@ def test_every_file_is_read_or_left_out_for_a_reason() -> None:
         "split test is not used": ["test/x.JPEG", "test/y.JPEG"],
     }
     layout = laid_out(*TRAIN, *VAL, *(path for paths in rest.values() for path in paths))
-    assert layout.files == [*TRAIN, *VAL]
+    assert files_of(layout) == [*TRAIN, *VAL]
     assert {reason: sorted(paths) for reason, paths in layout.left_out.items() if paths} == rest
 
 
@@ -65,7 +66,7 @@ def test_other_endings_of_images_are_read() -> None:
 def test_one_more_folder_in_every_class_is_read_and_said() -> None:
     paths = [path.replace("/cat/", "/cat/images/").replace("/dog/", "/dog/images/") for path in [*TRAIN, *VAL]]
     layout = laid_out(*paths)
-    assert (layout.files, layout.classes) == (paths, ("cat", "dog"))
+    assert (files_of(layout), layout.classes) == (paths, ("cat", "dog"))
     assert "one more folder images/ of each class" in layout.said[0]
 
 
@@ -74,13 +75,21 @@ def test_the_splits_may_lie_below_the_only_folder_with_images() -> None:
     layout = laid_out(
         *(at + path for path in [*TRAIN, *VAL, "test/x.JPEG"]), "ILSVRC/Annotations/CLS-LOC/train/cat/a.xml"
     )
-    assert layout.files == [at + path for path in [*TRAIN, *VAL]]
+    assert files_of(layout) == [at + path for path in [*TRAIN, *VAL]]
 
 
 def test_a_class_name_is_the_same_however_its_accents_are_written() -> None:
     layout = laid_out(*TRAIN, *VAL, "train/caf\u00e9/a.JPEG", "val/cafe\u0301/a.JPEG")
     assert layout.classes == ("caf\u00e9", "cat", "dog")
     assert layout.labels["val"].tolist() == [0, 1, 2]
+
+
+def test_two_class_folders_that_differ_in_their_form_of_unicode_alone_are_one_class_and_that_is_said() -> None:
+    layout = laid_out(*TRAIN, *VAL, "train/caf\u00e9/a.JPEG", "train/cafe\u0301/b.JPEG", "val/caf\u00e9/a.JPEG")
+    assert layout.labels["train"].tolist() == [0, 0, 1, 1, 2]
+    assert layout.said == (
+        "2 class folders of train are called caf\u00e9, in two forms of Unicode: they are read as one class",
+    )
 
 
 def test_two_folders_for_a_role_are_a_question_and_the_option_answers_it() -> None:
@@ -143,7 +152,7 @@ def test_links_to_whole_splits_that_lead_nowhere_are_named() -> None:
 
 def test_images_that_readme_declares_are_those_of_the_folders_or_it_is_a_question() -> None:
     card = "---\nconfigs:\n- config_name: x\n  data_files: [{split: train, path: 'train/**'}, {split: %s}]\n---\n"
-    assert laid_out(*TRAIN, *VAL, card=card % "validation, path: 'val/**'").files == [*TRAIN, *VAL]
+    assert files_of(laid_out(*TRAIN, *VAL, card=card % "validation, path: 'val/**'")) == [*TRAIN, *VAL]
     more = ["more/cat/x.JPEG", "more/dog/x.JPEG"]
     card %= "validation, path: ['val/**', 'more/**']"
     with pytest.raises(UserError, match=r"README.md declares other images for split validation.*2 differ \(more/cat/x"):
@@ -177,7 +186,7 @@ def test_a_flat_validation_needs_a_file_that_says_its_classes(files: tuple[str, 
     assert layout.truth == {"val": files}
     assert layout.splits["val"] == tuple(paths[3:])
     assert "val" not in layout.labels
-    assert layout.files == [*paths, *files]
+    assert files_of(layout) == [*paths, *files]
     assert not any(layout.left_out.values())
     with pytest.raises(
         UserError, match=r"val has 0 class folders.*devkit_t12.tar.gz.*LOC_val_solution.csv.*valprep.sh"
@@ -200,7 +209,7 @@ def test_archives_of_imagenet_are_read_if_nothing_is_unpacked_beside_them() -> N
 def test_a_role_is_looked_for_below_the_only_folder_though_its_name_has_a_word_or_an_image_lies_beside_it() -> None:
     for at in ("imagenet-train-val/", "training_data/", "imagenet/", "data/train/"):
         layout = laid_out(*(at + path for path in [*TRAIN, *VAL]), "preview.png")
-        assert layout.files == [at + path for path in [*TRAIN, *VAL]]
+        assert files_of(layout) == [at + path for path in [*TRAIN, *VAL]]
         assert layout.left_out["images outside of the splits"] == ["preview.png"]
 
 

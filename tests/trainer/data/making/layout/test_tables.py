@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.trainer.data.making.layout import files_of
 from trainer.contract import UserError
 from trainer.data.making.layout import Choices, SourceLayout, lay_out
 
@@ -50,6 +51,8 @@ def as_datasets(root: Path, paths: tuple[str, ...]) -> dict[str, list[str]]:
         ("cifar-train.parquet", "cifar-val.parquet"),
         ("photos/training/a.parquet", "photos/training/b.parquet", "photos/dev/a.parquet"),
         ("data/train-00000-of-00001-0a1b2c3d4e5f6789.parquet", "data/validation-00000-of-00001-1a1b2c3d.parquet"),
+        (*(f"{split}-part-{i:05d}-0a1b2c3d-1a2b-3c4d-5e6f-0123456789a{i}{end}.parquet"
+           for split, end in (("train", ""), ("val", "-c000.snappy")) for i in range(2)),),
         ("160px/train-00000-of-00001.parquet", "160px/validation-00000-of-00001.parquet"),
     ],
 )  # fmt: skip
@@ -60,7 +63,7 @@ def test_splits_come_out_as_datasets_reads_them(paths: tuple[str, ...], tmp_path
         "val": judged["validation"],
     }
     left = [path for of_reason in layout.left_out.values() for path in of_reason]
-    assert sorted([*layout.files, *left]) == sorted(paths)
+    assert sorted([*files_of(layout), *left]) == sorted(paths)
 
 
 @pytest.mark.parametrize(
@@ -91,14 +94,14 @@ def test_the_choices_answer_the_questions() -> None:
         f"{size}/{split}-00000-of-00001.parquet" for size in ("160px", "320px") for split in ("train", "validation")
     ]
     layout = laid_out(*configs, config="320px")
-    assert layout.files == configs[2:]
+    assert files_of(layout) == configs[2:]
     assert layout.left_out == {"config 160px is not used": configs[:2]}
     layout = laid_out("a.parquet", "b.parquet", "c.parquet", train_split="a+b", val_split="c")
-    assert (layout.files, layout.names) == (["a.parquet", "b.parquet", "c.parquet"], {"train": "a+b", "val": "c"})
+    assert (files_of(layout), layout.names) == (["a.parquet", "b.parquet", "c.parquet"], {"train": "a+b", "val": "c"})
     leak = ["imagenet-train-val/train-00000-of-00001.parquet", "imagenet-train-val/validation-00000-of-00001.parquet"]
-    assert laid_out(*leak).files == leak
+    assert files_of(laid_out(*leak)) == leak
     layout = laid_out(*WHOLE[:1], WHOLE[2], accept_incomplete=True)
-    assert layout.files == [WHOLE[0], WHOLE[2]]
+    assert files_of(layout) == [WHOLE[0], WHOLE[2]]
     assert "1 of 2 shards of train are missing" in layout.said[0]
     with pytest.raises(UserError, match=r"no config 'huge'.*160px"):
         laid_out(*CONFIGS, config="huge")
@@ -106,7 +109,7 @@ def test_the_choices_answer_the_questions() -> None:
 
 def test_shards_may_be_counted_from_one() -> None:
     paths = ["train-00001-of-00002.parquet", "train-00002-of-00002.parquet", "val.parquet"]
-    assert laid_out(*paths).files == paths
+    assert files_of(laid_out(*paths)) == paths
 
 
 def declaring(*configs: tuple[str, dict[str, object]], **more: Any) -> dict[str, Any]:
@@ -135,11 +138,11 @@ def test_of_several_declared_configs_the_default_is_read_else_it_is_a_question()
     card = declaring(*files)
     with pytest.raises(UserError, match=r"README.md declares several configs: choose one of a, b.*--data-config a"):
         laid_out(*paths, card=card)
-    assert laid_out(*paths, card=card, config="b").files == paths[2:]
+    assert files_of(laid_out(*paths, card=card, config="b")) == paths[2:]
     card["configs"][1]["default"] = True
-    assert laid_out(*paths, card=card).files == paths[2:]
+    assert files_of(laid_out(*paths, card=card)) == paths[2:]
     card["configs"] = [{"config_name": "b", "data_dir": "b"}]
-    assert laid_out(*paths, card=card).files == paths[2:]
+    assert files_of(laid_out(*paths, card=card)) == paths[2:]
 
 
 def test_declared_files_that_are_not_there_are_refused() -> None:
@@ -169,7 +172,7 @@ def test_a_head_of_readme_that_cannot_be_read_is_refused_and_a_text_without_one_
         with pytest.raises(UserError, match=r"the head of README.md is not what `datasets` writes"):
             lay_out("here", listing, card=f"---\n{head}\n---\n")
     for text in ("# Photos", "---\njust a line\n---\n", "---\n"):
-        assert lay_out("here", listing, card=text).files == WHOLE
+        assert files_of(lay_out("here", listing, card=text)) == WHOLE
 
 
 @pytest.mark.parametrize("paths", [("train.parquet", "val.parquet"), tuple(WHOLE)])
@@ -189,7 +192,7 @@ def test_a_file_that_patterns_of_both_splits_fit_is_refused() -> None:
 def test_declared_patterns_are_read_as_datasets_reads_them_and_a_wrong_one_is_named() -> None:
     for pattern in ("./data/train-*", "data//train-*", "more/../data/train-*"):
         layout = laid_out(*WHOLE, card=declaring(("default", {"train": pattern, "validation": "data/validation-*"})))
-        assert layout.files == WHOLE
+        assert files_of(layout) == WHOLE
     with pytest.raises(UserError, match=r"the files of split train as 'data/\*\*.parquet', no pattern .*correct"):
         laid_out(*WHOLE, card=declaring(("default", {"train": "data/**.parquet", "validation": "data/v*"})))
 
@@ -198,10 +201,13 @@ def test_a_config_without_files_and_folder_has_all_files_by_their_names() -> Non
     card = declaring(("odd", {"train": "data/train-*"}))
     for plain in ({}, {"data_dir": "."}, {"data_dir": "./data/"}):
         card["configs"] = [card["configs"][0], {"config_name": "plain", "default": True, **plain}]
-        assert laid_out(*WHOLE, card=card).files == WHOLE
+        assert files_of(laid_out(*WHOLE, card=card)) == WHOLE
 
 
 @pytest.mark.parametrize("text", ["\n---\n{}---\n", "---\n{}--- \n# Photos\n", "---\r\n{}---\r\n"])
 def test_the_head_of_readme_is_found_as_the_hub_finds_it(text: str) -> None:
     head = yaml.safe_dump(declaring(("default", {"train": "a*", "validation": "b*"})))
-    assert lay_out("here", {"a.parquet": 1, "b.parquet": 1}, card=text.format(head)).files == ["a.parquet", "b.parquet"]
+    assert files_of(lay_out("here", {"a.parquet": 1, "b.parquet": 1}, card=text.format(head))) == [
+        "a.parquet",
+        "b.parquet",
+    ]
