@@ -162,7 +162,7 @@ def fetch_files(revision: Revision, paths: Collection[str], progress: ProgressLi
             shown: bool | None = super().update(count)
             return shown
 
-    patterns = fetch_patterns(paths, {file.path for file in revision.files} - paths)
+    allow, ignore = fetch_patterns(paths, {file.path for file in revision.files} - paths)
 
     def fetch() -> str:
         return snapshot_download(
@@ -171,7 +171,8 @@ def fetch_files(revision: Revision, paths: Collection[str], progress: ProgressLi
             revision=revision.commit,
             endpoint=constants.ENDPOINT,
             cache_dir=constants.HF_HUB_CACHE,
-            **patterns,
+            allow_patterns=allow,
+            ignore_patterns=ignore,
             token=account.token or False,
             tqdm_class=Bar,
         )

@@ -6,10 +6,13 @@ import glob
 from collections.abc import Collection
 
 
-def fetch_patterns(wanted: Collection[str], others: Collection[str]) -> dict[str, list[str]]:
-    """What tells the hub's client to fetch the wanted files alone. It tries each on each file: few are quick."""
+def fetch_patterns(wanted: Collection[str], others: Collection[str]) -> tuple[list[str] | None, list[str] | None]:
+    """Patterns that allow and that ignore: with them the hub's client fetches the wanted files alone.
+
+    It tries each pattern on each file, so one of the two is None, and the other is short.
+    """
     allow, ignore = _covering(wanted, others), _covering(others, wanted)
-    return {"allow_patterns": allow} if len(allow) <= len(ignore) else {"ignore_patterns": ignore}
+    return (allow, None) if len(allow) <= len(ignore) else (None, ignore)
 
 
 def _covering(paths: Collection[str], others: Collection[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+from tests.trainer.data.making.layout import files_of
 from trainer.contract import UserError
 from trainer.data.making.layout import NOWHERE, Choices, Listing, SourceLayout, lay_out
 
@@ -68,10 +69,12 @@ def test_every_file_has_one_place_and_no_order_of_the_listing_changes_it() -> No
             assert again == found, listing
             continue
         assert isinstance(again, SourceLayout), (number, listing)
-        assert (again.files, again.left_out, again.classes) == (found.files, found.left_out, found.classes), listing
-        placed = Counter([*found.files, *(path for paths in found.left_out.values() for path in paths)])
+        assert (files_of(again), again.left_out, again.classes) == (files_of(found), found.left_out, found.classes), (
+            listing
+        )
+        placed = Counter([*files_of(found), *(path for paths in found.left_out.values() for path in paths)])
         assert placed == Counter(listing.keys()), (number, listing)
         assert not set(found.splits["train"]) & set(found.splits["val"]), listing
-        assert all(listing[path] != NOWHERE for path in found.files), listing
+        assert all(listing[path] != NOWHERE for path in files_of(found)), listing
         read[found.form] += 1
     assert min(read[form] for form in ("folder", "parquet")) > 50, read

@@ -6,7 +6,7 @@ from typing import Any
 
 import hf_xet
 import pytest
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils._paths import filter_repo_objects
 
 from trainer.contract import UserError
 from trainer.data.making.revision.hub import HubFile, Revision, fetch_files, find_revision
@@ -43,7 +43,7 @@ def test_many_files_are_fetched_by_few_patterns_and_no_other_file_is(
     with pytest.raises(UnreachableError, match="did not arrive whole"):
         fetch_files(Revision(ACCOUNT, "0" * 40, files), wanted)
     patterns = {name: some for name, some in fetches[0].items() if name.endswith("_patterns")}
-    assert sum(map(len, patterns.values())) <= 200
+    assert sum(len(some or ()) for some in patterns.values()) <= 200
     assert list(filter_repo_objects([*wanted, *others], **patterns)) == wanted
 
 
