@@ -97,7 +97,7 @@ def _for_missing(role: str, pool: Sequence[SplitFiles], choices: Choices) -> str
     free = [group.split for group in pool if not group.roles and group.split not in taken]
     free.sort(key=lambda name: (name.lower() == "test") != (role == "val"))
     if not free:
-        return "None of them is left for it: add it"
+        return f"None of them is left for --{role}-split: add it"
     return f"Add it, or choose one: {how_to_choose(f'{role}_split', free[0])}"
 
 

@@ -218,7 +218,7 @@ def test_a_role_is_looked_for_below_the_only_folder_though_its_name_has_a_word_o
     [
         (["extra/cat/x.JPEG", "test/cat/x.JPEG"], r"choose one: .*--val-split test\""),
         (["extra/cat/x.JPEG"], r"choose one: .*--val-split extra\""),
-        ([], "None of them is left for it: add it$"),
+        ([], "None of them is left for --val-split: add it$"),
     ],
 )
 def test_the_advice_for_a_missing_split_is_none_that_has_another_role(others: list[str], advice: str) -> None:
