@@ -36,7 +36,14 @@ class RunState:
     guard: dict[str, Any]  # guard.json
     ending: Ending | None
     progress: Progress
-    problem: str = ""  # why the run's files cannot be read; the other fields are then empty
+    problem: str = (
+        ""  # why the run's files cannot be read; what comes from them is then empty, and no dollars are known
+    )
+
+    @property
+    def usd(self) -> float | None:
+        """What it has cost so far; None where nobody can tell."""
+        return None if self.problem else self.spend.usd(self.now)
 
     @property
     def is_wanted(self) -> bool:
@@ -114,8 +121,8 @@ def read_states(
             return _state_of(bucket, run_id, spec, group, mine)
         except (ValueError, KeyError, TypeError, AttributeError) as error:  # one damaged run does not hide the others
             return RunState(
-                now=time.time(), run_id=run_id, spec=spec, group=group, machines=(), refusals=(), spend=Spend(),
-                guard={}, ending=None, progress=NO_PROGRESS, problem=str(error),
+                now=time.time(), run_id=run_id, spec=spec, group=group, machines=billing(mine), refusals=(),
+                spend=Spend(), guard={}, ending=None, progress=NO_PROGRESS, problem=str(error),
             )  # fmt: skip
 
     with ThreadPoolExecutor(PARALLEL_RUNS) as pool:
@@ -131,10 +138,14 @@ def _state_of(
 ) -> RunState:
     return RunState(
         now=time.time(), run_id=run_id, spec=spec, group=group,
-        machines=tuple(machine for machine in seen if machine.is_billing), refusals=(),
+        machines=billing(seen), refusals=(),
         spend=settle(read_spend(bucket, run_id), seen), guard=bucket.read_json(run_key(run_id, "guard.json")),
         ending=read_ending(bucket, run_id), progress=read_progress(bucket, run_id),
     )  # fmt: skip
+
+
+def billing(seen: Sequence[fleet.FleetMachine]) -> tuple[fleet.FleetMachine, ...]:
+    return tuple(machine for machine in seen if machine.is_billing)
 
 
 def settle(spend: Spend, seen: Sequence[fleet.FleetMachine]) -> Spend:

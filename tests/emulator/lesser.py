@@ -3,10 +3,14 @@
 - `if-none-match`, `if-match`: this condition of a write is ignored; `conditions-refused`: such a write is refused;
   `if-match-fails`: no etag is ever the right one; `bare-etags`: none with quotes is, as in Ceph 16.
 - `crc64`: a CRC64NVME is ignored; `crc64-refused`: it is refused.
-- `md5`: a Content-MD5 is ignored.
-- `checksums`: whatever boto3 adds to a small body is refused, as by an endpoint that knows no such header.
+- `md5`: a Content-MD5 is ignored; `md5-refused`: it is refused, be it right or wrong; `md5-part`: it is ignored
+  in a part.
+- `checksums`: whatever boto3 adds to a small body is refused, as by an endpoint that knows no such header;
+  `checksums:CODE`: with this code and status 403.
 - `tags`, `tags-denied`, `lifecycle`, `lifecycle-denied`, `delete-denied`: such requests are refused.
-- `names-its-rule` is no lack: asked for an object it says that a lifecycle rule expires it, as S3 does, and moto not.
+- `delete-404`: what does not exist cannot be deleted.
+- `names-its-rule`, `expires-all` are no lacks: asked for an object with tags, or for any, it says that a lifecycle rule
+  expires it, as S3 does, and moto does not.
 - `busy`: the second half of a probe, whatever is sent in parts, finds it busy.
 - `kms`: the bucket has a key that this role may not use.
 - `region:NAME`: the buckets are in this region, and a request that is signed for another one is sent there.
@@ -53,25 +57,35 @@ def lessen(environ: Environ, query: dict[str, str], lacks: Iterable[str]) -> Non
             if lack == "crc64-refused" and _mentions(environ, "CRC64NVME"):
                 raise Refused("400 Bad Request", "InvalidRequest", "Checksum algorithm provided is unsupported")
             _forget(environ, "CRC64NVME")
-        elif lack == "md5":
+        elif lack == "md5" or (lack == "md5-part" and "uploadId" in query):
             environ.pop("HTTP_CONTENT_MD5", None)
-        elif lack == "checksums" and writes and any(name.startswith("HTTP_X_AMZ_CHECKSUM") for name in environ):
-            raise Refused(*UNKNOWN, "A header you provided implies functionality that is not implemented")
+        elif lack == "md5-refused" and "HTTP_CONTENT_MD5" in environ:
+            raise Refused("400 Bad Request", "InvalidArgument")
+        elif (
+            lack.startswith("checksums") and writes and any(name.startswith("HTTP_X_AMZ_CHECKSUM") for name in environ)
+        ):
+            code = lack.partition(":")[2]
+            known = ("403 Forbidden", code) if code else UNKNOWN
+            raise Refused(*known, "A header you provided implies functionality that is not implemented")
         elif (lack.startswith("tags") and "tagging" in query) or (
             lack.startswith("lifecycle") and "lifecycle" in query
         ):
             raise Refused(*(DENIED if lack.endswith("-denied") else UNKNOWN))
         elif lack == "delete-denied" and method == "DELETE" and "uploadId" not in query:
             raise Refused(*DENIED)
+        elif lack == "delete-404" and method == "DELETE" and "uploadId" not in query:
+            raise Refused("404 Not Found", "NoSuchKey")
         elif lack == "busy" and "uploadId" in query:
             raise Refused("503 Slow Down", "SlowDown")
         elif lack == "kms" and writes:
             raise Refused(*DENIED, KMS)
 
 
-def added_headers(environ: Environ, lacks: Iterable[str]) -> list[tuple[str, str]]:
+def added_headers(environ: Environ, lacks: Iterable[str], *, is_tagged: bool) -> list[tuple[str, str]]:
+    """For an answer about an object, which may have tags."""
     expiring = ("x-amz-expiration", 'expiry-date="Fri, 21 Dec 2029 00:00:00 GMT", rule-id="ours"')
-    return [expiring] if "names-its-rule" in lacks and environ["REQUEST_METHOD"] == "HEAD" else []
+    names_a_rule = "expires-all" in lacks or ("names-its-rule" in lacks and is_tagged)
+    return [expiring] if names_a_rule and environ["REQUEST_METHOD"] == "HEAD" else []
 
 
 def _mentions(environ: Environ, algorithm: str) -> bool:

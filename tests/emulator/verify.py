@@ -96,7 +96,8 @@ class Verifier:
             content = b"".join(self._moto(environ, lambda *arguments: answer.append(arguments)))
             if answer[0][0].startswith("2"):
                 self._note(environ, query, body, content)
-        start_response(answer[0][0], [*answer[0][1], *added_headers(environ, self._lacks)])
+            added = added_headers(environ, self._lacks, is_tagged=unquote(path)[1:] in _tags())
+        start_response(answer[0][0], [*answer[0][1], *added])
         return [content]
 
     # Who asks, and when
@@ -208,15 +209,17 @@ class Verifier:
             known["uploads"] = [
                 f"{bucket.name}/{one.key_name}" for bucket in buckets for one in bucket.multiparts.values()
             ]
-            tagger = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].tagger
-            tags = {
-                f"{b.name}/{name}": tagger.get_tag_dict_for_resource(key.arn)
-                for b in buckets
-                for name, key in b.keys.items()
-            }
-            known["tags"] = {name: found for name, found in tags.items() if found}
+            known["tags"] = _tags()
         start_response("200 OK", [("Content-Type", "application/json")])
         return [json.dumps(known).encode()]
+
+
+def _tags() -> dict[str, dict[str, str]]:
+    """By `bucket/key`, of the objects that have some."""
+    backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+    keys = ((f"{bucket.name}/{name}", key) for bucket in backend.buckets.values() for name, key in bucket.keys.items())
+    tags = ((name, backend.tagger.get_tag_dict_for_resource(key.arn)) for name, key in keys)
+    return {name: found for name, found in tags if found}
 
 
 def _refuse(error: Refused, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

@@ -12,7 +12,6 @@ import re
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -27,13 +26,14 @@ READ_BYTES = 1 << 20  # how much of a large body is read at a time
 class StoreError(Exception):
     """The store answered with a fault, or not at all. This never means that an object does not exist.
 
-    `code` is S3's error code, the name of botocore's exception, or the name of the errno. After a failed write the
-    object may have been written or not, but never half.
+    `code` is S3's error code, the name of botocore's exception, or the name of the errno. `is_refusal`: because of what
+    is in the request, which the store would refuse again. After a failed write the object may have been written or
+    not, but never half.
     """
 
-    def __init__(self, message: str, code: str = "") -> None:
+    def __init__(self, message: str, code: str = "", *, is_refusal: bool = False) -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.is_refusal = code, is_refusal
 
 
 class NotFoundError(StoreError):
@@ -163,11 +163,10 @@ def check_range(start: int, size: int) -> None:
         raise ValueError(f"start={start}, size={size} is not a range: start at 0 or later, read 1 byte or more")
 
 
+DENIED = ("AccessDenied", "AllAccessDisabled", "403")
 _FIXES = {
     "allow the role or user to list, get and put there (or name another bucket or prefix; one of another account where "
-    "the requester pays cannot be used)": (
-        "AccessDenied", "AllAccessDisabled", "403",
-    ),
+    "the requester pays cannot be used)": DENIED,
     "give credentials that are valid: AWS_PROFILE, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or `aws sso login`": (
         "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError",
         "UnauthorizedSSOTokenError", "SSOTokenLoadError", "InvalidAccessKeyId", "SignatureDoesNotMatch",
@@ -198,18 +197,20 @@ _FIXES = {
 
 
 _KMS_FIX = "allow the role or user kms:GenerateDataKey and kms:Decrypt on the key by which the bucket encrypts"
-_MAY_PASS = (  # these may mend themselves: credentials are renewed, clocks are set after a boot, networks return
+# These may mend themselves: credentials are renewed, clocks are set after a boot, networks return and carry all bytes.
+_MAY_PASS = (
     "ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "CredentialRetrievalError",
     "RequestTimeTooSkewed", "EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError",
-    "ReadTimeoutError",
+    "ReadTimeoutError", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch",
 )  # fmt: skip
 
 
 def may_pass(error: Exception) -> bool:
     """Whether a fault of a store may be gone in a minute, though nobody does anything."""
     cause = error if isinstance(error, StoreError) else error.__cause__
-    lasting = {code for codes in _FIXES.values() for code in codes} - {*_MAY_PASS}
-    return isinstance(cause, StoreError) and cause.code not in lasting
+    if not isinstance(cause, StoreError) or cause.code in _MAY_PASS:
+        return isinstance(cause, StoreError)
+    return not cause.is_refusal and all(cause.code not in codes for codes in _FIXES.values())
 
 
 @contextlib.contextmanager
@@ -228,52 +229,3 @@ def naming_the_fix(what: str) -> Iterator[None]:
         raise UserError(
             f"{what} cannot be used: {str(error) or 'no memory is left'}; use a machine with more"
         ) from error
-
-
-PROBE = b"can write, read and list\n"  # always the same, since two runs may probe at the same time
-MISWRITTEN = "Miswritten"  # the code of the StoreError if something else arrived than what was sent
-_NO_ETAG = '"00000000000000000000000000000000"'
-_UNKNOWN_REQUEST = ("NotImplemented", "MethodNotAllowed", "InvalidArgument", "InvalidRequest", "501", "405")
-
-
-def probe_store(store: ObjectStore, key: str) -> None:
-    """What every store is asked in `probe`."""
-    store.put(key, PROBE)
-    if store.read_range(key, 4, len(PROBE) - 4) != PROBE[4:]:
-        raise StoreError(f"probe {store.describe(key)}: what was just written is not there", MISWRITTEN)
-    if key not in (info.key for info in store.list(key)):
-        raise StoreError(f"probe {store.describe(key)}: what was just written is not listed")
-
-
-def probe_conditions(store: ObjectStore, key: str) -> None:
-    """A condition that does not hold must be refused, and one that holds must not: else a UserError is raised."""
-    other = b"written in spite of a condition\n"
-    for condition, write in {
-        "If-None-Match: *": partial(store.create, key, other),
-        "If-Match": partial(store.replace, key, other, _NO_ETAG),
-    }.items():
-        try:
-            write()
-        except ConflictError:
-            continue
-        except StoreError as error:
-            if error.code not in _UNKNOWN_REQUEST:
-                raise
-            raise _unfenced(store, f"it refuses every write with {condition} ({error})") from error
-        raise _unfenced(store, f"it ignores {condition}, and wrote over an object")
-    for _ in range(5):  # another start may write the same object at the same time
-        try:
-            store.replace(key, PROBE, store.get_with_etag(key)[1])
-        except ConflictError as error:
-            refusal = error
-            continue
-        return
-    raise _unfenced(store, f"it refuses If-Match even with the etag that it gave ({refusal})") from refusal
-
-
-def _unfenced(store: ObjectStore, lack: str) -> UserError:
-    return UserError(
-        f"the store {store.uri} cannot be used: {lack}; a run needs writes with a condition that is obeyed, else two "
-        "machines could both own it and train it to the end: use a folder, or an S3 endpoint that obeys "
-        "If-None-Match and If-Match (docs/guarantees.md names some)"
-    )

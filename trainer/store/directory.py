@@ -24,9 +24,8 @@ from trainer.store import (
     check_range,
     check_size,
     naming_the_fix,
-    probe_conditions,
-    probe_store,
 )
+from trainer.store.probe import probe_conditions, probe_store
 
 if TYPE_CHECKING:
     from trainer.store.checksum import Checksums

@@ -15,8 +15,6 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from trainer.contract import UserError, check_key
 from trainer.store import (
-    MISWRITTEN,
-    PROBE,
     ConflictError,
     NotFoundError,
     ObjectInfo,
@@ -25,25 +23,21 @@ from trainer.store import (
     check_range,
     check_size,
     naming_the_fix,
-    probe_conditions,
-    probe_store,
 )
 from trainer.store.checksum import Checksums
+from trainer.store.probe import MISWRITTEN, PROBE, probe_conditions, probe_store
 from trainer.store.s3_client import S3Settings, connect
-from trainer.store.s3_probe import DELETE, KEEP, TAG, TAGGING, Ways, find_ways, refuses
+from trainer.store.s3_probe import DELETE, KEEP, TAG, TAGGING, UNSIGNED, Ways, find_ways, refuses
 from trainer.store.s3_read import Body
 from trainer.store.s3_write import abort_uploads, put_file, put_view
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-
 _STALE = {
     "ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId",
     "RequestExpired", "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError",
 }  # fmt: skip
-
-
 _DEFAULTS = S3Settings()
 
 
@@ -203,12 +197,17 @@ class S3Store:
         try:
             probe_store(self, key)
         except StoreError as error:
-            if not self._settings.adds_checksums or not (refuses(error.__cause__) or error.code == MISWRITTEN):
+            if not self._settings.adds_checksums or not (error.is_refusal or error.code in (MISWRITTEN, *UNSIGNED)):
                 raise
+            refusal, before = error, self._settings
         else:
             return ()
-        self._settings, self._connected = replace(self._settings, adds_checksums=False), None
-        probe_store(self, key)
+        self._settings, self._connected = replace(before, adds_checksums=False), None
+        try:
+            probe_store(self, key)
+        except StoreError:
+            self._settings, self._connected = before, None
+            raise refusal from refusal.__cause__
         return (
             "the endpoint does not know the checksums that boto3 adds to a body: they are left out. Set "
             "AWS_REQUEST_CHECKSUM_CALCULATION=when_required for all commands that use this store",
@@ -280,7 +279,8 @@ class S3Store:
             code = error.response["Error"]["Code"]
             self._forget(code)
             message = f"{place}: {code}: {error.response['Error'].get('Message') or ''}"
-            raise (NotFoundError if code == "NoSuchKey" else StoreError)(message, code) from error
+            kind = NotFoundError if code == "NoSuchKey" else StoreError
+            raise kind(message, code, is_refusal=refuses(error) and code != "PreconditionFailed") from error
         except BotoCoreError as error:
             self._forget(type(error).__name__)
             raise StoreError(f"{place}: {error}", type(error).__name__) from error

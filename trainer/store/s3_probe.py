@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from trainer.contract import SUPERSEDED_TAG
+from trainer.store import DENIED
 from trainer.store.checksum import Checksums
-from trainer.store.s3_write import CRC64NVME, MD5, UNCOMPARED, md5_of, put_view_in_parts
+from trainer.store.s3_write import CRC64NVME, MD5, UNCOMPARED, put_view_in_parts
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 TAG, DELETE, KEEP = "tag", "delete", "keep"  # how a superseded object is given up
 TAGGING: Any = {"TagSet": [{"Key": SUPERSEDED_TAG[0], "Value": SUPERSEDED_TAG[1]}]}
-_DENIED = ("AccessDenied", "AllAccessDisabled", "403")
+UNSIGNED = ("SignatureDoesNotMatch", "AuthorizationHeaderMalformed")  # so some refuse a header that they do not know
+_MISSING = ("NoSuchKey", "404")
 OLD_VERSIONS = (
     "the bucket keeps old versions: what is overwritten, deleted or expired still takes room there. Add a lifecycle "
     "rule that expires noncurrent versions, or use a bucket without versions and object lock"
@@ -53,9 +55,10 @@ def find_ways(client: S3Client, place: dict[str, Any], body: bytes, ways: Ways) 
     Raises ClientError where nothing can be written at all, and BotoCoreError.
     """
     compared_by, first = _find_comparison(client, place, body)
-    untagged = _refusal(lambda: client.put_object_tagging(**place, Tagging=TAGGING), *_DENIED, "NoSuchKey", "404")
-    found = client.head_object(**place)
-    gives_up_by, second = _find_giving_up(client, place, untagged, names_a_rule="Expiration" in found)
+    found = client.head_object(**place)  # it has no tag yet, so a rule that it names is none of ours
+    others = (*DENIED, *_MISSING, *UNSIGNED)
+    untagged = _refusal(lambda: client.put_object_tagging(**place, Tagging=TAGGING), *others)
+    gives_up_by, second = _find_giving_up(client, place, untagged, expires_anyway="Expiration" in found)
     if found.get("VersionId", "null") != "null":
         second.append(OLD_VERSIONS)
     return replace(ways, compared_by=compared_by, gives_up_by=gives_up_by), (*first, *second)
@@ -64,17 +67,16 @@ def find_ways(client: S3Client, place: dict[str, Any], body: bytes, ways: Ways) 
 def _find_comparison(client: S3Client, place: dict[str, Any], body: bytes) -> tuple[str, list[str]]:
     view = memoryview(body)
     right = Checksums.of(view)
-    wrong = replace(right, whole=Checksums.of(memoryview(body + b"damaged")).whole)
+    damage = b"damaged"
+    wrong = replace(right, whole=Checksums.of(memoryview(body + damage)).whole)
     late = "A checkpoint is compared with its own checksums again before a start uses it."
 
-    def put(checksums: Checksums, way: str) -> Callable[[], object]:
-        return lambda: put_view_in_parts(client, place, view, checksums, 1, way)
+    def put(checksums: Checksums, way: str, damage: bytes = b"") -> Callable[[], object]:
+        return lambda: put_view_in_parts(client, place, view, checksums, 1, way, damage=damage)
 
     if _is_refused(put(wrong, CRC64NVME)) and not _is_refused(put(right, CRC64NVME)):
         return CRC64NVME, []
-    damaged = md5_of(body + b"damaged")
-    if _is_refused(lambda: client.put_object(**place, Body=body, ContentMD5=damaged)):
-        put(right, MD5)()
+    if _is_refused(put(right, MD5, damage)) and not _is_refused(put(right, MD5)):
         return MD5, [
             f"the endpoint does not compare the CRC64NVME of a whole object: it compares the MD5 of each part. {late}"
         ]
@@ -86,7 +88,7 @@ def _find_comparison(client: S3Client, place: dict[str, Any], body: bytes) -> tu
 
 
 def _is_refused(request: Callable[[], object]) -> bool:
-    return bool(_refusal(request))
+    return bool(_refusal(request, *UNSIGNED))
 
 
 def _refusal(request: Callable[[], object], *also: str) -> str:
@@ -102,26 +104,28 @@ def _refusal(request: Callable[[], object], *also: str) -> str:
 
 
 def _find_giving_up(
-    client: S3Client, place: dict[str, Any], untagged: str, *, names_a_rule: bool
+    client: S3Client, place: dict[str, Any], untagged: str, *, expires_anyway: bool
 ) -> tuple[str, list[str]]:
-    """A tag, if something expires what has it; else a deletion, if that is allowed. `untagged`: why it has none."""
+    """A tag, if something expires what has it; else a deletion, if that is allowed.
+
+    `untagged`: why the object at `place` has no tag. `expires_anyway`: a rule expired it before it had one.
+    """
     needed = f"lifecycle rule that expires what is tagged {SUPERSEDED_TAG[0]}={SUPERSEDED_TAG[1]}"
     if untagged:
-        lack = "objects may not be tagged" if untagged in _DENIED else f"the endpoint knows no tags ({untagged})"
+        lack = "objects may not be tagged" if untagged in DENIED else f"the endpoint knows no tags ({untagged})"
     else:
         rules = _rules_for(client, place)
         if rules is None:  # the machine's role on AWS may not read them, but an answer about an object names its rule
+            if expires_anyway:
+                return TAG, [_too_much("a lifecycle rule")]
             unknown = f"whether the bucket has a {needed} could not be seen: without one, every checkpoint stays"
-            return TAG, [] if names_a_rule else [unknown]
+            return TAG, [] if "Expiration" in client.head_object(**place) else [unknown]
         if rules:
             return TAG, [
-                f"the lifecycle rule {rule.get('ID', '')!r} expires every checkpoint with time, the newest one, too: "
-                f"let it expire only what is tagged {SUPERSEDED_TAG[0]}={SUPERSEDED_TAG[1]}"
-                for rule in rules if not _tags_of(rule)
-            ]  # fmt: skip
+                _too_much(f"the lifecycle rule {rule.get('ID', '')!r}") for rule in rules if not _tags_of(rule)
+            ]
         lack = f"the bucket has no {needed}"
-    nothing = place["Key"] + ".none"  # there is no such object: S3 tells only whether it may be deleted
-    if _refusal(lambda: client.delete_object(Bucket=place["Bucket"], Key=nothing), *_DENIED) not in ("", "NoSuchKey"):
+    if not _may_delete(client, place):
         return KEEP, [
             f"{lack}, and objects may not be deleted: every checkpoint stays. Allow s3:DeleteObject, or allow "
             f"s3:PutObjectTagging and add a {needed}; or delete old ones yourself after the run"
@@ -129,13 +133,31 @@ def _find_giving_up(
     return DELETE, [f"{lack}: the run deletes a superseded checkpoint itself, at once, as in a folder"]
 
 
+def _too_much(rule: str) -> str:
+    return (
+        f"{rule} expires every checkpoint with time, the newest one, too: "
+        f"let it expire only what is tagged {SUPERSEDED_TAG[0]}={SUPERSEDED_TAG[1]}"
+    )
+
+
+def _may_delete(client: S3Client, place: dict[str, Any]) -> bool:
+    """Delete an object that does not exist: the answer tells only whether that is allowed."""
+    nothing: dict[str, Any] = {"Bucket": place["Bucket"], "Key": place["Key"] + ".none"}
+
+    def delete() -> None:  # a bucket with versions makes a marker of it, which goes, too
+        if version := client.delete_object(**nothing).get("VersionId"):
+            _refusal(lambda: client.delete_object(**nothing, VersionId=version), *DENIED, *_MISSING)
+
+    return _refusal(delete, *DENIED, *_MISSING) in ("", *_MISSING)
+
+
 def _rules_for(client: S3Client, place: dict[str, Any]) -> list[Any] | None:
     """The lifecycle rules that expire the tagged object; None if nobody may know."""
     try:
-        rules = client.get_bucket_lifecycle_configuration(Bucket=place["Bucket"])["Rules"]
+        rules = client.get_bucket_lifecycle_configuration(Bucket=place["Bucket"]).get("Rules", [])
     except ClientError as error:
         code = error.response["Error"]["Code"]
-        if code in _DENIED:
+        if code in DENIED:
             return None
         if code == "NoSuchLifecycleConfiguration" or refuses(error) or code == "404":
             return []

@@ -78,9 +78,16 @@ def put_view(
 
 
 def put_view_in_parts(
-    client: S3Client, place: dict[str, Any], view: memoryview, checksums: Checksums, at_once: int, compared_by: str
+    client: S3Client,
+    place: dict[str, Any],
+    view: memoryview,
+    checksums: Checksums,
+    at_once: int,
+    compared_by: str,
+    *,
+    damage: bytes = b"",
 ) -> None:
-    """As `put_view`, in parts even if there is only one."""
+    """As `put_view`, in parts even if there is only one. With `damage`, each MD5 is of the part with that behind it."""
     begin: dict[str, Any] = {}
     end: dict[str, Any] = {}
     if compared_by == CRC64NVME:
@@ -91,22 +98,19 @@ def put_view_in_parts(
         (view[number * checksums.part_bytes : (number + 1) * checksums.part_bytes], part)
         for number, part in enumerate(checksums.parts)
     )
-    bodies = ({"Body": piece} | _compared(compared_by, piece, part) for piece, part in pieces)
+    bodies = ({"Body": piece} | _compared(compared_by, piece, part, damage) for piece, part in pieces)
     _put_parts(client, place, bodies, at_once, begin, end)
 
 
-def _compared(compared_by: str, view: memoryview, crc: str) -> dict[str, Any]:
+def _compared(compared_by: str, view: memoryview, crc: str, damage: bytes = b"") -> dict[str, Any]:
     """What a request says of its body, so that the endpoint compares it."""
     if compared_by == CRC64NVME:
         return _ALGORITHM | {"ChecksumCRC64NVME": base64_of(crc)}
     if compared_by == MD5:
-        return {"ContentMD5": md5_of(view)}
+        digest = hashlib.md5(view, usedforsecurity=False)
+        digest.update(damage)
+        return {"ContentMD5": base64.b64encode(digest.digest()).decode()}
     return {}
-
-
-def md5_of(body: bytes | memoryview) -> str:
-    """The form that the header Content-MD5 has."""
-    return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
 
 
 def _holds(client: S3Client, place: dict[str, Any], checksums: Checksums) -> bool:

@@ -53,7 +53,7 @@ def row(state: RunState, launched: Mapping[str, datetime]) -> tuple[str, ...]:
     step = f"{progress.step:,}" + (f" of {progress.total_steps:,}" if progress.total_steps else "")
     return (
         state.run_id, state.phase if word == "running" else word, step, f"{100 * top1:.2f} %" if top1 else "",
-        usd(state.spend.usd(state.now)), duration(state.now - launched[state.run_id].timestamp()),
+        "unknown" if state.usd is None else usd(state.usd), duration(state.now - launched[state.run_id].timestamp()),
     )  # fmt: skip
 
 
@@ -66,6 +66,6 @@ def run_document(state: RunState, launched: Mapping[str, datetime]) -> dict[str,
         "recipe": state.spec.recipe if state.spec else None, "state": word, "message": said,
         "phase": state.progress.heartbeat.get("phase"), "step": state.progress.step,
         "total_steps": state.progress.total_steps or None, "top1": top1_of(state),
-        "usd": state.spend.usd(state.now), "budget_usd": state.spec.budget_usd if state.spec else None,
+        "usd": state.usd, "budget_usd": state.spec.budget_usd if state.spec else None,
         "launched": at, "age_seconds": state.now - at,
     }  # fmt: skip

@@ -8,19 +8,11 @@ import boto3
 import pytest
 
 from tests.emulator.s3 import Answer, Control, FaultyProxy, Forward, refuse
-from tests.stores import MIB, bucket_and_prefix
+from tests.stores import MIB, bucket_and_prefix, probed
+from tests.stores import PROBE_KEY as KEY
 from trainer.contract import UserError
 from trainer.store import ConflictError, ObjectStore, StoreError, open_store
 from trainer.store.checksum import Checksums
-
-KEY = "checkpoints/a/probe"
-
-
-def probed(uri: str, control: Control, *lacks: str) -> tuple[ObjectStore, str]:
-    """A store on an endpoint with these lacks, and what its probe says of them."""
-    store = open_store(uri)
-    control.set(lacks=lacks)
-    return store, "\n".join(store.probe(KEY, for_checkpoints=True))
 
 
 def test_a_store_that_lacks_nothing_has_nothing_to_tell(store: ObjectStore) -> None:
