@@ -72,7 +72,8 @@ class RunState:
     def summary(self) -> tuple[str, str]:
         """The state in one word, and a text that says what the run does, or why it does nothing."""
         if self.problem:
-            return "unreadable", self.problem
+            bills = f"; machines that bill: {', '.join(one.id for one in self.machines)}" if self.machines else ""
+            return "unreadable", f"{self.problem}{bills}"
         if ending := self.ending:
             return ending.how, f"{ending.how}: {ending.message}"
         if not self.is_wanted:

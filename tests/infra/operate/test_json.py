@@ -187,3 +187,19 @@ def test_a_run_whose_files_are_damaged_says_so_and_hides_no_other(
     assert found["whole"]["state"] == "running"
     assert found["damaged"]["state"] == "unreadable"
     assert "runs/damaged/spend.json is damaged" in found["damaged"]["message"]
+
+
+def test_a_run_whose_files_are_damaged_names_its_machines_and_no_dollars(
+    deployed: Deployed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployed.launch()
+    deployed.train_to(350)
+    (machine,) = document(capsys, "status", "--json")["machines"]
+    deployed.put(run_key(RUN, "spend.json"), b"{}")
+    (found,) = document(capsys, "runs", "--json")["runs"]
+    assert (found["state"], found["usd"]) == ("unreadable", None)
+    assert f"machines that bill: {machine['id']}" in found["message"]
+    assert operate("runs") == ExitCode.DONE
+    shown = capsys.readouterr().out
+    assert "unknown" in shown
+    assert "$0.00" not in shown
