@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 
+from infra.run.values import check_number, check_text, check_texts
 from trainer.contract import UserError
 
 
@@ -42,15 +43,34 @@ class Spec:
 
     @classmethod
     def from_json(cls, body: bytes) -> Spec:
-        """UserError if it is not the spec of a run on AWS: a local `make train` writes a shorter one."""
+        """Raises UserError if it is not the spec of a run on AWS: a local `make train` writes a shorter one.
+
+        Every number in it is finite and not negative. Whether so much is meant, the caller must ask.
+        """
         try:
             value = json.loads(body)
             known = {f.name for f in fields(cls)}
             spec = cls(**{name: content for name, content in value.items() if name in known})
-        except (ValueError, TypeError, AttributeError) as error:
+            _check(spec)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"spec.json is not that of a run on AWS ({error}): start the run with `make launch`, under another RUN="
             ) from error
         for name in ("arguments", "types"):
             object.__setattr__(spec, name, tuple(getattr(spec, name)))
         return spec
+
+
+def _check(spec: Spec) -> None:
+    for name in ("run_id", "recipe", "data", "prices_source"):
+        check_text(name, getattr(spec, name))
+    check_text("kind", spec.kind, ("train", "prepare"))
+    check_text("market", spec.market, ("spot", "on-demand"))
+    for name in ("arguments", "types"):
+        check_texts(name, getattr(spec, name))
+    for name in ("on_demand_after_minutes", "budget_usd", "hours", "created", "deadline", "extras_usd_per_hour"):
+        check_number(name, getattr(spec, name))
+    if check_number("nodes", spec.nodes, 99) != int(spec.nodes):
+        raise ValueError(f"nodes is {spec.nodes!r}, not a whole number")
+    for type, price in spec.prices.items():
+        check_number(f"the price of {type}", price)

@@ -9,9 +9,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 
+from infra.run.values import check_number, check_text
+
 LOST_SECONDS = 600  # EC2 sometimes leaves a machine out of an answer: for so long it still counts as running
 FORGET_SECONDS = 3600  # for about so long EC2 shows a terminated machine
 LATE_SECONDS = 600  # no machine lives longer than this past its deadline: its own timer and the schedule end it
+SKEW_SECONDS = 600  # between the clocks of EC2 and of the guard, at most
 SILENT_SECONDS = 600  # if the tally is older, the guard does not run, and nobody knows which machines still do
 
 
@@ -114,5 +117,16 @@ class Spend:
 
     @classmethod
     def from_json(cls, body: bytes) -> Spend:
+        """Raises ValueError, TypeError or KeyError if `to_json` did not write it: each number is finite, none below 0."""
         value = json.loads(body)
-        return cls(at=value["at"], machines=tuple(Machine(**machine) for machine in value["machines"]))
+        at = check_number("at", value["at"])
+        return cls(at=at, machines=tuple(_checked(Machine(**machine), at) for machine in value["machines"]))
+
+
+def _checked(machine: Machine, at: float) -> Machine:
+    for name in ("id", "type", "zone", "market"):
+        check_text(name, getattr(machine, name))
+    for name in ("launched", "deadline", "ended", "usd_per_hour", "usd_before", "lost"):
+        check_number(name, getattr(machine, name))
+    check_number("priced", machine.priced, at + SKEW_SECONDS)  # one of the future would make the machine cheaper
+    return machine

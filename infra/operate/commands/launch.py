@@ -14,7 +14,7 @@ from infra.operate.command_line import CommandLine
 from infra.operate.commands.preflight import preflight
 from infra.operate.planning import options
 from infra.operate.planning.options import Request
-from infra.operate.planning.plan import check, describe, make_plan, merge
+from infra.operate.planning.plan import Plan, check, describe, make_plan, merge
 from infra.operate.planning.start import Place, is_running, start_run
 from infra.operate.runs import open_bucket
 from infra.operate.session import Aws, ExitCode, explained
@@ -46,6 +46,7 @@ def launch(aws: Aws, installation: Installation, request: Request, *, is_checked
         return ExitCode.DONE
     plan = make_plan(aws, installation, open_bucket(aws, installation), request, time.time())
     if plan.existing:
+        confirm_inherited(plan)
         request = merge(request, plan.existing)
     if not is_checked and not preflight(aws, installation, request, plan, deploys=False):
         return ExitCode.PREFLIGHT
@@ -63,6 +64,21 @@ def launch(aws: Aws, installation: Installation, request: Request, *, is_checked
     print(f"while it runs: at most {usd(listed)} an hour, the list price of the dearest type")
     _next(spec.run_id)
     return ExitCode.DONE
+
+
+def confirm_inherited(plan: Plan) -> None:
+    """Ask for limits of the run's file that exceed the defaults: others may have written it. Raises UserError."""
+    if not plan.inherited:
+        return
+    again = f"RUN={plan.spec.run_id} {plan.inherited}"
+    said = (
+        f"RUN={plan.spec.run_id} has {plan.inherited} in the bucket, above the defaults of "
+        f"BUDGET={plan.usual_usd:g} HOURS={plan.usual_hours:.0f}"
+    )
+    if not sys.stdin.isatty():
+        raise UserError(f"{said}, and there is no terminal to ask at: give what you mean, make launch {again}")
+    if input(f"{said}\ngo on with {plan.inherited}? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UserError(f"not confirmed: nothing was started; give what you mean, make launch {again}")
 
 
 def find_place(aws: Aws, installation: Installation, kind: str) -> Place:

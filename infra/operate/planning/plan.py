@@ -28,6 +28,7 @@ from trainer.contract import RUN_ID_RULE, UserError, run_key
 
 DEFAULT_RECIPE = "finetune"
 MOST_HOURS = 168.0
+MOST_USD = 100_000.0
 SPARE = 1.25  # of the default budget over the estimate: reclaimed machines stage and compile again
 SECONDS_PER_HOUR = 3600.0
 AT_THE_LIMIT = ", or ANYWAY=1: it stops at the limit, and goes on when it is launched with more"
@@ -56,7 +57,10 @@ class Plan:
     spec: Spec
     offered: list[Estimate]  # at the price to expect, cheapest image first
     prices_source: str
+    usual_usd: float  # the most that the default budget and hours can be, whatever types are cheap today
+    usual_hours: float
     existing: Existing | None = None
+    inherited: str = ""  # BUDGET=… HOURS=… of the existing run that nobody asked for now, and that exceed the defaults
 
 
 def find_existing(bucket: ExplainedBucket, run_id: str, now: float) -> Existing | None:
@@ -66,8 +70,13 @@ def find_existing(bucket: ExplainedBucket, run_id: str, now: float) -> Existing 
     body = bucket.read(found.key) if found else None
     if not found or not body:
         return None
+    spec = Spec.from_json(body)
+    if spec.run_id != run_id:
+        raise UserError(
+            f"s3://{bucket.name}/{found.key} is of another run, {spec.run_id!r}: start one under another RUN="
+        )
     return Existing(
-        spec=Spec.from_json(body),
+        spec=spec,
         etag=found.etag,
         spent_usd=read_spend(bucket, run_id).usd(now),
         ending=read_ending(bucket, run_id),
@@ -79,16 +88,20 @@ def make_plan(
 ) -> Plan:
     """Plan a launch. `bucket` is None before the first deploy. Raises UserError if the request is not possible."""
     check(request, installation)
+    asked = request
     existing = find_existing(bucket, request.run_id, now) if bucket and request.run_id else None
     if existing:
         request = merge(request, existing)
+        check_types(asked, existing.spec, installation)
+        check(request, installation)  # its spec lies in the bucket, where others may have written it
     check_name(request)
     prices = find_prices(aws, types_of(request, installation))
     dataset = find_dataset(bucket, request) if bucket and request.kind == "train" else None
     if dataset and not existing:
         request = replace(request, data=dataset.uri)
     share = dataset.train_images / catalog.IMAGENET_IMAGES if dataset else 1.0
-    return plan_run(request, installation, prices, existing, share, now)
+    plan = plan_run(request, installation, prices, existing, share, now)
+    return replace(plan, inherited=inherited(asked, plan)) if existing else plan
 
 
 def check(request: Request, installation: Installation) -> None:
@@ -101,10 +114,10 @@ def check(request: Request, installation: Installation) -> None:
     for type in types_of(request, installation):
         catalog.instance_type(type)
     datasets.check_form(request.data)
-    for name, value, most in (("HOURS", request.hours, MOST_HOURS), ("BUDGET", request.budget_usd, math.inf)):
+    for name, value, most in (("HOURS", request.hours, MOST_HOURS), ("BUDGET", request.budget_usd, MOST_USD)):
         if not (0 <= value <= most):
-            limit = "0" if most == math.inf else f"0 and at most {most:g}"
-            raise UserError(f"{name}={value:g} is out of range: more than {limit}, for example {name}=20")
+            limits = f"more than 0 and at most {most:,.0f}"
+            raise UserError(f"{name}={value:g} is out of range: {limits}, for example {name}=20")
     if request.market and request.market not in catalog.MARKETS:
         raise UserError(f"MARKET={request.market!r} is unknown: use spot or on-demand")
     if request.nodes != 1:
@@ -138,6 +151,26 @@ def merge(request: Request, existing: Existing) -> Request:
             "RUN= out, or give another"
         )
     return go_on(request, spec)
+
+
+def check_types(asked: Request, spec: Spec, installation: Installation) -> None:
+    """A run that goes on has types of the installation, unless others are asked for now. Raises UserError."""
+    usual = types_of(Request(kind=spec.kind), installation)
+    if not asked.types and (strange := [type for type in spec.types if type not in usual]):
+        raise UserError(
+            f"RUN={spec.run_id} was started on {', '.join(strange)}, which the installation does not name: ask for it "
+            f"again, TYPES={','.join(spec.types)}, or for others, TYPES={usual[0]}"
+        )
+
+
+def inherited(asked: Request, plan: Plan) -> str:
+    """The limits of the run's spec that exceed the defaults and are not asked for now, as they would be: BUDGET=9."""
+    spec, found = plan.spec, []
+    if not asked.budget_usd and spec.budget_usd > plan.usual_usd:
+        found.append(f"BUDGET={spec.budget_usd:g}")
+    if not asked.hours and spec.hours > plan.usual_hours:
+        found.append(f"HOURS={spec.hours:g}")
+    return " ".join(found)
 
 
 def find_dataset(bucket: ExplainedBucket, request: Request) -> Dataset | None:
@@ -175,8 +208,8 @@ def plan_run(
         "recipe": recipe if request.kind == "train" else "",
         "arguments": arguments,
         "market": market,
-        "budget_usd": request.budget_usd or float(math.ceil(SPARE * dearest)),
-        "hours": request.hours or min(MOST_HOURS, 2 * max(one.hours for one in offered)),
+        "budget_usd": request.budget_usd or default_usd(dearest),
+        "hours": request.hours or default_hours(max(one.hours for one in offered)),
         "created": existing.spec.created if existing else now,
         "deadline": 0.0,
         "prices": dict(prices.on_demand),
@@ -185,9 +218,21 @@ def plan_run(
     }
     spec = Spec(**(spec_values(request) | filled))
     spec = replace(spec, deadline=now + spec.hours * SECONDS_PER_HOUR)
-    plan = Plan(spec=spec, offered=offered, prices_source=prices.source, existing=existing)
+    plan = Plan(
+        spec=spec, offered=offered, prices_source=prices.source, existing=existing,
+        usual_usd=default_usd(max(one.usd for one in listed)),
+        usual_hours=default_hours(max(one.hours for one in listed)),
+    )  # fmt: skip
     check_means(plan, anyway=request.anyway)
     return plan
+
+
+def default_usd(estimate_usd: float) -> float:
+    return float(math.ceil(SPARE * estimate_usd))
+
+
+def default_hours(estimate_hours: float) -> float:
+    return min(MOST_HOURS, 2 * estimate_hours)
 
 
 def check_means(plan: Plan, *, anyway: bool) -> None:
