@@ -25,6 +25,9 @@ export TRAINER_SCRATCH_DIR = $(SCRATCH)
 
 # make exports the variables that it was given to what it runs, but no defaults: RUN=, HOURS=, … arrive in the environment.
 OPERATE = $(INFRA)/bin/python -m infra --make
+# What deletes or spends without a question counts only where it was typed: an exported YES=1 may mean anything.
+typed = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
+$(foreach switch,PURGE YES ANYWAY,$(if $(call typed,$(switch)),,$(eval unexport $(switch))))
 
 ## On this machine
 
@@ -121,7 +124,7 @@ secret: node_modules/.package-lock.json ## store the Hugging Face token, from st
 
 .PHONY: destroy
 destroy: $(INFRA)/.infra ## remove all that bills by the hour, and ask AWS whether it is gone; PURGE=1: data, too
-	@$(OPERATE) $@ $(ARGS)
+	@$(OPERATE) $@ $(call typed,ARGS)
 
 .PHONY: synth
 synth: node_modules/.package-lock.json ## write the CloudFormation templates to cdk.out (asks nothing of AWS)

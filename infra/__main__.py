@@ -15,6 +15,7 @@ import boto3
 
 from infra.operate.command_line import CommandLine
 from infra.operate.session import Aws, AwsError, ExitCode, load_installation
+from infra.run.values import printable
 from trainer.contract import UserError
 
 COMMANDS = (
@@ -53,10 +54,10 @@ def main() -> int:
         region = os.environ.get("AWS_REGION") or None  # boto3 alone reads only AWS_DEFAULT_REGION
         return int(options.run(Aws(boto3.Session(region_name=region)), installation, options))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return ExitCode.USAGE
     except AwsError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return ExitCode.REFUSED
     except BrokenPipeError:
         return ExitCode.DONE

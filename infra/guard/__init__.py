@@ -21,8 +21,10 @@ from infra.guard.rules import Decision, Facts
 from infra.run import fleet
 from infra.run.fleet import Clients, FleetMachine, Group
 from infra.run.spend import Spend
+from infra.run.values import printable
 from trainer.contract import run_key
 
+MAIL_LETTERS = 1_000  # of a mail: a machine wrote parts of it, and it comes from AWS's own address
 STORE_SECONDS = 300.0  # while a machine bills, the tally is stored so often: its time shows that the guard runs
 
 
@@ -185,6 +187,7 @@ class Guard:
         return done
 
     def tell(self, about: str, message: str) -> None:
+        about, message = printable(about, 100), printable(message, MAIL_LETTERS)
         print(f"{about}: {message}")
         subject = f"{self.settings.installation}: {about}"[:100]
         self.sns.publish(TopicArn=self.settings.topic, Subject=subject, Message=message)

@@ -18,6 +18,7 @@ from infra.guard.rules import Heartbeat, Signs
 from infra.run.fleet import SPOT, FleetMachine
 from infra.run.spec import Spec
 from infra.run.spend import Machine, Spend
+from infra.run.values import MOST_BYTES
 from trainer.contract import HEAD_FILE, Lease, UserError, attempt_key, checkpoint_key, run_key
 
 T = TypeVar("T")
@@ -34,7 +35,7 @@ class ReadObject:
 
     def json(self) -> dict[str, Any]:
         """The JSON object in the body. {} if the body is not a JSON object."""
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             value = json.loads(self.body)
             if isinstance(value, dict):
                 return value
@@ -66,13 +67,17 @@ class CautiousBucket:
             raise UnreadableError(f"s3://{self.name}/{key} was not asked for: {self.silence}")
         try:
             found = self.s3.get_object(Bucket=self.name, Key=key)
-            return ReadObject(found["Body"].read(), found["LastModified"].timestamp())
+            body = found["Body"].read(MOST_BYTES + 1)
         except self.s3.exceptions.NoSuchKey:
             return None
         except Exception as error:
             if not hasattr(error, "response"):  # S3 did not answer
                 self.silence = str(error)
             raise UnreadableError(f"s3://{self.name}/{key} cannot be read: {error}") from error
+        if len(body) > MOST_BYTES:  # a larger one would not fit into the function's memory
+            found["Body"].close()
+            raise UnreadableError(f"s3://{self.name}/{key} is larger than {MOST_BYTES:,} bytes: no run writes that")
+        return ReadObject(body, found["LastModified"].timestamp())
 
     def write(self, key: str, body: bytes) -> None:
         if self.silence:
@@ -90,7 +95,7 @@ def read_run(bucket: CautiousBucket, known: KnownRun) -> KnownRun:
             return parse(found.body) if found else missing
         except UnreadableError as error:
             problems.append(str(error))
-        except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (UserError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             problems.append(f"runs/{known.id}/{file} is not valid: {error}")
         return otherwise
 

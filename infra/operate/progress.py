@@ -14,6 +14,7 @@ from typing import Any
 from infra.operate.runs import ExplainedBucket, ListedObject
 from trainer.contract import HEAD_FILE, Lease, checkpoint_key, metrics_key, run_key
 
+SEGMENT_BYTES = 64 << 20  # of metrics, at most
 ATTEMPTS_SHOWN = 50  # more are counted, not read
 
 
@@ -68,7 +69,11 @@ def read_progress(bucket: ExplainedBucket, run_id: str) -> Progress:
         segments = list_segments(bucket, run_id, int(heartbeat.get("attempt", 0)))
         validated = found.validated if (found := checkpoint.result()) else 0
         wanted = {o.key for o in segments[-2:]} | {o.key for o in segments if covers(o.key, validated)}
-        rows = [row for body in pool.map(bucket.read, sorted(wanted)) for row in parse_rows(body)]
+        rows = [
+            row
+            for body in pool.map(lambda key: bucket.read(key, SEGMENT_BYTES), sorted(wanted))
+            for row in parse_rows(body)
+        ]
     newest = newest_of(rows)
     epoch, epochs = newest.get("train/epoch"), config.result().get("epochs", 0)
     per_epoch = round(newest["step"] / epoch) if epoch else 0

@@ -20,6 +20,7 @@ from infra.operate.session import Aws, AwsError, explained
 from infra.run import fleet
 from infra.run.spec import Spec
 from infra.run.spend import Spend
+from infra.run.values import MOST_BYTES, printable
 from trainer.contract import RUN_ID_RULE, UserError, run_key
 
 
@@ -38,21 +39,31 @@ class ExplainedBucket:
     s3: Any
     name: str
 
-    def read(self, key: str) -> bytes | None:
-        """The object's bytes. None if there is no such object."""
+    def read(self, key: str, most: int = MOST_BYTES) -> bytes | None:
+        """The object's bytes. None if there is no such object. Raises UserError if there are more than `most`."""
         with explained(f"read s3://{self.name}/{key}"):
             try:
-                return bytes(self.s3.get_object(Bucket=self.name, Key=key)["Body"].read())
+                stream = self.s3.get_object(Bucket=self.name, Key=key)["Body"]
+                body = bytes(stream.read(most + 1))
             except botocore.exceptions.ClientError as error:
                 if error.response["Error"].get("Code") == "NoSuchKey":
                     return None
                 raise
+        if len(body) > most:
+            stream.close()
+            raise UserError(
+                f"s3://{self.name}/{key} is larger than {most:,} bytes, which no run writes: find out who wrote it, "
+                "then delete it"
+            )
+        return body
 
     def read_json(self, key: str) -> dict[str, Any]:
         """The JSON object under a key. Returns {} if there is none, or if the body is not a JSON object."""
         try:
             value = json.loads(self.read(key) or b"{}")
-        except ValueError:
+        except UserError:
+            raise
+        except (ValueError, RecursionError):
             return {}
         return value if isinstance(value, dict) else {}
 
@@ -154,10 +165,10 @@ def newest_attempt(bucket: ExplainedBucket, run_id: str) -> int:
 def read_ending(bucket: ExplainedBucket, run_id: str) -> Ending | None:
     """How the run ended. None while it can go on. A `failed.json` counts only if no later attempt was started."""
     if done := bucket.read_json(run_key(run_id, "done.json")):
-        return Ending("done", str(done.get("message", "")), float(done.get("ended", 0)))
+        return Ending("done", printable(str(done.get("message", ""))), float(done.get("ended", 0)))
     failed = bucket.read_json(run_key(run_id, "failed.json"))
     if failed and int(failed.get("attempt", 0)) >= newest_attempt(bucket, run_id):
-        return Ending("failed", str(failed.get("message", "")), float(failed.get("ended", 0)))
+        return Ending("failed", printable(str(failed.get("message", ""))), float(failed.get("ended", 0)))
     return None
 
 

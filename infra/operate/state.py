@@ -17,6 +17,7 @@ from infra.operate.text import duration
 from infra.run import fleet
 from infra.run.spec import Spec
 from infra.run.spend import Machine, Spend
+from infra.run.values import printable
 from trainer.contract import UserError, run_key
 
 PARALLEL_RUNS = 8
@@ -67,17 +68,17 @@ class RunState:
     @property
     def phase(self) -> str:
         """The phase in the newest heartbeat."""
-        return str(self.progress.heartbeat.get("phase", "unknown"))
+        return printable(str(self.progress.heartbeat.get("phase", "unknown")), 40)
 
     def summary(self) -> tuple[str, str]:
         """The state in one word, and a text that says what the run does, or why it does nothing."""
         if self.problem:
             bills = f"; machines that bill: {', '.join(one.id for one in self.machines)}" if self.machines else ""
-            return "unreadable", f"{self.problem}{bills}"
+            return "unreadable", f"{printable(self.problem)}{bills}"
         if ending := self.ending:
             return ending.how, f"{ending.how}: {ending.message}"
         if not self.is_wanted:
-            return "stopped", f"stopped: {self.guard.get('reason') or 'its group is at 0'}"
+            return "stopped", f"stopped: {printable(str(self.guard.get('reason') or '')) or 'its group is at 0'}"
         if not self.machines:
             return "waiting", "waiting for a machine"
         if self.progress.heartbeat_at < min(machine.launched for machine in self.machines):

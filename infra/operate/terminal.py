@@ -17,6 +17,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from infra.run.values import printable
+
 __all__ = [
     "Cell", "Group", "LiveLine", "RenderableType", "Text", "clear", "display", "display_commands", "display_json",
     "escaped", "next_commands", "plain", "styled", "table",
@@ -46,7 +48,7 @@ def display(*things: RenderableType) -> None:
 
 def display_json(value: object) -> None:
     """Print one JSON document on standard output."""
-    print(json.dumps(value, indent=1, ensure_ascii=False), flush=True)
+    print(printable(json.dumps(value, indent=1, ensure_ascii=False), sys.maxsize - 1), flush=True)
 
 
 def plain(*things: RenderableType) -> str:
@@ -71,7 +73,7 @@ def escaped(text: str, style: str) -> str:
 
 def table(rows: Iterable[Sequence[Cell]], header: Sequence[str] = (), indent: int = 0) -> RenderableType:
     """A table with two spaces between its columns. Numbers stand on the right. The first column is not wrapped."""
-    lines = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    lines = [[Text(printable(cell)) if isinstance(cell, str) else cell for cell in row] for row in rows]
     grid = Table(box=None, show_header=bool(header), header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
     for i in range(len(header or (lines[0] if lines else ()))):
         is_numeric = bool(lines) and all(line[i].plain[:1] in "$-0123456789" for line in lines)

@@ -117,7 +117,7 @@ class Spend:
 
     @classmethod
     def from_json(cls, body: bytes) -> Spend:
-        """Raises ValueError, TypeError or KeyError if `to_json` did not write it: each number is finite, none below 0."""
+        """Raises ValueError, TypeError or KeyError if it is damaged: numbers are finite, none is below 0."""
         value = json.loads(body)
         at = check_number("at", value["at"])
         return cls(at=at, machines=tuple(_checked(Machine(**machine), at) for machine in value["machines"]))

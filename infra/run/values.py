@@ -1,10 +1,20 @@
-"""Checks of values that were read from a store, where others may have written them. Standard library only."""
+"""Values that were read from a store, where others may have written them: checked, and made fit to be printed."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 MOST = 1e10  # of dollars, hours or Unix seconds: no honest file has more
+MOST_BYTES = 1 << 20  # of an object that is read whole: no honest JSON of a run has more
+MOST_LETTERS = 4_000  # of a text that is shown
+STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # all but tab and line feed
+
+
+def printable(text: str, most: int = MOST_LETTERS) -> str:
+    r"""The text as any terminal can take it: what steers one is escaped, as in \x1b, and what is too long is cut."""
+    shown = STEERING.sub(lambda found: ascii(found[0])[1:-1], text[: most + 1])
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
 
 
 def check_number(name: str, value: object, most: float = MOST) -> float:

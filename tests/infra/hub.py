@@ -17,6 +17,8 @@ TOKEN = "hf_abcdefghijklmnopqrstuvwxyz0123456789"
 class Hub:
     endpoint: str = ""
     accepted: set[str] = field(default_factory=lambda: {TOKEN})  # tokens whose accounts accepted ImageNet's terms
+    moved: dict[str, str] = field(default_factory=dict)  # to which address a dataset's page sends
+    tokens: list[str] = field(default_factory=list)  # all that it was sent
     known: set[str] = field(default_factory=lambda: {TOKEN})
 
     def status(self, path: str, token: str) -> int:
@@ -35,7 +37,13 @@ def serve() -> Iterator[Hub]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(hub.status(self.path, self.headers.get("Authorization", "").removeprefix("Bearer ")))
+            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            hub.tokens.append(token)
+            if moved := hub.moved.get(self.path):
+                self.send_response(307)
+                self.send_header("Location", moved)
+            else:
+                self.send_response(hub.status(self.path, token))
             self.send_header("Content-Length", "0")
             self.end_headers()
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
+from typing import Any
 
 import botocore.exceptions
 
@@ -18,6 +21,7 @@ from infra.operate.planning import catalog, datasets
 from infra.operate.planning.plan import MeansError, find_dataset, make_plan
 from infra.operate.planning.start import find_active
 from infra.operate.text import size, usd
+from trainer.contract import UserError
 
 HUB = "https://huggingface.co"
 ANSWERS_SECONDS = 8
@@ -57,6 +61,8 @@ def gate(wanted: Wanted) -> Finding:
         if not value:
             return Finding("unknown", "needs the token first")
         return wrong(f"{wanted.data} is closed for this token's account: accept its terms there", f"open {page}")
+    if 300 <= status < 400:
+        return Finding("unknown", f"{_hub()} answered {status}: it sends to another host, which gets no token")
     return Finding("unknown", f"the hub answered {status}")
 
 
@@ -68,7 +74,28 @@ def _needs_hub(wanted: Wanted) -> bool:
 
 
 def _hub() -> str:
-    return os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
+    """The hub's address. Raises UserError for one to which a token would travel without TLS."""
+    address = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
+    url = urllib.parse.urlsplit(address)
+    host = url.hostname or ""
+    if url.scheme != "https" and not (
+        url.scheme == "http" and (host == "localhost" or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host))
+    ):
+        raise UserError(
+            f"HF_ENDPOINT={address!r} is not asked, since a token would travel without TLS: use https://…, or "
+            "http:// on 127.0.0.1 or localhost"
+        )
+    return address
+
+
+class SameHost(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect to the same scheme, host and port only: the token goes with the request."""
+
+    def redirect_request(self, req: urllib.request.Request, *rest: Any) -> urllib.request.Request | None:
+        old, new = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(rest[-1])
+        if (old.scheme, old.netloc) != (new.scheme, new.netloc):
+            return None
+        return super().redirect_request(req, *rest)
 
 
 def _knock(data: str, value: str) -> int:
@@ -77,7 +104,7 @@ def _knock(data: str, value: str) -> int:
     address = f"{_hub()}/api/datasets/{datasets.hub_id(data)}/auth-check"
     request = urllib.request.Request(address, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=ANSWERS_SECONDS) as answer:
+        with urllib.request.build_opener(SameHost).open(request, timeout=ANSWERS_SECONDS) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return int(error.code)
@@ -95,7 +122,7 @@ def bucket(wanted: Wanted) -> Finding:
     name = name or deployed
     another = f"{INFRA} -c bucket_name={name[:50]}-{wanted.aws.account} deploy"
     try:
-        answer = wanted.aws.client("s3").head_bucket(Bucket=name)
+        answer = wanted.aws.client("s3").head_bucket(Bucket=name, ExpectedBucketOwner=wanted.aws.account)
     except botocore.exceptions.ClientError as error:
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
         if status == 404 and deployed:
@@ -112,7 +139,7 @@ def bucket(wanted: Wanted) -> Finding:
         return wrong(f"{name} is in {region}", f"export AWS_REGION={region}")
     if deployed:
         return ok(f"{name} is there")
-    if not is_bucket_of(wanted.aws.client("s3"), name, wanted.installation):
+    if not is_bucket_of(wanted.aws, name, wanted.installation):
         tag = f"{Tag.INSTALLATION}={wanted.installation.name}"
         return wrong(
             f"{name} is there without the tag {tag}: no deploy of this installation made it, and none would set it up "

@@ -36,9 +36,11 @@ from infra.operate.session import Aws, AwsError, ExitCode, explained
 from infra.operate.terminal import Text, display, escaped, next_commands
 from infra.operate.text import duration
 from infra.run import fleet
+from infra.run.values import printable
 from trainer.contract import UserError, run_key
 
 HELP = "follow what the run prints, whichever machine it is on, until it ends (Ctrl-C leaves the run alone)"
+LINE_LETTERS = 1 << 18  # of a line of the log: all that CloudWatch takes
 LINES_SECONDS = 1.0  # AWS takes 5 calls of FilterLogEvents a second from an account
 MOST_WAIT_SECONDS = 8.0  # between polls, while AWS does not answer or throttles
 OVERLAP_SECONDS = 120  # how far behind the newest line every poll looks …
@@ -118,7 +120,8 @@ class Screen:
         for line in lines:
             count += 1
             self.machines.add(line.machine)
-            print(escaped(f"{line.machine} ", "dim") + line.text if len(self.machines) > 1 else line.text)
+            text = printable(line.text, LINE_LETTERS)
+            print(escaped(f"{printable(line.machine)} ", "dim") + text if len(self.machines) > 1 else text)
         sys.stdout.flush()
         return count
 
@@ -128,7 +131,7 @@ class Screen:
             self.tell(text)
 
     def tell(self, text: str) -> None:
-        print(f"-- {text}", file=sys.stderr, flush=True)
+        print(f"-- {printable(text)}", file=sys.stderr, flush=True)
 
 
 class Connection:
@@ -229,7 +232,7 @@ def find_ending(
             return None
         if group is None or not group.desired or group.run_id != run_id:
             reason = bucket.read_json(run_key(run_id, "guard.json")).get("reason") or "its group is scaled to zero"
-            return Ending("stopped", str(reason), max((machine.ended for machine in machines), default=0.0))
+            return Ending("stopped", printable(str(reason)), max((machine.ended for machine in machines), default=0.0))
         screen.note("no machine yet: AWS is looking for one")
         for refusal in fleet.why_no_machine(autoscaling, name, launched_at(bucket, run_id)):
             screen.note(f"no machine: {refusal}")

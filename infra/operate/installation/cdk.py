@@ -40,8 +40,8 @@ def context(installation: Installation) -> list[str]:
 
 def deploy(aws: Aws, installation: Installation, *stacks: str) -> None:
     """Deploy stacks. If an earlier deploy made the named bucket, CloudFormation adopts it without changing it."""
-    name, s3 = installation.bucket_name, aws.client("s3")
-    adopts = name and not aws.outputs(installation.storage_stack) and is_bucket_of(s3, name, installation)
+    name = installation.bucket_name
+    adopts = name and not aws.outputs(installation.storage_stack) and is_bucket_of(aws, name, installation)
     adopting = ["--import-existing-resources"] if adopts else []
     run(aws, installation, "deploy", *stacks, "--require-approval", "never", *adopting)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from botocore.exceptions import ClientError
 
@@ -39,15 +38,15 @@ def kept_buckets(aws: Aws, installation: Installation) -> list[ExplainedBucket]:
             for bucket in page["Buckets"]:
                 name = bucket["Name"]
                 is_named = name == installation.bucket_name or name.startswith(f"{installation.storage_stack}-")
-                if is_named and is_bucket_of(s3, name, installation):
+                if is_named and is_bucket_of(aws, name, installation):
                     names.add(name)
     return [ExplainedBucket(s3, name) for name in sorted(names)]
 
 
-def is_bucket_of(s3: Any, name: str, installation: Installation) -> bool:
-    """Whether a deploy of this installation made the bucket. Its tag says so."""
+def is_bucket_of(aws: Aws, name: str, installation: Installation) -> bool:
+    """Whether a deploy of this installation made the bucket: it is this account's, and its tag says so."""
     try:
-        tags = s3.get_bucket_tagging(Bucket=name)["TagSet"]
+        tags = aws.client("s3").get_bucket_tagging(Bucket=name, ExpectedBucketOwner=aws.account)["TagSet"]
     except ClientError:  # no such bucket, no tags, or not ours to read
         return False
     return {"Key": Tag.INSTALLATION, "Value": installation.name} in tags

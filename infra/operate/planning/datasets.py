@@ -10,6 +10,7 @@ from infra.operate.runs import ExplainedBucket
 from trainer.contract import UserError, dataset_key
 
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[0-9a-f]{40})?"  # of the newest commit, or of the one after the @
+INDEX_BYTES = 64 << 20  # at most: a line for each shard
 KNOWN = (
     "a Hugging Face id (ILSVRC/imagenet-1k, or with a commit: …@<40 hex digits>), "
     "s3://<bucket>/datasets/<name>/<version>, or digits"
@@ -64,7 +65,7 @@ def read(bucket: ExplainedBucket, uri: str) -> Dataset | None:
             f"DATA={uri!r} is in another bucket, which the machine's role may not read: copy it to this one: "
             f"aws s3 sync {uri} s3://{bucket.name}/datasets/{'/'.join(uri.split('/')[-2:])}"
         )
-    body = bucket.read(uri.removeprefix(f"s3://{bucket.name}/").rstrip("/") + "/index.json")
+    body = bucket.read(uri.removeprefix(f"s3://{bucket.name}/").rstrip("/") + "/index.json", INDEX_BYTES)
     if body is None:
         return None
     try:

@@ -40,7 +40,7 @@ def test_a_forged_spec_plans_no_dearer_machine_no_longer_time_and_no_larger_sum(
         ({"budget_usd": 1e7}, r"BUDGET=1e\+07 is out of range: more than 0 and at most 100,000"),
         ({"nodes": 8}, "NODES=8"), ({"nodes": 1.5}, "nodes is 1.5, not a whole number"),
         ({"market": "reserved"}, "market is 'reserved', not spot or on-demand"),
-        ({"arguments": "rm"}, "arguments is 'rm', not a list"), ({"prices": {"g5.xlarge": -1}}, "price of g5.xlarge is -1"),
+        ({"arguments": "rm"}, "arguments is 'rm', not a list"), ({"prices": {"g5": -1}}, "price of g5 is -1"),
         ({"run_id": "other"}, "is of another run, 'other'"), ({"types": [7]}, "types is 7, not a text"),
     ]  # fmt: skip
     for values, said in forged:
@@ -50,7 +50,7 @@ def test_a_forged_spec_plans_no_dearer_machine_no_longer_time_and_no_larger_sum(
     for name in ("budget_usd", "hours", "created", "deadline", "extras_usd_per_hour", "on_demand_after_minutes"):
         for value in NOT_NUMBERS:
             forge(place, mine, **{name: value})
-            with pytest.raises(UserError, match=f"{name} is .*, not a number from 0 to 1e"):
+            with pytest.raises(UserError, match=rf"{name} is .*, not a number from 0 to 1e"):
                 plan(Request(run_id="mine"))
     place.put(run_key("mine", "spec.json"), b"[" * 100_000)
     with pytest.raises(UserError, match=r"spec\.json is not that of a run on AWS"):
@@ -65,14 +65,14 @@ def test_a_limit_above_the_defaults_is_asked_for_again(
     def again(**asked: Any) -> int:
         return launch.launch(Operator(session()), INSTALLATION, Request(run_id="mine", **asked), is_checked=True)
 
-    with pytest.raises(UserError, match="no terminal to ask at: .*make launch RUN=mine BUDGET=90000 HOURS=150"):
+    with pytest.raises(UserError, match=r"no terminal to ask at: .*make launch RUN=mine BUDGET=90000 HOURS=150"):
         again()
-    with pytest.raises(UserError, match="make launch RUN=mine HOURS=150$"):
+    with pytest.raises(UserError, match=r"make launch RUN=mine HOURS=150$"):
         again(budget_usd=90_000.0)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     for answer in ("", "no"):
         monkeypatch.setattr("builtins.input", lambda said, answer=answer: answer)
-        with pytest.raises(UserError, match="not confirmed: nothing was started"):
+        with pytest.raises(UserError, match=r"not confirmed: nothing was started"):
             again()
     assert group(place).desired == 0
     monkeypatch.setattr("builtins.input", lambda said: "y")
@@ -87,7 +87,7 @@ def test_a_run_with_the_default_limits_goes_on_without_a_question(place: Deploye
 def test_a_forged_tally_is_refused(place: Deployed, mine: Spec) -> None:
     machine = Machine(id="i-1", type="g5.xlarge", zone="a", market="spot", launched=0.0, ended=7200, usd_per_hour=1.0)
     honest = json.loads(Spend(at=7200, machines=(machine,)).to_json())
-    with pytest.raises(ValueError, match="at is nan"):
+    with pytest.raises(ValueError, match=r"at is nan"):
         Spend.from_json(json.dumps(honest | {"at": float("nan")}).encode())
     for name in ("launched", "ended", "usd_per_hour", "usd_before", "priced"):
         for value in NOT_NUMBERS:
@@ -96,5 +96,5 @@ def test_a_forged_tally_is_refused(place: Deployed, mine: Spec) -> None:
             with pytest.raises(UserError, match=rf"spend\.json is damaged .*{name} is"):
                 plan(Request(run_id="mine"))
     place.put(run_key("mine", "spend.json"), honest | {"machines": [forged | {"priced": 9_000_000.0}]})
-    with pytest.raises(UserError, match="priced is 9000000.0, not a number from 0 to 7800"):
+    with pytest.raises(UserError, match=r"priced is 9000000.0, not a number from 0 to 7800"):
         plan(Request(run_id="mine"))

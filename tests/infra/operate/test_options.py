@@ -259,3 +259,12 @@ def test_a_plan_writes_every_option_into_the_spec() -> None:
     spec = plan.plan_run(request, Installation(), prices, None, 1.0, 0.0).spec
     assert (spec.on_demand_after_minutes, spec.types, spec.nodes) == (15.0, ("g6.xlarge",), 1)
     assert spec.arguments == ("digits",)
+
+
+def test_what_deletes_without_a_question_counts_only_where_it_was_typed(stand_in: Path) -> None:
+    exported = {"PURGE": "1", "YES": "1", "ANYWAY": "1", "ARGS": "--purge --yes"}
+    given = made(stand_in, "destroy", **exported)
+    assert (given["purge"], given["yes"]) == (False, False)
+    assert not made(stand_in, "launch", ANYWAY="1")["anyway"]
+    typed = made(stand_in, "destroy", "PURGE=1", "ARGS=--yes")
+    assert (typed["purge"], typed["yes"]) == (True, True)

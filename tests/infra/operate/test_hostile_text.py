@@ -1,0 +1,115 @@
+"""What others wrote into the bucket, the log or a name is shown escaped and cut, and objects are read with a limit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from infra.config import Installation
+from infra.guard.reading import CautiousBucket, UnreadableError
+from infra.operate.installation.standing import is_bucket_of
+from infra.operate.planning.options import Request
+from infra.operate.session import Aws as Operator
+from infra.run.values import MOST_BYTES
+from tests.emulator.aws import Aws
+from tests.infra import hub
+from tests.infra.deployed import RUN, Deployed
+from tests.infra.fleets import BUCKET, Lab
+from tests.infra.hub import Hub
+from tests.infra.operate.log_writer import Writer
+from tests.infra.operator import operate, rows, session
+from trainer.contract import UserError, run_key
+
+EVIL = "\x1b]52;c;cm0gLXJmIH4=\x07\x1b[2Jgood\x9b31m\u202edoog"
+ESCAPED = r"\x1b]52;c;cm0gLXJmIH4=\x07\x1b[2Jgood\x9b31m\u202edoog"
+
+
+def test_no_command_sends_a_terminal_what_others_wrote(
+    deployed: Deployed, writer: Writer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployed.launch()
+    deployed.train_to(150)
+    attempt = {"attempt": 1, "started": 0, "exit": EVIL, "machine": {"id": EVIL, "type": EVIL, "market": EVIL}}
+    deployed.put(run_key(RUN, "attempts/1.json"), attempt)
+    heartbeat = {"phase": EVIL, "step": 1, "progress": 1, "time": 0, "attempt": 1}
+    deployed.put(run_key(RUN, "heartbeat.json"), heartbeat)
+    deployed.put(run_key(RUN, "guard.json"), {"reason": EVIL})
+    writer.write(EVIL, "tabs\tstay")
+    commands = [("status",), ("status", "--json"), ("runs",), ("runs", "--json"), ("cost", "--run", RUN)]
+    for command in (*commands, ("logs", "--no-follow")):
+        operate(*command)
+        shown = capsys.readouterr().out
+        assert not set(shown) & set("\x1b\x07\x9b\u202e"), command
+        if command == ("logs", "--no-follow"):
+            assert ESCAPED in shown
+            assert "tabs\tstay" in shown
+    deployed.end("failed", EVIL * 10_000)
+    operate("status")
+    shown = capsys.readouterr().out
+    assert ESCAPED in shown
+    assert "\x1b" not in shown
+    assert len(shown) < 30_000
+
+
+def test_an_object_that_no_run_writes_is_not_read(deployed: Deployed, capsys: pytest.CaptureFixture[str]) -> None:
+    deployed.launch()
+    deployed.put(run_key(RUN, "heartbeat.json"), json.dumps({"phase": "x" * MOST_BYTES}).encode())
+    with pytest.raises(UserError, match=r"heartbeat\.json is larger than 1,048,576 bytes, which no run writes"):
+        operate("status", "--run", RUN)
+    operate("runs")
+    assert "unreadable" in capsys.readouterr().out
+
+
+def test_the_guard_reads_no_object_that_would_not_fit_into_its_memory(lab: Lab) -> None:
+    lab.put("runs/r/heartbeat.json", b"x" * (MOST_BYTES + 1))
+    lab.put("runs/r/guard.json", b"x" * MOST_BYTES)
+    bucket = CautiousBucket(lab.client("s3"), BUCKET)
+    with pytest.raises(UnreadableError, match=r"heartbeat\.json is larger than 1,048,576 bytes"):
+        bucket.read("runs/r/heartbeat.json")
+    found = bucket.read("runs/r/guard.json")
+    assert found
+    assert len(found.body) == MOST_BYTES
+
+
+def test_a_mail_is_short_and_escaped(lab: Lab) -> None:
+    lab.guard().tell("run r", EVIL * 1000)
+    (mail,) = lab.mail()
+    assert ESCAPED in mail
+    assert len(mail) <= 1102
+
+
+def test_the_token_follows_no_redirect_to_another_host(ready: Aws, look: Callable[..., str], served: Hub) -> None:
+    page = f"/api/datasets/{hub.IMAGENET}/auth-check"
+    with hub.serve() as other:
+        served.moved = {page: f"{other.endpoint}/api/datasets/{hub.OPEN}/auth-check"}
+        state, said = rows(look(Request()))["gate of the hub"]
+        assert state == "unknown"
+        assert "sends to another host, which gets no token" in said
+        assert other.tokens == []
+    served.moved = {page: f"{served.endpoint}/api/datasets/{hub.OPEN}/auth-check"}
+    assert rows(look(Request()))["gate of the hub"][0] == "ok"
+
+
+def test_an_address_of_the_hub_without_tls_is_refused(
+    ready: Aws, look: Callable[..., str], served: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for address in ("http://hub.example", "http://127.0.0.1.example", "ftp://127.0.0.1", "hub.example"):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        state, said = rows(look(Request()))["gate of the hub"]
+        assert (state, said.split(" is ")[0]) == ("failed", f"HF_ENDPOINT='{address}'")
+
+
+def test_only_a_bucket_of_this_account_is_adopted(ready: Aws, look: Callable[..., str]) -> None:
+    mine = ready.client("s3").list_buckets()["Buckets"][0]["Name"]
+    asked: dict[str, Any] = {}
+    events = Operator(session()).client("s3").meta.events
+    for name in ("HeadBucket", "GetBucketTagging"):
+        events.register(f"provide-client-params.s3.{name}", lambda params, name=name, **_: asked.update({name: params}))
+    assert rows(look())["bucket"][0] == "ok"
+    assert is_bucket_of(Operator(session()), mine, Installation())
+    assert {name: params["ExpectedBucketOwner"] for name, params in asked.items()} == {
+        "HeadBucket": "123456789012", "GetBucketTagging": "123456789012",
+    }  # fmt: skip
