@@ -51,7 +51,7 @@ class Spec:
             value = json.loads(body)
             known = {f.name for f in fields(cls)}
             spec = cls(**{name: content for name, content in value.items() if name in known})
-            _check(spec)
+            _check_values(spec)
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"spec.json is not that of a run on AWS ({error}): start the run with `make launch`, under another RUN="
@@ -61,7 +61,7 @@ class Spec:
         return spec
 
 
-def _check(spec: Spec) -> None:
+def _check_values(spec: Spec) -> None:
     for name in ("run_id", "recipe", "data", "prices_source"):
         check_text(name, getattr(spec, name))
     check_text("kind", spec.kind, ("train", "prepare"))

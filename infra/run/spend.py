@@ -120,10 +120,10 @@ class Spend:
         """Raises ValueError, TypeError or KeyError if it is damaged: numbers are finite, none is below 0."""
         value = json.loads(body)
         at = check_number("at", value["at"])
-        return cls(at=at, machines=tuple(_checked(Machine(**machine), at) for machine in value["machines"]))
+        return cls(at=at, machines=tuple(_believable(Machine(**machine), at) for machine in value["machines"]))
 
 
-def _checked(machine: Machine, at: float) -> Machine:
+def _believable(machine: Machine, at: float) -> Machine:
     for name in ("id", "type", "zone", "market"):
         check_text(name, getattr(machine, name))
     for name in ("launched", "deadline", "ended", "usd_per_hour", "usd_before", "lost"):

@@ -229,7 +229,8 @@ def watch_the_run(aws: Aws, checkout: Checkout) -> None:
 def stop_and_go_on(aws: Aws, checkout: Checkout) -> None:
     checkout.make("stop")
     assert (desired(aws), machines(aws)) == (0, [])
-    assert "digits come with the image" in checkout.make("launch", f"RUN={RUN}")
+    # BUDGET= and HOURS= of the run are larger than the defaults: without a terminal they are said again
+    assert "digits come with the image" in checkout.make("launch", f"RUN={RUN}", "BUDGET=3", "HOURS=2")
     assert (desired(aws), len(machines(aws))) == (1, 1)
 
 

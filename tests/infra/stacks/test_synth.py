@@ -107,7 +107,7 @@ def test_the_token_of_the_environment_is_nowhere_in_what_is_synthesized(synthese
 
 def test_the_assets_hold_what_the_image_and_the_guard_need_and_nothing_else(syntheses: list[Synthesis]) -> None:
     inside = {name.split("/", 1)[1] for name in syntheses[0].files if name.startswith("asset.")}
-    run = {f"infra/run/{name}.py" for name in ("__init__", "fleet", "spec", "spend")}
+    run = {f"infra/run/{name}.py" for name in ("__init__", "fleet", "spec", "spend", "values")}
     guard = {"infra/__init__.py", "infra/config.py", *run}
     assert guard <= inside
     extra = {

@@ -101,6 +101,18 @@ def _is_offline(error: BaseException) -> bool:
 
 def refusal(account: Account, error: BaseException) -> UserError:
     """The error of the hub's client as a message. If it is not about the hub, such as a full disk, it is raised."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    while isinstance(error, LocalEntryNotFoundError) and error.__cause__:
+        error = error.__cause__
+    found = _of_answer(account, error) or _of_silence(account, error)
+    if found is None:
+        raise error
+    return found
+
+
+def _of_answer(account: Account, error: BaseException) -> UserError | None:
+    """What the hub said of the dataset, or something in its place; None if nothing answered."""
     from huggingface_hub.errors import (
         DisabledRepoError,
         EntryNotFoundError,
@@ -108,13 +120,10 @@ def refusal(account: Account, error: BaseException) -> UserError:
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    while isinstance(error, LocalEntryNotFoundError) and error.__cause__:
-        error = error.__cause__
     data, page, hub = f"DATA={account.data}", account.page, f"the hub at {account.endpoint}"
     if isinstance(error, GatedRepoError):
         if not account.token:
@@ -149,6 +158,14 @@ def refusal(account: Account, error: BaseException) -> UserError:
             f"{data}: {hub} answered with something that is not the hub's, such as a web page: look at {page} in a "
             "browser on this machine. A proxy, the login page of a network, or HF_ENDPOINT may be in between"
         )
+    return None
+
+
+def _of_silence(account: Account, error: BaseException) -> UserError | None:
+    """Why the hub was not asked or did not answer; None if the error says neither."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    data, hub = f"DATA={account.data}", f"the hub at {account.endpoint}"
     if _is_offline(error):
         return UnreachableError(
             f"{data}: HF_HUB_OFFLINE is set, so the hub is not asked: unset it, or give DATA= a folder of parquet files"
@@ -165,7 +182,7 @@ def refusal(account: Account, error: BaseException) -> UserError:
         return UnreachableError(
             f"{data}: {hub} or its storage did not give the data ({error}): wait and run the same command again"
         )
-    raise error
+    return None
 
 
 def _silence(error: BaseException) -> str:
