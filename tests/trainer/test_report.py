@@ -23,6 +23,8 @@ from trainer.store import ObjectStore, open_store
 from trainer.telemetry.metrics import Row
 from trainer.text import show_duration
 
+pytestmark = pytest.mark.slow
+
 STEPS_PER_EPOCH, EPOCHS = 25, 8
 STEPS = STEPS_PER_EPOCH * EPOCHS
 CHARTS = {"loss", "accuracy", "learning-rate", "throughput"}

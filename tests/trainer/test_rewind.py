@@ -20,6 +20,8 @@ from trainer.learning.step import train_step
 from trainer.recipes.config import CheckpointConfig, to_json
 from trainer.report import write_report
 
+pytestmark = pytest.mark.slow
+
 SAME = replace(CONFIG, deterministic=True)
 HOPELESS = replace(
     SAME, optim=replace(SAME.optim, peak_lr=1e4), checkpoint=CheckpointConfig(every_seconds=3600, accept_changes=True)

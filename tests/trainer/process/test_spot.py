@@ -17,6 +17,8 @@ from tests.runs import QUICK, Run
 from trainer.contract import Exit, Phase, attempt_key
 from trainer.process.spot import Poller, endpoint, on_ec2
 
+pytestmark = pytest.mark.slow
+
 NewRun = Callable[..., Run]
 WHEN = "2026-01-01T00:02:00Z"
 STOP_SECONDS = 20  # from the notice to the commit, as promised

@@ -8,8 +8,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
+import pytest
+
 from tests.stores import MIB
 from trainer.store import ConflictError, ObjectStore, StoreError, open_store
+
+pytestmark = pytest.mark.slow
 
 
 def test_readers_see_the_old_object_or_the_new_one(store: ObjectStore) -> None:

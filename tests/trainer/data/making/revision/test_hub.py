@@ -15,6 +15,8 @@ from tests import ROOT
 from tests.hub import GRANTED, TOKEN, Hub
 from tests.images import parquet_folder, rows, write_parquet
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:

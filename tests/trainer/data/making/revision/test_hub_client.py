@@ -12,6 +12,8 @@ from trainer.contract import UserError
 from trainer.data.making.revision.hub import HubFile, Revision, fetch_files, find_revision
 from trainer.data.making.revision.hub_faults import Account, UnreachableError
 
+pytestmark = pytest.mark.slow
+
 ACCOUNT = Account("lab/photos", "", "https://hub")
 IMAGES = [f"{split}/n{i % 100:03d}/[{i}].JPEG" for split in ("train", "test") for i in range(10_000)]
 

@@ -18,6 +18,8 @@ from trainer.data.making.revision.hub_faults import UnreachableError
 from trainer.data.making.revision.identity import identity_of
 from trainer.data.making.revision.manifest import SourceMemory
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
