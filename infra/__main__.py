@@ -61,7 +61,7 @@ def main() -> int:
         return ExitCode.REFUSED
     except BrokenPipeError:
         return ExitCode.DONE
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EOFError):  # Ctrl-C; Ctrl-D at a question
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from trainer.contract import Exit, Lease, LostRunError, RunEnv, UserError, parse_manifest_key, run_key
+from trainer.contract import Exit, Lease, LostRunError, RunEnv, UserError, checkpoint_key, parse_manifest_key, run_key
 from trainer.text import say, show_bytes
 
 if TYPE_CHECKING:
@@ -207,6 +207,8 @@ def go_back(store: ObjectStore, run_id: str, options: Rewind) -> None:
         body = read_object(store, manifest)
     except DamagedError as error:
         raise UserError(f"{store.describe(key)} is damaged ({error}): choose another step") from error
+    for lack in store.probe(checkpoint_key(run_id, "probe"), for_checkpoints=True):
+        say(f"note: {lack}")
     line = read_line(store, run_id, key)
     target = OldCheckpoint(key=key, manifest=manifest, body=body, line=[one for one in found.keys if line.has(one)])
     origin = int(manifest["attempt"])

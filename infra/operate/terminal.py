@@ -17,7 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from infra.run.values import printable
+from infra.run.values import STEERING, printable
 
 __all__ = [
     "Cell", "Group", "LiveLine", "RenderableType", "Text", "clear", "display", "display_commands", "display_json",
@@ -48,7 +48,8 @@ def display(*things: RenderableType) -> None:
 
 def display_json(value: object) -> None:
     """Print one JSON document on standard output."""
-    print(printable(json.dumps(value, indent=1, ensure_ascii=False), sys.maxsize - 1), flush=True)
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    print(STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text), flush=True)
 
 
 def plain(*things: RenderableType) -> str:

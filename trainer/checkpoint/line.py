@@ -7,6 +7,7 @@ whoever only reads starts in an instant.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,12 +59,18 @@ def read_line(store: ObjectStore, run_id: str, manifest: str) -> Lineage:
 
 def read_begin(store: ObjectStore, run_id: str, attempt: int) -> Begin | None:
     """How an attempt began; None if its metrics do not tell. Raises StoreError."""
-    first = next(iter(store.list(metrics_key(run_id, attempt, ""))), None)
+    folder = metrics_key(run_id, attempt, "")
+    first = next((info for info in store.list(folder) if is_segment(info.key.removeprefix(folder))), None)
     try:
         row = json.loads(store.get(first.key).partition(b"\n")[0]) if first is not None else {}
     except ValueError:
         return None
     return row if isinstance(row, dict) and row.get("event") == "start" else None
+
+
+def is_segment(name: str) -> bool:
+    """Whether a file among an attempt's metrics is a trainer's. File managers leave others there."""
+    return bool(re.fullmatch(r"[^/.][^/]*\.jsonl", name))
 
 
 def read_lease(store: ObjectStore, run_id: str) -> Lease | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ssl
+import sys
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -56,7 +57,9 @@ def download_weights(config: ModelConfig) -> object:
     choices = torchvision.models.get_model_weights(config.name)
     if config.weights not in choices.__members__:
         raise UserError(f"torchvision has no {config.weights} of {config.name}: use {', '.join(choices.__members__)}")
-    fetch = partial(choices[config.weights].get_state_dict, progress=True, check_hash=True, weights_only=True)
+    fetch = partial(
+        choices[config.weights].get_state_dict, progress=sys.stderr.isatty(), check_hash=True, weights_only=True
+    )
     what = f"the weights {config.weights} of {config.name}"
 
     def download() -> object:

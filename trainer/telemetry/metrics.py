@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.line import follow_back
+from trainer.checkpoint.line import follow_back, is_segment
 from trainer.contract import manifest_key, metrics_key, run_key, tensorboard_key
 from trainer.process.channel import Channel
 from trainer.store import ObjectStore
@@ -117,9 +116,10 @@ def read_metrics(store: ObjectStore, run_id: str) -> list[Row]:
     rows: dict[int, list[Row]] = {}
     folder = run_key(run_id, "metrics/")
     for info in store.list(folder):
-        if name := re.fullmatch(r"([0-9]+)/[^/.][^/]*\.jsonl", info.key.removeprefix(folder)):  # else it is not ours
+        attempt, _, name = info.key.removeprefix(folder).partition("/")
+        if attempt.isascii() and attempt.isdigit() and is_segment(name):
             found = (json.loads(line) for line in store.get(info.key).decode().splitlines())
-            rows.setdefault(int(name[1]), []).extend(found)
+            rows.setdefault(int(attempt), []).extend(found)
     begins = {attempt: found[0] for attempt, found in rows.items() if found[0].get("event") == "start"}
     ends = follow_back(begins.get, last_attempt(store, run_id, begins), float("inf")).ends
     way = [

@@ -18,7 +18,7 @@ from typing import Any
 from trainer.contract import Exit, LostRunError, RunEnv, attempt_key, manifest_key, parse_manifest_key, run_key
 from trainer.store import ObjectStore, StoreError
 from trainer.store.checksum import Checksums
-from trainer.upload.commit import data_key, is_best, put_checkpoint
+from trainer.upload.commit import is_best, put_checkpoint
 from trainer.upload.owner import RENEWALS_PER_LEASE, MachineLock, Ownership, claim_attempt
 
 
@@ -60,14 +60,12 @@ def rewind(
             with renewed(ownership):
                 branch(attempt)
                 key, manifest = put_copy(ownership, target)
-                ownership.renew()  # else the run was lost meanwhile, and its new owner knows nothing of the copy
+                ownership.renew()  # else the run was lost meanwhile
                 store.put(run_key(env.run_id, "config.json"), json.dumps(manifest["config"], indent=1).encode())
                 end(Exit.FINISHED, f"rewound to step {target.step}")
             ownership.rewind(key, best=manifest["rewind"]["best"], swept=manifest["rewind"]["swept"])
         except LostRunError as error:
-            end(Exit.HELD, str(error))
-            for left in (data_key(key), key) if key else ():
-                store.retire(left)
+            end(Exit.HELD, str(error))  # the copy stays: the new owner may have gone on from it, else it is swept
             raise
         finally:
             if ownership.is_mine:

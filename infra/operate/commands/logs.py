@@ -120,7 +120,7 @@ class Screen:
         for line in lines:
             count += 1
             self.machines.add(line.machine)
-            text = printable(line.text, LINE_LETTERS)
+            text = printable(line.text.rstrip("\r").rpartition("\r")[2], LINE_LETTERS)  # of a bar, its last state
             print(escaped(f"{printable(line.machine)} ", "dim") + text if len(self.machines) > 1 else text)
         sys.stdout.flush()
         return count

@@ -19,6 +19,7 @@ from trainer.contract import UserError
 
 KINDS = ("train", "prepare")
 METADATA = "option"
+ACCEPT_CHANGES = "--checkpoint.accept-changes"  # an option of the recipe: its other options may differ from before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +127,13 @@ def spec_values(request: Request) -> dict[str, Any]:
     return {one.spec: getattr(request, name) for name, one in options_of(request) if one.spec}
 
 
+def may_change(name: str, new: Any, old: Any) -> bool:
+    """What the trainer lets a run change: its options if it is asked to, and its data to one commit of the same."""
+    if name == "arguments":
+        return ACCEPT_CHANGES in new
+    return name == "data" and str(new).partition("@")[0] == str(old).partition("@")[0]
+
+
 def go_on(request: Request, spec: Spec) -> Request:
     """The request for a run that exists. The run keeps what it computes; its limits and machines may change."""
     kept = {name: getattr(spec, one.spec) for name, one in options_of(request) if one.spec}
@@ -134,7 +142,7 @@ def go_on(request: Request, spec: Spec) -> Request:
     for name, one in options_of(request):
         new, old = getattr(request, name), kept.get(name)
         if one.spec and new != one.default:
-            if one.stays and new != old:
+            if one.stays and new != old and not may_change(name, new, old):
                 raise UserError(
                     f"{one.variable}={one.show(new)!r} is not what RUN={spec.run_id} was started with "
                     f"({one.show(old)!r}): leave {one.variable}= out to go on with it, or give another RUN="

@@ -6,15 +6,20 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import boto3
 import pytest
+from botocore.config import Config
 
 from infra.config import Installation
 from infra.guard.reading import CautiousBucket, UnreadableError
 from infra.operate.installation.standing import is_bucket_of
 from infra.operate.planning.options import Request
+from infra.operate.runs import ExplainedBucket
 from infra.operate.session import Aws as Operator
+from infra.operate.session import AwsError
 from infra.run.values import MOST_BYTES
 from tests.emulator.aws import Aws
+from tests.emulator.s3 import FaultyProxy, cut_answer
 from tests.infra import hub
 from tests.infra.deployed import RUN, Deployed
 from tests.infra.fleets import BUCKET, Lab
@@ -43,6 +48,8 @@ def test_no_command_sends_a_terminal_what_others_wrote(
         operate(*command)
         shown = capsys.readouterr().out
         assert not set(shown) & set("\x1b\x07\x9b\u202e"), command
+        if "--json" in command:
+            assert json.loads(shown)
         if command == ("logs", "--no-follow"):
             assert ESCAPED in shown
             assert "tabs\tstay" in shown
@@ -72,6 +79,22 @@ def test_the_guard_reads_no_object_that_would_not_fit_into_its_memory(lab: Lab) 
     found = bucket.read("runs/r/guard.json")
     assert found
     assert len(found.body) == MOST_BYTES
+
+
+def test_a_body_that_was_cut_on_its_way_is_no_answer(lab: Lab) -> None:
+    lab.put("runs/r/spec.json", b'{"kind": "train"}' + b" " * 1000)
+    proxy = FaultyProxy(lab.client("s3").meta.endpoint_url)
+    try:
+        s3 = boto3.client("s3", endpoint_url=proxy.endpoint, region_name="us-east-1", aws_access_key_id="a",
+                          aws_secret_access_key="b", config=Config(s3={"addressing_style": "path"}))  # fmt: skip
+        proxy.plan("GET", cut_answer, cut_answer)
+        with pytest.raises(UnreadableError, match=r"spec\.json cannot be read"):
+            CautiousBucket(s3, BUCKET).read("runs/r/spec.json")
+        with pytest.raises(AwsError, match=r"spec\.json"):
+            ExplainedBucket(s3, BUCKET).read("runs/r/spec.json")
+        assert ExplainedBucket(s3, BUCKET).read_json("runs/r/spec.json") == {"kind": "train"}
+    finally:
+        proxy.close()
 
 
 def test_a_mail_is_short_and_escaped(lab: Lab) -> None:

@@ -144,6 +144,12 @@ def test_a_run_that_goes_on_keeps_every_option_but_new_limits() -> None:
             assert getattr(go_on(Request(**{name: other}), spec), name) == other
     with pytest.raises(UserError, match=r"DATA='you/other' is not what RUN=mine was started with \('me/my-images'\)"):
         go_on(Request(data="you/other"), spec)
+    with pytest.raises(UserError, match=r"ARGS=.* is not what RUN=mine was started with"):
+        go_on(Request(arguments=("--epochs", "3")), spec)
+    asked, commit = ("--checkpoint.accept-changes", "--optim.peak-lr", "1"), f"{values['data']}@{'0' * 40}"
+    assert go_on(Request(arguments=asked, data=commit), spec) == Request(
+        **values | {"arguments": asked, "data": commit}
+    )
 
 
 @pytest.fixture(scope="module")

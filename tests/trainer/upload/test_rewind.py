@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.checkpoints import RUN, commit, is_retired, note, owner, read_lease, state, store_checkpoint
+from tests.emulator.s3 import Control
 from tests.rewinds import damage, first_line, objects, restored, steps, training
 from trainer.checkpoints import main
-from trainer.contract import Exit, LostRunError, RunEnv, attempt_key, manifest_key, run_key
+from trainer.contract import HEAD_FILE, Exit, LostRunError, RunEnv, attempt_key, checkpoint_key, manifest_key, run_key
 from trainer.store import ObjectStore
 from trainer.telemetry.metrics import read_metrics
+from trainer.upload import rewind as rewinding
 from trainer.upload.commit import data_key
+from trainer.upload.owner import Ownership
 from trainer.upload.unsaved import resend, save_checkpoint_here, unsaved_dir
 
 
@@ -117,10 +122,40 @@ def test_while_a_trainer_owns_the_run_it_is_refused(
     assert steps(store) == list(range(1, 8))
 
 
+def test_a_copy_that_a_new_owner_goes_on_from_is_kept_when_the_rewind_finds_the_run_lost(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = rewinding.put_copy
+
+    def and_sleep(ownership: Ownership, target: rewinding.OldCheckpoint) -> tuple[str, Mapping[str, Any]]:
+        """Meanwhile another attempt takes the run, finds the copy, and goes on from it."""
+        key, manifest = put(ownership, target)
+        taken = replace(read_lease(store), attempt=9, owner="another", newest=key, renewed=99)
+        store.put(checkpoint_key(RUN, HEAD_FILE), taken.to_json())
+        return key, manifest
+
+    monkeypatch.setattr(rewinding, "put_copy", and_sleep)
+    assert main(["rewind", "5"]) == Exit.HELD
+    copy = manifest_key(RUN, 5, 2)
+    assert restored(store) == (copy, 0)
+    assert not is_retired(store, copy)
+
+
+@pytest.mark.slow
+def test_an_endpoint_that_wants_etags_without_quotes_gets_them(
+    s3_uri: str, s3_control: Control, named_store: Callable[[str], ObjectStore], tmp_path: Path
+) -> None:
+    first_line(named_store(s3_uri), tmp_path)
+    s3_control.set(lacks=["bare-etags"])
+    assert main(["rewind", "5"]) == Exit.FINISHED
+    assert restored(named_store(s3_uri)) == (manifest_key(RUN, 5, 2), 0)
+
+
 def test_after_damage_the_run_falls_back_along_its_line_and_never_to_what_was_left(
     store: ObjectStore, tmp_path: Path
 ) -> None:
     assert main(["rewind", "5"]) == Exit.FINISHED
+    store.put(run_key(RUN, "metrics/2/.DS_Store"), b"left by a file manager")
     damage(store, manifest_key(RUN, 5, 2))
     assert restored(store) == (manifest_key(RUN, 5, 1), 1), "the original, and not the better step 2"
     with training(store, tmp_path, range(5, 8)):
