@@ -155,7 +155,6 @@ def test_after_damage_the_run_falls_back_along_its_line_and_never_to_what_was_le
     store: ObjectStore, tmp_path: Path
 ) -> None:
     assert main(["rewind", "5"]) == Exit.FINISHED
-    store.put(run_key(RUN, "metrics/2/.DS_Store"), b"left by a file manager")
     damage(store, manifest_key(RUN, 5, 2))
     assert restored(store) == (manifest_key(RUN, 5, 1), 1), "the original, and not the better step 2"
     with training(store, tmp_path, range(5, 8)):
@@ -182,3 +181,14 @@ def test_the_machine_of_the_left_line_comes_back_and_changes_nothing(store: Obje
     assert restored(store) == (manifest_key(RUN, 5, 2), 0)
     with training(store, tmp_path, range(5, 6)):
         assert read_lease(store).newest == manifest_key(RUN, 5, 2)
+
+
+def test_a_file_of_others_among_the_metrics_hides_no_line(store: ObjectStore, tmp_path: Path) -> None:
+    assert main(["rewind", "2"]) == Exit.FINISHED
+    with training(store, tmp_path, range(2, 5)):  # attempt 3 saves steps that the next rewind leaves
+        pass
+    assert main(["rewind", "5", "--attempt", "1"]) == Exit.FINISHED
+    store.put(run_key(RUN, "metrics/4/.DS_Store"), b"of a file manager")
+    for attempt in (4, 1):
+        damage(store, manifest_key(RUN, 5, attempt))
+    assert restored(store) == (manifest_key(RUN, 2, 1), 2)
