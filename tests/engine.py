@@ -18,7 +18,7 @@ import pytest
 from docker.errors import ImageNotFound
 from docker.models.containers import Container as DockerContainer
 
-from tests import ROOT
+from tests import PATIENCE, ROOT
 
 BASE = "resnet-spot-test-base:bookworm"
 IMAGE = "resnet-spot-test:latest"
@@ -32,7 +32,7 @@ class Container:
 
     docker: DockerContainer
 
-    def wait(self, timeout: float = 90) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         """Its exit code; a container that does not end in time fails the test with its log."""
         deadline = time.monotonic() + timeout
         while not self.ended():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import ROOT
+from tests import PATIENCE, ROOT
 from trainer.contract import HEAD_FILE, Lease, checkpoint_key, run_key
 from trainer.data.format import Copies
 from trainer.data.stage import stage
@@ -66,7 +66,7 @@ class Run:
     def run(self, *arguments: str, **environ: str) -> int:
         return self.start(*arguments, **environ).wait()
 
-    def until(self, ready: Callable[[], Any], timeout: float = 90) -> None:
+    def until(self, ready: Callable[[], Any], timeout: float = PATIENCE) -> None:
         """Wait while the run goes on."""
         deadline = time.monotonic() + timeout
         while not ready():

@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tests import ROOT
+from tests import PATIENCE, ROOT
 
 CTRL_C = b"\x03"
 HANG_UP = b""  # no key: the terminal is closed
 
 
 def on_a_terminal(
-    command: Sequence[str], keys: Mapping[bytes, bytes] | None = None, timeout: float = 90, folder: Path = ROOT,
+    command: Sequence[str], keys: Mapping[bytes, bytes] | None = None, timeout: float = PATIENCE, folder: Path = ROOT,
     columns: int = 100,
 ) -> tuple[int, str]:  # fmt: skip
     """Exit code and everything that was drawn. `keys`: as soon as the first is seen, the second is pressed, once."""

@@ -15,7 +15,7 @@ from typing import Any
 import docker
 import pytest
 
-from tests import ROOT
+from tests import PATIENCE, ROOT
 from tests.emulator.s3 import Answer, FaultyProxy, Forward
 from tests.engine import Container
 from trainer.contract import HEAD_FILE, Exit, attempt_key, checkpoint_key, metrics_key, run_key
@@ -71,7 +71,7 @@ def run(s3_uri: str, aws_environ: dict[str, str], run_container: Callable[..., C
     return Run(open_store(s3_uri), aws_environ, run_container)
 
 
-def wait_for(what: str, condition: Callable[[], Any], container: Container, timeout: float = 60) -> Any:
+def wait_for(what: str, condition: Callable[[], Any], container: Container, timeout: float = PATIENCE) -> Any:
     """The first true value of `condition`; fails with the container's log when it ends or the time is up first."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):

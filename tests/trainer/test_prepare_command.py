@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import ROOT
+from tests import PATIENCE, ROOT
 from tests.emulator.s3 import FaultyProxy, Forward, refuse
 from tests.images import image_folder, parquet_folder
 from trainer.data.format import Copies, read_index
@@ -34,7 +34,7 @@ FORKS.set_forkserver_preload(["torch", "trainer.data.making.prepare", "trainer.s
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "trainer.prepare", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_the_command_prints_where_the_shards_are_and_how_to_train_from_them(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def hanging_put(s3_proxy: FaultyProxy) -> Iterator[FaultyProxy]:
     end = threading.Event()
 
     def no_answer(forward: object) -> None:
-        end.wait(60)
+        end.wait(PATIENCE)
 
     s3_proxy.plan("PUT", *[no_answer] * 10)
     yield s3_proxy
@@ -266,7 +266,7 @@ def test_a_disk_that_is_full_ends_with_78_and_with_room_the_same_command_continu
     limit = 10_000  # bytes that a file may have: less than the large shard needs
     command = [sys.executable, "-m", "trainer.prepare", *arguments]
     full = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=60,
+        command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
     assert full.returncode == 78, full.stderr

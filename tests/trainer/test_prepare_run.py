@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 from infra.run.spec import Spec
-from tests import ROOT
+from tests import PATIENCE, ROOT
 from tests.emulator.imds import Imds
 from tests.emulator.s3 import FaultyProxy
 from tests.hub import Hub
@@ -47,7 +47,7 @@ def start(*arguments: str, often: bool = False, **environ: str) -> subprocess.Po
     )  # fmt: skip
 
 
-def end(process: subprocess.Popen[str], timeout: float = 60) -> tuple[int, str]:
+def end(process: subprocess.Popen[str], timeout: float = PATIENCE) -> tuple[int, str]:
     try:
         said, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -62,7 +62,7 @@ def prepare(*arguments: str, often: bool = False, **environ: str) -> tuple[int, 
 
 
 def until(process: subprocess.Popen[str], ready: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
@@ -178,7 +178,7 @@ def stalling_hub(tmp_path: Path) -> Iterator[Hub]:
 
     def stall(self: Any, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
         if self.command == "GET" and "validation-" in self.path:
-            go_on.wait(60)
+            go_on.wait(PATIENCE)
         answer(self, status, headers, body)
 
     handler.answer = stall

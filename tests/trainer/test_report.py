@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests import PATIENCE
 from trainer.contract import Exit, UserError, manifest_key, metrics_key, run_key
 from trainer.report import summary_text, write_report
 from trainer.report.__main__ import main
@@ -209,11 +210,11 @@ def test_the_command_reads_the_environment_and_prints_the_summary(store: ObjectS
     environ = {"TRAINER_STORE": str(tmp_path / "out"), "TRAINER_RUN_ID": "digits", "PATH": ""}
     environ |= {"HOME": str(Path.home()), "PYTHONWARNINGS": "error"}
     command = [sys.executable, "-m", "trainer.report"]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, "")
     assert "98.77 %" in done.stdout
     del environ["TRAINER_RUN_ID"]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == Exit.USER
     assert "--run-id" in done.stderr
 
@@ -222,7 +223,7 @@ def test_help_shows_every_option_and_loads_nothing_heavy() -> None:
     program = (
         "import sys; from trainer.report.__main__ import main; code = main(['--help']); print(*sys.modules); exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert "--store" in done.stdout
     assert "--run-id" in done.stdout
     assert {"matplotlib", "numpy", "torch", "boto3"}.isdisjoint(done.stdout.split())
@@ -254,7 +255,7 @@ def test_a_browser_shows_the_result_the_charts_and_dark_mode(store: ObjectStore,
         quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
         profile = f"--user-data-dir={tmp_path / 'profile'}"
         command = [chromium, *quiet, profile, "--window-size=1280,2000", *arguments, address]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
 
     dom = browse("--dump-dom")
     for words in (">digits</h1>", "98.77<small>%</small>", ">Curves</h2>", ">Evaluations</h2>", "Accuracy (%)"):

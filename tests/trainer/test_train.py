@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import PATIENCE
 from tests.images import CLASSES, image_folder, parquet_folder
 from tests.runs import NETWORK, QUICK, QUICK_STEPS, Run, is_pending
 from tests.trainer.rows import learned, merged
@@ -141,7 +142,7 @@ def test_a_killed_trainer_and_a_dead_uploader_are_crashes_and_the_next_start_goe
 
     run.start(*command).until_step(saved + 1)
     os.kill(run.uploader(), signal.SIGKILL)
-    assert run.wait(timeout=60) not in list(Exit), run.output
+    assert run.wait(timeout=PATIENCE) not in list(Exit), run.output
     assert f"continuing run 'quick' from step {saved} of 200" in run.output
     assert "the uploader has died" in run.output
     assert "Traceback" not in run.output
@@ -256,7 +257,7 @@ def test_torch_compile_is_an_option_of_the_same_loop(new_run: NewRun, tmp_path: 
     run = new_run(TRAINER_DATA=str(image_folder(tmp_path / "images")), TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
     options = ("--compile", "--epochs", "1", "--global-batch-size", "4", "--device-batch-size", "4",
                "--model.num-classes", str(len(CLASSES)))  # fmt: skip
-    assert run.start("digits", *options).wait(timeout=300) == Exit.FINISHED, run.output
+    assert run.start("digits", *options).wait(timeout=PATIENCE) == Exit.FINISHED, run.output
     assert "model.fc.weight" in run.tensors(), "the raw module's names, not the compiled one's"
 
 

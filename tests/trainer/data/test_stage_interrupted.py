@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import ROOT
+from tests import PATIENCE, ROOT
 from tests.emulator.s3 import Answer, FaultyProxy, Forward, cut_answer, refuse
 from tests.images import digests
 from tests.shards import COPIES, ONE, WANTED, files, noise, passes
@@ -35,7 +35,7 @@ def stalls(gate: threading.Event, body: bytes) -> Callable[[Forward], Answer]:
     def wait(forward: Forward) -> Answer:
         answer = forward()
         if answer[2] == body:
-            gate.wait(60)
+            gate.wait(PATIENCE)
         return answer
 
     return wait
@@ -45,7 +45,7 @@ def hangs(gate: threading.Event) -> Callable[[Forward], None]:
     """For a client that is gone by then."""
 
     def wait(forward: Forward) -> None:
-        gate.wait(60)
+        gate.wait(PATIENCE)
 
     return wait
 
@@ -61,7 +61,7 @@ print(stage({place!r}, Path({str(scratch)!r}), Copies(), {ONE!r}))
 
 
 def until(ready: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not ready():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -153,7 +153,7 @@ def test_two_at_once_share_the_work(tmp_path: Path, s3_uri: str, s3_proxy: Fault
     assert "waiting for another process that fetches or verifies noise v1" in second.stderr.readline()
     gate.set()
     for process, copies in ((first, True), (second, False)):
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, errors
         assert ("copying" in errors) == copies
     assert (tmp_path / "datasets/noise/v1" / shard.file).read_bytes() == body

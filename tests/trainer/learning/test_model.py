@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from tests import PATIENCE
 from trainer.contract import UserError
 from trainer.learning.model import build_model
 from trainer.learning.weights import read_weights
@@ -213,7 +214,7 @@ except StoreError as error:  # it may pass: the next start tries again
     print(error)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=PATIENCE, check=True
     )  # fmt: skip
     assert "IMAGENET1K_V2 of resnet50 could not be downloaded" in done.stdout
     assert "--model.weights FILE.pth, FILE.safetensors or s3://bucket/key" in done.stdout

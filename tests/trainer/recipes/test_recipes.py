@@ -12,6 +12,7 @@ from functools import cache
 
 import pytest
 
+from tests import PATIENCE
 from trainer.contract import Exit
 from trainer.recipes.command_line import command_line
 from trainer.recipes.config import Config, flatten
@@ -21,7 +22,7 @@ from trainer.recipes.named import RECIPES, default_data
 def run(*args: str) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
     return subprocess.run(
-        [sys.executable, *args], env=environ, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, *args], env=environ, capture_output=True, text=True, timeout=PATIENCE, check=False
     )  # fmt: skip
 
 

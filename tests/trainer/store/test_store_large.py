@@ -19,6 +19,7 @@ from pathlib import Path
 import boto3
 import pytest
 
+from tests import PATIENCE
 from tests.emulator.s3 import Control, FaultyProxy, lose_answer, refuse
 from tests.stores import MIB, bucket_and_prefix
 from trainer.store import ObjectStore, StoreError, open_store
@@ -121,7 +122,7 @@ def test_what_a_killed_writer_leaves_in_a_folder_is_removed(tmp_path: Path) -> N
     store = open_store(str(tmp_path))
     store.put("runs/b/kept", b"1")
     for key in ("runs/a/data/1", "runs/b/data/1"):
-        done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), key], timeout=60)
+        done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), key], timeout=PATIENCE)
         assert done.returncode == -signal.SIGKILL
     assert len(list(tmp_path.rglob(".store-*"))) == 3  # the lock, too
     assert store.abort_uploads("runs/c/") == 0
@@ -136,7 +137,7 @@ def test_what_a_killed_writer_leaves_in_s3_is_aborted(s3_uri: str, s3_proxy: Fau
     for key in ("runs/a/data/1", "runs/b/data/1"):
         writer = subprocess.Popen([sys.executable, "-c", KILLED, s3_uri, key])
         s3_proxy.plan("PUT", lambda forward, writer=writer: writer.kill(), lambda forward: None)  # type: ignore[misc]
-        assert writer.wait(timeout=60) == -signal.SIGKILL
+        assert writer.wait(timeout=PATIENCE) == -signal.SIGKILL
         s3_proxy.faults.clear()
     assert len([name for name in s3_control.uploads() if s3_uri.endswith("prefix") and "runs/" in name]) == 2
     store = open_store(s3_uri)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import ROOT
+from tests import PATIENCE, ROOT
 from tests.terminal import on_a_terminal
 from trainer.contract import Phase
 from trainer.process.interruption import Interrupted, Interruption
@@ -50,7 +50,7 @@ def test_a_terminal_shows_one_live_bar_with_loss_accuracy_speed_and_eta() -> Non
 
 def test_off_a_terminal_there_is_a_line_per_log_event_and_no_control_character() -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", CONSOLE], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", CONSOLE], cwd=ROOT, capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     assert ended.stdout == ""
     lines = ended.stderr.splitlines()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import PATIENCE
 from tests.checkpoints import RUN
 from tests.rewinds import first_line
 from tests.uploads import (
@@ -56,7 +57,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     def begin(uri: str, lease: int = 60) -> UploaderProcess:
         env = RunEnv(store=uri, run_id=RUN, scratch_dir=str(tmp_path / "scratch"), lease_seconds=str(lease))
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + PATIENCE
         environ = os.environ | env.to_environ()
         started.append(UploaderProcess(environ, lambda: math.inf if time.monotonic() > limit else -math.inf))
         return started[-1]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import ROOT
+from tests import PATIENCE, ROOT
 from tests.images import CLASSES, digests, encode, image_folder, photo, prepared
 from trainer.data.format import Copies, read_index
 
@@ -40,7 +40,7 @@ def test_broken_images_included_the_bytes_are_those_of_another_folder_locale_has
     code = f"import sys; from {__name__} import once; once(*sys.argv[1:])"
     environ = {**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C", "TZ": "Asia/Tokyo", "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-c", code, str(elsewhere / "photos"), str(elsewhere / "store"), "1"]
-    subprocess.run(command, cwd=ROOT, env=environ, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, cwd=ROOT, env=environ, check=True, capture_output=True, timeout=PATIENCE)
     once(str(folder), str(tmp_path / "store"), "5")
     assert digests(tmp_path / "store") == digests(elsewhere / "store")
     index = read_index(next((tmp_path / "store").rglob("index.json")).parent)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import ROOT
+from tests import PATIENCE, ROOT
 from tests.hub import GRANTED, TOKEN, Hub
 from tests.images import parquet_folder, rows, write_parquet
 
@@ -35,7 +35,7 @@ def prepare(
     environ = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environ |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", **variables}
     command = [sys.executable, "-m", "trainer.prepare", "--data", data, "--store", str(tmp_path / "store"), *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_a_hub_id_is_downloaded_without_its_test_split_and_prepared(hub: Hub, tmp_path: Path) -> None:
