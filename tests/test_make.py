@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -63,9 +64,10 @@ def test_a_set_up_environment_is_not_set_up_again() -> None:
 
 
 def recorder(path: Path, said: str = "") -> Path:
-    """A command that does nothing. It prints its arguments, one a line, into a file beside it."""
+    """A command that only prints its arguments, one a line, into a file beside it; a Python also runs trainer.words."""
     path.parent.mkdir(exist_ok=True)
-    path.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" >> '{path}.log'\necho {said}\n")
+    words = f'[ "$2" != trainer.words ] || exec {sys.executable} "$@"'
+    path.write_text(f"#!/bin/sh\n{words}\nprintf '%s\\n' \"$@\" >> '{path}.log'\necho {said}\n")
     path.chmod(0o755)
     return path
 
@@ -73,9 +75,7 @@ def recorder(path: Path, said: str = "") -> Path:
 def test_folders_with_spaces_reach_the_preparation_as_they_are(tmp_path: Path) -> None:
     python = recorder(tmp_path / "bin" / "python")
     store, data = tmp_path / "my $shards 'here'", tmp_path / "my photos"
-    ended = make(
-        "prepare", f"BIN={python.parent}", f"STORE={store}".replace("$", "$$"), f"DATA={data}", "ARGS=--quality 80"
-    )
+    ended = make("prepare", f"BIN={python.parent}", f"STORE={store}", f"DATA={data}", "ARGS=--quality 80")
     assert ended.returncode == 0, ended.stderr
     arguments = Path(f"{python}.log").read_text().splitlines()
     assert arguments == ["-m", "trainer.prepare", "--store", str(store), "--data", str(data), "--quality", "80"]

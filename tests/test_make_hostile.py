@@ -1,0 +1,125 @@
+"""Attacks on the Makefile: no value, typed or exported, is run as a command, and each arrives whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+
+TARGETS = re.findall(r"^\.PHONY: (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+DEFAULTED = re.findall(r"^(\w+) *\?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
+OTHERS = ["FROM", "HOURS", "BUDGET", "TYPES", "PURGE", "YES", "FAST", "AWS_ENDPOINT_URL", "HF_TOKEN", "UNKNOWN"]
+PROGRAMS = ["PYTHON", "VENV", "BIN", "INFRA"]  # whoever sets these chooses a program, but no second one
+STAND_IN = f"""#!/bin/sh
+case "$2" in trainer.words | trainer.process.container) exec {sys.executable} "$@" ;; esac
+printf '%s\\0' "${{0##*/}}" "$@" >> "$LOG.arguments"
+env -0 >> "$LOG.environ"
+"""
+
+
+def hostile(name: str) -> str:
+    """A value that creates PWNED-… wherever a shell or make reads it as anything but text. Its quotes are closed."""
+    touch = f"touch PWNED-{name}"
+    return (
+        f"x \"; {touch}1; \" '; {touch}2; ' ; {touch}3; $({touch}4) `{touch}5` $(shell {touch}6) $$({touch}7) "
+        f"$$$$({touch}8) ${{shell {touch}9}} | {touch}10 && {touch}11 #\n\t{touch}12\n;{touch}13\n\t@{touch}14"
+    )
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The Makefile beside set-up environments whose programs only write down what they were given."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "trainer").symlink_to(ROOT / "trainer")
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / ".ci/deps").touch()
+    (tmp_path / "requirements").mkdir()
+    for name in ("trainer", "dev", "bench", "infra", "infra-dev", "uv"):
+        (tmp_path / f"requirements/{name}.txt").touch()
+    (tmp_path / "package-lock.json").touch()
+    programs = [f".venv/bin/{name}" for name in ("python", "uv", "ruff", "lint-imports", "mypy")]
+    for name in [*programs, ".venv-infra/bin/python", "bin/docker", "bin/git"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(STAND_IN)
+        (tmp_path / name).chmod(0o755)
+    for stamp in (".venv/.trainer", ".venv/.dev", ".venv/.bench", ".venv-infra/.infra", ".venv-infra/.dev"):
+        (tmp_path / stamp).touch()
+    (tmp_path / "node_modules").mkdir()
+    (tmp_path / "node_modules/.package-lock.json").touch()
+    return tmp_path
+
+
+def make(checkout: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    inherited = {
+        "PATH": f"{checkout / 'bin'}:{os.environ['PATH']}",
+        "HOME": str(checkout),
+        "LOG": str(checkout / "log"),
+    }
+    return subprocess.run(
+        ["make", "-k", *arguments], cwd=checkout, env=inherited | environ, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+
+def created(checkout: Path) -> list[str]:
+    return sorted(str(path.relative_to(checkout)) for path in checkout.rglob("*PWNED-*"))
+
+
+def logged(checkout: Path, what: str) -> list[str]:
+    return (checkout / f"log.{what}").read_text().split("\0")
+
+
+@pytest.mark.parametrize("origin", ["typed", "exported"])
+def test_no_value_of_any_variable_is_run_by_any_target_and_each_arrives_whole(origin: str, checkout: Path) -> None:
+    names = [name for name in [*DEFAULTED, *OTHERS] if name not in PROGRAMS]
+    assert {"RECIPE", "RUN", "DATA", "STORE", "SCRATCH", "ARGS", "IMAGE", "BASE"} <= {*names}
+    values = {name: hostile(name) for name in names}
+    targets = [target for target in TARGETS if target != "clean"]
+    given = [f"{name}={value}" for name, value in values.items()] if origin == "typed" else []
+    ended = make(checkout, *targets, "clean", *given, **({} if given else values))
+    assert not created(checkout), ended.stderr
+    assert ended.returncode in (0, 2), ended.stderr
+    environ = {*logged(checkout, "environ")}
+    for name, variable in {"TRAINER_STORE": "STORE", "TRAINER_RUN_ID": "RUN", "TRAINER_DATA": "DATA"}.items():
+        assert f"{name}={values[variable]}" in environ
+    for name in ("HOURS", "BUDGET", "FROM", "UNKNOWN"):
+        assert f"{name}={values[name]}" in environ
+    arguments = logged(checkout, "arguments")
+    for word in (values["RECIPE"], values["FROM"], values["IMAGE"], f"BASE={values['BASE']}"):
+        assert word in arguments
+    words = shlex.split(values["ARGS"])
+    at = arguments.index("trainer.process.supervise")
+    assert arguments[at + 1 : at + 2 + len(words)] == [values["RECIPE"], *words]
+    assert ("YES=" + values["YES"] in environ) == (origin == "typed")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_value_that_names_a_program_or_a_folder_runs_no_other(name: str, checkout: Path) -> None:
+    for stamp in (".venv/.trainer", ".venv-infra/.infra"):
+        (checkout / stamp).unlink()
+    touch = f"touch PWNED-{name}"
+    for value in (hostile(name), f"x; {touch}", f"x: ; {touch} #", f"$(shell {touch})"):
+        make(checkout, "train", "runs", "clean", f"{name}={value}", "PYTHON=false" if name != "PYTHON" else "BIN=bin")
+        assert not created(checkout)
+    assert (ROOT / "Makefile").exists()
+
+
+def test_an_open_quote_in_args_is_an_error_with_its_fix(checkout: Path) -> None:
+    ended = make(checkout, "train", "ARGS=--name it's")
+    assert ended.returncode == 2
+    assert "ARGS=--name it's" in ended.stderr
+    assert "close each quote" in ended.stderr
+    assert not (checkout / "log.arguments").exists()
+
+
+def test_quotes_in_args_group_words_as_before(checkout: Path) -> None:
+    make(checkout, "checkpoints", 'ARGS=export "my weights.safetensors" it\\\'s $HOME ~ * a\\ b')
+    assert logged(checkout, "arguments")[3:-1] == ["export", "my weights.safetensors", "it's", "$HOME", "~", "*", "a b"]
