@@ -35,7 +35,7 @@ class PrepareRun:
         self.store, self.run_id = store, run_id
         self.attempt = claim_attempt(store, run_id)
         self.record: dict[str, Any] = {"attempt": self.attempt, "started": time.time()}
-        self.record["machine"] = spot.describe_machine(spot.endpoint(os.environ))
+        self.record["machine"] = spot.describe_machine(spot.documents(os.environ))
         self.put(attempt_key(run_id, self.attempt), self.record)
         self.phase, self.progress, self.counting = Phase.STARTING, 0, threading.Lock()
         self.retry = Retry(say)

@@ -27,7 +27,7 @@ from tests.images import image_folder, parquet_folder
 from tests.runs import Run
 from tests.stores import bucket_and_prefix
 from trainer.contract import Exit, Phase
-from trainer.process.spot import describe_machine
+from trainer.process.spot import Metadata, describe_machine
 from trainer.store import ObjectStore, open_store
 
 pytestmark = pytest.mark.slow
@@ -246,12 +246,12 @@ def test_a_heartbeat_that_cannot_be_stored_is_said_once_and_stops_nothing(tmp_pa
 
 
 def test_a_machine_is_known_by_its_metadata_service_and_by_nothing_where_that_fails(instance: Imds) -> None:
-    assert describe_machine(instance.endpoint) == MACHINE
+    assert describe_machine(Metadata(instance.endpoint)) == MACHINE
     del instance.documents["/latest/meta-data/instance-life-cycle"]
-    assert describe_machine(instance.endpoint) == MACHINE | {"market": ""}
+    assert describe_machine(Metadata(instance.endpoint)) == MACHINE | {"market": ""}
     instance.failing = 403
-    assert describe_machine(instance.endpoint) == {}
-    assert describe_machine("") == {}
+    assert describe_machine(Metadata(instance.endpoint)) == {}
+    assert describe_machine(None) == {}
 
 
 def test_the_ledger_names_the_machine_of_a_killed_attempt_and_the_spec_of_launch_stands(

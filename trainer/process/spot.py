@@ -1,5 +1,6 @@
-"""What this machine is, and whether it is about to be reclaimed, from EC2's instance metadata service (IMDSv2).
+"""What this machine is, and whether it is about to be reclaimed: what EC2's instance metadata service (IMDSv2) says.
 
+On AWS the container cannot reach that service. The boot scripts copy its documents into a folder, which is read then.
 Standard library only. Two callbacks are told; what they do is not known here.
 """
 
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 NOTICE_POLL_SECONDS = 5.0  # what AWS recommends; a notice leaves two minutes
@@ -24,6 +25,9 @@ MACHINE = {
     "id": "instance-id", "type": "instance-type", "zone": "placement/availability-zone",
     "market": "instance-life-cycle",
 }  # fmt: skip
+HANDOVER = "TRAINER_HANDOVER_DIR"  # the folder with what the boot scripts hand into the container
+ALIVE = "alive"  # the file in it that is written again after each look at the service
+STALE_SECONDS = 60.0  # for so long that file may stay as it is
 FAULTS = (OSError, http.client.HTTPException, ValueError)
 
 
@@ -45,15 +49,63 @@ def endpoint(environ: Mapping[str, str]) -> str:
     return named.rstrip("/") or ("http://169.254.169.254" if on_ec2() else "")
 
 
+class Documents(Protocol):
+    """Where the documents are. `where` and `advice` are for messages."""
+
+    where: str
+    advice: str
+    poll_seconds: float
+
+    def get(self, path: str) -> str | None:
+        """A document; None if there is none. Raises OSError, HTTPException or ValueError if nobody can tell."""
+
+
+def documents(environ: Mapping[str, str]) -> Documents | None:
+    """The folder that the boot scripts fill, where one is named, else the service itself; None outside EC2."""
+    if folder := environ.get(HANDOVER, ""):
+        return Handover(Path(folder))
+    return Metadata(url) if (url := endpoint(environ)) else None
+
+
+class Handover:
+    """The service's documents as the boot scripts have copied them into a folder, below their own paths."""
+
+    advice = "see the journal of resnet-spot-handover on the machine"
+    poll_seconds = 1.0  # a file costs less than a request
+
+    def __init__(self, folder: Path, stale_seconds: float = STALE_SECONDS):
+        self.folder, self.stale_seconds = folder, stale_seconds
+        self.where = f"the folder {folder} with the documents of the instance metadata service"
+        self.written, self.seen = 0, time.monotonic()
+
+    def get(self, path: str) -> str | None:
+        try:
+            return (self.folder / path.lstrip("/")).read_text()
+        except FileNotFoundError:
+            self.check_alive()
+            return None
+
+    def check_alive(self) -> None:
+        """Raises ValueError if nobody has looked for a while. The time of day does not matter, since it may jump."""
+        written = (self.folder / ALIVE).stat().st_mtime_ns
+        if written != self.written:
+            self.written, self.seen = written, time.monotonic()
+        elif (seconds := time.monotonic() - self.seen) > self.stale_seconds:
+            raise ValueError(f"it has not been renewed for {seconds:.0f} s")
+
+
 class Metadata:
-    """The service's documents. Every method raises OSError, HTTPException or ValueError if it fails."""
+    """The service itself."""
+
+    advice = "in a container it needs a hop limit of 2"
+    poll_seconds = NOTICE_POLL_SECONDS
 
     def __init__(self, url: str, token_seconds: int = TOKEN_SECONDS):
         self.url, self.token_seconds = url, token_seconds
+        self.where = f"the instance metadata service at {url}"
         self.token, self.renew_at = "", 0.0
 
     def get(self, path: str) -> str | None:
-        """A document; None if the service does not have it."""
         for _ in range(2):
             if time.monotonic() >= self.renew_at:
                 seconds = {"X-aws-ec2-metadata-token-ttl-seconds": str(self.token_seconds)}
@@ -85,34 +137,31 @@ class Metadata:
             connection.close()
 
 
-def describe_machine(url: str) -> dict[str, str]:
+def describe_machine(source: Documents | None) -> dict[str, str]:
     """This machine's id, type, zone and market (spot or on-demand), for the record of an attempt; {} outside EC2."""
-    if not url:
+    if source is None:
         return {}
-    metadata = Metadata(url)
     try:
-        return {name: metadata.get(f"/latest/meta-data/{path}") or "" for name, path in MACHINE.items()}
+        return {name: source.get(f"/latest/meta-data/{path}") or "" for name, path in MACHINE.items()}
     except FAULTS:
         return {}
 
 
 class Poller(threading.Thread):
-    """Polls until a notice has come, or for ever. A failure of the service is no notice, and is mentioned once."""
+    """Polls until a notice has come, or for ever. A failure of the source is no notice, and is mentioned once."""
 
     def __init__(
         self,
-        url: str,
+        source: Documents,
         on_notice: Callable[[str, str], None],
         on_rebalance: Callable[[], None],
         say: Callable[[str], None],
         *,
-        poll_seconds: float = NOTICE_POLL_SECONDS,
-        token_seconds: int = TOKEN_SECONDS,
+        poll_seconds: float = 0.0,
     ):
         super().__init__(daemon=True, name="spot")
-        self.url = url
+        self.source, self.poll_seconds = source, poll_seconds or source.poll_seconds
         self.on_notice, self.on_rebalance, self.say = on_notice, on_rebalance, say
-        self.poll_seconds, self.metadata = poll_seconds, Metadata(url, token_seconds)
         self.recommended = ""  # the time of the last recommendation: a new one has another
         self.complained = False
 
@@ -139,13 +188,13 @@ class Poller(threading.Thread):
             if not self.complained:
                 self.complained = True
                 self.say(
-                    f"the instance metadata service at {self.url} fails ({type(error).__name__}: {error}): "
-                    "a spot notice would go unseen; trying on. In a container it needs a hop limit of 2"
+                    f"{self.source.where} fails ({type(error).__name__}: {error}): "
+                    f"a spot notice would go unseen; trying on ({self.source.advice})"
                 )
             return None
 
     def get(self, path: str, name: str) -> dict[str, Any] | None:
-        if (body := self.metadata.get(path)) is None:
+        if (body := self.source.get(path)) is None:
             return None
         answer = json.loads(body)
         if not (isinstance(answer, dict) and isinstance(answer.get(name), str)):

@@ -158,8 +158,8 @@ def check_scratch(env: RunEnv) -> None:
 def supervise(arguments: Sequence[str]) -> int:
     """Check the command line, start the uploader, run the trainer, and return the exit code of the attempt."""
     signals = Signals()
-    if url := spot.endpoint(os.environ):
-        spot.Poller(url, signals.notice, signals.rebalance, say).start()
+    if source := spot.documents(os.environ):
+        spot.Poller(source, signals.notice, signals.rebalance, say).start()
     check = subprocess.run(
         [sys.executable, "-m", "trainer.recipes.command_line", *arguments],
         stdout=subprocess.PIPE, text=True, check=False, start_new_session=True,
@@ -183,7 +183,7 @@ def supervise(arguments: Sequence[str]) -> int:
         code = uploader.finish(DRAIN_SECONDS)
         return interrupted(NOTHING["message"]) if signals.received else code or CRASH
 
-    begun = {"attempt": uploader.attempt, "started": time.time(), "machine": spot.describe_machine(url)}
+    begun = {"attempt": uploader.attempt, "started": time.time(), "machine": spot.describe_machine(source)}
     env = replace(env, attempt=str(uploader.attempt))
     environ |= env.to_environ() | {SOCKET_VARIABLE: uploader.socket}
     spec = {"recipe": recipe["recipe"], "arguments": list(arguments), "data": env.data}

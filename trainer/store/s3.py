@@ -55,6 +55,8 @@ class S3Store:
         try:
             _ = self._client
         except StoreError as error:
+            if error.code == "CredentialRetrievalError":  # they may be there once something is asked
+                return
             fix = "correct AWS_PROFILE, AWS_ENDPOINT_URL, AWS_DEFAULT_REGION and the files in ~/.aws, or unset them"
             raise UserError(f"{error}; {fix}") from error
 
@@ -284,6 +286,10 @@ class S3Store:
         except BotoCoreError as error:
             self._forget(type(error).__name__)
             raise StoreError(f"{place}: {error}", type(error).__name__) from error
+        except RuntimeError as error:  # botocore has no class for this: it has read them anew, and they end in the past
+            if "credentials" not in str(error):
+                raise
+            raise StoreError(f"{place}: {error}", "ExpiredToken") from error
         except KeyError as error:  # a proxy has answered with a page of its own
             raise StoreError(f"{place}: the answer has no {error}: it is not S3's", "BadAnswer") from error
 

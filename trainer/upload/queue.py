@@ -14,7 +14,7 @@ from pathlib import Path
 from trainer.contract import LostRunError, RunEnv
 from trainer.process.channel import Channel, Message
 from trainer.process.snapshot import Snapshot
-from trainer.store import ConflictError, ObjectStore, StoreError
+from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError
 from trainer.store.checksum import Checksums
 from trainer.store.retry import LONGEST_PAUSE_SECONDS, Retry
 from trainer.text import say, show_bytes
@@ -78,7 +78,8 @@ class Sender:
     def put(self, request: Message, file: bytes | None = None) -> None:
         """Store what a request has: `{"op": "put" | "create", "key", "body" | "path"}`, or the bytes of a file.
 
-        "create" leaves an object alone that exists already.
+        "create" leaves an object alone that exists already. It looks first, since on AWS no machine may write the
+        run's spec.json, not even on a condition.
         """
         key = request["key"]
         if file is not None:
@@ -94,14 +95,22 @@ class Sender:
 
         def work() -> None:
             if request["op"] == "create":
-                with contextlib.suppress(ConflictError):  # it exists already
-                    self.store.create(key, body)
+                with contextlib.suppress(ConflictError):  # it exists since a moment ago
+                    if not self.exists(key):
+                        self.store.create(key, body)
             else:
                 self.store.put(key, body)
 
         # After one failure, nothing waits for the store any more.
         if self.failed or not done_in_time(self.retry, key, work):
             self.save_here(lambda: save_file_here(self.env, key, body))
+
+    def exists(self, key: str) -> bool:
+        try:
+            self.store.info(key)
+        except NotFoundError:
+            return False
+        return True
 
     def snapshot(self, fd: int) -> Snapshot:
         """The snapshot behind a descriptor. Each is mapped once."""

@@ -15,7 +15,8 @@ import pytest
 from tests.emulator.imds import NOTICE, REBALANCE, Imds
 from tests.runs import QUICK, Run
 from trainer.contract import Exit, Phase, attempt_key
-from trainer.process.spot import Poller, endpoint, on_ec2
+from trainer.process import spot
+from trainer.process.spot import Handover, Metadata, Poller, endpoint, on_ec2
 
 pytestmark = pytest.mark.slow
 
@@ -32,13 +33,13 @@ class Heard:
     rebalances: int = 0
     said: list[str] = field(default_factory=list)
 
-    def poller(self, url: str, *, token_seconds: int = 21600) -> Poller:
+    def poller(self, source: str | Handover, *, token_seconds: int = 21600) -> Poller:
         def rebalance() -> None:
             self.rebalances += 1
 
         return Poller(
-            url, lambda *notice: self.notices.append(notice), rebalance, self.said.append,
-            poll_seconds=0.05, token_seconds=token_seconds,
+            Metadata(source, token_seconds) if isinstance(source, str) else source,
+            lambda *notice: self.notices.append(notice), rebalance, self.said.append, poll_seconds=0.05,
         )  # fmt: skip
 
 
@@ -161,6 +162,45 @@ def test_the_variables_of_the_aws_sdks_name_the_service_and_turn_it_off() -> Non
     assert endpoint(named) == "http://127.0.0.1:1338"
     assert endpoint(named | {"AWS_EC2_METADATA_DISABLED": "True"}) == ""
     assert endpoint(named | {"AWS_EC2_METADATA_DISABLED": "false"}) == "http://127.0.0.1:1338"
+
+
+def test_a_folder_of_documents_is_read_in_the_place_of_the_service_and_silence_is_said_once(
+    tmp_path: Path, heard: Heard
+) -> None:
+    source = spot.documents({"TRAINER_HANDOVER_DIR": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"})
+    assert isinstance(source, Handover)
+    source.stale_seconds = 0.2
+    poller = heard.poller(source)
+
+    def write(path: str, text: str) -> None:
+        (tmp_path / path.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path.lstrip("/")).write_text(text)
+
+    for look in range(4):
+        write("alive", str(look))
+        assert not poller.poll()
+        time.sleep(0.1)
+    assert heard == Heard()
+    time.sleep(0.2)  # nobody looks any more
+    for _ in range(2):
+        assert not poller.poll()
+    assert len(heard.said) == 1
+    assert "has not been renewed" in heard.said[0]
+    assert str(tmp_path) in heard.said[0]
+
+    write(REBALANCE, '{"noticeTime": "2026-01-01T00:00:00Z"}')
+    write(NOTICE, f'{{"action": "terminate", "time": "{WHEN}"}}')
+    assert poller.poll()
+    assert heard.notices == [("terminate", WHEN)]
+    write("/latest/meta-data/instance-id", "i-1")
+    write("alive", "again")
+    assert spot.describe_machine(source) == {"id": "i-1", "type": "", "zone": "", "market": ""}
+
+
+def test_a_folder_that_nobody_has_filled_is_no_notice_either(tmp_path: Path, heard: Heard) -> None:
+    poller = heard.poller(Handover(tmp_path / "nothing"))
+    assert not poller.poll()
+    assert (heard.notices, len(heard.said)) == ([], 1)
 
 
 @pytest.fixture
