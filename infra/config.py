@@ -23,6 +23,11 @@ AMI_GIB = 75  # of a machine's root volume: the AMI's snapshot
 PREPARE_DISK_GIB = 400  # disk of a CPU machine: AMI_GIB, 150 for ImageNet's parquet files, 50 for the prepared form
 PREPARE_PREFIX = "prepare-"  # run ids of preparations begin so: roles and schedules tell them from trainings by it
 ZONES = 3  # if the context names no zones
+# The bucket's lifecycle, in days. S3 counts from the next midnight UTC on, so each takes up to a day longer.
+ABORT_UPLOADS_DAYS = 1  # for so long a multipart upload may stay incomplete: it bills, and no listing shows it
+SUPERSEDED_DAYS = 1  # for so long a superseded checkpoint can still be read
+OLD_SUPERSEDED_DAYS = 2  # and then be brought back; most of what a run writes goes this way, so longer would cost
+OLD_VERSION_DAYS = 7  # for so long anything else that was overwritten or deleted can be brought back
 RULES = {  # field: the pattern that its value matches, the rule in words, an example
     "name": (r"[a-z][a-z0-9-]{0,23}", "at most 24 lower case letters, digits and '-', a letter first", "resnet-spot"),
     "bucket_name": (

@@ -10,12 +10,17 @@ from aws_cdk import aws_s3 as s3
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
-from infra.config import Installation, Output, Tag
+from infra.config import (
+    ABORT_UPLOADS_DAYS,
+    OLD_SUPERSEDED_DAYS,
+    OLD_VERSION_DAYS,
+    SUPERSEDED_DAYS,
+    Installation,
+    Output,
+    Tag,
+)
 from infra.stacks.acknowledge import acknowledge
 from trainer.contract import SUPERSEDED_TAG
-
-ABORT_UPLOADS_DAYS = 1  # for so long a multipart upload may stay incomplete: it bills, and no listing shows it
-SUPERSEDED_DAYS = 3  # for so long a superseded checkpoint can still be read
 
 
 class StorageStack(cdk.Stack):
@@ -35,9 +40,9 @@ class StorageStack(cdk.Stack):
             object_ownership=s3.ObjectOwnership.BUCKET_OWNER_ENFORCED,  # no ACLs
             encryption=s3.BucketEncryption.S3_MANAGED,
             enforce_ssl=True,
-            versioned=False,  # objects are immutable or small; old versions would only bill
+            versioned=True,  # a machine may overwrite and tag, but so nothing is lost at once: `checkpoints undelete`
             removal_policy=cdk.RemovalPolicy.RETAIN,
-            lifecycle_rules=[
+            lifecycle_rules=[  # `operate.installation.versions` gives the same to a bucket that is adopted
                 s3.LifecycleRule(
                     id="abort-stale-uploads",
                     abort_incomplete_multipart_upload_after=cdk.Duration.days(ABORT_UPLOADS_DAYS),
@@ -46,14 +51,21 @@ class StorageStack(cdk.Stack):
                     id="expire-superseded-checkpoints",
                     prefix="checkpoints/",
                     tag_filters=dict([SUPERSEDED_TAG]),
-                    expiration=cdk.Duration.days(SUPERSEDED_DAYS),
+                    expiration=cdk.Duration.days(SUPERSEDED_DAYS),  # with versions, this only hides
+                    noncurrent_version_expiration=cdk.Duration.days(OLD_SUPERSEDED_DAYS),
+                ),
+                s3.LifecycleRule(
+                    id="expire-old-versions",
+                    noncurrent_version_expiration=cdk.Duration.days(OLD_VERSION_DAYS),
+                    expired_object_delete_marker=True,  # the mark of a deletion goes with what it hid
                 ),
             ],
         )
         acknowledge(
             bucket.node.default_child,
             "S1",
-            "Access logs of a bucket with one user would be a second bucket that bills and grows; CloudTrail tells.",
+            "Access logs would be a second bucket, which bills and grows. CloudTrail records reads and writes of "
+            "objects only if you turn its data events on, for a price.",
         )
         # The L2 construct would put a random password in. This one is empty until `make secret` fills it.
         secret = secretsmanager.CfnSecret(

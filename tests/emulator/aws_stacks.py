@@ -29,6 +29,7 @@ def patch() -> dict[str, Callable[[], None]]:
     template_urls_on_loopback()
     change_sets_make_outputs_and_exports()
     change_sets_by_name()
+    buckets_have_versions_and_rules()
     existing_resources_are_imported()
     parts_of_a_vpc_are_deleted()
     aws_types.patch()
@@ -122,6 +123,47 @@ def change_sets_by_name() -> None:
 
     response._get_param = by_id
     backend.describe_change_set, backend.delete_change_set = describe, delete
+
+
+def buckets_have_versions_and_rules() -> None:
+    """moto's CloudFormation leaves a bucket's versions and lifecycle out."""
+    bucket = s3.FakeBucket
+    create, update = bucket.create_from_cloudformation_json.__func__, bucket.update_from_cloudformation_json.__func__
+
+    def settle(made: s3.FakeBucket, body: dict[str, Any]) -> s3.FakeBucket:
+        given = body.get("Properties", {})
+        if status := given.get("VersioningConfiguration", {}).get("Status"):
+            made.versioning_status = status
+        if rules := given.get("LifecycleConfiguration", {}).get("Rules"):
+            made.set_lifecycle([rule_of_s3(rule) for rule in rules])
+        return made
+
+    def created(cls: Any, /, name: str, body: Any, account: str, region: str, **kwargs: Any) -> s3.FakeBucket:
+        return settle(create(cls, name, body, account, region, **kwargs), body)
+
+    def updated(cls: Any, /, original: Any, name: str, body: Any, account: str, region: str) -> s3.FakeBucket:
+        body["Properties"].setdefault("BucketName", original.name)  # moto reads it beside the tags
+        return settle(update(cls, original, name, body, account, region), body)
+
+    bucket.create_from_cloudformation_json = classmethod(created)
+    bucket.update_from_cloudformation_json = classmethod(updated)
+
+
+def rule_of_s3(given: dict[str, Any]) -> dict[str, Any]:
+    """A lifecycle rule of CloudFormation as moto reads S3's."""
+    place: dict[str, Any] = {"Prefix": given.get("Prefix", "")}
+    if tags := given.get("TagFilters"):
+        place = {"And": place | {"Tag": tags}}
+    expiration = {}
+    if days := given.get("ExpirationInDays"):
+        expiration["Days"] = days
+    if given.get("ExpiredObjectDeleteMarker"):
+        expiration["ExpiredObjectDeleteMarker"] = "true"
+    alike = ("AbortIncompleteMultipartUpload", "NoncurrentVersionExpiration")
+    return {
+        "ID": given["Id"], "Status": given["Status"], "Filter": place,
+        **({"Expiration": expiration} if expiration else {}), **{name: given[name] for name in alike if name in given},
+    }  # fmt: skip
 
 
 def existing_resources_are_imported() -> None:

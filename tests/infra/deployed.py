@@ -33,7 +33,10 @@ def tags(**more: str) -> list[dict[str, str]]:
 def storage_template() -> dict[str, Any]:
     return {
         "Resources": {
-            "Bucket": {"Type": "AWS::S3::Bucket", "DeletionPolicy": "Retain", "Properties": {"Tags": tags()}},
+            "Bucket": {
+                "Type": "AWS::S3::Bucket", "DeletionPolicy": "Retain",
+                "Properties": {"Tags": tags(), "VersioningConfiguration": {"Status": "Enabled"}},
+            },
             "Secret": {
                 "Type": "AWS::SecretsManager::Secret", "DeletionPolicy": "Retain",
                 "Properties": {"Name": INSTALLATION.secret_name, "Tags": tags()},

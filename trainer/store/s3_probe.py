@@ -59,7 +59,7 @@ def find_ways(client: S3Client, place: dict[str, Any], body: bytes, ways: Ways) 
     others = (*DENIED, *_MISSING, *UNSIGNED)
     untagged = _refusal(lambda: client.put_object_tagging(**place, Tagging=TAGGING), *others)
     gives_up_by, second = _find_giving_up(client, place, untagged, expires_anyway="Expiration" in found)
-    if found.get("VersionId", "null") != "null":
+    if found.get("VersionId", "null") != "null" and not _old_versions_go(client, place):
         second.append(OLD_VERSIONS)
     return replace(ways, compared_by=compared_by, gives_up_by=gives_up_by), (*first, *second)
 
@@ -153,8 +153,22 @@ def _may_delete(client: S3Client, place: dict[str, Any]) -> bool:
 
 def _rules_for(client: S3Client, place: dict[str, Any]) -> list[Any] | None:
     """The lifecycle rules that expire the tagged object; None if nobody may know."""
+    rules = _read_rules(client, place["Bucket"])
+    return None if rules is None else [rule for rule in rules if _expires(rule, place["Key"])]
+
+
+def _old_versions_go(client: S3Client, place: dict[str, Any]) -> bool:
+    """Whether a rule removes old versions. Where none may be read, an answer about the tagged object that names a rule
+    has to do: who made that one has thought of the old versions, too."""
+    rules = _read_rules(client, place["Bucket"])
+    if rules is None:
+        return "Expiration" in client.head_object(**place)
+    return any("NoncurrentVersionExpiration" in rule and _covers(rule, place["Key"]) for rule in rules)
+
+
+def _read_rules(client: S3Client, bucket: str) -> list[Any] | None:
     try:
-        rules = client.get_bucket_lifecycle_configuration(Bucket=place["Bucket"]).get("Rules", [])
+        return list(client.get_bucket_lifecycle_configuration(Bucket=bucket).get("Rules", []))
     except ClientError as error:
         code = error.response["Error"]["Code"]
         if code in DENIED:
@@ -162,15 +176,18 @@ def _rules_for(client: S3Client, place: dict[str, Any]) -> list[Any] | None:
         if code == "NoSuchLifecycleConfiguration" or refuses(error) or code == "404":
             return []
         raise
-    return [rule for rule in rules if _expires(rule, place["Key"])]
 
 
 def _expires(rule: Any, key: str) -> bool:
     """Whether a rule expires an object that has our tag and no other."""
+    return bool({"Days", "Date"} & rule.get("Expiration", {}).keys()) and _covers(rule, key)
+
+
+def _covers(rule: Any, key: str) -> bool:
+    """Whether a rule is on and holds for an object that has our tag and no other."""
     prefix = _filter_of(rule).get("Prefix", rule.get("Prefix", ""))
-    ends = {"Days", "Date"} & rule.get("Expiration", {}).keys()
-    is_on = rule["Status"] == "Enabled" and bool(ends)
-    return is_on and key.startswith(prefix) and all(tag in TAGGING["TagSet"] for tag in _tags_of(rule))
+    is_ours = key.startswith(prefix) and all(tag in TAGGING["TagSet"] for tag in _tags_of(rule))
+    return bool(is_ours and rule["Status"] == "Enabled")
 
 
 def _filter_of(rule: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from infra.operate.checks.finding import INFRA, Finding, Wanted, ok, unneeded, w
 from infra.operate.installation.leftovers import stack_status
 from infra.operate.installation.standing import is_bucket_of
 from infra.operate.installation.token import secret_exists, stored_token
+from infra.operate.installation.versions import keeps_versions
 from infra.operate.planning import catalog, datasets
 from infra.operate.planning.plan import MeansError, find_dataset, make_plan
 from infra.operate.planning.start import find_active
@@ -137,8 +138,10 @@ def bucket(wanted: Wanted) -> Finding:
     region = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", wanted.aws.region)
     if region != wanted.aws.region:
         return wrong(f"{name} is in {region}", f"export AWS_REGION={region}")
+    is_kept = keeps_versions(wanted.aws.client("s3"), name)
+    later = "" if is_kept else "; it keeps no old versions yet: the next deploy turns them on"
     if deployed:
-        return ok(f"{name} is there")
+        return ok(f"{name} is there{later}")
     if not is_bucket_of(wanted.aws, name, wanted.installation):
         tag = f"{Tag.INSTALLATION}={wanted.installation.name}"
         return wrong(
@@ -146,7 +149,7 @@ def bucket(wanted: Wanted) -> Finding:
             "(lifecycle, no public access)",
             another,
         )
-    return ok(f"{name} is there and will be adopted")
+    return ok(f"{name} is there and will be adopted{later}")
 
 
 def budget(wanted: Wanted) -> Finding:

@@ -15,8 +15,10 @@ from infra.operate.commands.launch import launch
 from infra.operate.commands.preflight import preflight
 from infra.operate.installation import cdk, leftovers
 from infra.operate.installation.leftovers import stack_status
+from infra.operate.installation.versions import keep_versions
 from infra.operate.installation.zones import zones_of_subnets
 from infra.operate.planning import options
+from infra.operate.runs import open_bucket
 from infra.operate.session import Aws, ExitCode, explained
 from infra.operate.terminal import display, next_commands, styled
 
@@ -54,6 +56,8 @@ def deploy_stacks(aws: Aws, installation: Installation) -> None:
             delete_stack(aws, name)
     zones = "" if installation.vpc_id else ",".join(zones_of_subnets(aws, installation))
     cdk.deploy(aws, replace(installation, zones=zones), "--all")
+    if bucket := open_bucket(aws, installation):
+        keep_versions(bucket)
     display(styled(f"deployed: {installation.storage_stack}, {installation.training_stack}", "green"))
     prune_images(aws, installation, aws.outputs(installation.training_stack).get(Output.IMAGE, ""))
 

@@ -44,17 +44,25 @@ def purge(aws: Aws, installation: Installation) -> None:
 
 
 def empty(bucket: ExplainedBucket) -> None:
-    """Delete every version of every object, and abort unfinished uploads."""
+    """Delete every version of every object, every mark of a deletion, and abort unfinished uploads.
+
+    Each round asks for the first page anew, so what somebody writes meanwhile goes as well.
+    """
     with LiveLine() as live:
         deleted = 0
-        for page in bucket.s3.get_paginator("list_object_versions").paginate(Bucket=bucket.name):
-            if found := [*page.get("Versions", []), *page.get("DeleteMarkers", [])]:
-                delete_versions(bucket, found)
-                deleted += len(found)
-                live.show(f"s3://{bucket.name}: {deleted:,} objects deleted")
+        while found := first_versions(bucket):
+            delete_versions(bucket, found)
+            deleted += len(found)
+            live.show(f"s3://{bucket.name}: {deleted:,} versions of objects deleted")
     for page in bucket.s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket.name):
         for upload in page.get("Uploads", []):
             bucket.s3.abort_multipart_upload(Bucket=bucket.name, Key=upload["Key"], UploadId=upload["UploadId"])
+
+
+def first_versions(bucket: ExplainedBucket) -> list[Mapping[str, str]]:
+    """Up to a thousand versions and marks of deletions. [] if the bucket has none."""
+    page = bucket.s3.list_object_versions(Bucket=bucket.name)
+    return [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
 
 
 def delete_versions(bucket: ExplainedBucket, found: Iterable[Mapping[str, str]]) -> None:

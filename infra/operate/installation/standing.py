@@ -52,16 +52,33 @@ def is_bucket_of(aws: Aws, name: str, installation: Installation) -> bool:
     return {"Key": Tag.INSTALLATION, "Value": installation.name} in tags
 
 
+@dataclass(frozen=True)
+class Count:
+    number: int = 0
+    bytes: int = 0
+
+
+def count_versions(bucket: ExplainedBucket) -> tuple[Count, Count]:
+    """The objects, and what no listing of objects shows: their old versions. Marks of deletions have no bytes."""
+    counts = {True: Count(), False: Count()}
+    with explained(f"list the versions in s3://{bucket.name}"):
+        for page in bucket.s3.get_paginator("list_object_versions").paginate(Bucket=bucket.name):
+            for found in page.get("Versions", []):
+                before = counts[found["IsLatest"]]
+                counts[found["IsLatest"]] = Count(before.number + 1, before.bytes + found["Size"])
+    return counts[True], counts[False]
+
+
 def kept_data(bucket: ExplainedBucket, installation: Installation) -> list[Kept]:
-    """What `destroy` keeps, with its price."""
-    objects = list(bucket.list(""))
-    count = sum(found.bytes for found in objects)
+    """What `destroy` keeps, with its price. Old versions bill like the objects until they expire."""
+    present, old = count_versions(bucket)
+    said = f"{size(present.bytes)} in {present.number:,} objects" if present.number else size(0)
     return [
         Kept(
             "data",
             f"s3://{bucket.name}",
-            f"{size(count)} in {len(objects):,} objects" if objects else size(0),
-            count / 1e9 * S3_USD_PER_GB_MONTH,
+            said + (f", and {size(old.bytes)} in {old.number:,} old versions" if old.number else ""),
+            (present.bytes + old.bytes) / 1e9 * S3_USD_PER_GB_MONTH,
         ),
         Kept("token", f"secret {installation.secret_name}", "", SECRET_USD_PER_MONTH),
     ]

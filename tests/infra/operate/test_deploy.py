@@ -100,6 +100,22 @@ def test_a_bucket_that_was_kept_is_adopted(account: Aws, tmp_path: Path, monkeyp
     assert "--import-existing-resources" in calls()[0]
 
 
+def test_a_bucket_of_an_older_deploy_keeps_old_versions_from_now_on(
+    account: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket, s3 = deployed.deploy(account).bucket, account.client("s3")
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Suspended"})
+    stand_in_for_cdk(tmp_path, monkeypatch)
+    ended = infra(*IMAGE, "deploy", "--no-launch", "--recipe", "digits")
+    assert ended.code == 0, ended.said + ended.error
+    assert f"{bucket} is there; it keeps no old versions yet: the next deploy turns them on" in ended.said
+    assert f"s3://{bucket} keeps old versions from now on, for up to 7 days" in ended.said
+    assert s3.get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
+    rules = s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
+    assert [rule.get("NoncurrentVersionExpiration", {}).get("NoncurrentDays") for rule in rules] == [None, 2, 7]
+    assert "old versions" not in infra(*IMAGE, "deploy", "--no-launch", "--recipe", "digits").said
+
+
 def test_it_does_not_touch_an_installation_that_is_training(
     account: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

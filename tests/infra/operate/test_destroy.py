@@ -10,13 +10,15 @@ import botocore.exceptions
 import pytest
 
 from infra.operate.commands import destroy
+from infra.operate.installation.purge import empty
 from infra.operate.installation.standing import Kept, print_kept
+from infra.operate.runs import ExplainedBucket
 from infra.operate.session import AwsError, ExitCode
 from infra.run.spend import Spend
 from tests.emulator.aws import Aws
 from tests.emulator.registry import Registry
 from tests.infra.deployed import INSTALLATION, RUN, Deployed, client, push_image
-from tests.infra.operator import Commands, left, operate
+from tests.infra.operator import Commands, left, operate, operator
 from trainer.contract import UserError, run_key
 
 pytestmark = pytest.mark.usefixtures("quick_destroy")
@@ -106,10 +108,10 @@ def test_purge_empties_the_bucket_with_versions_and_uploads_and_deletes_the_toke
     deployed: Deployed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     s3, bucket = client(deployed.aws, "s3"), deployed.bucket
-    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     for number in range(3):
         deployed.put("datasets/a", str(number).encode())
     s3.delete_object(Bucket=bucket, Key="datasets/a")
+    deployed.put("datasets/b", b"1")
     s3.create_multipart_upload(Bucket=bucket, Key="checkpoints/big")
     client(deployed.aws, "secretsmanager").put_secret_value(SecretId=INSTALLATION.secret_name, SecretString="hf_x")
     assert operate("destroy", "--purge", "--yes") == ZERO
@@ -121,6 +123,32 @@ def test_purge_empties_the_bucket_with_versions_and_uploads_and_deletes_the_toke
     assert "no data is kept either" in text
     assert "stays, with the templates and the guard's code of past deploys in its bucket" in text
     assert operate("destroy", "--purge", "--yes") == ZERO
+
+
+def test_purge_goes_through_every_page_of_versions(deployed: Deployed) -> None:
+    for number in range(3):
+        deployed.put("datasets/a", str(number).encode())
+        deployed.put("datasets/b", str(number).encode())
+    client(deployed.aws, "s3").delete_object(Bucket=deployed.bucket, Key="datasets/a")
+    s3 = operator().client("s3")
+    small = {"MaxKeys": 2}
+    s3.meta.events.register("provide-client-params.s3.ListObjectVersions", lambda params, **_: params | small, "small")
+    try:
+        empty(ExplainedBucket(s3, deployed.bucket))
+    finally:
+        s3.meta.events.unregister("provide-client-params.s3.ListObjectVersions", unique_id="small")
+    left = client(deployed.aws, "s3").list_object_versions(Bucket=deployed.bucket)
+    assert left.get("Versions", []) + left.get("DeleteMarkers", []) == []
+
+
+def test_what_is_kept_counts_old_versions_too(deployed: Deployed, capsys: pytest.CaptureFixture[str]) -> None:
+    for size in (3_000_000, 2_000_000, 1_000_000):
+        deployed.put("datasets/a", bytes(size))
+    deployed.put("datasets/b", bytes(500_000))
+    client(deployed.aws, "s3").delete_object(Bucket=deployed.bucket, Key="datasets/b")
+    assert operate("destroy") == ZERO
+    said = capsys.readouterr().out
+    assert f"data   s3://{deployed.bucket}  1.0 MB in 1 objects, and 5.5 MB in 3 old versions  $0.00 a month" in said
 
 
 def test_purge_finds_a_bucket_that_an_earlier_storage_stack_left(deployed: Deployed) -> None:

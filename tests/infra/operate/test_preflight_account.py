@@ -62,6 +62,12 @@ def test_a_bucket_of_somebody_else_is_a_failure_and_one_of_ours_is_adopted(aws: 
     assert "my-store is there without the tag resnet-spot=resnet-spot" in rows(said)["bucket"][1]
     assert "bucket_name=my-store-123456789012" in fixes(said)["bucket"]
     aws.client("s3").put_bucket_tagging(Bucket="my-store", Tagging={"TagSet": deployed.tags()})
+    assert rows(look(bucket_name="my-store"))["bucket"] == (
+        "ok",
+        "my-store is there and will be adopted; it keeps no old versions yet: the next deploy turns them on",
+    )
+    versions = {"Status": "Enabled"}
+    aws.client("s3").put_bucket_versioning(Bucket="my-store", VersioningConfiguration=versions)
     assert rows(look(bucket_name="my-store"))["bucket"] == ("ok", "my-store is there and will be adopted")
     aws.fault("s3.HeadBucket", code="403", status=403)
     said = look(bucket_name="my-store")

@@ -15,8 +15,11 @@ import pytest
 from aws_cdk.assertions import Match, Template
 
 from infra.config import Installation, Output, context_key
+from infra.operate.installation.versions import keep_versions
+from infra.operate.runs import ExplainedBucket
 from infra.stacks.storage import StorageStack
 from tests import ROOT
+from tests.emulator.aws import Aws
 from trainer.contract import Exit, UserError, dataset_key, manifest_key, run_key, snapshot_key
 
 
@@ -71,14 +74,14 @@ def test_the_only_policy_refuses_whoever_comes_without_tls(template: Template) -
     ]
 
 
-def test_objects_are_encrypted_and_have_no_old_versions(template: Template) -> None:
+def test_objects_are_encrypted_and_keep_old_versions(template: Template) -> None:
     template.has_resource_properties(
         "AWS::S3::Bucket",
         {
             "BucketEncryption": {
                 "ServerSideEncryptionConfiguration": [{"ServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}]
             },
-            "VersioningConfiguration": Match.absent(),
+            "VersioningConfiguration": {"Status": "Enabled"},
         },
     )
 
@@ -110,7 +113,7 @@ def test_an_upload_that_no_one_completes_is_aborted_after_a_day(template: Templa
     ]
 
 
-def test_only_superseded_checkpoints_expire(template: Template) -> None:
+def test_only_superseded_checkpoints_expire_and_old_versions_go_after_days(template: Template) -> None:
     ends = [rule for rule in lifecycle_rules(template) if "AbortIncompleteMultipartUpload" not in rule]
     assert ends == [
         {
@@ -118,9 +121,32 @@ def test_only_superseded_checkpoints_expire(template: Template) -> None:
             "Status": "Enabled",
             "Prefix": "checkpoints/",
             "TagFilters": [{"Key": "superseded", "Value": "true"}],
-            "ExpirationInDays": 3,
-        }
+            "ExpirationInDays": 1,
+            "NoncurrentVersionExpiration": {"NoncurrentDays": 2},
+        },
+        {
+            "Id": "expire-old-versions",
+            "Status": "Enabled",
+            "ExpiredObjectDeleteMarker": True,
+            "NoncurrentVersionExpiration": {"NoncurrentDays": 7},
+        },
     ]
+
+
+def test_a_bucket_that_is_adopted_gets_the_rules_and_versions_of_the_stack(template: Template, aws: Aws) -> None:
+    s3 = aws.client("s3")
+    resources = {"Resources": template.to_json()["Resources"]}  # its parameter is of a bootstrapped account
+    aws.client("cloudformation").create_stack(StackName="new", TemplateBody=json.dumps(resources))
+    (made,) = [found["Name"] for found in s3.list_buckets()["Buckets"]]
+    s3.create_bucket(Bucket="adopted")
+    own = {"ID": "mine", "Status": "Enabled", "Filter": {"Prefix": "mine/"}, "Expiration": {"Days": 5}}
+    s3.put_bucket_lifecycle_configuration(Bucket="adopted", LifecycleConfiguration={"Rules": [own]})
+    keep_versions(ExplainedBucket(s3, "adopted"))
+    for bucket in (made, "adopted"):
+        assert s3.get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
+    first, *rest = s3.get_bucket_lifecycle_configuration(Bucket="adopted")["Rules"]
+    assert first == own
+    assert rest == s3.get_bucket_lifecycle_configuration(Bucket=made)["Rules"]
 
 
 def test_the_expiring_prefix_holds_checkpoints_and_neither_runs_nor_datasets(template: Template) -> None:

@@ -182,11 +182,20 @@ def test_only_a_rule_that_expires_what_is_tagged_counts(s3_uri: str) -> None:
         assert bool(said) == bool(told)
 
 
-def test_a_bucket_with_versions_or_object_lock_is_told_to_keep_what_is_superseded(s3_uri: str) -> None:
+def test_a_bucket_with_versions_or_object_lock_is_told_to_keep_what_is_superseded_unless_a_rule_ends_it(
+    s3_uri: str, s3_control: Control
+) -> None:
     bucket, _ = bucket_and_prefix(s3_uri)
     client = boto3.session.Session().client("s3")
     client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     assert "the bucket keeps old versions" in "\n".join(open_store(s3_uri).probe(KEY, for_checkpoints=True))
+    rule = client.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"][0]
+    rule["NoncurrentVersionExpiration"] = {"NoncurrentDays": 2}
+    client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [rule]})
+    assert open_store(s3_uri).probe(KEY, for_checkpoints=True) == ()
+    s3_control.set(lacks=["lifecycle-denied", "names-its-rule"])  # as a machine on AWS sees it
+    assert open_store(s3_uri).probe(KEY, for_checkpoints=True) == ()
+    s3_control.reset()
     client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Suspended"})
     assert open_store(s3_uri).probe(KEY, for_checkpoints=True) == ()
 
