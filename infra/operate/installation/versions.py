@@ -14,7 +14,7 @@ from infra.operate.runs import ExplainedBucket
 from infra.operate.session import explained
 from trainer.contract import SUPERSEDED_TAG
 
-RULES: list[dict[str, Any]] = [  # as in `stacks.storage`; a test compares them
+LIFECYCLE: list[dict[str, Any]] = [  # as in `stacks.storage`; a test compares them
     {
         "ID": "abort-stale-uploads", "Status": "Enabled", "Filter": {"Prefix": ""},
         "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": ABORT_UPLOADS_DAYS},
@@ -48,9 +48,9 @@ def keep_versions(bucket: ExplainedBucket) -> None:
     with explained(f"the old versions in s3://{bucket.name}"):
         there = _rules(bucket)
         if keeps_versions(bucket.s3, bucket.name) and all(_days(there.get(rule["ID"], {})) == _days(rule)
-                                                          for rule in RULES):  # fmt: skip
+                                                          for rule in LIFECYCLE):  # fmt: skip
             return
-        rules = there | {rule["ID"]: rule for rule in RULES}
+        rules = there | {rule["ID"]: rule for rule in LIFECYCLE}
         bucket.s3.put_bucket_lifecycle_configuration(
             Bucket=bucket.name, LifecycleConfiguration={"Rules": [*rules.values()]}
         )
