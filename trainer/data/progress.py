@@ -29,7 +29,8 @@ class Track:
     def __init__(self, total: int, unit: str, what: str, listener: ProgressListener | None = None) -> None:
         self._total, self._unit, self._what, self._listener = total, unit, what, listener
         self._done, self._skipped, self._lock = 0, 0, threading.Lock()
-        self._start = self._last = time.monotonic()
+        self._warm_up = 0  # are done with the first step, whose time does not count in the rate: it compiles
+        self._start = self._last = self._warm = time.monotonic()
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, desc=what, unit=unit, unit_scale=True, file=sys.stderr)
@@ -59,11 +60,15 @@ class Track:
             self._done += count
             self._skipped += count if skipped else 0
             now = time.monotonic()
+            if not (skipped or self._warm_up):
+                self._warm_up, self._warm = count, now
+                if self._bar is not None:
+                    self._bar.start_t = self._bar.last_print_t = time.time()  # tqdm's clock
             if self._bar is not None:
-                self._bar.initial = self._skipped
+                self._bar.initial = self._skipped + self._warm_up
                 self._bar.update(count)
             elif now - self._last >= LINE_EVERY_SECONDS:
-                self._last, rate = now, self.worked / self.seconds
+                self._last, rate = now, (self.worked - self._warm_up) / max(now - self._warm, 1e-9)
                 left = f"{show_estimate((self._total - self._done) / rate)} left" if rate else "time left unknown"
                 say(f"{self._what}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s, {left}")
         if self._listener is not None:

@@ -151,10 +151,29 @@ def test_progress_tells_rate_and_time_left_from_the_work_alone(
     monkeypatch.setattr("trainer.data.progress.time.monotonic", lambda: now)
     with Track(100_000, "images", "preparing x") as track:
         track.add(40_000, skipped=True)  # there from an earlier call
-        now = 20.0
+        now = 40.0
+        track.add(1)  # which had to wait until the code was compiled
+        assert "preparing x: 40,001/100,000 images, 0/s, time left unknown" in capfd.readouterr().err
+        now = 60.0
         track.add(100)
-    assert "preparing x: 40,100/100,000 images, 5/s, 3.3 h left" in capfd.readouterr().err
-    assert (track.worked, track.seconds) == (100, 20)
+    assert "preparing x: 40,101/100,000 images, 5/s, 3.3 h left" in capfd.readouterr().err
+    assert (track.worked, track.seconds) == (101, 60)
+
+
+def test_the_bar_tells_no_time_left_from_the_image_that_waited_for_the_compiler(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.data.progress.sys.stderr.isatty", lambda: True, raising=False)
+    clock = [0.0]
+    monkeypatch.setattr("time.time", lambda: clock[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    with Track(1_000, "images", "preparing x") as track:
+        clock[0] = 40.0
+        track.add(1)
+        clock[0] = 50.0
+        track.add(100)
+        said = capfd.readouterr().err
+    assert "101/1.00k [00:10<01:29" in said, said
 
 
 @pytest.mark.parametrize("form", [image_folder, parquet_folder])
