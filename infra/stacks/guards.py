@@ -19,7 +19,7 @@ from aws_cdk import aws_sns_subscriptions as subscriptions
 from constructs import Construct
 
 from infra.config import ROOT, Installation
-from infra.stacks import roles
+from infra.stacks import permissions, roles
 
 GUARD_CODE = (
     "infra/__init__.py",
@@ -62,13 +62,13 @@ class GuardFunction(Construct):
         scope: Construct,
         *,
         installation: Installation,
-        arns: roles.Arns,
+        arns: permissions.Arns,
         log_group: logs.LogGroup,
         topic: sns.Topic,
         bucket_name: str,
     ) -> None:
         super().__init__(scope, "Guard")
-        role = roles.role(self, "Role", iam.ServicePrincipal("lambda.amazonaws.com"), roles.guard(arns))
+        role = roles.role(self, "Role", iam.ServicePrincipal("lambda.amazonaws.com"), permissions.guard(arns))
         function = lambda_.Function(
             self,
             "Function",
@@ -121,11 +121,11 @@ class GuardFunction(Construct):
 class StopSchedules(Construct):
     """The group of the one-time stop schedules, and the role with which a schedule sets an Auto Scaling group to 0."""
 
-    def __init__(self, scope: Construct, *, installation: Installation, arns: roles.Arns) -> None:
+    def __init__(self, scope: Construct, *, installation: Installation, arns: permissions.Arns) -> None:
         super().__init__(scope, "StopSchedules")
         group = scheduler.CfnScheduleGroup(self, "Group", name=installation.schedule_group)
         principal = iam.ServicePrincipal(
             "scheduler.amazonaws.com",
             conditions={"StringEquals": {"aws:SourceAccount": cdk.Aws.ACCOUNT_ID, "aws:SourceArn": group.attr_arn}},
         )
-        self.role = roles.role(self, "Role", principal, roles.scheduler(arns))
+        self.role = roles.role(self, "Role", principal, permissions.scheduler(arns))

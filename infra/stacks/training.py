@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import aws_cdk as cdk
-from aws_cdk import aws_iam as iam
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
 from infra.config import Installation, Output, Tag
-from infra.stacks import guards, roles
+from infra.stacks import guards, permissions
 from infra.stacks.groups import MachineGroup, MachineKind
 from infra.stacks.image import image
 from infra.stacks.network import Network
+from infra.stacks.roles import MachineRoles
 from infra.stacks.storage import StorageStack
 
 
@@ -29,8 +29,11 @@ class TrainingStack(cdk.Stack):
         run_logs = self._log_group("RunLogs", installation.log_group)
         guard_logs = self._log_group("GuardLogs", f"/aws/lambda/{installation.guard_function}")
         topic = guards.topic(self, installation)
-        arns = roles.Arns(
+        arns = permissions.Arns(
             installation=installation,
+            partition=self.partition,
+            region=self.region,
+            account=self.account,
             bucket=storage.bucket_arn,
             secret=storage.secret_arn,
             run_logs=run_logs.log_group_arn,
@@ -46,19 +49,23 @@ class TrainingStack(cdk.Stack):
             "SECRET": storage.secret_arn,
             "REGION": self.region,
         }
-        ec2 = iam.ServicePrincipal("ec2.amazonaws.com")
-        for kind, allowed in (
-            (MachineKind.train(installation), roles.training(arns)),
-            (MachineKind.prepare(installation), roles.preparation(arns)),
+        for kind, of_machine, of_run in (
+            (MachineKind.train(installation), permissions.training_machine(arns), permissions.training_run(arns)),
+            (
+                MachineKind.prepare(installation),
+                permissions.preparation_machine(arns),
+                permissions.preparation_run(arns),
+            ),
         ):
+            roles = MachineRoles(self, kind.kind, of_machine, of_run)
             MachineGroup(
                 self,
                 kind,
                 installation=installation,
                 network=network,
-                role=roles.role(self, f"{kind.kind.capitalize()}Role", ec2, allowed),
-                environment=environment,
-            )
+                role=roles.machine,
+                environment={**environment, "RUN_ROLE": roles.run.role_arn},
+            ).node.add_dependency(roles.assume)  # no machine is there before it may take on its run's role
         guards.GuardFunction(
             self,
             installation=installation,

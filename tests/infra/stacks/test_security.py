@@ -1,9 +1,8 @@
-"""Who may do what and what can reach a machine: cdk-nag's rules, every statement of every role, the machines' walls."""
+"""What can reach a machine, and cdk-nag's rules. What each role may do is in test_roles."""
 
 from __future__ import annotations
 
 import tempfile
-from typing import Any
 
 import aws_cdk as cdk
 import pytest
@@ -12,10 +11,10 @@ from cdk_nag import AwsSolutionsChecks
 from constructs import IConstruct
 
 from infra.stacks import roles
+from infra.stacks.permissions import Statement
 from tests.infra.synthesized import VARIANTS, flat, new_app, stacks
 
 pytestmark = pytest.mark.slow  # CDK runs in Node.js
-ACCOUNT = "<AWS::Region>:<AWS::AccountId>"
 
 
 def findings(app: cdk.App) -> set[tuple[str | None, str]]:
@@ -65,148 +64,8 @@ def test_with_the_acknowledgements_cdk_nag_finds_nothing() -> None:
 def test_a_wildcard_without_a_reason_is_a_finding() -> None:
     app = cdk.App()
     principal = iam.ServicePrincipal("ec2.amazonaws.com")
-    roles.role(cdk.Stack(app, "S"), "Role", principal, [roles.Allow(actions=["s3:GetObject"], on=["*"])])
+    roles.role(cdk.Stack(app, "S"), "Role", principal, [Statement(actions=["s3:GetObject"], on=["*"])])
     assert findings(app) == {("S/Role/Resource", "AwsSolutions-IAM5[Resource::*]")}
-
-
-GROUP = "arn:<AWS::Partition>:autoscaling:" + ACCOUNT + ":autoScalingGroup:*:autoScalingGroupName/resnet-spot-"
-REPOSITORY = (
-    "arn:<AWS::Partition>:ecr:" + ACCOUNT + ":repository/"
-    "cdk-hnb659fds-container-assets-${AWS::AccountId}-${AWS::Region}"
-)  # fmt: skip
-PULL = [
-    (["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"], [REPOSITORY]),
-    (["ecr:GetAuthorizationToken"], ["*"]),
-]
-
-
-def of_every_machine(kind: str, pull: list[Any]) -> list[Any]:
-    return [
-        (["secretsmanager:GetSecretValue"], ["SECRET"]),
-        *pull,
-        (["logs:CreateLogStream", "logs:PutLogEvents"], ["<RunLogs.Arn>"]),
-        (
-            [
-                "ssm:UpdateInstanceInformation",
-                "ssmmessages:CreateControlChannel",
-                "ssmmessages:CreateDataChannel",
-                "ssmmessages:OpenControlChannel",
-                "ssmmessages:OpenDataChannel",
-            ],
-            ["*"],
-        ),
-        (["autoscaling:SetDesiredCapacity", "autoscaling:TerminateInstanceInAutoScalingGroup"], [GROUP + kind]),
-    ]
-
-
-def prefixes(*names: str) -> dict[str, Any]:
-    return {"StringLike": {"s3:prefix": [*names]}}
-
-
-def training(pull: list[Any]) -> list[Any]:
-    return [
-        (["s3:ListBucket"], ["BUCKET"], prefixes("datasets/*", "runs/*", "checkpoints/*")),
-        (["s3:GetObject"], ["BUCKET/datasets/*", "BUCKET/runs/*", "BUCKET/checkpoints/*"]),
-        (["s3:PutObject"], ["BUCKET/runs/*", "BUCKET/checkpoints/*"]),
-        (["s3:PutObjectTagging", "s3:AbortMultipartUpload"], ["BUCKET/checkpoints/*"]),
-        (["s3:ListBucketMultipartUploads"], ["BUCKET"]),
-        *of_every_machine("train", pull),
-    ]
-
-
-PREPARE = [
-    (["s3:ListBucket"], ["BUCKET"], prefixes("datasets/*", "runs/prepare-*")),
-    (["s3:GetObject"], ["BUCKET/datasets/*", "BUCKET/runs/prepare-*/*"]),
-    (["s3:PutObject"], ["BUCKET/datasets/*", "BUCKET/runs/prepare-*/*"]),
-    *of_every_machine("prepare", PULL),
-]
-GUARD = [
-    (
-        [
-            "ec2:DescribeInstances",
-            "ec2:DescribeSpotPriceHistory",
-            "autoscaling:DescribeAutoScalingGroups",
-            "autoscaling:DescribeScalingActivities",
-        ],
-        ["*"],
-    ),
-    (
-        ["autoscaling:SetDesiredCapacity", "autoscaling:UpdateAutoScalingGroup"],
-        [GROUP + "train", GROUP + "prepare"],
-    ),
-    (
-        ["ec2:TerminateInstances"],
-        [f"arn:<AWS::Partition>:ec2:{ACCOUNT}:instance/*"],
-        {"StringEquals": {"aws:ResourceTag/resnet-spot": "resnet-spot"}},
-    ),
-    (["scheduler:DeleteSchedule"], [f"arn:<AWS::Partition>:scheduler:{ACCOUNT}:schedule/resnet-spot/*"]),
-    (["s3:ListBucket"], ["BUCKET"], prefixes("runs/*", "checkpoints/*")),
-    (["s3:GetObject"], ["BUCKET/runs/*", "BUCKET/checkpoints/*/HEAD.json"]),
-    (["s3:PutObject"], ["BUCKET/runs/*/spend.json", "BUCKET/runs/*/guard.json"]),
-    (["sns:Publish"], ["<Topic>"]),
-    (["logs:CreateLogStream", "logs:PutLogEvents"], ["<GuardLogs.Arn>"]),
-]
-SCHEDULER = [(["autoscaling:UpdateAutoScalingGroup"], [GROUP + "train", GROUP + "prepare"])]
-
-
-def statements(role: dict[str, Any]) -> list[Any]:
-    """(actions, resources), or (actions, resources, condition), of all that the role allows."""
-    (policy,) = role["Policies"]
-    found = []
-    for statement in policy["PolicyDocument"]["Statement"]:
-        assert statement.keys() <= {"Effect", "Action", "Resource", "Condition"}
-        assert statement["Effect"] == "Allow"
-        actions, resources = (
-            value if isinstance(value, list) else [value]
-            for value in map(flat, (statement["Action"], statement["Resource"]))
-        )
-        found.append((actions, resources, *([flat(statement["Condition"])] if "Condition" in statement else [])))
-    return found
-
-
-@pytest.mark.parametrize(
-    ("role", "service", "allowed"),
-    [
-        ("TrainRole", "ec2", training(PULL)),
-        ("PrepareRole", "ec2", PREPARE),
-        ("GuardRole", "lambda", GUARD),
-        ("StopSchedulesRole", "scheduler", SCHEDULER),
-    ],
-)
-def test_a_role_may_do_exactly_this(role: str, service: str, allowed: list[Any]) -> None:
-    found = stacks().training.one("IAM::Role", role)
-    assert statements(found) == allowed
-    (trust,) = found["AssumeRolePolicyDocument"]["Statement"]
-    assert (trust["Effect"], trust["Action"]) == ("Allow", "sts:AssumeRole")
-    assert trust["Principal"] == {"Service": f"{service}.amazonaws.com"}
-
-
-def test_no_role_has_more_than_its_own_statements_and_there_is_no_other_role() -> None:
-    for variant in VARIANTS:
-        found = stacks(variant)
-        assert not found.storage.all("IAM::Role")
-        assert len(found.training.all("IAM::Role")) == 4
-        for name, role in found.training.all("IAM::Role").items():
-            assert role.keys() <= {"AssumeRolePolicyDocument", "Policies", "Tags", "Description"}, name
-        assert not found.training.all("IAM::Policy")
-        assert not found.training.all("IAM::ManagedPolicy")
-
-
-def test_a_stop_schedule_takes_on_its_role_only_from_its_own_group() -> None:
-    (trust,) = stacks().training.one("IAM::Role", "StopSchedulesRole")["AssumeRolePolicyDocument"]["Statement"]
-    assert flat(trust["Condition"]) == {
-        "StringEquals": {"aws:SourceAccount": "<AWS::AccountId>", "aws:SourceArn": "<StopSchedulesGroup.Arn>"}
-    }
-
-
-def test_the_pull_of_a_given_image_is_allowed_from_its_one_repository() -> None:
-    given = "arn:<AWS::Partition>:ecr:eu-west-1:123456789012:repository/team/trainer"
-    role = stacks("given").training.one("IAM::Role", "TrainRole")
-    assert statements(role) == training([(PULL[0][0], [given]), PULL[1]])
-
-
-def test_an_image_that_is_not_in_ecr_needs_no_permission() -> None:
-    assert statements(stacks("image from elsewhere").training.one("IAM::Role", "TrainRole")) == training([])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -54,11 +54,12 @@ def test_a_deploy_starts_no_machine_and_waits_for_none(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_nothing_that_bills_by_the_hour_is_deployed(variant: str) -> None:
     allowed = {
-        "EC2::VPC", "EC2::InternetGateway", "EC2::VPCGatewayAttachment", "EC2::RouteTable", "EC2::Route", "EC2::Subnet",
-        "EC2::SubnetRouteTableAssociation", "EC2::VPCEndpoint", "EC2::SecurityGroup", "EC2::SecurityGroupIngress",
-        "EC2::LaunchTemplate", "AutoScaling::AutoScalingGroup", "IAM::Role", "IAM::InstanceProfile", "Logs::LogGroup",
-        "SNS::Topic", "SNS::TopicPolicy", "SNS::Subscription", "Lambda::Function", "Lambda::EventInvokeConfig",
-        "Lambda::Permission", "Events::Rule", "CloudWatch::Alarm", "Scheduler::ScheduleGroup",
+        "EC2::VPC", "EC2::InternetGateway", "EC2::VPCGatewayAttachment", "EC2::RouteTable", "EC2::Route",
+        "EC2::Subnet", "EC2::SubnetRouteTableAssociation", "EC2::VPCEndpoint", "EC2::SecurityGroup",
+        "EC2::SecurityGroupIngress", "EC2::LaunchTemplate", "AutoScaling::AutoScalingGroup", "IAM::Role",
+        "IAM::Policy", "IAM::InstanceProfile", "Logs::LogGroup", "SNS::Topic", "SNS::TopicPolicy", "SNS::Subscription",
+        "Lambda::Function", "Lambda::EventInvokeConfig", "Lambda::Permission", "Events::Rule", "CloudWatch::Alarm",
+        "Scheduler::ScheduleGroup",
     }  # fmt: skip
     training = stacks(variant).training
     assert {found["Type"].removeprefix("AWS::") for found in training.template["Resources"].values()} <= allowed
@@ -175,7 +176,7 @@ def test_what_runs_and_what_it_leaves_behind_bears_the_tag_of_the_installation()
             tags = resource.get("Properties", {}).get("Tags")
             assert tags is None or any(own.items() <= tag.items() for tag in tags), id
     untaggable = {"VPCGatewayAttachment", "Route", "SubnetRouteTableAssociation", "InstanceProfile", "TopicPolicy",
-                  "EventInvokeConfig", "Permission", "LaunchTemplate"}  # fmt: skip
+                  "EventInvokeConfig", "Permission", "LaunchTemplate", "Policy"}  # fmt: skip
     without = {
         r["Type"].split("::")[2] for r in training.template["Resources"].values() if "Tags" not in r["Properties"]
     }
@@ -209,8 +210,8 @@ def test_the_machines_are_told_what_the_boot_reads() -> None:
         "SECRET": "SECRET",
         "REGION": "<AWS::Region>",
     }
-    assert train == {**shared, "KIND": "train", "GPU": "--gpus all --ipc=host"}
-    assert prepare == {**shared, "KIND": "prepare", "GPU": ""}
+    assert train == {**shared, "KIND": "train", "GPU": "--gpus all --ipc=host", "RUN_ROLE": "<TrainRunRole.Arn>"}
+    assert prepare == {**shared, "KIND": "prepare", "GPU": "", "RUN_ROLE": "<PrepareRunRole.Arn>"}
 
 
 def test_user_data_that_ec2_would_refuse_is_refused_at_synthesis(tmp_path: Path) -> None:
