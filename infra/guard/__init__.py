@@ -150,6 +150,11 @@ class Guard:
                 memory = replace(memory, hang_kills=facts.memory.hang_kills, checkpoint=facts.memory.checkpoint)
             for id in done:
                 messages[f"terminated {id}"] = f"machine {id} was terminated: {decision.terminate[id]}"
+        if decision.nodes:
+            with noted(problems, f"shrinking {group.name} to {decision.nodes}"):
+                fleet.shrink(self.autoscaling, group.name, decision.nodes)
+                asked = f"{group.name} was asked for {group.desired} machines, and its run for {decision.nodes}"
+                messages[f"shrunk {facts.deadline:.0f}"] = f"{asked}: the others go. Find out who asked."
         if decision.market:
             with noted(problems, f"changing {group.name} to {decision.market}"):
                 fleet.use_market(self.autoscaling, group.name, decision.market)

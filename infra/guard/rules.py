@@ -87,6 +87,7 @@ class Decision:
     terminate: Mapping[str, str] = field(default_factory=dict)  # machine: reason
     is_hang: bool = False  # some machines are terminated as hung: that is counted
     market: str = ""  # the market to change to
+    nodes: int = 0  # the size to shrink the group to; 0: as it is
     memory: Memory
 
 
@@ -182,6 +183,12 @@ def on_demand_due(facts: Facts) -> bool:
     return bool(since) and facts.now - since >= facts.spec.on_demand_after_minutes * 60
 
 
+def too_many(facts: Facts) -> int:
+    """How many machines the run asked for, if its group is asked for more; else 0."""
+    nodes = int(facts.spec.nodes) if facts.spec else 0
+    return nodes if 0 < nodes < facts.group.desired else 0
+
+
 def outside(machines: Collection[FleetMachine], groups: Collection[str], now: float) -> dict[str, str]:
     """Machines with the installation's tag that none of its groups launched: no guard of a group sees them."""
     return {
@@ -208,7 +215,8 @@ def decide(facts: Facts, without: Collection[str] = ()) -> Decision:
         kills, newest = _hang_kills(facts) + 1, facts.signs.checkpoint or facts.memory.checkpoint
         facts = replace(facts, memory=replace(facts.memory, hang_kills=kills, checkpoint=newest, suspected=0.0))
     market = ON_DEMAND if not stop and "on_demand_due" not in without and on_demand_due(facts) else ""
-    return Decision(stop=stop, terminate=terminate, is_hang=is_hang, market=market, memory=facts.memory)
+    nodes = too_many(facts) if not stop and "too_many" not in without else 0
+    return Decision(stop=stop, terminate=terminate, is_hang=is_hang, market=market, nodes=nodes, memory=facts.memory)
 
 
 def remember(facts: Facts) -> Memory:

@@ -129,12 +129,20 @@ def use_market(autoscaling: Any, name: str, market: str) -> None:
     autoscaling.update_auto_scaling_group(AutoScalingGroupName=name, MixedInstancesPolicy=policy)
 
 
-def offer(autoscaling: Any, name: str, market: str, types: Sequence[str]) -> None:
-    """Sets the market and the types, the preferred first, of the machines that the group launches from now on."""
+def offer(autoscaling: Any, name: str, market: str, types: Sequence[str], nodes: int) -> None:
+    """Sets the market and the types, the preferred first, of the machines that the group launches from now on.
+
+    `nodes` is its new maximum: whoever may set its size, as its machines may, cannot go above it.
+    """
     policy = _policy(autoscaling, name)
     policy["LaunchTemplate"]["Overrides"] = [{"InstanceType": type} for type in types]
     policy["InstancesDistribution"] = _distribution(policy, market)
-    autoscaling.update_auto_scaling_group(AutoScalingGroupName=name, MixedInstancesPolicy=policy)
+    autoscaling.update_auto_scaling_group(AutoScalingGroupName=name, MixedInstancesPolicy=policy, MaxSize=nodes)
+
+
+def shrink(autoscaling: Any, name: str, nodes: int) -> None:
+    """Sets size and maximum of a group that has grown beyond what its run asked for."""
+    autoscaling.update_auto_scaling_group(AutoScalingGroupName=name, MinSize=0, MaxSize=nodes, DesiredCapacity=nodes)
 
 
 def why_no_machine(autoscaling: Any, name: str, since: float = 0.0) -> list[Refusal]:

@@ -31,6 +31,10 @@ GUARD_CODE = (
 )
 PERIOD = cdk.Duration.minutes(1)
 SILENT_MINUTES = 5  # after so long with errors, or without any guard, the alarm sends a mail
+# Money beside machines. An alarm mails, and ends nothing: nobody but you can tell what may go.
+LOG_BYTES = 100_000_000  # in 5 minutes: 60 cents an hour. A run writes less than 1 MB
+BUCKET_BYTES = 3_000_000_000_000  # 69 dollars a month. ImageNet and a run that never ends have 2.7 TB, see docs/aws.md
+BUCKET_OBJECTS = 2_000_000  # with old versions; 10 dollars of requests. A run that never ends has them after seven months
 
 
 def topic(scope: Construct, installation: Installation) -> sns.Topic:
@@ -116,6 +120,64 @@ class GuardFunction(Construct):
         # Without calls there is no data, and the alarm changes to INSUFFICIENT_DATA. A new alarm begins in that state:
         # that is no change, so nobody gets a mail.
         alarm.add_insufficient_data_action(actions.SnsAction(topic))
+
+
+class MoneyAlarms(Construct):
+    """What machines could spend without the guard seeing it: lines of log, and objects, each version of which counts.
+
+    S3 measures its buckets once a day, at no cost.
+    """
+
+    def __init__(self, scope: Construct, *, log_group: logs.LogGroup, topic: sns.Topic, bucket_name: str) -> None:
+        super().__init__(scope, "Money")
+        day = cdk.Duration.days(1)
+        for id, said, metric, most in (
+            (
+                "Logs",
+                "more than 100 MB of log lines came in within 5 minutes, at $0.50 a GB: `make logs`, and `make stop`",
+                cloudwatch.Metric(
+                    namespace="AWS/Logs",
+                    metric_name="IncomingBytes",
+                    dimensions_map={"LogGroupName": log_group.log_group_name},
+                    period=cdk.Duration.minutes(5),
+                    statistic="Sum",
+                ),
+                LOG_BYTES,
+            ),
+            (
+                "BucketSize",
+                "the bucket has more than 3 TB, which cost $69 a month: `make cost`, and look who writes what",
+                _bucket_metric("BucketSizeBytes", "StandardStorage", bucket_name, day),
+                BUCKET_BYTES,
+            ),
+            (
+                "BucketObjects",
+                "the bucket has more than 2 million objects and old versions: `make cost`, and look who writes what",
+                _bucket_metric("NumberOfObjects", "AllStorageTypes", bucket_name, day),
+                BUCKET_OBJECTS,
+            ),
+        ):
+            alarm = cloudwatch.Alarm(
+                self,
+                id,
+                alarm_description=f"resnet-spot: {said}",
+                metric=metric,
+                threshold=most,
+                comparison_operator=cloudwatch.ComparisonOperator.GREATER_THAN_THRESHOLD,
+                evaluation_periods=1,
+                treat_missing_data=cloudwatch.TreatMissingData.IGNORE,  # between two days there is none
+            )
+            alarm.add_alarm_action(actions.SnsAction(topic))
+
+
+def _bucket_metric(name: str, storage_type: str, bucket_name: str, period: cdk.Duration) -> cloudwatch.Metric:
+    return cloudwatch.Metric(
+        namespace="AWS/S3",
+        metric_name=name,
+        dimensions_map={"BucketName": bucket_name, "StorageType": storage_type},
+        period=period,
+        statistic="Average",
+    )
 
 
 class StopSchedules(Construct):

@@ -74,6 +74,7 @@ class TrainingStack(cdk.Stack):
             topic=topic,
             bucket_name=storage.bucket_name,
         )
+        guards.MoneyAlarms(self, log_group=run_logs, topic=topic, bucket_name=storage.bucket_name)
         schedules = guards.StopSchedules(self, installation=installation, arns=arns)
 
         cdk.Tags.of(self).add(Tag.INSTALLATION, installation.name)

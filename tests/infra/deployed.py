@@ -127,7 +127,7 @@ class Deployed:
         """What `launch` leaves, without its checks."""
         now = time.time()
         spec = Spec(
-            run_id=run_id, kind=kind, recipe="rn50" if kind == "train" else "", budget_usd=10, hours=hours,
+            run_id=run_id, kind=kind, recipe="rn50" if kind == "train" else "", budget_usd=10, hours=hours, nodes=nodes,
             created=now, deadline=now + hours * 3600, prices={"g6.xlarge": 0.8},
         )  # fmt: skip
         self.put(run_key(run_id, "spec.json"), spec.to_json())

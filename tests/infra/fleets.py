@@ -23,7 +23,9 @@ INSTALLATION = Installation()
 BUCKET = "a-store"
 RUN = "run-1"
 PRICES = {"g6.xlarge": 0.8048, "g5.xlarge": 1.006}
-ALL_RULES = {rule.__name__ for rule in (*rules.STOPS, *rules.TERMINATIONS, rules.outside)} | {"on_demand_due"}
+ALL_RULES = {rule.__name__ for rule in (*rules.STOPS, *rules.TERMINATIONS, rules.outside)} | {
+    "on_demand_due", "too_many",
+}  # fmt: skip
 
 
 def only(*names: str) -> Collection[str]:
@@ -58,7 +60,7 @@ class Lab:
     def launch(self, run_id: str = RUN, group: str = INSTALLATION.train_group, nodes: int = 1, **spec: Any) -> Spec:
         """As the operator's `launch` does it, without its checks."""
         wanted = {"budget_usd": 10.0, "hours": 10.0, "created": self.began, "deadline": self.began + 36000}
-        launched = Spec(**{"run_id": run_id, "prices": PRICES, **wanted, **spec})
+        launched = Spec(**{"run_id": run_id, "prices": PRICES, "nodes": nodes, **wanted, **spec})
         self.put(run_key(run_id, "spec.json"), launched.to_json())
         autoscaling = self.client("autoscaling")
         fleet.use_market(autoscaling, group, launched.market)

@@ -143,7 +143,7 @@ def left(installation: Installation = INSTALLATION) -> list[str]:
 
 def rows(said: str) -> dict[str, tuple[str, str]]:
     """The table of preflight: state and text by the name of the check."""
-    states = ("not needed", "ok", "failed", "unknown")
+    states = ("not needed", "warning", "ok", "failed", "unknown")
     found = {}
     for line in said.splitlines():
         for state in states:

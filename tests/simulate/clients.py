@@ -84,11 +84,14 @@ class AutoScaling:
         self.cloud.throttle("UpdateAutoScalingGroup")
         shape = self.cloud.groups[AutoScalingGroupName].shape
         shape["MixedInstancesPolicy"] = shape["MixedInstancesPolicy"] | values.pop("MixedInstancesPolicy", {})
+        shape["MaxSize"] = values.get("MaxSize", shape["MaxSize"])
         if "DesiredCapacity" in values:
             self._desire(AutoScalingGroupName, values["DesiredCapacity"])
 
     def _desire(self, name: str, desired: int) -> None:
         group = self.cloud.groups[name]
+        if desired > group.shape["MaxSize"]:
+            raise error("ValidationError", "SetDesiredCapacity")
         group.shape["DesiredCapacity"] = desired
         self.cloud.reconcile(group)
 

@@ -16,7 +16,7 @@ INFRA = ".venv-infra/bin/python -m infra"  # for what no make target says
 
 @dataclass(frozen=True)
 class Finding:
-    state: str  # ok, failed, unknown, not needed
+    state: str  # ok, warning, failed, unknown, not needed
     said: str
     fix: str = ""  # one command
 
@@ -27,6 +27,11 @@ def ok(said: str) -> Finding:
 
 def wrong(said: str, fix: str) -> Finding:
     return Finding("failed", said, fix)
+
+
+def doubtful(said: str) -> Finding:
+    """Something that lets a run start, and that the user may not want."""
+    return Finding("warning", said)
 
 
 def unneeded(said: str) -> Finding:

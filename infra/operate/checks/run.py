@@ -13,7 +13,7 @@ from typing import Any
 import botocore.exceptions
 
 from infra.config import Tag
-from infra.operate.checks.finding import INFRA, Finding, Wanted, ok, unneeded, wrong
+from infra.operate.checks.finding import INFRA, Finding, Wanted, doubtful, ok, unneeded, wrong
 from infra.operate.installation.leftovers import stack_status
 from infra.operate.installation.standing import is_bucket_of
 from infra.operate.installation.token import secret_exists, stored_token
@@ -162,6 +162,15 @@ def budget(wanted: Wanted) -> Finding:
     best = plan.offered[0]
     estimate = f"{best.type}: about {best.hours:.1f} h, {usd(best.usd)}"
     return ok(f"{usd(plan.spec.budget_usd)} and {plan.spec.hours:.0f} h; {estimate}")
+
+
+def mail(wanted: Wanted) -> Finding:
+    if wanted.installation.email:
+        return ok(f"to {wanted.installation.email}, once you have confirmed the address to AWS")
+    return doubtful(
+        "nobody is told when the guard acts or fails, or when logs or the bucket grow too fast: "
+        'set "resnet-spot:email" in cdk.json, then `make deploy`'
+    )
 
 
 def alone(wanted: Wanted) -> Finding:

@@ -10,11 +10,12 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
-from infra.config import Installation
+from infra.config import OLD_SUPERSEDED_DAYS, SUPERSEDED_DAYS, Installation
 from infra.operate.command_line import CommandLine
-from infra.operate.installation.standing import Kept, kept_data, kept_image, print_kept
+from infra.operate.installation.standing import S3_USD_PER_GB_MONTH, Kept, kept_data, kept_image, print_kept
 from infra.operate.planning import options
 from infra.operate.planning.catalog import HOURS_PER_MONTH, Estimate
 from infra.operate.planning.plan import describe, make_plan
@@ -27,13 +28,23 @@ from infra.run.spend import Spend
 from trainer.contract import run_key
 
 HELP = "estimate before, spend after, and what is paid while nothing runs"
-# List prices of us-east-1: aws.amazon.com/cloudwatch/pricing, /lambda/pricing
+# List prices of us-east-1: aws.amazon.com/cloudwatch/pricing, /lambda/pricing, /s3/pricing
 ALARM_USD_PER_MONTH = 0.10
+ALARMS = 4  # the guard, log lines, the bucket's size, its objects
 LOGS_USD_PER_GB_MONTH = 0.03
+INGESTED_USD_PER_GB = 0.50  # a log line when it comes in
+PUT_USD = 0.005 / 1000
 LAMBDA_USD_PER_REQUEST = 0.20 / 1e6
 LAMBDA_USD_PER_GB_SECOND = 0.0000166667
+INGESTED_DAYS = 30
 TICKS_PER_MONTH = HOURS_PER_MONTH * 60
 TICK_GB_SECONDS = 0.25  # 256 MB for a second: an assumption, the guard was not yet timed on AWS
+# What a ResNet-50 with momentum and average stores while it trains (docs/results.md, docs/guarantees.md)
+CHECKPOINT_GB = 0.307
+CHECKPOINTS_PER_HOUR = 3600 / 45
+CHECKPOINT_REQUESTS = 16 + 2 + 2  # to save it, two tags later, and two files of metrics
+SMALL_WRITES_PER_HOUR = 3600 / 15 + 3600 / 30 + 2 * 3600 / 30  # HEAD.json as a lease, heartbeat, metrics
+KEPT_DAYS = SUPERSEDED_DAYS + 0.5 + OLD_SUPERSEDED_DAYS + 1  # S3 counts from the next midnight on, each time
 
 
 def configure(parser: CommandLine) -> None:
@@ -77,7 +88,8 @@ def estimate_document(spec: Spec, offered: Sequence[Estimate]) -> dict[str, Any]
     """What `--json` prints of an estimate. Fields are added, never renamed."""
     return {
         "recipe": spec.recipe, "data": spec.data, "market": spec.market, "budget_usd": spec.budget_usd,
-        "hours": spec.hours, "extras_usd_per_hour": spec.extras_usd_per_hour, "prices_source": spec.prices_source,
+        "hours": spec.hours, "extras_usd_per_hour": spec.extras_usd_per_hour, "bucket_usd_per_hour": bucket_usd_per_hour(spec),
+        "prices_source": spec.prices_source,
         "types": [asdict(one) for one in offered],
     }  # fmt: skip
 
@@ -106,7 +118,19 @@ def chosen(aws: Aws, installation: Installation, bucket: ExplainedBucket, asked:
 
 def extras(spec: Spec) -> str:
     hourly = f"${spec.extras_usd_per_hour:.3f} an hour"
-    return f"on top    {hourly} for disk and public address, by list prices; the budget counts them, too"
+    said = f"on top    {hourly} for disk and public address, by list prices; the budget counts them, too"
+    if stored := bucket_usd_per_hour(spec):
+        said += f"\n          ${stored:.3f} an hour for checkpoints in the bucket; the budget does not count them"
+    return said
+
+
+def bucket_usd_per_hour(spec: Spec) -> float:
+    """Dollars in S3 for an hour of training a ResNet-50: checkpoints until they have expired, and requests."""
+    if spec.kind != "train":
+        return 0.0
+    stored = CHECKPOINTS_PER_HOUR * CHECKPOINT_GB * KEPT_DAYS * 24 / HOURS_PER_MONTH * S3_USD_PER_GB_MONTH
+    requests = CHECKPOINTS_PER_HOUR * CHECKPOINT_REQUESTS + SMALL_WRITES_PER_HOUR
+    return stored + requests * PUT_USD
 
 
 def print_spent(bucket: ExplainedBucket, run_id: str, now: float) -> None:
@@ -158,10 +182,26 @@ def standing(aws: Aws, installation: Installation) -> list[Kept]:
     with explained("the log groups"):
         groups = aws.client("logs").describe_log_groups(logGroupNamePrefix=installation.log_group)["logGroups"]
     stored = sum(group.get("storedBytes", 0) for group in groups)
+    came_in = ingested_bytes(aws, installation.log_group, time.time())
     guard = TICKS_PER_MONTH * (LAMBDA_USD_PER_REQUEST + TICK_GB_SECONDS * LAMBDA_USD_PER_GB_SECOND)
     return [
         *kept_image(aws, installation),
         Kept("guard", installation.guard_function, "a tick a minute", guard),
-        Kept("alarm", "the guard does not run", "", ALARM_USD_PER_MONTH),
+        Kept("alarms", "guard, log lines, bucket", f"{ALARMS} of them", ALARMS * ALARM_USD_PER_MONTH),
         Kept("logs", installation.log_group, size(stored), stored / 1e9 * LOGS_USD_PER_GB_MONTH),
+        Kept(
+            "log lines", f"new in the last {INGESTED_DAYS} days", size(came_in), came_in / 1e9 * INGESTED_USD_PER_GB
+        ),
     ]
+
+
+def ingested_bytes(aws: Aws, log_group: str, now: float) -> float:
+    """What came into the log group within INGESTED_DAYS, as CloudWatch counts it."""
+    with explained("the log lines that came in"):
+        found = aws.client("cloudwatch").get_metric_statistics(
+            Namespace="AWS/Logs", MetricName="IncomingBytes", Statistics=["Sum"], Period=86400,
+            Dimensions=[{"Name": "LogGroupName", "Value": log_group}],
+            StartTime=datetime.fromtimestamp(now - INGESTED_DAYS * 86400, UTC),
+            EndTime=datetime.fromtimestamp(now, UTC),
+        )["Datapoints"]  # fmt: skip
+    return float(sum(point["Sum"] for point in found))

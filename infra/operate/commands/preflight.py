@@ -40,6 +40,7 @@ LAUNCH: Mapping[str, Check] = MappingProxyType(
         "token": run_checks.token,
         "gate of the hub": run_checks.gate,
         "budget": run_checks.budget,
+        "mail": run_checks.mail,
         "other runs": run_checks.alone,
     }
 )
@@ -55,7 +56,7 @@ DEPLOY: Mapping[str, Check] = MappingProxyType(
 )
 OFFLINE = ("CDK command line", "Docker")  # need no credentials
 ASKED_SERVICES = ("cloudformation", "ec2", "iam", "s3", "secretsmanager", "service-quotas", "ssm", "sts", "autoscaling")
-CHECK_STYLES = MappingProxyType({"ok": "green", "failed": "red", "unknown": "yellow", "not needed": "dim"})
+CHECK_STYLES = MappingProxyType({"ok": "green", "warning": "yellow", "failed": "red", "unknown": "yellow", "not needed": "dim"})
 
 
 def configure(parser: CommandLine) -> None:

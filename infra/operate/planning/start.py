@@ -49,7 +49,7 @@ def start_run(client: Clients, place: Place, spec: Spec, types: Sequence[str], *
     autoscaling, group = client("autoscaling"), place.group(spec.kind)
     refuse_if_active(client, place, spec)
     _write_spec(client("s3"), place.bucket, spec, replaces)
-    fleet.offer(autoscaling, group, spec.market, types)
+    fleet.offer(autoscaling, group, spec.market, types, spec.nodes)
     fleet.assign(autoscaling, group, spec.run_id, spec.deadline)
     _schedule_stop(client("scheduler"), place, spec)
     fleet.scale(autoscaling, group, spec.nodes)

@@ -3,6 +3,8 @@ when it changes from spot to on-demand."""
 
 from __future__ import annotations
 
+import pytest
+
 from infra.config import Tag
 from infra.run import fleet
 from tests.infra.fleets import INSTALLATION, Lab, only
@@ -81,6 +83,25 @@ def test_a_machine_of_an_earlier_run_goes_and_is_billed_to_that_run(lab: Lab) ->
     assert lab.spend("run-0").machines[0].ended
     assert old not in [machine.id for machine in lab.spend().machines]
     assert len(lab.billing()) == 2
+
+
+def test_a_group_that_was_asked_for_more_machines_than_its_run_shrinks_for_good(lab: Lab) -> None:
+    lab.launch()
+    autoscaling = lab.client("autoscaling")
+    autoscaling.update_auto_scaling_group(AutoScalingGroupName=GROUP, MaxSize=5, DesiredCapacity=3)
+    assert len(lab.billing()) == 3
+    lab.guard(without=only("too_many")).tick(lab.began + 60)
+    assert lab.desired() == 1
+    assert len(lab.billing()) == 1
+    with pytest.raises(autoscaling.exceptions.ClientError, match="max size:1"):
+        fleet.scale(autoscaling, GROUP, 2)
+    assert f"{GROUP} was asked for 3 machines, and its run for 1" in "".join(lab.mail())
+
+
+def test_a_run_of_several_machines_keeps_them(lab: Lab) -> None:
+    lab.launch(nodes=2)
+    lab.tick(1)
+    assert lab.desired() == 2
 
 
 def test_a_machine_outside_the_groups_is_terminated_once_it_cannot_be_a_new_one(lab: Lab) -> None:

@@ -23,6 +23,7 @@ def test_before_the_first_deploy_it_estimates_from_prices_with_source_and_date(a
     assert "spot prices: EC2's history for us-east-1, 20" in ended.said
     assert "not measured by this project" in ended.said
     assert "$0.018 an hour for disk and public address, by list prices; the budget counts them, too" in ended.said
+    assert "$0.095 an hour for checkpoints in the bucket; the budget does not count them" in ended.said
     assert "spent" not in ended.said
 
 
@@ -75,9 +76,21 @@ def test_spend_is_told_by_machine_beside_what_the_machines_tell(spent: Aws) -> N
 def test_what_stands_costs_less_than_five_cents_a_day_without_the_data(spent: Aws) -> None:
     ended = infra("cost", "--run", "r1")
     standing = ended.said.partition("while nothing runs")[2]
-    for what in ("data", "token", "guard", "alarm", "logs"):
+    for what in ("data", "token", "guard", "alarms", "logs", "log lines"):
         assert f"\n  {what}" in standing
     assert float(standing.partition(" a month, $")[2].split()[0]) <= 0.05
+
+
+def test_log_lines_that_came_in_are_paid_once_more(spent: Aws) -> None:
+    spent.client("cloudwatch").put_metric_data(
+        Namespace="AWS/Logs",
+        MetricData=[{
+            "MetricName": "IncomingBytes", "Value": 4e9,
+            "Dimensions": [{"Name": "LogGroupName", "Value": deployed.INSTALLATION.log_group}],
+        }],
+    )  # fmt: skip
+    (line,) = [line for line in infra("cost", "--run", "r1").said.splitlines() if line.startswith("  log lines")]
+    assert line.split()[-5:] == ["4.0", "GB", "$2.00", "a", "month"]
 
 
 def test_an_unknown_run_is_named_with_those_there_are(spent: Aws) -> None:

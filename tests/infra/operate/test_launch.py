@@ -52,6 +52,15 @@ def test_the_run_finds_everything_that_it_needs_in_its_spec(place: Deployed) -> 
     assert "Pricing API" in written.prices_source
 
 
+def test_nobody_can_ask_the_group_for_more_machines_than_the_run(place: Deployed) -> None:
+    assert group(place).maximum == 3
+    begin(place)
+    autoscaling = place.aws.client("autoscaling")
+    with pytest.raises(autoscaling.exceptions.ClientError, match="max size:1"):  # the one way that a machine's role has
+        autoscaling.set_desired_capacity(AutoScalingGroupName=GROUP, DesiredCapacity=2)
+    assert len(machines(place)) == 1
+
+
 def test_the_guards_stand_before_the_money_flows(place: Deployed) -> None:
     place.aws.clear_calls()
     spec = begin(place)

@@ -19,13 +19,23 @@ SECONDS = 15.0
 
 def test_where_everything_is_ready_it_says_so_quickly(installed: Aws) -> None:
     began = time.monotonic()
-    ended = infra("-c", "image_uri=registry.example/trainer:1", "preflight")
+    settings = ("-c", "image_uri=registry.example/trainer:1", "-c", "email=me@example.org")
+    ended = infra(*settings, "preflight")
     assert time.monotonic() - began < SECONDS
     assert ended.code == 0, ended.said + ended.error
     found = rows(ended.said)
     assert len(found) >= LEAST_CHECKS
     assert {state for state, _ in found.values()} <= {"ok", "not needed"}
     assert "make deploy" in ended.said
+
+
+def test_that_nobody_would_be_told_is_a_warning_and_no_failure(installed: Aws, look: Callable[..., str]) -> None:
+    said = look()
+    state, text = rows(said)["mail"]
+    assert (state, fixes(said)) == ("warning", {})
+    assert "nobody is told when the guard acts or fails" in text
+    assert "resnet-spot:email" in text
+    assert rows(look(email="me@example.org"))["mail"][0] == "ok"
 
 
 def test_in_a_fresh_account_everything_that_lacks_is_told_at_once_with_one_command_each(aws: Aws) -> None:

@@ -58,7 +58,7 @@ def offer(lab: Lab) -> tuple[str, tuple[str, ...]]:
 
 def test_market_and_types_change_and_leave_the_rest(lab: Lab) -> None:
     autoscaling = lab.client("autoscaling")
-    fleet.offer(autoscaling, GROUP, "on-demand", ["g6e.xlarge", "g5.2xlarge"])
+    fleet.offer(autoscaling, GROUP, "on-demand", ["g6e.xlarge", "g5.2xlarge"], 2)
     assert offer(lab) == ("on-demand", ("g6e.xlarge", "g5.2xlarge"))
     fleet.use_market(autoscaling, GROUP, "spot")
     assert offer(lab) == ("spot", ("g6e.xlarge", "g5.2xlarge"))
@@ -66,6 +66,19 @@ def test_market_and_types_change_and_leave_the_rest(lab: Lab) -> None:
     fleet.scale(autoscaling, GROUP, 1)
     (machine,) = lab.machines()
     assert (machine.type, machine.market) == ("g6e.xlarge", "on-demand")
+
+
+def test_a_group_never_has_more_machines_than_its_run_asked_for(lab: Lab) -> None:
+    autoscaling = lab.client("autoscaling")
+    fleet.offer(autoscaling, GROUP, "spot", ["g6.xlarge"], 1)
+    fleet.scale(autoscaling, GROUP, 1)
+    with pytest.raises(autoscaling.exceptions.ClientError, match=r"must be between .* max size:1"):
+        fleet.scale(autoscaling, GROUP, 2)  # as a machine may try with its role
+    assert len(lab.billing()) == 1
+    fleet.scale_to_zero(autoscaling, GROUP)
+    fleet.offer(autoscaling, GROUP, "spot", ["g6.xlarge"], 2)
+    fleet.scale(autoscaling, GROUP, 2)
+    assert len(lab.billing()) == 2
 
 
 def test_a_group_whose_minimum_was_raised_by_hand_still_goes_to_0(lab: Lab) -> None:

@@ -64,7 +64,7 @@ def test_nothing_that_bills_by_the_hour_is_deployed(variant: str) -> None:
     training = stacks(variant).training
     assert {found["Type"].removeprefix("AWS::") for found in training.template["Resources"].values()} <= allowed
     assert all(endpoint["VpcEndpointType"] == "Gateway" for endpoint in training.all("EC2::VPCEndpoint").values())
-    assert len(training.all("CloudWatch::Alarm")) == 1
+    assert len(training.all("CloudWatch::Alarm")) == 4  # 10 cents a month each
 
 
 def test_three_public_subnets_reach_s3_without_the_internet() -> None:
@@ -247,12 +247,38 @@ def test_the_guard_is_told_what_to_watch() -> None:
 
 
 def test_a_guard_that_fails_or_does_not_run_for_five_minutes_is_told() -> None:
-    alarm = stacks().training.one("CloudWatch::Alarm")
+    alarm = stacks().training.one("CloudWatch::Alarm", "Guard")
     assert (alarm["Namespace"], alarm["MetricName"], alarm["Statistic"]) == ("AWS/Lambda", "Errors", "Sum")
     assert (alarm["Period"], alarm["EvaluationPeriods"], alarm["Threshold"]) == (60, 5, 1)
     assert alarm["TreatMissingData"] == "missing"  # to INSUFFICIENT_DATA, where a new alarm begins
     assert flat(alarm["AlarmActions"]) == flat(alarm["InsufficientDataActions"]) == ["<Topic>"]
     assert flat(alarm["Dimensions"]) == [{"Name": "FunctionName", "Value": "<GuardFunction>"}]
+
+
+@pytest.mark.parametrize(
+    ("alarm", "metric", "dimensions", "period", "most"),
+    [
+        ("MoneyLogs", "AWS/Logs IncomingBytes Sum", {"LogGroupName": "<RunLogs>"}, 300, 100e6),
+        (
+            "MoneyBucketSize", "AWS/S3 BucketSizeBytes Average",
+            {"BucketName": "bucket-name", "StorageType": "StandardStorage"}, 86400, 3e12,
+        ),
+        (
+            "MoneyBucketObjects", "AWS/S3 NumberOfObjects Average",
+            {"BucketName": "bucket-name", "StorageType": "AllStorageTypes"}, 86400, 2e6,
+        ),
+    ],
+)  # fmt: skip
+def test_money_beside_machines_is_told(
+    alarm: str, metric: str, dimensions: dict[str, str], period: int, most: float
+) -> None:
+    found = stacks().training.one("CloudWatch::Alarm", alarm)
+    assert f"{found['Namespace']} {found['MetricName']} {found['Statistic']}" == metric
+    assert {one["Name"]: flat(one["Value"]) for one in found["Dimensions"]} == dimensions
+    assert (found["Period"], found["EvaluationPeriods"], found["Threshold"]) == (period, 1, most)
+    assert (found["ComparisonOperator"], found["TreatMissingData"]) == ("GreaterThanThreshold", "ignore")
+    assert flat(found["AlarmActions"]) == ["<Topic>"]
+    assert "InsufficientDataActions" not in found  # a day without data is no news
 
 
 def test_mail_is_sent_only_where_an_address_is_given() -> None:
