@@ -34,7 +34,7 @@ SILENT_MINUTES = 5  # after so long with errors, or without any guard, the alarm
 # Money beside machines. An alarm mails, and ends nothing: nobody but you can tell what may go.
 LOG_BYTES = 100_000_000  # in 5 minutes: 60 cents an hour. A run writes less than 1 MB
 BUCKET_BYTES = 3_000_000_000_000  # 69 dollars a month. ImageNet and a run that never ends have 2.7 TB, see docs/aws.md
-BUCKET_OBJECTS = 2_000_000  # with old versions; 10 dollars of requests. A run that never ends has them after seven months
+BUCKET_OBJECTS = 2_000_000  # with old versions; 10 dollars of requests. A run that never ends has them in 7 months
 
 
 def topic(scope: Construct, installation: Installation) -> sns.Topic:

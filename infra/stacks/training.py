@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import aws_cdk as cdk
 from aws_cdk import aws_logs as logs
+from aws_cdk import aws_sns as sns
 from constructs import Construct
 
 from infra.config import Installation, Output, Tag
@@ -66,15 +67,7 @@ class TrainingStack(cdk.Stack):
                 role=roles.machine,
                 environment={**environment, "RUN_ROLE": roles.run.role_arn},
             ).node.add_dependency(roles.assume)  # no machine is there before it may take on its run's role
-        guards.GuardFunction(
-            self,
-            installation=installation,
-            arns=arns,
-            log_group=guard_logs,
-            topic=topic,
-            bucket_name=storage.bucket_name,
-        )
-        guards.MoneyAlarms(self, log_group=run_logs, topic=topic, bucket_name=storage.bucket_name)
+        self._add_watchers(arns, topic, storage.bucket_name, run_logs, guard_logs)
         schedules = guards.StopSchedules(self, installation=installation, arns=arns)
 
         cdk.Tags.of(self).add(Tag.INSTALLATION, installation.name)
@@ -84,6 +77,24 @@ class TrainingStack(cdk.Stack):
             (Output.SCHEDULER_ROLE, schedules.role.role_arn, "with which a schedule sets a group to 0"),
         ):
             cdk.CfnOutput(self, name, value=value, description=description)
+
+    def _add_watchers(
+        self,
+        arns: permissions.Arns,
+        topic: sns.Topic,
+        bucket_name: str,
+        run_logs: logs.LogGroup,
+        guard_logs: logs.LogGroup,
+    ) -> None:
+        guards.GuardFunction(
+            self,
+            installation=arns.installation,
+            arns=arns,
+            log_group=guard_logs,
+            topic=topic,
+            bucket_name=bucket_name,
+        )
+        guards.MoneyAlarms(self, log_group=run_logs, topic=topic, bucket_name=bucket_name)
 
     def _log_group(self, id: str, name: str) -> logs.LogGroup:
         return logs.LogGroup(

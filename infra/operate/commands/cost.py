@@ -88,8 +88,8 @@ def estimate_document(spec: Spec, offered: Sequence[Estimate]) -> dict[str, Any]
     """What `--json` prints of an estimate. Fields are added, never renamed."""
     return {
         "recipe": spec.recipe, "data": spec.data, "market": spec.market, "budget_usd": spec.budget_usd,
-        "hours": spec.hours, "extras_usd_per_hour": spec.extras_usd_per_hour, "bucket_usd_per_hour": bucket_usd_per_hour(spec),
-        "prices_source": spec.prices_source,
+        "hours": spec.hours, "extras_usd_per_hour": spec.extras_usd_per_hour,
+        "bucket_usd_per_hour": bucket_usd_per_hour(spec), "prices_source": spec.prices_source,
         "types": [asdict(one) for one in offered],
     }  # fmt: skip
 
@@ -189,9 +189,7 @@ def standing(aws: Aws, installation: Installation) -> list[Kept]:
         Kept("guard", installation.guard_function, "a tick a minute", guard),
         Kept("alarms", "guard, log lines, bucket", f"{ALARMS} of them", ALARMS * ALARM_USD_PER_MONTH),
         Kept("logs", installation.log_group, size(stored), stored / 1e9 * LOGS_USD_PER_GB_MONTH),
-        Kept(
-            "log lines", f"new in the last {INGESTED_DAYS} days", size(came_in), came_in / 1e9 * INGESTED_USD_PER_GB
-        ),
+        Kept("log lines", f"new in the last {INGESTED_DAYS} days", size(came_in), came_in / 1e9 * INGESTED_USD_PER_GB),
     ]
 
 
