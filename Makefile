@@ -17,7 +17,7 @@ STORE  ?= out
 SCRATCH ?= .scratch
 ARGS   ?=
 IMAGE  ?= resnet-spot
-BASE   ?= python:3.11-slim-bookworm
+BASE   ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
 INFRA  := .venv-infra
@@ -68,7 +68,7 @@ checkpoints: $(VENV)/.trainer ## list the checkpoints of RUN=; ARGS=verify check
 
 .PHONY: image
 image: ## build the container image (BASE= another base with Python 3.11)
-	docker build --build-arg "BASE=$$BASE" --build-arg "COMMIT=$$(git rev-parse HEAD 2>/dev/null)" -t "$$IMAGE" .
+	docker build $${BASE:+--build-arg "BASE=$$BASE"} --build-arg "COMMIT=$$(git rev-parse HEAD 2>/dev/null)" -t "$$IMAGE" .
 
 .PHONY: docker-train
 docker-train: ## train in the image, on all GPUs where there are any; results in STORE= (a folder, or s3://)
