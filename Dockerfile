@@ -24,7 +24,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     HOME=/scratch \
-    TRAINER_SCRATCH_DIR=/scratch
+    TRAINER_SCRATCH_DIR=/scratch \
+    TORCHINDUCTOR_CACHE_DIR=/scratch/torchinductor
 USER 10001:10001
 WORKDIR /app
 COPY trainer/ /app/trainer/
