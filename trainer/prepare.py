@@ -158,7 +158,7 @@ def _prepare(options: Options, store: ObjectStore, run: PrepareRun | None = None
     from trainer.data.making.revision.manifest import SOURCES, SourceMemory
     from trainer.store import naming_the_fix
 
-    for lack in store.probe("datasets/probe"):
+    for lack in store.probe("datasets/probe", creates=True):
         say(f"note: {lack}")
     scratch = os.environ.get(RunEnv.variable("scratch_dir"))
     with naming_the_fix(f"the data {options.data}, or the store {store.uri},"):
