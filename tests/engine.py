@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
@@ -23,6 +24,10 @@ from tests import PATIENCE, ROOT
 BASE = "resnet-spot-test-base:bookworm"
 IMAGE = "resnet-spot-test:latest"
 LABEL = "resnet-spot.test"
+WALLS: dict[str, Any] = {  # as infra/boot/run has them; test_boot_constants.py compares
+    "cap_drop": ["ALL"], "security_opt": ["no-new-privileges"], "read_only": True, "shm_size": "1g",
+    "tmpfs": {"/tmp": "exec,mode=1777,size=4g"}, "pids_limit": 4096,
+}  # fmt: skip
 STOP_SECONDS = 100  # the grace that the machine's boot gives a container
 
 
@@ -133,7 +138,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run_container(engine: docker.DockerClient, image: str, compiled: Path) -> Iterator[Callable[..., Container]]:
-    """Start the image on the host's network: run_container("digits", "--epochs", "1", TRAINER_STORE="s3://…").
+    """Start the image within the walls that it has on AWS, but on the host's network, where the emulators are:
+    run_container("digits", "--epochs", "1", TRAINER_STORE="s3://…").
 
     `entrypoint=` runs something else in it. Containers are removed at the end of the test.
     """
@@ -145,10 +151,11 @@ def run_container(engine: docker.DockerClient, image: str, compiled: Path) -> It
             list(arguments),
             entrypoint=entrypoint,
             environment={"AWS_EC2_METADATA_DISABLED": "true", "NUMBA_CACHE_DIR": "/compiled"} | environment,
-            volumes={str(compiled): {"bind": "/compiled", "mode": "rw"}},
+            volumes=[f"{compiled}:/compiled", "/scratch"],
             network_mode="host",
             labels={LABEL: "yes"},
             detach=True,
+            **WALLS,
         )
         started.append(container)
         return Container(container)

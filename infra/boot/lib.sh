@@ -18,6 +18,7 @@ export AWS_DEFAULT_REGION="$REGION" AWS_RETRY_MODE=standard AWS_METADATA_SERVICE
 : "${CRASH_SECONDS:=10}"        # pause after a crash
 : "${INTERRUPTED_SECONDS:=180}" # pause after an interruption without a notice
 : "${GONE_SECONDS:=600}"        # pause after an interruption with a notice: AWS takes the machine before its end
+: "${CREDENTIALS_SECONDS:=120}"  # for so long a start waits for the container's credentials
 : "${LEASE_SECONDS:=60}"        # pause while another trainer holds the run
 
 aws() { timeout 30 aws --cli-connect-timeout 5 --cli-read-timeout 15 "$@"; }

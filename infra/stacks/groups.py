@@ -7,8 +7,10 @@ A group has no machine until `launch` asks for one, so a deploy never waits for 
 from __future__ import annotations
 
 import base64
-import gzip
+import io
 import json
+import lzma
+import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from infra.stacks.network import Network
 from trainer.contract import UserError
 
 BOOT = ROOT / "infra/boot"
+ARCHIVE = "/opt/resnet-spot/boot.tar.xz"
 ROOT_DEVICE = "/dev/sda1"
 USER_DATA_BYTES = 16384  # EC2's limit, before base64
 VALUES_BYTES = 1500  # reserved for the values that CloudFormation fills into /etc/resnet-spot.env: ARNs, names, image
@@ -50,7 +53,7 @@ class MachineKind:
             types=installation.instance_types,
             max_machines=int(installation.max_nodes),
             disk_gib=int(installation.disk_gib),
-            docker_options="--gpus all --ipc=host",
+            docker_options="--gpus all",
         )
 
     @classmethod
@@ -149,7 +152,7 @@ class MachineGroup(Construct):
                 user_data=cdk.Fn.base64(user_data),
                 metadata_options=template.MetadataOptionsProperty(
                     http_tokens="required",
-                    http_put_response_hop_limit=2,
+                    http_put_response_hop_limit=1,  # no container on a network of its own gets an answer
                     instance_metadata_tags="enabled",  # the machine reads its run and its deadline there
                 ),
                 network_interfaces=[
@@ -180,25 +183,31 @@ class MachineGroup(Construct):
 
 
 def user_data(environment: Mapping[str, str], boot: Path = BOOT) -> str:
-    """The machine's cloud-init instructions: write `infra/boot/` and the environment, then run `install`.
+    """The machine's cloud-init instructions: unpack `infra/boot/`, write the environment, then run `install`.
 
     They are written as JSON, which is valid YAML.
     """
-    files = [
-        {
-            "path": f"/opt/resnet-spot/{file.name}",
-            "permissions": "0755",
-            "encoding": "gz+b64",
-            "content": base64.b64encode(gzip.compress(file.read_bytes(), mtime=0)).decode(),
-        }
-        for file in sorted(boot.iterdir())
-        if file.is_file()
-    ]
     lines = "".join(f"{name}={value}\n" for name, value in environment.items())
-    files.append({"path": "/etc/resnet-spot.env", "permissions": "0644", "content": lines})
-    text = "#cloud-config\n" + json.dumps({"write_files": files, "runcmd": [["/opt/resnet-spot/install"]]})
+    files = [
+        {"path": ARCHIVE, "encoding": "b64", "content": base64.b64encode(archive(boot)).decode()},
+        {"path": "/etc/resnet-spot.env", "permissions": "0644", "content": lines},
+    ]
+    unpack = ["python3", "-m", "tarfile", "--extract", ARCHIVE, "/opt/resnet-spot"]
+    text = "#cloud-config\n" + json.dumps({"write_files": files, "runcmd": [unpack, ["/opt/resnet-spot/install"]]})
     if (size := len(text) + VALUES_BYTES) > USER_DATA_BYTES:
         raise UserError(
             f"the files in {boot} make {size} bytes of user data, and EC2 takes {USER_DATA_BYTES}: shorten them"
         )
     return text
+
+
+def archive(boot: Path) -> bytes:
+    """The files of a folder, in one archive, so that they are packed together. The same files make the same bytes."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for file in sorted(boot.iterdir()):
+            if file.is_file():
+                member = tarfile.TarInfo(file.name)
+                member.size, member.mode = file.stat().st_size, 0o755
+                tar.addfile(member, io.BytesIO(file.read_bytes()))
+    return lzma.compress(packed.getvalue(), preset=9 | lzma.PRESET_EXTREME)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import tyro
 
 from trainer.contract import Exit, RunEnv, UserError
-from trainer.text import forgive_output, tell
+from trainer.text import forgive_output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
     from trainer.store import StoreError, open_store
 
     try:
-        tell(summary_text(write_report(open_store(options.store), options.run_id)))
+        print(summary_text(write_report(open_store(options.store), options.run_id)))
     except UserError as error:
-        tell(error, sys.stderr)
+        print(error, file=sys.stderr)
         return Exit.USER
     except StoreError as error:  # a fault of the store, not of the user
-        tell(error, sys.stderr)
+        print(error, file=sys.stderr)
         return 1
     return Exit.FINISHED
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from trainer.text import show_lines, show_time_left, tell
+from trainer.text import show_time_left
 
 
 class Console:
@@ -67,9 +67,9 @@ class Console:
         """A line that stays, above the bar on a terminal."""
         with suppress(OSError):
             if self.live:
-                tqdm.write(show_lines(line), file=sys.stderr)
+                tqdm.write(line, file=sys.stderr)
             elif self.speaks:
-                tell(line, sys.stderr)
+                print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self.bar is not None:

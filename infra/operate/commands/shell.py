@@ -10,7 +10,6 @@ import sys
 from infra.config import Installation
 from infra.operate.command_line import CommandLine
 from infra.operate.session import Aws, explained
-from infra.operate.terminal import show_line
 from infra.run import fleet
 from trainer.contract import UserError
 
@@ -45,6 +44,6 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     machine = choose_machine(machines, options.instance)
     running = [other.id for other in machines if other.state == "running"]
     others = f" (of {len(running)}: {', '.join(running)}; --instance chooses)" if len(running) > 1 else ""
-    show_line(f"{machine.id}: {machine.type} in {machine.zone}{others}; the log: sudo journalctl -f; leave: exit")
+    print(f"{machine.id}: {machine.type} in {machine.zone}{others}; the log: sudo journalctl -f; leave: exit")
     sys.stdout.flush()
     os.execvp("aws", ["aws", "ssm", "start-session", "--target", machine.id, "--region", aws.region])

@@ -28,7 +28,6 @@ from infra.operate.terminal import (
     display,
     display_json,
     next_commands,
-    show_line,
     styled,
     table,
 )  # fmt: skip
@@ -157,7 +156,7 @@ def shown(state: RunState) -> RenderableType:
 
 def show_standing(aws: Aws, installation: Installation, bucket: ExplainedBucket) -> None:
     """Show what is deployed and costs money while nothing runs."""
-    show_line("\nno machine runs; these things bill by the month:")
+    print("\nno machine runs; these things bill by the month:")
     print_kept([*kept_image(aws, installation), *kept_data(bucket, installation)])
 
 
@@ -253,7 +252,7 @@ def show_nothing(
     if as_json:
         display_json({"run": None, "state": "none", "message": why})
         return
-    show_line(why)
+    print(why)
     if bucket:
         show_standing(aws, installation, bucket)
     else:

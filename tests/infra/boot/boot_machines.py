@@ -1,7 +1,8 @@
 """Machines that boot: a container with systemd and a Docker engine of its own, on which infra/boot is installed.
 
-AWS, the metadata service and the registry are those of tests/emulator, over loopback. What an AMI and the kernel do is
-in the folder boot_machine/. A machine that has powered off is a container that has ended, and can be started again.
+AWS, the metadata service and the registry are those of tests/emulator, behind a network of the machine's own. What an
+AMI, the kernel and that network do is in the folder boot_machine/. A machine that has powered off is a container that
+has ended, and can be started again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import docker
 import pytest
@@ -31,7 +33,9 @@ STAND_INS = Path(__file__).with_name("boot_machine")
 MACHINE_IMAGE = "resnet-spot-test-machine:bookworm"
 UP = ("running", "degraded")
 PATIENCE_SECONDS = 300  # of a machine that shares two cores with other machines, each of which starts many processes
-ECR = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"  # is 127.0.0.1 on the machines
+ECR = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
+OUTSIDE = "10.9.0.1"  # the address of the emulators, and of that registry, on the machines
+METADATA = "169.254.169.254"
 DEADLINE = f"/latest/meta-data/tags/instance/{Tag.DEADLINE}"
 RUN = f"/latest/meta-data/tags/instance/{Tag.RUN}"
 CANARY = "hf_canaryCANARYcanary0123456789"
@@ -129,8 +133,8 @@ class Machine:
         (self.scratch / "plan").write_text("\n".join(plan) + "\n")
         self.container = self.engine.containers.create(
             MACHINE_IMAGE, cap_add=CAPABILITIES, device_cgroup_rules=["a *:* rwm"], network_mode="host", tty=True,
-            security_opt=["seccomp=unconfined", "apparmor=unconfined"],
-            tmpfs={"/run": "", "/run/lock": ""}, extra_hosts={ECR: "127.0.0.1"}, labels={LABEL: "yes"},
+            security_opt=["seccomp=unconfined", "apparmor=unconfined"], environment={"RELAYS": self._relays()},
+            tmpfs={"/run": "", "/run/lock": ""}, extra_hosts={ECR: OUTSIDE}, labels={LABEL: "yes"},
             volumes=[f"{self.folder}:/opt/dlami/nvme", "/var/lib/docker"],
         )  # fmt: skip
         self._write_files()
@@ -149,18 +153,26 @@ class Machine:
         self.container.kill()
         self.wait_until_off()
 
+    @property
+    def registry(self) -> str:
+        return self.image.partition("/")[0]
+
+    def _relays(self) -> str:
+        aws, registry = urlsplit(self.aws.endpoint).port, self.registry.partition(":")[2]
+        ports = {f"{METADATA}:80": urlsplit(self.imds.endpoint).port, f"{OUTSIDE}:{aws}": aws}
+        return " ".join(f"{one}={port}" for one, port in (ports | {f"{OUTSIDE}:{registry}": registry}).items())
+
     def _write_files(self) -> None:
         assert self.container is not None
-        registry = self.image.partition("/")[0]
-        daemon = {"bridge": "none", "iptables": False, "ip6tables": False, "insecure-registries": [registry]}
+        daemon = {"insecure-registries": [self.registry]}
         environment = {
             "INSTALLATION": self.installation.name, "STORE": "s3://bucket", "LOG_GROUP": self.installation.log_group,
             "IMAGE": self.image, "SECRET": self.installation.secret_name, "REGION": REGION, "KIND": self.kind,
-            "GPU": "", "AWS_ENDPOINT_URL": self.aws.endpoint,
-            "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"{self.imds.endpoint}/",  # Debian's CLI wants the slash
+            "RUN_ROLE": f"arn:aws:iam::{ACCOUNT}:role/{self.kind}-run", "GPU": "",
+            "AWS_ENDPOINT_URL": f"http://{OUTSIDE}:{urlsplit(self.aws.endpoint).port}",
         } | NO_WAITS | self.settings  # fmt: skip
         files = (
-            {f"opt/resnet-spot/{path.name}": path.read_bytes() for path in BOOT.iterdir()}
+            {f"opt/resnet-spot/{path.name}": path.read_bytes() for path in BOOT.iterdir() if path.is_file()}
             | {
                 "etc/resnet-spot.env": "".join(f"{name}={value}\n" for name, value in environment.items()).encode(),
                 "etc/docker/daemon.json": json.dumps(daemon).encode(),

@@ -9,10 +9,12 @@ It can only have become 0 before, since the scripts end with the machine.
 from __future__ import annotations
 
 import json
+import time
+from datetime import datetime
 
 import pytest
 
-from tests.infra.boot.boot_machines import CANARY, DEADLINE, ECR, Machine
+from tests.infra.boot.boot_machines import CANARY, DEADLINE, ECR, Machine, poll
 
 pytestmark = pytest.mark.engine
 SPY = "while :; do cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ >>/var/tmp/seen; sleep 0.02; done"
@@ -22,11 +24,16 @@ LOST = "InternalServiceError"  # with status 400, at which the CLI itself does n
 def test_a_run_that_finishes_leaves_no_machine_and_its_token_is_nowhere_but_in_the_container_s_file(
     machine: Machine,
 ) -> None:
-    machine.launched(arguments=("rn50", "--note", 'it\'s $HOME "here"'))
+    machine.launched(arguments=("rn50", "--note", 'it\'s $HOME "here"'), data="ILSVRC/imagenet-1k")
     machine.aws.fault("secretsmanager.GetSecretValue", LOST, "lost", times=1)
+    machine.aws.fault("sts.AssumeRole", LOST, "no role", times=1)
+    machine.settings["RENEW_SECONDS"] = "1"
     machine.boot("hold 0", spy=SPY)
     machine.wait_for_life(1)
     seen = machine.sh("docker inspect resnet-spot; docker history --no-trunc $(docker images -q); cat /var/tmp/seen")
+    handed = "docker exec resnet-spot cat /run/handover/credentials.json"
+    first = machine.sh(handed)
+    poll("the credentials are renewed", lambda: machine.sh(handed) != first)
     login = json.loads(machine.sh("cat /run/resnet-spot/docker/config.json"))
     machine.let_go(1)
     machine.wait_until_off()
@@ -39,12 +46,18 @@ def test_a_run_that_finishes_leaves_no_machine_and_its_token_is_nowhere_but_in_t
     assert {name: value for name, value in environ.items() if name.startswith("TRAINER_")} == {
         "TRAINER_STORE": "s3://bucket",
         "TRAINER_RUN_ID": machine.run,
-        "TRAINER_DATA": "s3://bucket/datasets/d/1",
+        "TRAINER_DATA": "ILSVRC/imagenet-1k",
         "TRAINER_SCRATCH_DIR": "/scratch",
+        "TRAINER_HANDOVER_DIR": "/run/handover",
         "TRAINER_SECRETS_DIR": "/run/secrets",
         "TRAINER_DEADLINE": str(int(machine.imds.documents[DEADLINE]) - 120),
         "TRAINER_IMAGE": machine.image,
     }
+    credentials = json.loads(first)
+    assert credentials["Version"] == 1
+    assert 3000 < datetime.fromisoformat(credentials["Expiration"]).timestamp() - time.time() < 3600
+    assert [line for line in machine.log("boot") if "credentials cannot be renewed" in line and "no role" in line]
+    assert [line for line in machine.log("boot") if "credentials are renewed again" in line]
     assert (machine.scratch / "uid.1").read_text() == "10001\n"
     assert " tmpfs ro," in (machine.scratch / "mounts.1").read_text()
     assert machine.log("1") == ["life 1: hold 0"]
@@ -62,12 +75,14 @@ def test_a_run_that_finishes_leaves_no_machine_and_its_token_is_nowhere_but_in_t
 def test_an_interrupted_run_goes_on_but_not_on_a_machine_that_is_reclaimed_and_a_reboot_lets_it_save(
     machine: Machine,
 ) -> None:
-    machine.launched().boot("exit 75", "hold 75", "serve", "exit 0")
+    machine.launched().boot("exit 75", "serve", "serve", "exit 0")
     machine.wait_for_life(2)
     machine.imds.set_notice()
-    machine.let_go(2)
     machine.wait_for("this machine is reclaimed")
+    assert (machine.scratch / "saved.2").exists()
     assert (machine.lives(), machine.desired()) == (2, 1)
+    assert "secretsmanager.GetSecretValue" not in machine.aws.calls()  # its data are in the bucket
+    assert (machine.scratch / "secrets.2").read_text() == ""
 
     machine.cut_power()  # as the reclaim does; only that this one comes back
     machine.imds.documents = {path: text for path, text in machine.imds.documents.items() if "/spot/" not in path}
@@ -106,7 +121,7 @@ def test_a_crash_loop_ends_the_run_after_four_starts_which_a_power_cut_does_not_
 def test_an_image_or_a_token_that_cannot_be_fetched_counts_as_a_crash(machine: Machine) -> None:
     machine.image = machine.image[:-4] + "0000"
     machine.files["var/lib/resnet-spot/starts"] = b"2\n"  # after two crashes
-    machine.launched().aws.fault("secretsmanager.GetSecretValue", LOST, times=3)
+    machine.launched(data="").aws.fault("secretsmanager.GetSecretValue", LOST, times=3)
     machine.boot("serve")
     machine.wait_until_off()
     failed = machine.failed()

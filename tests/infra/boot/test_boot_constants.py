@@ -9,6 +9,7 @@ import pytest
 
 from infra.config import CONTEXT_PREFIX, ROOT, Tag
 from infra.guard import rules
+from tests.engine import WALLS
 from trainer.contract import DRAIN_SECONDS, RunEnv
 
 BOOT = ROOT / "infra/boot"
@@ -50,7 +51,20 @@ def test_the_guard_is_more_patient_than_boot() -> None:
     assert default("IDENTIFY_SECONDS") < rules.BOOT_SECONDS
 
 
-@pytest.mark.parametrize("file", [BOOT / "run", BOOT / "scratch", ROOT / "Dockerfile"], ids=lambda path: path.name)
+def test_the_shipped_image_is_tested_within_the_walls_that_it_has_on_a_machine() -> None:
+    options = (BOOT / "run").read_text().replace(" \\\n", " ")
+    (tmpfs,) = WALLS["tmpfs"].items()
+    for option in (
+        f"--cap-drop {WALLS['cap_drop'][0]} --security-opt {WALLS['security_opt'][0]} ",
+        f"--read-only --tmpfs {':'.join(tmpfs)} --shm-size {WALLS['shm_size']} ",
+        f"--pids-limit {WALLS['pids_limit']} --ulimit core=0 ",
+    ):
+        assert option in re.sub(" +", " ", options)
+
+
+@pytest.mark.parametrize(
+    "file", [BOOT / "run", BOOT / "scratch", BOOT / "handover.py", ROOT / "Dockerfile"], ids=lambda path: path.name
+)
 def test_the_containers_user_is_the_same_everywhere(file: Path) -> None:
     assert set(re.findall(r"\b1\d{4}\b", file.read_text())) == {"10001"}
 

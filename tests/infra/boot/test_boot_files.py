@@ -12,7 +12,7 @@ import pytest
 from tests.engine import LABEL
 from tests.infra.boot.boot_machines import BOOT, CAPABILITIES
 
-SCRIPTS = sorted(path.name for path in BOOT.iterdir() if path.suffix != ".service")
+SCRIPTS = sorted(path.name for path in BOOT.iterdir() if path.is_file() and path.suffix[1:] not in ("service", "py"))
 NO_DISK = "/var/lib/resnet-spot/scratch"
 DISK = "/opt/dlami/nvme/scratch"
 

@@ -87,7 +87,7 @@ def test_a_machine_has_no_key_an_encrypted_disk_and_metadata_only_with_a_token(m
     assert "KeyName" not in data
     assert data["MetadataOptions"] == {
         "HttpTokens": "required",
-        "HttpPutResponseHopLimit": 2,
+        "HttpPutResponseHopLimit": 1,
         "InstanceMetadataTags": "enabled",
     }
     (disk,) = data["BlockDeviceMappings"]

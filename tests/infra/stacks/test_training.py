@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import gzip
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -186,14 +187,16 @@ def test_what_runs_and_what_it_leaves_behind_bears_the_tag_of_the_installation()
 @pytest.mark.parametrize("machine", ["Train", "Prepare"])
 def test_the_user_data_carries_every_file_of_the_boot_and_installs_it(machine: str) -> None:
     config = cloud_config(machine)
-    carried = {
-        file["path"]: gzip.decompress(base64.b64decode(file["content"]))
-        for file in config["write_files"]
-        if file.get("encoding") == "gz+b64" and file["permissions"] == "0755"
-    }
-    boot = ROOT / "infra" / "boot"
-    assert carried == {f"/opt/resnet-spot/{file.name}": file.read_bytes() for file in boot.iterdir()}
-    assert config["runcmd"] == [["/opt/resnet-spot/install"]]
+    packed = config["write_files"][0]
+    assert packed["encoding"] == "b64"
+    unpack, install = config["runcmd"]
+    assert unpack == ["python3", "-m", "tarfile", "--extract", packed["path"], "/opt/resnet-spot"]
+    assert install == ["/opt/resnet-spot/install"]
+    with tarfile.open(fileobj=io.BytesIO(base64.b64decode(packed["content"]))) as tar:
+        carried = {one.name: (one.mode, tar.extractfile(one)) for one in tar}
+        found = {name: (mode, file.read()) for name, (mode, file) in carried.items() if file}
+    boot = [file for file in (ROOT / "infra" / "boot").iterdir() if file.is_file()]
+    assert found == {file.name: (0o755, file.read_bytes()) for file in boot}
     assert config.keys() == {"write_files", "runcmd"}
 
 
@@ -210,7 +213,7 @@ def test_the_machines_are_told_what_the_boot_reads() -> None:
         "SECRET": "SECRET",
         "REGION": "<AWS::Region>",
     }
-    assert train == {**shared, "KIND": "train", "GPU": "--gpus all --ipc=host", "RUN_ROLE": "<TrainRunRole.Arn>"}
+    assert train == {**shared, "KIND": "train", "GPU": "--gpus all", "RUN_ROLE": "<TrainRunRole.Arn>"}
     assert prepare == {**shared, "KIND": "prepare", "GPU": "", "RUN_ROLE": "<PrepareRunRole.Arn>"}
 
 

@@ -1,0 +1,53 @@
+"""What somebody who got into the container can reach: attacks from inside, on a machine that has booted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.infra.boot.boot_machines import METADATA, Machine
+
+pytestmark = pytest.mark.engine
+ASK = f"docker exec resnet-spot sh -c 'echo GET / HTTP/1.0 | nc -w 3 {METADATA} 80'"
+RULE = f"DOCKER-USER --destination {METADATA} --jump REJECT"
+LARGE = b"{" + b" " * (1 << 20) + b"}"
+
+
+def test_the_container_reaches_aws_but_neither_the_metadata_service_nor_the_machine(machine: Machine) -> None:
+    machine.launched().boot("hold 0")
+    machine.wait_for_life(1)
+    walls = dict(line.split(": ", 1) for line in (machine.scratch / "walls.1").read_text().splitlines())
+    kib = int(machine.sh("sed -n 's/^MemTotal: *//p' /proc/meminfo").split()[0])
+    assert walls.pop("AWS").startswith("HTTP/1.")
+    assert walls == {
+        "metadata service": f"nc: can't connect to remote host ({METADATA}): Connection refused",
+        "interfaces": "eth0 lo",
+        "writes its root": "no",
+        "writes what it is handed": "no",
+        "runs what it writes to /tmp": "yes",  # as torch.compile does
+        "processes": "4096",
+        "core": "0",
+        "shared memory": str(1 << 20),
+        "capabilities": "0000000000000000",
+        "memory": str((kib - (1 << 20)) * 1024 // 4096 * 4096),
+    }
+    machine.sh(f"iptables --delete {RULE}")  # without the wall the same attack gets an answer
+    assert "401" in machine.sh(ASK)
+    machine.let_go(1)
+    machine.wait_until_off()
+
+
+def test_without_the_wall_no_container_starts_and_a_file_that_is_too_large_is_not_read(machine: Machine) -> None:
+    machine.files["var/lib/resnet-spot/starts"] = b"3\n"  # after three crashes
+    daemon = {"insecure-registries": [machine.registry], "iptables": False}  # so there is no chain for the wall
+    machine.files["etc/docker/daemon.json"] = json.dumps(daemon).encode()
+    machine.launched()
+    machine.aws.client("s3").put_object(Bucket="bucket", Key=f"checkpoints/{machine.run}/HEAD.json", Body=LARGE)
+    machine.boot("serve")
+    machine.wait_until_off()
+    failed = machine.failed()
+    assert failed is not None
+    assert "the metadata service cannot be closed to the container: iptables: No chain" in failed["message"]
+    assert (machine.lives(), machine.desired()) == (0, 0)
+    assert "HEAD.json: bytes 0-1048575/1048578" in machine.console()
