@@ -1,6 +1,7 @@
 # The trainer's image: the locked packages, then trainer/ and nothing else of the repository (.dockerignore).
 # The base may be any Debian with Python >= 3.11 and its venv module: --build-arg BASE=…
-ARG BASE=python:3.11-slim-bookworm
+# The digest makes it the same base for everybody. To renew it: docker buildx imagetools inspect python:3.11-slim-bookworm
+ARG BASE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 FROM ${BASE}
 
 # torch.compile: Triton builds its launchers with gcc and Python.h, inductor its CPU kernels with g++.
@@ -23,7 +24,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     HOME=/scratch \
-    TRAINER_SCRATCH_DIR=/scratch
+    TRAINER_SCRATCH_DIR=/scratch \
+    TORCHINDUCTOR_CACHE_DIR=/scratch/torchinductor
 USER 10001:10001
 WORKDIR /app
 COPY trainer/ /app/trainer/

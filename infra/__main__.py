@@ -15,7 +15,7 @@ import boto3
 
 from infra.operate.command_line import CommandLine
 from infra.operate.session import Aws, AwsError, ExitCode, load_installation
-from infra.run.values import printable
+from infra.operate.terminal import show_line, show_traceback
 from trainer.contract import UserError
 
 COMMANDS = (
@@ -54,17 +54,18 @@ def main() -> int:
         region = os.environ.get("AWS_REGION") or None  # boto3 alone reads only AWS_DEFAULT_REGION
         return int(options.run(Aws(boto3.Session(region_name=region)), installation, options))
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        show_line(f"error: {error}", file=sys.stderr)
         return ExitCode.USAGE
     except AwsError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        show_line(f"error: {error}", file=sys.stderr)
         return ExitCode.REFUSED
     except BrokenPipeError:
         return ExitCode.DONE
     except (KeyboardInterrupt, EOFError):  # Ctrl-C; Ctrl-D at a question
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        show_line("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
 
 
 if __name__ == "__main__":
+    sys.excepthook = show_traceback
     sys.exit(main())

@@ -10,6 +10,7 @@ import sys
 import aws_cdk as cdk
 
 from infra.config import Installation
+from infra.run.values import printable
 from infra.stacks.storage import StorageStack
 from infra.stacks.training import TrainingStack
 from trainer.contract import Exit, UserError
@@ -26,7 +27,7 @@ def main() -> int:
         installation = Installation.from_context(app.node.get_all_context())
         build(app, installation)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return Exit.USER
     app.synth()
     return Exit.FINISHED

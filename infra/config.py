@@ -46,7 +46,11 @@ RULES = {  # field: the pattern that its value matches, the rule in words, an ex
         "public subnets of vpc_id, by ','",
         "subnet-0123456789abcdef0",
     ),
-    "image_uri": (r"(\S+[:@]\S+)?", 'an image with its tag or digest, or "" to build it', "registry/image:tag"),
+    "image_uri": (  # a tag may name another image for the next machine of the same run
+        r"([^\s@]+@sha256:[0-9a-f]{64})?",
+        'an image with its digest, which docker buildx imagetools inspect IMAGE:TAG prints, or "" to build it',
+        "registry/image@sha256:" + 64 * "0",
+    ),
     "disk_gib": (r"[1-9][0-9]{1,4}", "10 to 99999", "120"),
     "max_nodes": (r"[1-9][0-9]?", "1 to 99", "1"),
 }

@@ -105,7 +105,7 @@ def test_folders_with_spaces_reach_the_container_and_no_other_folder_is_made(tmp
     assert not (work / "s3:").exists()
     arguments = Path(f"{docker}.log").read_text().splitlines()
     assert arguments[-6:] == ["-e", "TRAINER_STORE", "-e", "TRAINER_DATA", "resnet-spot", "digits"]
-    for name in ("AWS_SESSION_TOKEN", "AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"):
+    for name in ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"):
         assert name in arguments
 
 

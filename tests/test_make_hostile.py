@@ -19,7 +19,7 @@ DEFAULTED = re.findall(r"^(\w+) *\?=", (ROOT / "Makefile").read_text(), re.MULTI
 OTHERS = ["FROM", "HOURS", "BUDGET", "TYPES", "PURGE", "YES", "FAST", "AWS_ENDPOINT_URL", "HF_TOKEN", "UNKNOWN"]
 PROGRAMS = ["PYTHON", "VENV", "BIN", "INFRA"]  # whoever sets these chooses a program, but no second one
 STAND_IN = f"""#!/bin/sh
-case "$2" in trainer.words | trainer.process.container) exec {sys.executable} "$@" ;; esac
+case "$2" in trainer.words | trainer.container) exec {sys.executable} "$@" ;; esac
 printf '%s\\0' "${{0##*/}}" "$@" >> "$LOG.arguments"
 env -0 >> "$LOG.environ"
 """

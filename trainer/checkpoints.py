@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from trainer.contract import Exit, Lease, LostRunError, RunEnv, UserError, checkpoint_key, parse_manifest_key, run_key
-from trainer.text import say, show_bytes
+from trainer.process.scratch import open_scratch
+from trainer.text import filter_tracebacks, say, show_bytes, tell
 
 if TYPE_CHECKING:
     from trainer.checkpoint.restore import Manifest
@@ -96,17 +97,17 @@ def print_list(store: ObjectStore, run_id: str) -> None:
     from trainer.checkpoint.restore import DamagedError, read_manifest
 
     found = Checkpoints.find(store, run_id)
-    print(f"{'step':>9}  {'attempt':>7}  {'saved':<20} {'MB':>7}  what")
+    tell(f"{'step':>9}  {'attempt':>7}  {'saved':<20} {'MB':>7}  what")
     for key in found.keys:
         attempt, step = parse_manifest_key(key) or (0, 0)
         try:
             manifest = read_manifest(store, run_id, key)
         except DamagedError as error:
-            print(f"{step:>9}  {attempt:>7}  {'':<20} {'':>7}  damaged: {error}")
+            tell(f"{step:>9}  {attempt:>7}  {'':<20} {'':>7}  damaged: {error}")
         else:
             saved = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(manifest["time"]))
             size = manifest["object"]["bytes"] / 1e6
-            print(f"{step:>9}  {attempt:>7}  {saved:<20} {size:>7.1f}  {found.role(key)}")
+            tell(f"{step:>9}  {attempt:>7}  {saved:<20} {size:>7.1f}  {found.role(key)}")
 
 
 def verify(store: ObjectStore, run_id: str, *, every: bool) -> bool:
@@ -125,14 +126,14 @@ def verify(store: ObjectStore, run_id: str, *, every: bool) -> bool:
             manifest = read_manifest(store, run_id, key)
             body = read_object(store, manifest)
         except DamagedError as error:
-            print(f"DAMAGED  {store.describe(key)}: {error}")
+            tell(f"DAMAGED  {store.describe(key)}: {error}")
             good = False
         else:
-            print(f"ok       {store.describe(key)}: {len(body):,} bytes")
+            tell(f"ok       {store.describe(key)}: {len(body):,} bytes")
             newest = max(newest, manifest["step"] if found.line.has(key) else 0)
     steps = {row["step"] for row in read_metrics(store, run_id) if "train/loss" in row}
     missing = sorted(set(range(1, newest + 1)) - steps)
-    print(
+    tell(
         f"{'MISSING ' if missing else 'ok      '} metrics of steps 1 to {newest:,}" + f": {missing[:9]}" * bool(missing)
     )
     return good and not missing
@@ -179,7 +180,7 @@ def export(store: ObjectStore, run_id: str, options: Export) -> None:
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{options.file!r} cannot be written: {error}; name another file") from error
     size = show_bytes(sum(tensor.nbytes for tensor in plain.values()))
-    print(f"{options.file}: {model}, step {manifest['step']:,}, {weights} weights, {len(plain)} tensors, {size}")
+    tell(f"{options.file}: {model}, step {manifest['step']:,}, {weights} weights, {len(plain)} tensors, {size}")
 
 
 def go_back(store: ObjectStore, run_id: str, options: Rewind) -> None:
@@ -192,6 +193,7 @@ def go_back(store: ObjectStore, run_id: str, options: Rewind) -> None:
     env = RunEnv.from_environ({RunEnv.variable("scratch_dir"): ".scratch"} | os.environ | {
         RunEnv.variable("store"): store.uri, RunEnv.variable("run_id"): run_id,
     })  # fmt: skip
+    open_scratch(env.scratch_dir)
     if (done := run_key(run_id, "done.json")) in (info.key for info in store.list(done)):
         raise UserError(
             f"run {run_id!r} is finished, and no step of it is left to train: start a new run (RUN=another)"
@@ -200,7 +202,7 @@ def go_back(store: ObjectStore, run_id: str, options: Rewind) -> None:
     of = "" if options.attempt is None else f" of attempt {options.attempt}"
     key = found.of_step(options.step, options.attempt, asked=f"step {options.step}{of}")
     if found.lease is not None and key == found.newest == found.lease.newest:
-        print(f"step {options.step} is the newest checkpoint of run {run_id!r} already: start the run to go on from it")
+        tell(f"step {options.step} is the newest checkpoint of run {run_id!r} already: start the run to go on from it")
         return
     try:
         manifest = read_manifest(store, run_id, key)
@@ -219,12 +221,12 @@ def go_back(store: ObjectStore, run_id: str, options: Rewind) -> None:
 def tell_rewound(target: OldCheckpoint, new: str, lease: Lease | None) -> None:
     """Say what was done, and how to go on. `new` is where the manifest is."""
     manifest, best = target.manifest, target.manifest["counters"].get("best", {})
-    print(f"step {target.step} of attempt {manifest['attempt']} is the newest checkpoint again, as {new}")
-    print('nothing was deleted: `list` calls what is beside the new line "left", and `rewind` leads there, too')
+    tell(f"step {target.step} of attempt {manifest['attempt']} is the newest checkpoint again, as {new}")
+    tell('nothing was deleted: `list` calls what is beside the new line "left", and `rewind` leads there, too')
     if lease is not None and not lease.best and best.get("step"):
-        print(f"the weights of the best validation so far, of step {best['step']}, are not kept: a better one will be")
+        tell(f"the weights of the best validation so far, of step {best['step']}, are not kept: a better one will be")
     peak_lr = manifest["config"].get("optim", {}).get("peak_lr", "its own")
-    print(
+    tell(
         "to go on, start the run with the command that it was started with; for another learning rate than "
         f"{peak_lr}, add --checkpoint.accept-changes --optim.peak-lr VALUE to its options"
     )
@@ -252,19 +254,20 @@ def main(arguments: list[str] | None = None) -> int:
                 case Rewind() as asked:
                     go_back(store, options.run_id, asked)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}", sys.stderr)
         return Exit.USER
     except LostRunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}", sys.stderr)
         return Exit.HELD
     except StoreError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}", sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; run the same command again", file=sys.stderr)
+        tell("stopped; run the same command again", sys.stderr)
         return 130
     return Exit.FINISHED
 
 
 if __name__ == "__main__":
+    filter_tracebacks()
     sys.exit(main())

@@ -12,13 +12,13 @@ import signal
 import sys
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from trainer.contract import RUN_ID_RULE, Exit, Phase, RunEnv, UserError
-from trainer.text import forgive_output, say
+from trainer.process.scratch import open_scratch
+from trainer.text import forgive_output, say, tell
 
 if TYPE_CHECKING:
     from trainer.data.making.prepare import Prepared
@@ -121,13 +121,13 @@ def main() -> int:
         else:
             _prepare(options, store)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}", sys.stderr)
         return exit_code(error) if options.run_id else Exit.USER
     except (StoreError, OSError) as error:
-        print(f"error: {error}; the shards written so far are kept, run the same command again", file=sys.stderr)
+        tell(f"error: {error}; the shards written so far are kept, run the same command again", sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; run the same command again to continue", file=sys.stderr)
+        tell("stopped; run the same command again to continue", sys.stderr)
         return 130
     return Exit.FINISHED
 
@@ -158,7 +158,7 @@ def _prepare(options: Options, store: ObjectStore, run: PrepareRun | None = None
     from trainer.data.making.revision.manifest import SOURCES, SourceMemory
     from trainer.store import naming_the_fix
 
-    for lack in store.probe("datasets/probe"):
+    for lack in store.probe("datasets/probe", creates=True):
         say(f"note: {lack}")
     scratch = os.environ.get(RunEnv.variable("scratch_dir"))
     with naming_the_fix(f"the data {options.data}, or the store {store.uri},"):
@@ -178,12 +178,12 @@ def _prepare(options: Options, store: ObjectStore, run: PrepareRun | None = None
             workers=options.workers,
             max_broken_share=options.max_broken_share,
             strict=options.strict_data,
-            memory=SourceMemory(Path(scratch, SOURCES) if scratch else None, options.verify_source),
+            memory=SourceMemory(open_scratch(scratch) / SOURCES if scratch else None, options.verify_source),
             progress=partial(run.count, Phase.PREPARING) if run else None,
             downloaded=partial(run.count, Phase.STAGING) if run else None,
         )
     where = store.describe(prepared.prefix)
-    print(f"prepared: {where}\ntrain from it: make train DATA={shlex.quote(where)}")
+    tell(f"prepared: {where}\ntrain from it: make train DATA={shlex.quote(where)}")
     return prepared
 
 

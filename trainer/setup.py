@@ -40,7 +40,7 @@ from trainer.telemetry.console import Console
 from trainer.telemetry.metrics import MetricsWriter
 from trainer.telemetry.status import Status
 from trainer.telemetry.step_log import StepLog
-from trainer.text import show_bytes
+from trainer.text import show_bytes, tell
 from trainer.upload.commit import data_key
 
 CHECKPOINTS_AT_ONCE = 4  # the newest, the one before, the best, and the one that is written
@@ -267,7 +267,7 @@ def _tell_waiting(status: Status, world: World, line: str) -> None:
     """Say that a store fails, and what is done about it."""
     status.enter(Phase.WAITING_FOR_STORE)
     if world.is_main:
-        print(line, file=sys.stderr, flush=True)
+        tell(line, sys.stderr)
 
 
 def _continue(

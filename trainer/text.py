@@ -1,5 +1,7 @@
-"""How the trainer speaks to people: one line on standard error, and bytes and durations as text.
+"""How the trainer speaks to people: lines on standard error and output, and names, bytes and durations as text.
 
+Names, messages and numbers may come from a store, a file or an archive. So nothing else in the trainer prints, and all
+text goes through one filter here: what steers a terminal is escaped, and a line that is too long is cut.
 Standard library only. What the operator's commands print is made in `infra.operate.terminal`.
 """
 
@@ -10,10 +12,12 @@ import io
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+MOST_LETTERS_OF_A_LINE = 4_000  # of what is shown: no honest line has more
+_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class _Forgiving(io.FileIO):
@@ -31,6 +35,7 @@ def forgive_output() -> None:
     For commands whose work does not lie in what they print. To be called before anything is opened: a closed stream
     becomes /dev/null, else the next file would take its number, and children would write into it.
     """
+    filter_tracebacks()
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
@@ -44,10 +49,37 @@ def forgive_output() -> None:
             setattr(sys, name, io.TextIOWrapper(binary, encoding, errors="replace", line_buffering=lines))
 
 
-def say(line: str) -> None:
+def filter_tracebacks() -> None:
+    """Let what an unexpected error says go through the filter, too."""
+    sys.excepthook = lambda *error: tell("".join(traceback.format_exception(*error)).rstrip("\n"), sys.stderr)
+
+
+def say(line: object) -> None:
     """A line on standard error, written at once: a signal handler may speak between two lines of the program."""
     with contextlib.suppress(OSError):  # the terminal was closed, which is no reason to stop
-        os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+        os.write(2, f"{show_lines(str(line))}\n".encode(errors="backslashreplace"))
+
+
+def tell(text: object, file: TextIO | None = None) -> None:
+    """Print the text on standard output, where the answers of a command go, or on another file."""
+    print(show_lines(str(text)), file=file or sys.stdout, flush=True)
+
+
+def show_lines(text: str) -> str:
+    r"""The text as any terminal can take it. Its lines stay; what else steers one is escaped, as in \x1b.
+
+    A line of more than MOST_LETTERS_OF_A_LINE is cut.
+    """
+    return "\n".join(_show_line(line) for line in text.split("\n"))
+
+
+def _show_line(line: str) -> str:
+    shown = "\t".join(_escape(part) for part in line[: MOST_LETTERS_OF_A_LINE + 1].split("\t"))
+    return shown if len(shown) <= MOST_LETTERS_OF_A_LINE else f"{shown[: MOST_LETTERS_OF_A_LINE - 1]}…"
+
+
+def _escape(text: str) -> str:
+    return _STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def show_name(name: str | Path) -> str:
@@ -56,7 +88,7 @@ def show_name(name: str | Path) -> str:
     Characters that steer a terminal, such as a line break, are escaped likewise.
     """
     raw = name.encode(errors="backslashreplace") if isinstance(name, str) else os.fsencode(name)
-    return _STEERING.sub(lambda found: ascii(found[0])[1:-1], raw.decode(errors="backslashreplace"))
+    return _escape(raw.decode(errors="backslashreplace"))
 
 
 def show_bytes(count: float) -> str:

@@ -1,5 +1,7 @@
 """What the operator sees, printed by rich. A terminal gets colours and wrapped lines, a file gets plain lines.
 
+Names, messages and reasons may come from the bucket, a log or AWS. So nothing else in `infra.operate` prints or asks,
+and all text goes through one filter here: what steers a terminal is escaped, and what is too long is cut.
 NO_COLOR turns the colours off. `text` has amounts as text.
 """
 
@@ -8,30 +10,44 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from types import TracebackType
+from typing import TextIO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from infra.run.values import STEERING, printable
 
 __all__ = [
-    "Cell", "Group", "LiveLine", "RenderableType", "Text", "clear", "display", "display_commands", "display_json",
-    "escaped", "next_commands", "plain", "styled", "table",
+    "Cell", "Group", "LiveLine", "RenderableType", "Text", "ask", "clear", "display", "display_commands",
+    "display_json", "display_line", "next_commands", "plain", "show_line", "show_traceback", "styled", "table",
 ]  # fmt: skip
 PLAIN_WIDTH = 100_000  # where no terminal says how wide it is, nothing is wrapped
 Cell = str | Text
+
+
+class Filter(Console):
+    """A console that escapes what would steer the terminal, whichever way a text came to it."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or not STEERING.search(segment.text):
+                yield segment
+            else:
+                yield Segment(printable(segment.text), segment.style)
 
 
 def console() -> Console:
     """A console for the present standard output."""
     is_terminal = sys.stdout.isatty()
     has_colors = is_terminal and not os.environ.get("NO_COLOR")
-    return Console(
+    return Filter(
         file=sys.stdout, force_terminal=is_terminal, width=None if is_terminal else PLAIN_WIDTH,
         color_system="auto" if has_colors else None, highlight=False, markup=False, emoji=False,
     )  # fmt: skip
@@ -40,10 +56,36 @@ def console() -> Console:
 def display(*things: RenderableType) -> None:
     """Print each thing on lines of its own."""
     to = console()
+    things = tuple(printable(one) if isinstance(one, str) else one for one in things)
     if to.is_terminal:
         to.print(*things, sep="\n")
     else:
         print(plain(*things), flush=True)
+
+
+def show_line(text: object, file: TextIO | None = None) -> None:
+    """Print the text as it is, unwrapped, on standard output or another file."""
+    print(printable(str(text)), file=file or sys.stdout, flush=True)
+
+
+def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what an unexpected error says, for sys.excepthook."""
+    lines = "".join(traceback.format_exception(kind, error, trace)).splitlines()
+    for line in lines:
+        show_line(line, sys.stderr)
+
+
+def display_line(prefix: str, text: str, most: int) -> None:
+    """Print a line of a log, with the prefix in a lighter colour and at most so many letters of the text."""
+    to = console()
+    with to.capture() as captured:
+        to.print(Text(printable(prefix), "dim"), end="", soft_wrap=True)
+    print(captured.get() + printable(text, most))
+
+
+def ask(question: str) -> str:
+    """What the user types after the question, without the spaces around it."""
+    return input(printable(question)).strip()
 
 
 def display_json(value: object) -> None:
@@ -54,22 +96,14 @@ def display_json(value: object) -> None:
 
 def plain(*things: RenderableType) -> str:
     """The text as it is printed to a file."""
-    to = Console(width=PLAIN_WIDTH, color_system=None, highlight=False, markup=False, emoji=False)
+    to = Filter(width=PLAIN_WIDTH, color_system=None, highlight=False, markup=False, emoji=False)
     with to.capture() as captured:
         to.print(*things, sep="\n")
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def styled(text: str, style: str) -> Text:
-    return Text(text, style)
-
-
-def escaped(text: str, style: str) -> str:
-    """The text with this terminal's escape codes, for a line that must not be wrapped."""
-    to = console()
-    with to.capture() as captured:
-        to.print(Text(text, style), end="", soft_wrap=True)
-    return captured.get()
+    return Text(printable(text), style)
 
 
 def table(rows: Iterable[Sequence[Cell]], header: Sequence[str] = (), indent: int = 0) -> RenderableType:
@@ -94,7 +128,7 @@ def display_commands(rows: Sequence[Sequence[str]]) -> None:
         return
     for *what, command in rows:
         display(f"  {' '.join(what)}")
-        print(f"    {command}")
+        show_line(f"    {command}")
 
 
 def next_commands(*commands: tuple[str, str]) -> None:
@@ -118,11 +152,12 @@ class LiveLine:
         return self
 
     def show(self, text: str) -> None:
+        text = printable(text)
         if text == self.shown:
             return
         self.shown = text
         if self.live is None:
-            print(text, flush=True)
+            show_line(text)
             return
         self.live.start()
         self.live.update(Text(text), refresh=True)

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 MOST = 1e10  # of dollars, hours or Unix seconds: no honest file has more
 MOST_BYTES = 1 << 20  # of an object that is read whole: no honest JSON of a run has more
 MOST_LETTERS = 4_000  # of a text that is shown
-STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # all but tab and line feed
+# What steers a terminal, and turns the direction of text: all of it but tab and line feed.
+STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def printable(text: str, most: int = MOST_LETTERS) -> str:

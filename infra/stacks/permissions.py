@@ -83,7 +83,7 @@ def training_run(arns: Arns) -> list[Statement]:
     ]
 
 
-def preparation_run(arns: Arns) -> list[Statement]:
+def preparing_run(arns: Arns) -> list[Statement]:
     datasets, runs = arns.objects("datasets/*"), arns.objects(f"{PREPARATIONS}/*")
     return [
         list_bucket(arns, "datasets/*", PREPARATIONS),
@@ -112,7 +112,7 @@ def training_machine(arns: Arns) -> list[Statement]:
     ]
 
 
-def preparation_machine(arns: Arns) -> list[Statement]:
+def preparing_machine(arns: Arns) -> list[Statement]:
     files = [f"{PREPARATIONS}/{name}.json" for name in ("spec", "done", "failed")]
     return [
         list_bucket(arns, PREPARATIONS),
@@ -151,7 +151,7 @@ def no_control(arns: Arns) -> Statement:
     return Statement(actions=writing, on=arns.objects(*CONTROL), effect="Deny")
 
 
-def assume(role: str) -> Statement:
+def taking_on(role: str) -> Statement:
     """A machine takes on the role of its runs, and no other."""
     return Statement(actions=["sts:AssumeRole"], on=[role])
 

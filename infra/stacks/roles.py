@@ -29,7 +29,7 @@ class MachineRoles(Construct):
         self.machine = role(scope, f"{kind.capitalize()}Role", ec2, of_machine)  # its logical id is older than this one
         self.run = role(self, "Role", iam.ArnPrincipal(self.machine.role_arn), of_run)
         self.assume = iam.Policy(
-            self, "Assume", roles=[self.machine], statements=[as_cdk(permissions.assume(self.run.role_arn))]
+            self, "Assume", roles=[self.machine], statements=[as_cdk(permissions.taking_on(self.run.role_arn))]
         )
 
 

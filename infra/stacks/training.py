@@ -52,21 +52,14 @@ class TrainingStack(cdk.Stack):
         }
         for kind, of_machine, of_run in (
             (MachineKind.train(installation), permissions.training_machine(arns), permissions.training_run(arns)),
-            (
-                MachineKind.prepare(installation),
-                permissions.preparation_machine(arns),
-                permissions.preparation_run(arns),
-            ),
+            (MachineKind.prepare(installation), permissions.preparing_machine(arns), permissions.preparing_run(arns)),
         ):
             roles = MachineRoles(self, kind.kind, of_machine, of_run)
-            MachineGroup(
-                self,
-                kind,
-                installation=installation,
-                network=network,
-                role=roles.machine,
-                environment={**environment, "RUN_ROLE": roles.run.role_arn},
-            ).node.add_dependency(roles.assume)  # no machine is there before it may take on its run's role
+            told = {**environment, "RUN_ROLE": roles.run.role_arn}
+            group = MachineGroup(
+                self, kind, installation=installation, network=network, role=roles.machine, environment=told
+            )
+            group.node.add_dependency(roles.assume)  # no machine is there before it may take on its run's role
         self._add_watchers(arns, topic, storage.bucket_name, run_logs, guard_logs)
         schedules = guards.StopSchedules(self, installation=installation, arns=arns)
 

@@ -28,6 +28,7 @@ from tests.infra.deployed import INSTALLATION
 from tests.infra.hub import TOKEN
 
 PATIENCE_SECONDS = 60
+GIVEN_IMAGE = "registry.example/trainer@sha256:" + 64 * "0"  # as `image_uri`, so that no Docker engine is needed
 COMMANDS = {
     "status": status, "logs": logs, "runs": runs, "cost": cost, "preflight": preflight, "stop": stop, "pull": pull,
     "shell": shell, "destroy": destroy,

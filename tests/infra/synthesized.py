@@ -25,9 +25,9 @@ VARIANTS: dict[str, dict[str, str]] = {
     "given": {
         "vpc_id": "vpc-0a",
         "subnet_ids": "subnet-0a,subnet-0b",
-        "image_uri": "123456789012.dkr.ecr.eu-west-1.amazonaws.com/team/trainer@sha256:0123",
+        "image_uri": "123456789012.dkr.ecr.eu-west-1.amazonaws.com/team/trainer@sha256:" + 64 * "0",
     },
-    "image from elsewhere": {"image_uri": "ghcr.io/team/trainer:1"},
+    "image from elsewhere": {"image_uri": "ghcr.io/team/trainer@sha256:" + 64 * "0"},
 }
 
 

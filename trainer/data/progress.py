@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from trainer.text import say, show_estimate
+from trainer.text import say, show_estimate, show_name
 
 ProgressListener = Callable[[int], None]  # is told how many more images or bytes are done
 
@@ -33,7 +33,7 @@ class Track:
         self._start = self._last = self._warm = time.monotonic()
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total, desc=what, unit=unit, unit_scale=True, file=sys.stderr)
+            self._bar = tqdm(total=total, desc=show_name(what), unit=unit, unit_scale=True, file=sys.stderr)
         else:
             say(f"{what}: {total:,} {unit}")
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from trainer.contract import UserError
+from trainer.text import tell
 
 Tensors = Mapping[str, Tensor]
 
@@ -207,7 +208,7 @@ def load_matching(model: nn.Module, name: str, content: object, origin: str) -> 
         for key, tensor in taken.items():
             own[key].copy_(tensor)
     if notes := [*tell_place(place, found, target), *tell_tensors(place, new, taken, own)]:
-        print(f"weights of {origin}: {'; '.join(notes)}", flush=True)
+        tell(f"weights of {origin}: {'; '.join(notes)}")
 
 
 def check_finite(taken: Tensors, own: Tensors, origin: str) -> None:

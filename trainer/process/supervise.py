@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,6 +26,7 @@ from trainer.contract import CRASH, DRAIN_SECONDS, Exit, RunEnv, UserError, atte
 from trainer.process import spot
 from trainer.process.channel import SOCKET_VARIABLE, Message, attempt_dir, read_json
 from trainer.process.children import TrainerProcess, UploaderProcess, torch_environ
+from trainer.process.scratch import open_scratch
 from trainer.text import forgive_output, say
 
 HELP = """
@@ -139,20 +139,8 @@ def child_environ(recipe: dict[str, Any], env: RunEnv) -> dict[str, str]:
     """The variables of the uploader and the trainer: defaults for torch, then this process's own, then the run's."""
     compiled = {}  # where numba keeps machine code: beside the source, unless that is read-only, as in the container
     if not os.access(Path(__file__).parents[1] / "data", os.W_OK):
-        compiled["NUMBA_CACHE_DIR"] = str(Path(env.scratch_dir).absolute() / "numba")
+        compiled["NUMBA_CACHE_DIR"] = str(open_scratch(Path(env.scratch_dir) / "numba"))
     return compiled | torch_environ(recipe) | os.environ | env.to_environ()
-
-
-def check_scratch(env: RunEnv) -> None:
-    """Raises UserError where the scratch folder cannot be written."""
-    try:
-        (folder := attempt_dir(env)).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(
-            f"TRAINER_SCRATCH_DIR={env.scratch_dir!r} cannot be written ({error}): name a local folder with room, "
-            "for example SCRATCH=/tmp/resnet-spot"
-        ) from error
 
 
 def supervise(arguments: Sequence[str]) -> int:
@@ -169,8 +157,8 @@ def supervise(arguments: Sequence[str]) -> int:
         return check.returncode
     recipe = json.loads(check.stdout)
     env = run_env(recipe["recipe"])
+    open_scratch(env.scratch_dir)
     environ = child_environ(recipe, env)
-    check_scratch(env)
 
     if signals.received:
         return interrupted(NOTHING["message"])

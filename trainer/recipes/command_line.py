@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from trainer.contract import Exit, UserError
 from trainer.recipes.config import Config
 from trainer.recipes.named import RECIPES
-from trainer.text import forgive_output
+from trainer.text import forgive_output, tell
 
 
 def command_line(prog: str, argv: Sequence[str]) -> Config:
@@ -37,7 +37,7 @@ def command_line_or_exit(prog: str) -> Config:
     try:
         return command_line(prog, sys.argv[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}", sys.stderr)
         sys.exit(Exit.USER)
 
 

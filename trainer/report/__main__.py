@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import tyro
 
 from trainer.contract import Exit, RunEnv, UserError
-from trainer.text import forgive_output
+from trainer.text import forgive_output, tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
     from trainer.store import StoreError, open_store
 
     try:
-        print(summary_text(write_report(open_store(options.store), options.run_id)))
+        tell(summary_text(write_report(open_store(options.store), options.run_id)))
     except UserError as error:
-        print(error, file=sys.stderr)
+        tell(error, sys.stderr)
         return Exit.USER
     except StoreError as error:  # a fault of the store, not of the user
-        print(error, file=sys.stderr)
+        tell(error, sys.stderr)
         return 1
     return Exit.FINISHED
 

@@ -110,8 +110,10 @@ class ObjectStore(Protocol):
     def free_bytes(self) -> int | None:
         """How much room is left; None where nobody knows."""
 
-    def probe(self, key: str, *, for_checkpoints: bool = False) -> tuple[str, ...]:
+    def probe(self, key: str, *, for_checkpoints: bool = False, creates: bool = False) -> tuple[str, ...]:
         """Try on a tiny object what a run will ask of the store, and use from now on what it can do.
+
+        If `creates`, objects there are only created, so one of an earlier probe stays as it is.
 
         Returns a sentence for each lack that costs something. UserError with reason and fix if the user has to do
         something: it may not be written, or, for checkpoints, it does not obey the condition of a write.

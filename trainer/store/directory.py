@@ -165,9 +165,9 @@ class DirectoryStore:
             return None
         return disk.f_bavail * disk.f_frsize if disk.f_blocks else None  # some mounts answer with nothing but zeros
 
-    def probe(self, key: str, *, for_checkpoints: bool = False) -> tuple[str, ...]:
+    def probe(self, key: str, *, for_checkpoints: bool = False, creates: bool = False) -> tuple[str, ...]:
         with naming_the_fix(f"the store {self.uri}"):
-            probe_store(self, key)
+            probe_store(self, key, creates=creates)
             if for_checkpoints:
                 probe_conditions(self, key)
         return ()

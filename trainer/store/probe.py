@@ -6,15 +6,19 @@ from functools import partial
 
 from trainer.contract import UserError
 from trainer.store import ConflictError, ObjectStore, StoreError
+from trainer.store.creation import write_new
 
 PROBE = b"can write, read and list\n"  # always the same, since two runs may probe at the same time
 MISWRITTEN = "Miswritten"  # the code of the StoreError if something else arrived than what was sent
 _NO_ETAG = '"00000000000000000000000000000000"'
 
 
-def probe_store(store: ObjectStore, key: str) -> None:
-    """Write, read and list a tiny object. Raises StoreError."""
-    store.put(key, PROBE)
+def probe_store(store: ObjectStore, key: str, *, creates: bool) -> None:
+    """Write, read and list a tiny object. If `creates`, it may be there already. Raises StoreError and UserError."""
+    if creates:
+        write_new(store, key, PROBE)
+    else:
+        store.put(key, PROBE)
     if store.read_range(key, 4, len(PROBE) - 4) != PROBE[4:]:
         raise StoreError(f"probe {store.describe(key)}: what was just written is not there", MISWRITTEN)
     if key not in (info.key for info in store.list(key)):

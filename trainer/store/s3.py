@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -120,15 +121,9 @@ class S3Store:
             body.read_into(view)
 
     def put(self, key: str, body: bytes | BinaryIO) -> str:
-        place: Any = self._place(key)
-        file = io.BytesIO(body) if isinstance(body, bytes) else body
-        first = file.tell()
-        size = file.seek(0, io.SEEK_END) - first
-        file.seek(first)
+        place = self._place(key)
         with self._errors("put", key):
-            if size > self._settings.part_bytes:
-                return put_file(self._client, place, file, self._settings.part_bytes, self._settings.parts_at_once)
-            return self._client.put_object(**place, Body=file.read())["ETag"]
+            return self._write(place, body)
 
     def put_large(self, key: str, body: memoryview, checksums: Checksums) -> None:
         place, view = self._place(key), check_size(body, checksums)
@@ -136,20 +131,12 @@ class S3Store:
             put_view(self._client, place, view, checksums, self._settings.parts_at_once, self._ways.compared_by)
 
     def create(self, key: str, body: bytes) -> str:
-        name = self._key(key)
-        return self._put_if(
-            "create", key, body,
-            lambda: self._client.put_object(Bucket=self._bucket, Key=name, Body=body, IfNoneMatch="*")["ETag"],
-        )  # fmt: skip
+        return self._put_if("create", key, body, partial(self._write, self._place(key), body, IfNoneMatch="*"))
 
     def replace(self, key: str, body: bytes, etag: str) -> str:
-        name = self._key(key)
         if self._ways.bare_etags:
             etag = etag.strip('"')
-        return self._put_if(
-            "replace", key, body,
-            lambda: self._client.put_object(Bucket=self._bucket, Key=name, Body=body, IfMatch=etag)["ETag"],
-        )  # fmt: skip
+        return self._put_if("replace", key, body, partial(self._write, self._place(key), body, IfMatch=etag))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         whole = self._prefix + check_prefix(prefix)
@@ -183,10 +170,10 @@ class S3Store:
     def free_bytes(self) -> None:
         return None
 
-    def probe(self, key: str, *, for_checkpoints: bool = False) -> tuple[str, ...]:
+    def probe(self, key: str, *, for_checkpoints: bool = False, creates: bool = False) -> tuple[str, ...]:
         check_key(key)
         with naming_the_fix(f"the store {self.uri}"):
-            lacks = self._probe_plainly(key)
+            lacks = self._probe_plainly(key, creates=creates)
             if for_checkpoints:
                 self._probe_conditions(key)
                 with self._errors("probe", key):
@@ -194,10 +181,10 @@ class S3Store:
                 lacks += more
         return tuple(f"{self.uri}: {lack}" for lack in lacks)
 
-    def _probe_plainly(self, key: str) -> tuple[str, ...]:
+    def _probe_plainly(self, key: str, *, creates: bool) -> tuple[str, ...]:
         """What a folder is asked as well. If boto3's own checksums are the reason of a failure, leave them out."""
         try:
-            probe_store(self, key)
+            probe_store(self, key, creates=creates)
         except StoreError as error:
             if not self._settings.adds_checksums or not (error.is_refusal or error.code in (MISWRITTEN, *UNSIGNED)):
                 raise
@@ -206,7 +193,7 @@ class S3Store:
             return ()
         self._settings, self._connected = replace(before, adds_checksums=False), None
         try:
-            probe_store(self, key)
+            probe_store(self, key, creates=creates)
         except StoreError:
             self._settings, self._connected = before, None
             raise refusal from refusal.__cause__
@@ -229,6 +216,16 @@ class S3Store:
 
     def _place(self, key: str) -> dict[str, Any]:
         return {"Bucket": self._bucket, "Key": self._key(key)}
+
+    def _write(self, place: dict[str, Any], body: bytes | BinaryIO, **condition: str) -> str:
+        file = io.BytesIO(body) if isinstance(body, bytes) else body
+        first, settings = file.tell(), self._settings
+        size = file.seek(0, io.SEEK_END) - first
+        file.seek(first)
+        if size > settings.part_bytes:
+            return put_file(self._client, place, file, settings.part_bytes, settings.parts_at_once, condition)
+        whole: dict[str, Any] = place | condition
+        return self._client.put_object(**whole, Body=file.read())["ETag"]
 
     def _open(self, operation: str, key: str, start: int = 0, size: int | None = None) -> closing[Body]:
         """Begin to read `size` bytes from `start`, or the whole object."""
@@ -262,7 +259,7 @@ class S3Store:
                     time.sleep(0.1 * 2**attempt)
                     refusal = error
                     continue
-                if error.code not in ("PreconditionFailed", "NoSuchKey"):
+                if error.code not in ("PreconditionFailed", "NoSuchKey", "NoSuchUpload"):
                     raise
                 if maybe_written:
                     with contextlib.suppress(NotFoundError):

@@ -56,10 +56,17 @@ class ViewFile:
         self._view.release()
 
 
-def put_file(client: S3Client, place: dict[str, Any], file: BinaryIO, part_bytes: int, at_once: int) -> str:
-    """Write a file, which is read part by part; returns the etag."""
+def put_file(
+    client: S3Client,
+    place: dict[str, Any],
+    file: BinaryIO,
+    part_bytes: int,
+    at_once: int,
+    condition: dict[str, Any],
+) -> str:
+    """Write a file, which is read part by part; returns the etag. The end of the upload has the condition."""
     bodies = ({"Body": part} for part in iter(lambda: file.read(part_bytes), b""))
-    return _put_parts(client, place, bodies, at_once, {}, {})
+    return _put_parts(client, place, bodies, at_once, {}, condition)
 
 
 def put_view(

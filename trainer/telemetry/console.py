@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from trainer.text import show_time_left
+from trainer.text import show_lines, show_time_left, tell
 
 
 class Console:
@@ -67,9 +67,9 @@ class Console:
         """A line that stays, above the bar on a terminal."""
         with suppress(OSError):
             if self.live:
-                tqdm.write(line, file=sys.stderr)
+                tqdm.write(show_lines(line), file=sys.stderr)
             elif self.speaks:
-                print(line, file=sys.stderr, flush=True)
+                tell(line, sys.stderr)
 
     def close(self) -> None:
         if self.bar is not None:

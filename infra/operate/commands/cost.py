@@ -21,7 +21,7 @@ from infra.operate.planning.catalog import HOURS_PER_MONTH, Estimate
 from infra.operate.planning.plan import describe, make_plan
 from infra.operate.runs import ExplainedBucket, active_run, choose_run, open_bucket, read_spec, read_spend
 from infra.operate.session import Aws, ExitCode, explained
-from infra.operate.terminal import display, display_json, next_commands, styled, table
+from infra.operate.terminal import display, display_json, next_commands, show_line, styled, table
 from infra.operate.text import date_time, duration, size, usd
 from infra.run.spec import Spec
 from infra.run.spend import Spend
@@ -145,8 +145,8 @@ def print_spent(bucket: ExplainedBucket, run_id: str, now: float) -> None:
     if rows:
         display(table(rows, ("machine", "type", "zone", "market", "from", "to", "for", "$/hour", "dollars")))
     else:
-        print("no machine yet")
-    print(total(spec, spend, now))
+        show_line("no machine yet")
+    show_line(total(spec, spend, now))
     if ledger := read_ledger(bucket, run_id):
         header = ("attempt", "machine", "type", "market", "from", "for", "exit")
         display("\nattempts, as the machines recorded them:", table(map(attempt_row, ledger), header))

@@ -20,7 +20,7 @@ from infra.operate.installation.zones import zones_of_subnets
 from infra.operate.planning import options
 from infra.operate.runs import open_bucket
 from infra.operate.session import Aws, ExitCode, explained
-from infra.operate.terminal import display, next_commands, styled
+from infra.operate.terminal import display, next_commands, show_line, styled
 
 HELP = "check, deploy both stacks, and launch a run"
 DEAD = ("ROLLBACK_COMPLETE", "REVIEW_IN_PROGRESS")  # a first deploy that failed: CloudFormation can only delete it
@@ -37,7 +37,7 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
         return ExitCode.PREFLIGHT
     deploy_stacks(aws, installation)
     if given.launches:
-        print()
+        show_line("")
         return launch(aws, installation, request, is_checked=True)
     next_commands(
         ("make launch", "start a run"),
@@ -52,7 +52,7 @@ def deploy_stacks(aws: Aws, installation: Installation) -> None:
         with explained(f"the stack {name}"):
             status = stack_status(aws, name)
         if status in DEAD:
-            print(f"{name} is in {status}, from a deploy that failed: it is deleted first", flush=True)
+            show_line(f"{name} is in {status}, from a deploy that failed: it is deleted first")
             delete_stack(aws, name)
     zones = "" if installation.vpc_id else ",".join(zones_of_subnets(aws, installation))
     cdk.deploy(aws, replace(installation, zones=zones), "--all")
@@ -68,4 +68,4 @@ def prune_images(aws: Aws, installation: Installation, current: str) -> None:
         for image in list(leftovers.images(aws, installation)):
             if not current.endswith(f"/{image.id}") and image.delete:
                 image.delete()
-                print(f"deleted the image of an earlier deploy, {image.id}")
+                show_line(f"deleted the image of an earlier deploy, {image.id}")

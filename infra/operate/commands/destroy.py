@@ -21,7 +21,7 @@ from infra.operate.installation.purge import confirm_purge, purge
 from infra.operate.installation.standing import kept_buckets, kept_data, print_kept
 from infra.operate.runs import active_run, open_bucket
 from infra.operate.session import Aws, AwsError, ExitCode, explained
-from infra.operate.terminal import LiveLine, Text, display, display_commands, next_commands, styled
+from infra.operate.terminal import LiveLine, Text, display, display_commands, next_commands, show_line, styled
 
 HELP = "terminate machines, delete the stack, and check with AWS that nothing is left; keeps the data"
 STACK_SECONDS = 1800.0  # a stack of this size is deleted in a few minutes; a VPC with a stuck interface never
@@ -43,18 +43,19 @@ def configure(parser: CommandLine) -> None:
 
 
 def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> int:
-    print(f"destroying {installation.name} in account {aws.account}, {aws.region}", flush=True)
+    show_line(f"destroying {installation.name} in account {aws.account}, {aws.region}")
     if options.purge and not options.yes:
         confirm_purge(aws, installation)
     if run_id := active_run(aws, installation):
-        print(f"run {run_id} is active: its machine saves and stops{'' if options.purge else '; checkpoints are kept'}")
+        kept = "" if options.purge else "; checkpoints are kept"
+        show_line(f"run {run_id} is active: its machine saves and stops{kept}")
     empty_groups(aws, installation)
     wait_until_gone(aws, installation)
     close_tally(aws, installation)
     delete_schedules(aws, installation)
     found = leftovers.find(aws, installation)
     if not found:
-        print(f"no {installation.training_stack} is deployed here")
+        show_line(f"no {installation.training_stack} is deployed here")
     for one in found:
         if one.service == leftovers.IMAGE:  # before the stack, which names it
             remove(one)
@@ -67,7 +68,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     if left:
         display(styled("\nleft over:", "red"))
         display_commands([(one.service, one.id, one.command) for one in left])
-        print("\nsome of these only take time: run `make destroy` again first, then the commands above")
+        show_line("\nsome of these only take time: run `make destroy` again first, then the commands above")
         return ExitCode.LEFT_OVERS
     display(Text.assemble(("nothing is left", "green"), f", says AWS ({ASKED})"))
     say_kept(aws, installation)
@@ -95,9 +96,9 @@ def remove(left: LeftOver) -> None:
     except AwsError as error:
         if not isinstance(error.__cause__, ClientError):
             raise  # the network, not the thing
-        print(error, flush=True)
+        show_line(error)
     else:
-        print(f"deleted: {left.service} {left.id}", flush=True)
+        show_line(f"deleted: {left.service} {left.id}")
 
 
 def sweep(aws: Aws, installation: Installation) -> list[LeftOver]:
@@ -124,11 +125,11 @@ def delete_stack(aws: Aws, name: str) -> None:
                 return
             failed = [r for r in resources(aws, name) if r["ResourceStatus"] == "DELETE_FAILED"] if attempt else []
             for resource in failed:
-                print(
+                show_line(
                     f"the stack cannot delete {resource['ResourceType']} {resource.get('PhysicalResourceId', '')} "
                     f"({resource.get('ResourceStatusReason', 'no reason given')}): it is swept below"
                 )
-            print(f"deleting the stack {name} ({status})", flush=True)
+            show_line(f"deleting the stack {name} ({status})")
             retain = {"RetainResources": [resource["LogicalResourceId"] for resource in failed]} if failed else {}
             cloudformation.delete_stack(StackName=name, **retain)
         wait_for_stack(aws, name)
@@ -165,12 +166,12 @@ def wait_for_stack(aws: Aws, name: str) -> str:
 def say_kept(aws: Aws, installation: Installation) -> None:
     buckets = kept_buckets(aws, installation)
     if not buckets:
-        print("no data is kept either")
-        print(BOOTSTRAP)
+        show_line("no data is kept either")
+        show_line(BOOTSTRAP)
         return
-    print("\nkept, and adopted by the next `make deploy`:")
+    show_line("\nkept, and adopted by the next `make deploy`:")
     for bucket in buckets:
         print_kept(kept_data(bucket, installation))
-    print(BOOTSTRAP)
+    show_line(BOOTSTRAP)
     next_commands(("make deploy", "train again"), ("make pull", "copy results here"),
                   ("make destroy PURGE=1", "delete the data as well"))  # fmt: skip

@@ -18,7 +18,7 @@ from infra.operate.planning.plan import Plan, check, describe, make_plan, merge
 from infra.operate.planning.start import Place, is_running, start_run
 from infra.operate.runs import open_bucket
 from infra.operate.session import Aws, ExitCode, explained
-from infra.operate.terminal import display, next_commands, styled
+from infra.operate.terminal import ask, display, next_commands, show_line, styled
 from infra.operate.text import usd
 from trainer.contract import UserError
 
@@ -39,9 +39,9 @@ def launch(aws: Aws, installation: Installation, request: Request, *, is_checked
     check(request, installation)
     place = find_place(aws, installation, request.kind)
     if is_running(aws.client, place, request.kind, request.run_id):
-        print(f"{request.run_id} is running already")
+        show_line(f"{request.run_id} is running already")
         if options.changes_limits(request):
-            print(f"to change its limits: make stop, then make launch RUN={request.run_id} with the new ones")
+            show_line(f"to change its limits: make stop, then make launch RUN={request.run_id} with the new ones")
         _next(request.run_id)
         return ExitCode.DONE
     plan = make_plan(aws, installation, open_bucket(aws, installation), request, time.time())
@@ -56,12 +56,15 @@ def launch(aws: Aws, installation: Installation, request: Request, *, is_checked
         with explained("the launch"):
             start_run(aws.client, place, spec, types, replaces=etag)
     except KeyboardInterrupt:
-        print(f"\ninterrupted: make launch RUN={spec.run_id} starts it all the same, make stop makes sure that nothing "
-              "runs", file=sys.stderr)  # fmt: skip
+        show_line(
+            f"\ninterrupted: make launch RUN={spec.run_id} starts it all the same, make stop makes sure that nothing "
+            "runs",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     display(styled(f"{'goes on' if plan.existing else 'launched'}: {spec.run_id}", "green"))
     listed = max(spec.prices[one.type] for one in plan.offered)
-    print(f"while it runs: at most {usd(listed)} an hour, the list price of the dearest type")
+    show_line(f"while it runs: at most {usd(listed)} an hour, the list price of the dearest type")
     _next(spec.run_id)
     return ExitCode.DONE
 
@@ -77,7 +80,7 @@ def confirm_inherited(plan: Plan) -> None:
     )
     if not sys.stdin.isatty():
         raise UserError(f"{said}, and there is no terminal to ask at: give what you mean, make launch {again}")
-    if input(f"{said}\ngo on with {plan.inherited}? [y/N] ").strip().lower() not in ("y", "yes"):
+    if ask(f"{said}\ngo on with {plan.inherited}? [y/N] ").lower() not in ("y", "yes"):
         raise UserError(f"not confirmed: nothing was started; give what you mean, make launch {again}")
 
 

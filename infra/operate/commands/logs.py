@@ -33,7 +33,7 @@ from infra.operate.runs import (
     read_spec,
 )
 from infra.operate.session import Aws, AwsError, ExitCode, explained
-from infra.operate.terminal import Text, display, escaped, next_commands
+from infra.operate.terminal import Text, display, display_line, next_commands, show_line
 from infra.operate.text import duration
 from infra.run import fleet
 from infra.run.values import printable
@@ -120,8 +120,8 @@ class Screen:
         for line in lines:
             count += 1
             self.machines.add(line.machine)
-            text = printable(line.text.rstrip("\r").rpartition("\r")[2], LINE_LETTERS)  # of a bar, its last state
-            print(escaped(f"{printable(line.machine)} ", "dim") + text if len(self.machines) > 1 else text)
+            text = line.text.rstrip("\r").rpartition("\r")[2]  # of a bar, its last state
+            display_line(f"{line.machine} " if len(self.machines) > 1 else "", text, LINE_LETTERS)
         sys.stdout.flush()
         return count
 
@@ -131,7 +131,7 @@ class Screen:
             self.tell(text)
 
     def tell(self, text: str) -> None:
-        print(f"-- {printable(text)}", file=sys.stderr, flush=True)
+        show_line(f"-- {text}", file=sys.stderr)
 
 
 class Connection:

@@ -16,7 +16,7 @@ from infra.operate.planning import datasets, options
 from infra.operate.planning.options import Request
 from infra.operate.runs import need_bucket
 from infra.operate.session import Aws, ExitCode
-from infra.operate.terminal import next_commands
+from infra.operate.terminal import next_commands, show_line
 from infra.operate.text import size
 from trainer.contract import UserError
 
@@ -45,7 +45,7 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
     bucket = need_bucket(aws, installation)
     request = preparation_of(given, f"s3://{bucket.name}")
     if not given.again and not given.arguments and (found := datasets.newest(bucket, request.data)):
-        print(f"{request.data} is prepared: {found.uri}, {found.train_images:,} images, {size(found.bytes)}")
+        show_line(f"{request.data} is prepared: {found.uri}, {found.train_images:,} images, {size(found.bytes)}")
         next_commands(
             ("make launch", "train from it"),
             (f"make prepare ON=aws DATA={request.data} AGAIN=1", "look whether the hub has another version"),

@@ -20,7 +20,7 @@ from infra.config import Installation
 from infra.operate.command_line import CommandLine
 from infra.operate.runs import ExplainedBucket, ListedObject, active_run, choose_run, need_bucket
 from infra.operate.session import Aws, ExitCode, explained
-from infra.operate.terminal import LiveLine, next_commands
+from infra.operate.terminal import LiveLine, next_commands, show_line
 from infra.operate.text import size
 from trainer.contract import HEAD_FILE, Lease, UserError, check_key_of, checkpoint_key, run_key
 
@@ -45,7 +45,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
         objects += checkpoint_objects(bucket, run_id)
     download(bucket, run_id, objects, options.to)
     results = options.to / run_key(run_id, "")
-    print(f"{results}: {', '.join(sorted(path.name for path in results.iterdir()))}")
+    show_line(f"{results}: {', '.join(sorted(path.name for path in results.iterdir()))}")
     export = f'make checkpoints RUN={run_id} STORE={options.to} ARGS="export resnet50.safetensors"'
     next_commands(
         (f"make report RUN={run_id} STORE={options.to}", "result and curves"),
@@ -116,7 +116,7 @@ def download(bucket: ExplainedBucket, run_id: str, objects: Collection[ListedObj
             stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    print(f"{len(wanted)} files with {size(total)} copied, {len(objects) - len(wanted)} were here", flush=True)
+    show_line(f"{len(wanted)} files with {size(total)} copied, {len(objects) - len(wanted)} were here")
 
 
 def is_here(found: ListedObject, path: Path) -> bool:

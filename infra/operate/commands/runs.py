@@ -12,7 +12,7 @@ from infra.operate.command_line import CommandLine
 from infra.operate.runs import open_bucket
 from infra.operate.session import Aws, ExitCode
 from infra.operate.state import RunState, read_states
-from infra.operate.terminal import display, display_json, next_commands, table
+from infra.operate.terminal import display, display_json, next_commands, show_line, table
 from infra.operate.text import duration, usd
 
 HELP = "list every run, the newest first: state, step, accuracy, dollars, age"
@@ -32,7 +32,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
         display_json({"runs": [run_document(state, launched) for state in states]})
         return ExitCode.DONE
     if not states:
-        print(f"there is no run in {f's3://{bucket.name}' if bucket else aws.region} yet")
+        show_line(f"there is no run in {f's3://{bucket.name}' if bucket else aws.region} yet")
         next_commands(("make launch", "start one") if bucket else ("make deploy", "start"))
         return ExitCode.DONE
     display(table([row(state, launched) for state in states], HEADER))

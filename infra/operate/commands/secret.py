@@ -11,7 +11,7 @@ from infra.config import Installation
 from infra.operate.command_line import CommandLine
 from infra.operate.installation import cdk
 from infra.operate.session import Aws, ExitCode, explained
-from infra.operate.terminal import next_commands
+from infra.operate.terminal import next_commands, show_line
 from trainer.contract import UserError
 
 HELP = "put the Hugging Face token, read from standard input, into Secrets Manager"
@@ -26,11 +26,11 @@ def configure(parser: CommandLine) -> None:
 def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> int:
     token = read_token()
     if not aws.outputs(installation.storage_stack):
-        print(f"the secret belongs to the stack {installation.storage_stack}, which is deployed first", flush=True)
+        show_line(f"the secret belongs to the stack {installation.storage_stack}, which is deployed first")
         cdk.deploy(aws, installation, installation.storage_stack)
     with explained(f"put the token into the secret {installation.secret_name}"):
         aws.client("secretsmanager").put_secret_value(SecretId=installation.secret_name, SecretString=token)
-    print(f"the token is in the secret {installation.secret_name}; the machines read it with their role")
+    show_line(f"the token is in the secret {installation.secret_name}; the machines read it with their role")
     next_commands(("make preflight", "check that the dataset accepts it, and everything else"))
     return ExitCode.DONE
 

@@ -10,6 +10,7 @@ import sys
 from infra.config import Installation
 from infra.operate.command_line import CommandLine
 from infra.operate.session import Aws, explained
+from infra.operate.terminal import show_line
 from infra.run import fleet
 from trainer.contract import UserError
 
@@ -44,6 +45,6 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     machine = choose_machine(machines, options.instance)
     running = [other.id for other in machines if other.state == "running"]
     others = f" (of {len(running)}: {', '.join(running)}; --instance chooses)" if len(running) > 1 else ""
-    print(f"{machine.id}: {machine.type} in {machine.zone}{others}; the log: sudo journalctl -f; leave: exit")
+    show_line(f"{machine.id}: {machine.type} in {machine.zone}{others}; the log: sudo journalctl -f; leave: exit")
     sys.stdout.flush()
     os.execvp("aws", ["aws", "ssm", "start-session", "--target", machine.id, "--region", aws.region])

@@ -28,6 +28,7 @@ from infra.operate.terminal import (
     display,
     display_json,
     next_commands,
+    show_line,
     styled,
     table,
 )  # fmt: skip
@@ -156,7 +157,7 @@ def shown(state: RunState) -> RenderableType:
 
 def show_standing(aws: Aws, installation: Installation, bucket: ExplainedBucket) -> None:
     """Show what is deployed and costs money while nothing runs."""
-    print("\nno machine runs; these things bill by the month:")
+    show_line("\nno machine runs; these things bill by the month:")
     print_kept([*kept_image(aws, installation), *kept_data(bucket, installation)])
 
 
@@ -252,7 +253,7 @@ def show_nothing(
     if as_json:
         display_json({"run": None, "state": "none", "message": why})
         return
-    print(why)
+    show_line(why)
     if bucket:
         show_standing(aws, installation, bucket)
     else:

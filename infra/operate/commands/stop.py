@@ -11,7 +11,7 @@ from infra.config import Installation
 from infra.operate.command_line import CommandLine
 from infra.operate.runs import active_run
 from infra.operate.session import Aws, AwsError, ExitCode, explained
-from infra.operate.terminal import LiveLine, next_commands
+from infra.operate.terminal import LiveLine, next_commands, show_line
 from infra.operate.text import duration
 from infra.run import fleet
 
@@ -75,7 +75,7 @@ def wait_until_gone(aws: Aws, installation: Installation, wait_seconds: float = 
                     "they were told to terminate: run the same command again, which goes on from here"
                 )
             time.sleep(ASK_SECONDS)
-    print("no machine is left: nothing bills by the hour", flush=True)
+    show_line("no machine is left: nothing bills by the hour")
 
 
 def configure(parser: CommandLine) -> None:
@@ -87,8 +87,10 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     empty_groups(aws, installation)
     machines = terminate_machines(aws, installation)
     schedules = delete_schedules(aws, installation)
-    print(f"{run_id or 'no run was active'}: both groups are at 0, machines shutting down: {len(machines)}", end="")
-    print(f"; deleted the stop at the deadline ({', '.join(schedules)})" if schedules else "")
+    deleted = f"; deleted the stop at the deadline ({', '.join(schedules)})" if schedules else ""
+    show_line(
+        f"{run_id or 'no run was active'}: both groups are at 0, machines shutting down: {len(machines)}{deleted}"
+    )
     if options.wait:
         wait_until_gone(aws, installation)
     again = f"make launch RUN={run_id}" if run_id else "make launch"

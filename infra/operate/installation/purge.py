@@ -12,17 +12,17 @@ from infra.config import Installation
 from infra.operate.installation.standing import kept_buckets, kept_data, print_kept
 from infra.operate.runs import ExplainedBucket
 from infra.operate.session import Aws, AwsError, explained
-from infra.operate.terminal import LiveLine
+from infra.operate.terminal import LiveLine, ask, show_line
 from trainer.contract import UserError
 
 
 def confirm_purge(aws: Aws, installation: Installation) -> None:
     for bucket in kept_buckets(aws, installation):
         print_kept(kept_data(bucket, installation))
-    print("PURGE deletes all of this for ever: datasets, checkpoints, results, the token.")
+    show_line("PURGE deletes all of this for ever: datasets, checkpoints, results, the token.")
     if not sys.stdin.isatty():
         raise UserError("--purge asks before it deletes, and there is no terminal: add --yes (make: PURGE=1 YES=1)")
-    if input(f"type {installation.name} to delete it: ").strip() != installation.name:
+    if ask(f"type {installation.name} to delete it: ") != installation.name:
         raise UserError("not confirmed: nothing was deleted; `make destroy` alone keeps the data")
 
 
@@ -32,7 +32,7 @@ def purge(aws: Aws, installation: Installation) -> None:
         with explained(f"delete s3://{bucket.name}"):
             empty(bucket)
             bucket.s3.delete_bucket(Bucket=bucket.name)
-        print(f"deleted: s3://{bucket.name}")
+        show_line(f"deleted: s3://{bucket.name}")
     secrets = aws.client("secretsmanager")
     with explained(f"delete the secret {installation.secret_name}"):
         try:
@@ -40,7 +40,7 @@ def purge(aws: Aws, installation: Installation) -> None:
         except secrets.exceptions.ResourceNotFoundException:
             return
         secrets.delete_secret(SecretId=installation.secret_name, ForceDeleteWithoutRecovery=True)
-    print(f"deleted: secret {installation.secret_name}")
+    show_line(f"deleted: secret {installation.secret_name}")
 
 
 def empty(bucket: ExplainedBucket) -> None:

@@ -12,6 +12,7 @@ import botocore.exceptions
 from infra.config import ABORT_UPLOADS_DAYS, OLD_SUPERSEDED_DAYS, OLD_VERSION_DAYS, SUPERSEDED_DAYS
 from infra.operate.runs import ExplainedBucket
 from infra.operate.session import explained
+from infra.operate.terminal import show_line
 from trainer.contract import SUPERSEDED_TAG
 
 LIFECYCLE: list[dict[str, Any]] = [  # as in `stacks.storage`; a test compares them
@@ -55,7 +56,7 @@ def keep_versions(bucket: ExplainedBucket) -> None:
             Bucket=bucket.name, LifecycleConfiguration={"Rules": [*rules.values()]}
         )
         bucket.s3.put_bucket_versioning(Bucket=bucket.name, VersioningConfiguration={"Status": "Enabled"})
-    print(f"s3://{bucket.name} keeps old versions from now on, for up to {OLD_VERSION_DAYS} days")
+    show_line(f"s3://{bucket.name} keeps old versions from now on, for up to {OLD_VERSION_DAYS} days")
 
 
 def _rules(bucket: ExplainedBucket) -> dict[str, dict[str, Any]]:

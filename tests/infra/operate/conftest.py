@@ -15,7 +15,7 @@ from tests.emulator.aws import Aws
 from tests.infra import hub
 from tests.infra.deployed import Deployed, deploy, storage_template
 from tests.infra.operate.log_writer import Writer
-from tests.infra.operator import prepare_account, put_token, session
+from tests.infra.operator import GIVEN_IMAGE, prepare_account, put_token, session
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def look(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     """Run preflight in this process, without Docker; what it printed."""
 
     def shown(request: Request | None = None, **context: str) -> str:
-        installation = Installation(**{"image_uri": "registry.example/trainer:1"} | context)
+        installation = Installation(**{"image_uri": GIVEN_IMAGE} | context)
         preflight.preflight(Operator(session()), installation, request or Request(), None, deploys=True)
         return capsys.readouterr().out
 

@@ -26,11 +26,11 @@ from tests import ROOT
 from tests.emulator.aws import Aws
 from tests.emulator.aws_images import MANIFEST
 from tests.infra import deployed, hub
-from tests.infra.operator import fixes, infra, prepare_account, session, stand_in_for_cdk
+from tests.infra.operator import GIVEN_IMAGE, fixes, infra, prepare_account, session, stand_in_for_cdk
 
 pytestmark = pytest.mark.usefixtures("served")
 INSTALLATION = Installation()
-IMAGE = ("-c", "image_uri=registry.example/trainer:1")  # so that no Docker engine is needed
+IMAGE = ("-c", f"image_uri={GIVEN_IMAGE}")  # so that no Docker engine is needed
 STACKS = (INSTALLATION.storage_stack, INSTALLATION.training_stack)
 
 
@@ -47,7 +47,7 @@ def test_it_checks_deploys_and_launches(account: Aws, tmp_path: Path, monkeypatc
     (call,) = calls()
     assert call[:4] == ["deploy", "--all", "--require-approval", "never"]
     assert "--import-existing-resources" not in call
-    assert "resnet-spot:image_uri=registry.example/trainer:1" in call
+    assert f"resnet-spot:image_uri={GIVEN_IMAGE}" in call
     assert ended.said.index("checks in") < ended.said.index("deployed:") < ended.said.index("launched: first")
     assert ended.said.count("checks in") == 1
     assert deployed.Deployed(account).desired() == 1

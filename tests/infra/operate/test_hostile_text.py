@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from botocore.config import Config
 
 from infra.config import Installation
 from infra.guard.reading import CautiousBucket, UnreadableError
+from infra.operate import terminal
 from infra.operate.installation.standing import is_bucket_of
 from infra.operate.planning.options import Request
 from infra.operate.runs import ExplainedBucket
@@ -59,6 +62,48 @@ def test_no_command_sends_a_terminal_what_others_wrote(
     assert ESCAPED in shown
     assert "\x1b" not in shown
     assert len(shown) < 30_000
+
+
+def test_every_way_to_show_a_text_escapes_and_cuts_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = terminal.LiveLine()
+    monkeypatch.setattr("builtins.input", lambda question: print(question) or "")
+    rich = terminal.Text.assemble(EVIL, (EVIL, "red"))
+    ways: list[Callable[[str], object]] = [
+        terminal.show_line, lambda text: terminal.show_line(text, sys.stderr), terminal.display, terminal.ask,
+        live.show,
+        lambda text: terminal.display(terminal.styled(text, "red")), lambda text: terminal.display(rich, text),
+        lambda text: terminal.display(terminal.table([(text, terminal.styled(text, "red"), rich)], ("a", EVIL, "c"))),
+        lambda text: terminal.display_commands([("what", text)]), lambda text: terminal.next_commands((text, text)),
+        lambda text: terminal.display_line(f"{text} ", text, 100), terminal.display_json,
+        lambda text: terminal.show_traceback(ValueError, ValueError(text), None),
+    ]  # fmt: skip
+    for way in ways:
+        way(EVIL)
+        shown = "".join(capsys.readouterr())
+        assert "good" in shown
+        assert not set(shown) & set("\x1b\x07\x9b\u202e"), shown
+        if way is not terminal.display_json:
+            way(EVIL * 10_000)
+            assert len("".join(capsys.readouterr())) < 20_000
+
+
+def test_a_terminal_gets_colours_and_no_other_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", screen)
+    terminal.display(terminal.Text.assemble(("red", "red"), EVIL), terminal.table([(EVIL, EVIL)]))
+    terminal.display_line(f"{EVIL} ", EVIL, 100)
+    with terminal.LiveLine() as live:
+        live.show(EVIL)
+    shown = screen.getvalue()
+    assert "\x1b[31mred" in shown
+    assert not set(shown) & set("\x07\x9b\u202e")
+    assert "\x1b]" not in shown
+    assert "\x1b[2J" not in shown
 
 
 def test_an_object_that_no_run_writes_is_not_read(deployed: Deployed, capsys: pytest.CaptureFixture[str]) -> None:

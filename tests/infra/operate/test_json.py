@@ -13,7 +13,7 @@ from infra.operate.session import ExitCode
 from infra.operate.state import read_states
 from tests.emulator.aws import Aws
 from tests.infra.deployed import INSTALLATION, RUN, Deployed, deploy
-from tests.infra.operator import infra, operate, operator
+from tests.infra.operator import GIVEN_IMAGE, infra, operate, operator
 from trainer.contract import UserError, manifest_key, run_key
 
 STATUS_FIELDS = {
@@ -150,7 +150,7 @@ def test_cost_has_the_estimate_the_spend_and_what_stands(
 def test_preflight_has_every_check_and_its_exit_code(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    ended = infra("-c", "image_uri=registry.example/trainer:1", "preflight", "--json")
+    ended = infra("-c", f"image_uri={GIVEN_IMAGE}", "preflight", "--json")
     assert ended.code == ExitCode.PREFLIGHT
     found = json.loads(ended.said)
     assert found["failed"] is True
@@ -159,7 +159,7 @@ def test_preflight_has_every_check_and_its_exit_code(aws: Aws, monkeypatch: pyte
     assert checks["credentials"]["state"] == "failed"
     assert checks["credentials"]["fix"].startswith("aws configure")
     assert checks["Docker"] == {
-        "name": "Docker", "state": "not needed", "said": "the image is given: registry.example/trainer:1", "fix": "",
+        "name": "Docker", "state": "not needed", "said": f"the image is given: {GIVEN_IMAGE}", "fix": "",
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import pytest
 from infra.operate.commands import preflight as module
 from tests.emulator.aws import Aws
 from tests.infra import deployed
-from tests.infra.operator import fixes, infra, prepare_account, put_token, rows
+from tests.infra.operator import GIVEN_IMAGE, fixes, infra, prepare_account, put_token, rows
 
 pytestmark = pytest.mark.usefixtures("served")
 LEAST_CHECKS = 14
@@ -19,7 +19,7 @@ SECONDS = 15.0
 
 def test_where_everything_is_ready_it_says_so_quickly(installed: Aws) -> None:
     began = time.monotonic()
-    settings = ("-c", "image_uri=registry.example/trainer:1", "-c", "email=me@example.org")
+    settings = ("-c", f"image_uri={GIVEN_IMAGE}", "-c", "email=me@example.org")
     ended = infra(*settings, "preflight")
     assert time.monotonic() - began < SECONDS
     assert ended.code == 0, ended.said + ended.error
@@ -40,7 +40,7 @@ def test_that_nobody_would_be_told_is_a_warning_and_no_failure(installed: Aws, l
 
 def test_in_a_fresh_account_everything_that_lacks_is_told_at_once_with_one_command_each(aws: Aws) -> None:
     aws.set(quotas={"L-3819A6DF": 0.0})
-    ended = infra("-c", "image_uri=registry.example/trainer:1", "preflight")
+    ended = infra("-c", f"image_uri={GIVEN_IMAGE}", "preflight")
     assert ended.code == 3
     told = fixes(ended.said)
     assert told.keys() == {"vCPU quota", "spot role", "machine image", "token", "CDK bootstrap"}

@@ -9,7 +9,7 @@ import pytest
 
 from infra.operate import terminal
 from tests.emulator.aws import Aws
-from tests.infra.operator import infra
+from tests.infra.operator import GIVEN_IMAGE, infra
 from tests.terminal import CTRL_C, on_a_terminal
 
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
@@ -123,7 +123,7 @@ def test_to_a_file_every_new_text_of_a_live_line_is_a_line(capsys: pytest.Captur
 def test_preflight_on_a_terminal_has_straight_columns(aws: Aws, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    command = [sys.executable, "-m", "infra", "-c", "image_uri=registry.example/trainer:1", "preflight"]
+    command = [sys.executable, "-m", "infra", "-c", f"image_uri={GIVEN_IMAGE}", "preflight"]
     code, seen = on_a_terminal(command, columns=columns)
     assert code == 3
     table, _, below = "\n".join(lines(seen)).partition(" failed\n\nfix:\n")
@@ -146,6 +146,6 @@ def test_preflight_to_a_file_has_a_line_for_each_check(aws: Aws, monkeypatch: py
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "60")
-    said = infra("-c", "image_uri=registry.example/trainer:1", "preflight").said
+    said = infra("-c", f"image_uri={GIVEN_IMAGE}", "preflight").said
     assert "\x1b" not in said
-    assert "Docker                   not needed  the image is given: registry.example/trainer:1\n" in said
+    assert f"Docker                   not needed  the image is given: {GIVEN_IMAGE}\n" in said

@@ -108,6 +108,15 @@ def test_create_writes_once(store: ObjectStore) -> None:
     assert store.get_with_etag("runs/a/spec.json") == (b"one", etag)
 
 
+def test_a_large_body_is_created_once_as_well(store: ObjectStore) -> None:
+    body = os.urandom(MIB) * 17  # S3 takes it in two parts
+    etag = store.create("datasets/a/1/shard", body)
+    for other in (body, body[::-1]):
+        with pytest.raises(ConflictError, match=re.escape(store.describe("datasets/a/1/shard"))):
+            store.create("datasets/a/1/shard", other)
+    assert store.get_with_etag("datasets/a/1/shard") == (body, etag)
+
+
 def test_replace_writes_only_over_what_was_read(store: ObjectStore) -> None:
     with pytest.raises(ConflictError):
         store.replace("HEAD.json", b"0", '"none"')

@@ -27,6 +27,7 @@ from trainer.data.making.revision.manifest import Watch
 from trainer.data.progress import Track, show_rate
 from trainer.store import NotFoundError, ObjectStore
 from trainer.store.background import in_background
+from trainer.store.creation import write_new
 from trainer.text import say, show_bytes, show_estimate, show_name
 
 SHARD_PIXELS = 2**28  # short side squared, times images: 128 MB, since a photograph takes half a byte per pixel
@@ -188,8 +189,8 @@ class ShardMaker:
         rows.clear()
         tally = replace(read_tally(body, self.store.describe(key)), hashes=[hashes])
         made = Made(Shard(file, tally.images, len(body), zlib.crc32(body)), tally)
-        self.store.put(key, body)
-        self.store.put(key + NOTE, made.to_json().encode())
+        write_new(self.store, key, body)
+        write_new(self.store, key + NOTE, made.to_json().encode())
         return made
 
     def _kept(self, file: str) -> Made | None:

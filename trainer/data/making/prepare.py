@@ -28,6 +28,7 @@ from trainer.data.making.revision.manifest import SourceMemory
 from trainer.data.making.versions import say_others, say_same
 from trainer.data.progress import ProgressListener, Track, show_rate
 from trainer.store import NotFoundError, ObjectStore
+from trainer.store.creation import write_new
 from trainer.text import say, show_bytes, show_estimate
 
 BROKEN_NAMED = 10
@@ -73,13 +74,12 @@ def prepare(
     identity = identity_of(
         data, choices, memory, secrets_dir=secrets_dir, workers=workers, progress=downloaded or progress
     )
-    name = identity.name
     per_shard = {split: images_per_shard or default_images(copies.sides(split)) for split in ("train", "val")}
-    prefix = _prefix(name, copies, [identity.content, per_shard])
+    prefix = _prefix(name := identity.name, copies, [identity.content, per_shard])
     where = store.describe(prefix)
-    if (index := _finished(store, prefix)) and not strict:
+    if (before := _finished(store, prefix)) and not strict:
         say(f"{name}: already prepared in {where}{identity.how and f'; {identity.how}'}")
-        return Prepared(prefix, index)
+        return Prepared(prefix, before)
     others = say_others(store, name, prefix, copies, identity.origin) if identity.origin else []
 
     source, watch = identity.open()
@@ -97,7 +97,8 @@ def prepare(
     if watch:
         watch.check_all()
     index = replace(_index_of(name, prefix, copies, source.classes, shards, tallies), source=identity.origin)
-    store.put(f"{prefix}/{INDEX}", index.to_json().encode())
+    if not before or replace(before, source=index.source) != index:
+        write_new(store, f"{prefix}/{INDEX}", index.to_json().encode())
     say("\n  ".join([_summary(name, where, index, tallies), show_class_counts(source, tallies), *source.said, *doubts]))
     say_same(others, index)
     _say_pace(track, workers)

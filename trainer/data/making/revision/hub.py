@@ -13,6 +13,7 @@ import sys
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer.contract import UserError
 from trainer.data.format import Origin
@@ -21,7 +22,7 @@ from trainer.data.making.revision.ledger import Rows
 from trainer.data.making.revision.manifest import Chosen, Files, Known, SourceMemory, know_folder
 from trainer.data.making.revision.patterns import fetch_patterns
 from trainer.data.progress import ProgressListener
-from trainer.text import say, show_bytes
+from trainer.text import say, show_bytes, show_name
 
 ANSWER_SECONDS = 60.0  # for the listing
 FILES_NAMED = 3
@@ -156,6 +157,9 @@ def fetch_files(revision: Revision, paths: Collection[str], progress: ProgressLi
         disable_progress_bars()
 
     class Bar(tqdm):  # the hub's client reports progress in no other way
+        def __init__(self, *arguments: Any, desc: str | None = None, **keywords: Any) -> None:
+            super().__init__(*arguments, desc=desc and show_name(desc[:80]), **keywords)  # type: ignore[no-untyped-call]
+
         def update(self, count: float | None = 1) -> bool | None:
             if progress is not None and count:
                 progress(int(count))
