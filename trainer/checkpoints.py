@@ -1,7 +1,7 @@
-"""The command for a run's checkpoints: `python -m trainer.checkpoints list | verify | export FILE | rewind STEP`.
+"""The command for a run's checkpoints: `python -m trainer.checkpoints list | verify | export | rewind | undelete`.
 
-Only `rewind` writes. Exit code 0: all is well. 76: a trainer owns the run, which must be stopped first. 78: nothing can
-be used, or the bytes are not those that were saved.
+Only `rewind` and `undelete` write to the store. Exit code 0: all is well. 76: a trainer owns the run, which must be
+stopped first. 78: nothing can be used, or the bytes are not those that were saved.
 """
 
 from __future__ import annotations
@@ -75,14 +75,30 @@ class Rewind:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Undelete:
+    """Bring back checkpoints that somebody has deleted, overwritten or tagged as superseded, from the bucket's old
+    versions.
+
+    What the run itself had superseded is left alone. Nothing that is there is removed.
+    """
+
+    every: bool = False
+    """Also what the run itself had superseded and the bucket's lifecycle has hidden, for a `rewind` to it."""
+
+    dry_run: bool = False
+    """Only say what would be brought back."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
-    """Look at the checkpoints of a run, check them, export weights, or go back to an older one."""
+    """Look at the checkpoints of a run, check them, export weights, go back to an older one, bring lost ones back."""
 
     command: Annotated[
         Annotated[List, tyro.conf.subcommand("list")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]
         | Annotated[Export, tyro.conf.subcommand("export")]
-        | Annotated[Rewind, tyro.conf.subcommand("rewind")],
+        | Annotated[Rewind, tyro.conf.subcommand("rewind")]
+        | Annotated[Undelete, tyro.conf.subcommand("undelete")],
         tyro.conf.arg(name=""),
     ]
     store: str
@@ -253,6 +269,10 @@ def main(arguments: list[str] | None = None) -> int:
                     export(store, options.run_id, asked)
                 case Rewind() as asked:
                     go_back(store, options.run_id, asked)
+                case Undelete() as asked:
+                    from trainer.checkpoint.undelete import undelete
+
+                    undelete(store, options.run_id, every=asked.every, dry_run=asked.dry_run, say=print)
     except UserError as error:
         tell(f"error: {error}", sys.stderr)
         return Exit.USER

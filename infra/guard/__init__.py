@@ -94,7 +94,7 @@ class Guard:
                 groups.append(fleet.group_state(self.autoscaling, name))
             except Exception as error:  # noqa: BLE001  # as in `noted`
                 problems.append(f"the group {name}: {error}")
-                groups.append(assume(name, machines))
+                groups.append(presume(name, machines))
         return [group for group in groups if group]
 
     def tend(self, group: Group, machines: tuple[FleetMachine, ...] | None, now: float, problems: list[str]) -> None:
@@ -234,7 +234,7 @@ class Guard:
             self.settled.add((run_id, 0.0))
 
 
-def assume(name: str, machines: Collection[FleetMachine]) -> Group | None:
+def presume(name: str, machines: Collection[FleetMachine]) -> Group | None:
     """A group that cannot be read, as the tags of its newest machine describe it. None if it has no machine."""
     mine = [machine for machine in machines if machine.group == name and machine.is_billing]
     if not mine:

@@ -11,6 +11,7 @@
 - `delete-404`: what does not exist cannot be deleted.
 - `names-its-rule`, `expires-all` are no lacks: asked for an object with tags, or for any, it says that a lifecycle rule
   expires it, as S3 does, and moto does not.
+- `versions`: it keeps no old versions and knows no request about them.
 - `busy`: the second half of a probe, whatever is sent in parts, finds it busy.
 - `kms`: the bucket has a key that this role may not use.
 - `region:NAME`: the buckets are in this region, and a request that is signed for another one is sent there.
@@ -71,6 +72,8 @@ def lessen(environ: Environ, query: dict[str, str], lacks: Iterable[str]) -> Non
             lack.startswith("lifecycle") and "lifecycle" in query
         ):
             raise Refused(*(DENIED if lack.endswith("-denied") else UNKNOWN))
+        elif lack == "versions" and {"versions", "versioning", "versionId"} & query.keys():
+            raise Refused(*UNKNOWN)
         elif lack == "delete-denied" and method == "DELETE" and "uploadId" not in query:
             raise Refused(*DENIED)
         elif lack == "delete-404" and method == "DELETE" and "uploadId" not in query:

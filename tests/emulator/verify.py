@@ -27,7 +27,7 @@ import moto.s3.models
 from awscrt.checksums import combine_crc64nvme, crc32c, crc64nvme
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.iam.models import iam_backends
-from moto.s3.models import MultipartChecksumBuilder, s3_backends
+from moto.s3.models import FakeKey, MultipartChecksumBuilder, s3_backends
 
 from tests.emulator.lesser import Environ, Refused, added_headers, lessen
 
@@ -225,7 +225,8 @@ def _tags() -> dict[str, dict[str, str]]:
     """By `bucket/key`, of the objects that have some."""
     backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
     keys = ((f"{bucket.name}/{name}", key) for bucket in backend.buckets.values() for name, key in bucket.keys.items())
-    tags = ((name, backend.tagger.get_tag_dict_for_resource(key.arn)) for name, key in keys)
+    there = ((name, key) for name, key in keys if isinstance(key, FakeKey))  # else the mark of a deletion
+    tags = ((name, backend.tagger.get_tag_dict_for_resource(key.arn)) for name, key in there)
     return {name: found for name, found in tags if found}
 
 
