@@ -66,7 +66,7 @@ report: $(VENV)/.trainer ## draw the curves of RUN= again and print its summary
 	@$(PY) trainer.report
 
 .PHONY: checkpoints
-checkpoints: $(VENV)/.trainer ## list the checkpoints of RUN=; ARGS=verify checks every byte, "export FILE" writes weights, "rewind STEP" goes back
+checkpoints: $(VENV)/.trainer ## list the checkpoints of RUN=; ARGS=verify checks every byte, "export FILE" writes weights, "rewind STEP" goes back, undelete brings lost ones back
 	@$(PY_ARGS) trainer.checkpoints $(if $(ARGS),,list)
 
 .PHONY: image

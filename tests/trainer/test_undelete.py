@@ -27,7 +27,7 @@ class Bucket:
     def __init__(self, uri: str, machine: Path) -> None:
         self.name, self.prefix = bucket_and_prefix(uri)
         self.s3: Any = boto3.session.Session().client("s3")
-        versions = {"Status": "Enabled"}
+        versions: Any = {"Status": "Enabled"}
         self.s3.put_bucket_versioning(Bucket=self.name, VersioningConfiguration=versions)
         self.store = open_store(uri)
         with owning(self.store, 1, machine) as ownership:
