@@ -10,9 +10,9 @@ from pathlib import Path
 from tests.checkpoints import RUN, commit, owner, same, state
 from trainer.checkpoint.restore import restore
 from trainer.contract import attempt_key, checkpoint_key, parse_manifest_key, run_key
+from trainer.manifest import data_key
 from trainer.store import ObjectStore
 from trainer.telemetry.metrics import read_metrics, start_row
-from trainer.upload.commit import data_key
 from trainer.upload.owner import Ownership
 
 CONFIG = {"optim": {"peak_lr": 0.1}}

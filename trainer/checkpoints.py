@@ -19,7 +19,7 @@ from trainer.process.scratch import open_scratch
 from trainer.text import filter_tracebacks, say, show_bytes, tell
 
 if TYPE_CHECKING:
-    from trainer.checkpoint.restore import Manifest
+    from trainer.manifest import Manifest
     from trainer.store import ObjectStore
     from trainer.upload.rewind import OldCheckpoint
 
@@ -176,20 +176,21 @@ def export(store: ObjectStore, run_id: str, options: Export) -> None:
     import safetensors.torch
 
     from trainer.checkpoint.restore import DamagedError, read_object, tensors_of
+    from trainer.manifest import is_best
 
     key, manifest = choose_checkpoint(store, run_id, options)
     try:
         tensors = tensors_of(read_object(store, manifest))
     except DamagedError as error:
         raise UserError(f"{store.describe(key)} is damaged ({error}): choose another with --step") from error
-    best, has_average = manifest["counters"]["best"], any(name.startswith("ema.") for name in tensors)
-    scored = best["weights"] if best["step"] == manifest["step"] else "ema" if has_average else "model"
+    has_average = any(name.startswith("ema.") for name in tensors)
+    scored = manifest["counters"]["best"]["weights"] if is_best(manifest) else "ema" if has_average else "model"
     weights = scored if options.weights == "auto" else options.weights
     plain = {name.removeprefix(f"{weights}."): tensor.contiguous() for name, tensor in tensors.items()
              if name.startswith(f"{weights}.")}  # fmt: skip
     if not plain:
         raise UserError(f"--weights {weights}: this run keeps no average of its weights; use --weights model")
-    model = manifest["config"]["model"]["name"]
+    model = str(manifest["config"].get("model", {}).get("name", "unknown"))
     about = {"format": "pt", "model": model, "run": run_id, "step": str(manifest["step"]), "weights": weights}
     try:
         safetensors.torch.save_file(plain, options.file, metadata=about)

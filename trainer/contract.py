@@ -27,6 +27,7 @@ class Exit(IntEnum):
 
 CRASH = 1  # the exit code where no other is known
 HEARTBEAT_SECONDS = 30
+MOST_SECONDS = 1e10  # of Unix time, in the year 2286: no clock of a run shows more
 DRAIN_SECONDS = 90  # from a signal to the end of the last upload: within the 100 s of `docker stop`
 
 
@@ -177,7 +178,7 @@ def snapshot_key(run_id: str, step: int, attempt: int) -> str:
 
 def parse_manifest_key(key: str) -> tuple[int, int] | None:
     """(attempt, step) of a manifest's key, None for any other key. Manifests are compared by this pair."""
-    found = re.fullmatch(r"checkpoints/[^/]+/manifest/step-(\d+)\.(\d+)\.json", key)
+    found = re.fullmatch(r"checkpoints/[^/]+/manifest/step-([0-9]{1,15})\.([0-9]{1,15})\.json", key)
     return (int(found[2]), int(found[1])) if found else None
 
 
@@ -189,12 +190,15 @@ def seal(value: Mapping[str, Any]) -> bytes:
 
 def unseal(body: bytes) -> dict[str, Any]:
     """The value that `seal` was given. Raises ValueError if the bytes are not those that `seal` wrote."""
-    value = json.loads(body)
-    if not isinstance(value, dict) or "crc32" not in value:
-        raise ValueError("it has no checksum")
-    found = value.pop("crc32")
-    if zlib.crc32(json.dumps(value).encode()) != found or seal(value) != body:
-        raise ValueError("its checksum is wrong")
+    try:
+        value = json.loads(body)
+        if not isinstance(value, dict) or "crc32" not in value:
+            raise ValueError("it has no checksum")
+        found = value.pop("crc32")
+        if zlib.crc32(json.dumps(value).encode()) != found or seal(value) != body:
+            raise ValueError("its checksum is wrong")
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     return value
 
 
@@ -225,7 +229,22 @@ class Lease:
         value = unseal(body)
         if value.keys() != {f.name for f in fields(cls)}:
             raise ValueError(f"it was written by another version: {sorted(value)}")
-        return cls(**value)
+        lease = cls(**value)
+        counts, texts = (lease.attempt, lease.renewed, lease.swept), (lease.owner, *lease.names())
+        if any(type(count) is not int or count < 0 for count in counts) or any(type(text) is not str for text in texts):
+            raise ValueError("its attempt, renewed and swept must be counts, and what it names must be texts")
+        if type(lease.since) not in (int, float) or not 0 <= lease.since < MOST_SECONDS:
+            raise ValueError("its since must be in Unix seconds")
+        return lease
+
+    def of_run(self, run_id: str) -> Lease:
+        """The lease. Raises ValueError if it names a manifest of another run."""
+        if others := {key for key in self.keys() if not key.startswith(checkpoint_key(run_id, "manifest/"))}:
+            raise ValueError(f"it names manifests of other runs: {sorted(others)}"[:400])
+        return self
+
+    def names(self) -> tuple[str, str, str]:
+        return self.newest, self.previous, self.best
 
     def advance(self, manifest: str, *, is_best: bool) -> Lease:
         """The lease after a commit of `manifest`. A second commit of it can only make it the best."""
@@ -239,7 +258,7 @@ class Lease:
         return replace(self, newest=manifest, previous="", best=best, swept=max(self.swept, swept))
 
     def keys(self) -> set[str]:
-        return {self.newest, self.previous, self.best} - {""}
+        return {*self.names()} - {""}
 
 
 def newest_manifest(lease: Lease | None, manifests: Iterable[str]) -> str:

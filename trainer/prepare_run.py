@@ -22,8 +22,9 @@ from trainer.process import spot
 from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError, may_pass, naming_the_fix
 from trainer.store.background import in_background
 from trainer.store.retry import Retry
-from trainer.text import say
+from trainer.text import say, show_name
 from trainer.upload.owner import claim_attempt
+from trainer.values import check_text, check_whole, parse_object
 
 LEAVE_SECONDS = 10  # how long the last record is tried after a SIGTERM
 
@@ -96,10 +97,14 @@ def exit_code(error: UserError) -> int:
 def is_done(store: ObjectStore, run_id: str) -> bool:
     """Whether an earlier attempt has finished. If so, a message says that."""
     try:
-        done = json.loads(store.get(run_key(run_id, "done.json")))
+        done = parse_object(store.get(run_key(run_id, "done.json")))
+        images, place = check_whole("images", done.get("images", 0)), check_text("dataset", done.get("dataset", ""))
     except NotFoundError:
         return False
-    say(f"{run_id} is finished already: {done.get('images', 0):,} images in {done.get('dataset', store.uri)}")
+    except ValueError as error:
+        say(f"{run_id} is finished already, but its done.json is not what a preparation writes ({error})")
+        return True
+    say(f"{run_id} is finished already: {images:,} images in {show_name(place or store.uri)}")
     return True
 
 

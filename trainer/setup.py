@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -30,6 +29,7 @@ from trainer.data.stage import stage
 from trainer.learning.schedule import Clock
 from trainer.learning.state import State, make_state
 from trainer.learning.world import World, agree, barrier, wrap
+from trainer.manifest import data_key
 from trainer.process.channel import Channel, attempt_dir
 from trainer.process.interruption import Interruption
 from trainer.recipes.config import Config, config_hash, differences, from_json, to_json
@@ -41,7 +41,7 @@ from trainer.telemetry.metrics import MetricsWriter
 from trainer.telemetry.status import Status
 from trainer.telemetry.step_log import StepLog
 from trainer.text import show_bytes, tell
-from trainer.upload.commit import data_key
+from trainer.values import parse_object
 
 CHECKPOINTS_AT_ONCE = 4  # the newest, the one before, the best, and the one that is written
 
@@ -106,7 +106,14 @@ def read_config(store: ObjectStore, run_id: str, newest: str) -> dict[str, Any]:
     try:
         config: dict[str, Any] = read_manifest(store, run_id, newest)["config"]
     except DamagedError:
-        config = json.loads(store.get(run_key(run_id, "config.json")))
+        key = run_key(run_id, "config.json")
+        try:
+            config = parse_object(store.get(key))
+        except ValueError as error:
+            raise RefusedError(
+                f"{store.describe(newest)} is damaged, and {store.describe(key)} is no config ({error}): put there the "
+                "config of a manifest that is whole, which `make checkpoints` lists"
+            ) from error
     return config
 
 
@@ -127,7 +134,7 @@ def check_config(before: dict[str, Any], run_id: str, config: Config) -> list[st
 def check_data(restored: Restored, data: Data) -> None:
     """A run continues on the data that it began with, or RefusedError is raised."""
     found = restored.manifest["data"]
-    before, now = found["fingerprint"], data.index.fingerprint
+    before, now = found.get("fingerprint", ""), data.index.fingerprint
     if before != now:
         commit = found.get("commit", "")  # older checkpoints have none
         same = (

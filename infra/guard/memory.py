@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, fields, replace
 
+from infra.run.values import check_number, check_object, check_text, check_texts
+
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
@@ -43,8 +45,18 @@ class Memory:
     @classmethod
     def from_json(cls, body: bytes) -> Memory:
         """Raises ValueError or TypeError if `to_json` did not write it."""
-        value = json.loads(body)
+        value = check_object("the file", json.loads(body))
         known = {f.name for f in fields(cls)}
         memory = cls(**{name: content for name, content in value.items() if name in known})
-        object.__setattr__(memory, "told", tuple(memory.told))
+        for name in ("at", "deadline", "active", "stopped", "hang_kills", "suspected", "marked", "without_machine"):
+            check_number(name, getattr(memory, name))
+        for name in ("reason", "checkpoint", "mark"):
+            check_text(name, getattr(memory, name))
+        if not isinstance(memory.is_over, bool) or not isinstance(memory.is_schedule_deleted, bool):
+            raise ValueError("is_over and is_schedule_deleted must be true or false")
+        for id, since in check_object("unwanted", memory.unwanted).items():
+            check_number(id, since)
+        for event, message in check_object("untold", memory.untold).items():
+            check_text(event, message)
+        object.__setattr__(memory, "told", check_texts("told", memory.told))
         return memory

@@ -16,12 +16,13 @@ from typing import Any
 import botocore.exceptions
 
 from infra.config import Installation, Output
+from infra.operate.documents import check_attempt, number_of
 from infra.operate.session import Aws, AwsError, explained
 from infra.run import fleet
 from infra.run.spec import Spec
 from infra.run.spend import Spend
 from infra.run.values import MOST_BYTES, printable
-from trainer.contract import RUN_ID_RULE, UserError, run_key
+from trainer.contract import RUN_ID_RULE, UserError, attempt_key, run_key
 
 
 @dataclass(frozen=True)
@@ -164,13 +165,34 @@ def newest_attempt(bucket: ExplainedBucket, run_id: str) -> int:
     return max((int(name) for key in keys if (name := key.split("/")[-1].removesuffix(".json")).isdecimal()), default=0)
 
 
+def read_attempts(bucket: ExplainedBucket, run_id: str, most: int = 1000) -> list[dict[str, Any]]:
+    """What each attempt wrote at its start and its end, the newest `most` of them, oldest first.
+
+    Of a record that no machine of ours writes, there are only the number and the `problem`.
+    """
+    folder = run_key(run_id, "attempts/")
+    names = (re.fullmatch(r"([1-9][0-9]{0,14})\.json", found.key.removeprefix(folder)) for found in bucket.list(folder))
+    numbers = sorted(int(name[1]) for name in names if name)[-most:]
+
+    def read(number: int) -> dict[str, Any]:
+        key = attempt_key(run_id, number)
+        found = bucket.read_json(key)
+        try:
+            return check_attempt(found) | {"attempt": number}
+        except ValueError as error:
+            return {"attempt": number, "problem": f"{key}, which no machine of ours writes: {error}"}
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(read, numbers))
+
+
 def read_ending(bucket: ExplainedBucket, run_id: str) -> Ending | None:
     """How the run ended. None while it can go on. A `failed.json` counts only if no later attempt was started."""
     if done := bucket.read_json(run_key(run_id, "done.json")):
-        return Ending("done", printable(str(done.get("message", ""))), float(done.get("ended", 0)))
+        return Ending("done", printable(str(done.get("message", ""))), number_of(done.get("ended")))
     failed = bucket.read_json(run_key(run_id, "failed.json"))
-    if failed and int(failed.get("attempt", 0)) >= newest_attempt(bucket, run_id):
-        return Ending("failed", printable(str(failed.get("message", ""))), float(failed.get("ended", 0)))
+    if failed and number_of(failed.get("attempt")) >= newest_attempt(bucket, run_id):
+        return Ending("failed", printable(str(failed.get("message", ""))), number_of(failed.get("ended")))
     return None
 
 

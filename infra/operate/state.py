@@ -68,7 +68,7 @@ class RunState:
     @property
     def phase(self) -> str:
         """The phase in the newest heartbeat."""
-        return printable(str(self.progress.heartbeat.get("phase", "unknown")), 40)
+        return printable(self.progress.phase or "unknown", 40)
 
     def summary(self) -> tuple[str, str]:
         """The state in one word, and a text that says what the run does, or why it does nothing."""

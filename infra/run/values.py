@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 MOST = 1e10  # of dollars, hours or Unix seconds: no honest file has more
 MOST_BYTES = 1 << 20  # of an object that is read whole: no honest JSON of a run has more
@@ -22,6 +23,20 @@ def check_number(name: str, value: object, most: float = MOST) -> float:
     """The number. Raises ValueError unless it is one, finite, and from 0 to `most`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
         raise ValueError(f"{name} is {value!r}, not a number from 0 to {most:g}"[:200])
+    return value
+
+
+def check_whole(name: str, value: object, most: int = int(MOST)) -> int:
+    """The whole number. Raises ValueError unless it is one, from 0 to `most`."""
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"{name} is {value!r}, not a whole number from 0 to {most:,}"[:200])
+    return value
+
+
+def check_object(name: str, value: object) -> dict[str, Any]:
+    """The JSON object. Raises ValueError unless it is one."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {value!r}, not an object"[:200])
     return value
 
 

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from tests.images import encode, photo
+from trainer.manifest import data_key
 from trainer.process.channel import Channel, DisconnectedError, listen
 from trainer.process.snapshot import Snapshot
 from trainer.store import ObjectStore
 from trainer.store.checksum import Checksums
-from trainer.upload.commit import data_key, put_checkpoint
+from trainer.upload.commit import put_checkpoint
 from trainer.upload.owner import Ownership
 
 TRAIN_IMAGES, VAL_IMAGES, CLASSES = 8, 4, 2

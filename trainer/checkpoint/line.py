@@ -6,7 +6,6 @@ whoever only reads starts in an instant.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from trainer.contract import (
     parse_manifest_key,
 )
 from trainer.store import NotFoundError, ObjectStore
+from trainer.values import check_known, check_text, check_time, check_whole, is_measured, parse_object, show
 
 Begin = Mapping[str, Any]  # the first row of an attempt's metrics: it goes on from `step` of attempt `origin`
 
@@ -62,10 +62,27 @@ def read_begin(store: ObjectStore, run_id: str, attempt: int) -> Begin | None:
     folder = metrics_key(run_id, attempt, "")
     first = next((info for info in store.list(folder) if is_segment(info.key.removeprefix(folder))), None)
     try:
-        row = json.loads(store.get(first.key).partition(b"\n")[0]) if first is not None else {}
+        row = parse_row(store.get(first.key).partition(b"\n")[0]) if first is not None else {}
     except ValueError:
         return None
-    return row if isinstance(row, dict) and row.get("event") == "start" else None
+    return row if row.get("event") == "start" else None
+
+
+def parse_row(line: bytes) -> dict[str, Any]:
+    """A row of metrics. Raises ValueError if a trainer did not write it."""
+    row = parse_object(line)
+    check_whole("step", check_known(row, "step"))
+    check_time("time", row.setdefault("time", 0.0))
+    if "event" in row:
+        check_text("event", row["event"])
+        for name in ("attempt", "origin"):
+            check_whole(name, row.get(name, 1))
+    if row.get("event") == "start":
+        check_known(row, "origin")
+    for name, value in row.items():
+        if "/" in name and not is_measured(value):
+            raise ValueError(f"{show(name)} is {show(value)}, not a number")
+    return row
 
 
 def is_segment(name: str) -> bool:
@@ -76,7 +93,7 @@ def is_segment(name: str) -> bool:
 def read_lease(store: ObjectStore, run_id: str) -> Lease | None:
     """The run's lease; None if it is missing or damaged. Raises StoreError if the store fails."""
     try:
-        return Lease.from_json(store.get(checkpoint_key(run_id, HEAD_FILE)))
+        return Lease.from_json(store.get(checkpoint_key(run_id, HEAD_FILE))).of_run(run_id)
     except (NotFoundError, ValueError):
         return None
 

@@ -5,7 +5,7 @@ A store that refuses or fails never means "no checkpoint": that takes a missing 
 
 from __future__ import annotations
 
-import json
+import math
 import mmap
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +18,16 @@ from torch import Tensor
 
 from trainer.checkpoint.layout import CHECKPOINT_FORMAT, DTYPES, NHWC, in_memory_order
 from trainer.checkpoint.line import Lineage, list_manifests, read_line
-from trainer.contract import UserError, parse_manifest_key, unseal
+from trainer.contract import UserError, unseal
+from trainer.manifest import Manifest, check_manifest
 from trainer.store import NotFoundError, ObjectStore, StoreError
 from trainer.store.checksum import Checksums, crc64
+from trainer.values import check_list, check_object, check_text, check_whole, parse_object, show
 
-Manifest = Mapping[str, Any]
 READERS = 4  # parts that are read and checked at the same time
 DAMAGES = ("FlexibleChecksumError", "InvalidRange")  # the codes of a store for damaged bytes
 TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
+DTYPE_NAMES = "|".join(TORCH_DTYPES)
 
 
 class DamagedError(Exception):
@@ -62,10 +64,10 @@ def read_manifest(store: ObjectStore, run_id: str, key: str) -> Manifest:
             f"{store.describe(key)} has format {manifest.get('format')}, and this trainer reads {CHECKPOINT_FORMAT}: "
             "use the version that wrote it, or start a new run (RUN=another-name)"
         )
-    if (manifest["run_id"], manifest["attempt"], manifest["step"]) != (run_id, *(parse_manifest_key(key) or ())):
-        raise DamagedError(
-            f"it is the manifest of run {manifest['run_id']!r}, attempt {manifest['attempt']}, step {manifest['step']}"
-        )
+    try:
+        check_manifest(manifest, run_id, key)
+    except ValueError as error:
+        raise DamagedError(str(error)) from error
     return manifest
 
 
@@ -78,7 +80,10 @@ def read_object(store: ObjectStore, manifest: Manifest) -> memoryview:
         raise DamagedError(f"its object is missing ({error})") from error
     if size != expected.bytes:
         raise DamagedError(f"its object has {size} bytes instead of {expected.bytes}")
-    body = memoryview(mmap.mmap(-1, size))
+    try:
+        body = memoryview(mmap.mmap(-1, size))
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"no memory of the {size} bytes of its object can be had: {error}") from error
 
     def read_part(number: int) -> None:
         start = number * expected.part_bytes
@@ -103,11 +108,32 @@ def read_object(store: ObjectStore, manifest: Manifest) -> memoryview:
     return body
 
 
+def read_header(body: memoryview) -> tuple[int, dict[str, Any], set[str]]:
+    """How many bytes the header has, the entry of each tensor, and the names of those whose channels are last.
+
+    Raises ValueError where the entries do not tell where each byte of the file belongs.
+    """
+    size, end = int.from_bytes(body[:8], "little"), 0
+    header = parse_object(bytes(body[8 : 8 + size]))
+    about = check_object("__metadata__", header.pop("__metadata__", {}))
+    nhwc = set(check_text(NHWC, about.get(NHWC, "")).split())
+    for name, entry in header.items():
+        kind = TORCH_DTYPES[check_text(f"dtype of {name}", check_object(name, entry).get("dtype"), DTYPE_NAMES)]
+        shape = [check_whole(f"shape of {name}", one) for one in check_list(f"shape of {name}", entry.get("shape"))]
+        start, end = end, end + math.prod(shape) * kind.itemsize
+        if entry.get("data_offsets") != [start, end] or (name in nhwc and len(shape) != 4):
+            raise ValueError(f"{show(name)} of shape {shape} is not at {start} to {end}")
+    if 8 + size + end != len(body):
+        raise ValueError(f"the file has {len(body)} bytes, and its header tells of {8 + size + end}")
+    return size, header, nhwc
+
+
 def tensors_of(body: memoryview) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, over its bytes, in their logical shapes (N, C, H, W)."""
-    size = int.from_bytes(body[:8], "little")
-    header = json.loads(bytes(body[8 : 8 + size]))
-    nhwc = set(header.pop("__metadata__", {}).get(NHWC, "").split())
+    """The tensors of a checkpoint, over its bytes, in their logical shapes (N, C, H, W). Raises DamagedError."""
+    try:
+        size, header, nhwc = read_header(body)
+    except ValueError as error:
+        raise DamagedError(f"its header is none: {error}") from error
     found: dict[str, Tensor] = {}
     for dtype, group in groupby(header.items(), key=lambda item: item[1]["dtype"]):  # those of one type lie together
         entries = dict(group)
@@ -162,11 +188,11 @@ def restore(store: ObjectStore, run_id: str, tensors: Mapping[str, Tensor]) -> t
                 continue
         try:
             manifest = read_manifest(store, run_id, key)
-            body = read_object(store, manifest)
+            found = tensors_of(read_object(store, manifest))
         except DamagedError as error:
             skipped.append(f"{store.describe(key)}: {error}")
         else:
-            load(tensors_of(body), tensors, key)
+            load(found, tensors, key)
             return Restored(key, manifest), skipped
     if candidates:
         raise UserError(

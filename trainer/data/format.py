@@ -14,18 +14,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from trainer.contract import UserError
+from trainer.values import check_list, check_object, check_text, check_whole, parse_object
 
 DATA_FORMAT = 1
 INDEX = "index.json"
 BATCH_IMAGES = 512  # of a record batch
 NOTES = b"notes"  # of a record batch: what was odd, what was left out
+PLAIN = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"  # a part of a path
 AGAIN = "remove its folder and prepare or copy the data again"
 
 
@@ -47,6 +48,15 @@ class Shard:
     images: int
     bytes: int
     crc32: int
+
+    @classmethod
+    def from_json(cls, value: object) -> Shard:
+        """Raises ValueError or TypeError if this is none."""
+        shard = cls(**check_object("a shard", value))
+        check_text("file", shard.file, PLAIN)
+        for count in (shard.images, shard.bytes, shard.crc32):
+            check_whole("a count", count)
+        return shard
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,7 @@ class Index:
     def from_json(cls, text: str | bytes, where: str) -> Index:
         """Read it, strictly. `where` is for the message."""
         try:
-            raw = json.loads(text)
+            raw = parse_object(text)
             found = raw.get("format")
             if found != DATA_FORMAT:
                 raise UserError(
@@ -128,32 +138,26 @@ class Index:
             }
             _check_counts(splits)
             for key in ("name", "version"):  # parts of a path
-                if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", raw[key]):
+                if not re.fullmatch(PLAIN, raw[key]):
                     raise ValueError(f"{key} {raw[key]!r} is not a plain name")
             origin = None if source is None else _origin(**source)
-            return cls(raw["name"], raw["version"], tuple(raw["classes"]), splits, str(raw["fingerprint"]), origin)
+            classes = tuple(check_text("a class", one) for one in check_list("classes", raw["classes"]))
+            return cls(raw["name"], raw["version"], classes, splits, check_text("it", raw["fingerprint"]), origin)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{where} is damaged ({error}): {AGAIN}") from error
 
 
 def _origin(*, form: str, digest: str, files: int, bytes: int, commit: str) -> Origin:
-    return Origin(str(form), str(digest), _integer(files), _integer(bytes), str(commit))
+    texts = [check_text("source", one) for one in (form, digest, commit)]
+    return Origin(texts[0], texts[1], _integer(files), _integer(bytes), texts[2])
 
 
 def _integer(value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is not a count")
-    return value
+    return check_whole("a count", value)
 
 
-def _size(*, short_side: int, quality: int, shards: list[dict[str, Any]]) -> Size:
-    return Size(_integer(short_side), _integer(quality), tuple(_shard(**shard) for shard in shards))
-
-
-def _shard(*, file: str, images: int, bytes: int, crc32: int) -> Shard:
-    if "/" in file or file.startswith("."):
-        raise ValueError(f"{file!r} is not a plain file name")
-    return Shard(file, _integer(images), _integer(bytes), _integer(crc32))
+def _size(*, short_side: int, quality: int, shards: list[object]) -> Size:
+    return Size(_integer(short_side), _integer(quality), tuple(map(Shard.from_json, shards)))
 
 
 def _check_counts(splits: Mapping[str, SplitIndex]) -> None:

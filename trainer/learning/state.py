@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.contract import UserError
 from trainer.learning.model import build_model
 from trainer.learning.optimizer import make_optimizer
 from trainer.recipes.config import Config
+
+COUNTERS = ("step", "validated", "scores", "best", "seconds")
 
 
 @dataclass(kw_only=True)
@@ -41,11 +44,17 @@ class State:
 
     def counters(self) -> dict[str, Any]:
         """What a checkpoint holds beside tensors, as JSON."""
-        names = ("step", "validated", "scores", "best", "seconds")
-        return {name: getattr(self, name) for name in names} | {"scaler": self.scaler.state_dict()}
+        return {name: getattr(self, name) for name in COUNTERS} | {"scaler": self.scaler.state_dict()}
 
     def load_counters(self, counters: Any) -> None:
-        for name in ("step", "validated", "scores", "best", "seconds"):
+        """Take over what `counters` gave. Raises UserError if something of it is missing."""
+        missing = sorted({*COUNTERS, "scaler"} - counters.keys())
+        if missing or counters["scaler"].keys() != self.scaler.state_dict().keys():
+            raise UserError(
+                f"the manifest of the checkpoint lacks counters ({', '.join(missing) or 'of the scaler'}), so no "
+                "trainer wrote it: go back to another step, which `make checkpoints` lists, or start a new run (RUN=…)"
+            )
+        for name in COUNTERS:
             setattr(self, name, counters[name])
         self.scaler.load_state_dict(counters["scaler"])
 

@@ -237,7 +237,7 @@ def from_json(kind: Any, value: Any, path: str = "") -> Any:
             return tuple(from_json(k, v, f"{path}[]") for k, v in zip(kinds, value, strict=True))
     if get_origin(kind) is Literal and value in get_args(kind):
         return value
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if kind is float and (isinstance(value, float) or (type(value) is int and abs(value) < 1 << 63)):
         return float(value)
     if isinstance(kind, type) and type(value) is kind:
         return value

@@ -6,15 +6,16 @@ mean; `charts` and `page` show them.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trainer.checkpoint.line import list_manifests
 from trainer.contract import RUN_ID_RULE, UserError, run_key
-from trainer.report.summary import Summary, summarise, summary_text
+from trainer.report.summary import Summary, check_config, check_result, summarise, summary_text
 from trainer.telemetry.metrics import Row, read_metrics
+from trainer.text import say
+from trainer.values import parse_object
 
 if TYPE_CHECKING:
     from trainer.store import ObjectStore
@@ -30,8 +31,8 @@ def write_report(store: ObjectStore, run_id: str) -> Summary:
 
     if not re.fullmatch(RUN_ID_RULE, run_id):
         raise UserError(f"{run_id!r} is not a run id: use {RUN_ID_RULE}, for example --run-id digits")
-    config = _read_json(store, run_key(run_id, "config.json"))
-    result = _read_json(store, run_key(run_id, "result.json"))
+    config = _read_json(store, run_key(run_id, "config.json"), check_config)
+    result = _read_json(store, run_key(run_id, "result.json"), check_result)
     rows: Sequence[Row] = read_metrics(store, run_id)
     if not rows and not config and not result:
         raise UserError(_no_such_run(store, run_id))
@@ -53,12 +54,18 @@ def write_report(store: ObjectStore, run_id: str) -> Summary:
     return summary
 
 
-def _read_json(store: ObjectStore, key: str) -> dict[str, Any]:
+def _read_json(store: ObjectStore, key: str, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """The object; {} if there is none, or with a message if no trainer wrote it."""
     from trainer.store import NotFoundError, StoreError
 
     try:
-        return dict(json.loads(store.get(key)))
+        found = parse_object(store.get(key))
+        check(found)
+        return found
     except NotFoundError:
+        return {}
+    except ValueError as error:
+        say(f"{store.describe(key)} is not what a trainer writes ({error}): skipped")
         return {}
     except StoreError as error:
         if error.code in ("ENOENT", "ENOTDIR", "NoSuchBucket"):

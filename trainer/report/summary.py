@@ -10,8 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.contract import check_key
 from trainer.telemetry.metrics import Row
 from trainer.text import show_duration, show_number
+from trainer.values import check_known, check_number, check_object, check_text, check_whole
+
+MOST_STEPS = 1 << 40  # and epochs: more cannot be done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,29 @@ class Summary:
     checkpoint: str  # a full path or URI; "" if there is none yet
     metrics: str
     report: str
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """Raises ValueError if what is used of `config.json` is not what a trainer writes. All of it may be missing."""
+    for name in config.keys() & {"recipe"}:
+        check_text(name, config[name])
+    for name in config.keys() & {"epochs"}:
+        check_whole(name, config[name], MOST_STEPS)
+
+
+def check_result(result: dict[str, Any]) -> None:
+    """As `check_config`, for `result.json`."""
+    check_config(result)
+    for name in result.keys() & {"steps", "attempts", "parameters"}:
+        check_whole(name, result[name])
+    for name in result.keys() & {"steps_per_epoch", "seconds", "images_per_second"}:
+        check_number(name, result[name])
+    for name in result.keys() & {"checkpoint"}:
+        check_key(check_text(name, result[name]))
+    if best := check_object("best", result.get("best", {})):
+        check_number("best.top1", check_known(best, "top1"))
+        check_whole("best.step", check_known(best, "step"))
+        check_text("best.weights", check_known(best, "weights"), "model|ema")
 
 
 def evaluations(rows: Iterable[Row]) -> list[Row]:
@@ -101,7 +128,7 @@ def summarise(
         started=min((float(row["time"]) for row in rows), default=None),
         seconds=float(result.get("seconds") or training_seconds(rows)),
         images_per_second=result.get("images_per_second") or (statistics.median(speeds) if speeds else None),
-        attempts=int(result.get("attempts") or max((int(row["attempt"]) for row in starts), default=1)),
+        attempts=int(result.get("attempts") or max((row.get("attempt", 1) for row in starts), default=1)),
         parameters=result.get("parameters"),
         best=best,
         last=model[-1] if model else None,
@@ -124,7 +151,7 @@ def training_seconds(rows: Iterable[Row]) -> float:
 
 def restarts(rows: Iterable[Row]) -> list[int]:
     """The steps from which later attempts continued; a rewind and the attempt that went on from it are one."""
-    steps = [int(row["step"]) for row in rows if row.get("event") == "start" and int(row["attempt"]) > 1]
+    steps = [int(row["step"]) for row in rows if row.get("event") == "start" and row.get("attempt", 1) > 1]
     return list(dict.fromkeys(steps))
 
 

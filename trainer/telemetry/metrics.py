@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.line import follow_back, is_segment
+from trainer.checkpoint.line import follow_back, is_segment, parse_row
 from trainer.contract import manifest_key, metrics_key, run_key, tensorboard_key
 from trainer.process.channel import Channel
-from trainer.store import ObjectStore
+from trainer.store import ObjectInfo, ObjectStore
+from trainer.text import say
 
 Row = dict[str, Any]
 SHIP_SECONDS = 30
+SEGMENT_BYTES = 64 << 20  # at most: a trainer writes one each half minute
 
 
 class MetricsWriter:
@@ -117,15 +120,30 @@ def read_metrics(store: ObjectStore, run_id: str) -> list[Row]:
     folder = run_key(run_id, "metrics/")
     for info in store.list(folder):
         attempt, _, name = info.key.removeprefix(folder).partition("/")
-        if attempt.isascii() and attempt.isdigit() and is_segment(name):
-            found = (json.loads(line) for line in store.get(info.key).decode().splitlines())
-            rows.setdefault(int(attempt), []).extend(found)
-    begins = {attempt: found[0] for attempt, found in rows.items() if found[0].get("event") == "start"}
+        if re.fullmatch(r"[0-9]{1,15}", attempt) and is_segment(name):
+            rows.setdefault(int(attempt), []).extend(read_segment(store, info))
+    begins = {attempt: found[0] for attempt, found in rows.items() if found and found[0].get("event") == "start"}
     ends = follow_back(begins.get, last_attempt(store, run_id, begins), float("inf")).ends
     way = [
         row for attempt in sorted(ends) if attempt in begins for row in rows[attempt] if row["step"] <= ends[attempt]
     ]
     return merged(way)
+
+
+def read_segment(store: ObjectStore, info: ObjectInfo) -> list[Row]:
+    """The rows of a segment. What no trainer writes is skipped, with a message."""
+    if info.bytes > SEGMENT_BYTES:
+        say(f"{store.describe(info.key)} has {info.bytes:,} bytes, and no trainer writes so many: skipped")
+        return []
+    rows, odd = list[Row](), list[str]()
+    for line in store.get(info.key).splitlines():
+        try:
+            rows.append(parse_row(line))
+        except ValueError as error:
+            odd.append(str(error))
+    if odd:
+        say(f"{store.describe(info.key)} has {len(odd)} lines that are no metrics ({odd[0]}): skipped")
+    return rows
 
 
 def last_attempt(store: ObjectStore, run_id: str, begins: Mapping[int, Row]) -> int:

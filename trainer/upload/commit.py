@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from trainer.contract import manifest_key, seal, snapshot_key
 from trainer.process.channel import Message
 from trainer.store import ConflictError, ObjectStore, StoreError
@@ -27,17 +24,6 @@ def put_checkpoint(
         if store.get(name) != manifest:
             raise StoreError(f"{store.describe(name)} exists already, with other bytes: {error}") from error
     return name
-
-
-def is_best(manifest: Mapping[str, Any]) -> bool:
-    """Whether the manifest says that its checkpoint is the best so far."""
-    best = manifest.get("counters", {}).get("best", {})
-    return bool(best) and best["step"] == manifest["step"]
-
-
-def data_key(manifest: str) -> str:
-    """The key of the object of a manifest."""
-    return manifest.replace("/manifest/", "/data/").removesuffix(".json") + ".safetensors"
 
 
 def attempt_of(key: str, default: int) -> int:

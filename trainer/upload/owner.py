@@ -29,8 +29,9 @@ from trainer.contract import (
     run_key,
     unseal,
 )
+from trainer.manifest import check_manifest, data_key, is_best
 from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError
-from trainer.upload.commit import attempt_of, data_key, is_best
+from trainer.upload.commit import attempt_of
 
 RENEWALS_PER_LEASE = 4
 UNKNOWN = "unknown"  # the etag after a write that may or may not have taken effect
@@ -39,7 +40,7 @@ UNKNOWN = "unknown"  # the etag after a write that may or may not have taken eff
 def claim_attempt(store: ObjectStore, run_id: str) -> int:
     """Take the next free attempt number by creating its key."""
     prefix = run_key(run_id, "attempts/")
-    names = [re.fullmatch(r"([0-9]+)\.json", info.key.removeprefix(prefix)) for info in store.list(prefix)]
+    names = [re.fullmatch(r"([0-9]{1,15})\.json", info.key.removeprefix(prefix)) for info in store.list(prefix)]
     attempt = max((int(name[1]) for name in names if name), default=0) + 1  # a folder may have others' files, too
     while True:
         body = {"attempt": attempt, "started": time.time(), "host": platform.node(), "nonce": uuid.uuid4().hex}
@@ -106,7 +107,7 @@ class Ownership:
         except NotFoundError:
             return None, ""
         try:
-            return Lease.from_json(body), etag
+            return Lease.from_json(body).of_run(self.run_id), etag
         except ValueError:
             return None, etag
 
@@ -189,6 +190,7 @@ class Ownership:
         """The lease that names a manifest whose writer died before it could move the lease itself."""
         try:
             manifest = unseal(self.store.get(newest))
+            check_manifest(manifest, self.run_id, newest)
         except (NotFoundError, ValueError):
             manifest = {}
         if rewind := manifest.get("rewind"):

@@ -12,13 +12,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from trainer.contract import LostRunError, RunEnv
+from trainer.manifest import data_key
 from trainer.process.channel import Channel, Message
 from trainer.process.snapshot import Snapshot
 from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError
 from trainer.store.checksum import Checksums
 from trainer.store.retry import LONGEST_PAUSE_SECONDS, Retry
 from trainer.text import say, show_bytes
-from trainer.upload.commit import data_key, put_checkpoint
+from trainer.upload.commit import put_checkpoint
 from trainer.upload.owner import Ownership
 from trainer.upload.unsaved import forget_checkpoint_here, save_checkpoint_here, save_file_here
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.contract import Exit, LostRunError, RunEnv, attempt_key, manifest_key, parse_manifest_key, run_key
+from trainer.manifest import is_best
 from trainer.store import ObjectStore, StoreError
 from trainer.store.checksum import Checksums
-from trainer.upload.commit import is_best, put_checkpoint
+from trainer.upload.commit import put_checkpoint
 from trainer.upload.owner import RENEWALS_PER_LEASE, MachineLock, Ownership, claim_attempt
 
 

@@ -19,13 +19,20 @@ from infra.operate.installation.standing import S3_USD_PER_GB_MONTH, Kept, kept_
 from infra.operate.planning import options
 from infra.operate.planning.catalog import HOURS_PER_MONTH, Estimate
 from infra.operate.planning.plan import describe, make_plan
-from infra.operate.runs import ExplainedBucket, active_run, choose_run, open_bucket, read_spec, read_spend
+from infra.operate.runs import (
+    ExplainedBucket,
+    active_run,
+    choose_run,
+    open_bucket,
+    read_attempts,
+    read_spec,
+    read_spend,
+)
 from infra.operate.session import Aws, ExitCode, explained
 from infra.operate.terminal import display, display_json, next_commands, show_line, styled, table
 from infra.operate.text import date_time, duration, size, usd
 from infra.run.spec import Spec
 from infra.run.spend import Spend
-from trainer.contract import run_key
 
 HELP = "estimate before, spend after, and what is paid while nothing runs"
 # List prices of us-east-1: aws.amazon.com/cloudwatch/pricing, /lambda/pricing, /s3/pricing
@@ -105,7 +112,7 @@ def spent_document(bucket: ExplainedBucket, run_id: str, now: float) -> dict[str
              "ended": one.ended or None, "usd_per_hour": one.usd_per_hour, "usd": one.usd(spend.until(now))}
             for one in spend.machines
         ],
-        "attempts": read_ledger(bucket, run_id),
+        "attempts": read_attempts(bucket, run_id),
     }  # fmt: skip
 
 
@@ -147,14 +154,9 @@ def print_spent(bucket: ExplainedBucket, run_id: str, now: float) -> None:
     else:
         show_line("no machine yet")
     show_line(total(spec, spend, now))
-    if ledger := read_ledger(bucket, run_id):
+    if ledger := read_attempts(bucket, run_id):
         header = ("attempt", "machine", "type", "market", "from", "for", "exit")
         display("\nattempts, as the machines recorded them:", table(map(attempt_row, ledger), header))
-
-
-def read_ledger(bucket: ExplainedBucket, run_id: str) -> list[dict[str, Any]]:
-    attempts = [bucket.read_json(found.key) for found in bucket.list(run_key(run_id, "attempts/"))]
-    return sorted(attempts, key=lambda one: one.get("attempt", 0))
 
 
 def total(spec: Spec | None, spend: Spend, now: float) -> str:
@@ -165,13 +167,11 @@ def total(spec: Spec | None, spend: Spend, now: float) -> str:
 
 
 def attempt_row(attempt: dict[str, Any]) -> tuple[str, ...]:
-    machine = attempt.get("machine") or {}
-    machine = machine if isinstance(machine, dict) else {"id": str(machine)}
-    started, ended = float(attempt.get("started", 0)), float(attempt.get("ended", 0))
+    machine, started, ended = attempt.get("machine") or {}, attempt.get("started", 0), attempt.get("ended", 0)
     lasted = duration(ended - started) if ended else "no end recorded"
     return (
-        str(attempt.get("attempt", "")), str(machine.get("id", "")), str(machine.get("type", "")),
-        str(machine.get("market", "")), date_time(started), lasted, str(attempt.get("exit", "")),
+        str(attempt["attempt"]), machine.get("id", ""), machine.get("type", ""), machine.get("market", ""),
+        date_time(started), lasted, attempt.get("problem", str(attempt.get("exit", ""))),
     )  # fmt: skip
 
 

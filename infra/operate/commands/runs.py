@@ -64,7 +64,7 @@ def run_document(state: RunState, launched: Mapping[str, datetime]) -> dict[str,
     return {
         "run": state.run_id, "kind": state.spec.kind if state.spec else None,
         "recipe": state.spec.recipe if state.spec else None, "state": word, "message": said,
-        "phase": state.progress.heartbeat.get("phase"), "step": state.progress.step,
+        "phase": state.progress.phase, "step": state.progress.step,
         "total_steps": state.progress.total_steps or None, "top1": top1_of(state),
         "usd": state.usd, "budget_usd": state.spec.budget_usd if state.spec else None,
         "launched": at, "age_seconds": state.now - at,

@@ -33,6 +33,7 @@ from infra.operate.terminal import (
     table,
 )  # fmt: skip
 from infra.operate.text import duration, usd, weekday_time
+from infra.run.values import printable
 from trainer.contract import Exit, UserError
 
 HELP = "step, images/s, accuracy, ETA, dollars, checkpoint age, interruptions, and machines, or why there is none"
@@ -58,6 +59,7 @@ def rows(state: RunState) -> list[StatusRow]:
     if state.refusals:
         found += [("no machine", str(refusal)) for refusal in state.refusals]
     found += training_rows(state)
+    found += [("skipped", printable(problem)) for problem in state.progress.skipped]
     found.append(("cost", cost(state)))
     found += machine_rows(state)
     if spec and not state.ending:
@@ -74,7 +76,7 @@ def training_rows(state: RunState) -> list[StatusRow]:
         share = 100 * progress.step / progress.total_steps
         found.append(("step", f"{progress.step:,} of {progress.total_steps:,} ({share:.1f} %)"))
     elif progress.heartbeat:
-        found.append(("progress", f"{progress.heartbeat.get('progress', 0):,} in this phase"))
+        found.append(("progress", f"{progress.heartbeat.progress:,} in this phase"))
     if progress.images_per_second:
         found.append(("speed", f"{progress.images_per_second:,.0f} images/s"))
     if top1 := accuracy(progress):
@@ -85,7 +87,7 @@ def training_rows(state: RunState) -> list[StatusRow]:
     if checkpoint := progress.checkpoint:
         age = state.now - checkpoint.time
         text = f"step {checkpoint.step:,}, {duration(age)} old"
-        is_late = age > LATE_CHECKPOINT_SECONDS and progress.heartbeat.get("phase") == "training" and state.machines
+        is_late = age > LATE_CHECKPOINT_SECONDS and progress.phase == "training" and state.machines
         found.append(("checkpoint", styled(text, "red") if is_late else text))
     if progress.attempts:
         found.append(("interruptions", interruptions(progress, is_over=bool(state.ending))))
@@ -182,7 +184,7 @@ def status_document(state: RunState) -> dict[str, Any]:
         "recipe": spec.recipe if spec else None,
         "state": word,
         "message": said,
-        "phase": progress.heartbeat.get("phase"),
+        "phase": progress.phase,
         "heartbeat_age_seconds": state.now - progress.heartbeat_at if progress.heartbeat else None,
         "step": progress.step,
         "total_steps": progress.total_steps or None,

@@ -7,9 +7,11 @@ import re
 from dataclasses import dataclass
 
 from infra.operate.runs import ExplainedBucket
+from infra.run.values import check_object, check_text, check_whole
 from trainer.contract import UserError, dataset_key
 
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[0-9a-f]{40})?"  # of the newest commit, or of the one after the @
+MOST_STORED = 1 << 50  # bytes
 INDEX_BYTES = 64 << 20  # at most: a line for each shard
 KNOWN = (
     "a Hugging Face id (ILSVRC/imagenet-1k, or with a commit: …@<40 hex digits>), "
@@ -69,9 +71,14 @@ def read(bucket: ExplainedBucket, uri: str) -> Dataset | None:
     if body is None:
         return None
     try:
-        index = json.loads(body)
-        splits, commit = index["splits"], (index.get("source") or {}).get("commit", "")
-        size = sum(shard["bytes"] for split in splits.values() for one in split["sizes"] for shard in one["shards"])
-        return Dataset(uri.rstrip("/"), int(splits["train"]["images"]), int(size), str(commit))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        index = check_object("the file", json.loads(body))
+        splits, source = check_object("splits", index["splits"]), check_object("source", index.get("source") or {})
+        shards = [shard for split in splits.values() for one in split["sizes"] for shard in one["shards"]]
+        size = sum(check_whole("bytes", shard["bytes"], MOST_STORED) for shard in shards)
+        images, commit = (
+            check_whole("images", splits["train"]["images"]),
+            check_text("commit", source.get("commit", "")),
+        )
+        return Dataset(uri.rstrip("/"), images, size, commit)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{uri}/index.json is damaged ({error!r}): prepare the data again, `make prepare`") from error

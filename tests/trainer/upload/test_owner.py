@@ -24,8 +24,8 @@ from tests.checkpoints import (
     store_checkpoint,
 )
 from trainer.contract import HEAD_FILE, LostRunError, checkpoint_key, manifest_key
+from trainer.manifest import data_key
 from trainer.store import ObjectStore, StoreError, open_store
-from trainer.upload.commit import data_key
 from trainer.upload.owner import Ownership
 
 pytestmark = pytest.mark.slow
@@ -179,10 +179,12 @@ def test_an_adopted_checkpoint_that_says_it_is_the_best_is_the_best(
 ) -> None:
     with owning(store, 1, tmp_path) as dying:
         commit(dying, 5, state(1), is_best=True)
-        best = store_checkpoint(store, 1, note(7, counters={"best": {"step": 7}}), state(2))
+        best = store_checkpoint(
+            store, 1, note(7, counters={"best": {"top1": 0.5, "step": 7, "weights": "ema"}}), state(2)
+        )
     with owning(store, 2, elsewhere) as second:
         assert read_lease(store).best == best
-        store_checkpoint(store, 2, note(9, 2, counters={"best": {"step": 7}}), state(2))
+        store_checkpoint(store, 2, note(9, 2, counters={"best": {"top1": 0.5, "step": 7, "weights": "ema"}}), state(2))
         second.release()
     claim(owner(store, 3, elsewhere))
     assert read_lease(store).newest == manifest_key(RUN, 9, 2)

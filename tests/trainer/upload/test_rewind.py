@@ -17,10 +17,10 @@ from tests.emulator.s3 import Control
 from tests.rewinds import damage, first_line, objects, restored, steps, training
 from trainer.checkpoints import main
 from trainer.contract import HEAD_FILE, Exit, LostRunError, RunEnv, attempt_key, checkpoint_key, manifest_key, run_key
+from trainer.manifest import data_key
 from trainer.store import ObjectStore
 from trainer.telemetry.metrics import read_metrics
 from trainer.upload import rewind as rewinding
-from trainer.upload.commit import data_key
 from trainer.upload.owner import Ownership
 from trainer.upload.unsaved import resend, save_checkpoint_here, unsaved_dir
 

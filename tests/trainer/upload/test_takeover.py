@@ -23,9 +23,9 @@ from tests.uploads import (
     wait_until_settled,
 )
 from trainer.contract import LostRunError
+from trainer.manifest import data_key
 from trainer.process.channel import SOCKET_VARIABLE, Channel
 from trainer.store import open_store
-from trainer.upload.commit import data_key
 
 pytestmark = pytest.mark.slow
 

@@ -29,6 +29,7 @@ from trainer.store import NotFoundError, ObjectStore
 from trainer.store.background import in_background
 from trainer.store.creation import write_new
 from trainer.text import say, show_bytes, show_estimate, show_name
+from trainer.values import check_list, check_object, check_text, check_whole, parse_object
 
 SHARD_PIXELS = 2**28  # short side squared, times images: 128 MB, since a photograph takes half a byte per pixel
 SMALL_SIDE = 64  # of smaller images, headers and names take more room than pixels
@@ -73,14 +74,16 @@ class Made:
         return json.dumps({**asdict(self.shard), **tally}) + "\n"
 
     @classmethod
-    def from_json(cls, text: bytes) -> Made:
-        """Raises ValueError, TypeError, KeyError or AttributeError if `to_json` did not write this."""
-        raw = json.loads(text)
-        labels, odd, broken = raw.pop("labels"), raw.pop("odd"), raw.pop("broken")
+    def from_json(cls, text: bytes, classes: int) -> Made:
+        """Raises ValueError, TypeError or KeyError if `to_json` did not write this of a shard with so many classes."""
+        raw = parse_object(text)
+        labels = [check_whole("a label", label, classes - 1) for label in check_list("labels", raw.pop("labels"))]
+        broken = [check_text("broken", line) for line in check_list("broken", raw.pop("broken"))]
+        odd = {kind: check_whole(kind, count) for kind, count in check_object("odd", raw.pop("odd")).items()}
         hashes = np.frombuffer(base64.b64decode(raw.pop("hashes"), validate=True), "<u8").astype(np.uint64)
-        shard = Shard(**raw)
-        if {type(n) for n in (shard.images, shard.bytes, shard.crc32, *labels)} != {int} or shard.images != len(labels):
-            raise ValueError(f"{shard} with {len(labels)} labels: these are no counts, or differ")
+        shard = Shard.from_json(raw)
+        if shard.images != len(labels) or len(hashes) != len(labels) + len(broken):
+            raise ValueError(f"{shard} with {len(labels)} labels and {len(hashes)} hashes: these differ")
         return cls(shard, Tally(shard.images, [np.array(labels, np.int64)], Counter(odd), broken, [hashes]))
 
 
@@ -202,11 +205,11 @@ class ShardMaker:
         """
         key = f"{self.prefix}/{file}"
         try:
-            made = Made.from_json(self.store.get(key + NOTE))
+            made = Made.from_json(self.store.get(key + NOTE), len(self.source.classes))
             found = self.store.info(key).bytes
         except NotFoundError:
             return None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             say(f"{self.store.describe(key + NOTE)} is damaged ({error}): making the shard again")
             return None
         if (made.shard.file, made.shard.bytes) != (file, found):

@@ -21,6 +21,7 @@ from trainer.contract import RunEnv, UserError
 from trainer.data.format import INDEX, Index, Shard
 from trainer.data.progress import Track
 from trainer.text import say
+from trainer.values import check_object, parse_object
 
 PIECE_BYTES = 1 << 20  # what a thread reads at a time: small enough to stay in the processor's cache
 TURN_SECONDS = 0.1
@@ -40,10 +41,10 @@ class Verified:
         self._path, self._lock, self._boot = path, threading.Lock(), _boot_id()
         self._files: dict[str, list[int]] = {}
         try:
-            found = json.loads(path.read_bytes())
-            if self._boot and found["boot"] == self._boot and isinstance(found["files"], dict):
-                self._files = found["files"]
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            found = parse_object(path.read_bytes())
+            if self._boot and found.get("boot") == self._boot:
+                self._files = check_object("files", found.get("files"))
+        except (FileNotFoundError, ValueError):
             pass  # none yet, or torn by a crash of the machine: everything is read again
 
     def __contains__(self, item: tuple[Path, Shard]) -> bool:

@@ -1,0 +1,67 @@
+"""What a checkpoint's manifest must be like, whoever wrote it: its values are checked before anything uses them.
+
+No torch here, since the uploader reads manifests, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.contract import parse_manifest_key
+from trainer.store.checksum import Checksums
+from trainer.values import check_known, check_number, check_object, check_text, check_time, check_whole, show
+
+Manifest = Mapping[str, Any]
+
+
+def data_key(manifest: str) -> str:
+    """The key of the object of a manifest."""
+    return manifest.replace("/manifest/", "/data/").removesuffix(".json") + ".safetensors"
+
+
+def check_manifest(manifest: Manifest, run_id: str, key: str) -> None:
+    """Raises ValueError where it is not what a trainer of this run writes under this key."""
+    told = (check_text("run_id", check_known(manifest, "run_id")), *(_whole(manifest, n) for n in ("attempt", "step")))
+    if told != (run_id, *(parse_manifest_key(key) or ())):
+        raise ValueError(f"it is the manifest of run {show(told[0])}, attempt {told[1]}, step {told[2]}")
+    check_time("time", check_known(manifest, "time"))
+    data = check_object("data", check_known(manifest, "data"))
+    for name in data:
+        check_text(f"data.{name}", data[name])
+    config = check_object("config", check_known(manifest, "config"))
+    for name in config.keys() & {"model", "optim"}:
+        check_object(f"config.{name}", config[name])
+    _check_counters(check_object("counters", check_known(manifest, "counters")))
+    stored = check_object("object", check_known(manifest, "object"))
+    if stored.get("key") != data_key(key):
+        raise ValueError(f"its object is {show(stored.get('key'))}, and not {data_key(key)}")
+    Checksums.from_json(stored)
+    if "rewind" in manifest:
+        rewind = check_object("rewind", manifest["rewind"])
+        check_text("rewind.best", check_known(rewind, "best"))
+        _whole(rewind, "swept")
+
+
+def _check_counters(counters: Mapping[str, Any]) -> None:
+    """What a resume takes over beside the tensors. Older versions wrote fewer of them."""
+    for name in counters.keys() & {"step", "validated"}:
+        _whole(counters, name)
+    if "seconds" in counters:
+        check_number("seconds", counters["seconds"])
+    for name in counters.keys() & {"scores", "scaler", "best"}:
+        check_object(name, counters[name])
+    if best := counters.get("best"):
+        check_number("best.top1", check_known(best, "top1"))
+        _whole(best, "step")
+        check_text("best.weights", check_known(best, "weights"), "model|ema")
+
+
+def _whole(value: Mapping[str, Any], name: str) -> int:
+    return check_whole(name, check_known(value, name))
+
+
+def is_best(manifest: Manifest) -> bool:
+    """Whether the manifest says that its checkpoint is the best so far."""
+    best = manifest.get("counters", {}).get("best", {})
+    return bool(best) and best["step"] == manifest["step"]
