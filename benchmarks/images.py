@@ -6,6 +6,7 @@ A visit is an image and its crop box. Order and boxes are those that training dr
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import zlib
 from collections.abc import Iterator
@@ -97,7 +98,7 @@ def originals(folder: Path, scratch: Path) -> Images:
     body = write_shard(tuple(found.classes), rows)
     scratch.mkdir(parents=True)
     (scratch / "originals.arrow").write_bytes(body)
-    shard = Shard("originals.arrow", len(found), len(body), zlib.crc32(body))
+    shard = Shard("originals.arrow", len(found), len(body), zlib.crc32(body), hashlib.sha256(body).hexdigest())
     split = SplitIndex(len(found), (Size(0, 0, (shard,)),))
     index = Index("originals", "0", tuple(found.classes), {"train": split}, "")
     return Images.of(folder / "train", PreparedSplit(scratch, index, "train", 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zlib
 from pathlib import Path
@@ -16,9 +17,9 @@ WANTED = {"train": frozenset({32}), "val": frozenset({32})}
 ONE = {"val": frozenset({32})}  # a single shard
 
 
-def noise(store: str | Path, *, bytes: int = 5000, shards: int = 2) -> tuple[str, Index]:
+def noise(store: str | Path, *, bytes: int = 5000, shards: int = 2, is_old: bool = False) -> tuple[str, Index]:
     """A data set in a store, of two training sizes and one of validation. Staging reads nothing of a shard but its
-    bytes, so they are noise."""
+    bytes, so they are noise. An older version prepared one that `is_old`."""
     place = f"{store}/datasets/noise/v1"
     target = open_store(place)
 
@@ -26,7 +27,8 @@ def noise(store: str | Path, *, bytes: int = 5000, shards: int = 2) -> tuple[str
         made = []
         for number in range(count):
             body = os.urandom(bytes)
-            made.append(Shard(f"{split}-{short_side}px-{number:05d}.arrow", 1, len(body), zlib.crc32(body)))
+            sha256 = "" if is_old else hashlib.sha256(body).hexdigest()
+            made.append(Shard(f"{split}-{short_side}px-{number:05d}.arrow", 1, len(body), zlib.crc32(body), sha256))
             target.put(made[-1].file, body)
         return Size(short_side, 90, tuple(made))
 

@@ -134,14 +134,16 @@ def check_config(before: dict[str, Any], run_id: str, config: Config) -> list[st
 def check_data(restored: Restored, data: Data) -> None:
     """A run continues on the data that it began with, or RefusedError is raised."""
     found = restored.manifest["data"]
-    before, now = found.get("fingerprint", ""), data.index.fingerprint
+    known_by = "sha256" if found.get("sha256") else "fingerprint"  # which older checkpoints have alone
+    before, now = found.get(known_by, ""), getattr(data.index, known_by)
     if before != now:
         commit = found.get("commit", "")  # older checkpoints have none
         same = (
             f"name the same data (commit {commit} of the hub: DATA=<id>@{commit})" if commit else "name the same data"
         )
         raise RefusedError(
-            f"the checkpoint {restored.key} was trained on data {before}, and {data.folder} is {now}: "
+            f"the checkpoint {restored.key} was trained on data {before}, and {data.folder} is "
+            f"{now or 'of an older version, without SHA-256: remove it, and it is prepared anew'}: "
             f"{same}, or start a new run (RUN=another-name)"
         )
 
@@ -180,7 +182,7 @@ def identity(config: Config, data: Data, env: RunEnv) -> dict[str, Any]:
         "config": to_json(config),
         "config_hash": config_hash(config),
         "data": {"name": data.index.name, "version": data.index.version, "fingerprint": data.index.fingerprint,
-                 "commit": data.index.source.commit if data.index.source else ""},
+                 "sha256": data.index.sha256, "commit": data.index.source.commit if data.index.source else ""},
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__,
                      "numpy": np.__version__, "python": platform.python_version(), "commit": git_commit(),
                      "image": os.environ.get("TRAINER_IMAGE", "")},
@@ -234,6 +236,11 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     console = Console(clock.total_steps, clock.steps_per_epoch, speaks=world.is_main)
     resources.enter_context(closing(console))
     read = partial(patiently, f"the store {store.uri}", tell=tell)
+    if not data.index.sha256:
+        console.say(
+            f"{data.folder} was prepared by an older version, without SHA-256: its shards are compared by CRC-32, "
+            "which finds accidents and no forgery; `make prepare` makes it anew"
+        )
     if manifests := read(lambda: list_manifests(store, env.run_id)[1]):  # refused before the run is taken
         check_config(read(lambda: read_config(store, env.run_id, manifests[0])), env.run_id, config)
     state = make_state(config, world.device, initialise=not manifests)

@@ -5,10 +5,12 @@ Here is what they contain and how a shard is written. `making.prepare` decides w
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from trainer.contract import UserError
-from trainer.values import check_list, check_object, check_text, check_whole, parse_object
+from trainer.values import SHA256, check_list, check_object, check_text, check_whole, parse_object, show
 
 DATA_FORMAT = 1
 INDEX = "index.json"
@@ -42,21 +44,47 @@ class Copies:
         return {"train": self.train, "val": self.val}[split]
 
 
+class ShardHash:
+    """The checksum of a shard's bytes, as they come: SHA-256, or CRC-32 where an older version made the shard."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._sha256, self._crc32 = hashlib.sha256() if shard.sha256 else None, 0
+
+    def update(self, piece: memoryview) -> None:
+        if self._sha256 is not None:
+            self._sha256.update(piece)  # with SHA-NI as fast as CRC-32, and beside other threads
+        else:
+            self._crc32 = zlib.crc32(piece, self._crc32)
+
+    @property
+    def value(self) -> str:
+        """As `Shard.checksum` of what has come so far."""
+        return self._sha256.hexdigest() if self._sha256 is not None else f"{self._crc32:08x}"
+
+
 @dataclass(frozen=True)
 class Shard:
     file: str
     images: int
     bytes: int
     crc32: int
+    sha256: str = ""  # as 64 hex digits; older versions did not compute it
 
     @classmethod
     def from_json(cls, value: object) -> Shard:
         """Raises ValueError or TypeError if this is none."""
         shard = cls(**check_object("a shard", value))
         check_text("file", shard.file, PLAIN)
-        for count in (shard.images, shard.bytes, shard.crc32):
-            check_whole("a count", count)
+        check_text("sha256", shard.sha256, f"|{SHA256}")
+        counts = shard.images, shard.bytes, shard.crc32
+        if any(type(count) is not int or count < 0 for count in counts):
+            raise ValueError(f"{', '.join(map(show, counts))} are no counts")
         return shard
+
+    @property
+    def checksum(self) -> str:
+        """What its bytes are compared with, in hex digits."""
+        return self.sha256 or f"{self.crc32:08x}"
 
 
 @dataclass(frozen=True)
@@ -91,7 +119,7 @@ class Index:
     version: str
     classes: tuple[str, ...]
     splits: Mapping[str, SplitIndex]  # "train" and "val"
-    fingerprint: str  # of the content: every shard's checksum, every label
+    fingerprint: str  # of the content: every shard's CRC-32, every label. Of runs that began before there was `sha256`
     source: Origin | None = None  # older versions did not record it
 
     def side_for(self, split: str, pixels: int) -> int:
@@ -106,6 +134,20 @@ class Index:
 
     def shards(self) -> Iterator[Shard]:
         return (shard for split in self.splits.values() for size in split.sizes for shard in size.shards)
+
+    @property
+    def sha256(self) -> str:
+        """Of the content: classes, and the SHA-256 of every shard. "" if the shards have none.
+
+        Computed from what the shards are compared with, so it cannot be forged. The name and the version do not count.
+        """
+        if not all(shard.sha256 for shard in self.shards()):
+            return ""
+        splits = {
+            name: [[size.short_side, size.quality, [asdict(shard) for shard in size.shards]] for size in split.sizes]
+            for name, split in self.splits.items()
+        }
+        return hashlib.sha256(json.dumps([self.classes, splits], sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
         value = {"format": DATA_FORMAT, **asdict(self)}

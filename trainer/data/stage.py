@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import threading
-import zlib
 from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 
 from trainer.contract import RunEnv, UserError, dataset_key
-from trainer.data.format import INDEX, Copies, Index, Shard, read_index
+from trainer.data.format import INDEX, Copies, Index, Shard, ShardHash, read_index
 from trainer.data.making.prepare import prepare
 from trainer.data.making.revision.manifest import SOURCES, SourceMemory
 from trainer.data.progress import ProgressListener, Track
@@ -25,7 +24,7 @@ from trainer.data.reading.verify import (
     in_parallel,
     make_folder,
     open_verified,
-    read_crc32,
+    read_hash,
 )
 from trainer.store import NotFoundError, ObjectStore, StoreError, naming_the_fix, open_store
 from trainer.text import say, show_bytes
@@ -152,35 +151,35 @@ def _fetch_shard(store: ObjectStore, shard: Shard, folder: Path, track: Track, s
     only if the same one comes twice.
     """
     part, where = _part(folder, shard), store.describe(shard.file)
-    wrong: int | None = None  # the checksum of the last fetch of the whole shard
+    wrong = ""  # the checksum of the last fetch of the whole shard
     with part.open("r+b" if part.exists() else "w+b", buffering=0) as file:
-        kept, crc32 = read_crc32(file, _kept(part, shard), stop, lambda count: None)
+        kept, arrived = read_hash(file, shard, _kept(part, shard), stop, lambda count: None)
         while not stop.is_set():
             for piece in _stream(store, shard, kept):
                 if stop.is_set():
                     return False
-                crc32 = zlib.crc32(piece, crc32)
+                arrived.update(piece)
                 _write(file, piece)
                 track.add(len(piece))
-            if crc32 == shard.crc32:
+            if (found := arrived.value) == shard.checksum:
                 file.truncate(shard.bytes)
                 part.replace(folder / shard.file)
                 return True
-            if crc32 == wrong:
+            if found == wrong:
                 raise UserError(
-                    f"{where} has checksum {crc32}, {INDEX} says {shard.crc32}: the shard is damaged in the store; "
+                    f"{where} has checksum {found}, {INDEX} says {shard.checksum}: the shard is damaged in the store; "
                     f"{_REPAIR}"
                 )
-            if wrong is not None:
+            if wrong:
                 raise StoreError(
-                    f"{where} arrived with checksum {wrong}, then with {crc32}, {INDEX} says {shard.crc32}: it is "
+                    f"{where} arrived with checksum {wrong}, then with {found}, {INDEX} says {shard.checksum}: it is "
                     "damaged on its way or in the memory of this machine; start again, or use another machine"
                 )
-            say(f"{where} arrived with checksum {crc32}, {INDEX} says {shard.crc32}: fetching it again")
+            say(f"{where} arrived with checksum {found}, {INDEX} says {shard.checksum}: fetching it again")
             if not kept:  # else the bytes of an earlier call may not be the beginning of this shard
-                wrong = crc32
+                wrong = found
             file.seek(0)
-            kept = crc32 = 0
+            kept, arrived = 0, ShardHash(shard)
     return False
 
 

@@ -168,9 +168,10 @@ def total(spec: Spec | None, spend: Spend, now: float) -> str:
 
 def attempt_row(attempt: dict[str, Any]) -> tuple[str, ...]:
     machine, started, ended = attempt.get("machine") or {}, attempt.get("started", 0), attempt.get("ended", 0)
+    machine = machine if isinstance(machine, dict) else {"id": str(machine)}
     lasted = duration(ended - started) if ended else "no end recorded"
     return (
-        str(attempt["attempt"]), machine.get("id", ""), machine.get("type", ""), machine.get("market", ""),
+        str(attempt.get("attempt", "")), machine.get("id", ""), machine.get("type", ""), machine.get("market", ""),
         date_time(started), lasted, attempt.get("problem", str(attempt.get("exit", ""))),
     )  # fmt: skip
 

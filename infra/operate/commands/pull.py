@@ -63,7 +63,7 @@ def checkpoint_objects(bucket: ExplainedBucket, run_id: str) -> list[ListedObjec
     if body is None:
         raise UserError(f"run {run_id!r} has no checkpoint yet: leave --checkpoints out, or wait for the first minute")
     try:
-        keys, named = [], Lease.from_json(body).of_run(run_id).keys()
+        keys, named = [], Lease.from_json(body).keys()
         for manifest in sorted(check_key_of(run_id, one) for one in named):
             if part := bucket.read_json(manifest).get("object"):
                 keys += [check_key_of(run_id, part["key"]), manifest]

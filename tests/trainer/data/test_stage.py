@@ -115,7 +115,7 @@ def remove(path: Path) -> None:
 
 
 DAMAGES: dict[Callable[[Path], None], str] = {
-    flip_a_bit: r"has checksum \d+, index.json says \d+",
+    flip_a_bit: r"has checksum [0-9a-f]{64}, index.json says [0-9a-f]{64}",
     truncate: "has 4999 bytes, index.json says 5000",
     lengthen: "has 5001 bytes, index.json says 5000",
     remove: "is missing",
@@ -197,7 +197,7 @@ def test_a_bit_that_flips_on_the_way_costs_another_fetch_and_no_more(
     assert not s3_proxy.faults["GET"]
     assert (local / shard.file).read_bytes() == body
     assert len(s3_proxy.requests) == 3  # the index; the shard, or what was left of it; the shard
-    assert f"says {shard.crc32}: fetching it again" in capfd.readouterr().err
+    assert f"says {shard.sha256}: fetching it again" in capfd.readouterr().err
 
 
 def test_a_shard_that_arrives_with_other_damage_each_time_is_not_called_damaged_in_the_store(
@@ -206,7 +206,9 @@ def test_a_shard_that_arrives_with_other_damage_each_time_is_not_called_damaged_
     place, index = noise(s3_uri)
     shard = index.splits["val"].sizes[0].shards[0]
     s3_proxy.plan("GET", passes, flips_bit(4321), flips_bit(1234))
-    with pytest.raises(StoreError, match=rf"arrived with .*says {shard.crc32}: it is damaged on its way .*start again"):
+    with pytest.raises(
+        StoreError, match=rf"arrived with .*says {shard.sha256}: it is damaged on its way .*start again"
+    ):
         stage(place, tmp_path, COPIES, ONE)
     local = stage(place, tmp_path, COPIES, ONE)
     assert (local / shard.file).read_bytes() == open_store(place).get(shard.file)

@@ -191,7 +191,8 @@ class ShardMaker:
         hashes = np.array([row.hash for row in rows], np.uint64)
         rows.clear()
         tally = replace(read_tally(body, self.store.describe(key)), hashes=[hashes])
-        made = Made(Shard(file, tally.images, len(body), zlib.crc32(body)), tally)
+        sums = zlib.crc32(body), hashlib.sha256(body).hexdigest()
+        made = Made(Shard(file, tally.images, len(body), *sums), tally)
         write_new(self.store, key, body)
         write_new(self.store, key + NOTE, made.to_json().encode())
         return made
@@ -214,6 +215,9 @@ class ShardMaker:
             return None
         if (made.shard.file, made.shard.bytes) != (file, found):
             say(f"{self.store.describe(key)} has {found} bytes, not as {file}{NOTE} says: making it again")
+            return None
+        if not made.shard.sha256:
+            say(f"{self.store.describe(key)} was made by an older version, without SHA-256: making it again")
             return None
         if file not in self.there:
             say(f"{file}: another preparation has written it meanwhile; taken over")

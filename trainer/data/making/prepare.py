@@ -228,10 +228,15 @@ def _first(broken: list[str]) -> str:
 def _fingerprint(classes: tuple[str, ...], splits: dict[str, SplitIndex], tallies: dict[str, Tally]) -> str:
     digest = hashlib.sha256(json.dumps(classes).encode())
     for split in sorted(splits):
-        shards = [[s.short_side, s.quality, [asdict(shard) for shard in s.shards]] for s in splits[split].sizes]
+        shards = [[s.short_side, s.quality, [_as_before(shard) for shard in s.shards]] for s in splits[split].sizes]
         digest.update(json.dumps([split, *shards]).encode())
         digest.update(np.concatenate(tallies[split].labels).astype("<i8").tobytes())
     return digest.hexdigest()
+
+
+def _as_before(shard: Shard) -> dict[str, object]:
+    """A shard as versions without SHA-256 wrote it: runs that began with them know the data by its fingerprint."""
+    return {name: value for name, value in asdict(shard).items() if name != "sha256"}
 
 
 def _summary(name: str, where: str, index: Index, tallies: dict[str, Tally]) -> str:

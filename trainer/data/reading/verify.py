@@ -11,14 +11,13 @@ import os
 import queue
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
 from trainer.contract import RunEnv, UserError
-from trainer.data.format import INDEX, Index, Shard
+from trainer.data.format import INDEX, Index, Shard, ShardHash
 from trainer.data.progress import Track
 from trainer.text import say
 from trainer.values import check_object, parse_object
@@ -39,7 +38,7 @@ class Verified:
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock, self._boot = path, threading.Lock(), _boot_id()
-        self._files: dict[str, list[int]] = {}
+        self._files: dict[str, list[int | str]] = {}
         try:
             found = parse_object(path.read_bytes())
             if self._boot and found.get("boot") == self._boot:
@@ -62,8 +61,8 @@ class Verified:
             part.replace(self._path)
 
 
-def _entry(stat: os.stat_result, shard: Shard) -> list[int]:
-    return [stat.st_size, stat.st_mtime_ns, shard.crc32]
+def _entry(stat: os.stat_result, shard: Shard) -> list[int | str]:
+    return [stat.st_size, stat.st_mtime_ns, shard.checksum]
 
 
 def _boot_id() -> str:
@@ -137,27 +136,30 @@ def find_faults(
             try:
                 with path.open("rb", buffering=0) as file:
                     stat = os.fstat(file.fileno())
-                    _, crc32 = read_crc32(file, stat.st_size, stop, track.add)
+                    _, found = read_hash(file, shard, stat.st_size, stop, track.add)
             except OSError as error:  # the disk, or the permissions
                 faults[shard] = f"cannot be read ({error.strerror})"
                 return
-            if crc32 == shard.crc32:
+            if found.value == shard.checksum:
                 verified.add(path, shard, stat)
             elif not stop.is_set():
-                faults[shard] = f"has checksum {crc32}, {INDEX} says {shard.crc32}"
+                faults[shard] = f"has checksum {found.value}, {INDEX} says {shard.checksum}"
 
         in_parallel(verify, unknown, workers)
     return faults
 
 
-def read_crc32(file: FileIO, size: int, stop: threading.Event, count: Callable[[int], None]) -> tuple[int, int]:
-    """Read up to `size` bytes; returns how many there were, and their checksum. `count` is told of every piece."""
-    buffer, done, crc32 = memoryview(bytearray(PIECE_BYTES)), 0, 0
+def read_hash(
+    file: FileIO, shard: Shard, size: int, stop: threading.Event, count: Callable[[int], None]
+) -> tuple[int, ShardHash]:
+    """Read up to `size` bytes of a shard; returns how many there were, and their checksum. `count` is told of each
+    piece."""
+    buffer, done, found = memoryview(bytearray(PIECE_BYTES)), 0, ShardHash(shard)
     while done < size and not stop.is_set() and (got := file.readinto(buffer[: size - done])):
-        crc32 = zlib.crc32(buffer[:got], crc32)
+        found.update(buffer[:got])
         done += got
         count(got)
-    return done, crc32
+    return done, found
 
 
 def in_parallel(task: Callable[[Shard, threading.Event], None], shards: Sequence[Shard], threads: int) -> None:
