@@ -54,7 +54,7 @@ class StandInData:
         self.index = SimpleNamespace(
             splits={name: SimpleNamespace(images=len(split)) for name, split in self.splits.items()},
             source=None,
-            name="stand-in", version="1", fingerprint="f",
+            name="stand-in", version="1", fingerprint="f", sha256="0" * 64,
         )  # fmt: skip
         self.folder = Path("stand-in")
 
