@@ -48,7 +48,10 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     show_line(f"{results}: {', '.join(sorted(path.name for path in results.iterdir()))}")
     export = f'make checkpoints RUN={run_id} STORE={options.to} ARGS="export resnet50.safetensors"'
     next_commands(
-        (f"make report RUN={run_id} STORE={options.to}", "result and curves"),
+        (
+            f"make report RUN={run_id} STORE={options.to}",
+            "result and curves, drawn here: the copied page is the machine's",
+        ),
         (export, "plain weights")
         if options.checkpoints
         else (f"make pull RUN={run_id} CHECKPOINTS=1", "the newest and best weights"),
