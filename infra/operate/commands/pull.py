@@ -50,7 +50,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     next_commands(
         (
             f"make report RUN={run_id} STORE={options.to}",
-            "result and curves, drawn here: the copied page is the machine's",
+            "draws the report here: the copied page is the machine's",
         ),
         (export, "plain weights")
         if options.checkpoints
