@@ -25,7 +25,7 @@ from trainer.data.making.faults import as_user_error
 from trainer.data.making.forms.sources import Source, Split
 from trainer.data.making.revision.manifest import Watch
 from trainer.data.progress import Track, show_rate
-from trainer.store import NotFoundError, ObjectStore
+from trainer.store import READ_BYTES, NotFoundError, ObjectStore
 from trainer.store.background import in_background
 from trainer.store.creation import write_new
 from trainer.text import say, show_bytes, show_estimate, show_name
@@ -217,11 +217,24 @@ class ShardMaker:
             say(f"{self.store.describe(key)} has {found} bytes, not as {file}{NOTE} says: making it again")
             return None
         if not made.shard.sha256:
-            say(f"{self.store.describe(key)} was made by an older version, without SHA-256: making it again")
-            return None
+            say(f"{self.store.describe(key)} was made by an older version, without SHA-256: reading it")
+            return self._hashed(key, made)
         if file not in self.there:
             say(f"{file}: another preparation has written it meanwhile; taken over")
         return made
+
+    def _hashed(self, key: str, made: Made) -> Made | None:
+        """The shard with its SHA-256; None if its bytes are not those that the older version made."""
+        crc32, sha256 = 0, hashlib.sha256()
+        for piece in self.store.stream(key, 0, made.shard.bytes, memoryview(bytearray(READ_BYTES))):
+            crc32 = zlib.crc32(piece, crc32)
+            sha256.update(piece)
+        if crc32 != made.shard.crc32:
+            say(
+                f"{self.store.describe(key)} has checksum {crc32}, not as {made.shard.file}{NOTE} says: making it again"
+            )
+            return None
+        return replace(made, shard=replace(made.shard, sha256=sha256.hexdigest()))
 
 
 def _sample(images: Split) -> list[int]:
