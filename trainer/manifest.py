@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.contract import parse_manifest_key
 from trainer.store.checksum import Checksums
-from trainer.values import check_known, check_number, check_object, check_text, check_time, check_whole, show
+from trainer.values import as_number, as_object, as_text, as_time, as_whole, check_known, show
 
 Manifest = Mapping[str, Any]
 
@@ -22,43 +22,43 @@ def data_key(manifest: str) -> str:
 
 def check_manifest(manifest: Manifest, run_id: str, key: str) -> None:
     """Raises ValueError where it is not what a trainer of this run writes under this key."""
-    told = (check_text("run_id", check_known(manifest, "run_id")), *(_whole(manifest, n) for n in ("attempt", "step")))
+    told = (as_text("run_id", check_known(manifest, "run_id")), *(_count_of(manifest, n) for n in ("attempt", "step")))
     if told != (run_id, *(parse_manifest_key(key) or ())):
         raise ValueError(f"it is the manifest of run {show(told[0])}, attempt {told[1]}, step {told[2]}")
-    check_time("time", check_known(manifest, "time"))
-    data = check_object("data", check_known(manifest, "data"))
+    as_time("time", check_known(manifest, "time"))
+    data = as_object("data", check_known(manifest, "data"))
     for name in data:
-        check_text(f"data.{name}", data[name])
-    config = check_object("config", check_known(manifest, "config"))
+        as_text(f"data.{name}", data[name])
+    config = as_object("config", check_known(manifest, "config"))
     for name in config.keys() & {"model", "optim"}:
-        check_object(f"config.{name}", config[name])
-    _check_counters(check_object("counters", check_known(manifest, "counters")))
-    stored = check_object("object", check_known(manifest, "object"))
+        as_object(f"config.{name}", config[name])
+    _check_counters(as_object("counters", check_known(manifest, "counters")))
+    stored = as_object("object", check_known(manifest, "object"))
     if stored.get("key") != data_key(key):
         raise ValueError(f"its object is {show(stored.get('key'))}, and not {data_key(key)}")
     Checksums.from_json(stored)
     if "rewind" in manifest:
-        rewind = check_object("rewind", manifest["rewind"])
-        check_text("rewind.best", check_known(rewind, "best"))
-        _whole(rewind, "swept")
+        rewind = as_object("rewind", manifest["rewind"])
+        as_text("rewind.best", check_known(rewind, "best"))
+        _count_of(rewind, "swept")
 
 
 def _check_counters(counters: Mapping[str, Any]) -> None:
     """What a resume takes over beside the tensors. Older versions wrote fewer of them."""
     for name in counters.keys() & {"step", "validated"}:
-        _whole(counters, name)
+        _count_of(counters, name)
     if "seconds" in counters:
-        check_number("seconds", counters["seconds"])
+        as_number("seconds", counters["seconds"])
     for name in counters.keys() & {"scores", "scaler", "best"}:
-        check_object(name, counters[name])
+        as_object(name, counters[name])
     if best := counters.get("best"):
-        check_number("best.top1", check_known(best, "top1"))
-        _whole(best, "step")
-        check_text("best.weights", check_known(best, "weights"), "model|ema")
+        as_number("best.top1", check_known(best, "top1"))
+        _count_of(best, "step")
+        as_text("best.weights", check_known(best, "weights"), "model|ema")
 
 
-def _whole(value: Mapping[str, Any], name: str) -> int:
-    return check_whole(name, check_known(value, name))
+def _count_of(value: Mapping[str, Any], name: str) -> int:
+    return as_whole(name, check_known(value, name))
 
 
 def is_best(manifest: Manifest) -> bool:

@@ -24,7 +24,7 @@ from trainer.store.background import in_background
 from trainer.store.retry import Retry
 from trainer.text import say, show_name
 from trainer.upload.owner import claim_attempt
-from trainer.values import check_text, check_whole, parse_object
+from trainer.values import as_text, as_whole, parse_object
 
 LEAVE_SECONDS = 10  # how long the last record is tried after a SIGTERM
 
@@ -98,7 +98,7 @@ def is_done(store: ObjectStore, run_id: str) -> bool:
     """Whether an earlier attempt has finished. If so, a message says that."""
     try:
         done = parse_object(store.get(run_key(run_id, "done.json")))
-        images, place = check_whole("images", done.get("images", 0)), check_text("dataset", done.get("dataset", ""))
+        images, place = as_whole("images", done.get("images", 0)), as_text("dataset", done.get("dataset", ""))
     except NotFoundError:
         return False
     except ValueError as error:

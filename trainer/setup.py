@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -13,9 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torchvision
 from torch import nn
 
 from trainer.checkpoint.line import list_manifests, read_lease
@@ -30,9 +26,10 @@ from trainer.learning.schedule import Clock
 from trainer.learning.state import State, make_state
 from trainer.learning.world import World, agree, barrier, wrap
 from trainer.manifest import data_key
+from trainer.origin import identity
 from trainer.process.channel import Channel, attempt_dir
 from trainer.process.interruption import Interruption
-from trainer.recipes.config import Config, config_hash, differences, from_json, to_json
+from trainer.recipes.config import Config, differences, from_json, to_json
 from trainer.recipes.named import default_data
 from trainer.store import ObjectStore, may_pass, naming_the_fix, open_store
 from trainer.store.retry import patiently
@@ -163,32 +160,6 @@ def check_room(store: ObjectStore, run_id: str, checkpoint_bytes: int) -> None:
         )
 
 
-def git_commit() -> str:
-    """The git commit of this code, and whether it was changed since: built into the image, asked of git elsewhere."""
-    if found := os.environ.get("TRAINER_COMMIT"):
-        return found
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        return ""
-
-
-def identity(config: Config, data: Data, env: RunEnv) -> dict[str, Any]:
-    """What every checkpoint of this attempt says about its origin."""
-    return {
-        "run_id": env.run_id,
-        "attempt": int(env.attempt),
-        "config": to_json(config),
-        "config_hash": config_hash(config),
-        "data": {"name": data.index.name, "version": data.index.version, "fingerprint": data.index.fingerprint,
-                 "sha256": data.index.sha256, "commit": data.index.source.commit if data.index.source else ""},
-        "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__,
-                     "numpy": np.__version__, "python": platform.python_version(), "commit": git_commit(),
-                     "image": os.environ.get("TRAINER_IMAGE", "")},
-    }  # fmt: skip
-
-
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What lives as long as the loop. The state changes; which objects there are does not."""
@@ -259,7 +230,7 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     origin = int(restored.manifest["attempt"]) if restored is not None else 0
     metrics = MetricsWriter(local, channel, env.run_id, int(env.attempt), first_step=state.step, origin=origin)
     checkpointer = Checkpointer(
-        state.tensors(), channel, identity(config, data, env), changed_in_forward=state.changed_in_forward(),
+        state.tensors(), channel, identity(config, data.index, env), changed_in_forward=state.changed_in_forward(),
         restored=(restored.step, restored.key, restored.counters) if restored is not None else (-1, "", {}),
     )  # fmt: skip
     resources.enter_context(closing(checkpointer))

@@ -10,21 +10,21 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-DEEPEST = 32  # of objects within objects; no file of a run has more than 6
+MOST_NESTED = 32  # of objects within objects; no file of a run has more than 6
 MOST_WHOLE = 1 << 53  # of counts and bytes
-MOST_SECONDS = 1e10  # of Unix time, in the year 2286
+MOST_TIME = 1e10  # of Unix time, in the year 2286
 MOST_VALUE = 1e100  # of a loss or a speed: larger ones are no measurement
 SHA256 = r"[0-9a-f]{64}"
 
 
-def parse(body: bytes | str) -> Any:
+def parse_json(body: bytes | str) -> Any:
     """The value. Raises ValueError if this is no JSON, or nested more deeply than any file of ours."""
     try:
         value = json.loads(body)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     level = [value]
-    for _ in range(DEEPEST):
+    for _ in range(MOST_NESTED):
         level = [inner for one in level if isinstance(one, dict | list) for inner in _inside(one)]
         if not level:
             return value
@@ -37,43 +37,43 @@ def _inside(value: dict[str, Any] | list[Any]) -> list[Any]:
 
 def parse_object(body: bytes | str) -> dict[str, Any]:
     """The JSON object. Raises ValueError."""
-    return check_object("the file", parse(body))
+    return as_object("the file", parse_json(body))
 
 
-def check_object(name: str, value: object) -> dict[str, Any]:
+def as_object(name: str, value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{name} is {show(value)}, not an object")
     return value
 
 
-def check_list(name: str, value: object) -> list[Any]:
+def as_list(name: str, value: object) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"{name} is {show(value)}, not a list")
     return value
 
 
-def check_whole(name: str, value: object, most: int = MOST_WHOLE) -> int:
+def as_whole(name: str, value: object, most: int = MOST_WHOLE) -> int:
     """The whole number, from 0 to `most`."""
     if type(value) is not int or not 0 <= value <= most:
         raise ValueError(f"{name} is {show(value)}, not a whole number from 0 to {most:,}")
     return value
 
 
-def check_number(name: str, value: object, most: float = MOST_VALUE) -> float:
+def as_number(name: str, value: object, most: float = MOST_VALUE) -> float:
     """The number, finite, and from `-most` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not -most <= value <= most:
         raise ValueError(f"{name} is {show(value)}, not a number up to {most:g}")
     return value
 
 
-def check_time(name: str, value: object) -> float:
+def as_time(name: str, value: object) -> float:
     """Unix seconds."""
-    if check_number(name, value, MOST_SECONDS) < 0:
+    if as_number(name, value, MOST_TIME) < 0:
         raise ValueError(f"{name} is {show(value)}, which is before 1970")
     return float(str(value))
 
 
-def check_text(name: str, value: object, pattern: str = r"(?s:.*)") -> str:
+def as_text(name: str, value: object, pattern: str = r"(?s:.*)") -> str:
     """The text. Raises ValueError unless it is one, and of the pattern."""
     if not isinstance(value, str) or not re.fullmatch(pattern, value):
         raise ValueError(f"{name} is {show(value)}, not {'a text' if pattern == r'(?s:.*)' else pattern}")

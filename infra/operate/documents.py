@@ -14,18 +14,18 @@ from typing import Any
 from infra.run.values import MOST, check_number, check_object, check_text, check_whole
 
 METRICS = ("train/epoch", "train/top1", "val/top1", "val_ema/top1", "speed/images_per_second")  # that are shown
-Row = dict[str, float]
+Measured = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heartbeat:
+class Beat:
     phase: str = ""
     step: int = 0
     progress: int = 0  # within the phase
     attempt: int = 0
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Heartbeat:
+    def from_json(cls, value: Mapping[str, Any]) -> Beat:
         counts = {name: check_whole(name, value.get(name, 0)) for name in ("step", "progress", "attempt")}
         return cls(phase=check_text("phase", value.get("phase", "")), **counts)
 
@@ -82,13 +82,13 @@ def check_attempt(value: Mapping[str, Any]) -> dict[str, Any]:
     return dict(value)
 
 
-def parse_row(line: bytes) -> Row:
+def parse_measured(line: bytes) -> Measured:
     """What is shown of a row of metrics, and its step. Only the step if it is no row of a training or a validation."""
     try:
         row = check_object("the line", json.loads(line))
     except RecursionError:
         raise ValueError("the line is nested too deeply") from None
-    found: Row = {"step": check_whole("step", row.get("step"))}
+    found: Measured = {"step": check_whole("step", row.get("step"))}
     if "event" in row:
         return found
     return found | {name: check_number(name, row[name]) for name in METRICS if name in row}

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from infra.operate.documents import Checkpoint, Heartbeat, Row, Shape, parse_row, segment_steps
+from infra.operate.documents import Beat, Checkpoint, Measured, Shape, parse_measured, segment_steps
 from infra.operate.runs import ExplainedBucket, ListedObject, read_attempts
 from infra.run.values import MOST
 from trainer.contract import HEAD_FILE, Lease, UserError, checkpoint_key, metrics_key, run_key
@@ -25,7 +25,7 @@ T = TypeVar("T")
 class Progress:
     """How far a training is. Times are Unix seconds."""
 
-    heartbeat: Heartbeat | None  # None before the first
+    heartbeat: Beat | None  # None before the first
     heartbeat_at: float  # when S3 got it
     step: int
     total_steps: int  # 0: not known yet
@@ -73,7 +73,7 @@ def read_progress(bucket: ExplainedBucket, run_id: str) -> Progress:
         checkpoint = pool.submit(lambda: read(newest_key(bucket, run_id), Checkpoint.from_json))
         attempts = pool.submit(read_attempts, bucket, run_id, ATTEMPTS_SHOWN)
         beat = next((o for o in bucket.list(run_key(run_id, "heartbeat.json"))), None)
-        heartbeat = read(run_key(run_id, "heartbeat.json"), Heartbeat.from_json) if beat else None
+        heartbeat = read(run_key(run_id, "heartbeat.json"), Beat.from_json) if beat else None
         segments = list_segments(bucket, run_id, heartbeat.attempt if heartbeat else 0)
         validated = found.validated if (found := checkpoint.result()) else 0
         wanted = {o.key for o in segments[-2:]} | {o.key for o in segments if covers(o.key, validated)}
@@ -99,9 +99,9 @@ def read_progress(bucket: ExplainedBucket, run_id: str) -> Progress:
     )
 
 
-def step_of(heartbeat: Heartbeat | None, checkpoint: Checkpoint | None) -> int:
+def step_of(heartbeat: Beat | None, checkpoint: Checkpoint | None) -> int:
     """Where the run is. A checkpoint of a later attempt than the heartbeat's may lie before it: after a rewind."""
-    beat = heartbeat or Heartbeat()
+    beat = heartbeat or Beat()
     if checkpoint is None:
         return beat.step
     return checkpoint.step if checkpoint.attempt > beat.attempt else max(beat.step, checkpoint.step)
@@ -119,21 +119,21 @@ def covers(key: str, step: int) -> bool:
     return step > 0 and first <= step <= last
 
 
-def parse_rows(key: str, body: bytes | None, skipped: list[str]) -> Iterator[Row]:
+def parse_rows(key: str, body: bytes | None, skipped: list[str]) -> Iterator[Measured]:
     """The rows of a segment. Adds to `skipped` if there are lines that no trainer writes."""
     odd: list[str] = []
     for line in (body or b"").splitlines():
         try:
-            yield parse_row(line)
+            yield parse_measured(line)
         except ValueError as error:
             odd.append(str(error))
     if odd:
         skipped.append(f"{len(odd)} lines of {key}, which no machine of ours writes: {odd[0]}")
 
 
-def newest_of(rows: Iterable[Row]) -> Row:
+def newest_of(rows: Iterable[Measured]) -> Measured:
     """The newest value of each metric, and the step of the newest training row."""
-    values: Row = {}
+    values: Measured = {}
     for row in sorted(rows, key=lambda row: row["step"]):
         values |= row if "train/epoch" in row else {k: v for k, v in row.items() if k != "step"}
     return values

@@ -39,7 +39,7 @@ from trainer.recipes.config import Config, ModelConfig, to_json
 from trainer.report import charts, write_report
 from trainer.store import ObjectStore, open_store
 from trainer.telemetry.metrics import read_metrics
-from trainer.values import parse
+from trainer.values import parse_json
 
 HEAD = checkpoint_key(RUN, HEAD_FILE)
 CONFIG = Config(model=ModelConfig(name="resnet18", num_classes=3))
@@ -187,7 +187,7 @@ def test_a_forged_config_or_result_is_skipped_and_said(
 def test_a_forged_config_is_refused_or_means_what_it_says() -> None:
     for body in forgeries(to_json(CONFIG)):
         with suppress(ValueError):
-            setup.check_config(parse(body), RUN, CONFIG)
+            setup.check_config(parse_json(body), RUN, CONFIG)
 
 
 def test_a_config_that_is_none_is_no_config_to_continue_with(store: ObjectStore) -> None:

@@ -21,7 +21,7 @@ from trainer.contract import (
     parse_manifest_key,
 )
 from trainer.store import NotFoundError, ObjectStore
-from trainer.values import check_known, check_text, check_time, check_whole, is_measured, parse_object, show
+from trainer.values import as_text, as_time, as_whole, check_known, is_measured, parse_object, show
 
 Begin = Mapping[str, Any]  # the first row of an attempt's metrics: it goes on from `step` of attempt `origin`
 
@@ -71,12 +71,12 @@ def read_begin(store: ObjectStore, run_id: str, attempt: int) -> Begin | None:
 def parse_row(line: bytes) -> dict[str, Any]:
     """A row of metrics. Raises ValueError if a trainer did not write it."""
     row = parse_object(line)
-    check_whole("step", check_known(row, "step"))
-    check_time("time", row.setdefault("time", 0.0))
+    as_whole("step", check_known(row, "step"))
+    as_time("time", row.setdefault("time", 0.0))
     if "event" in row:
-        check_text("event", row["event"])
+        as_text("event", row["event"])
         for name in ("attempt", "origin"):
-            check_whole(name, row.get(name, 1))
+            as_whole(name, row.get(name, 1))
     if row.get("event") == "start":
         check_known(row, "origin")
     for name, value in row.items():

@@ -22,7 +22,7 @@ from trainer.contract import UserError, unseal
 from trainer.manifest import Manifest, check_manifest
 from trainer.store import NotFoundError, ObjectStore, StoreError
 from trainer.store.checksum import Checksums, crc64
-from trainer.values import check_list, check_object, check_text, check_whole, parse_object, show
+from trainer.values import as_list, as_object, as_text, as_whole, parse_object, show
 
 READERS = 4  # parts that are read and checked at the same time
 DAMAGES = ("FlexibleChecksumError", "InvalidRange")  # the codes of a store for damaged bytes
@@ -115,11 +115,11 @@ def read_header(body: memoryview) -> tuple[int, dict[str, Any], set[str]]:
     """
     size, end = int.from_bytes(body[:8], "little"), 0
     header = parse_object(bytes(body[8 : 8 + size]))
-    about = check_object("__metadata__", header.pop("__metadata__", {}))
-    nhwc = set(check_text(NHWC, about.get(NHWC, "")).split())
+    about = as_object("__metadata__", header.pop("__metadata__", {}))
+    nhwc = set(as_text(NHWC, about.get(NHWC, "")).split())
     for name, entry in header.items():
-        kind = TORCH_DTYPES[check_text(f"dtype of {name}", check_object(name, entry).get("dtype"), DTYPE_NAMES)]
-        shape = [check_whole(f"shape of {name}", one) for one in check_list(f"shape of {name}", entry.get("shape"))]
+        kind = TORCH_DTYPES[as_text(f"dtype of {name}", as_object(name, entry).get("dtype"), DTYPE_NAMES)]
+        shape = [as_whole(f"shape of {name}", one) for one in as_list(f"shape of {name}", entry.get("shape"))]
         start, end = end, end + math.prod(shape) * kind.itemsize
         if entry.get("data_offsets") != [start, end] or (name in nhwc and len(shape) != 4):
             raise ValueError(f"{show(name)} of shape {shape} is not at {start} to {end}")

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from trainer.contract import UserError
-from trainer.values import SHA256, check_list, check_object, check_text, check_whole, parse_object, show
+from trainer.values import SHA256, as_list, as_object, as_text, as_whole, parse_object, show
 
 DATA_FORMAT = 1
 INDEX = "index.json"
@@ -73,9 +73,9 @@ class Shard:
     @classmethod
     def from_json(cls, value: object) -> Shard:
         """Raises ValueError or TypeError if this is none."""
-        shard = cls(**check_object("a shard", value))
-        check_text("file", shard.file, PLAIN)
-        check_text("sha256", shard.sha256, f"|{SHA256}")
+        shard = cls(**as_object("a shard", value))
+        as_text("file", shard.file, PLAIN)
+        as_text("sha256", shard.sha256, f"|{SHA256}")
         counts = shard.images, shard.bytes, shard.crc32
         if any(type(count) is not int or count < 0 for count in counts):
             raise ValueError(f"{', '.join(map(show, counts))} are no counts")
@@ -139,7 +139,7 @@ class Index:
     def sha256(self) -> str:
         """Of the content: classes, and the SHA-256 of every shard. "" if the shards have none.
 
-        Computed from what the shards are compared with, so it cannot be forged. The name and the version do not count.
+        Computed from what the shards are compared with. The name and the version do not count.
         """
         if not all(shard.sha256 for shard in self.shards()):
             return ""
@@ -172,7 +172,7 @@ class Index:
                 raise ValueError(f"keys {sorted(set(raw) ^ keys)} are unknown or missing")
             splits = {
                 name: SplitIndex(
-                    _integer(split.pop("images")),
+                    as_whole("a count", split.pop("images")),
                     tuple(_size(**size) for size in split.pop("sizes")),
                     **split,
                 )
@@ -183,23 +183,19 @@ class Index:
                 if not re.fullmatch(PLAIN, raw[key]):
                     raise ValueError(f"{key} {raw[key]!r} is not a plain name")
             origin = None if source is None else _origin(**source)
-            classes = tuple(check_text("a class", one) for one in check_list("classes", raw["classes"]))
-            return cls(raw["name"], raw["version"], classes, splits, check_text("it", raw["fingerprint"]), origin)
+            classes = tuple(as_text("a class", one) for one in as_list("classes", raw["classes"]))
+            return cls(raw["name"], raw["version"], classes, splits, as_text("it", raw["fingerprint"]), origin)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{where} is damaged ({error}): {AGAIN}") from error
 
 
 def _origin(*, form: str, digest: str, files: int, bytes: int, commit: str) -> Origin:
-    texts = [check_text("source", one) for one in (form, digest, commit)]
-    return Origin(texts[0], texts[1], _integer(files), _integer(bytes), texts[2])
-
-
-def _integer(value: object) -> int:
-    return check_whole("a count", value)
+    texts = [as_text("source", one) for one in (form, digest, commit)]
+    return Origin(texts[0], texts[1], as_whole("a count", files), as_whole("a count", bytes), texts[2])
 
 
 def _size(*, short_side: int, quality: int, shards: list[object]) -> Size:
-    return Size(_integer(short_side), _integer(quality), tuple(map(Shard.from_json, shards)))
+    return Size(as_whole("a count", short_side), as_whole("a count", quality), tuple(map(Shard.from_json, shards)))
 
 
 def _check_counts(splits: Mapping[str, SplitIndex]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.checkpoint.line import list_manifests
 from trainer.contract import RUN_ID_RULE, UserError, run_key
-from trainer.report.summary import Summary, check_config, check_result, summarise, summary_text
+from trainer.report.summary import Summary, check_result, check_shown_config, summarise, summary_text
 from trainer.telemetry.metrics import Row, read_metrics
 from trainer.text import say
 from trainer.values import parse_object
@@ -31,7 +31,7 @@ def write_report(store: ObjectStore, run_id: str) -> Summary:
 
     if not re.fullmatch(RUN_ID_RULE, run_id):
         raise UserError(f"{run_id!r} is not a run id: use {RUN_ID_RULE}, for example --run-id digits")
-    config = _read_json(store, run_key(run_id, "config.json"), check_config)
+    config = _read_json(store, run_key(run_id, "config.json"), check_shown_config)
     result = _read_json(store, run_key(run_id, "result.json"), check_result)
     rows: Sequence[Row] = read_metrics(store, run_id)
     if not rows and not config and not result:

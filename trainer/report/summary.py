@@ -13,7 +13,7 @@ from typing import Any
 from trainer.contract import check_key
 from trainer.telemetry.metrics import Row
 from trainer.text import show_duration, show_number
-from trainer.values import check_known, check_number, check_object, check_text, check_whole
+from trainer.values import as_number, as_object, as_text, as_whole, check_known
 
 MOST_STEPS = 1 << 40  # and epochs: more cannot be done
 
@@ -51,27 +51,27 @@ class Summary:
     report: str
 
 
-def check_config(config: dict[str, Any]) -> None:
+def check_shown_config(config: dict[str, Any]) -> None:
     """Raises ValueError if what is used of `config.json` is not what a trainer writes. All of it may be missing."""
     for name in config.keys() & {"recipe"}:
-        check_text(name, config[name])
+        as_text(name, config[name])
     for name in config.keys() & {"epochs"}:
-        check_whole(name, config[name], MOST_STEPS)
+        as_whole(name, config[name], MOST_STEPS)
 
 
 def check_result(result: dict[str, Any]) -> None:
-    """As `check_config`, for `result.json`."""
-    check_config(result)
+    """As `check_shown_config`, for `result.json`."""
+    check_shown_config(result)
     for name in result.keys() & {"steps", "attempts", "parameters"}:
-        check_whole(name, result[name])
+        as_whole(name, result[name])
     for name in result.keys() & {"steps_per_epoch", "seconds", "images_per_second"}:
-        check_number(name, result[name])
+        as_number(name, result[name])
     for name in result.keys() & {"checkpoint"}:
-        check_key(check_text(name, result[name]))
-    if best := check_object("best", result.get("best", {})):
-        check_number("best.top1", check_known(best, "top1"))
-        check_whole("best.step", check_known(best, "step"))
-        check_text("best.weights", check_known(best, "weights"), "model|ema")
+        check_key(as_text(name, result[name]))
+    if best := as_object("best", result.get("best", {})):
+        as_number("best.top1", check_known(best, "top1"))
+        as_whole("best.step", check_known(best, "step"))
+        as_text("best.weights", check_known(best, "weights"), "model|ema")
 
 
 def evaluations(rows: Iterable[Row]) -> list[Row]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from awscrt.checksums import combine_crc64nvme, crc64nvme
 
-from trainer.values import check_known, check_text, check_whole, show
+from trainer.values import as_text, as_whole, check_known, show
 
 CRC64 = r"[0-9a-f]{16}"
 PART_BYTES = 32 << 20  # of an upload; S3 takes at most 10,000 parts, so objects of up to 335 GB
@@ -44,11 +44,11 @@ class Checksums:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Checksums:
         """The reverse of `to_json`. Other names are ignored. Raises ValueError for what that never gives."""
-        size, each = (check_whole(name, check_known(found, name)) for name in ("bytes", "part_bytes"))
+        size, each = (as_whole(name, check_known(found, name)) for name in ("bytes", "part_bytes"))
         parts = check_known(found, "parts")
         if not isinstance(parts, list | tuple) or not each or len(parts) != -(-size // each):
             raise ValueError(f"{size} bytes in parts of {each} have {show(parts)} as their checksums")
-        digits = [check_text("a checksum", one, CRC64) for one in (*parts, check_known(found, "crc64nvme"))]
+        digits = [as_text("a checksum", one, CRC64) for one in (*parts, check_known(found, "crc64nvme"))]
         return cls(size, each, tuple(digits[:-1]), digits[-1])
 
     def to_json(self) -> dict[str, Any]:

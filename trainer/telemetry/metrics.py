@@ -23,7 +23,7 @@ from trainer.text import say
 
 Row = dict[str, Any]
 SHIP_SECONDS = 30
-SEGMENT_BYTES = 64 << 20  # at most: a trainer writes one each half minute
+MOST_SEGMENT_BYTES = 64 << 20  # at most: a trainer writes one each half minute
 
 
 class MetricsWriter:
@@ -132,7 +132,7 @@ def read_metrics(store: ObjectStore, run_id: str) -> list[Row]:
 
 def read_segment(store: ObjectStore, info: ObjectInfo) -> list[Row]:
     """The rows of a segment. What no trainer writes is skipped, with a message."""
-    if info.bytes > SEGMENT_BYTES:
+    if info.bytes > MOST_SEGMENT_BYTES:
         say(f"{store.describe(info.key)} has {info.bytes:,} bytes, and no trainer writes so many: skipped")
         return []
     rows, odd = list[Row](), list[str]()

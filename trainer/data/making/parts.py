@@ -29,7 +29,7 @@ from trainer.store import READ_BYTES, NotFoundError, ObjectStore
 from trainer.store.background import in_background
 from trainer.store.creation import write_new
 from trainer.text import say, show_bytes, show_estimate, show_name
-from trainer.values import check_list, check_object, check_text, check_whole, parse_object
+from trainer.values import as_list, as_object, as_text, as_whole, parse_object
 
 SHARD_PIXELS = 2**28  # short side squared, times images: 128 MB, since a photograph takes half a byte per pixel
 SMALL_SIDE = 64  # of smaller images, headers and names take more room than pixels
@@ -77,9 +77,9 @@ class Made:
     def from_json(cls, text: bytes, classes: int) -> Made:
         """Raises ValueError, TypeError or KeyError if `to_json` did not write this of a shard with so many classes."""
         raw = parse_object(text)
-        labels = [check_whole("a label", label, classes - 1) for label in check_list("labels", raw.pop("labels"))]
-        broken = [check_text("broken", line) for line in check_list("broken", raw.pop("broken"))]
-        odd = {kind: check_whole(kind, count) for kind, count in check_object("odd", raw.pop("odd")).items()}
+        labels = [as_whole("a label", label, classes - 1) for label in as_list("labels", raw.pop("labels"))]
+        broken = [as_text("broken", line) for line in as_list("broken", raw.pop("broken"))]
+        odd = {kind: as_whole(kind, count) for kind, count in as_object("odd", raw.pop("odd")).items()}
         hashes = np.frombuffer(base64.b64decode(raw.pop("hashes"), validate=True), "<u8").astype(np.uint64)
         shard = Shard.from_json(raw)
         if shard.images != len(labels) or len(hashes) != len(labels) + len(broken):

@@ -20,7 +20,7 @@ from trainer.contract import RunEnv, UserError
 from trainer.data.format import INDEX, Index, Shard, ShardHash
 from trainer.data.progress import Track
 from trainer.text import say
-from trainer.values import check_object, parse_object
+from trainer.values import as_object, parse_object
 
 PIECE_BYTES = 1 << 20  # what a thread reads at a time: small enough to stay in the processor's cache
 TURN_SECONDS = 0.1
@@ -42,7 +42,7 @@ class Verified:
         try:
             found = parse_object(path.read_bytes())
             if self._boot and found.get("boot") == self._boot:
-                self._files = check_object("files", found.get("files"))
+                self._files = as_object("files", found.get("files"))
         except (FileNotFoundError, ValueError):
             pass  # none yet, or torn by a crash of the machine: everything is read again
 
