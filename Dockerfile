@@ -17,6 +17,11 @@ COPY requirements/trainer.txt /opt/requirements.txt
 RUN python3 -m venv /opt/venv \
  && /opt/venv/bin/pip install --no-cache-dir --require-hashes -r /opt/requirements.txt
 
+# What the licences of all that ask for: their texts go with the image. The packages' metadata and Debian's copyright
+# files have them.
+COPY trainer/notices.py /opt/notices/notices.py
+RUN /opt/venv/bin/python /opt/notices/notices.py >/opt/notices/NOTICES.txt
+
 # A number, so that an orchestrator can see that it is not root. Its home is the scratch directory: every cache
 # (compiled kernels, downloads) lands on the fast disk that is mounted there.
 RUN useradd --uid 10001 --user-group --home-dir /scratch --create-home --shell /usr/sbin/nologin trainer

@@ -1,6 +1,8 @@
 #!/bin/sh
 # Makes the image that the tests build the Dockerfile on: a minimal Debian with Python, by debootstrap (so: root).
 # It is set up like this machine (certificates, package mirrors, proxies), so that the Dockerfile stays as it ships.
+# So an address in it may have a password of this machine: only root reads those files in it, and no container of the
+# tests is root. It is for this machine alone: never push it, nor what is built on it.
 # Nothing is done while the image exists and what it is made from is unchanged.
 set -eu
 
@@ -41,6 +43,7 @@ fi
 [ ! -s "$settings/sources.list" ] || cp "$settings/sources.list" "$root/etc/apt/sources.list"
 cp "$settings/apt.conf" "$root/etc/apt/apt.conf.d/90this-machine"
 cp "$settings/pip.conf" "$root/etc/pip.conf"
+chmod 600 "$root/etc/apt/sources.list" "$root/etc/apt/apt.conf.d/90this-machine" "$root/etc/pip.conf"
 cp "$settings"/ca/* "$root/usr/local/share/ca-certificates/" 2>/dev/null || true
 chroot "$root" update-ca-certificates >/dev/null 2>&1
 rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
