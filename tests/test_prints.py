@@ -15,6 +15,7 @@ OTHERS = {  # what prints, but not what others wrote to a terminal
     "trainer/process/supervise.py": "the options' help, which only this program writes",
     "trainer/notices.py": "a document, while the image is built",
     "infra/app.py": "filters its one line itself: starting CDK needs nothing of the operator's",
+    "infra/boot/handover.py": "the journal of a machine",
     "infra/guard/__init__.py": "a log in CloudWatch",
     "infra/guard/reading.py": "a log in CloudWatch",
 }

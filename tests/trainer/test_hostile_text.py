@@ -75,7 +75,9 @@ def test_the_commands_for_checkpoints_escape_what_a_manifest_says(
     details: dict[str, Any] = {"config": {"model": {"name": EVIL}, "optim": {"peak_lr": EVIL}}}
     with owning(store, 1, tmp_path) as ownership:
         for step in (1, 2):
-            commit(ownership, step, state(step), counters={"best": {"step": 1, "weights": "model"}}, **details)
+            commit(
+                ownership, step, state(step), counters={"best": {"top1": 0.5, "step": 1, "weights": "model"}}, **details
+            )
     monkeypatch.setenv("TRAINER_STORE", store.uri)
     monkeypatch.setenv("TRAINER_RUN_ID", RUN)
     monkeypatch.setenv("TRAINER_SCRATCH_DIR", str(tmp_path / "scratch"))
