@@ -19,6 +19,7 @@ Settings (aws_control.py has the defaults):
                       set to "" again, the group gets its machines with the next describe
     stack_status      by stack name: CloudFormation tells this status (ROLLBACK_COMPLETE, …) until it is deleted
     delete_failures   by stack name: DeleteStack ends in DELETE_FAILED with this reason; "" again: it can be deleted
+    session_seconds   a role that was taken on ends so long from now, and later ones after as long; 0: as asked
     log_delay_seconds FilterLogEvents shows an event only so long after it came in
     log_page_events   FilterLogEvents gives at most so many at once, and a token
     registry          host:port of the Docker registry behind ECR (fixture `registry` of registry.py)
@@ -30,8 +31,9 @@ with the launch template's tags, and gone with them; a changed distribution or d
 the policy alone; desired above max refused; images as the registry has them; the spot role by its real name;
 CloudFormation: AWS::SecretsManager::Secret, AWS::Scheduler::ScheduleGroup, AWS::CloudWatch::Alarm; updates in place of
 groups; outputs and exports after change sets; ImportExistingResources (buckets, no secrets); deletion of VPC parts;
-exports in use keep their stack; recorded only: policies of buckets and topics. Not there: IAM, whoever asks may;
-machines that boot; reclaims; bucket policy and lifecycle at work.
+exports in use keep their stack; recorded only: policies of buckets and topics. A role that was taken on
+may do what its inline policies and its session's policy say (enforcement.py); the tests' own keys may do anything. Not
+there: managed policies; machines that boot; reclaims; bucket policy and lifecycle at work.
 """
 
 from __future__ import annotations
@@ -153,11 +155,11 @@ def serve() -> None:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
     from werkzeug.serving import make_server
 
-    from tests.emulator import aws_images, aws_machines, aws_stacks
+    from tests.emulator import aws_images, aws_machines, aws_stacks, enforcement
     from tests.emulator.aws_control import Front
 
-    controls = aws_stacks.patch() | aws_machines.patch() | aws_images.patch()
-    front = Front(DomainDispatcherApplication(create_backend_app), controls)
+    controls = aws_stacks.patch() | aws_machines.patch() | aws_images.patch() | enforcement.patch()
+    front = Front(DomainDispatcherApplication(create_backend_app), controls, enforcement.refusal)
     server = make_server("127.0.0.1", 0, front, threaded=True, request_handler=MotoRequestHandler)
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     print(server.port, flush=True)

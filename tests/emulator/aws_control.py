@@ -46,6 +46,7 @@ class Settings:
     delete_failures: dict[str, str] = field(default_factory=dict)
     stack_status: dict[str, str] = field(default_factory=dict)
     faults: list[dict[str, Any]] = field(default_factory=list)
+    session_seconds: float = 0.0
     log_delay_seconds: float = 0.0
     log_page_events: int = 0
     registry: str = "127.0.0.1:1"
@@ -133,8 +134,14 @@ def price_list(request: dict[str, Any]) -> dict[str, Any]:
 class Front:
     """The WSGI application before moto's."""
 
-    def __init__(self, moto: WSGIApplication, controls: dict[str, Callable[[], None]]) -> None:
+    def __init__(
+        self,
+        moto: WSGIApplication,
+        controls: dict[str, Callable[[], None]],
+        refusal: Callable[[WSGIEnvironment], tuple[str, str] | None],
+    ) -> None:
         self.moto = moto
+        self.refusal = refusal  # code and message of what IAM refuses
         self.controls = controls  # what has to follow a change of a setting, by its name
 
     def __call__(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
@@ -143,11 +150,15 @@ class Front:
             return self.control(environ, start)
         if path == "/moto-api/reset":
             SETTINGS.reset()
+            self.controls["session_seconds"]()
             CALLS.clear()
         if call := call_of(environ):
             CALLS.append(call)
             if fault := planned_fault(call):
                 return refuse(call, fault, environ, start)
+            if refused := self.refusal(environ):
+                answered = {"code": refused[0], "message": refused[1], "status": 403}
+                return refuse(call, answered, environ, start)
         if call == "pricing.GetProducts":
             return answer(start, price_list(json.loads(read_body(environ))), "application/x-amz-json-1.1")
         return self.moto(environ, start)

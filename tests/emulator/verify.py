@@ -1,9 +1,9 @@
 """What S3 refuses and moto does not: a layer before moto that verifies who asks, when, and every checksum sent.
 
 `/_control` is for the tests: POST changes `keys` (access key: [secret, session token or ""]), `expired` (session
-tokens), `clock_offset` (seconds that the server's clock is ahead) or `lacks` (what it does not do,
-tests/emulator/lesser.py); GET tells `requests` (how many came), the open
-`uploads` and the `tags` of objects.
+tokens), `session_seconds` (as in aws.py), `clock_offset` (seconds that the server's clock is ahead) or `lacks` (what it
+does not do, tests/emulator/lesser.py); GET tells `requests` (how many came), the open `uploads` and the `tags` of
+objects.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from moto.core import DEFAULT_ACCOUNT_ID
 from moto.iam.models import iam_backends
 from moto.s3.models import FakeKey, MultipartChecksumBuilder, s3_backends
 
+from tests.emulator import enforcement
 from tests.emulator.lesser import Environ, Refused, added_headers, lessen
 
 StartResponse = Callable[..., Any]
@@ -65,6 +66,7 @@ class Combined(MultipartChecksumBuilder):
 
 
 moto.s3.models.MultipartChecksumBuilder = Combined
+enforcement.patch()
 
 
 class Verifier:
@@ -87,6 +89,8 @@ class Verifier:
         self._requests += 1
         try:
             self._verify_sender(environ, path, raw_query, body)
+            if refused := enforcement.refusal(environ):
+                raise Refused("403 Forbidden", *refused)
             lessen(environ, query, self._lacks)
             self._verify_checksums(environ, query, body)
         except Refused as error:
@@ -110,6 +114,12 @@ class Verifier:
             if token != wanted:
                 raise Refused("400 Bad Request", "InvalidToken")
             return secret
+        if session := enforcement.session_of(access_key):
+            if token != session.session_token:
+                raise Refused("400 Bad Request", "InvalidToken")
+            if enforcement.is_over(session):
+                raise Refused("400 Bad Request", "ExpiredToken", "The provided token has expired.")
+            return str(session.secret_access_key)
         for user in iam_backends[DEFAULT_ACCOUNT_ID]["aws"].users.values():
             for key in user.access_keys:
                 if key.access_key_id == access_key:
@@ -206,6 +216,7 @@ class Verifier:
                 self._expired = set(wishes.get("expired", ()))
                 self._clock_offset = float(wishes.get("clock_offset", 0))
                 self._lacks = list(wishes.get("lacks", ()))
+                enforcement.cap_sessions(float(wishes.get("session_seconds", 0)))
             buckets = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets.values()
             known: dict[str, Any] = {"requests": self._requests}
             known["uploads"] = [
