@@ -30,8 +30,10 @@ def test_every_stop_of_a_container_leaves_the_uploader_the_time_to_drain() -> No
     save = default("SAVE_SECONDS")
     assert save > DRAIN_SECONDS
     assert unit("resnet-spot.service", r"^ExecStop=-docker stop -t (\d+) resnet-spot$") == save
-    stop_timeouts = re.findall(r"--stop-timeout (\d+)", (ROOT / "Makefile").read_text())
-    assert [int(value) for value in stop_timeouts] == [save]
+    margins = re.findall(
+        r'"--stop-timeout", str\(DRAIN_SECONDS \+ (\d+)\)', (ROOT / "trainer/container.py").read_text()
+    )
+    assert [DRAIN_SECONDS + int(margin) for margin in margins] == [save]
     assert not re.search(r"(-t|--stop-timeout) \d", (BOOT / "run").read_text())
 
 
