@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 
+import boto3
 import pytest
+from botocore.exceptions import ClientError
 
+from tests.emulator.aws import REGION
+from tests.emulator.principals import put_role
 from tests.infra.boot.boot_machines import METADATA, Machine
 
 pytestmark = pytest.mark.engine
@@ -14,9 +18,34 @@ RULE = f"DOCKER-USER --destination {METADATA} --jump REJECT"
 LARGE = b"{" + b" " * (1 << 20) + b"}"
 
 
+def check_credentials(handed: dict[str, str], machine: Machine) -> None:
+    """They reach the run's own files and its dataset, and nothing else."""
+    session = boto3.Session(handed["AccessKeyId"], handed["SecretAccessKey"], handed["SessionToken"], REGION)
+    s3 = session.client("s3", endpoint_url=machine.aws.endpoint)
+
+    def may(operation: str, key: str) -> bool:
+        code = ""
+        try:
+            getattr(s3, operation)(Bucket="bucket", Key=key)
+        except ClientError as error:
+            code = str(error.response["Error"]["Code"])
+        assert code in ("", "NoSuchKey", "AccessDenied")
+        return code != "AccessDenied"
+
+    for key in (f"runs/{machine.run}/heartbeat.json", f"checkpoints/{machine.run}/HEAD.json"):
+        assert may("put_object", key)
+    assert may("get_object", "datasets/d/1/index.json")
+    for key in ("runs/rn50-2/x", "checkpoints/rn50-2/HEAD.json", "datasets/d/1/x", f"runs/{machine.run}/spec.json"):
+        assert not may("put_object", key)
+    for key in ("runs/rn50-2/x", "checkpoints/rn50-2/HEAD.json", "datasets/d/2/index.json"):
+        assert not may("get_object", key)
+
+
 def test_the_container_reaches_aws_but_neither_the_metadata_service_nor_the_machine(machine: Machine) -> None:
+    machine.settings["RUN_ROLE"] = put_role(machine.aws.client("iam"), "train-run")
     machine.launched().boot("hold 0")
     machine.wait_for_life(1)
+    check_credentials(json.loads(machine.sh("docker exec resnet-spot cat /run/handover/credentials.json")), machine)
     walls = dict(line.split(": ", 1) for line in (machine.scratch / "walls.1").read_text().splitlines())
     kib = int(machine.sh("sed -n 's/^MemTotal: *//p' /proc/meminfo").split()[0])
     assert walls.pop("AWS").startswith("HTTP/1.")
