@@ -254,3 +254,16 @@ def test_the_forms_and_workflows_are_whole_and_the_weekly_job_knows_every_fault(
         steps = [step for job in files[workflow]["jobs"].values() for step in job["steps"]]
         for target in re.findall(r"\bmake ([a-z-]+)", "\n".join(step.get("run", "") for step in steps)):
             assert target in targets(), f"{workflow}: make {target}"
+
+
+def test_the_table_of_walls_names_tests_that_exist_for_every_principal() -> None:
+    text = (ROOT / "SECURITY.md").read_text()
+    table, listed = text.split("## Who can do what")[1].split("### The tests")
+    numbered = dict(re.findall(r"^(\d+)\. (.+)$", listed.split("\n## ")[0], re.MULTILINE))
+    assert set(re.findall(r"\[(\d+)\]", table)) == set(numbered)
+    assert all("[" in row for row in table.splitlines() if row.startswith("| **"))
+    for number, names in numbered.items():
+        tests = re.findall(r"`([\w/]+\.py)::(\w+)`", names)
+        assert tests, f"SECURITY.md names no test as {number}"
+        for file, name in tests:
+            assert f"\ndef {name}(" in (ROOT / file).read_text(), f"SECURITY.md, {number}: {file} has no {name}"
