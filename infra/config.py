@@ -46,11 +46,7 @@ RULES = {  # field: the pattern that its value matches, the rule in words, an ex
         "public subnets of vpc_id, by ','",
         "subnet-0123456789abcdef0",
     ),
-    "image_uri": (  # a tag may name another image for the next machine of the same run
-        r"([^\s@]+@sha256:[0-9a-f]{64})?",
-        'an image with its digest, which docker buildx imagetools inspect IMAGE:TAG prints, or "" to build it',
-        "registry/image@sha256:" + 64 * "0",
-    ),
+    "image_uri": (r"(\S+[:@]\S+)?", 'an image with its digest, or "" to build it', "registry/image@sha256:0123…"),
     "disk_gib": (r"[1-9][0-9]{1,4}", "10 to 99999", "120"),
     "max_nodes": (r"[1-9][0-9]?", "1 to 99", "1"),
 }
@@ -97,6 +93,18 @@ class Installation:
                 f"{context_key('zones')}={self.zones!r} in the CDK context has no effect with a given VPC, whose "
                 f'subnets have their zones: leave it "", and choose among {context_key("subnet_ids")}'
             )
+
+    def image_by_tag(self) -> str:
+        """Why no machine may be given this image: a tag may name another one for the next machine. "" if none is.
+
+        Only a deploy asks. A stop must work with whatever an older deploy was given.
+        """
+        if not self.image_uri or re.search(r"@sha256:[0-9a-f]{64}$", self.image_uri):
+            return ""
+        return (
+            f"{context_key('image_uri')}={self.image_uri!r} has no digest, and a tag may name another image for the "
+            "next machine of the same run: write registry/image@sha256:…"
+        )
 
     @property
     def storage_stack(self) -> str:

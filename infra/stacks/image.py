@@ -11,6 +11,7 @@ from aws_cdk import aws_ecr_assets as ecr_assets
 from constructs import Construct
 
 from infra.config import ROOT, Installation
+from trainer.contract import UserError
 
 CONTENT = ("Dockerfile", ".dockerignore", "requirements/trainer.txt", "trainer")
 ECR_URI = r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?/(?P<repository>[^:@]+)[:@].+"
@@ -33,6 +34,8 @@ def image(scope: Construct, installation: Installation) -> Image:
             build_args={"COMMIT": commit()},
         )
         return Image(asset.image_uri, asset.repository.repository_arn)
+    if why := installation.image_by_tag():
+        raise UserError(why)
     if not (found := re.fullmatch(ECR_URI, installation.image_uri)):
         return Image(installation.image_uri)
     arn = f"arn:{cdk.Aws.PARTITION}:ecr:{found['region']}:{found['account']}:repository/{found['repository']}"

@@ -6,6 +6,7 @@ others.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 
@@ -78,6 +79,8 @@ def cdk_command_line(wanted: Wanted) -> Finding:
 
 
 def docker(wanted: Wanted) -> Finding:
+    if why := wanted.installation.image_by_tag():
+        return wrong(why, f"docker buildx imagetools inspect {shlex.quote(wanted.installation.image_uri)}")
     if wanted.installation.image_uri:
         return unneeded(f"the image is given: {wanted.installation.image_uri}")
     engine = shutil.which("docker")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import aws_cdk as cdk
 import pytest
 
+from infra.config import Installation
 from infra.operate.commands import preflight as module
+from infra.stacks.image import image
 from tests.emulator.aws import Aws
 from tests.infra import deployed
 from tests.infra.operator import GIVEN_IMAGE, fixes, infra, prepare_account, put_token, rows
+from trainer.contract import UserError
 
 pytestmark = pytest.mark.usefixtures("served")
 LEAST_CHECKS = 14
@@ -36,6 +40,18 @@ def test_that_nobody_would_be_told_is_a_warning_and_no_failure(installed: Aws, l
     assert "nobody is told when the guard acts or fails" in text
     assert "resnet-spot:email" in text
     assert rows(look(email="me@example.org"))["mail"][0] == "ok"
+
+
+@pytest.mark.parametrize("given", ["r.example/a:1", "r.example/a:1@sha256:12"])
+def test_an_image_by_its_tag_is_not_deployed_and_what_runs_with_one_can_be_stopped(
+    given: str, aws: Aws, look: Callable[..., str]
+) -> None:
+    said = look(image_uri=given)
+    assert f"resnet-spot:image_uri={given!r} has no digest" in rows(said)["Docker"][1]
+    assert fixes(said)["Docker"] == f"docker buildx imagetools inspect {given}"
+    with pytest.raises(UserError, match="has no digest, and a tag may name another image"):
+        image(cdk.Stack(), Installation(image_uri=given))
+    assert Installation.from_context({"resnet-spot:image_uri": given}).image_uri == given  # as `make stop` reads it
 
 
 def test_in_a_fresh_account_everything_that_lacks_is_told_at_once_with_one_command_each(aws: Aws) -> None:
