@@ -27,20 +27,19 @@ POLLED = ("spot/instance-action", "events/recommendations/rebalance")
 MACHINES = "latest/meta-data/"
 
 
-def session_policy(kind: str, bucket: str, run: str, data: str, partition: str = "aws") -> str:
-    """What is left of the run role's permissions for one run: its own files, and its dataset to read."""
-    run, data = (re.sub(r"[*?$]", r"${\g<0>}", text) for text in (run, data))  # these letters mean something to IAM
+def session_policy(kind: str, bucket: str, run: str, data: str, files: list[str], partition: str = "aws") -> str:
+    """What is left of the run role's permissions for one run: its own files, and its dataset and `files` to read."""
+    # These letters mean something to IAM.
+    run, data, *files = (re.sub(r"[*?$]", r"${\g<0>}", text) for text in (run, data, *files))
     own = [f"runs/{run}/*", "datasets/*" if kind == "prepare" else f"checkpoints/{run}/*"]
     address = f"s3://{bucket}/"
     read = [data[len(address) :].rstrip("/") + "/*"] if data.startswith(f"{address}datasets/") else []
+    read += [file[len(address) :] for file in files if file.startswith(address)]
     arn = f"arn:{partition}:s3:::{bucket}"
+    writing = ["s3:GetObject", "s3:PutObject", "s3:PutObjectTagging", "s3:AbortMultipartUpload"]
     statements = [
-        ("s3:GetObject", [f"{arn}/{keys}" for keys in own + read], {}),
-        (
-            ["s3:PutObject", "s3:PutObjectTagging", "s3:AbortMultipartUpload"],
-            [f"{arn}/{keys}" for keys in own],
-            {},
-        ),
+        (writing, [f"{arn}/{keys}" for keys in own], {}),
+        *([("s3:GetObject", [f"{arn}/{keys}" for keys in read], {})] if read else []),
         ("s3:ListBucket", arn, {"Condition": {"StringLike": {"s3:prefix": own + read}}}),
         ("s3:ListBucketMultipartUploads", arn, {}),
     ]
@@ -165,8 +164,8 @@ def main() -> None:
     while not (live / "data").exists():  # the run's script writes it once it has read the spec
         time.sleep(0.1)
     role, bucket = environ["RUN_ROLE"], environ["STORE"][len("s3://") :]
-    run, data = ((live / name).read_text().strip() for name in ("run", "data"))
-    policy = session_policy(environ["KIND"], bucket, run, data, role.split(":")[1])
+    run, (data, *files) = (live / "run").read_text().strip(), (live / "data").read_text().split("\n")
+    policy = session_policy(environ["KIND"], bucket, run, data, files, role.split(":")[1])
     command = ["aws", "sts", "assume-role", "--role-arn", role, "--role-session-name"]
     command += [(live / "instance").read_text().strip(), "--duration-seconds", str(GRANTED_SECONDS)]
     command += ["--policy", policy, "--output", "json", "--region", environ["REGION"]]

@@ -76,7 +76,7 @@ def caller(name: str) -> Caller:
     if part != "container":
         return Caller(role_arn(name), [document(name)])
     run, data = (PREPARATION, "ILSVRC/imagenet-1k") if kind == "prepare" else (RUN, DATA)
-    session = parse(session_policy(kind, BUCKET, run, data))
+    session = parse(session_policy(kind, BUCKET, run, data, []))
     return Caller(role_arn(f"{kind}-run"), [document(f"{kind}-run")], session)
 
 

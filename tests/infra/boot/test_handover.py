@@ -16,16 +16,16 @@ from tests.emulator.imds import NOTICE, REBALANCE, Imds
 STATEMENTS = "s3:GetObject", "s3:PutObject", "s3:ListBucket"
 
 
-def allowed(kind: str = "train", run: str = "rn50-1", data: str = "") -> dict[str, list[str]]:
+def allowed(kind: str = "train", run: str = "rn50-1", data: str = "", *files: str) -> dict[str, list[str]]:
     """The keys that the policy allows to read, to write and to list."""
-    policy = json.loads(session_policy(kind, "bucket", run, data))
+    policy = json.loads(session_policy(kind, "bucket", run, data, [*files]))
     assert {one["Effect"] for one in policy["Statement"]} == {"Allow"}
     found: dict[str, list[str]] = {}
     for one in policy["Statement"]:
         for action in STATEMENTS:
             if action in ([one["Action"]] if isinstance(one["Action"], str) else one["Action"]):
                 on = one.get("Condition", {}).get("StringLike", {}).get("s3:prefix") or one["Resource"]
-                found[action] = [key.removeprefix("arn:aws:s3:::bucket/") for key in on]
+                found.setdefault(action, []).extend(key.removeprefix("arn:aws:s3:::bucket/") for key in on)
     return found
 
 
@@ -42,6 +42,13 @@ def test_other_data_open_nothing_more(data: str) -> None:
     assert allowed(data=data) == dict.fromkeys(STATEMENTS, own)
 
 
+def test_weights_of_another_run_that_the_arguments_name_can_be_read_and_nothing_beside_them() -> None:
+    own = ["runs/rn50-1/*", "checkpoints/rn50-1/*"]
+    weights = "checkpoints/rn50-0/data/step-00000009.1.safetensors"
+    found = allowed("train", "rn50-1", "digits", f"s3://bucket/{weights}", "s3://other/x", "")
+    assert found == dict(zip(STATEMENTS, ([*own, weights], own, [*own, weights]), strict=True))
+
+
 def test_a_preparation_reaches_the_datasets_and_its_own_files() -> None:
     own = ["runs/prepare-d/*", "datasets/*"]
     assert allowed("prepare", "prepare-d", "ILSVRC/imagenet-1k") == dict.fromkeys(STATEMENTS, own)
@@ -54,7 +61,10 @@ def test_letters_that_mean_something_to_iam_stand_for_themselves() -> None:
 
 def test_the_longest_names_make_a_policy_that_aws_takes() -> None:
     data = "s3://" + "b" * 63 + "/datasets/" + "d" * 100 + "/" + "v" * 60
-    assert len(session_policy("train", "b" * 63, "r" * 64, data)) <= 2048
+    assert (
+        len(session_policy("train", "b" * 63, "r" * 64, data, [f"s3://{'b' * 63}/checkpoints/{'r' * 64}/{'f' * 60}"]))
+        <= 2048
+    )
 
 
 @pytest.fixture

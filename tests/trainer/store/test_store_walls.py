@@ -52,7 +52,7 @@ class Account:
     def container(self, kind: str, run: str, data: str = "") -> dict[str, str]:
         """As boot does it: the machine takes on the run's role, narrowed to the run."""
         machine = self.session(f"{kind}-machine")
-        return self.session(f"{kind}-run", machine, Policy=session_policy(kind, self.bucket, run, data))
+        return self.session(f"{kind}-run", machine, Policy=session_policy(kind, self.bucket, run, data, []))
 
 
 def client(service: str, session: dict[str, str]) -> Any:
