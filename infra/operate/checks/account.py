@@ -79,8 +79,8 @@ def cdk_command_line(wanted: Wanted) -> Finding:
 
 
 def docker(wanted: Wanted) -> Finding:
-    if why := wanted.installation.image_by_tag():
-        return wrong(why, f"docker buildx imagetools inspect {shlex.quote(wanted.installation.image_uri)}")
+    if by_tag := wanted.installation.image_by_tag():
+        return wrong(by_tag, f"docker buildx imagetools inspect {shlex.quote(wanted.installation.image_uri)}")
     if wanted.installation.image_uri:
         return unneeded(f"the image is given: {wanted.installation.image_uri}")
     engine = shutil.which("docker")
