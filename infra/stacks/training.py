@@ -87,7 +87,13 @@ class TrainingStack(cdk.Stack):
             topic=topic,
             bucket_name=bucket_name,
         )
-        guards.MoneyAlarms(self, log_group=run_logs, topic=topic, bucket_name=bucket_name)
+        guards.MoneyAlarms(
+            self,
+            log_group=run_logs,
+            topic=topic,
+            bucket_name=bucket_name,
+            train_group=arns.installation.train_group,
+        )
 
     def _log_group(self, id: str, name: str) -> logs.LogGroup:
         return logs.LogGroup(

@@ -37,7 +37,7 @@ from infra.run.spend import Spend
 HELP = "estimate before, spend after, and what is paid while nothing runs"
 # List prices of us-east-1: aws.amazon.com/cloudwatch/pricing, /lambda/pricing, /s3/pricing
 ALARM_USD_PER_MONTH = 0.10
-ALARMS = 4  # the guard, log lines, the bucket's size, its objects
+ALARMS = 5  # the guard, log lines, traffic, the bucket's size, its objects
 LOGS_USD_PER_GB_MONTH = 0.03
 INGESTED_USD_PER_GB = 0.50  # a log line when it comes in
 PUT_USD = 0.005 / 1000
@@ -188,7 +188,7 @@ def standing(aws: Aws, installation: Installation) -> list[Kept]:
     return [
         *kept_image(aws, installation),
         Kept("guard", installation.guard_function, "a tick a minute", guard),
-        Kept("alarms", "guard, log lines, bucket", f"{ALARMS} of them", ALARMS * ALARM_USD_PER_MONTH),
+        Kept("alarms", "guard, log lines, traffic, bucket", f"{ALARMS} of them", ALARMS * ALARM_USD_PER_MONTH),
         Kept("logs", installation.log_group, size(stored), stored / 1e9 * LOGS_USD_PER_GB_MONTH),
         Kept("log lines", f"new in the last {INGESTED_DAYS} days", size(came_in), came_in / 1e9 * INGESTED_USD_PER_GB),
     ]

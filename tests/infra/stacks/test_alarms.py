@@ -22,6 +22,7 @@ def test_a_guard_that_fails_or_does_not_run_for_five_minutes_is_told() -> None:
     ("alarm", "metric", "dimensions", "period", "most"),
     [
         ("MoneyLogs", "AWS/Logs IncomingBytes Sum", {"LogGroupName": "<RunLogs>"}, 300, 100e6),
+        ("MoneyNetwork", "AWS/EC2 NetworkOut Sum", {"AutoScalingGroupName": "resnet-spot-train"}, 300, 3e9),
         (
             "MoneyBucketSize", "AWS/S3 BucketSizeBytes Average",
             {"BucketName": "bucket-name", "StorageType": "StandardStorage"}, 86400, 3e12,

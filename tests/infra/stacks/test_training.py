@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from infra.config import Installation, Output, Tag
+from infra.operate.commands.cost import ALARMS
 from infra.stacks.groups import USER_DATA_BYTES, user_data
 from infra.stacks.guards import GUARD_CODE
 from tests import ROOT
@@ -65,7 +66,7 @@ def test_nothing_that_bills_by_the_hour_is_deployed(variant: str) -> None:
     training = stacks(variant).training
     assert {found["Type"].removeprefix("AWS::") for found in training.template["Resources"].values()} <= allowed
     assert all(endpoint["VpcEndpointType"] == "Gateway" for endpoint in training.all("EC2::VPCEndpoint").values())
-    assert len(training.all("CloudWatch::Alarm")) == 4  # 10 cents a month each
+    assert len(training.all("CloudWatch::Alarm")) == ALARMS == 5  # 10 cents a month each
 
 
 def test_three_public_subnets_reach_s3_without_the_internet() -> None:
