@@ -58,8 +58,9 @@ class Folder:
         file.parent.mkdir(parents=True, exist_ok=True)
         new = file.with_name(f".{file.name}")
         new.unlink(missing_ok=True)
-        new.touch(mode)
+        new.touch(0o600)
         new.write_text(text)
+        new.chmod(mode)
         if mode == 0o400:
             os.chown(new, self.user, -1)
         new.replace(file)
@@ -124,11 +125,14 @@ class Credentials:
         """Raises CalledProcessError, TimeoutExpired, OSError or ValueError."""
         end = time.time() + self.granted - MARGIN_SECONDS
         told = subprocess.run(self.command, capture_output=True, text=True, timeout=30, check=True).stdout
-        granted = json.loads(told)["Credentials"]
+        answer = json.loads(told)
+        granted = answer["Credentials"]
         names = ("AccessKeyId", "SecretAccessKey", "SessionToken")
         until = datetime.fromtimestamp(end, UTC).isoformat()
         value = {"Version": 1, **{name: granted[name] for name in names}, "Expiration": until}
         self.folder.write("credentials.json", json.dumps(value), 0o400)
+        if not self.end:
+            log(f"the session policy, packed: {answer.get('PackedPolicySize')} % of AWS's limit")
         self.end = end
 
 

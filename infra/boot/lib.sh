@@ -24,8 +24,8 @@ export AWS_DEFAULT_REGION="$REGION" AWS_RETRY_MODE=standard AWS_METADATA_SERVICE
 aws() { timeout 30 aws --cli-connect-timeout 5 --cli-read-timeout 15 "$@"; }
 
 log() { # WORDS…: writes a line to the journal and, in the background, to the run's log
-  line=$(printf '%s' "$*" | tr '\n' ' ')
-  echo "$line"
+  line=$(printf '%s' "$*" | tr '[:cntrl:]' ' ' | head -c 4000)
+  printf '%s\n' "$line"
   printf '%s %s\n' "$(date +%s%3N)" "$line" >>"$LIVE/lines"
   { sleep 2 && "$HERE/ship"; } >/dev/null 2>&1 & # so that lines of the same moment are sent together
 }

@@ -15,7 +15,7 @@ from infra.operate.commands.preflight import preflight
 from infra.operate.planning import options
 from infra.operate.planning.options import Request
 from infra.operate.planning.plan import Plan, check, describe, make_plan, merge
-from infra.operate.planning.start import Place, is_running, start_run
+from infra.operate.planning.start import Place, check_policy, is_running, start_run
 from infra.operate.runs import open_bucket
 from infra.operate.session import Aws, ExitCode, explained
 from infra.operate.terminal import ask, display, next_commands, show_line, styled
@@ -48,6 +48,7 @@ def launch(aws: Aws, installation: Installation, request: Request, *, is_checked
     if plan.existing:
         confirm_inherited(plan)
         request = merge(request, plan.existing)
+    check_policy(place, plan.spec)
     if not is_checked and not preflight(aws, installation, request, plan, deploys=False):
         return ExitCode.PREFLIGHT
     spec, types, etag = plan.spec, [one.type for one in plan.offered], plan.existing.etag if plan.existing else ""

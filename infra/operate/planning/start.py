@@ -7,6 +7,7 @@ too.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,12 +15,15 @@ from typing import Any
 
 import botocore.exceptions
 
+from infra.boot.handover import session_policy
 from infra.config import PREPARE_PREFIX, Installation
 from infra.operate.session import explained
 from infra.run import fleet
 from infra.run.fleet import Clients
 from infra.run.spec import Spec
 from trainer.contract import UserError, run_key
+
+POLICY_LETTERS = 2048  # AWS's limit of a session policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,21 @@ def start_run(client: Clients, place: Place, spec: Spec, types: Sequence[str], *
     fleet.assign(autoscaling, group, spec.run_id, spec.deadline)
     _schedule_stop(client("scheduler"), place, spec)
     fleet.scale(autoscaling, group, spec.nodes)
+
+
+def check_policy(place: Place, spec: Spec) -> None:
+    """Raises UserError if AWS would refuse the credentials of the run's container, since they name too many files.
+
+    A machine asks for them after it has started, and asks on until the deadline.
+    """
+    named = (re.fullmatch(r"(?:--[^=]*=)?(s3://.*)", argument) for argument in spec.arguments)  # as infra/boot/run does
+    files = [found[1] for found in named if found]
+    size = len(session_policy(spec.kind, place.bucket, spec.run_id, spec.data, files, place.partition))
+    if size > POLICY_LETTERS:
+        raise UserError(
+            f"ARGS= names {len(files)} files in the bucket, so the policy of the run's credentials has {size} letters, "
+            f"and AWS takes {POLICY_LETTERS}: name fewer files, or shorter names"
+        )
 
 
 def is_running(client: Clients, place: Place, kind: str, run_id: str) -> bool:

@@ -30,7 +30,7 @@ def test_a_machine_that_is_not_needed_waits_three_times_for_the_other_and_then_g
 def test_what_only_the_user_can_change_is_told_and_ends_a_prepare_without_its_token_until_a_later_attempt(
     machine: Machine,
 ) -> None:
-    message = "no token: make secret"
+    message = r"no token: make secret \033[2J\n " + "é" * 2000
     own = {"attempt": 2, "exit": 78, "message": "the trainer's own words"}
     machine.kind, machine.run = "prepare", "prepare-imagenet"
     machine.launched(arguments=("--data", "ILSVRC/imagenet-1k"), data="")
@@ -41,12 +41,13 @@ def test_what_only_the_user_can_change_is_told_and_ends_a_prepare_without_its_to
     assert machine.argv() == ["/bin/python", "-m", "trainer.prepare", "--data", "ILSVRC/imagenet-1k"]
     assert (machine.scratch / "secrets.1").read_text() == ""
     assert [line for line in machine.log("boot") if "without a Hugging Face token" in line and "not allowed" in line]
-    assert (machine.desired(), machine.failed()) == (0, {"attempt": 1, "exit": 78, "message": message})
+    assert (machine.desired(), machine.failed()) == (0, {"attempt": 1, "exit": 78, "message": message[:1000]})
 
     machine.set_desired(1)  # and the group gets another machine, which finds the failure
     machine.power_on()
     machine.wait_until_off()
     assert (machine.lives(), machine.desired()) == (1, 0)
+    assert r"prepare-imagenet has failed: no token: make secret \033[2J\n é" in machine.console()
 
     machine.set_desired(1)
     machine.put(f"runs/{machine.run}/attempts/2.json", {})  # somebody has started it again since

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import botocore.exceptions
 import pytest
@@ -11,13 +12,24 @@ import pytest
 from infra.config import Tag
 from infra.operate.commands.launch import launch
 from infra.operate.planning.options import Request
-from infra.operate.planning.start import Place, find_active, start_run, stop_schedules
+from infra.operate.planning.start import Place, check_policy, find_active, start_run, stop_schedules
 from infra.operate.session import Aws as Operator
 from infra.run import fleet
 from tests.emulator.aws import Aws
 from tests.infra import hub
 from tests.infra.deployed import Deployed
-from tests.infra.operate.launches import GROUP, INSTALLATION, begin, group, machines, plan, read_spec, schedule, stop
+from tests.infra.operate.launches import (
+    GROUP,
+    INSTALLATION,
+    begin,
+    group,
+    machines,
+    plan,
+    read_spec,
+    schedule,
+    stop,
+    where,
+)
 from tests.infra.operator import infra, session
 from trainer.contract import UserError
 
@@ -119,6 +131,16 @@ def test_the_stop_schedule_is_of_the_partition_that_the_installation_is_in(place
     start_run(Operator(session()).client, china, plan(Request(recipe="digits", run_id="mine")).spec, ["g5.xlarge"])
     target = schedule(place, "mine")["Target"]["Arn"]
     assert target == "arn:aws-cn:scheduler:::aws-sdk:autoscaling:updateAutoScalingGroup"
+
+
+def test_more_files_than_the_credentials_of_a_run_can_name_are_refused_before_anything_starts(place: Deployed) -> None:
+    files = [f"s3://{place.bucket}/checkpoints/{'r' * 60}/data/step-{step:08}.1.safetensors" for step in range(20)]
+    asked = Request(recipe="digits", run_id="mine", arguments=("--model.weights", files[0], f"--x={files[1]}"))
+    check_policy(where(place), plan(asked).spec)
+    many = replace(asked, arguments=tuple(files))
+    with pytest.raises(UserError, match=r"names 20 files .* has \d{4} letters, and AWS takes 2048"):
+        launch(Operator(session()), INSTALLATION, many, is_checked=True)
+    assert (group(place).desired, place.keys()) == (0, set())
 
 
 def test_ctrl_c_while_it_is_launched_names_the_run_and_bills_nothing(
