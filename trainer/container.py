@@ -10,11 +10,13 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -36,7 +38,7 @@ AWS_SETTINGS = (  # no secrets
 )  # fmt: skip
 WALLS = (
     "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--read-only",
-    "--tmpfs", "/tmp:rw,nosuid,nodev,noexec,size=1g", "--pids-limit", "4096", "--ulimit", "core=0",
+    "--tmpfs", "/tmp:exec,mode=1777,size=4g", "--pids-limit", "4096", "--ulimit", "core=0",
     "--shm-size", "1g",  # NCCL between several GPUs; snapshots need none, nor the host's (--ipc=host)
 )  # fmt: skip
 PASS_ON_SECONDS = 0.2
@@ -95,8 +97,16 @@ def data_options(data: str) -> list[str]:
 
 
 def is_local(address: str) -> bool:
-    host = urlsplit(address).hostname or ""
-    return host in ("localhost", "::1") or host.endswith(".localhost") or host.startswith("127.")
+    """Whether the address leads to this machine itself, where a container with its own network finds only itself."""
+    if not (host := urlsplit(address).hostname):
+        return False
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        found = {ip_address(info[4][0]) for info in socket.getaddrinfo(host, None)}
+    except (OSError, ValueError):  # no such name, or none that could be one
+        return False
+    return any(one.is_loopback or one.is_unspecified for one in found)
 
 
 def token_options(environ: Mapping[str, str], secrets: Path) -> list[str]:
@@ -129,9 +139,13 @@ def write_secret(path: Path, text: str) -> None:
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """A folder that only this user can read, in memory where the system has a place for that."""
-    memory = os.environ.get("XDG_RUNTIME_DIR", "")
-    folder = Path(tempfile.mkdtemp(prefix="resnet-spot-", dir=memory if Path(memory).is_dir() and memory else None))
+    """A folder that only this user can read, in memory where the system has a place for that. Raises UserError."""
+    memory = os.environ.get("XDG_RUNTIME_DIR", "")  # after `su` it may be another user's
+    is_usable = memory and Path(memory).is_dir() and os.access(memory, os.W_OK | os.X_OK)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="resnet-spot-", dir=memory if is_usable else None))
+    except OSError as error:
+        raise UserError(f"no folder for the secrets can be made ({error}): set TMPDIR to a folder of yours") from error
     try:
         yield folder
     finally:
@@ -178,7 +192,14 @@ def find_image(name: str) -> str:
 def run_container(environ: Mapping[str, str]) -> int:
     """Run the container to its end, and return its exit code. Raises UserError."""
     signals = PassedOn()
-    image, id = environ["IMAGE"], find_image(environ["IMAGE"])
+    image = environ["IMAGE"]
+    try:
+        id = find_image(image)
+    except UserError:
+        if not signals.waiting:
+            raise
+        say("stopped before the container was started")  # Ctrl-C ended docker, too: its answer tells nothing
+        return Exit.INTERRUPTED
     words = [environ["RECIPE"], *split_words(environ.get("ARGS", ""))]
     with private_folder() as secrets, private_folder() as own:
         options = run_options(environ, secrets)

@@ -18,7 +18,7 @@ from trainer.checkpoint.line import list_manifests, read_lease
 from trainer.checkpoint.restore import DamagedError, Restored, read_manifest, restore
 from trainer.checkpoint.saver import Checkpointer
 from trainer.contract import Phase, RefusedError, RunEnv, UserError, checkpoint_key, run_key
-from trainer.data.format import Copies, Index, read_index
+from trainer.data.format import INDEX, Copies, Index, read_index
 from trainer.data.reading.loader import Batch, Loader, train_jobs
 from trainer.data.reading.split import PreparedSplit
 from trainer.data.stage import stage
@@ -40,6 +40,7 @@ from trainer.telemetry.step_log import StepLog
 from trainer.text import show_bytes, tell
 from trainer.values import parse_object
 
+ADD_SHA256 = f"delete {INDEX} where it was prepared, then run `make prepare` for it again"
 CHECKPOINTS_AT_ONCE = 4  # the newest, the one before, the best, and the one that is written
 
 
@@ -128,6 +129,16 @@ def check_config(before: dict[str, Any], run_id: str, config: Config) -> list[st
     return changed
 
 
+def lack_of(data: Data) -> str:
+    """A line about shards without SHA-256; "" where all have it."""
+    if data.index.sha256:
+        return ""
+    return (
+        f"{data.folder} was prepared by an older version, without SHA-256: its shards are compared by CRC-32, "
+        f"which finds accidents and no forgery; to add SHA-256, {ADD_SHA256}"
+    )
+
+
 def check_data(restored: Restored, data: Data) -> None:
     """A run continues on the data that it began with, or RefusedError is raised."""
     found = restored.manifest["data"]
@@ -140,8 +151,8 @@ def check_data(restored: Restored, data: Data) -> None:
         )
         raise RefusedError(
             f"the checkpoint {restored.key} was trained on data {before}, and {data.folder} is "
-            f"{now or 'of an older version, without SHA-256: remove it, and it is prepared anew'}: "
-            f"{same}, or start a new run (RUN=another-name)"
+            f"{now or f'of an older version, without SHA-256 ({ADD_SHA256})'}: {same}, or start a new run "
+            "(RUN=another-name)"
         )
 
 
@@ -207,11 +218,8 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     console = Console(clock.total_steps, clock.steps_per_epoch, speaks=world.is_main)
     resources.enter_context(closing(console))
     read = partial(patiently, f"the store {store.uri}", tell=tell)
-    if not data.index.sha256:
-        console.say(
-            f"{data.folder} was prepared by an older version, without SHA-256: its shards are compared by CRC-32, "
-            "which finds accidents and no forgery; `make prepare` makes it anew"
-        )
+    if lack := lack_of(data):
+        console.say(lack)
     if manifests := read(lambda: list_manifests(store, env.run_id)[1]):  # refused before the run is taken
         check_config(read(lambda: read_config(store, env.run_id, manifests[0])), env.run_id, config)
     state = make_state(config, world.device, initialise=not manifests)

@@ -12,6 +12,7 @@ import io
 import os
 import re
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Any, TextIO
@@ -50,8 +51,20 @@ def forgive_output() -> None:
 
 
 def filter_tracebacks() -> None:
-    """Let what an unexpected error says go through the filter, too."""
-    sys.excepthook = lambda *error: tell("".join(traceback.format_exception(*error)).rstrip("\n"), sys.stderr)
+    """Let what an unexpected error says go through the filter, too, also that of a thread."""
+    sys.excepthook = lambda *error: _tell_error("".join(traceback.format_exception(*error)))
+    threading.excepthook = _tell_error_of_thread
+
+
+def _tell_error(text: str) -> None:
+    tell(text.rstrip("\n"), sys.stderr)
+
+
+def _tell_error_of_thread(error: threading.ExceptHookArgs) -> None:
+    if error.exc_type is not SystemExit:  # which ends a thread without a word
+        name = error.thread.name if error.thread else "unknown"
+        lines = traceback.format_exception(error.exc_type, error.exc_value, error.exc_traceback)
+        _tell_error(f"Exception in thread {name}:\n{''.join(lines)}")
 
 
 def say(line: object) -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
 
 from tests import PATIENCE, ROOT
 from tests.engine import LABEL
-from trainer.container import run_options
-from trainer.contract import UserError
+from trainer.container import private_folder, run_container, run_options
+from trainer.contract import Exit, UserError
 
 TOKEN, KEY, SECRET = "hf_plantedPLANTED", "AKIAPLANTED", "planted/secret+key=%s"
 KEYS = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_SESSION_TOKEN": "planted-session"}
@@ -90,10 +94,34 @@ def test_profiles_are_mounted_read_only_where_no_keys_are_given(
     assert mount not in options()
 
 
-def test_the_hosts_network_is_shared_only_for_an_endpoint_on_this_machine(options: Callable[..., list[str]]) -> None:
-    for address in ("http://127.0.0.1:9000", "http://localhost:9000", "http://s3.localhost", "http://[::1]:9000"):
+HOSTS = {  # as /etc/hosts and the name service say
+    "this-machine": ["127.0.1.1"], "both": ["10.0.0.1", "::1"], "s3.example.com": ["192.0.2.1", "2001:db8::1"],
+    "localhost.example.com": ["192.0.2.2"], "127.0.0.1.example.com": ["192.0.2.3"],
+}  # fmt: skip
+
+
+def test_the_hosts_network_is_shared_only_for_an_endpoint_on_this_machine(
+    options: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def look_up(host: str, *more: Any) -> list[Any]:
+        if not re.search("[a-z]", host) or ".." in host:
+            return [*resolve(host, *more)]
+        if host not in HOSTS:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [found for address in HOSTS[host] for found in resolve(address, *more)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    for address in (
+        "http://127.0.0.1:9000", "http://localhost:9000", "http://s3.localhost", "http://[::1]:9000",
+        "http://0.0.0.0:9000", "http://[::]:9000", "http://127.1", "http://this-machine:9000", "http://both:9000",
+    ):  # fmt: skip
         assert "host" in options(AWS_ENDPOINT_URL=address), address
-    for address in ("", "https://s3.example.com", "http://localhost.example.com", "http://10.0.0.1:9000"):
+    for address in (
+        "", "https://s3.example.com", "http://localhost.example.com", "http://10.0.0.1:9000", "http://nowhere",
+        "http://127.0.0.1.example.com", "http://a..b",
+    ):  # fmt: skip
         assert "host" not in options(AWS_ENDPOINT_URL=address), address
     assert not [word for word in options() if word.startswith("--ipc")]
 
@@ -102,6 +130,40 @@ def test_a_folder_that_docker_would_read_as_two_is_refused(options: Callable[...
     Path("a:b").mkdir()
     with pytest.raises(UserError, match="docker takes no folder with ':'"):
         options(TRAINER_DATA="a:b")
+
+
+@pytest.mark.parametrize("may_write", [True, False])
+def test_secrets_lie_in_memory_only_where_this_user_may_write_to_it(
+    may_write: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "memory"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "disk"))
+    monkeypatch.setattr(os, "access", lambda *_: may_write)  # root may do anything
+    with private_folder() as folder:
+        assert folder.parent == tmp_path / ("memory" if may_write else "disk")
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    with pytest.raises(UserError, match=r"no folder for the secrets can be made .*set TMPDIR"), private_folder():
+        pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_before_the_container_is_started_says_nothing_of_the_image(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "docker").write_text(f"#!/bin/sh\nkill -{number.value} $PPID\nsleep 0.1\nexit 130\n")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        assert run_container({"IMAGE": "resnet-spot"}) == Exit.INTERRUPTED
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert capfd.readouterr().err == "stopped before the container was started\n"
 
 
 ENGINE = f"""#!{sys.executable}

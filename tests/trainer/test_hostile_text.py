@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import re
+import runpy
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,12 +51,43 @@ def test_each_way_to_speak_escapes_and_cuts(shown: Callable[[], str], monkeypatc
         assert shown().startswith(ESCAPED)
     with Track(1, "images", EVIL):
         assert shown().startswith(ESCAPED)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     filter_tracebacks()
     try:
         raise ValueError(EVIL)
     except ValueError as error:
         sys.excepthook(ValueError, error, error.__traceback__)
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    assert f"ValueError: {ESCAPED}" in shown()
+    fail_in_a_thread(ValueError(EVIL))
+    said = re.escape(ESCAPED)
+    assert re.search(rf"^Exception in thread {said}:\n(.*\n)+ValueError: {said}\n$", shown())
+    fail_in_a_thread(SystemExit(EVIL))
+    assert shown() == ""
+
+
+def fail_in_a_thread(error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    thread = threading.Thread(target=fail, name=EVIL)
+    thread.start()
+    thread.join()
+
+
+def test_the_uploader_escapes_what_its_threads_say_at_their_end(
+    shown: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(_: int) -> None:
+        fail_in_a_thread(ValueError(EVIL))
+        raise SystemExit
+
+    for place, name in ((sys, "stdout"), (sys, "stderr"), (sys, "excepthook"), (threading, "excepthook")):
+        monkeypatch.setattr(place, name, getattr(place, name))  # as they were, afterwards
+    monkeypatch.setattr(os, "nice", begin)  # the first thing that it does
+    monkeypatch.delitem(sys.modules, "trainer.upload.uploader", raising=False)
+    with pytest.raises(SystemExit):
+        runpy.run_module("trainer.upload.uploader", run_name="__main__")
     assert f"ValueError: {ESCAPED}" in shown()
 
 

@@ -6,7 +6,7 @@ On AWS a preparation may create datasets and overwrite none.
 from __future__ import annotations
 
 from trainer.contract import UserError
-from trainer.store import DENIED, ConflictError, ObjectStore, StoreError
+from trainer.store import DENIED, ConflictError, ObjectStore, StoreError, may_pass
 
 
 def write_new(store: ObjectStore, key: str, body: bytes) -> None:
@@ -15,20 +15,22 @@ def write_new(store: ObjectStore, key: str, body: bytes) -> None:
     One with other bytes is damaged, and is written over where that is allowed. Where it is not, raises UserError: then
     somebody else has written it. Raises StoreError for a fault of the store.
     """
+    differs = False
     try:
         store.create(key, body)
     except ConflictError:
         if store.get(key) == body:
             return
+        differs = True
     except StoreError as error:
-        if not error.is_refusal:
+        if not error.is_refusal or may_pass(error):
             raise
     else:
         return
     try:
         store.put(key, body)  # over what is damaged, or at an endpoint that does not know the condition
     except StoreError as error:
-        if error.code not in DENIED:
+        if not differs or error.code not in DENIED:
             raise
         raise UserError(
             f"{store.describe(key)} holds other bytes than those that were just made for it, and it may not be "

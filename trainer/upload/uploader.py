@@ -33,7 +33,7 @@ from trainer.contract import (
 from trainer.process.channel import Channel, DisconnectedError, attempt_dir, listen, read_json
 from trainer.store import NotFoundError, ObjectStore, StoreError, may_pass, open_store
 from trainer.store.retry import Retry
-from trainer.text import say
+from trainer.text import forgive_output, say
 from trainer.upload.owner import RENEWALS_PER_LEASE, MachineLock, Ownership, claim_attempt
 from trainer.upload.queue import Sender, done_in_time, say_as_uploader
 from trainer.upload.unsaved import resend
@@ -214,4 +214,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    forgive_output()
     raise SystemExit(main())

@@ -10,6 +10,7 @@ import pytest
 from infra.config import CONTEXT_PREFIX, ROOT, Tag
 from infra.guard import rules
 from tests.engine import WALLS
+from trainer import container
 from trainer.contract import DRAIN_SECONDS, RunEnv
 
 BOOT = ROOT / "infra/boot"
@@ -62,6 +63,12 @@ def test_the_shipped_image_is_tested_within_the_walls_that_it_has_on_a_machine()
         f"--pids-limit {WALLS['pids_limit']} --ulimit core=0 ",
     ):
         assert option in re.sub(" +", " ", options)
+
+
+def test_make_docker_train_has_the_walls_of_a_machine() -> None:
+    options = re.sub(" +", " ", (BOOT / "run").read_text().replace(" \\\n", " "))
+    for option in re.split(" (?=--)", " ".join(container.WALLS)):
+        assert f" {option} " in options
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from trainer.checkpoint.restore import Restored
 from trainer.contract import RefusedError, UserError
 from trainer.data.format import INDEX, Index, read_index
 from trainer.data.stage import stage
-from trainer.setup import Data, check_data
+from trainer.setup import Data, check_data, lack_of
 from trainer.store import open_store
 
 SHARD = "train-32px-00001.arrow"
@@ -94,6 +95,9 @@ def test_a_shard_that_an_older_version_made_before_it_was_stopped_is_read_for_it
     assert json.loads(note.read_text()) == old, "what is prepared is not written again"
 
 
+FIX = r"delete index\.json where it was prepared, then run `make prepare` for it again"
+
+
 @pytest.fixture
 def index(tmp_path: Path) -> Index:
     return replace(noise(tmp_path)[1], fingerprint="f")
@@ -122,8 +126,14 @@ def test_a_run_goes_on_only_with_the_shards_that_it_began_with(index: Index) -> 
 
 
 def test_an_index_that_has_lost_its_sha256_is_refused_to_a_run_that_knows_it(index: Index) -> None:
-    with pytest.raises(RefusedError, match=r"and data is of an older version, without SHA-256: remove it"):
+    with pytest.raises(RefusedError, match=rf"and data is of an older version, without SHA-256 \({FIX}\): name the"):
         check_data(begun_on(index), Data(Path("data"), forged(index, sha256="")))
+
+
+def test_a_start_on_shards_without_sha256_says_how_they_get_it(index: Index) -> None:
+    assert lack_of(Data(Path("data"), index)) == ""
+    lack = lack_of(Data(Path("data"), forged(index, sha256="")))
+    assert re.search(rf"^data was prepared .*; to add SHA-256, {FIX}$", lack)
 
 
 def test_a_run_of_an_older_version_goes_on_by_the_fingerprint_alone(index: Index) -> None:

@@ -26,17 +26,37 @@ def test_a_new_folder_is_for_this_user_alone(tmp_path: Path, monkeypatch: pytest
     assert open_scratch(folder) == folder
 
 
-@pytest.mark.parametrize("mode", [0o700, 0o750, 0o755, 0o775])
-def test_a_folder_that_only_this_user_and_its_own_group_write_to_is_taken(mode: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [0o700, 0o750, 0o755, 0o775, 0o2770])
+def test_a_folder_of_this_users_own_is_taken_and_its_group_may_no_longer_write_there(
+    mode: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     tmp_path.chmod(mode)
-    assert open_scratch(tmp_path) == tmp_path
+    for _ in range(2):
+        assert open_scratch(tmp_path) == tmp_path
+        assert stat.S_IMODE(tmp_path.stat().st_mode) == mode & ~0o020
+    assert capfd.readouterr().err.count("your group may no longer write") == bool(mode & 0o020)
 
 
-@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702])
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702, 0o772])
 def test_a_folder_that_everybody_may_write_to_is_refused(mode: int, tmp_path: Path) -> None:
     tmp_path.chmod(mode)
-    with pytest.raises(UserError, match=rf"mode {mode:o}.*\.cache/resnet-spot.*chmod go-w"):
+    with pytest.raises(UserError, match=rf"mode {mode:o}.*\.cache/resnet-spot") as refused:
         open_scratch(tmp_path)
+    assert ("chmod go-w" in str(refused.value)) == (mode != 0o1777), "a folder that is shared stays so"
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o777, 0o1777])
+def test_roots_folder_that_others_may_write_to_is_refused_without_advice_to_change_it(
+    mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(mode)
+    monkeypatch.setattr("trainer.process.scratch.ROOT_UID", tmp_path.stat().st_uid)
+    monkeypatch.setattr(os, "geteuid", lambda: OTHER)
+    with pytest.raises(UserError, match=rf"mode {mode:o}") as refused:
+        open_scratch(tmp_path)
+    assert "chmod" not in str(refused.value)
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == mode
 
 
 @pytest.mark.parametrize("name", ["folder", "link"])

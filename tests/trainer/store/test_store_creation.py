@@ -37,6 +37,21 @@ def test_where_nothing_may_be_overwritten_other_bytes_are_an_error_that_says_wha
         write_new(store, "datasets/b", b"shard")
 
 
+def test_a_refusal_that_may_pass_or_hides_nothing_is_no_sign_of_somebody_elses_bytes(
+    s3_uri: str, s3_proxy: FaultyProxy
+) -> None:
+    store = open_store(s3_uri)
+    for code in ("BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"):
+        before = len(s3_proxy.requests)
+        s3_proxy.plan("PUT", refuse(400, code))
+        with pytest.raises(StoreError, match=code):
+            write_new(store, KEY, b"shard")
+        assert len(s3_proxy.requests) == before + 1, "nothing is written without the condition"
+    s3_proxy.plan("PUT", refuse(501, "NotImplemented"), refuse(403, "AccessDenied"))
+    with pytest.raises(StoreError, match="AccessDenied"):
+        write_new(store, KEY, b"shard")
+
+
 def test_an_acknowledgement_of_a_large_body_that_got_lost_is_no_conflict(s3_uri: str, s3_proxy: FaultyProxy) -> None:
     store, body = open_store(s3_uri), bytes(17 << 20)
 

@@ -27,7 +27,7 @@ from trainer.data.making.revision.identity import identity_of
 from trainer.data.making.revision.manifest import SourceMemory
 from trainer.data.making.versions import say_others, say_same
 from trainer.data.progress import ProgressListener, Track, show_rate
-from trainer.store import NotFoundError, ObjectStore
+from trainer.store import DENIED, NotFoundError, ObjectStore, StoreError
 from trainer.store.creation import write_new
 from trainer.text import say, show_bytes, show_estimate
 
@@ -77,7 +77,7 @@ def prepare(
     per_shard = {split: images_per_shard or default_images(copies.sides(split)) for split in ("train", "val")}
     prefix = _prefix(name := identity.name, copies, [identity.content, per_shard])
     where = store.describe(prefix)
-    if (before := _finished(store, prefix)) and not strict:
+    if (before := _finished(store, prefix, goes_on=strict)) and not strict:
         say(f"{name}: already prepared in {where}{identity.how and f'; {identity.how}'}")
         return Prepared(prefix, before)
     others = say_others(store, name, prefix, copies, identity.origin) if identity.origin else []
@@ -182,12 +182,31 @@ def _prefix(name: str, copies: Copies, content: Sequence[object]) -> str:
     return dataset_key(name, f"{sides}px-q{copies.quality}-{digest}", "").rstrip("/")
 
 
-def _finished(store: ObjectStore, prefix: str) -> Index | None:
+def _finished(store: ObjectStore, prefix: str, *, goes_on: bool) -> Index | None:
+    """The index, if there is one. An index without SHA-256 is replaced if the preparation goes on.
+
+    Raises UserError before the work if the store lets nobody overwrite it.
+    """
     key = f"{prefix}/{INDEX}"
     try:
-        return Index.from_json(store.get(key), store.describe(key))
+        index = Index.from_json(body := store.get(key), store.describe(key))
     except NotFoundError:
         return None
+    if not index.sha256 and goes_on:
+        _check_replaceable(store, key, body)
+    return index
+
+
+def _check_replaceable(store: ObjectStore, key: str, index: bytes) -> None:
+    try:
+        store.put(key, index)
+    except StoreError as error:
+        if error.code not in DENIED:
+            raise
+        raise UserError(
+            f"{store.describe(key)} was made by an older version, without SHA-256, and it may not be overwritten: "
+            "delete it, and run the same command again"
+        ) from error
 
 
 def _check_broken(name: str, tallies: dict[str, Tally], total: int, max_broken_share: float) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.emulator.s3 import FaultyProxy, refuse
 from tests.images import (
     digests,
     image_folder,
@@ -19,6 +20,7 @@ from tests.images import (
 from trainer.contract import UserError
 from trainer.data.format import Copies
 from trainer.data.stage import stage
+from trainer.store import ObjectStore, open_store
 
 COPIES = Copies((32, 16), (40, 24), 90)
 
@@ -132,3 +134,39 @@ def test_a_parquet_file_that_is_damaged_inside_is_named_and_what_is_complete_is_
     kept = {path.name for path in (tmp_path / "datasets").rglob("*.arrow")}
     assert "train-32px-00000.arrow" in kept  # the second is being written, nobody waits for it
     assert kept <= {"train-32px-00000.arrow", "train-32px-00001.arrow"}
+
+
+def without_sha256(store: ObjectStore, key: str) -> bytes:
+    """Make the index one of an older version. Returns what it was."""
+    body = store.get(key)
+    raw = json.loads(body)
+    for shard in (shard for split in raw["splits"].values() for size in split["sizes"] for shard in size["shards"]):
+        del shard["sha256"]
+    store.put(key, json.dumps(raw).encode())
+    return body
+
+
+def test_an_index_without_sha256_that_may_not_be_overwritten_is_told_before_the_work(
+    tmp_path: Path, s3_uri: str, s3_proxy: FaultyProxy
+) -> None:
+    data, store = image_folder(tmp_path / "folder"), open_store(s3_uri)
+    key = f"{prepared(data, s3_uri).prefix}/index.json"
+    body = without_sha256(store, key)
+    s3_proxy.plan("PUT", refuse(403, "AccessDenied"))  # no preparation on AWS may overwrite
+    read: list[int] = []
+    message = r"index.json was made by an older version, without SHA-256, and it may not be overwritten: delete it, and"
+    with pytest.raises(UserError, match=message):
+        prepared(data, s3_uri, strict=True, progress=read.append)
+    assert not read
+    prepared(data, s3_uri, strict=True)  # where it may be
+    assert store.get(key) == body
+
+
+def test_an_index_without_sha256_is_deleted_and_prepared_again(tmp_path: Path) -> None:
+    data, store = image_folder(tmp_path / "folder"), open_store(str(tmp_path))
+    key = f"{prepared(data, tmp_path).prefix}/index.json"
+    body = without_sha256(store, key)
+    assert prepared(data, tmp_path).index.sha256 == ""
+    store.retire(key)
+    prepared(data, tmp_path)
+    assert store.get(key) == body
