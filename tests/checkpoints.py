@@ -17,7 +17,7 @@ from trainer.contract import HEAD_FILE, Lease, checkpoint_key
 from trainer.process.snapshot import Snapshot
 from trainer.store import ObjectStore
 from trainer.store.checksum import Checksums
-from trainer.upload.commit import put_checkpoint
+from trainer.upload.commit import Commit
 from trainer.upload.owner import MachineLock, Ownership
 
 RUN = "job"
@@ -76,8 +76,16 @@ def owning(store: ObjectStore, attempt: int, machine: Path) -> Iterator[Ownershi
 
 def store_checkpoint(store: ObjectStore, attempt: int, said: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     """Object and manifest, without HEAD.json; returns the manifest's key."""
+    return send(store, attempt, said, tensors, {}).key
+
+
+def send(
+    store: ObjectStore, attempt: int, said: dict[str, Any], tensors: dict[str, Tensor], parent: dict[str, str]
+) -> Commit:
     body = file_of(tensors)
-    return put_checkpoint(store, RUN, attempt, said, body, Checksums.of(body))
+    commit = Commit.of(RUN, attempt, said["manifest"], Checksums.of(body), parent)
+    commit.put(store, body)
+    return commit
 
 
 def commit(
@@ -85,11 +93,11 @@ def commit(
 ) -> str:
     """Object, manifest, HEAD.json; the superseded ones are retired. Returns the manifest's key."""
     said = note(step, ownership.attempt, **changes)
-    name = store_checkpoint(ownership.store, ownership.attempt, said, tensors)
-    for manifest in ownership.commit(name, is_best=is_best):
+    sent = send(ownership.store, ownership.attempt, said, tensors, ownership.parent)
+    for manifest in ownership.commit(sent.key, sent.sha256, is_best=is_best):
         ownership.store.retire(manifest)
         ownership.store.retire(manifest.replace("/manifest/", "/data/").replace(".json", ".safetensors"))
-    return name
+    return sent.key
 
 
 def read_lease(store: ObjectStore) -> Lease:

@@ -16,7 +16,7 @@ import tyro
 
 from trainer.contract import Exit, Lease, LostRunError, RunEnv, UserError, checkpoint_key, parse_manifest_key, run_key
 from trainer.process.scratch import open_scratch
-from trainer.text import filter_tracebacks, say, show_bytes, tell
+from trainer.text import filter_tracebacks, say, show_bytes, show_sha256, tell
 
 if TYPE_CHECKING:
     from trainer.manifest import Manifest
@@ -110,42 +110,45 @@ class Options:
 def print_list(store: ObjectStore, run_id: str) -> None:
     """Print a table of the checkpoints."""
     from trainer.checkpoint.line import Checkpoints
-    from trainer.checkpoint.restore import DamagedError, read_manifest
+    from trainer.checkpoint.restore import DamagedError, Digests, read_digest
 
     found = Checkpoints.find(store, run_id)
-    tell(f"{'step':>9}  {'attempt':>7}  {'saved':<20} {'MB':>7}  what")
+    digests = Digests(found.lease)
+    tell(f"{'step':>9}  {'attempt':>7}  {'saved':<20} {'MB':>7}  {'SHA-256':<16}  what")
     for key in found.keys:
         attempt, step = parse_manifest_key(key) or (0, 0)
         try:
-            manifest = read_manifest(store, run_id, key)
+            manifest, sha256 = read_digest(store, run_id, key, digests)
         except DamagedError as error:
-            tell(f"{step:>9}  {attempt:>7}  {'':<20} {'':>7}  damaged: {error}")
+            tell(f"{step:>9}  {attempt:>7}  {'':<20} {'':>7}  {'':<16}  damaged: {error}")
         else:
             saved = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(manifest["time"]))
             size = manifest["object"]["bytes"] / 1e6
-            tell(f"{step:>9}  {attempt:>7}  {saved:<20} {size:>7.1f}  {found.role(key)}")
+            tell(f"{step:>9}  {attempt:>7}  {saved:<20} {size:>7.1f}  {sha256[:16]:<16}  {found.role(key)}")
 
 
 def verify(store: ObjectStore, run_id: str, *, every: bool) -> bool:
     """Whether all bytes and metrics are right. Prints a line for each checkpoint."""
     from trainer.checkpoint.line import Checkpoints
-    from trainer.checkpoint.restore import DamagedError, read_manifest, read_object
+    from trainer.checkpoint.restore import DamagedError, Digests, read_digest, read_object
     from trainer.telemetry.metrics import read_metrics
 
     found = Checkpoints.find(store, run_id)
+    digests = Digests(found.lease)
     wanted = found.keys if every or found.lease is None else found.lease.keys() | {found.newest}
     newest, good = 0, True
     for key in found.keys:
         if key not in wanted:
             continue
         try:
-            manifest = read_manifest(store, run_id, key)
+            doubt = "" if digests.is_empty or key in digests.known else ", which no newer checkpoint has"
+            manifest, sha256 = read_digest(store, run_id, key, digests)
             body = read_object(store, manifest)
         except DamagedError as error:
             tell(f"DAMAGED  {store.describe(key)}: {error}")
             good = False
         else:
-            tell(f"ok       {store.describe(key)}: {len(body):,} bytes")
+            tell(f"ok       {store.describe(key)}: {len(body):,} bytes, {show_sha256(sha256)}{doubt}")
             newest = max(newest, manifest["step"] if found.line.has(key) else 0)
     steps = {row["step"] for row in read_metrics(store, run_id) if "train/loss" in row}
     missing = sorted(set(range(1, newest + 1)) - steps)
@@ -155,10 +158,10 @@ def verify(store: ObjectStore, run_id: str, *, every: bool) -> bool:
     return good and not missing
 
 
-def choose_checkpoint(store: ObjectStore, run_id: str, options: Export) -> tuple[str, Manifest]:
-    """The key and the manifest of the checkpoint to export. Raises UserError."""
+def choose_checkpoint(store: ObjectStore, run_id: str, options: Export) -> tuple[str, Manifest, str]:
+    """The key, the manifest and the manifest's SHA-256 of the checkpoint to export. Raises UserError."""
     from trainer.checkpoint.line import Checkpoints
-    from trainer.checkpoint.restore import DamagedError, read_manifest
+    from trainer.checkpoint.restore import DamagedError, Digests, read_digest
 
     found = Checkpoints.find(store, run_id)
     if options.step is not None:
@@ -166,7 +169,7 @@ def choose_checkpoint(store: ObjectStore, run_id: str, options: Export) -> tuple
     else:
         key = (found.lease.best if found.lease is not None and options.which == "best" else "") or found.newest
     try:
-        return key, read_manifest(store, run_id, key)
+        return key, *read_digest(store, run_id, key, Digests(found.lease))
     except DamagedError as error:
         raise UserError(f"{store.describe(key)} is damaged ({error}): choose another with --step") from error
 
@@ -178,7 +181,7 @@ def export(store: ObjectStore, run_id: str, options: Export) -> None:
     from trainer.checkpoint.restore import DamagedError, read_object, tensors_of
     from trainer.manifest import is_best
 
-    key, manifest = choose_checkpoint(store, run_id, options)
+    key, manifest, sha256 = choose_checkpoint(store, run_id, options)
     try:
         tensors = tensors_of(read_object(store, manifest))
     except DamagedError as error:
@@ -192,18 +195,20 @@ def export(store: ObjectStore, run_id: str, options: Export) -> None:
         raise UserError(f"--weights {weights}: this run keeps no average of its weights; use --weights model")
     model = str(manifest["config"].get("model", {}).get("name", "unknown"))
     about = {"format": "pt", "model": model, "run": run_id, "step": str(manifest["step"]), "weights": weights}
+    about["checkpoint_sha256"] = sha256
     try:
         safetensors.torch.save_file(plain, options.file, metadata=about)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{options.file!r} cannot be written: {error}; name another file") from error
     size = show_bytes(sum(tensor.nbytes for tensor in plain.values()))
     tell(f"{options.file}: {model}, step {manifest['step']:,}, {weights} weights, {len(plain)} tensors, {size}")
+    tell(f"of the checkpoint with {show_sha256(sha256)}, which the log of the run told when it was stored")
 
 
 def go_back(store: ObjectStore, run_id: str, options: Rewind) -> None:
     """Make an older checkpoint the newest. Raises UserError, LostRunError."""
     from trainer.checkpoint.line import Checkpoints, read_lease, read_line
-    from trainer.checkpoint.restore import DamagedError, read_manifest, read_object
+    from trainer.checkpoint.restore import DamagedError, Digests, read_digest, read_object
     from trainer.telemetry.metrics import put_rewind
     from trainer.upload.rewind import OldCheckpoint, rewind
 
@@ -222,14 +227,15 @@ def go_back(store: ObjectStore, run_id: str, options: Rewind) -> None:
         tell(f"step {options.step} is the newest checkpoint of run {run_id!r} already: start the run to go on from it")
         return
     try:
-        manifest = read_manifest(store, run_id, key)
+        manifest, sha256 = read_digest(store, run_id, key, Digests(found.lease))
         body = read_object(store, manifest)
     except DamagedError as error:
         raise UserError(f"{store.describe(key)} is damaged ({error}): choose another step") from error
     for lack in store.probe(checkpoint_key(run_id, "probe"), for_checkpoints=True):
         say(f"note: {lack}")
     line = read_line(store, run_id, key)
-    target = OldCheckpoint(key=key, manifest=manifest, body=body, line=[one for one in found.keys if line.has(one)])
+    on_line = [one for one in found.keys if line.has(one)]
+    target = OldCheckpoint(key=key, sha256=sha256, manifest=manifest, body=body, line=on_line)
     origin = int(manifest["attempt"])
     new = rewind(store, env, target, lambda attempt: put_rewind(store, run_id, attempt, options.step, origin), say)
     tell_rewound(target, store.describe(new), read_lease(store, run_id))

@@ -182,6 +182,11 @@ def parse_manifest_key(key: str) -> tuple[int, int] | None:
     return (int(found[2]), int(found[1])) if found else None
 
 
+def is_sha256(text: object) -> bool:
+    """Whether this is a SHA-256 in hex digits."""
+    return isinstance(text, str) and bool(re.fullmatch(r"[0-9a-f]{64}", text))
+
+
 def seal(value: Mapping[str, Any]) -> bytes:
     """JSON with the CRC-32 of its text: otherwise one changed bit in a counter would go unnoticed."""
     text = json.dumps(dict(value))
@@ -219,6 +224,7 @@ class Lease:
     previous: str = ""
     best: str = ""
     swept: int = 0  # what attempts before this one left unreferenced has been retired
+    sha256: Mapping[str, str] = field(default_factory=dict)  # of what it names; older versions did not compute it
 
     def to_json(self) -> bytes:
         return seal(asdict(self))
@@ -227,7 +233,7 @@ class Lease:
     def from_json(cls, body: bytes) -> Lease:
         """Raises ValueError if the bytes are not those of a lease."""
         value = unseal(body)
-        if value.keys() != {f.name for f in fields(cls)}:
+        if value.keys() | {"sha256"} != {f.name for f in fields(cls)}:
             raise ValueError(f"it was written by another version: {sorted(value)}")
         lease = cls(**value)
         counts, texts = (lease.attempt, lease.renewed, lease.swept), (lease.owner, *lease.names())
@@ -235,6 +241,8 @@ class Lease:
             raise ValueError("its attempt, renewed and swept must be counts, and what it names must be texts")
         if type(lease.since) not in (int, float) or not 0 <= lease.since < MOST_SECONDS:
             raise ValueError("its since must be in Unix seconds")
+        if type(lease.sha256) is not dict or not all(map(is_sha256, lease.sha256.values())):
+            raise ValueError("its sha256 must have 64 hex digits of each manifest")
         return lease
 
     def of_run(self, run_id: str) -> Lease:
@@ -246,16 +254,26 @@ class Lease:
     def names(self) -> tuple[str, str, str]:
         return self.newest, self.previous, self.best
 
-    def advance(self, manifest: str, *, is_best: bool) -> Lease:
+    def advance(self, manifest: str, sha256: str, *, is_best: bool) -> Lease:
         """The lease after a commit of `manifest`. A second commit of it can only make it the best."""
         best = manifest if is_best else self.best
         if self.newest == manifest:
-            return replace(self, best=best)
-        return replace(self, newest=manifest, previous=self.newest, best=best)
+            return replace(self, best=best)._knowing(manifest, sha256)
+        return replace(self, newest=manifest, previous=self.newest, best=best)._knowing(manifest, sha256)
 
-    def rewound(self, manifest: str, *, best: str, swept: int) -> Lease:
+    def rewound(self, manifest: str, sha256: str, *, best: str, swept: int) -> Lease:
         """The lease after a rewind: what it named before is named no more, and attempts before `swept` keep all."""
-        return replace(self, newest=manifest, previous="", best=best, swept=max(self.swept, swept))
+        after = replace(self, newest=manifest, previous="", best=best, swept=max(self.swept, swept))
+        return after._knowing(manifest, sha256)
+
+    def _knowing(self, manifest: str, sha256: str) -> Lease:
+        known = {**self.sha256, manifest: sha256}
+        return replace(self, sha256={key: known[key] for key in sorted(self.keys()) if known.get(key)})
+
+    @property
+    def parent(self) -> dict[str, str]:
+        """What the manifest of the next checkpoint says of the one before."""
+        return {"manifest": self.newest, "sha256": self.sha256.get(self.newest, "")} if self.newest else {}
 
     def keys(self) -> set[str]:
         return {*self.names()} - {""}

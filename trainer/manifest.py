@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.contract import parse_manifest_key
 from trainer.store.checksum import Checksums
-from trainer.values import as_number, as_object, as_text, as_time, as_whole, check_known, show
+from trainer.values import SHA256, as_number, as_object, as_text, as_time, as_whole, check_known, show
 
 Manifest = Mapping[str, Any]
 
@@ -37,6 +37,9 @@ def check_manifest(manifest: Manifest, run_id: str, key: str) -> None:
     if stored.get("key") != data_key(key):
         raise ValueError(f"its object is {show(stored.get('key'))}, and not {data_key(key)}")
     Checksums.from_json(stored)
+    if parent := as_object("parent", manifest.get("parent", {})):
+        as_text("parent.manifest", check_known(parent, "manifest"))
+        as_text("parent.sha256", check_known(parent, "sha256"), f"|{SHA256}")
     if "rewind" in manifest:
         rewind = as_object("rewind", manifest["rewind"])
         as_text("rewind.best", check_known(rewind, "best"))

@@ -37,7 +37,7 @@ from trainer.telemetry.console import Console
 from trainer.telemetry.metrics import MetricsWriter
 from trainer.telemetry.status import Status
 from trainer.telemetry.step_log import StepLog
-from trainer.text import show_bytes, tell
+from trainer.text import show_bytes, show_sha256, tell
 from trainer.values import parse_object
 
 ADD_SHA256 = f"delete {INDEX} where it was prepared, then run `make prepare` for it again"
@@ -240,6 +240,7 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     checkpointer = Checkpointer(
         state.tensors(), channel, identity(config, data.index, env), changed_in_forward=state.changed_in_forward(),
         restored=(restored.step, restored.key, restored.counters) if restored is not None else (-1, "", {}),
+        restored_sha256=restored.sha256 if restored is not None else "",
     )  # fmt: skip
     resources.enter_context(closing(checkpointer))
     if world.is_main:
@@ -271,6 +272,8 @@ def _continue(
     check_data(restored, data)
     state.load_counters(restored.counters)
     console.say(f"continuing run {env.run_id!r} from step {state.step} of {clock.total_steps}")
+    doubt = "" if restored.is_vouched else ", which neither HEAD.json nor a newer one has: compare it with the log"
+    console.say(f"its checkpoint has {show_sha256(restored.sha256)}{doubt}")
     for line in changed:
         console.say(f"with another config, as asked for: {line}")
 

@@ -109,6 +109,11 @@ def show_bytes(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
+def show_sha256(digest: str) -> str:
+    """SHA-256 0123456789abcdef: enough digits to compare by eye, and too many for a forger to hit."""
+    return f"SHA-256 {digest[:16]}"
+
+
 def show_duration(seconds: float) -> str:
     """The two largest units of what was measured: 52 s, 1 min 52 s, 2 h 14 min, 3 d 4 h."""
     seconds = round(seconds)

@@ -146,7 +146,8 @@ def finish(run: Run) -> tuple[Exit, str]:
         return Exit.INTERRUPTED, f"step {state.step} of {total} is handed over"  # the uploader tries a while longer
     if state.validated < total:
         return Exit.INTERRUPTED, f"step {state.step} of {total} is saved"
-    put_result(run.channel, run.env, run.clock, state, run.checkpointer.committed)
+    saved = run.checkpointer
+    put_result(run.channel, run.env, run.clock, state, saved.committed, saved.committed_sha256)
     return Exit.FINISHED, f"{total} steps are done"
 
 

@@ -20,7 +20,7 @@ from trainer.process.channel import Channel, DisconnectedError, listen
 from trainer.process.snapshot import Snapshot
 from trainer.store import ObjectStore
 from trainer.store.checksum import Checksums
-from trainer.upload.commit import put_checkpoint
+from trainer.upload.commit import Commit
 from trainer.upload.owner import Ownership
 
 TRAIN_IMAGES, VAL_IMAGES, CLASSES = 8, 4, 2
@@ -112,13 +112,14 @@ class StandInUploader:
         snapshot.lock(wait=True)
         note = snapshot.note
         if self.answers == "committed" and note["seq"] == seq:
-            checksums = Checksums.of(snapshot.body)
-            key = put_checkpoint(self.store, self.run_id, self.attempt, note, snapshot.body, checksums)
-            for name in self.ownership.commit(key, is_best=note["is_best"]) if self.ownership else ():
+            owner, sums = self.ownership, Checksums.of(snapshot.body)
+            commit = Commit.of(self.run_id, self.attempt, note["manifest"], sums, owner.parent if owner else {})
+            commit.put(self.store, snapshot.body)
+            for name in owner.commit(commit.key, commit.sha256, is_best=note["is_best"]) if owner else ():
                 self.store.retire(data_key(name))
                 self.store.retire(name)
             self.events.append(("checkpoint", note))
-            answer = {"seq": seq, "step": note["step"], "committed": key}
+            answer = {"seq": seq, "step": note["step"], "committed": commit.key, "sha256": commit.sha256}
         else:
             answer = {"lost": "attempt 2 has taken the run over"} if self.answers == "lost" else {"seq": seq, "step": 0}
         snapshot.unlock()

@@ -5,6 +5,7 @@ A store that refuses or fails never means "no checkpoint": that takes a missing 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import mmap
 from collections.abc import Mapping
@@ -18,10 +19,11 @@ from torch import Tensor
 
 from trainer.checkpoint.layout import CHECKPOINT_FORMAT, DTYPES, NHWC, in_memory_order
 from trainer.checkpoint.line import Lineage, list_manifests, read_line
-from trainer.contract import UserError, unseal
+from trainer.contract import Lease, UserError, unseal
 from trainer.manifest import Manifest, check_manifest
 from trainer.store import NotFoundError, ObjectStore, StoreError
 from trainer.store.checksum import Checksums, crc64
+from trainer.text import show_sha256
 from trainer.values import as_list, as_object, as_text, as_whole, parse_object, show
 
 READERS = 4  # parts that are read and checked at the same time
@@ -40,6 +42,8 @@ class Restored:
 
     key: str
     manifest: Manifest
+    sha256: str = ""  # of the manifest
+    is_vouched: bool = True  # HEAD.json, or a newer checkpoint, has this SHA-256. Older versions wrote none there
 
     @property
     def step(self) -> int:
@@ -51,10 +55,37 @@ class Restored:
         return counters
 
 
-def read_manifest(store: ObjectStore, run_id: str, key: str) -> Manifest:
+class Digests:
+    """The SHA-256 of manifests as HEAD.json and newer manifests know them: each manifest knows that of the one before.
+
+    Manifests must be read from the newest to the oldest.
+    """
+
+    def __init__(self, lease: Lease | None) -> None:
+        self.known = dict(lease.sha256) if lease is not None else {}
+        self.is_empty = not self.known
+
+    def check(self, key: str, sha256: str, manifest: Manifest) -> None:
+        """Raises DamagedError if the manifest of this key is known to be another one."""
+        if (known := self.known.get(key)) is None:
+            return
+        if known != sha256:
+            raise DamagedError(
+                f"its manifest has {show_sha256(sha256)}, and HEAD.json or a newer one says {known[:16]}"
+            )
+        if (parent := manifest.get("parent")) and parent["sha256"]:
+            self.known.setdefault(parent["manifest"], parent["sha256"])
+
+
+def read_manifest(store: ObjectStore, run_id: str, key: str, digests: Digests | None = None) -> Manifest:
     """Raises DamagedError when it is not the one that was stored under this key, UserError for a newer format."""
+    return read_digest(store, run_id, key, digests)[0]
+
+
+def read_digest(store: ObjectStore, run_id: str, key: str, digests: Digests | None) -> tuple[Manifest, str]:
+    """The manifest and its SHA-256. Raises as `read_manifest`."""
     try:
-        manifest = unseal(store.get(key))
+        manifest = unseal(body := store.get(key))
     except NotFoundError as error:
         raise DamagedError(f"it is missing ({error})") from error
     except ValueError as error:
@@ -68,7 +99,10 @@ def read_manifest(store: ObjectStore, run_id: str, key: str) -> Manifest:
         check_manifest(manifest, run_id, key)
     except ValueError as error:
         raise DamagedError(str(error)) from error
-    return manifest
+    sha256 = hashlib.sha256(body).hexdigest()
+    if digests is not None:
+        digests.check(key, sha256, manifest)
+    return manifest, sha256
 
 
 def read_object(store: ObjectStore, manifest: Manifest) -> memoryview:
@@ -85,7 +119,7 @@ def read_object(store: ObjectStore, manifest: Manifest) -> memoryview:
     except (OSError, ValueError) as error:
         raise DamagedError(f"no memory of the {size} bytes of its object can be had: {error}") from error
 
-    def read_part(number: int) -> None:
+    def read_part(number: int) -> memoryview:
         start = number * expected.part_bytes
         part = body[start : start + expected.part_bytes]
         for is_last in (False, True):  # a bit may have flipped on the way: read it once more
@@ -100,11 +134,16 @@ def read_object(store: ObjectStore, manifest: Manifest) -> memoryview:
                     raise DamagedError(str(error)) from error
             else:
                 if crc64(part) == expected.parts[number]:
-                    return
+                    return part
         raise DamagedError(f"the checksum of part {number} of its object is wrong")
 
+    sha256 = hashlib.sha256()
     with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(read_part, range(len(expected.parts))))
+        for part in pool.map(read_part, range(len(expected.parts))):
+            if expected.sha256:  # while the next parts are read
+                sha256.update(part)
+    if expected.sha256 and (found := sha256.hexdigest()) != expected.sha256:
+        raise DamagedError(f"its object has {show_sha256(found)}, and its manifest says {expected.sha256[:16]}")
     return body
 
 
@@ -178,7 +217,8 @@ def restore(store: ObjectStore, run_id: str, tensors: Mapping[str, Tensor]) -> t
     The tensors are changed only after all bytes are verified. None means that the run has no checkpoint yet. Raises
     UserError if none of its checkpoints can be used or if they are of another model, StoreError if the store fails.
     """
-    _, candidates = list_manifests(store, run_id)
+    lease, candidates = list_manifests(store, run_id)
+    digests = Digests(lease)
     skipped: list[str] = []
     line: Lineage | None = None
     for key in candidates:
@@ -187,13 +227,14 @@ def restore(store: ObjectStore, run_id: str, tensors: Mapping[str, Tensor]) -> t
             if not line.has(key):  # a rewind has left it
                 continue
         try:
-            manifest = read_manifest(store, run_id, key)
+            is_vouched = digests.is_empty or key in digests.known
+            manifest, sha256 = read_digest(store, run_id, key, digests)
             found = tensors_of(read_object(store, manifest))
         except DamagedError as error:
             skipped.append(f"{store.describe(key)}: {error}")
         else:
             load(found, tensors, key)
-            return Restored(key, manifest), skipped
+            return Restored(key, manifest, sha256, is_vouched), skipped
     if candidates:
         raise UserError(
             f"run {run_id!r} has checkpoints, but none can be used ({'; '.join(skipped)}): restore the objects, "

@@ -101,9 +101,11 @@ class Checkpointer:
         *,
         changed_in_forward: Collection[str] = (),
         restored: tuple[int, str, Mapping[str, Any]] = (-1, "", {}),
+        restored_sha256: str = "",
     ):
         """`manifest` has what is the same in all checkpoints of an attempt: config, data, versions. `restored` is the
-        step, the manifest's key and the counters of the checkpoint that the state came from.
+        step, the manifest's key and the counters of the checkpoint that the state came from, and `restored_sha256` is
+        of its manifest.
 
         Only the main process has a channel. The others save nothing.
         """
@@ -121,7 +123,7 @@ class Checkpointer:
         self.sent = [True for _ in self.snapshots]  # False while a GPU still copies
         self.waiting: dict[int, float] = {}  # seq of each save that is not committed yet -> when it was copied
         self.saved_at, self.saved_step, self.committed = time.monotonic(), *restored[:2]
-        self.restored_counters = restored[2]
+        self.committed_sha256, self.restored_counters = restored_sha256, restored[2]
         self.last_lag = 0.0
 
     @property
@@ -223,7 +225,7 @@ class Checkpointer:
             raise LostRunError(answer["lost"])
         copied = self.waiting.pop(answer["seq"], None)
         if "committed" in answer:
-            self.committed = answer["committed"]
+            self.committed, self.committed_sha256 = answer["committed"], answer.get("sha256", "")
             self.last_lag = time.monotonic() - copied if copied is not None else self.last_lag
         else:
             raise StoreError(f"the checkpoint of step {answer['step']} did not reach the store in time")

@@ -40,8 +40,9 @@ def tell_outcome(work: Callable[[], tuple[Exit, str]], local: Path, world: World
     return int(code) if code in (Exit.USER, Exit.HELD) and world.size > 1 else 0
 
 
-def put_result(channel: Channel | None, env: RunEnv, clock: Clock, state: State, checkpoint: str) -> None:
-    """Hand `result.json` of a finished run to the uploader. `checkpoint` is the key of its last manifest."""
+def put_result(channel: Channel | None, env: RunEnv, clock: Clock, state: State, checkpoint: str, sha256: str) -> None:
+    """Hand `result.json` of a finished run to the uploader. `checkpoint` is the key of its last manifest, which has
+    this SHA-256."""
     if channel is None:  # not the main process
         return
     config = clock.config
@@ -50,6 +51,7 @@ def put_result(channel: Channel | None, env: RunEnv, clock: Clock, state: State,
         "steps_per_epoch": clock.steps_per_epoch, "seconds": state.seconds, "attempts": int(env.attempt),
         "images_per_second": clock.total_steps * config.global_batch_size / state.seconds,
         "last": state.scores, "best": state.best, "checkpoint": checkpoint,
+        "checkpoint_sha256": sha256,
         "parameters": sum(p.numel() for p in state.model.parameters()),
     }  # fmt: skip
     channel.send({"op": "put", "key": run_key(env.run_id, "result.json"), "body": body})

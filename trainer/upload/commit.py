@@ -1,29 +1,63 @@
-"""How one checkpoint gets into the store: first its object, then its manifest."""
+"""How one checkpoint gets into the store: first its object, then its manifest.
+
+The manifest has the SHA-256 of the object and of the manifest before it. HEAD.json has that of the newest manifest. So
+whoever knows one digest, which the log tells, knows the whole line of checkpoints back from it.
+"""
 
 from __future__ import annotations
 
-from trainer.contract import manifest_key, seal, snapshot_key
-from trainer.process.channel import Message
-from trainer.store import ConflictError, ObjectStore, StoreError
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.contract import manifest_key, seal, snapshot_key, unseal
+from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError
 from trainer.store.checksum import Checksums
 
 
-def put_checkpoint(
-    store: ObjectStore, run_id: str, attempt: int, request: Message, body: memoryview, checksums: Checksums
-) -> str:
-    """Store the object, then its manifest, and return the manifest's key. Neither is ever changed afterwards.
+@dataclass(frozen=True)
+class Commit:
+    """A checkpoint on its way into the store."""
 
-    A second call with the same bytes changes nothing. Raises StoreError.
-    """
-    data, name = (make(run_id, request["step"], attempt) for make in (snapshot_key, manifest_key))
-    store.put_large(data, body, checksums)
-    manifest = seal(request["manifest"] | {"object": {"key": data} | checksums.to_json()})
-    try:
-        store.create(name, manifest)
-    except ConflictError as error:
-        if store.get(name) != manifest:
-            raise StoreError(f"{store.describe(name)} exists already, with other bytes: {error}") from error
-    return name
+    data: str  # the key of its object
+    key: str  # of its manifest
+    manifest: bytes
+    checksums: Checksums
+
+    @classmethod
+    def of(
+        cls, run_id: str, attempt: int, said: Mapping[str, Any], checksums: Checksums, parent: Mapping[str, str]
+    ) -> Commit:
+        """`said` is what a trainer says of it; `parent` names the manifest before it, as `Lease.parent`."""
+        data, key = (make(run_id, said["step"], attempt) for make in (snapshot_key, manifest_key))
+        manifest = {**said, "object": {"key": data} | checksums.to_json(), "parent": parent}
+        return cls(data, key, seal(manifest), checksums)
+
+    @property
+    def sha256(self) -> str:
+        """Of its manifest, and so of all that it has."""
+        return hashlib.sha256(self.manifest).hexdigest()
+
+    def put(self, store: ObjectStore, body: memoryview) -> None:
+        """Store the object, then the manifest. Neither is ever changed afterwards.
+
+        A second call changes nothing. Raises StoreError.
+        """
+        store.put_large(self.data, body, self.checksums)
+        try:
+            store.create(self.key, self.manifest)
+        except ConflictError as error:
+            if store.get(self.key) != self.manifest:
+                raise StoreError(f"{store.describe(self.key)} exists already, with other bytes: {error}") from error
+
+    def is_stored(self, store: ObjectStore) -> bool:
+        """Whether there is a manifest of the same bytes already. One of an older version says less of them."""
+        try:
+            there = unseal(store.get(self.key))["object"]
+            return bool(self.checksums.is_same(Checksums.from_json(there)))
+        except (NotFoundError, ValueError, KeyError, TypeError):
+            return False
 
 
 def attempt_of(key: str, default: int) -> int:

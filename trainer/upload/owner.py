@@ -6,6 +6,7 @@ Each of these changes one small object, `HEAD.json`, by compare-and-swap. `contr
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -14,8 +15,10 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from trainer.contract import (
     HEAD_FILE,
@@ -188,14 +191,14 @@ class Ownership:
 
     def _adopt(self, lease: Lease, newest: str) -> Lease:
         """The lease that names a manifest whose writer died before it could move the lease itself."""
-        try:
-            manifest = unseal(self.store.get(newest))
-            check_manifest(manifest, self.run_id, newest)
-        except (NotFoundError, ValueError):
-            manifest = {}
+        sha256, manifest = "", dict[str, Any]()
+        with suppress(NotFoundError, ValueError):
+            found = unseal(body := self.store.get(newest))
+            check_manifest(found, self.run_id, newest)
+            sha256, manifest = hashlib.sha256(body).hexdigest(), found
         if rewind := manifest.get("rewind"):
-            return lease.rewound(newest, best=rewind["best"], swept=rewind["swept"])
-        return lease.advance(newest, is_best=is_best(manifest))
+            return lease.rewound(newest, sha256, best=rewind["best"], swept=rewind["swept"])
+        return lease.advance(newest, sha256, is_best=is_best(manifest))
 
     def _write(self, lease: Lease) -> None:
         """Replace the lease that was read last. Raises ConflictError if it is another by now, StoreError."""
@@ -226,14 +229,20 @@ class Ownership:
                     continue
                 return before
 
-    def commit(self, manifest: str, *, is_best: bool) -> set[str]:
+    @property
+    def parent(self) -> dict[str, str]:
+        """What the manifest of the next checkpoint says of the one before."""
+        with self.mutex:
+            return self.written.parent
+
+    def commit(self, manifest: str, sha256: str, *, is_best: bool) -> set[str]:
         """Make this manifest the newest. Returns the manifests that it supersedes."""
-        before = self.move(lambda lease: lease.advance(manifest, is_best=is_best))
+        before = self.move(lambda lease: lease.advance(manifest, sha256, is_best=is_best))
         return before.keys() - self.written.keys()
 
-    def rewind(self, manifest: str, *, best: str, swept: int) -> None:
+    def rewind(self, manifest: str, sha256: str, *, best: str, swept: int) -> None:
         """Make this manifest the newest in place of later steps, supersede nothing, and give the run up."""
-        self.move(lambda lease: replace(lease.rewound(manifest, best=best, swept=swept), owner=""))
+        self.move(lambda lease: replace(lease.rewound(manifest, sha256, best=best, swept=swept), owner=""))
         self.is_mine = False
 
     def renew(self) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,8 +19,8 @@ from trainer.process.snapshot import Snapshot
 from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError
 from trainer.store.checksum import Checksums
 from trainer.store.retry import LONGEST_PAUSE_SECONDS, Retry
-from trainer.text import say, show_bytes
-from trainer.upload.commit import put_checkpoint
+from trainer.text import say, show_bytes, show_sha256
+from trainer.upload.commit import Commit
 from trainer.upload.owner import Ownership
 from trainer.upload.unsaved import forget_checkpoint_here, save_checkpoint_here, save_file_here
 
@@ -138,13 +139,18 @@ class Sender:
             snapshot.unlock()
 
     def commit_snapshot(self, note: Message, body: memoryview, channel: Channel) -> None:
-        superseded: set[str] = set()
-        checksums, name = Checksums.of(body), ""
+        superseded, name = set[str](), ""
+        commit = Commit.of(
+            self.env.run_id, self.ownership.attempt, note["manifest"], Checksums.of(body), self.ownership.parent
+        )
+        if not sys.stderr.isatty():  # before it counts, so that a log that is kept has the digest of all that do
+            say_as_uploader(f"storing step {note['step']}, {show_sha256(commit.sha256)}")
 
         def work() -> None:
             nonlocal superseded, name
-            name = put_checkpoint(self.store, self.env.run_id, self.ownership.attempt, note, body, checksums)
-            superseded = self.ownership.commit(name, is_best=note["is_best"])
+            commit.put(self.store, body)
+            name = commit.key
+            superseded = self.ownership.commit(name, commit.sha256, is_best=note["is_best"])
 
         answer: Message = {"seq": note["seq"], "step": note["step"]}
         try:
@@ -152,7 +158,7 @@ class Sender:
                 raise LostRunError("the run was taken over")
             # A checkpoint is never stored without the metrics before it.
             if not self.failed and done_in_time(self.retry, f"step {note['step']}", work):
-                answer["committed"] = name
+                answer |= {"committed": name, "sha256": commit.sha256}
                 self.stored_seq = max(self.stored_seq, note["seq"])
             else:
                 self.save_here(lambda: save_checkpoint_here(self.env, note, body))

@@ -19,7 +19,7 @@ from trainer.contract import Exit, LostRunError, RunEnv, attempt_key, manifest_k
 from trainer.manifest import is_best
 from trainer.store import ObjectStore, StoreError
 from trainer.store.checksum import Checksums
-from trainer.upload.commit import put_checkpoint
+from trainer.upload.commit import Commit
 from trainer.upload.owner import RENEWALS_PER_LEASE, MachineLock, Ownership, claim_attempt
 
 
@@ -28,6 +28,7 @@ class OldCheckpoint:
     """The older checkpoint, whose bytes are those of its checksums."""
 
     key: str  # of its manifest
+    sha256: str  # of its manifest
     manifest: Mapping[str, Any]
     body: memoryview
     line: Collection[str]  # the manifests on its line, which leads back to step 0
@@ -55,16 +56,17 @@ def rewind(
         store.put(ledger, json.dumps(body, indent=1).encode())
 
     with closing(MachineLock.of(env)) as lock:
-        ownership, key = Ownership(store, env.run_id, attempt, float(env.lease_seconds), lock), ""
+        ownership = Ownership(store, env.run_id, attempt, float(env.lease_seconds), lock)
         try:
             ownership.claim(say, lambda before: None)
             with renewed(ownership):
                 branch(attempt)
-                key, manifest = put_copy(ownership, target)
+                copy, manifest = put_copy(ownership, target)
                 ownership.renew()  # else the run was lost meanwhile
                 store.put(run_key(env.run_id, "config.json"), json.dumps(manifest["config"], indent=1).encode())
                 end(Exit.FINISHED, f"rewound to step {target.step}")
-            ownership.rewind(key, best=manifest["rewind"]["best"], swept=manifest["rewind"]["swept"])
+            origin = manifest["rewind"]
+            ownership.rewind(copy.key, copy.sha256, best=origin["best"], swept=origin["swept"])
         except LostRunError as error:
             end(Exit.HELD, str(error))  # the copy stays: the new owner may have gone on from it, else it is swept
             raise
@@ -72,7 +74,7 @@ def rewind(
             if ownership.is_mine:
                 with suppress(StoreError, LostRunError):
                     ownership.release()
-    return key
+    return copy.key
 
 
 @contextmanager
@@ -98,8 +100,8 @@ def renewed(ownership: Ownership) -> Iterator[None]:
         thread.join()
 
 
-def put_copy(ownership: Ownership, target: OldCheckpoint) -> tuple[str, Mapping[str, Any]]:
-    """Store the checkpoint as one of this attempt. Returns the key of its manifest, and the manifest.
+def put_copy(ownership: Ownership, target: OldCheckpoint) -> tuple[Commit, Mapping[str, Any]]:
+    """Store the checkpoint as one of this attempt, after the older one. Returns what was stored, and its manifest.
 
     Its own objects, since those of the older one may have been superseded and expire any day. In `rewind` it says what
     HEAD.json names after it. The best checkpoint stays the best if it is on the line.
@@ -113,6 +115,7 @@ def put_copy(ownership: Ownership, target: OldCheckpoint) -> tuple[str, Mapping[
     last = max(number for number, _ in filter(None, map(parse_manifest_key, ownership.manifests())))
     origin = {"manifest": target.key, "best": best, "swept": last + 1}
     manifest = dict(target.manifest) | {"attempt": attempt, "time": time.time(), "rewind": origin}
-    checksums = Checksums.from_json(target.manifest["object"])
-    request = {"step": target.step, "manifest": manifest}
-    return put_checkpoint(ownership.store, run_id, attempt, request, target.body, checksums), manifest
+    parent = {"manifest": target.key, "sha256": target.sha256}
+    copy = Commit.of(run_id, attempt, manifest, Checksums.of(target.body), parent)
+    copy.put(ownership.store, target.body)
+    return copy, manifest

@@ -18,7 +18,7 @@ from trainer.contract import Lease, RunEnv, parse_manifest_key
 from trainer.process.channel import Message, attempt_dir
 from trainer.store import ObjectStore
 from trainer.store.checksum import Checksums
-from trainer.upload.commit import put_checkpoint
+from trainer.upload.commit import Commit
 
 
 def unsaved_dir(env: RunEnv) -> Path:
@@ -75,7 +75,7 @@ def resend(env: RunEnv, store: ObjectStore, lease: Lease | None, say: Callable[[
             files = folder / "files"
             for path in sorted(path for path in files.rglob("*") if path.is_file()):
                 store.put(path.relative_to(files).as_posix(), path.read_bytes())
-            if note is not None and is_newer and not send_checkpoint(env, store, attempt, folder, note):
+            if note is not None and is_newer and not send_checkpoint(env, store, lease, attempt, folder, note):
                 say(f"{folder} holds step {note['step']} of attempt {attempt}, but its bytes are damaged: not stored")
                 continue
             if note is not None and is_newer:
@@ -93,15 +93,19 @@ def read_note(marker: Path) -> Message | None:
     return note
 
 
-def send_checkpoint(env: RunEnv, store: ObjectStore, attempt: int, folder: Path, note: Message) -> bool:
-    """Store a saved checkpoint; False if its bytes are damaged. Raises StoreError."""
-    checksums = Checksums.from_json(note["checksums"])
+def send_checkpoint(
+    env: RunEnv, store: ObjectStore, lease: Lease | None, attempt: int, folder: Path, note: Message
+) -> bool:
+    """Store a saved checkpoint as the one after the lease's newest; False if it is damaged. Raises StoreError."""
     try:
         with (folder / "checkpoint.safetensors").open("rb") as file:
             body = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError):  # missing, or empty
         return False
-    if Checksums.of(body) != checksums:
+    checksums = Checksums.of(body)
+    if not checksums.is_same(Checksums.from_json(note["checksums"])):
         return False
-    put_checkpoint(store, env.run_id, attempt, note, body, checksums)
+    commit = Commit.of(env.run_id, attempt, note["manifest"], checksums, lease.parent if lease is not None else {})
+    if not commit.is_stored(store):
+        commit.put(store, body)
     return True

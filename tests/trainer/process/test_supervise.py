@@ -55,11 +55,15 @@ def test_a_bad_variable_is_named_with_its_value(name: str, value: str, said: str
     assert said in str(error.value)
 
 
+A, B, C = ("a" * 64, "b" * 64, "c" * 64)
+
+
 def test_the_lease_keeps_the_newest_the_previous_and_the_best() -> None:
-    lease = Lease(attempt=1).advance("a", is_best=True).advance("b", is_best=False).advance("c", is_best=False)
+    lease = Lease(attempt=1).advance("a", A, is_best=True).advance("b", B, is_best=False).advance("c", C, is_best=False)
     assert (lease.newest, lease.previous, lease.best) == ("c", "b", "a")
-    assert lease.advance("c", is_best=False) == lease, "a commit that is repeated moves nothing"
-    assert lease.advance("c", is_best=True).best == "c", "unless a validation has found it to be the best meanwhile"
+    assert lease.sha256 == {"a": A, "b": B, "c": C}
+    assert lease.advance("c", C, is_best=False) == lease, "a commit that is repeated moves nothing"
+    assert lease.advance("c", C, is_best=True).best == "c", "unless a validation has found it to be the best meanwhile"
     assert Lease.from_json(lease.to_json()) == lease
 
 

@@ -177,7 +177,7 @@ def test_the_machine_of_the_left_line_comes_back_and_changes_nothing(store: Obje
     assert unsaved_dir(env).exists()
     store_checkpoint(store, 1, note(7), state(7))  # it was on its way
     with pytest.raises(LostRunError, match="attempt 2 has taken the run over from attempt 1"):
-        first.commit(manifest_key(RUN, 7, 1), is_best=True)
+        first.commit(manifest_key(RUN, 7, 1), "", is_best=True)
     assert restored(store) == (manifest_key(RUN, 5, 2), 0)
     with training(store, tmp_path, range(5, 6)):
         assert read_lease(store).newest == manifest_key(RUN, 5, 2)
