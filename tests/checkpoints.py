@@ -93,7 +93,7 @@ def commit(
 ) -> str:
     """Object, manifest, HEAD.json; the superseded ones are retired. Returns the manifest's key."""
     said = note(step, ownership.attempt, **changes)
-    sent = send(ownership.store, ownership.attempt, said, tensors, ownership.parent)
+    sent = send(ownership.store, ownership.attempt, said, tensors, ownership.parent_of(step))
     for manifest in ownership.commit(sent.key, sent.sha256, is_best=is_best):
         ownership.store.retire(manifest)
         ownership.store.retire(manifest.replace("/manifest/", "/data/").replace(".json", ".safetensors"))

@@ -270,10 +270,10 @@ class Lease:
         known = {**self.sha256, manifest: sha256}
         return replace(self, sha256={key: known[key] for key in sorted(self.keys()) if known.get(key)})
 
-    @property
-    def parent(self) -> dict[str, str]:
-        """What the manifest of the next checkpoint says of the one before."""
-        return {"manifest": self.newest, "sha256": self.sha256.get(self.newest, "")} if self.newest else {}
+    def parent_of(self, manifest: str) -> dict[str, str]:
+        """What this manifest, the next one or the newest, says of the one before."""
+        before = self.previous if manifest == self.newest else self.newest
+        return {"manifest": before, "sha256": self.sha256.get(before, "")} if before else {}
 
     def keys(self) -> set[str]:
         return {*self.names()} - {""}

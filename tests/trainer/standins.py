@@ -113,7 +113,9 @@ class StandInUploader:
         note = snapshot.note
         if self.answers == "committed" and note["seq"] == seq:
             owner, sums = self.ownership, Checksums.of(snapshot.body)
-            commit = Commit.of(self.run_id, self.attempt, note["manifest"], sums, owner.parent if owner else {})
+            commit = Commit.of(
+                self.run_id, self.attempt, note["manifest"], sums, owner.parent_of(note["step"]) if owner else {}
+            )
             commit.put(self.store, snapshot.body)
             for name in owner.commit(commit.key, commit.sha256, is_best=note["is_best"]) if owner else ():
                 self.store.retire(data_key(name))

@@ -29,7 +29,7 @@ class Commit:
     def of(
         cls, run_id: str, attempt: int, said: Mapping[str, Any], checksums: Checksums, parent: Mapping[str, str]
     ) -> Commit:
-        """`said` is what a trainer says of it; `parent` names the manifest before it, as `Lease.parent`."""
+        """`said` is what a trainer says of it; `parent` names the manifest before it, as `Lease.parent_of`."""
         data, key = (make(run_id, said["step"], attempt) for make in (snapshot_key, manifest_key))
         manifest = {**said, "object": {"key": data} | checksums.to_json(), "parent": parent}
         return cls(data, key, seal(manifest), checksums)

@@ -27,6 +27,7 @@ from trainer.contract import (
     RunEnv,
     attempt_key,
     checkpoint_key,
+    manifest_key,
     newest_manifest,
     parse_manifest_key,
     run_key,
@@ -229,11 +230,10 @@ class Ownership:
                     continue
                 return before
 
-    @property
-    def parent(self) -> dict[str, str]:
-        """What the manifest of the next checkpoint says of the one before."""
+    def parent_of(self, step: int) -> dict[str, str]:
+        """What the manifest of this attempt's checkpoint of a step says of the one before."""
         with self.mutex:
-            return self.written.parent
+            return self.written.parent_of(manifest_key(self.run_id, step, self.attempt))
 
     def commit(self, manifest: str, sha256: str, *, is_best: bool) -> set[str]:
         """Make this manifest the newest. Returns the manifests that it supersedes."""

@@ -141,7 +141,11 @@ class Sender:
     def commit_snapshot(self, note: Message, body: memoryview, channel: Channel) -> None:
         superseded, name = set[str](), ""
         commit = Commit.of(
-            self.env.run_id, self.ownership.attempt, note["manifest"], Checksums.of(body), self.ownership.parent
+            self.env.run_id,
+            self.ownership.attempt,
+            note["manifest"],
+            Checksums.of(body),
+            self.ownership.parent_of(note["step"]),
         )
         if not sys.stderr.isatty():  # before it counts, so that a log that is kept has the digest of all that do
             say_as_uploader(f"storing step {note['step']}, {show_sha256(commit.sha256)}")

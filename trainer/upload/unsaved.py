@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.contract import Lease, RunEnv, parse_manifest_key
+from trainer.contract import Lease, RunEnv, manifest_key, parse_manifest_key
 from trainer.process.channel import Message, attempt_dir
 from trainer.store import ObjectStore
 from trainer.store.checksum import Checksums
@@ -105,7 +105,10 @@ def send_checkpoint(
     checksums = Checksums.of(body)
     if not checksums.is_same(Checksums.from_json(note["checksums"])):
         return False
-    commit = Commit.of(env.run_id, attempt, note["manifest"], checksums, lease.parent if lease is not None else {})
+    key = manifest_key(env.run_id, note["step"], attempt)
+    commit = Commit.of(
+        env.run_id, attempt, note["manifest"], checksums, lease.parent_of(key) if lease is not None else {}
+    )
     if not commit.is_stored(store):
         commit.put(store, body)
     return True

@@ -35,7 +35,9 @@ def store(tmp_path: Path) -> ObjectStore:
 
 
 def save(ownership: Ownership, step: int) -> Commit:
-    sent = send(ownership.store, ownership.attempt, note(step, ownership.attempt), state(step), ownership.parent)
+    sent = send(
+        ownership.store, ownership.attempt, note(step, ownership.attempt), state(step), ownership.parent_of(step)
+    )
     ownership.commit(sent.key, sent.sha256, is_best=False)
     return sent
 

@@ -21,6 +21,7 @@ from trainer.manifest import data_key
 from trainer.store import ObjectStore
 from trainer.telemetry.metrics import read_metrics
 from trainer.upload import rewind as rewinding
+from trainer.upload.commit import Commit
 from trainer.upload.owner import Ownership
 from trainer.upload.unsaved import resend, save_checkpoint_here, unsaved_dir
 
@@ -58,8 +59,8 @@ def test_the_list_tells_the_new_line_from_what_it_left_and_leads_back_there(
     def listed() -> list[tuple[str, str, str]]:
         capsys.readouterr()
         assert main(["list"]) == Exit.FINISHED
-        lines = [line.split(maxsplit=5) for line in capsys.readouterr().out.splitlines()[1:]]
-        return [(line[0], line[1], line[5]) for line in lines]
+        lines = [line.split(maxsplit=6) for line in capsys.readouterr().out.splitlines()[1:]]
+        return [(line[0], line[1], line[6]) for line in lines]
 
     assert main(["rewind", "2"]) == Exit.FINISHED
     left = [("6", "1", "left"), ("5", "1", "left")]
@@ -127,12 +128,12 @@ def test_a_copy_that_a_new_owner_goes_on_from_is_kept_when_the_rewind_finds_the_
 ) -> None:
     put = rewinding.put_copy
 
-    def and_sleep(ownership: Ownership, target: rewinding.OldCheckpoint) -> tuple[str, Mapping[str, Any]]:
+    def and_sleep(ownership: Ownership, target: rewinding.OldCheckpoint) -> tuple[Commit, Mapping[str, Any]]:
         """Meanwhile another attempt takes the run, finds the copy, and goes on from it."""
-        key, manifest = put(ownership, target)
-        taken = replace(read_lease(store), attempt=9, owner="another", newest=key, renewed=99)
+        copy, manifest = put(ownership, target)
+        taken = replace(read_lease(store), attempt=9, owner="another", newest=copy.key, renewed=99)
         store.put(checkpoint_key(RUN, HEAD_FILE), taken.to_json())
-        return key, manifest
+        return copy, manifest
 
     monkeypatch.setattr(rewinding, "put_copy", and_sleep)
     assert main(["rewind", "5"]) == Exit.HELD
