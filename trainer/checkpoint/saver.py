@@ -156,10 +156,10 @@ class Checkpointer:
         snapshot.note = VOID
         self.copier.start(self.views[free])
         manifest = {
+            **self.manifest,
             "format": CHECKPOINT_FORMAT,
             "step": step,
             "time": time.time(),
-            **self.manifest,
             "counters": counters,
         }
         self.notes[free] = {"seq": self.seq, "step": step, "is_best": is_best, "manifest": manifest}
