@@ -54,6 +54,8 @@ def _check_counters(counters: Mapping[str, Any]) -> None:
         as_number("seconds", counters["seconds"])
     for name in counters.keys() & {"scores", "scaler", "best"}:
         as_object(name, counters[name])
+    for name, value in counters.get("scaler", {}).items():
+        as_number(f"scaler.{name}", value)
     if best := counters.get("best"):
         as_number("best.top1", check_known(best, "top1"))
         _count_of(best, "step")

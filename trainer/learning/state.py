@@ -49,14 +49,16 @@ class State:
     def load_counters(self, counters: Any) -> None:
         """Take over what `counters` gave. Raises UserError if something of it is missing."""
         missing = sorted({*COUNTERS, "scaler"} - counters.keys())
-        if missing or counters["scaler"].keys() != self.scaler.state_dict().keys():
+        goes_on = not missing and self.scaler.is_enabled() and counters["scaler"]  # {}: of a run without fp16 so far
+        if missing or (goes_on and counters["scaler"].keys() != self.scaler.state_dict().keys()):
             raise UserError(
                 f"the manifest of the checkpoint lacks counters ({', '.join(missing) or 'of the scaler'}), so no "
                 "trainer wrote it: go back to another step, which `make checkpoints` lists, or start a new run (RUN=…)"
             )
         for name in COUNTERS:
             setattr(self, name, counters[name])
-        self.scaler.load_state_dict(counters["scaler"])
+        if goes_on:
+            self.scaler.load_state_dict(counters["scaler"])
 
 
 def make_state(config: Config, device: torch.device, *, initialise: bool) -> State:
