@@ -6,6 +6,7 @@ Standard library only. Nothing here does I/O.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -88,10 +89,10 @@ def check_known(value: Mapping[str, Any], name: str) -> Any:
 
 
 def is_measured(value: object) -> bool:
-    """Whether this is a number that a trainer may measure. It may be NaN: the loss of a validation can be."""
+    """Whether this is a number that a trainer may measure. The loss of a validation may be NaN or infinite."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return value != value or abs(value) <= MOST_VALUE
+    return abs(value) <= MOST_VALUE or value != value or abs(value) == math.inf
 
 
 def show(value: object) -> str:

@@ -123,3 +123,12 @@ def test_what_is_asked_wrongly_is_answered_with_the_fix(
 ) -> None:
     assert main(arguments) != Exit.FINISHED
     assert said in capsys.readouterr().err
+
+
+def test_an_infinite_loss_of_a_validation_loses_no_step(store: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"step": 6, "train/loss": 1.0, "val/loss": float("inf"), "val/top1": 0.5}
+    store.put(metrics_key(RUN, 1, "b.jsonl"), f"{json.dumps(row)}\n".encode())
+    body = b"".join(line + b"\n" for line in store.get(metrics_key(RUN, 1, "a.jsonl")).splitlines()[:-1])
+    store.put(metrics_key(RUN, 1, "a.jsonl"), body)
+    assert main(["verify"]) == Exit.FINISHED
+    assert "ok       metrics of steps 1 to 6" in capsys.readouterr().out

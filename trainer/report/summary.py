@@ -5,6 +5,7 @@ Pure functions. No pictures here, and no store.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -113,10 +114,11 @@ def summarise(
     if told := result.get("best"):
         same = [s.top5 for s in model + ema if (s.step, s.weights) == (told["step"], told["weights"])]
         best = Score(top1=told["top1"], top5=same[0] if same else None, step=told["step"], weights=told["weights"])
-    epochs_seen = [(row["step"], row["train/epoch"]) for row in rows if row.get("train/epoch")]
+    epochs_seen = [(row["step"], epoch) for row in rows if math.isfinite(epoch := row.get("train/epoch", 0)) and epoch]
     steps_per_epoch = result.get("steps_per_epoch") or next((int(s) / float(e) for s, e in epochs_seen[::-1]), None)
     epochs = result.get("epochs") or config.get("epochs")
     speeds = [float(row["speed/images_per_second"]) for row in rows if "speed/images_per_second" in row]
+    speeds = [speed for speed in speeds if math.isfinite(speed)]
     starts = [row for row in rows if row.get("event") == "start"]
     return Summary(
         run_id=run_id,
