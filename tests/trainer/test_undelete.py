@@ -26,6 +26,7 @@ class Bucket:
 
     def __init__(self, uri: str, machine: Path) -> None:
         self.name, self.prefix = bucket_and_prefix(uri)
+        self.machine = machine
         self.s3: Any = boto3.session.Session().client("s3")
         versions: Any = {"Status": "Enabled"}
         self.s3.put_bucket_versioning(Bucket=self.name, VersioningConfiguration=versions)
@@ -128,6 +129,40 @@ def test_what_the_run_itself_gave_up_comes_back_only_if_asked_for(bucket: Bucket
     assert (code, said.count("brought back  ")) == (Exit.FINISHED, 2)
     assert bucket.bodies() == before
     assert all(bucket.tags(key) for key in given_up)  # so they expire again
+
+
+def test_an_object_that_somebody_wrote_first_is_not_the_true_one(bucket: Bucket, undelete: Command) -> None:
+    """The keys can be guessed, and a run overwrites what lies there."""
+    key, manifest = snapshot_key(RUN, 4, 2), manifest_key(RUN, 4, 2)
+    bucket.store.put(key, b"forged")
+    with owning(bucket.store, 2, bucket.machine) as ownership:
+        commit(ownership, 4, state(4))
+    before = bucket.bodies()
+    assert "nothing of run" in undelete()[1]
+    assert bucket.bodies() == before
+    bucket.delete(key)
+    bucket.store.put(key, b"forged once more")
+    bucket.store.put(manifest, b"{}")
+    code, said, _ = undelete()
+    assert (code, said.count("brought back  ")) == (Exit.FINISHED, 2)
+    assert bucket.bodies() == before
+
+
+def test_a_manifest_that_is_not_the_one_that_the_head_knows_is_no_true_one_however_old(
+    bucket: Bucket, undelete: Command
+) -> None:
+    key = manifest_key(RUN, 3, 1)
+    before = bucket.store.get(key)
+    bucket.s3.delete_object(**bucket.place(key), VersionId=bucket.s3.head_object(**bucket.place(key))["VersionId"])
+    for body in (b"{}", before, b"{}"):
+        bucket.store.put(key, body)
+    assert f"brought back  {bucket.store.describe(key)}: overwritten" in undelete()[1]
+    assert bucket.store.get(key) == before
+
+
+def test_a_name_that_was_mistyped_is_said(bucket: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--store", bucket.store.uri, "--run-id", "jbo", "undelete"]) == Exit.USER
+    assert "run 'jbo' has no checkpoint in s3://" in capsys.readouterr().err
 
 
 def test_where_nothing_is_kept_it_says_what_is_not_protected(

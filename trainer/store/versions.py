@@ -5,10 +5,12 @@ Nothing here decides which version is the right one.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from awscrt.checksums import crc64nvme
 from botocore.exceptions import ClientError
 
 from trainer.contract import SUPERSEDED_TAG, UserError
@@ -52,6 +54,8 @@ class Versions:
             )
             for page in pages:  # S3 lists the versions of a key from the newest on, and marks apart from them
                 for one in (*page.get("Versions", []), *page.get("DeleteMarkers", [])):
+                    if not one["Key"].startswith(whole):  # nobody asked for it
+                        continue
                     key = one["Key"][cut:]
                     version = Version(
                         key=key, id=one["VersionId"], bytes=one.get("Size", 0), etag=one.get("ETag", ""),
@@ -66,8 +70,16 @@ class Versions:
     def read(self, version: Version) -> bytes:
         return b"".join(self._pieces(version))
 
+    def sums(self, version: Version) -> tuple[str, str]:
+        """The SHA-256 and the CRC64NVME of its bytes, which are read for that."""
+        sha256, crc = hashlib.sha256(), 0
+        for piece in self._pieces(version):
+            sha256.update(piece)
+            crc = crc64nvme(piece, crc)
+        return sha256.hexdigest(), f"{crc:016x}"
+
     def same(self, one: Version, other: Version) -> bool:
-        """Whether two versions have the same bytes. A checksum that can be forged does not count: they are read."""
+        """Whether two versions have the same bytes: if not the same etag, then both are read."""
         if one.bytes != other.bytes or one.etag == other.etag:
             return one.bytes == other.bytes
         return all(a == b for a, b in zip(self._pieces(one), self._pieces(other), strict=True))
