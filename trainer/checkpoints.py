@@ -141,8 +141,8 @@ def verify(store: ObjectStore, run_id: str, *, every: bool) -> bool:
         if key not in wanted:
             continue
         try:
-            doubt = "" if digests.is_empty or key in digests.known else ", which no newer checkpoint has"
             manifest, sha256 = read_digest(store, run_id, key, digests)
+            doubt = "" if digests.vouch(key, manifest) else ", which no newer checkpoint has"
             body = read_object(store, manifest)
         except DamagedError as error:
             tell(f"DAMAGED  {store.describe(key)}: {error}")
@@ -158,10 +158,10 @@ def verify(store: ObjectStore, run_id: str, *, every: bool) -> bool:
     return good and not missing
 
 
-def choose_checkpoint(store: ObjectStore, run_id: str, options: Export) -> tuple[str, Manifest, str]:
-    """The key, the manifest and the manifest's SHA-256 of the checkpoint to export. Raises UserError."""
+def choose_checkpoint(store: ObjectStore, run_id: str, options: Export) -> tuple[str, Manifest, str, str]:
+    """The key of the checkpoint to export, and of its manifest what `read_known` gives. Raises UserError."""
     from trainer.checkpoint.line import Checkpoints
-    from trainer.checkpoint.restore import DamagedError, Digests, read_digest
+    from trainer.checkpoint.restore import DamagedError, read_known
 
     found = Checkpoints.find(store, run_id)
     if options.step is not None:
@@ -169,7 +169,7 @@ def choose_checkpoint(store: ObjectStore, run_id: str, options: Export) -> tuple
     else:
         key = (found.lease.best if found.lease is not None and options.which == "best" else "") or found.newest
     try:
-        return key, *read_digest(store, run_id, key, Digests(found.lease))
+        return key, *read_known(store, found, key)
     except DamagedError as error:
         raise UserError(f"{store.describe(key)} is damaged ({error}): choose another with --step") from error
 
@@ -181,7 +181,7 @@ def export(store: ObjectStore, run_id: str, options: Export) -> None:
     from trainer.checkpoint.restore import DamagedError, read_object, tensors_of
     from trainer.manifest import is_best
 
-    key, manifest, sha256 = choose_checkpoint(store, run_id, options)
+    key, manifest, sha256, digest = choose_checkpoint(store, run_id, options)
     try:
         tensors = tensors_of(read_object(store, manifest))
     except DamagedError as error:
@@ -202,19 +202,18 @@ def export(store: ObjectStore, run_id: str, options: Export) -> None:
         raise UserError(f"{options.file!r} cannot be written: {error}; name another file") from error
     size = show_bytes(sum(tensor.nbytes for tensor in plain.values()))
     tell(f"{options.file}: {model}, step {manifest['step']:,}, {weights} weights, {len(plain)} tensors, {size}")
-    tell(f"of the checkpoint with {show_sha256(sha256)}, which the log of the run told when it was stored")
+    tell(f"of the checkpoint with {digest}")
 
 
 def go_back(store: ObjectStore, run_id: str, options: Rewind) -> None:
     """Make an older checkpoint the newest. Raises UserError, LostRunError."""
     from trainer.checkpoint.line import Checkpoints, read_lease, read_line
-    from trainer.checkpoint.restore import DamagedError, Digests, read_digest, read_object
+    from trainer.checkpoint.restore import DamagedError, read_known, read_object
     from trainer.telemetry.metrics import put_rewind
     from trainer.upload.rewind import OldCheckpoint, rewind
 
-    env = RunEnv.from_environ({RunEnv.variable("scratch_dir"): ".scratch"} | os.environ | {
-        RunEnv.variable("store"): store.uri, RunEnv.variable("run_id"): run_id,
-    })  # fmt: skip
+    run = {RunEnv.variable("store"): store.uri, RunEnv.variable("run_id"): run_id}
+    env = RunEnv.from_environ({RunEnv.variable("scratch_dir"): ".scratch"} | os.environ | run)
     open_scratch(env.scratch_dir)
     if (done := run_key(run_id, "done.json")) in (info.key for info in store.list(done)):
         raise UserError(
@@ -227,10 +226,11 @@ def go_back(store: ObjectStore, run_id: str, options: Rewind) -> None:
         tell(f"step {options.step} is the newest checkpoint of run {run_id!r} already: start the run to go on from it")
         return
     try:
-        manifest, sha256 = read_digest(store, run_id, key, Digests(found.lease))
+        manifest, sha256, digest = read_known(store, found, key)
         body = read_object(store, manifest)
     except DamagedError as error:
         raise UserError(f"{store.describe(key)} is damaged ({error}): choose another step") from error
+    say(f"the checkpoint has {digest}")
     for lack in store.probe(checkpoint_key(run_id, "probe"), for_checkpoints=True):
         say(f"note: {lack}")
     line = read_line(store, run_id, key)
@@ -279,7 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
                 case Undelete() as asked:
                     from trainer.checkpoint.undelete import undelete
 
-                    undelete(store, options.run_id, every=asked.every, dry_run=asked.dry_run, say=print)
+                    undelete(store, options.run_id, every=asked.every, dry_run=asked.dry_run, say=tell)
     except UserError as error:
         tell(f"error: {error}", sys.stderr)
         return Exit.USER

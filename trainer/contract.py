@@ -246,9 +246,10 @@ class Lease:
         return lease
 
     def of_run(self, run_id: str) -> Lease:
-        """The lease. Raises ValueError if it names a manifest of another run."""
-        if others := {key for key in self.keys() if not key.startswith(checkpoint_key(run_id, "manifest/"))}:
-            raise ValueError(f"it names manifests of other runs: {sorted(others)}"[:400])
+        """The lease. Raises ValueError if it names what is no manifest of this run."""
+        here = checkpoint_key(run_id, "manifest/")
+        if others := {key for key in self.keys() if not (key.startswith(here) and parse_manifest_key(key))}:
+            raise ValueError(f"it names what is no manifest of the run: {sorted(others)}"[:400])
         return self
 
     def names(self) -> tuple[str, str, str]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from trainer.checkpoint.line import list_manifests, read_lease
-from trainer.checkpoint.restore import DamagedError, Restored, read_manifest, restore
+from trainer.checkpoint.restore import DamagedError, Restored, read_manifest, restore, show_digest
 from trainer.checkpoint.saver import Checkpointer
 from trainer.contract import Phase, RefusedError, RunEnv, UserError, checkpoint_key, run_key
 from trainer.data.format import INDEX, Copies, Index, read_index
@@ -37,7 +37,7 @@ from trainer.telemetry.console import Console
 from trainer.telemetry.metrics import MetricsWriter
 from trainer.telemetry.status import Status
 from trainer.telemetry.step_log import StepLog
-from trainer.text import show_bytes, show_sha256, tell
+from trainer.text import show_bytes, tell
 from trainer.values import parse_object
 
 ADD_SHA256 = f"delete {INDEX} where it was prepared, then run `make prepare` for it again"
@@ -272,8 +272,7 @@ def _continue(
     check_data(restored, data)
     state.load_counters(restored.counters)
     console.say(f"continuing run {env.run_id!r} from step {state.step} of {clock.total_steps}")
-    doubt = "" if restored.is_vouched else ", which neither HEAD.json nor a newer one has: compare it with the log"
-    console.say(f"its checkpoint has {show_sha256(restored.sha256)}{doubt}")
+    console.say(f"its checkpoint has {show_digest(restored.sha256, is_vouched=restored.is_vouched)}")
     for line in changed:
         console.say(f"with another config, as asked for: {line}")
 

@@ -35,7 +35,7 @@ from trainer.data.format import Index, Origin, Shard, Size, SplitIndex, Tally
 from trainer.data.making.parts import Made
 from trainer.learning.state import State, make_state
 from trainer.prepare_run import is_done
-from trainer.recipes.config import Config, ModelConfig, to_json
+from trainer.recipes.config import Config, ModelConfig, config_hash, from_json, to_json
 from trainer.report import charts, write_report
 from trainer.store import ObjectStore, open_store
 from trainer.telemetry.metrics import read_metrics
@@ -121,6 +121,18 @@ def test_a_head_that_names_the_objects_of_another_run_counts_as_damaged(store: O
     assert store.get(other) == b"{}"
 
 
+def test_a_head_that_names_no_manifest_counts_as_damaged(store: ObjectStore, tmp_path: Path) -> None:
+    """Else the uploader would end with a traceback when it commits for the second time."""
+    store.put(HEAD, seal(unseal(store.get(HEAD)) | {"previous": checkpoint_key(RUN, "manifest/../x")}))
+    with owning(store, 3, tmp_path) as ownership:
+        for step in (3, 4):
+            commit(ownership, step, state(step))
+        ownership.sweep()
+    restored, skipped = restore(store, RUN, state(9))
+    assert restored is not None
+    assert (restored.step, skipped) == (4, [])
+
+
 COMMANDS = [["list"], ["verify", "--every"], ["export", "{}/x.safetensors"], ["rewind", "1"]]
 
 
@@ -187,7 +199,10 @@ def test_a_forged_config_or_result_is_skipped_and_said(
 def test_a_forged_config_is_refused_or_means_what_it_says() -> None:
     for body in forgeries(to_json(CONFIG)):
         with suppress(ValueError):
-            setup.check_config(parse_json(body), RUN, CONFIG)
+            found = parse_json(body)
+            assert not setup.check_config(found, RUN, CONFIG)
+            assert config_hash(from_json(Config, found)) == config_hash(CONFIG)
+            assert json.loads(json.dumps(to_json(from_json(Config, found)))) == found
 
 
 def test_a_config_that_is_none_is_no_config_to_continue_with(store: ObjectStore) -> None:
@@ -232,6 +247,10 @@ def test_a_forged_header_of_a_checkpoint_is_damaged() -> None:
         with suppress(DamagedError):
             for tensor in tensors_of(memoryview(bytearray(forged))).values():
                 tensor.float().sum()
+    for shape in ([0], [0, 2**52, 2**52]):  # torch refuses both
+        header = json.dumps({"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+        with pytest.raises(DamagedError):
+            tensors_of(memoryview(bytearray(len(header).to_bytes(8, "little") + header)))
     for length in (0, 2**63, len(body)):
         with pytest.raises(DamagedError):
             tensors_of(memoryview(length.to_bytes(8, "little") + body[8:]))

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint.layout import CHECKPOINT_FORMAT, DTYPES, NHWC, in_memory_order
-from trainer.checkpoint.line import Lineage, list_manifests, read_line
+from trainer.checkpoint.line import Checkpoints, Lineage, list_manifests, read_line
 from trainer.contract import Lease, UserError, unseal
 from trainer.manifest import Manifest, check_manifest
 from trainer.store import NotFoundError, ObjectStore, StoreError
@@ -43,7 +44,7 @@ class Restored:
     key: str
     manifest: Manifest
     sha256: str = ""  # of the manifest
-    is_vouched: bool = True  # HEAD.json, or a newer checkpoint, has this SHA-256. Older versions wrote none there
+    is_vouched: bool = True  # see Digests.vouch
 
     @property
     def step(self) -> int:
@@ -64,6 +65,10 @@ class Digests:
     def __init__(self, lease: Lease | None) -> None:
         self.known = dict(lease.sha256) if lease is not None else {}
         self.is_empty = not self.known
+
+    def vouch(self, key: str, manifest: Manifest) -> bool:
+        """Whether HEAD.json or a newer manifest knows this one, or an older version wrote it, without any SHA-256."""
+        return key in self.known or (self.is_empty and not manifest["object"].get("sha256"))
 
     def check(self, key: str, sha256: str, manifest: Manifest) -> None:
         """Raises DamagedError if the manifest of this key is known to be another one."""
@@ -103,6 +108,27 @@ def read_digest(store: ObjectStore, run_id: str, key: str, digests: Digests | No
     if digests is not None:
         digests.check(key, sha256, manifest)
     return manifest, sha256
+
+
+def read_known(store: ObjectStore, found: Checkpoints, key: str) -> tuple[Manifest, str, str]:
+    """The manifest, its SHA-256, and both as text, with the doubt where nothing vouches. Raises as `read_manifest`.
+
+    All newer manifests are read before, until one of them knows this one.
+    """
+    digests = Digests(found.lease)
+    for newer in found.keys[: found.keys.index(key)]:
+        if key in digests.known:
+            break
+        with suppress(DamagedError, UserError):
+            read_digest(store, found.run_id, newer, digests)
+    manifest, sha256 = read_digest(store, found.run_id, key, digests)
+    return manifest, sha256, show_digest(sha256, is_vouched=digests.vouch(key, manifest))
+
+
+def show_digest(sha256: str, *, is_vouched: bool) -> str:
+    """The SHA-256 of a manifest, and what to do with it."""
+    doubt = "" if is_vouched else ", which neither HEAD.json nor a newer one has"
+    return f"{show_sha256(sha256)}{doubt}: compare it with the log"
 
 
 def read_object(store: ObjectStore, manifest: Manifest) -> memoryview:
@@ -170,9 +196,12 @@ def read_header(body: memoryview) -> tuple[int, dict[str, Any], set[str]]:
 def tensors_of(body: memoryview) -> dict[str, Tensor]:
     """The tensors of a checkpoint, over its bytes, in their logical shapes (N, C, H, W). Raises DamagedError."""
     try:
-        size, header, nhwc = read_header(body)
-    except ValueError as error:
+        return _views(body, *read_header(body))
+    except (ValueError, RuntimeError) as error:  # torch refuses odd shapes
         raise DamagedError(f"its header is none: {error}") from error
+
+
+def _views(body: memoryview, size: int, header: Mapping[str, Any], nhwc: Collection[str]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for dtype, group in groupby(header.items(), key=lambda item: item[1]["dtype"]):  # those of one type lie together
         entries = dict(group)
@@ -227,14 +256,13 @@ def restore(store: ObjectStore, run_id: str, tensors: Mapping[str, Tensor]) -> t
             if not line.has(key):  # a rewind has left it
                 continue
         try:
-            is_vouched = digests.is_empty or key in digests.known
             manifest, sha256 = read_digest(store, run_id, key, digests)
             found = tensors_of(read_object(store, manifest))
         except DamagedError as error:
             skipped.append(f"{store.describe(key)}: {error}")
         else:
             load(found, tensors, key)
-            return Restored(key, manifest, sha256, is_vouched), skipped
+            return Restored(key, manifest, sha256, digests.vouch(key, manifest)), skipped
     if candidates:
         raise UserError(
             f"run {run_id!r} has checkpoints, but none can be used ({'; '.join(skipped)}): restore the objects, "

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.contract import manifest_key, seal, snapshot_key, unseal
+from trainer.contract import manifest_key, parse_manifest_key, seal, snapshot_key, unseal
 from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError
 from trainer.store.checksum import Checksums
+from trainer.text import show_sha256
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Commit:
     def sha256(self) -> str:
         """Of its manifest, and so of all that it has."""
         return hashlib.sha256(self.manifest).hexdigest()
+
+    def told(self) -> str:
+        """For the log, before it counts: a log that is kept has the digest of all that do."""
+        _, step = parse_manifest_key(self.key) or (0, 0)
+        return f"storing step {step}, {show_sha256(self.sha256)}"
 
     def put(self, store: ObjectStore, body: memoryview) -> None:
         """Store the object, then the manifest. Neither is ever changed afterwards.

@@ -35,6 +35,7 @@ from trainer.contract import (
 )
 from trainer.manifest import check_manifest, data_key, is_best
 from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError
+from trainer.text import show_sha256
 from trainer.upload.commit import attempt_of
 
 RENEWALS_PER_LEASE = 4
@@ -103,6 +104,7 @@ class Ownership:
         self.is_mine = False
         self.written = Lease(attempt=attempt)  # what this attempt wrote last
         self.since = time.time()
+        self.adopted: dict[str, str] = {}  # the SHA-256 of a manifest that the lease does not vouch for
 
     def _read(self) -> tuple[Lease | None, str]:
         """The lease and its etag; (None, "") if there is no HEAD.json. The lease is None if its bytes are damaged."""
@@ -158,7 +160,7 @@ class Ownership:
                     self._refuse_later()
             if not held or holder is None:
                 resend(holder)
-                if self._take(holder, etag):
+                if self._take(holder, etag, say):
                     return
                 continue  # another attempt has changed the lease in between
             since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.since))
@@ -175,11 +177,11 @@ class Ownership:
             self.is_mine = False
             raise LostRunError(f"attempt {self.lease.attempt} has taken the run over from attempt {self.attempt}")
 
-    def _take(self, before: Lease | None, etag: str) -> bool:
+    def _take(self, before: Lease | None, etag: str, say: Callable[[str], None]) -> bool:
         """Take the run if its lease is still `before`. Returns whether it is ours."""
         newest = newest_manifest(before, self.manifests())
         after = before or Lease(attempt=0, swept=self.attempt)  # nobody knows what a lost lease named: keep everything
-        if newest and newest != after.newest:
+        if newest and newest not in after.sha256:
             after = self._adopt(after, newest)
         with self.mutex:
             self.lease, self.etag = before, etag
@@ -188,18 +190,27 @@ class Ownership:
             except ConflictError:
                 return False
             self.is_mine = True
-            return True
+        if newest and newest != (before.newest if before else "") and (sha256 := self.adopted[newest]):
+            _, step = parse_manifest_key(newest) or (0, 0)
+            say(f"HEAD.json did not name step {step}, {show_sha256(sha256)}: taken over, compare it with the log")
+        return True
 
     def _adopt(self, lease: Lease, newest: str) -> Lease:
-        """The lease that names a manifest whose writer died before it could move the lease itself."""
+        """The lease that names a manifest whose writer died before it could move the lease itself.
+
+        Anybody may have written it. So the lease has no SHA-256 of it, and vouches for the next one only.
+        """
         sha256, manifest = "", dict[str, Any]()
         with suppress(NotFoundError, ValueError):
             found = unseal(body := self.store.get(newest))
             check_manifest(found, self.run_id, newest)
             sha256, manifest = hashlib.sha256(body).hexdigest(), found
+        self.adopted = {newest: sha256}
+        if newest == lease.newest:  # an attempt before this one has done the same
+            return lease
         if rewind := manifest.get("rewind"):
-            return lease.rewound(newest, sha256, best=rewind["best"], swept=rewind["swept"])
-        return lease.advance(newest, sha256, is_best=is_best(manifest))
+            return lease.rewound(newest, "", best=rewind["best"], swept=rewind["swept"])
+        return lease.advance(newest, "", is_best=is_best(manifest))
 
     def _write(self, lease: Lease) -> None:
         """Replace the lease that was read last. Raises ConflictError if it is another by now, StoreError."""
@@ -233,7 +244,10 @@ class Ownership:
     def parent_of(self, step: int) -> dict[str, str]:
         """What the manifest of this attempt's checkpoint of a step says of the one before."""
         with self.mutex:
-            return self.written.parent_of(manifest_key(self.run_id, step, self.attempt))
+            parent = self.written.parent_of(manifest_key(self.run_id, step, self.attempt))
+            if parent and not parent["sha256"]:
+                parent["sha256"] = self.adopted.get(parent["manifest"], "")
+            return parent
 
     def commit(self, manifest: str, sha256: str, *, is_best: bool) -> set[str]:
         """Make this manifest the newest. Returns the manifests that it supersedes."""

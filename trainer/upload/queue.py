@@ -19,7 +19,7 @@ from trainer.process.snapshot import Snapshot
 from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError
 from trainer.store.checksum import Checksums
 from trainer.store.retry import LONGEST_PAUSE_SECONDS, Retry
-from trainer.text import say, show_bytes, show_sha256
+from trainer.text import say, show_bytes
 from trainer.upload.commit import Commit
 from trainer.upload.owner import Ownership
 from trainer.upload.unsaved import forget_checkpoint_here, save_checkpoint_here, save_file_here
@@ -147,8 +147,8 @@ class Sender:
             Checksums.of(body),
             self.ownership.parent_of(note["step"]),
         )
-        if not sys.stderr.isatty():  # before it counts, so that a log that is kept has the digest of all that do
-            say_as_uploader(f"storing step {note['step']}, {show_sha256(commit.sha256)}")
+        if not sys.stderr.isatty():  # a terminal is no log
+            say_as_uploader(commit.told())
 
         def work() -> None:
             nonlocal superseded, name

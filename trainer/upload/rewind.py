@@ -61,7 +61,7 @@ def rewind(
             ownership.claim(say, lambda before: None)
             with renewed(ownership):
                 branch(attempt)
-                copy, manifest = put_copy(ownership, target)
+                copy, manifest = put_copy(ownership, target, say)
                 ownership.renew()  # else the run was lost meanwhile
                 store.put(run_key(env.run_id, "config.json"), json.dumps(manifest["config"], indent=1).encode())
                 end(Exit.FINISHED, f"rewound to step {target.step}")
@@ -100,7 +100,9 @@ def renewed(ownership: Ownership) -> Iterator[None]:
         thread.join()
 
 
-def put_copy(ownership: Ownership, target: OldCheckpoint) -> tuple[Commit, Mapping[str, Any]]:
+def put_copy(
+    ownership: Ownership, target: OldCheckpoint, say: Callable[[str], None]
+) -> tuple[Commit, Mapping[str, Any]]:
     """Store the checkpoint as one of this attempt, after the older one. Returns what was stored, and its manifest.
 
     Its own objects, since those of the older one may have been superseded and expire any day. In `rewind` it says what
@@ -117,5 +119,6 @@ def put_copy(ownership: Ownership, target: OldCheckpoint) -> tuple[Commit, Mappi
     manifest = dict(target.manifest) | {"attempt": attempt, "time": time.time(), "rewind": origin}
     parent = {"manifest": target.key, "sha256": target.sha256}
     copy = Commit.of(run_id, attempt, manifest, Checksums.of(target.body), parent)
+    say(copy.told())
     copy.put(ownership.store, target.body)
     return copy, manifest

@@ -75,7 +75,7 @@ def resend(env: RunEnv, store: ObjectStore, lease: Lease | None, say: Callable[[
             files = folder / "files"
             for path in sorted(path for path in files.rglob("*") if path.is_file()):
                 store.put(path.relative_to(files).as_posix(), path.read_bytes())
-            if note is not None and is_newer and not send_checkpoint(env, store, lease, attempt, folder, note):
+            if note is not None and is_newer and not send_checkpoint(env, store, lease, folder, note, say):
                 say(f"{folder} holds step {note['step']} of attempt {attempt}, but its bytes are damaged: not stored")
                 continue
             if note is not None and is_newer:
@@ -94,7 +94,7 @@ def read_note(marker: Path) -> Message | None:
 
 
 def send_checkpoint(
-    env: RunEnv, store: ObjectStore, lease: Lease | None, attempt: int, folder: Path, note: Message
+    env: RunEnv, store: ObjectStore, lease: Lease | None, folder: Path, note: Message, say: Callable[[str], None]
 ) -> bool:
     """Store a saved checkpoint as the one after the lease's newest; False if it is damaged. Raises StoreError."""
     try:
@@ -105,10 +105,12 @@ def send_checkpoint(
     checksums = Checksums.of(body)
     if not checksums.is_same(Checksums.from_json(note["checksums"])):
         return False
+    attempt = int(folder.suffix[1:])
     key = manifest_key(env.run_id, note["step"], attempt)
     commit = Commit.of(
         env.run_id, attempt, note["manifest"], checksums, lease.parent_of(key) if lease is not None else {}
     )
     if not commit.is_stored(store):
+        say(commit.told())
         commit.put(store, body)
     return True

@@ -11,7 +11,8 @@ import pytest
 from tests.checkpoints import RUN, file_of, note, owner, same, send, state
 from trainer.checkpoint import restore as reading
 from trainer.checkpoint.restore import restore
-from trainer.contract import HEAD_FILE, Lease, checkpoint_key, manifest_key, seal, unseal
+from trainer.checkpoints import main
+from trainer.contract import HEAD_FILE, Exit, Lease, attempt_key, checkpoint_key, manifest_key, seal, unseal
 from trainer.manifest import data_key
 from trainer.store import ObjectStore, open_store
 from trainer.store.checksum import Checksums, crc64
@@ -142,3 +143,47 @@ def test_what_an_older_version_has_stored_of_a_checkpoint_is_the_same_checkpoint
     other = Checksums.of(file_of(state(5)))
     assert not Commit.of(RUN, 1, note(4)["manifest"], other, {}).is_stored(store)
     assert not Commit.of(RUN, 1, note(7)["manifest"], other, {}).is_stored(store)
+
+
+def test_a_manifest_that_the_head_never_named_is_taken_over_and_doubted_until_the_run_goes_on(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    forged = send(store, 1, note(5), state(5), {})
+    told = f"HEAD.json did not name step 5, SHA-256 {forged.sha256[:16]}: taken over, compare it with the log"
+    for attempt, said in ((2, [told]), (3, [])):
+        heard: list[str] = []
+        ownership = owner(store, attempt, tmp_path)
+        ownership.claim(heard.append, lambda before: None)
+        assert heard == said
+        assert restored(store) == (5, [], False)
+        if attempt == 2:
+            ownership.release()
+    sent = save(ownership, 6)
+    assert restored(store) == (6, [], True)
+    assert unseal(store.get(sent.key))["parent"] == {"manifest": forged.key, "sha256": forged.sha256}
+
+
+def test_export_and_rewind_of_a_step_read_the_chain_and_say_what_nothing_vouches_for(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("STORE", store.uri), ("RUN_ID", RUN), ("SCRATCH_DIR", str(tmp_path))):
+        monkeypatch.setenv(f"TRAINER_{name}", value)
+    export = ["export", str(tmp_path / "x"), "--weights", "model", "--step", "1"]
+    assert main(export) == Exit.FINISHED
+    assert "compare it with the log" in (said := "".join(capfd.readouterr()))
+    assert "neither HEAD.json" not in said
+    store.put(attempt_key(RUN, 1), b"{}")
+    honest = store.get(manifest_key(RUN, 1, 1))
+    forge(store, 1)
+    for words in (export, ["rewind", "1"]):
+        assert main(words) == Exit.USER
+        assert "its manifest has SHA-256" in "".join(capfd.readouterr())
+    store.put(manifest_key(RUN, 1, 1), honest)
+    store.put(data_key(manifest_key(RUN, 1, 1)), bytes(file_of(state(1))))
+    store.put(manifest_key(RUN, 2, 1), b"damaged")
+    for words in (export, ["rewind", "1"]):
+        assert main(words) == Exit.FINISHED
+        said = "".join(capfd.readouterr())
+        assert "which neither HEAD.json nor a newer one has: compare it with the log" in said
+    copy = hashlib.sha256(store.get(manifest_key(RUN, 1, 2))).hexdigest()
+    assert f"storing step 1, SHA-256 {copy[:16]}" in said

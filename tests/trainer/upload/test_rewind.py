@@ -128,9 +128,9 @@ def test_a_copy_that_a_new_owner_goes_on_from_is_kept_when_the_rewind_finds_the_
 ) -> None:
     put = rewinding.put_copy
 
-    def and_sleep(ownership: Ownership, target: rewinding.OldCheckpoint) -> tuple[Commit, Mapping[str, Any]]:
+    def and_sleep(ownership: Ownership, *given: Any) -> tuple[Commit, Mapping[str, Any]]:
         """Meanwhile another attempt takes the run, finds the copy, and goes on from it."""
-        copy, manifest = put(ownership, target)
+        copy, manifest = put(ownership, *given)
         taken = replace(read_lease(store), attempt=9, owner="another", newest=copy.key, renewed=99)
         store.put(checkpoint_key(RUN, HEAD_FILE), taken.to_json())
         return copy, manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,10 @@ def kept(store: ObjectStore, tmp_path: Path, attempt: int = 1, step: int = 7) ->
 
 def test_it_is_stored_by_the_next_attempt_and_then_gone(store: ObjectStore, tmp_path: Path) -> None:
     folder = kept(store, tmp_path)
-    assert resent(env(store, tmp_path, 2), store, Lease(attempt=1)) == [
-        "stored the checkpoint of step 7 that attempt 1 could not store"
-    ]
+    digest, stored = resent(env(store, tmp_path, 2), store, Lease(attempt=1))
+    sha256 = hashlib.sha256(store.get(manifest_key(RUN, 7, 1))).hexdigest()
+    assert digest == f"storing step 7, SHA-256 {sha256[:16]}"
+    assert stored == "stored the checkpoint of step 7 that attempt 1 could not store"
     assert store.get(f"runs/{RUN}/metrics/1/a.jsonl") == b"rows"
     assert store.info(manifest_key(RUN, 7, 1)).bytes
     assert not folder.exists()
