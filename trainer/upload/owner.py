@@ -157,7 +157,7 @@ class Ownership:
             with self.mutex:
                 held, holder, etag = self.is_held_by_another(), self.lease, self.etag
                 if not held:
-                    self._refuse_later()
+                    self.refuse_later()
             if not held or holder is None:
                 resend(holder)
                 if self._take(holder, etag, say):
@@ -172,7 +172,7 @@ class Ownership:
                 raise LostRunError(f"{who}; it is alive: stop that one, or start a new run (RUN=another-name)")
             time.sleep(min(1.0, self.lease_seconds / 10))
 
-    def _refuse_later(self) -> None:
+    def refuse_later(self) -> None:
         if self.lease is not None and self.lease.attempt > self.attempt:
             self.is_mine = False
             raise LostRunError(f"attempt {self.lease.attempt} has taken the run over from attempt {self.attempt}")
@@ -231,7 +231,7 @@ class Ownership:
             while True:
                 if self.etag == UNKNOWN:
                     self._reread()
-                self._refuse_later()
+                self.refuse_later()
                 found, before = self.lease, self.written
                 if found is not None and found.attempt == self.attempt and found.renewed > before.renewed:
                     before = found  # our own write, of which we heard nothing; somebody put an older lease back

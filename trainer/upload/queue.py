@@ -159,6 +159,7 @@ class Sender:
         answer: Message = {"seq": note["seq"], "step": note["step"]}
         try:
             if not self.ownership.is_mine:
+                self.ownership.refuse_later()  # says who has it, where that is known
                 raise LostRunError("the run was taken over")
             # A checkpoint is never stored without the metrics before it.
             if not self.failed and done_in_time(self.retry, f"step {note['step']}", work):
