@@ -18,10 +18,12 @@ from infra.guard.rules import Heartbeat, Signs
 from infra.run.fleet import SPOT, FleetMachine
 from infra.run.spec import Spec
 from infra.run.spend import Machine, Spend
-from infra.run.values import MOST_BYTES
+from infra.run.values import MOST_BYTES, printable
 from trainer.contract import HEAD_FILE, Lease, UserError, attempt_key, checkpoint_key, run_key
 
 T = TypeVar("T")
+
+MESSAGE_LETTERS = 1_000  # of what a machine says: the guard keeps it, and must be able to read that again
 
 
 class UnreadableError(Exception):
@@ -130,7 +132,7 @@ def read_signs(
         body, readable = failed.json(), len(problems)
         later = get(attempt_key(run_id, _int(body.get("attempt")) + 1))  # attempts are numbered without a gap
         if later is None and len(problems) == readable:
-            return Signs(failed=failed.at, failure=str(body.get("message", ""))), problems
+            return Signs(failed=failed.at, failure=printable(str(body.get("message", "")), MESSAGE_LETTERS)), problems
     if not is_running:
         return Signs(), problems
     readable = len(problems)
@@ -139,7 +141,8 @@ def read_signs(
         return Signs(heartbeat=Heartbeat(at=0.0) if len(problems) == readable else None), problems
     body = beat.json()
     attempt = _int(body.get("attempt"))
-    mark = f"attempt {attempt}, {body.get('phase', '')}, step {body.get('step', 0)}, {body.get('progress', 0)}"
+    phase, step, progress = (printable(str(body.get(name, "")), 100) for name in ("phase", "step", "progress"))
+    mark = f"attempt {attempt}, {phase}, step {step or 0}, {progress or 0}"
     ended = get(attempt_key(run_id, attempt)) if now - beat.at > 60 else None
     return Signs(
         heartbeat=Heartbeat(at=beat.at, mark=mark),

@@ -77,9 +77,11 @@ def training_run(arns: Arns) -> list[Statement]:
         list_bucket(arns, "datasets/*", RUNS, "checkpoints/*"),
         Statement(actions=["s3:GetObject"], on=arns.objects("datasets/*", RUNS, "checkpoints/*"), why=KEYS),
         Statement(actions=["s3:PutObject"], on=arns.objects(RUNS, "checkpoints/*"), why=KEYS),
-        Statement(actions=["s3:PutObjectTagging", "s3:AbortMultipartUpload"], on=checkpoints, why=KEYS),
+        Statement(actions=["s3:PutObjectTagging"], on=checkpoints, why=KEYS),
+        Statement(actions=["s3:AbortMultipartUpload"], on=arns.objects(RUNS, "checkpoints/*"), why=KEYS),
         Statement(actions=["s3:ListBucketMultipartUploads"], on=[arns.bucket]),
         no_control(arns),
+        no_other_storage(arns),
     ]
 
 
@@ -98,7 +100,9 @@ def preparing_run(arns: Arns) -> list[Statement]:
             condition={"Bool": {"s3:ObjectCreationOperation": "false"}},
             why=KEYS,
         ),
+        Statement(actions=["s3:AbortMultipartUpload"], on=[*datasets, *runs], why=KEYS),
         no_control(arns),
+        no_other_storage(arns),
     ]
 
 
@@ -133,6 +137,7 @@ def machine(arns: Arns, group: str) -> list[Statement]:
     ]
     return [
         no_control(arns),
+        no_other_storage(arns),
         Statement(actions=["secretsmanager:GetSecretValue"], on=[arns.secret]),
         *(pull if arns.repository else []),
         Statement(actions=["logs:CreateLogStream", "logs:PutLogEvents"], on=[arns.run_logs]),
@@ -143,6 +148,13 @@ def machine(arns: Arns, group: str) -> list[Statement]:
             why=GROUP_ID,
         ),
     ]
+
+
+def no_other_storage(arns: Arns) -> Statement:
+    """The alarm on the bucket's size sees the standard class alone. A request without a class means that one."""
+    name = "s3:x-amz-storage-class"
+    other = {"Null": {name: "false"}, "StringNotEquals": {name: "STANDARD"}}
+    return Statement(actions=["s3:PutObject"], on=arns.objects("*"), condition=other, effect="Deny")
 
 
 def no_control(arns: Arns) -> Statement:

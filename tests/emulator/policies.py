@@ -64,7 +64,13 @@ class Caller:
 
 
 def trusts(trust: Document, caller: str) -> bool:
-    """Whether a role's trust policy names the caller, a role's ARN or a service, and no condition is in the way."""
+    """Whether a role's trust policy names the caller, a role's ARN or a service, and no condition is in the way.
+
+    Raises ValueError for a principal that AWS takes for many, which this simulator does not know.
+    """
+    for name in (name for one in statements(trust) for names in one["Principal"].values() for name in texts(names)):
+        if name == "*" or name.isdecimal() or name.endswith(":root"):
+            raise ValueError(f"the principal {name} stands for many: the simulator does not know it")
     said = [
         statement["Effect"]
         for statement in statements(trust)

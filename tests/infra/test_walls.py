@@ -127,9 +127,20 @@ def test_a_preparation_alone_creates_datasets_and_nobody_creates_more_than_he_ma
 def test_nobody_deletes_and_a_run_tags_its_own_checkpoints_alone(key: str) -> None:
     own = {TRAINER} if key.startswith("checkpoints/rn50-1/") else NOBODY
     resource = f"{arns().bucket}/{key}"
-    assert who("s3:PutObjectTagging", resource) == who("s3:AbortMultipartUpload", resource) == own
+    assert who("s3:PutObjectTagging", resource) == own
+    ends = {TRAINER} if key.startswith("runs/rn50-1/") else own  # its own unfinished uploads
+    ends = {PREPARER} if key.startswith(("runs/prepare-1/", "datasets/")) else ends
+    assert who("s3:AbortMultipartUpload", resource) == ends
     for action in ("s3:DeleteObject", "s3:DeleteObjectVersion", "s3:PutObjectVersionTagging", "s3:GetObjectVersion"):
         assert who(action, resource) == NOBODY
+
+
+@pytest.mark.parametrize("key", WRITE)
+def test_no_object_hides_in_a_storage_class_that_the_alarm_does_not_see(key: str) -> None:
+    for storage in ("GLACIER_IR", "STANDARD_IA"):
+        assert who("s3:PutObject", f"{arns().bucket}/{key}", NEW | {"s3:x-amz-storage-class": storage}) <= {GUARD}
+    standard = {"s3:x-amz-storage-class": "STANDARD"}
+    assert who("s3:PutObject", f"{arns().bucket}/{key}", OVER | standard) == WRITE[key]
 
 
 @pytest.mark.parametrize("prefix", LIST)

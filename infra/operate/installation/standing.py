@@ -88,17 +88,19 @@ def kept_image(aws: Aws, installation: Installation) -> list[Kept]:
     """The image that the training stack runs, if it is in this account's registry."""
     uri = aws.outputs(installation.training_stack).get(Output.IMAGE, "")
     registry, _, name = uri.partition("/")
-    repository, _, tag = name.partition(":")
-    if ".dkr.ecr." not in registry or not tag:
+    named, _, digest = name.partition("@")
+    repository, _, tag = named.partition(":")
+    if not registry.startswith(f"{aws.account}.dkr.ecr.{aws.region}."):
         return []
     ecr = aws.client("ecr")
+    wanted = {"imageDigest": digest} if digest else {"imageTag": tag}
     with explained(f"the image {uri}"):
         try:
-            (image,) = ecr.describe_images(repositoryName=repository, imageIds=[{"imageTag": tag}])["imageDetails"]
+            (image,) = ecr.describe_images(repositoryName=repository, imageIds=[wanted])["imageDetails"]
         except (ecr.exceptions.ImageNotFoundException, ecr.exceptions.RepositoryNotFoundException):
             return []
     count = image["imageSizeInBytes"]
-    return [Kept("image", f"{repository}:{tag[:24]}", size(count), count / 1e9 * ECR_USD_PER_GB_MONTH)]
+    return [Kept("image", f"{repository}:{(tag or digest)[:24]}", size(count), count / 1e9 * ECR_USD_PER_GB_MONTH)]
 
 
 def print_kept(kept: list[Kept]) -> None:

@@ -66,7 +66,15 @@ def _rules(bucket: ExplainedBucket) -> dict[str, dict[str, Any]]:
         if error.response["Error"].get("Code") != "NoSuchLifecycleConfiguration":
             raise
         return {}
-    return {rule.get("ID", str(number)): rule for number, rule in enumerate(found)}
+    return {rule.get("ID", str(number)): _in_todays_form(rule) for number, rule in enumerate(found)}
+
+
+def _in_todays_form(rule: dict[str, Any]) -> dict[str, Any]:
+    """The older form has its prefix beside its filter's place, and S3 takes no mixture of both."""
+    if "Prefix" not in rule:
+        return rule
+    others = {name: value for name, value in rule.items() if name != "Prefix"}
+    return {"Filter": {"Prefix": rule["Prefix"]}, **others}
 
 
 def _days(rule: dict[str, Any]) -> list[Any]:

@@ -102,3 +102,16 @@ def test_a_refused_notice_is_told_at_the_next_look(lab: Lab) -> None:
     assert lab.mail() == []
     lab.tick(602)
     assert len(lab.mail()) == 1
+
+
+def test_what_a_machine_says_does_not_make_the_guard_s_memory_too_large_to_be_read_again(lab: Lab) -> None:
+    lab.launch()
+    lab.beat(phase="\u00e9" * 150_000)
+    lab.tick(1)
+    lab.tick(1)
+    assert len(lab.get(run_key(RUN, "guard.json"))) < 10_000
+    lab.put(run_key(RUN, "failed.json"), {"attempt": 9, "message": "\u00e9" * 150_000})
+    lab.tick(1)
+    lab.tick(1)
+    assert len(lab.get(run_key(RUN, "guard.json"))) < 10_000
+    assert lab.desired() == 0

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
+from infra.config import Installation, Output
 from infra.operate.commands.cost import attempt_row, total
+from infra.operate.installation.standing import kept_image
+from infra.operate.session import Aws as Operator
 from infra.run.spend import Machine, Spend
 from tests.emulator.aws import Aws
 from tests.infra import deployed
@@ -108,3 +114,30 @@ def test_a_run_that_bills_tells_how_fast() -> None:
 def test_an_attempt_of_another_version_is_shown_as_far_as_it_goes() -> None:
     assert attempt_row({})[0] == ""
     assert attempt_row({"attempt": 3, "machine": "host"})[:2] == ("3", "host")
+
+
+@pytest.mark.parametrize(
+    ("image", "asked"),
+    [
+        ("1.dkr.ecr.eu-west-1.amazonaws.com/team/trainer@sha256:0", [("team/trainer", {"imageDigest": "sha256:0"})]),
+        ("1.dkr.ecr.eu-west-1.amazonaws.com/team/trainer:v1", [("team/trainer", {"imageTag": "v1"})]),
+        ("2.dkr.ecr.eu-west-1.amazonaws.com/team/trainer@sha256:0", []),  # of another account: it pays
+        ("1.dkr.ecr.us-east-1.amazonaws.com/team/trainer@sha256:0", []),
+        ("ghcr.io/team/trainer@sha256:0", []),
+        ("", []),
+    ],
+)
+def test_a_given_image_bills_where_it_is_in_the_registry_of_this_account(image: str, asked: list[Any]) -> None:
+    found: list[Any] = []
+
+    def describe_images(repositoryName: str, imageIds: list[dict[str, str]]) -> Any:  # noqa: N803  # as boto3
+        found.append((repositoryName, *imageIds))
+        return {"imageDetails": [{"imageSizeInBytes": 1e9}]}
+
+    ecr = SimpleNamespace(describe_images=describe_images)
+    aws = SimpleNamespace(
+        account="1", region="eu-west-1", client=lambda service: ecr, outputs=lambda stack: {Output.IMAGE: image}
+    )
+    kept = kept_image(cast(Operator, aws), Installation())
+    assert found == asked
+    assert [one.usd_per_month for one in kept] == [pytest.approx(0.1)] * len(asked)

@@ -26,10 +26,18 @@ NO_CONTROL = (
     ["BUCKET/runs/*/spec.json", "BUCKET/runs/*/spend.json", "BUCKET/runs/*/guard.json"],
 )
 
+STANDARD_STORAGE = (
+    "Deny",
+    ["s3:PutObject"],
+    ["BUCKET/*"],
+    {"Null": {"s3:x-amz-storage-class": "false"}, "StringNotEquals": {"s3:x-amz-storage-class": "STANDARD"}},
+)
+
 
 def of_every_machine(kind: str, pull: list[Any]) -> list[Any]:
     return [
         NO_CONTROL,
+        STANDARD_STORAGE,
         (["secretsmanager:GetSecretValue"], ["SECRET"]),
         *pull,
         (["logs:CreateLogStream", "logs:PutLogEvents"], ["<RunLogs.Arn>"]),
@@ -72,9 +80,11 @@ TRAINING_RUN = [
     (["s3:ListBucket"], ["BUCKET"], prefixes("datasets/*", "runs/*", "checkpoints/*")),
     (["s3:GetObject"], ["BUCKET/datasets/*", "BUCKET/runs/*", "BUCKET/checkpoints/*"]),
     (["s3:PutObject"], ["BUCKET/runs/*", "BUCKET/checkpoints/*"]),
-    (["s3:PutObjectTagging", "s3:AbortMultipartUpload"], ["BUCKET/checkpoints/*"]),
+    (["s3:PutObjectTagging"], ["BUCKET/checkpoints/*"]),
+    (["s3:AbortMultipartUpload"], ["BUCKET/runs/*", "BUCKET/checkpoints/*"]),
     (["s3:ListBucketMultipartUploads"], ["BUCKET"]),
     NO_CONTROL,
+    STANDARD_STORAGE,
 ]
 PREPARATION_MACHINE = [
     (["s3:ListBucket"], ["BUCKET"], prefixes("runs/prepare-*")),
@@ -95,7 +105,9 @@ PREPARATION_RUN = [
     (["s3:PutObject"], ["BUCKET/runs/prepare-*/*"]),
     (["s3:PutObject"], ["BUCKET/datasets/*"], {"Null": {"s3:if-none-match": "false"}}),
     (["s3:PutObject"], ["BUCKET/datasets/*"], {"Bool": {"s3:ObjectCreationOperation": "false"}}),
+    (["s3:AbortMultipartUpload"], ["BUCKET/datasets/*", "BUCKET/runs/prepare-*/*"]),
     NO_CONTROL,
+    STANDARD_STORAGE,
 ]
 GUARD = [
     (
