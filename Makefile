@@ -1,13 +1,25 @@
 # resnet-spot. `make` lists the targets; anything longer than two lines lives in Python.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 
 # make would run $(shell …) in a value that it was given, wherever it reads or exports that. So a value that was typed,
 # or that the next lines take from the environment, is text from here on.
-TYPED := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
-TAKEN := PYTHON RECIPE RUN DATA STORE SCRATCH ARGS IMAGE BASE
+override TYPED := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+TAKEN := PYTHON RECIPE RUN DATA STORE SCRATCH ARGS IMAGE BASE ON
 GIVEN := $(foreach name,$(TAKEN),$(if $(filter environment,$(firstword $(origin $(name)))),$(name)))
-$(foreach name,$(TYPED) $(GIVEN),$(eval override export $(name) := $$(value $(name))))
+$(foreach name,$(TYPED) $(GIVEN),$(eval override $(name) := $$(value $(name)))$(eval export $(name)))
+
+# What deletes or spends without a question counts only where it was typed: an exported YES=1 may mean anything. So may
+# an exported MAKEFLAGS=YES=1, which make takes for typed.
+override FLAGS_OF_MAKE = { tr '\0\n' '\n ' < "/proc/$$PPID/environ" || $(if $(filter 3.%,$(MAKE_VERSION)),env,:); } 2> /dev/null
+override SWITCHES := PURGE YES ANYWAY ON
+override MEANT := $(filter $(SWITCHES),$(TYPED))
+override FLAGS := $(if $(MEANT),$(if $(filter 0,$(MAKELEVEL)),$(shell $(FLAGS_OF_MAKE) | grep MAKEFLAGS= | tr -d '\\')))
+override MEANT := $(foreach switch,$(MEANT),$(if $(filter $(switch) $(addprefix $(switch),=% :% +% ?% !%), \
+  $(subst MAKEFLAGS=, ,$(FLAGS))),,$(switch)))
+$(foreach switch,$(SWITCHES),$(if $(filter $(switch),$(MEANT)),,$(eval unexport $(switch))))
+override AWS := $(if $(filter ON,$(MEANT)),$(filter aws,$(ON)))
 
 PYTHON ?= python3
 RECIPE ?= digits
@@ -43,13 +55,13 @@ OPERATE = "$$INFRA/bin/python" -m infra --make
 OPERATE_ARGS = $(INFRA_ARGS) infra --make
 COMPILE = "$$BIN/uv" pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
 
+# PYTHON= is a program, or one with words of its own (uv run python). env starts it, so that no word is the shell's.
+CHOOSE = set -f; if type -P "$$PYTHON" > /dev/null; then python=("$$PYTHON"); else python=($$PYTHON); fi;
+CHOSEN = env -- "$${python[@]}"
 define need-python
-@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-  { echo "error: $$("$$PYTHON" --version 2>&1): Python 3.11 or later is needed; name one: make PYTHON=python3.12"; exit 1; }
+@$(CHOOSE) $(CHOSEN) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "error: $$($(CHOSEN) --version 2>&1): Python 3.11 or later is needed; name one: make PYTHON=python3.12"; exit 1; }
 endef
-
-# What deletes or spends without a question counts only where it was typed: an exported YES=1 may mean anything.
-$(foreach switch,PURGE YES ANYWAY,$(if $(filter $(switch),$(TYPED)),,$(eval unexport $(switch))))
 
 ## On this machine
 
@@ -76,7 +88,7 @@ image: ## build the container image (BASE= another base with Python 3.11)
 .PHONY: docker-train
 docker-train: ## train in the image, on all GPUs where there are any; results in STORE= (a folder, or s3://)
 	$(need-python)
-	@"$$PYTHON" -m trainer.container
+	@$(CHOOSE) exec $(CHOSEN) -m trainer.container
 
 .PHONY: clean
 clean: ## remove results, scratch and environment of this checkout
@@ -85,8 +97,9 @@ clean: ## remove results, scratch and environment of this checkout
 ## Data
 
 .PHONY: prepare
-prepare: $(if $(ON),$(INFRA)/.infra,$(VENV)/.trainer) ## turn DATA= (hub id, parquet, image folder) into shards in STORE=; ON=aws: on a CPU machine there
-	@$(if $(ON),$(OPERATE) prepare,$(PY_ARGS) trainer.prepare --store "$$TRAINER_STORE" --data "$${TRAINER_DATA:-ILSVRC/imagenet-1k}")
+prepare: $(if $(AWS),$(INFRA)/.infra,$(VENV)/.trainer) ## turn DATA= (hub id, parquet, image folder) into shards in STORE=; ON=aws: on a CPU machine there
+	@case "$$ON" in "" | aws) ;; *) echo "error: ON=$$ON: ON=aws prepares on a machine there; without it, here" >&2; exit 1 ;; esac
+	@$(if $(AWS),$(OPERATE) prepare,$(PY_ARGS) trainer.prepare --store "$$TRAINER_STORE" --data "$${TRAINER_DATA:-ILSVRC/imagenet-1k}")
 
 ## AWS
 
@@ -217,7 +230,7 @@ bench-image: $(VENV)/.dev ## measure what IMAGE= weighs, compressed, and which p
 help: ## list these targets
 	@echo "resnet-spot: ResNet-50 on ImageNet, on one spot GPU. Variables: RECIPE= RUN= DATA= STORE= SCRATCH= ARGS=\"--epochs 4\""
 	@echo "of a run on AWS, too: HOURS= BUDGET=dollars MARKET=on-demand TYPES=g6.xlarge ON_DEMAND_AFTER=minutes ANYWAY=1"
-	@awk -F':.*## ' '/^## /{print "\n" substr($$0, 4)} /^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^## /{print "\n" substr($$0, 4)} /^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 .PHONY: lock
 lock: $(VENV)/.dev ## renew requirements/*.txt from pyproject.toml
@@ -236,10 +249,10 @@ TORCH_SIZE = the first time downloads about 3 GB, torch with CUDA, and takes 6 G
 INFRA_SIZE = the first time downloads CDK and Node.js, and takes 550 MB of disk
 define set-up
 $(need-python)
-@"$$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || \
+@$(CHOOSE) $(CHOSEN) -c 'import ensurepip, venv' 2>/dev/null || \
   { echo "error: $$PYTHON has no venv module: on Debian, install it: apt install python3-venv"; exit 1; }
 @echo "setting up $$$(1) for $(2) (once; $(3))"
-@test -x "$$$(1)/bin/python" || "$$PYTHON" -m venv -- "$$$(1)"
+@$(CHOOSE) test -x "$$$(1)/bin/python" || $(CHOSEN) -m venv -- "$$$(1)"
 @"$$$(1)/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 @"$$$(1)/bin/uv" pip install --python "$$$(1)/bin/python" --require-hashes -r requirements/$(2).txt
 endef

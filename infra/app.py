@@ -10,7 +10,7 @@ import sys
 import aws_cdk as cdk
 
 from infra.config import Installation
-from infra.run.values import printable
+from infra.run.values import printable_lines
 from infra.stacks.storage import StorageStack
 from infra.stacks.training import TrainingStack
 from trainer.contract import Exit, UserError
@@ -27,7 +27,7 @@ def main() -> int:
         installation = Installation.from_context(app.node.get_all_context())
         build(app, installation)
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(f"error: {printable_lines(str(error))}", file=sys.stderr)
         return Exit.USER
     app.synth()
     return Exit.FINISHED

@@ -16,7 +16,7 @@ from tests import ROOT
 
 TARGETS = re.findall(r"^\.PHONY: (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
 DEFAULTED = re.findall(r"^(\w+) *\?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
-OTHERS = ["FROM", "HOURS", "BUDGET", "TYPES", "PURGE", "YES", "FAST", "AWS_ENDPOINT_URL", "HF_TOKEN", "UNKNOWN"]
+OTHERS = ["FROM", "HOURS", "BUDGET", "TYPES", "PURGE", "YES", "ON", "FAST", "AWS_ENDPOINT_URL", "HF_TOKEN", "UNKNOWN"]
 PROGRAMS = ["PYTHON", "VENV", "BIN", "INFRA"]  # whoever sets these chooses a program, but no second one
 STAND_IN = f"""#!/bin/sh
 case "$2" in trainer.words | trainer.container) exec {sys.executable} "$@" ;; esac
@@ -123,3 +123,59 @@ def test_an_open_quote_in_args_is_an_error_with_its_fix(checkout: Path) -> None:
 def test_quotes_in_args_group_words_as_before(checkout: Path) -> None:
     make(checkout, "checkpoints", 'ARGS=export "my weights.safetensors" it\\\'s $HOME ~ * a\\ b')
     assert logged(checkout, "arguments")[3:-1] == ["export", "my weights.safetensors", "it's", "$HOME", "~", "*", "a b"]
+
+
+@pytest.mark.parametrize(
+    "exported",
+    [
+        {"ON": "aws", "YES": "1"},
+        {"ON": "$(shell touch PWNED-ON)"},
+        {"MAKEFLAGS": "ON=aws YES=1"},
+        {"MAKEFLAGS": "-k -- Y\\ES=1\nON:=aws MEANT=ON FLAGS="},
+        {"GNUMAKEFLAGS": "ON\\ ::=\\ aws TYPED=YES YES=1"},
+    ],
+)
+def test_what_spends_or_deletes_counts_only_where_it_was_typed(exported: dict[str, str], checkout: Path) -> None:
+    make(checkout, "prepare", "STORE=typed", **exported)
+    assert logged(checkout, "arguments")[1:3] == ["-m", "trainer.prepare"]
+    assert "TRAINER_STORE=typed" in logged(checkout, "environ")
+    assert not [entry for entry in logged(checkout, "environ") if entry.startswith(("ON=", "YES="))]
+    assert not created(checkout)
+
+
+def test_a_typed_switch_counts_with_other_flags_exported_and_on_is_aws_or_an_error(checkout: Path) -> None:
+    make(checkout, "prepare", "ON=aws", "YES=1", MAKEFLAGS="--no-print-directory RUN=r")
+    assert logged(checkout, "arguments")[1:5] == ["-m", "infra", "--make", "prepare"]
+    assert {"YES=1", "RUN=r"} <= {*logged(checkout, "environ")}
+    (checkout / "log.arguments").unlink()
+    assert "ON=gcp: ON=aws prepares on a machine there" in make(checkout, "prepare", "ON=gcp").stderr
+    assert not (checkout / "log.arguments").exists()
+
+
+def test_python_may_be_several_words_and_none_of_them_is_a_command_of_the_shell(checkout: Path) -> None:
+    python = checkout / "my python"
+    python.symlink_to(checkout / ".venv/bin/python")
+    for value in ("env WORD=1 .venv/bin/python", str(python)):
+        ended = make(checkout, "docker-train", f"PYTHON={value}")
+        assert ended.returncode == 0, ended.stderr
+    assert "WORD=1" in logged(checkout, "environ")
+    for value in ("eval touch PWNED-1", "eval .venv/bin/python; touch PWNED-2", "source PWNED*"):
+        assert make(checkout, "docker-train", f"PYTHON={value}").returncode
+    assert not created(checkout)
+
+
+def test_an_environment_is_set_up_once_by_a_parallel_make(checkout: Path) -> None:
+    for name in (".infra", ".dev", "bin/pip", "bin/uv"):
+        (checkout / ".venv-infra" / name).unlink(missing_ok=True)
+        if name.startswith("bin"):
+            (checkout / ".venv-infra" / name).symlink_to("python")
+    (checkout / "node_modules/.package-lock.json").unlink()
+    said = make(checkout, "-j4", "test", "PYTHON=.venv/bin/python").stdout
+    assert said.count("setting up .venv-infra for") == 1
+
+
+def test_help_reads_no_name_of_a_file_as_a_command(checkout: Path) -> None:
+    (checkout / "x;echo>PWNED-help").touch()
+    ended = make(checkout, "help", MAKEFILES="x;echo>PWNED-help")
+    assert "make train" in ended.stdout
+    assert created(checkout) == ["x;echo>PWNED-help"]

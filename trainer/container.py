@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from trainer.contract import DRAIN_SECONDS, Exit, UserError
 from trainer.process.scratch import open_scratch
+from trainer.recipes.named import default_data
 from trainer.text import filter_tracebacks, say, show_name
 from trainer.words import split_words
 
@@ -48,13 +49,14 @@ def run_options(environ: Mapping[str, str], secrets: Path) -> list[str]:
     """The options of `docker run` for this user's variables. Writes the secrets. Raises UserError."""
     scratch = open_scratch(environ["TRAINER_SCRATCH_DIR"])
     store, data = store_options(environ["TRAINER_STORE"]), data_options(environ["TRAINER_DATA"])
+    source = environ["TRAINER_DATA"] or default_data(environ["RECIPE"])
     options = [*WALLS, "--user", f"{os.getuid()}:{os.getgid()}", "-e", "TRAINER_RUN_ID"]
     options += ["-t"] * os.isatty(2) + ["--gpus", "all"] * bool(shutil.which("nvidia-smi"))
     if is_local(environ.get("AWS_ENDPOINT_URL", "")):
         options += ["--network", "host"]  # on its own network, the container's localhost is another one
     for name in AWS_SETTINGS:
         options += ["-e", name]
-    if "-v" not in data and not environ["TRAINER_DATA"].startswith("s3://"):  # else no hub is asked
+    if "-v" not in data and source != "digits" and not source.startswith("s3://"):  # else no hub is asked
         options += token_options(environ, secrets)
     if environ["TRAINER_STORE"].startswith("s3://") or environ["TRAINER_DATA"].startswith("s3://"):
         options += aws_options(environ, secrets, scratch)

@@ -104,6 +104,16 @@ class RunEnv:
         return str(next(f.metadata["variable"] for f in fields(cls) if f.name == name))
 
 
+def check_hub_address(address: str) -> str:
+    """The address of the hub, from HF_ENDPOINT. Raises UserError for one to which a token would travel without TLS."""
+    if not re.fullmatch(r"https://.+|http://(localhost|127(\.[0-9]{1,3}){3})(:[0-9]+)?(/.*)?", address):
+        raise UserError(
+            f"HF_ENDPOINT={address!r} is not asked, since a token would travel without TLS: use https://…, or "
+            "http:// on 127.0.0.1 or localhost"
+        )
+    return address
+
+
 # Keys of the store. The first element is the lifetime: IAM and lifecycle rules are by prefix.
 
 RESERVED = ".store-"  # the files of a store that is a folder begin so; no part of a key may

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 MOST_LETTERS_OF_A_LINE = 4_000  # of what is shown: no honest line has more
-_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
 class _Forgiving(io.FileIO):

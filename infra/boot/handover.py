@@ -66,7 +66,7 @@ class Folder:
         new.replace(file)
 
 
-class Metadata:
+class Relay:
     """Copies the documents of the metadata service (IMDSv2)."""
 
     def __init__(self, url: str, folder: Folder):
@@ -164,7 +164,7 @@ def main() -> None:
     source = f"[default]\ncredential_process = cat {CONTAINER}/credentials.json\n"
     folder.write("aws-config", source)
     url = environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254").rstrip("/")
-    threading.Thread(target=Metadata(url, folder).look_for_ever, daemon=True).start()
+    threading.Thread(target=Relay(url, folder).look_for_ever, daemon=True).start()
     while not (live / "data").exists():  # the run's script writes it once it has read the spec
         time.sleep(0.1)
     role, bucket = environ["RUN_ROLE"], environ["STORE"][len("s3://") :]

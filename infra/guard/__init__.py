@@ -93,7 +93,7 @@ class Guard:
             try:
                 groups.append(fleet.group_state(self.autoscaling, name))
             except Exception as error:  # noqa: BLE001  # as in `noted`
-                problems.append(f"the group {name}: {error}")
+                problems.append(printable(f"the group {name}: {error}"))
                 groups.append(presume(name, machines))
         return [group for group in groups if group]
 
@@ -186,7 +186,7 @@ class Guard:
         done = []
         for id, reason in machines.items():
             with noted(problems, f"terminating {id}"):
-                print(f"terminating {id}: {reason}")
+                print(f"terminating {id}: {printable(reason)}")
                 self.ec2.terminate_instances(InstanceIds=[id])
                 done.append(id)
         return done
@@ -252,8 +252,8 @@ def noted(problems: list[str], what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001  # whatever it is, the tick goes on
-        problems.append(f"{what}: {error}")
-        print(f"{what}: {error}")
+        problems.append(printable(f"{what}: {error}"))
+        print(problems[-1])
         if not isinstance(error, reading.UnreadableError) and not hasattr(error, "response"):
             traceback.print_exc()  # no answer of AWS, so an error of ours
 
@@ -277,4 +277,4 @@ def _guard() -> Guard:
 def handler(event: object, context: object) -> None:
     """Run one tick. Raises if something could not be read or done, so that the alarm on failures sends a mail."""
     if problems := _guard().tick(time.time()):
-        raise RuntimeError("; ".join(problems))
+        raise RuntimeError("; ".join(map(printable, problems)))

@@ -194,7 +194,7 @@ def _spot_price(ec2: Any, machine: FleetMachine, now: float) -> float:
         )["SpotPriceHistory"]  # fmt: skip
         return float(max(history, key=lambda entry: entry["Timestamp"])["SpotPrice"]) if history else 0.0
     except Exception as error:  # noqa: BLE001  # a budget must hold without it
-        print(f"no spot price of {machine.type} in {machine.zone}: {error}")
+        print(printable(f"no spot price of {machine.type} in {machine.zone}: {error}"))
         return 0.0
 
 

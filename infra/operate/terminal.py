@@ -22,7 +22,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from infra.run.values import STEERING, printable
+from infra.run.values import STEERING, printable, printable_lines
 
 __all__ = [
     "Cell", "Group", "LiveLine", "RenderableType", "Text", "ask", "clear", "display", "display_commands",
@@ -56,7 +56,7 @@ def console() -> Console:
 def display(*things: RenderableType) -> None:
     """Print each thing on lines of its own."""
     to = console()
-    things = tuple(printable(one) if isinstance(one, str) else one for one in things)
+    things = tuple(printable_lines(one) if isinstance(one, str) else one for one in things)
     if to.is_terminal:
         to.print(*things, sep="\n")
     else:
@@ -65,7 +65,7 @@ def display(*things: RenderableType) -> None:
 
 def show_line(text: object, file: TextIO | None = None) -> None:
     """Print the text as it is, unwrapped, on standard output or another file."""
-    print(printable(str(text)), file=file or sys.stdout, flush=True)
+    print(printable_lines(str(text)), file=file or sys.stdout, flush=True)
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

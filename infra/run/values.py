@@ -9,14 +9,25 @@ from typing import Any
 MOST = 1e10  # of dollars, hours or Unix seconds: no honest file has more
 MOST_BYTES = 1 << 20  # of an object that is read whole: no honest JSON of a run has more
 MOST_LETTERS = 4_000  # of a text that is shown
-# What steers a terminal, and turns the direction of text: all of it but tab and line feed.
-STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+MOST_LINES = 1_000  # likewise
+# What steers a terminal, turns the direction of text, is invisible, or is not in UTF-8: all but tab and line feed.
+STEERING = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060\u2066-\u2069\ud800-\udfff\ufeff]"
+)
 
 
 def printable(text: str, most: int = MOST_LETTERS) -> str:
     r"""The text as any terminal can take it: what steers one is escaped, as in \x1b, and what is too long is cut."""
     shown = STEERING.sub(lambda found: ascii(found[0])[1:-1], text[: most + 1])
     return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+
+
+def printable_lines(text: str) -> str:
+    """The text, each line of it `printable`. Of too many lines, those in the middle are left out."""
+    lines = text.split("\n")
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES // 2 : -MOST_LINES // 2] = ["…"]
+    return "\n".join(map(printable, lines))
 
 
 def check_number(name: str, value: object, most: float = MOST) -> float:

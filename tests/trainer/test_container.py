@@ -41,7 +41,7 @@ def options(tmp_path: Path, secrets: Path, monkeypatch: pytest.MonkeyPatch) -> C
     (tmp_path / "home").mkdir()
 
     def read(**environ: str) -> list[str]:
-        given = {"TRAINER_STORE": "out", "TRAINER_DATA": "", "TRAINER_SCRATCH_DIR": ".scratch"}
+        given = {"TRAINER_STORE": "out", "TRAINER_DATA": "", "TRAINER_SCRATCH_DIR": ".scratch", "RECIPE": "digits"}
         for file in secrets.iterdir():
             file.unlink()
         return run_options(given | environ, secrets)
@@ -67,9 +67,12 @@ def test_keys_and_token_are_files_that_only_this_user_reads(
 
 def test_a_secret_goes_only_where_the_run_needs_it(options: Callable[..., list[str]], secrets: Path) -> None:
     Path("photos").mkdir()
-    for environ in ({"TRAINER_DATA": "photos"}, {"TRAINER_DATA": "s3://b/data"}):
+    for environ in ({"TRAINER_DATA": "photos"}, {"TRAINER_DATA": "s3://b/data"}, {}, {"TRAINER_DATA": "digits"}):
         options(**environ, HF_TOKEN=TOKEN)
         assert not list(secrets.iterdir())
+    for environ in ({"RECIPE": "finetune"}, {"TRAINER_DATA": "org/images"}):
+        options(**environ, HF_TOKEN=TOKEN)
+        assert [file.name for file in secrets.iterdir()] == ["hf_token"]
     options(TRAINER_DATA="org/images", **KEYS)
     assert not list(secrets.iterdir())
     options(TRAINER_DATA="s3://b/data", **KEYS)
@@ -195,7 +198,8 @@ def test_a_signal_reaches_the_container_and_the_secrets_are_gone_at_its_end(
     environ = {
         "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT),
         "RECIPE": "digits", "IMAGE": "i", "ARGS": "--epochs '4'", "TRAINER_STORE": "s3://b",
-        "TRAINER_RUN_ID": "r", "TRAINER_DATA": "", "TRAINER_SCRATCH_DIR": ".scratch", "HF_TOKEN": TOKEN, **KEYS,
+        "TRAINER_RUN_ID": "r", "TRAINER_DATA": "org/images", "TRAINER_SCRATCH_DIR": ".scratch",
+        "HF_TOKEN": TOKEN, **KEYS,
     }  # fmt: skip
     process = subprocess.Popen([sys.executable, "-m", "trainer.container"], cwd=tmp_path, env=environ)
     began, deadline = tmp_path / "bin/run.json", time.monotonic() + PATIENCE

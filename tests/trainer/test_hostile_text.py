@@ -91,6 +91,12 @@ def test_the_uploader_escapes_what_its_threads_say_at_their_end(
     assert f"ValueError: {ESCAPED}" in shown()
 
 
+def test_what_is_invisible_or_no_letter_is_escaped(shown: Callable[[], str]) -> None:
+    for speak in (say, tell):
+        speak("a\ud800\udfff\u061c\u200b\u200d\u2060\ufeffb")
+        assert shown() == "a\\ud800\\udfff\\u061c\\u200b\\u200d\\u2060\\ufeffb\n"
+
+
 def test_a_bar_on_a_terminal_shows_no_escape_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)

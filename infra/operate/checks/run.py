@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 import urllib.error
 import urllib.parse
@@ -22,7 +21,7 @@ from infra.operate.planning import catalog, datasets
 from infra.operate.planning.plan import MeansError, find_dataset, make_plan
 from infra.operate.planning.start import find_active
 from infra.operate.text import size, usd
-from trainer.contract import UserError
+from trainer.contract import check_hub_address
 
 HUB = "https://huggingface.co"
 ANSWERS_SECONDS = 8
@@ -76,17 +75,7 @@ def _needs_hub(wanted: Wanted) -> bool:
 
 def _hub() -> str:
     """The hub's address. Raises UserError for one to which a token would travel without TLS."""
-    address = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
-    url = urllib.parse.urlsplit(address)
-    host = url.hostname or ""
-    if url.scheme != "https" and not (
-        url.scheme == "http" and (host == "localhost" or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host))
-    ):
-        raise UserError(
-            f"HF_ENDPOINT={address!r} is not asked, since a token would travel without TLS: use https://…, or "
-            "http:// on 127.0.0.1 or localhost"
-        )
-    return address
+    return check_hub_address(os.environ.get("HF_ENDPOINT", HUB).rstrip("/"))
 
 
 class SameHost(urllib.request.HTTPRedirectHandler):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.boot.handover import MARGIN_SECONDS, Credentials, Folder, Metadata, session_policy
+from infra.boot.handover import MARGIN_SECONDS, Credentials, Folder, Relay, session_policy
 from tests.emulator.imds import NOTICE, REBALANCE, Imds
 
 STATEMENTS = "s3:GetObject", "s3:PutObject", "s3:ListBucket"
@@ -109,7 +109,7 @@ def test_a_renewal_that_fails_leaves_the_old_credentials(tmp_path: Path, folder:
 def test_the_documents_are_copied_and_go_as_they_come_and_only_a_look_that_succeeds_counts(
     imds: Imds, folder: Folder
 ) -> None:
-    metadata = Metadata(imds.endpoint, folder)
+    metadata = Relay(imds.endpoint, folder)
     imds.documents |= {"/latest/meta-data/instance-id": "i-1", "/latest/meta-data/placement/availability-zone": "b"}
 
     def copied() -> dict[str, str]:

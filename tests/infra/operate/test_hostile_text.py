@@ -13,6 +13,7 @@ import pytest
 from botocore.config import Config
 
 from infra.config import Installation
+from infra.guard import rules
 from infra.guard.reading import CautiousBucket, UnreadableError
 from infra.operate import terminal
 from infra.operate.installation.standing import is_bucket_of
@@ -31,8 +32,9 @@ from tests.infra.operate.log_writer import Writer
 from tests.infra.operator import operate, rows, session
 from trainer.contract import UserError, run_key
 
-EVIL = "\x1b]52;c;cm0gLXJmIH4=\x07\x1b[2Jgood\x9b31m\u202edoog"
-ESCAPED = r"\x1b]52;c;cm0gLXJmIH4=\x07\x1b[2Jgood\x9b31m\u202edoog"
+EVIL = "\x1b]52;c;cm0gLXJmIH4=\x07\x1b[2Jgood\x9b31m\u202edoog\ud800\u061c\u200b\u200d\u2060\ufeff"
+STEERING = set("\x1b\x07\x9b\u202e\ud800\u061c\u200b\u200d\u2060\ufeff")
+ESCAPED = r"\x1b]52;c;cm0gLXJmIH4=\x07\x1b[2Jgood\x9b31m\u202edoog\ud800\u061c\u200b\u200d\u2060\ufeff"
 
 
 def test_no_command_sends_a_terminal_what_others_wrote(
@@ -50,7 +52,7 @@ def test_no_command_sends_a_terminal_what_others_wrote(
     for command in (*commands, ("logs", "--no-follow")):
         operate(*command)
         shown = capsys.readouterr().out
-        assert not set(shown) & set("\x1b\x07\x9b\u202e"), command
+        assert not set(shown) & STEERING, command
         if "--json" in command:
             assert json.loads(shown)
         if command == ("logs", "--no-follow"):
@@ -83,7 +85,7 @@ def test_every_way_to_show_a_text_escapes_and_cuts_it(
         way(EVIL)
         shown = "".join(capsys.readouterr())
         assert "good" in shown
-        assert not set(shown) & set("\x1b\x07\x9b\u202e"), shown
+        assert not set(shown) & STEERING, shown
         if way is not terminal.display_json:
             way(EVIL * 10_000)
             assert len("".join(capsys.readouterr())) < 20_000
@@ -147,6 +149,21 @@ def test_a_mail_is_short_and_escaped(lab: Lab) -> None:
     (mail,) = lab.mail()
     assert ESCAPED in mail
     assert len(mail) <= 1102
+
+
+def test_no_text_of_a_machine_keeps_the_guard_from_terminating_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "SILENCE_SECONDS", 10_000.0)  # the emulated bucket's clock is the real one
+    lab.launch()
+    lab.beat(phase="\ud800")
+    (machine,) = lab.billing()
+    lab.put("runs/run-1/guard.json", {"mark": "attempt 1, \ud800, step 1, 1", "marked": lab.began - 700})
+    assert not [*lab.tick(16), *lab.tick(17)]
+    assert machine not in lab.billing()
+    assert [mail for mail in lab.mail() if r"minutes (attempt 1, \ud800, step 1, 1)" in mail]
+    lab.put("runs/run-1/failed.json", {"attempt": 1, "message": EVIL})
+    assert not lab.tick(30)
+    assert lab.desired() == 0
+    assert [mail for mail in lab.mail() if ESCAPED in mail]
 
 
 def test_the_token_follows_no_redirect_to_another_host(ready: Aws, look: Callable[..., str], served: Hub) -> None:

@@ -76,6 +76,18 @@ def test_to_a_file_nothing_is_wrapped_styled_or_cut(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.splitlines() == expected
 
 
+def test_each_line_is_cut_so_that_a_long_message_keeps_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    for show in (terminal.show_line, terminal.display):
+        show("\n".join(["x" * 10_000, *["y" * 3_000] * 5, "fix: make deploy"]))
+        *many, last = capsys.readouterr().out.splitlines()
+        assert last == "fix: make deploy"
+        assert [*map(len, many)] == [4_000, *[3_000] * 5]
+        show("y\n" * 100_000 + "fix: make deploy")
+        shown = capsys.readouterr().out.splitlines()
+        assert len(shown) < 2_000
+        assert shown[-1] == "fix: make deploy"
+
+
 def test_a_text_that_looks_like_markup_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     text = "[red]s3://bucket[/red] :smile: [1, 2] 'x'"
     terminal.display(text, terminal.table([(text, "x")]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from trainer.contract import UserError
+from trainer.contract import UserError, check_hub_address
 from trainer.text import say
 
 Answer = TypeVar("Answer")
@@ -32,12 +32,13 @@ class Account:
 
     @classmethod
     def of(cls, data: str, secrets_dir: str) -> Account:
-        """With the token in `<secrets_dir>/hf_token`, else what the hub's client finds."""
+        """With the token in `<secrets_dir>/hf_token`, else what the hub's client finds. Raises UserError."""
         from huggingface_hub import constants, get_token
 
+        endpoint = check_hub_address(constants.ENDPOINT)
         secret = Path(secrets_dir) / "hf_token" if secrets_dir else None
         given = secret.read_text().strip() if secret and secret.is_file() else ""
-        return cls(data, given or get_token() or "", constants.ENDPOINT)
+        return cls(data, given or get_token() or "", endpoint)
 
     @property
     def id(self) -> str:

@@ -28,6 +28,14 @@ def fetches(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> list[dict[str, An
     return found
 
 
+@pytest.mark.parametrize("address", ["http://hub.example", "http://127.0.0.1:1@hub.example", "hub.example"])
+def test_a_hub_without_tls_gets_no_token(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.HfApi", None)
+    with pytest.raises(UserError, match=f"HF_ENDPOINT='{address}' is not asked, since a token would travel"):
+        find_revision("lab/photos", "")
+
+
 @pytest.mark.parametrize(
     ("wanted", "others"),
     [
