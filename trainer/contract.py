@@ -39,6 +39,10 @@ class RefusedError(UserError):
     """This start is refused, while the run itself is fine: it is not marked as failed."""
 
 
+class MachineError(Exception):
+    """This machine cannot do the work, and another one may: the message says why. Exit code 1, as a crash."""
+
+
 class LostRunError(Exception):
     """Another attempt owns the run: this one may commit nothing (more). Exit code 76."""
 

@@ -191,6 +191,12 @@ class Run:
     interruption: Interruption
     channel: Channel | None  # to the uploader; the main process has it
 
+    def now(self) -> tuple[str, int]:
+        """The phase, and the pixels of its images."""
+        if self.status.phase == Phase.EVALUATING:
+            return self.status.phase, self.config.data.val_crop
+        return self.status.phase, self.clock.resolution(min(self.state.step, self.clock.total_steps - 1))
+
 
 @contextmanager
 def start_or_continue(config: Config, env: RunEnv, world: World, interruption: Interruption) -> Iterator[Run]:

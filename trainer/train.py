@@ -27,6 +27,7 @@ if __name__ == "__main__":  # before torch is imported, so that help and usage e
 import math
 
 from trainer.contract import Exit, Phase, UserError
+from trainer.learning.device import check_device, telling_what_fits
 from trainer.learning.evaluation import best_of, evaluate, scores
 from trainer.learning.step import train_step
 from trainer.learning.world import World, any_of, empty_cache, join, share_buffers
@@ -38,8 +39,11 @@ from trainer.telemetry.outcome import put_result, tell_outcome
 
 
 def train(config: Config, env: RunEnv, world: World, interruption: Interruption) -> tuple[Exit, str]:
-    """Run to the end or an interruption. Raises Interrupted while there is nothing to save, UserError, StoreError."""
-    with start_or_continue(config, env, world, interruption) as run:
+    """Run to the end or an interruption. Raises Interrupted while there is nothing to save, UserError, StoreError,
+    MachineError.
+    """
+    check_device(config, world.device)
+    with start_or_continue(config, env, world, interruption) as run, telling_what_fits(config, world.device, run.now):
         return loop(run)
 
 
@@ -68,13 +72,13 @@ def step(run: Run) -> None:
     settings = run.clock.at(run.state.step)
     before_update = run.checkpointer.before_update
     sums = train_step(run.state, run.net, run.batches, run.config, settings, run.world, before_update)
-    run.log.add(run.state.step, settings.lr, sums)
+    run.log.add(run.state.step, settings, sums)
     run.status.step = run.state.step
     if run.status.phase == Phase.COMPILING:
         run.status.enter(Phase.TRAINING)
     run.status.tick()
     run.console.step(run.state.step)
-    if run.state.step % run.config.log_every_steps == 0:
+    if run.log.is_warm_up or run.state.step % run.config.log_every_steps == 0:
         report_steps(run)
 
 
@@ -92,7 +96,8 @@ def report_steps(run: Run) -> None:
     if rows:
         run.state.seconds += run.log.seconds
         run.metrics.add(run.state.step, {"checkpoint/lag_seconds": run.checkpointer.lag_seconds})
-        run.console.log(run.state.step, run.log.summary)
+        if run.log.summary:
+            run.console.log(run.state.step, run.log.summary)
 
 
 def save(run: Run, *, is_best: bool = False) -> None:
@@ -153,7 +158,9 @@ def finish(run: Run) -> tuple[Exit, str]:
 
 def main(config: Config) -> int:
     env, interruption = RunEnv.from_environ(os.environ), Interruption()
-    with join() as world:  # left only after the outcome is: a process that loses its partner must not be the first
+    with join(
+        config
+    ) as world:  # left only after the outcome is: a process that loses its partner must not be the first
         return tell_outcome(lambda: train(config, env, world, interruption), attempt_dir(env), world)
 
 

@@ -125,8 +125,9 @@ def refusal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., UserError
             monkeypatch.setenv(name, value)
         env = RunEnv.from_environ(run.environ | {RunEnv.variable("attempt"): "1"})
         attempt_dir(env).mkdir(parents=True, exist_ok=True)
-        with join() as world, pytest.raises(UserError) as error:
-            train(command_line("python -m trainer.train", arguments), env, world, Interruption())
+        config = command_line("python -m trainer.train", arguments)
+        with join(config) as world, pytest.raises(UserError) as error:
+            train(config, env, world, Interruption())
         return error.value
 
     yield refuse_to_train
@@ -141,6 +142,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., UserError
         (["--global-batch-size", "8192"], ["--global-batch-size 8192", "1438 training images"]),
         (["--model.num-classes", "7"], ["--model.num-classes is 7", "has 10 classes", "--model.num-classes 10"]),
         (["--model.name", "resnet19"], ["'resnet19'", "resnet18"]),
+        (["--device", "cuda"], ["'digits' needs a GPU", "this machine has none", "--device cpu"]),
         (["--model.weights", "/no/such/weights.pth"], ["--model.weights '/no/such/weights.pth' cannot be read"]),
     ],
 )

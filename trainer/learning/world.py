@@ -15,6 +15,9 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from trainer.learning.device import device_for
+from trainer.recipes.config import Config
+
 
 @dataclass(frozen=True)
 class World:
@@ -29,11 +32,11 @@ class World:
 
 
 @contextmanager
-def join() -> Iterator[World]:
+def join(config: Config) -> Iterator[World]:
     """Join torchrun's process group (NCCL on GPUs, gloo on a CPU) and leave it at the end."""
     rank, local_rank, size = (int(os.environ.get(name, default)) for name, default in
                               (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")))  # fmt: skip
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = device_for(config, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size > 1:
@@ -48,11 +51,16 @@ def join() -> Iterator[World]:
 
 
 def wrap(model: nn.Module, world: World) -> nn.Module:
-    """DistributedDataParallel where there is more than one process. Each normalises by its own batch, as torch does."""
+    """DistributedDataParallel where there is more than one process. Each normalises by its own batch, as torch does.
+
+    The statistics of BatchNorm are the main process's: `share_buffers` sends them where they are needed.
+    """
     if world.size == 1:
         return model
     ids = [world.local_rank] if world.device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
+    )
 
 
 def without_sync(net: nn.Module, skip: bool) -> AbstractContextManager[None]:

@@ -23,6 +23,7 @@ from trainer.contract import CRASH
 from trainer.process.channel import Message
 from trainer.text import say
 
+GPUS = "TRAINER_GPUS"  # tells the trainer how many GPUs there are, so that it notices when torch cannot use one
 KILL_SECONDS = 75  # from a signal to the SIGKILL of a trainer, or of an uploader that is still starting
 
 
@@ -168,9 +169,11 @@ def torch_environ(recipe: dict[str, Any]) -> dict[str, str]:
     OpenMP threads spin while they wait, which starves the decoding threads. Measured with 2 busy neighbours on 2 cores:
     a ResNet-18 step takes 3 to 9 times as long with 300,000 spins, but not with 2,000, which cost an idle machine 1 %.
     """
-    count = process_count(gpu_count(), recipe["global_batch_size"], recipe["device_batch_size"])
+    gpus = 0 if recipe["device"] == "cpu" else gpu_count()
+    count = process_count(gpus, recipe["global_batch_size"], recipe["device_batch_size"])
     processes = int(os.environ.get("PET_NPROC_PER_NODE") or count)
     return {
+        GPUS: str(gpus),
         "PET_STANDALONE": "1",
         "PET_NPROC_PER_NODE": str(processes),
         "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // processes)),

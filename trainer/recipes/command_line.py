@@ -44,4 +44,8 @@ def command_line_or_exit(prog: str) -> Config:
 if __name__ == "__main__":  # the supervisor runs this first: it checks the command line and prints what it needs
     forgive_output()
     checked = command_line_or_exit("python -m trainer.train")
-    print(json.dumps({name: getattr(checked, name) for name in ("recipe", "global_batch_size", "device_batch_size")}))
+    print(
+        json.dumps(
+            {name: getattr(checked, name) for name in ("recipe", "global_batch_size", "device_batch_size", "device")}
+        )
+    )

@@ -18,6 +18,7 @@ from trainer.contract import UserError
 Precision = Literal["fp32", "bf16", "fp16"]
 # A run may continue with another value of these fields: they change speed or safety, but nothing that is computed.
 OPERATIONAL = MappingProxyType({"operational": True})
+ADDED = MappingProxyType({"added": True})  # a config of an older version lacks it, and its default is what that did
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,9 @@ class Config:
     epochs: int = 90  # passes over the training images
     global_batch_size: int = 256  # images per step, over all devices
     device_batch_size: int = 256  # images per micro-batch on one device
+    device: Literal["auto", "cuda", "cpu"] = field(
+        default="auto", metadata=OPERATIONAL | ADDED
+    )  # auto: a GPU, or a CPU
     precision: Precision = "bf16"  # of the forward pass; weights and optimizer stay fp32
     channels_last: bool = True  # NHWC in memory: what tensor cores want
     compile: bool = False  # torch.compile: slower start, faster steps
@@ -223,8 +227,9 @@ def from_json(kind: Any, value: Any, path: str = "") -> Any:
     """Build `kind` from JSON values. An unknown, missing or mistyped field raises UserError with its path."""
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints, known = get_type_hints(kind), {f.name for f in dataclasses.fields(kind)}
-        if not isinstance(value, dict) or set(value) != known:
-            odd = sorted(set(value) ^ known) if isinstance(value, dict) else value
+        needed = {f.name for f in dataclasses.fields(kind) if not f.metadata.get("added")}
+        if not isinstance(value, dict) or not needed <= set(value) <= known:
+            odd = sorted(set(value) - known | needed - set(value)) if isinstance(value, dict) else value
             raise UserError(
                 f"config {path or 'root'}: fields {odd} are unknown or missing: it was written by another version "
                 "of resnet-spot; use that version, or start a new run (RUN=another-name)"

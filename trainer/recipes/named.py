@@ -46,6 +46,7 @@ def finetune() -> Config:
         epochs=30,
         global_batch_size=512,
         device_batch_size=128,
+        device="cuda",
         model=ModelConfig(weights="IMAGENET1K_V2"),
         optim=OptimConfig(peak_lr=0.002, weight_decay=1e-4, div=25.0, final_div=1e4, pct_start=0.3, anneal="cos"),
         regularize=RegularizeConfig(label_smoothing=0.1),

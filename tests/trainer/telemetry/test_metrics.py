@@ -9,12 +9,15 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
 from tests.images import open_split, prepared
 from trainer.data.reading.loader import Loader, val_jobs
+from trainer.learning.schedule import Settings
 from trainer.learning.world import World
 from trainer.process.channel import Channel
 from trainer.recipes.config import Config, DataConfig
@@ -182,8 +185,9 @@ def test_the_log_gives_means_per_step_and_the_share_of_time_spent_waiting_for_da
         val_jobs(config, split, rank=0, world=1), max_images=64, max_pixels=32, workers=1, device=torch.device("cpu")
     ) as loader:
         log = StepLog(World(0, 0, 1, torch.device("cpu")), loader)
-        log.add(1, 0.1, torch.tensor([8.0, 1.0, 3.0, 4.0]))
-        log.add(2, 0.2, torch.tensor([4.0, 2.0, 4.0, 4.0]))
+        log.resolution = 32
+        log.add(1, Settings(0.1, 0.1, 32), torch.tensor([8.0, 1.0, 3.0, 4.0]))
+        log.add(2, Settings(0.2, 0.2, 32), torch.tensor([4.0, 2.0, 4.0, 4.0]))
         loader.wait_seconds += 0.05
         time.sleep(0.1)
         first, second = log.read(steps_per_epoch=10)
@@ -194,3 +198,24 @@ def test_the_log_gives_means_per_step_and_the_share_of_time_spent_waiting_for_da
         assert 0.2 < second["speed/data_wait_fraction"] <= 0.5
         assert log.summary["train/loss"] == 1.5
         assert log.read(steps_per_epoch=10) == []
+
+
+def test_the_first_step_of_a_size_has_no_speed_and_counts_as_long_as_the_steps_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("trainer.telemetry.step_log.time.perf_counter", lambda: now)
+    log, sums = (
+        StepLog(World(0, 0, 1, torch.device("cpu")), cast(Loader, SimpleNamespace(wait_seconds=0.0))),
+        torch.ones(4),
+    )
+    total = 0.0
+    for step, pixels, at in ((1, 128, 90.0), (2, 128, 91.0), (3, 128, 92.0), (4, 160, 150.0), (5, 160, 152.0)):
+        now = at
+        log.add(step, Settings(0.0, 0.1, pixels), sums)
+        if is_first := step in (1, 4):
+            assert log.is_warm_up
+        (row,) = log.read(steps_per_epoch=10)
+        assert ("speed/images_per_second" in row, bool(log.summary)) == (not is_first, not is_first)
+        total += log.seconds
+    assert total == pytest.approx(3 * 1.0 + 2 * 2.0)

@@ -23,7 +23,8 @@ ERASE_TRIES = 10  # torchvision's: boxes that are drawn until one fits into the 
 @cache
 def normalisation(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and deviation of pixels in 0..255: two (3,) float32, kept on the device."""
-    return torch.tensor(mean, device=device) * 255, torch.tensor(std, device=device) * 255
+    with torch.inference_mode(False):  # a validation may be the first that asks, and training uses the same
+        return torch.tensor(mean, device=device) * 255, torch.tensor(std, device=device) * 255
 
 
 def normalise(images: Tensor, data: DataConfig) -> Tensor:
