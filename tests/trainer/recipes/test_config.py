@@ -27,9 +27,11 @@ from trainer.recipes.config import (
 
 OPERATIONAL = {
     "data.workers", "val_batch_size", "log_every_steps", "checkpoint.every_seconds", "checkpoint.accept_changes",
+    "device",
 }  # fmt: skip
 FIELDS = sorted(flatten(Config()))
 OTHER = {  # Literal fields need a value of their own
+    "device": "cpu",
     "precision": "fp16",
     "optim.anneal": "linear",
     "regularize.augment": "trivial",
@@ -114,6 +116,9 @@ def test_unknown_and_missing_fields_are_named_with_their_path() -> None:
         del (raw[parent] if parent else raw)[name]
         with pytest.raises(UserError, match=rf"config {where}: fields \['{name}'\]"):
             from_json(Config, raw)
+    older = to_json(Config())
+    del older["device"]  # which no run had before, so this one began with the default
+    assert from_json(Config, older) == Config()
     with pytest.raises(UserError, match="config root: fields 7"):
         from_json(Config, 7)
 

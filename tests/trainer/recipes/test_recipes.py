@@ -118,7 +118,9 @@ def test_a_mistake_on_the_command_line_exits_with_78_and_one_message_that_names_
 def test_a_good_command_line_prints_what_the_supervisor_needs_to_know() -> None:
     done = run("-m", "trainer.recipes.command_line", "digits", "--epochs", "3")
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout) == {"recipe": "digits", "global_batch_size": 32, "device_batch_size": 32}
+    assert json.loads(done.stdout) == {
+        "recipe": "digits", "global_batch_size": 32, "device_batch_size": 32, "device": "auto",
+    }  # fmt: skip
 
 
 def test_options_change_only_what_they_name() -> None:
