@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import IntEnum
 from typing import Any
@@ -292,21 +292,6 @@ class Lease:
 
     def keys(self) -> set[str]:
         return {*self.names()} - {""}
-
-
-def newest_manifest(lease: Lease | None, manifests: Iterable[str]) -> str:
-    """The key of the newest checkpoint, from the lease and the keys of all manifests; "" where there is none.
-
-    Usually the lease names it. If the owner died after its manifest and before its lease, or if HEAD.json is missing or
-    was put back, a manifest of the owner or of a later attempt is newer. Manifests of attempts before the owner do not
-    count: such an attempt may have lost the run when it wrote them.
-    """
-    floor = (lease.attempt, 0) if lease else (0, 0)
-    newest = parse_manifest_key(lease.newest) if lease and lease.newest else None
-    found = {order: key for key in manifests if (order := parse_manifest_key(key)) and order >= floor}
-    if found and (newest is None or max(found) > newest):
-        return found[max(found)]
-    return lease.newest if lease else ""
 
 
 HEAD_FILE = "HEAD.json"

@@ -5,10 +5,10 @@ No torch here, since the uploader reads manifests, too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from trainer.contract import parse_manifest_key
+from trainer.contract import Lease, parse_manifest_key
 from trainer.store.checksum import Checksums
 from trainer.values import SHA256, as_number, as_object, as_text, as_time, as_whole, check_known, show
 
@@ -70,3 +70,18 @@ def is_best(manifest: Manifest) -> bool:
     """Whether the manifest says that its checkpoint is the best so far."""
     best = manifest.get("counters", {}).get("best", {})
     return bool(best) and best["step"] == manifest["step"]
+
+
+def newest_manifest(lease: Lease | None, manifests: Iterable[str]) -> str:
+    """The key of the newest checkpoint, from the lease and the keys of all manifests; "" where there is none.
+
+    Usually the lease names it. If the owner died after its manifest and before its lease, or if HEAD.json is missing or
+    was put back, a manifest of the owner or of a later attempt is newer. Manifests of attempts before the owner do not
+    count: such an attempt may have lost the run when it wrote them.
+    """
+    floor = (lease.attempt, 0) if lease else (0, 0)
+    newest = parse_manifest_key(lease.newest) if lease and lease.newest else None
+    found = {order: key for key in manifests if (order := parse_manifest_key(key)) and order >= floor}
+    if found and (newest is None or max(found) > newest):
+        return found[max(found)]
+    return lease.newest if lease else ""

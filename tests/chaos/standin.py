@@ -113,7 +113,7 @@ def train(play: Play, log: Log) -> int:
         step = restored.step if restored else 0
         right = same(tensors, contents(env.run_id, step, play.numbers))
         log("restored", step=step, right=right, key=restored.key if restored else "", skipped=skipped)
-        manifest = {"run_id": env.run_id, "attempt": int(env.attempt), "config": {}}
+        manifest = {"run_id": env.run_id, "attempt": int(env.attempt), "config": {}, "data": {}}
         origin = (restored.step, restored.key, restored.counters) if restored else (-1, "", {})
         checkpointer = Checkpointer(tensors, channel, manifest, restored=origin)
         return steps(play, log, env, tensors, channel, checkpointer, step)

@@ -17,9 +17,9 @@ from trainer.contract import (
     UserError,
     checkpoint_key,
     metrics_key,
-    newest_manifest,
     parse_manifest_key,
 )
+from trainer.manifest import newest_manifest
 from trainer.store import NotFoundError, ObjectStore
 from trainer.values import as_text, as_time, as_whole, check_known, is_measured, parse_object, show
 

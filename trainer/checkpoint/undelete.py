@@ -20,12 +20,11 @@ from trainer.contract import (
     Lease,
     UserError,
     checkpoint_key,
-    newest_manifest,
     parse_manifest_key,
     snapshot_key,
     unseal,
 )
-from trainer.manifest import check_manifest, data_key
+from trainer.manifest import check_manifest, data_key, newest_manifest
 from trainer.store import ObjectStore
 from trainer.store.checksum import Checksums
 from trainer.store.versions import Version, Versions, open_versions

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from trainer.contract import MachineError, Phase, UserError
-from trainer.process.children import GPUS
+from trainer.process.children import GPU_COUNT
 from trainer.recipes.config import Config
 
 BF16_CAPABILITY = (8, 0)  # cuDNN has bf16 convolutions from Ampere on
@@ -29,7 +29,7 @@ def check_device(config: Config, device: torch.device) -> None:
     """Raises MachineError where the GPUs of this machine do not work, UserError where it has not what is asked for."""
     if config.device == "cpu":
         return
-    listed, usable = int(os.environ.get(GPUS) or 0), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    listed, usable = int(os.environ.get(GPU_COUNT) or 0), torch.cuda.device_count() if torch.cuda.is_available() else 0
     if usable < listed:
         raise MachineError(
             f"this machine has {listed} GPU(s) by nvidia-smi or CUDA_VISIBLE_DEVICES, and torch {torch.__version__} "

@@ -23,7 +23,7 @@ from trainer.contract import CRASH
 from trainer.process.channel import Message
 from trainer.text import say
 
-GPUS = "TRAINER_GPUS"  # tells the trainer how many GPUs there are, so that it notices when torch cannot use one
+GPU_COUNT = "TRAINER_GPUS"  # tells the trainer how many GPUs there are, so that it notices when torch cannot use one
 KILL_SECONDS = 75  # from a signal to the SIGKILL of a trainer, or of an uploader that is still starting
 
 
@@ -173,7 +173,7 @@ def torch_environ(recipe: dict[str, Any]) -> dict[str, str]:
     count = process_count(gpus, recipe["global_batch_size"], recipe["device_batch_size"])
     processes = int(os.environ.get("PET_NPROC_PER_NODE") or count)
     return {
-        GPUS: str(gpus),
+        GPU_COUNT: str(gpus),
         "PET_STANDALONE": "1",
         "PET_NPROC_PER_NODE": str(processes),
         "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // processes)),

@@ -28,12 +28,11 @@ from trainer.contract import (
     attempt_key,
     checkpoint_key,
     manifest_key,
-    newest_manifest,
     parse_manifest_key,
     run_key,
     unseal,
 )
-from trainer.manifest import check_manifest, data_key, is_best
+from trainer.manifest import check_manifest, data_key, is_best, newest_manifest
 from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError
 from trainer.text import show_sha256
 from trainer.upload.commit import attempt_of
