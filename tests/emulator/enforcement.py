@@ -91,7 +91,7 @@ def refusal(environ: dict[str, Any]) -> Refusal | None:
     if is_over(session):
         return ("ExpiredToken", "The provided token has expired.")
     if (caller := caller_of(session)) is None:
-        return None
+        return ("AccessDenied", f"there is no role {session.role_arn}")
     for request in [] if call == "sts.GetCallerIdentity" else requests(call, environ):
         if why := caller.why_not(request):
             text = f"User: {session.arn} is not authorized to perform: {request.action} on resource: {request.resource}"
@@ -100,7 +100,7 @@ def refusal(environ: dict[str, Any]) -> Refusal | None:
 
 
 def caller_of(session: AssumedRole) -> Caller | None:
-    """None if there is no such role: moto lets a test take on what it has not made, and that one may do anything."""
+    """None if there is no such role: moto lets a test take on what it has not made."""
     role = next((one for one in iam_backends[ACCOUNT]["aws"].roles.values() if one.arn == session.role_arn), None)
     if role is None:
         return None

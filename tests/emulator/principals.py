@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -81,7 +82,8 @@ def caller(name: str) -> Caller:
 
 
 def put_role(iam: Any, name: str, bucket: str = BUCKET) -> str:
-    """Make the role in an emulated account; its ARN."""
-    iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(trust(name)))
+    """Make the role in an emulated account, if it is not there; its ARN."""
+    with contextlib.suppress(iam.exceptions.EntityAlreadyExistsException):
+        iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(trust(name)))
     iam.put_role_policy(RoleName=name, PolicyName=name, PolicyDocument=json.dumps(document(name, bucket)))
     return role_arn(name)

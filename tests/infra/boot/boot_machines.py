@@ -26,6 +26,7 @@ from infra.run.spec import Spec
 from tests import ROOT
 from tests.emulator.aws import ACCOUNT, REGION, Aws
 from tests.emulator.imds import Imds
+from tests.emulator.principals import put_role
 from tests.engine import LABEL
 
 BOOT = ROOT / "infra/boot"
@@ -112,9 +113,14 @@ class Machine:
         self.instance = instance["InstanceId"]
 
     def prepare_metadata(self) -> None:
+        """The machine has its own role, and may do no more than that says; so has its run."""
+        put_role(self.aws.client("iam"), f"{self.kind}-run")
+        role = put_role(self.aws.client("iam"), f"{self.kind}-machine")
+        granted = self.aws.client("sts").assume_role(RoleArn=role, RoleSessionName=self.instance)["Credentials"]
         credentials = {
-            "Code": "Success", "Type": "AWS-HMAC", "AccessKeyId": "testing", "SecretAccessKey": "testing",
-            "Token": "testing", "LastUpdated": "2026-01-01T00:00:00Z", "Expiration": "2099-01-01T00:00:00Z",
+            "Code": "Success", "Type": "AWS-HMAC", "AccessKeyId": granted["AccessKeyId"],
+            "SecretAccessKey": granted["SecretAccessKey"], "Token": granted["SessionToken"],
+            "LastUpdated": "2026-01-01T00:00:00Z", "Expiration": "2099-01-01T00:00:00Z",
         }  # fmt: skip
         self.imds.documents |= {
             "/latest/meta-data/instance-id": self.instance,
