@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError
 
 from infra.config import Installation
 from tests.emulator.aws import REGION, Aws
-from tests.emulator.principals import BUCKET, put_role, role_arn
+from tests.emulator.principals import BUCKET, put_role
 
 INSTALLATION = Installation()
 LOGS = {"logGroupName": INSTALLATION.log_group, "logStreamName": "rn50-1/i-1/boot"}
@@ -63,13 +63,6 @@ def test_a_machine_does_what_boot_does_and_nothing_else(machine: Any, aws: Aws) 
     ):
         with pytest.raises(ClientError, match="AccessDenied"):
             getattr(machine(service), operation)(**arguments)
-
-
-def test_a_session_of_a_role_that_is_not_there_may_do_nothing(aws: Aws) -> None:
-    granted = aws.client("sts").assume_role(RoleArn=role_arn("train-machine"), RoleSessionName="i-1")["Credentials"]
-    keys = granted["AccessKeyId"], granted["SecretAccessKey"], granted["SessionToken"]
-    with pytest.raises(ClientError, match=r"AccessDenied.*there is no role"):
-        boto3.Session(*keys, REGION).client("s3", endpoint_url=aws.endpoint).list_buckets()
 
 
 def test_a_session_ends_when_the_test_says_so_and_the_next_one_serves(machine: Any, aws: Aws) -> None:

@@ -156,7 +156,7 @@ def test_no_text_of_a_machine_keeps_the_guard_from_terminating_it(lab: Lab, monk
     lab.launch()
     lab.beat(phase="\ud800")
     (machine,) = lab.billing()
-    lab.put("runs/run-1/guard.json", {"mark": "attempt 1, \ud800, step 1, 1", "marked": lab.began - 700})
+    lab.put("runs/run-1/guard.json", {"mark": r"attempt 1, \ud800, step 1, 1", "marked": lab.began - 700})
     assert not [*lab.tick(16), *lab.tick(17)]
     assert machine not in lab.billing()
     assert [mail for mail in lab.mail() if r"minutes (attempt 1, \ud800, step 1, 1)" in mail]
