@@ -3,7 +3,6 @@ reproducible kernels cost."""
 
 from __future__ import annotations
 
-import copy
 import itertools
 import os
 import socket
@@ -20,7 +19,7 @@ from benchmarks.checkpoint_peers import MANIFEST, Ours
 from benchmarks.limits import Limit
 from trainer.checkpoint.restore import tensors_of
 from trainer.checkpoint.saver import Checkpointer
-from trainer.learning.average import update_ema
+from trainer.learning.average import Average
 from trainer.learning.optimizer import make_optimizer
 from trainer.learning.state import state_tensors
 from trainer.process.channel import Channel
@@ -40,7 +39,7 @@ class Training:
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.model: nn.Module = torchvision.models.resnet50().cuda().to(memory_format=torch.channels_last)
-        self.average, self.optimizer = copy.deepcopy(self.model), make_optimizer(self.model, OptimConfig())
+        self.average, self.optimizer = Average(self.model), make_optimizer(self.model, OptimConfig())
         self.images = torch.randn(BATCH, 3, 224, 224, device="cuda").to(memory_format=torch.channels_last)
         self.labels, self.number = torch.randint(1000, (BATCH,), device="cuda"), 0
         self.tensors = state_tensors(self.model, self.average, self.optimizer)
@@ -54,7 +53,7 @@ class Training:
         before_update()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        update_ema(self.average, self.model, 0.999, self.number)
+        self.average.update(0.999, self.number)
 
 
 def mark() -> torch.cuda.Event:

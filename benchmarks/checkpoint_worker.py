@@ -28,6 +28,7 @@ def training_state() -> dict[str, Any]:
     import torch
     import torchvision
 
+    from trainer.learning.average import Average
     from trainer.learning.state import state_tensors
 
     torch.manual_seed(0)
@@ -35,7 +36,7 @@ def training_state() -> dict[str, Any]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for parameter in model.parameters():
         optimizer.state[parameter]["momentum_buffer"] = torch.randn_like(parameter)
-    return state_tensors(model, copy.deepcopy(model), optimizer)
+    return state_tensors(model, Average(model), optimizer)
 
 
 class Memcpy:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from trainer.checkpoint.line import list_manifests, read_lease
 from trainer.checkpoint.restore import DamagedError, Restored, read_manifest, restore, show_digest
@@ -22,9 +21,10 @@ from trainer.data.format import INDEX, Copies, Index, read_index
 from trainer.data.reading.loader import Batch, Loader, train_jobs
 from trainer.data.reading.split import PreparedSplit
 from trainer.data.stage import stage
+from trainer.learning.execution import Execution
 from trainer.learning.schedule import Clock
 from trainer.learning.state import State, make_state
-from trainer.learning.world import World, agree, barrier, wrap
+from trainer.learning.world import World, agree, barrier
 from trainer.manifest import data_key
 from trainer.origin import identity
 from trainer.process.channel import Channel, attempt_dir
@@ -181,7 +181,7 @@ class Run:
     clock: Clock
     data: Data
     state: State
-    net: nn.Module  # the state's model as the step calls it: for several processes, or compiled
+    execution: Execution
     batches: Iterator[Batch]
     log: StepLog
     metrics: MetricsWriter
@@ -251,13 +251,13 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     resources.enter_context(closing(checkpointer))
     if world.is_main:
         read(lambda: check_room(store, env.run_id, checkpointer.bytes))
-    net = wrap(state.model, world)
+    execution = Execution.of(state, config, world)
     if config.compile:  # one graph for each resolution: one for all of them is slower, and for good
         torch._dynamo.config.recompile_limit = len(config.resolutions()) + 2
-        net = torch.compile(net, dynamic=False)  # type: ignore[assignment]
+        execution.net = torch.compile(execution.net, dynamic=False)  # type: ignore[assignment]
     loader = resources.enter_context(_loader(config, data, clock, world, state.step))
     return Run(
-        config=config, env=env, world=world, clock=clock, data=data, state=state, net=net,
+        config=config, env=env, world=world, clock=clock, data=data, state=state, execution=execution,
         batches=iter(loader), log=StepLog(world, loader), metrics=metrics, checkpointer=checkpointer,
         console=console, status=status, interruption=interruption, channel=channel,
     )  # fmt: skip

@@ -30,7 +30,7 @@ def make(seed: int) -> State:
     state = make_state(Config(**{**vars(CONFIG), "seed": seed}), torch.device("cpu"), initialise=True)
     assert state.average is not None
     with torch.no_grad():
-        for parameter in state.average.parameters():
+        for parameter in state.average.model.parameters():
             parameter.add_(1)
     return state
 
@@ -100,7 +100,7 @@ def test_the_exported_weights_are_those_that_were_saved_and_torchvision_loads_th
     model = torchvision.models.get_model(NETWORK, num_classes=3)
     model.load_state_dict(safetensors.torch.load_file(file), strict=True)
     state = make(step)
-    expected = (state.average if average else state.model).state_dict()  # type: ignore[union-attr]
+    expected = state.models()["val_ema" if average else "val"].state_dict()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
     with safetensors.safe_open(file, "pt") as opened:

@@ -34,3 +34,8 @@ def build_model(config: ModelConfig, *, initialise: bool = True) -> nn.Module:
     if initialise and config.weights:
         load_matching(model, config.name, read_weights(config), config.weights)
     return model
+
+
+def draws_numbers(model: nn.Module) -> bool:
+    """Whether a forward pass may draw random numbers. A ResNet has no dropout; of other networks nobody has looked."""
+    return not isinstance(model, torchvision.models.ResNet)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from trainer.contract import UserError
-from trainer.learning.model import build_model
+from trainer.learning.average import Average
+from trainer.learning.batch_counts import take_over_counts
+from trainer.learning.model import build_model, draws_numbers
 from trainer.learning.optimizer import make_optimizer
 from trainer.recipes.config import Config
 
@@ -22,9 +23,11 @@ class State:
     """Everything that training changes."""
 
     model: nn.Module  # the raw module: state, average, validation
-    average: nn.Module | None  # EMA of weights and BatchNorm buffers
+    average: Average | None  # EMA of weights and BatchNorm buffers
     optimizer: torch.optim.SGD
     scaler: torch.amp.GradScaler
+    batch_counts: list[Tensor]  # BatchNorm's, which each step raises
+    draws: bool  # whether the model draws random numbers, as dropout does
     step: int = 0  # optimizer steps done
     validated: int = 0  # the step of the last validation
     scores: dict[str, float] = field(default_factory=dict)  # of the last validation
@@ -33,7 +36,7 @@ class State:
 
     def models(self) -> dict[str, nn.Module]:
         """What a validation scores, by the prefix of the scores' names."""
-        return {"val": self.model} | ({"val_ema": self.average} if self.average is not None else {})
+        return {"val": self.model} | ({"val_ema": self.average.model} if self.average is not None else {})
 
     def tensors(self) -> dict[str, Tensor]:
         return state_tensors(self.model, self.average, self.optimizer)
@@ -66,19 +69,22 @@ def make_state(config: Config, device: torch.device, *, initialise: bool) -> Sta
     torch.manual_seed(config.seed)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model = build_model(config.model, initialise=initialise).to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+    counts = take_over_counts(model)
     return State(
         model=model,
-        average=copy.deepcopy(model) if config.regularize.ema_decay else None,
+        average=Average(model) if config.regularize.ema_decay else None,
         optimizer=make_optimizer(model, config.optim),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+        batch_counts=counts,
+        draws=draws_numbers(model),
     )
 
 
-def state_tensors(model: nn.Module, average: nn.Module | None, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+def state_tensors(model: nn.Module, average: Average | None, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
     """Every tensor that training changes, by a stable name: what a checkpoint holds. References, not copies."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     if average is not None:
-        tensors |= {f"ema.{name}": tensor for name, tensor in average.state_dict().items()}
+        tensors |= {f"ema.{name}": tensor for name, tensor in average.model.state_dict().items()}
     for name, parameter in model.named_parameters():
         tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
     return tensors

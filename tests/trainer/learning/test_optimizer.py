@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from trainer.learning.average import update_ema
+from trainer.learning.average import Average
 from trainer.learning.model import build_model
 from trainer.learning.optimizer import make_optimizer, set_lr
 from trainer.learning.schedule import one_cycle_lr
@@ -37,11 +37,11 @@ def backward(model: nn.Module, seed: int) -> None:
     nn.functional.cross_entropy(model(images), torch.tensor([0, 1, 2, 3])).backward()
 
 
-def train_once(model: nn.Module, average: nn.Module, optimizer: torch.optim.SGD, step: int) -> None:
+def train_once(model: nn.Module, average: Average, optimizer: torch.optim.SGD, step: int) -> None:
     backward(model, step)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    update_ema(average, model, 0.9, step)
+    average.update(0.9, step)
 
 
 @pytest.mark.parametrize("total", [2, 3, 10, 97, 1000])
@@ -146,7 +146,7 @@ def test_momentum_lies_in_memory_as_its_parameter_does() -> None:
 
 def test_the_average_follows_its_formula_for_weights_and_batchnorm_statistics() -> None:
     model = small_model()
-    average, decay = copy.deepcopy(model), 0.8
+    average, decay = Average(model), 0.8
     expected = {name: tensor.double() for name, tensor in model.state_dict().items()}
     optimizer = make_optimizer(model, OptimConfig(peak_lr=0.1))
     seen = set()
@@ -157,9 +157,9 @@ def test_the_average_follows_its_formula_for_weights_and_batchnorm_statistics() 
         seen.add(now := min(decay, (1 + step) / (10 + step)))
         for name, tensor in model.state_dict().items():
             expected[name] = now * expected[name] + (1 - now) * tensor.double()
-        update_ema(average, model, decay, step)
+        average.update(decay, step)
         if step == 3:
-            three = {name: tensor.clone() for name, tensor in average.state_dict().items()}
+            three = {name: tensor.clone() for name, tensor in average.model.state_dict().items()}
             expected_of_three = dict(expected)
     assert min(seen) == 2 / 11  # it warms up
     assert max(seen) == decay
@@ -171,7 +171,7 @@ def test_the_average_follows_its_formula_for_weights_and_batchnorm_statistics() 
             assert name.endswith("num_batches_tracked")
             assert tensor == 3
     assert {"bn1.running_mean", "bn1.running_var", "bn1.num_batches_tracked"} < set(three)
-    for name, tensor in average.state_dict().items():  # the model stood still for 47 steps: the average arrives
+    for name, tensor in average.model.state_dict().items():  # the model stood still for 47 steps: the average arrives
         torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-3, atol=1e-4)
 
 
@@ -186,11 +186,11 @@ def all_tensors(model: nn.Module, average: nn.Module, optimizer: torch.optim.SGD
 
 def test_the_state_holds_every_tensor_that_a_step_changes() -> None:
     model = small_model()
-    average, optimizer = copy.deepcopy(model), make_optimizer(model, OptimConfig(peak_lr=0.1))
+    average, optimizer = Average(model), make_optimizer(model, OptimConfig(peak_lr=0.1))
     held = {tensor.data_ptr(): name for name, tensor in state_tensors(model, average, optimizer).items()}
-    before = {name: tensor.detach().clone() for name, tensor in all_tensors(model, average, optimizer).items()}
+    before = {name: tensor.detach().clone() for name, tensor in all_tensors(model, average.model, optimizer).items()}
     train_once(model, average, optimizer, 1)
-    after = all_tensors(model, average, optimizer)
+    after = all_tensors(model, average.model, optimizer)
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     assert set(after) == set(before)  # a step makes no new state
     assert len(changed) > len(before) * 0.9
@@ -200,7 +200,7 @@ def test_the_state_holds_every_tensor_that_a_step_changes() -> None:
 
 def test_putting_the_state_back_repeats_a_step_bit_for_bit() -> None:
     model = small_model()
-    average, optimizer = copy.deepcopy(model), make_optimizer(model, OptimConfig(peak_lr=0.1))
+    average, optimizer = Average(model), make_optimizer(model, OptimConfig(peak_lr=0.1))
     train_once(model, average, optimizer, 1)
     state = state_tensors(model, average, optimizer)
     saved = {name: tensor.clone() for name, tensor in state.items()}
