@@ -33,7 +33,7 @@ class Execution:
         """
         with without_sync(self.net, skip=not is_last):
             loss, sums = self.net(*inputs)
-            self.state.scaler.scale(loss / self.accum).backward()  # type: ignore[no-untyped-call]
+            self.state.scaler.scale(loss / self.accum).backward()
         found: Tensor = sums
         return found
 
