@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from tests.checkpoints import note
+from tests.checkpoints import RUN, note
 from tests.emulator.s3 import FaultyProxy
 from tests.runs import is_stopped
 from trainer.process.channel import Channel
@@ -29,6 +29,20 @@ def send_checkpoint(channel: Channel, step: int, body: bytes, *, is_best: bool =
     snapshot.note = note(step) | {"is_best": is_best}
     channel.send({"op": "checkpoint", "seq": step}, snapshot.fd)
     return snapshot
+
+
+def send_segment(channel: Channel, name: str, body: bytes) -> None:
+    """Hand over the bytes as a segment of the first attempt's metrics."""
+    fd = in_memory(body)
+    channel.send({"op": "put", "key": f"runs/{RUN}/metrics/1/{name}.jsonl"}, fd)
+    os.close(fd)
+
+
+def in_memory(body: bytes) -> int:
+    """The descriptor of a file that has the bytes and no name."""
+    fd = os.memfd_create("test")
+    os.write(fd, body)
+    return fd
 
 
 def is_drained(uploader: UploaderProcess) -> bool:

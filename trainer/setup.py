@@ -242,7 +242,7 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     if channel is not None:
         channel.send({"op": "put", "key": run_key(env.run_id, "config.json"), "body": to_json(config)})
     origin = int(restored.manifest["attempt"]) if restored is not None else 0
-    metrics = MetricsWriter(local, channel, env.run_id, int(env.attempt), first_step=state.step, origin=origin)
+    metrics = MetricsWriter(channel, env.run_id, int(env.attempt), first_step=state.step, origin=origin)
     checkpointer = Checkpointer(
         state.tensors(), channel, identity(config, data.index, env), changed_in_forward=state.changed_in_forward(),
         restored=(restored.step, restored.key, restored.counters) if restored is not None else (-1, "", {}),

@@ -104,7 +104,7 @@ class StandInUploader:
             body = os.pread(fd, os.fstat(fd).st_size, 0)
             os.close(fd)
         else:
-            body = Path(request["path"]).read_bytes() if "path" in request else json.dumps(request["body"]).encode()
+            body = json.dumps(request["body"]).encode()
         self.store.put(request["key"], body)
         self.events.append(("put", request["key"]))
 

@@ -1,7 +1,8 @@
-"""Metrics: one row per step, written as immutable segments of JSON lines and TensorBoard events, and read back.
+"""Metrics: one row per step, written as immutable segments of JSON lines, and read back.
 
-Names are flat and slashed (`train/loss`, `val/top1`, `speed/images_per_second`). Shipping is the uploader's, and what
-a step measures is `step_log`'s. No torch here: whoever only reads, as the report does, starts in an instant.
+Names are flat and slashed (`train/loss`, `val/top1`, `speed/images_per_second`). Shipping is the uploader's, and so is
+TensorBoard's copy (`upload/events.py`). What a step measures is `step_log`'s.
+No torch here: whoever only reads, as the report does, starts in an instant.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.line import follow_back, is_segment, parse_row
-from trainer.contract import manifest_key, metrics_key, run_key, tensorboard_key
+from trainer.contract import manifest_key, metrics_key, run_key
 from trainer.process.channel import Channel
 from trainer.store import ObjectInfo, ObjectStore
 from trainer.text import say
@@ -29,15 +28,12 @@ MOST_SEGMENT_BYTES = 64 << 20  # at most: a trainer writes one each half minute
 class MetricsWriter:
     """Rows of one attempt. `flush` makes a segment of what has come since and hands it to the uploader."""
 
-    def __init__(
-        self, local: Path, channel: Channel | None, run_id: str, attempt: int, *, first_step: int, origin: int
-    ):
-        """`local` is the attempt's folder on this machine. Only the main process has a channel; others keep nothing.
+    def __init__(self, channel: Channel | None, run_id: str, attempt: int, *, first_step: int, origin: int):
+        """Only the main process has a channel; others keep nothing.
 
         The attempt continues from step `first_step` of attempt `origin` (0: from nothing).
         """
-        self.folder, self.channel, self.run_id, self.attempt = local / "metrics", channel, run_id, attempt
-        self.first_step = first_step
+        self.channel, self.run_id, self.attempt = channel, run_id, attempt
         self.rows: list[Row] = [start_row(attempt, first_step, origin)]
         self.shipped = time.monotonic()
         self.names: set[str] = set()  # of the segments so far
@@ -54,7 +50,7 @@ class MetricsWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write `<first>-<last>.jsonl` and a TensorBoard file of the same rows. Call it at the end of a step only."""
+        """Write the segment `<first>-<last>.jsonl`. Call it at the end of a step only."""
         self.shipped = time.monotonic()
         if self.channel is None or not self.rows:
             self.rows = []
@@ -64,11 +60,6 @@ class MetricsWriter:
             name += f"_{len(self.names)}"
         self.names.add(name)
         self.send_file(f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows).encode())
-        with suppress(OSError):  # TensorBoard's copy needs room on the disk; no metric is lost without it
-            self.folder.mkdir(parents=True, exist_ok=True)
-            events = write_events(self.folder, name, self.rows, purge_step=self.first_step + 1)
-            key = tensorboard_key(self.run_id, self.attempt, events.name)
-            self.channel.send({"op": "put", "key": key, "path": str(events)})
         self.rows = []
 
     def send_file(self, name: str, body: bytes) -> None:
@@ -80,23 +71,6 @@ class MetricsWriter:
             self.channel.send({"op": "put", "key": metrics_key(self.run_id, self.attempt, name)}, fd)
         finally:
             os.close(fd)
-
-
-def write_events(folder: Path, name: str, rows: list[Row], purge_step: int) -> Path:
-    """A TensorBoard event file. A resume purges the steps that the attempt before it did in vain."""
-    from tensorboardX import SummaryWriter  # heavy, and only a trainer writes
-
-    resumed = rows[0].get("event") == "start" and purge_step > 1
-    writer = SummaryWriter(
-        logdir=str(folder), filename_suffix=f".{name}", flush_secs=3600, purge_step=purge_step if resumed else None
-    )
-    for row in rows:
-        for metric, value in row.items():
-            if "/" in metric:
-                writer.add_scalar(metric, value, global_step=row["step"], walltime=row["time"])
-    writer.close()
-    (events,) = folder.glob(f"events.*.{name}")
-    return events
 
 
 def start_row(attempt: int, step: int, origin: int) -> Row:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from trainer.contract import LostRunError, RunEnv
+from trainer.contract import LostRunError, RunEnv, tensorboard_key
 from trainer.manifest import data_key
 from trainer.process.channel import Channel, Message
 from trainer.process.snapshot import Snapshot
@@ -21,6 +21,7 @@ from trainer.store.checksum import Checksums
 from trainer.store.retry import LONGEST_PAUSE_SECONDS, Retry
 from trainer.text import say, show_bytes
 from trainer.upload.commit import Commit
+from trainer.upload.events import event_file
 from trainer.upload.owner import Ownership
 from trainer.upload.unsaved import forget_checkpoint_here, save_checkpoint_here, save_file_here
 
@@ -41,6 +42,11 @@ def done_in_time(retry: Retry, what: str, work: Callable[[], None]) -> bool:
     return True
 
 
+def unfinished(puts: set[Future[None]]) -> set[Future[None]]:
+    """Those that still run, and those that failed: whoever waits for them hears of it."""
+    return {put for put in puts if not put.done() or put.exception()}
+
+
 class Sender:
     """The main thread does the `jobs` one after the other. Other threads store metrics meanwhile."""
 
@@ -49,6 +55,8 @@ class Sender:
         self.jobs: queue.Queue[Callable[[], None]] = queue.Queue()
         self.pool = ThreadPoolExecutor(PUTS_AT_ONCE)
         self.puts: set[Future[None]] = set()  # of metrics; a new set replaces it, since other threads read it
+        self.events: set[Future[None]] = set()  # TensorBoard's copies, for which no checkpoint waits; likewise
+        self.has_told_events = False  # that a copy could not be made
         self.retry = Retry(say_as_uploader)
         self.failed = False  # something did not reach the store by the deadline
         self.saved_here = ""  # the folder with a local copy of it
@@ -58,17 +66,32 @@ class Sender:
         self.told_size = False  # of what stays for ever
 
     def put_soon(self, request: Message, fd: int | None) -> None:
-        """Store a segment of metrics in another thread, so that checkpoints need not wait for a slow store."""
-        file = None
+        """Store in another thread what a request has, so that checkpoints need not wait for a slow store.
+
+        A file behind a descriptor is a segment of metrics, and TensorBoard gets a copy of it.
+        """
+        segment = None
         if fd is not None:
-            file = os.pread(fd, os.fstat(fd).st_size, 0)
+            segment = os.pread(fd, os.fstat(fd).st_size, 0)
             os.close(fd)
-        unfinished = {put for put in self.puts if not put.done() or put.exception()}
-        self.puts = unfinished | {self.pool.submit(self.put, request, file)}
+        self.puts = unfinished(self.puts) | {self.pool.submit(self.put, request, segment)}
+        if segment is not None:
+            self.events = unfinished(self.events) | {self.pool.submit(self.put_events, request["key"], segment)}
+
+    def put_events(self, key: str, segment: bytes) -> None:
+        """Store TensorBoard's copy of a segment of metrics. The run goes on without one that cannot be made."""
+        try:
+            name, events = event_file(segment, Path(key).stem)
+        except Exception as error:  # noqa: BLE001  # whatever it is: the segment itself has all metrics
+            if not self.has_told_events:
+                say_as_uploader(f"TensorBoard has no copy of {key}, and maybe of others: {error!r}")
+            self.has_told_events = True
+            return
+        self.put({"op": "put", "key": tensorboard_key(self.env.run_id, self.ownership.attempt, name)}, events)
 
     def in_order(self, work: Callable[[], None]) -> None:
         """Queue work that has to come after all puts so far."""
-        before = self.puts
+        before = self.puts | self.events
 
         def job() -> None:
             for put in before:
@@ -78,22 +101,13 @@ class Sender:
         self.jobs.put(job)
 
     def put(self, request: Message, file: bytes | None = None) -> None:
-        """Store what a request has: `{"op": "put" | "create", "key", "body" | "path"}`, or the bytes of a file.
+        """Store what a request has: `{"op": "put" | "create", "key", "body"}`, or the bytes of a file.
 
         "create" leaves an object alone that exists already. It looks first, since on AWS no machine may write the
         run's spec.json, not even on a condition.
         """
         key = request["key"]
-        if file is not None:
-            body = file
-        elif "path" in request:
-            try:
-                body = Path(request["path"]).read_bytes()
-            except OSError as error:
-                self.retry.complain(f"{key} is not stored: {error}")
-                return
-        else:
-            body = json.dumps(request["body"], indent=1).encode()
+        body = json.dumps(request["body"], indent=1).encode() if file is None else file
 
         def work() -> None:
             if request["op"] == "create":

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.images import open_split, prepared
+from trainer.contract import tensorboard_key
 from trainer.data.reading.loader import Loader, val_jobs
 from trainer.learning.schedule import Settings
 from trainer.learning.world import World
@@ -24,6 +25,7 @@ from trainer.recipes.config import Config, DataConfig
 from trainer.store import ObjectStore, open_store
 from trainer.telemetry.metrics import MetricsWriter, read_metrics
 from trainer.telemetry.step_log import StepLog
+from trainer.upload.events import event_file
 
 RUN = "job"
 Attempt = Callable[..., MetricsWriter]
@@ -36,7 +38,7 @@ def store(tmp_path: Path) -> ObjectStore:
 
 
 @pytest.fixture
-def attempt(tmp_path: Path, store: ObjectStore) -> Iterator[Attempt]:
+def attempt(store: ObjectStore) -> Iterator[Attempt]:
     """Makes writers; `ship` does to what they sent what the uploader does."""
     ends: list[Channel] = []
 
@@ -44,17 +46,18 @@ def attempt(tmp_path: Path, store: ObjectStore) -> Iterator[Attempt]:
         ours, theirs = (Channel(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         ends.extend([ours, theirs])
         before = number - 1 if origin is None else origin
-        writer = MetricsWriter(tmp_path / "local", ours, RUN, number, first_step=first_step, origin=before)
+        writer = MetricsWriter(ours, RUN, number, first_step=first_step, origin=before)
 
         def ship() -> None:
             with contextlib.suppress(BlockingIOError):
                 while True:
                     message, fd = theirs.receive(timeout=0)
-                    if fd is None:
-                        store.put(message["key"], Path(message["path"]).read_bytes())
-                    else:
-                        store.put(message["key"], os.pread(fd, 1 << 20, 0))
-                        os.close(fd)
+                    assert fd is not None
+                    segment = os.pread(fd, 1 << 20, 0)
+                    os.close(fd)
+                    store.put(message["key"], segment)
+                    name, events = event_file(segment, Path(message["key"]).stem)
+                    store.put(tensorboard_key(RUN, number, name), events)
 
         writer.ship = ship  # type: ignore[attr-defined]
         return writer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 import time
@@ -19,6 +18,7 @@ from tests.uploads import (
     Start,
     answer,
     send_checkpoint,
+    send_segment,
     stop_between_writes,
     wait_until_settled,
 )
@@ -100,10 +100,7 @@ def test_the_next_attempt_stores_what_this_machine_could_not_and_goes_on_from_th
     send_checkpoint(channel, 3, b"stored")
     answer(channel)
     s3_proxy.plan("PUT", *[refuse(403, "AccessDenied")] * 1000)
-    fd = os.memfd_create("segment")
-    os.write(fd, b"rows")
-    channel.send({"op": "put", "key": "runs/job/metrics/1/a.jsonl"}, fd)
-    os.close(fd)
+    send_segment(channel, "a", b"rows")
     send_checkpoint(channel, 4, b"not stored")
     first.ask(op="flush", seconds=1)
     flushed = first.answer()

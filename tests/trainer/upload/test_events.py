@@ -1,0 +1,110 @@
+"""TensorBoard's copies of the metrics: the uploader makes them, as tensorboardX would, and no checkpoint waits."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.checkpoints import RUN, names, note, owning
+from tests.uploads import Connect, Start, in_memory, is_drained, send_segment
+from trainer.contract import RunEnv
+from trainer.process.channel import Channel
+from trainer.process.snapshot import Snapshot
+from trainer.store import open_store
+from trainer.telemetry.metrics import start_row
+from trainer.upload.events import event_file
+from trainer.upload.queue import Sender
+
+
+def segment(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def rows_from(first: int) -> list[dict[str, Any]]:
+    """Steps with numbers that take one byte and more, in all the kinds that a row has."""
+    return [
+        {"step": step, "time": 1790000000.25 + step, "train/loss": 2.5 / step, "train/top1": 0.0, "train/lr": 1e-12,
+         "gpu/memory_bytes": 12345678901, "val_ema/top1": float("nan")}
+        for step in (first, first + 1, first + 127, first + 20000)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "purge_step"),
+    [
+        (rows_from(1), None),
+        ([start_row(1, 0, 0), *rows_from(1)], None),
+        ([start_row(2, 300, 1), *rows_from(301)], 301),
+    ],
+    ids=["goes on", "begins", "is resumed"],
+)
+def test_an_event_file_is_to_the_byte_what_tensorboardx_writes(
+    rows: list[dict[str, Any]], purge_step: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboardX import SummaryWriter
+
+    monkeypatch.setattr("time.time", lambda: rows[-1]["time"])  # the head of a file has the time of its making
+    with SummaryWriter(logdir=str(tmp_path), filename_suffix=".x", max_queue=100, purge_step=purge_step) as writer:
+        for row in rows:
+            for metric in row:
+                if "/" in metric:
+                    writer.add_scalar(metric, row[metric], global_step=row["step"], walltime=row["time"])
+    (theirs,) = tmp_path.iterdir()
+    assert event_file(segment(rows), "x") == (theirs.name, theirs.read_bytes())
+
+
+@pytest.mark.slow
+def test_the_uploader_makes_the_event_files_without_torch_and_one_that_cannot_be_made_is_told_once(
+    folder_uri: str, start: Start, connect: Connect, capfd: pytest.CaptureFixture[str]
+) -> None:
+    uploader = start(folder_uri)
+    channel = connect(uploader)
+    for name, content in (("1-2", segment(rows_from(1))), ("3-4", b"no row"), ("5-6", b"{}\n"), ("7-8", b"")):
+        send_segment(channel, name, content)
+    channel.close()
+    assert is_drained(uploader)
+    assert "torch" not in Path(f"/proc/{uploader.process.pid}/maps").read_text()
+    store = open_store(folder_uri)
+    assert [info.key.rsplit("/", 1)[1] for info in store.list(f"runs/{RUN}/metrics/1/")] == [
+        "1-2.jsonl", "3-4.jsonl", "5-6.jsonl", "7-8.jsonl",
+    ]  # fmt: skip
+    (copy,) = store.list(f"runs/{RUN}/tensorboard/1/")
+    assert (Path(copy.key).name, store.get(copy.key)) == event_file(segment(rows_from(1)), "1-2")
+    assert capfd.readouterr().err.count("TensorBoard has no copy of") == 1
+    assert uploader.finish(30) == 0
+
+
+def test_a_checkpoint_waits_for_the_metrics_before_it_and_not_for_their_copies(
+    folder_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(folder_uri)
+    gate, put = threading.Event(), store.put
+
+    def put_late(key: str, body: bytes) -> None:
+        assert "/tensorboard/" not in key or gate.wait(20)
+        put(key, body)
+
+    monkeypatch.setattr(store, "put", put_late)
+    env = RunEnv(store=store.uri, run_id=RUN, scratch_dir=str(tmp_path), attempt="1")
+    ends = [Channel(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)]
+    with owning(store, 1, tmp_path) as ownership:
+        sender = Sender(env, store, ownership)
+        sender.put_soon({"op": "put", "key": f"runs/{RUN}/metrics/1/1-2.jsonl"}, in_memory(segment(rows_from(1))))
+        snapshot = Snapshot.create(7)
+        snapshot.body[:], snapshot.note = b"tensors", note(2)
+        sender.commit(2, snapshot, sender.puts, ends[0])
+        assert ends[1].receive(timeout=5)[0]["committed"].endswith("step-00000002.1.json")
+        assert names(store, "manifest/") == ["step-00000002.1.json"]
+        assert len(list(store.list(f"runs/{RUN}/metrics/"))) == 1
+        assert not list(store.list(f"runs/{RUN}/tensorboard/"))
+        sender.in_order(lambda: None)  # as at the end of a run
+        gate.set()
+        sender.jobs.get()()
+        assert len(list(store.list(f"runs/{RUN}/tensorboard/"))) == 1
+    for end in ends:
+        end.close()
