@@ -196,6 +196,10 @@ bench-start: $(VENV)/.dev ## measure start-up: help, contract import, command to
 bench-structure: $(VENV)/.dev ## count rooms, imports between them, longest files, before and now (ARGS="--before COMMIT")
 	@$(PY_ARGS) benchmarks.structure
 
+.PHONY: bench-step
+bench-step: $(VENV)/.dev ## count what a training step costs the host, before and now (ARGS="--before COMMIT")
+	@$(PY_ARGS) benchmarks.step
+
 .PHONY: bench-stage
 bench-stage: $(VENV)/.dev ## measure staging from a store against plain downloads (needs nginx: apt install nginx-light)
 	@$(PY) benchmarks.stage
