@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import json
 import statistics
 import sys
@@ -112,12 +113,12 @@ def before_the_rooms(regularize: dict[str, Any]) -> Step:  # f2853a4
     return lambda: train.train_step(made, made.model, feed, settings, plan, world, lambda: None)
 
 
-def in_rooms(regularize: dict[str, Any]) -> Step:  # 2a2b5b3
+def in_rooms(regularize: dict[str, Any]) -> Step:  # from 2a2b5b3 on
     from trainer.data.augment.batch import draws_per_image
     from trainer.data.reading.loader import Batch
+    from trainer.learning import step
     from trainer.learning.schedule import Settings
     from trainer.learning.state import make_state
-    from trainer.learning.step import train_step
     from trainer.learning.world import World
     from trainer.recipes.config import Config, RegularizeConfig
 
@@ -125,7 +126,11 @@ def in_rooms(regularize: dict[str, Any]) -> Step:  # 2a2b5b3
     device = torch.device("cpu")
     state, world = make_state(config, device, initialise=True), World(0, 0, 1, device)
     feed, settings = batches(Batch, draws_per_image(config.regularize)), Settings(epoch=0.0, lr=0.1, resolution=PIXELS)
-    return lambda: train_step(state, state.model, feed, config, settings, world, lambda: None)
+    passes: Any = state.model
+    if importlib.util.find_spec("trainer.learning.execution") is not None:
+        passes = importlib.import_module("trainer.learning.execution").Execution.of(state, config, world)
+    more = {"before_update": lambda: None} if "before_update" in inspect.signature(step.train_step).parameters else {}
+    return lambda: step.train_step(state, passes, feed, config, settings, world, **more)
 
 
 def configured(kind: Any, regularize: Any) -> Any:
