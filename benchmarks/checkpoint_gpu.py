@@ -8,7 +8,6 @@ import os
 import socket
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,14 +42,12 @@ class Training:
         self.images = torch.randn(BATCH, 3, 224, 224, device="cuda").to(memory_format=torch.channels_last)
         self.labels, self.number = torch.randint(1000, (BATCH,), device="cuda"), 0
         self.tensors = state_tensors(self.model, self.average, self.optimizer)
-        self.changed_in_forward = [f"model.{name}" for name, _ in self.model.named_buffers()]
 
-    def step(self, before_update: Callable[[], None] = lambda: None) -> None:
+    def step(self) -> None:
         self.number += 1
         with torch.autocast("cuda", torch.bfloat16):
             logits = self.model(self.images)
         nn.functional.cross_entropy(logits.float(), self.labels).backward()  # type: ignore[no-untyped-call]
-        before_update()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(0.999, self.number)
@@ -65,10 +62,10 @@ def mark() -> torch.cuda.Event:
 def saves_in_training() -> dict[str, Any]:
     """Steps by the GPU's own clock: the one that follows a save against the median of the other ones around it."""
     training = Training()
-    saver = Ours(training.tensors, training.changed_in_forward)
+    saver = Ours(training.tensors)
     blocked, marks = [], []
     for number in range(WARM_STEPS + STEPS):
-        training.step(saver.checkpointer.before_update)
+        training.step()
         marks.append(mark())
         saver.checkpointer.poll()
         if number >= WARM_STEPS and number % EVERY == 0:
@@ -93,27 +90,20 @@ def saves_in_training() -> dict[str, Any]:
 
 
 def torn() -> dict[str, int]:
-    """Every tensor holds the number of its step, BatchNorm's from the forward pass on, the others from the update on:
-    a save in which one holds another number is torn. The uploader is played here."""
+    """Every tensor holds the number of its step, and gets the next one right behind a save, before the copy to the
+    host can be done: a save in which one holds another number is torn. The uploader is played here."""
     training = Training()
-    early = [training.tensors[name] for name in training.changed_in_forward]
-    late = [tensor for name, tensor in training.tensors.items() if name not in set(training.changed_in_forward)]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     uploader = Channel(theirs)
-    checkpointer = Checkpointer(
-        training.tensors, Channel(ours), MANIFEST, changed_in_forward=training.changed_in_forward
-    )
+    checkpointer = Checkpointer(training.tensors, Channel(ours), MANIFEST)
     snapshots: dict[int, tuple[Snapshot, dict[str, Tensor]]] = {}
     found = {"saves": 0, "torn_saves": 0, "torn_tensors": 0}
-    for tensor in early + late:
-        tensor.fill_(0)
     for step in range(TORN_SAVES):
+        training.model(training.images)  # so that the GPU is behind
+        for tensor in training.tensors.values():
+            tensor.fill_(step)
         assert checkpointer.save(step, {}), "a save was left out"
-        training.model(training.images)  # work for the GPU, as long as a forward pass
-        for tensor in early:
-            tensor.fill_(step + 1)
-        checkpointer.before_update()
-        for tensor in late:
+        for tensor in training.tensors.values():
             tensor.fill_(step + 1)
         torch.cuda.synchronize()
         checkpointer.poll()
@@ -132,6 +122,7 @@ def torn() -> dict[str, int]:
         found["saves"] += snapshot.note["step"] == step
         found["torn_saves"] += wrong > 0
         found["torn_tensors"] += wrong
+    checkpointer.close()
     return found
 
 

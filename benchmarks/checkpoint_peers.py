@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ class Saver(Protocol):
 class Ours:
     """The uploader's process, and the trainer's half of a checkpoint."""
 
-    def __init__(self, state: State, changed_in_forward: Collection[str] = ()):
+    def __init__(self, state: State):
         scratch = tempfile.mkdtemp(dir=os.environ["TRAINER_SCRATCH_DIR"])
         environ = dict(os.environ) | {
             "TRAINER_STORE": f"s3://{BUCKET}/store",
@@ -58,7 +58,7 @@ class Ours:
         assert self.uploader.state == "ready", "the uploader did not start"
         os.environ[SOCKET_VARIABLE] = self.uploader.socket
         self.processes = {"uploader": self.uploader.process.pid}
-        self.checkpointer = Checkpointer(state, Channel.to_uploader(), MANIFEST, changed_in_forward=changed_in_forward)
+        self.checkpointer = Checkpointer(state, Channel.to_uploader(), MANIFEST)
         self.step = -1
 
     def save(self, step: int) -> None:
@@ -71,6 +71,7 @@ class Ours:
 
     def close(self) -> None:
         assert self.checkpointer.channel is not None
+        self.checkpointer.close()
         self.checkpointer.channel.close()
         code = self.uploader.finish(10)
         assert code == 0, f"the uploader ended with {code}"

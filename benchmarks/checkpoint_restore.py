@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import cast
 
+import torch
+
 from benchmarks.checkpoint_worker import Memcpy, training_state
 from trainer.checkpoint.layout import Layout
 from trainer.checkpoint.restore import READERS, load, read_object, tensors_of
@@ -37,7 +39,7 @@ def verify_and_copy(pipe: Connection, name: str) -> None:
     memcpy, layout = Memcpy(state), Layout.of(state)
     snapshot = Snapshot.create(layout.bytes)
     snapshot.body[: len(layout.header)] = layout.header
-    for view_name, view in layout.views(snapshot.body, state).items():
+    for view_name, view in layout.views(torch.frombuffer(snapshot.body, dtype=torch.uint8), state).items():
         view.copy_(state[view_name])
     body = snapshot.body
     expected = Checksums.of(body)

@@ -45,7 +45,7 @@ def file_of(tensors: dict[str, Tensor]) -> memoryview:
     layout = Layout.of(tensors)
     snapshot = Snapshot.create(layout.bytes)
     snapshot.body[: len(layout.header)] = layout.header
-    for name, view in layout.views(snapshot.body, tensors).items():
+    for name, view in layout.views(torch.frombuffer(snapshot.body, dtype=torch.uint8), tensors).items():
         tensor = tensors[name]
         view.copy_(tensor if tensor.is_contiguous() else tensor.permute(0, 2, 3, 1))
     return snapshot.body

@@ -70,8 +70,7 @@ def loop(run: Run) -> tuple[Exit, str]:
 def step(run: Run) -> None:
     """One optimizer step, and a line in the log now and then."""
     settings = run.clock.at(run.state.step)
-    before_update = run.checkpointer.before_update
-    sums = train_step(run.state, run.execution, run.batches, run.config, settings, run.world, before_update)
+    sums = train_step(run.state, run.execution, run.batches, run.config, settings, run.world)
     run.log.add(run.state.step, settings, sums)
     run.status.step = run.state.step
     if run.status.phase == Phase.COMPILING:

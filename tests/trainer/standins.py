@@ -144,3 +144,23 @@ class StandInUploader:
 
     def stored(self) -> list[str]:
         return [key for kind, key in self.events if kind == "put"]
+
+
+class Receiver:
+    """The uploader's end: what was announced, and the memory that it came in."""
+
+    def __init__(self, channel: Channel):
+        self.channel, self.snapshots = channel, dict[int, Snapshot]()
+
+    def receive(self) -> tuple[int, Snapshot]:
+        message, fd = self.channel.receive(timeout=5)
+        assert fd is not None
+        inode = os.fstat(fd).st_ino
+        if inode in self.snapshots:
+            os.close(fd)
+        else:
+            self.snapshots[inode] = Snapshot(fd)
+        return message["seq"], self.snapshots[inode]
+
+    def committed(self, seq: int, name: str = "manifest") -> None:
+        self.channel.send({"seq": seq, "step": 0, "committed": name})

@@ -58,12 +58,11 @@ class Layout:
         places = {name: tuple(start + at for at in header[name]["data_offsets"]) for name in names}
         return cls(len(text).to_bytes(8, "little") + text, places, start + position)
 
-    def views(self, body: memoryview, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors over the file's bytes, each with the shape and memory order of `in_memory_order` of the given one."""
-        found = {}
-        for name, (start, _) in self.places.items():
-            like = in_memory_order(tensors[name])
-            if like.numel():
-                flat = torch.frombuffer(body, dtype=like.dtype, count=like.numel(), offset=start)
-                found[name] = flat.view(like.shape)
-        return found
+    def views(self, body: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors over `body`, the file's bytes: (bytes,) uint8. Each has the shape and memory order of
+        `in_memory_order` of the given one.
+        """
+        return {
+            name: body[start:end].view(tensors[name].dtype).view(in_memory_order(tensors[name]).shape)
+            for name, (start, end) in self.places.items()
+        }

@@ -7,7 +7,8 @@ uploader then stores the object, the manifest and HEAD.json, in this order. `res
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -24,21 +25,46 @@ from trainer.text import say
 COPY_SECONDS = 10.0  # a copy of 307 MB to the host takes 6 ms
 
 
+def side_stream(tensors: Mapping[str, Tensor]) -> Any:
+    """A stream of the tensors' GPU beside the training's; None for tensors in the host's memory."""
+    device = next(iter(tensors.values())).device
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+
+def flat_by_type(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Contiguous tensors as (elements,) views, in one list for each type: a single kernel copies such a list."""
+    lists = defaultdict[torch.dtype, list[Tensor]](list)
+    for tensor in tensors:
+        lists[tensor.dtype].append(tensor.view(-1))
+    return list(lists.values())
+
+
 class Copier:
-    """Copies tensors into a snapshot. On a GPU it uses a stream of its own and pinned memory, beside the training."""
+    """Copies tensors into snapshots.
 
-    def __init__(self, tensors: Mapping[str, Tensor], changed_in_forward: Collection[str]):
-        self.tensors = {name: in_memory_order(tensor) for name, tensor in tensors.items()}
-        self.early = [name for name in changed_in_forward if name in tensors]
-        on_gpu = any(tensor.is_cuda for tensor in tensors.values())
-        self.stream: Any = torch.cuda.Stream() if on_gpu else None  # type: ignore[no-untyped-call]
-        self.done: Any = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+    On a GPU the training's stream copies them into a buffer beside them, which takes less than a millisecond, and the
+    steps after it may change them. A stream of its own then brings the buffer into the pinned memory of the snapshot.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], layout: Layout, snapshots: Sequence[Snapshot]):
+        self.header_bytes = len(layout.header)
+        self.sources = flat_by_type(in_memory_order(tensors[name]) for name in layout.places)
+        self.bodies = [torch.frombuffer(snapshot.body, dtype=torch.uint8) for snapshot in snapshots]
+        self.stream = side_stream(tensors) if snapshots else None
+        self.done: Any = torch.cuda.Event() if self.stream is not None else None  # type: ignore[no-untyped-call]
         self.pinned: list[int] = []  # addresses
+        buffers = self.bodies
+        if self.stream is not None:
+            for snapshot in snapshots:
+                self._pin(snapshot)
+            lead = -self.header_bytes % 16  # so that tensors are aligned to the 16 bytes that a thread copies at once
+            like = next(iter(tensors.values()))
+            self.buffer = like.new_empty(lead + layout.bytes, dtype=torch.uint8)[lead:]
+            buffers = [self.buffer] * len(snapshots)
+        self.targets = [flat_by_type(layout.views(buffer, tensors).values()) for buffer in buffers]
 
-    def pin(self, snapshot: Snapshot) -> None:
+    def _pin(self, snapshot: Snapshot) -> None:
         """Lock the pages of a snapshot for the GPU's copy engine. Where that is refused, copies only take longer."""
-        if self.stream is None:
-            return
         address = torch.frombuffer(snapshot.memory, dtype=torch.uint8).data_ptr()
         cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         if refusal := int(cudart.cudaHostRegister(address, len(snapshot.memory), 0)):
@@ -64,30 +90,25 @@ class Copier:
             cudart.cudaHostUnregister(self.pinned.pop())
 
     @torch.no_grad()
-    def start(self, views: Mapping[str, Tensor]) -> None:
-        """Begin the copy. On a CPU it is finished on return. Call `before_update` before the tensors change."""
+    def start(self, i: int) -> None:
+        """Begin the copy into snapshot `i`; on a CPU it is finished on return. The tensors may change at once.
+
+        The copy before must be done: there is one buffer, and a copy into it would tear what still leaves it.
+        """
+        assert self.is_done(), "a copy into the buffer from which the one before is still read"
+        for targets, sources in zip(self.targets[i], self.sources, strict=True):
+            torch._foreach_copy_(targets, sources)
         if self.stream is None:
-            torch._foreach_copy_(list(views.values()), [self.tensors[name] for name in views])
             return
-        # The next forward pass changes BatchNorm's statistics: copy them now, on the training's stream.
-        early = {name: self.tensors[name].clone() for name in self.early}
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
-            for name, view in views.items():
-                view.copy_(early.get(name, self.tensors[name]), non_blocking=True)
+            self.bodies[i][self.header_bytes :].copy_(self.buffer[self.header_bytes :], non_blocking=True)
             self.done.record()
-        for tensor in early.values():
-            tensor.record_stream(self.stream)
 
     def is_done(self, *, wait: bool = False) -> bool:
         if self.done is not None and wait:
             self.done.synchronize()
         return self.done is None or bool(self.done.query())
-
-    def before_update(self) -> None:
-        """Make the GPU finish the copy before it changes a parameter. The CPU does not wait."""
-        if self.done is not None:
-            torch.cuda.current_stream().wait_event(self.done)
 
 
 class Checkpointer:
@@ -99,7 +120,6 @@ class Checkpointer:
         channel: Channel | None,
         manifest: Mapping[str, Any],
         *,
-        changed_in_forward: Collection[str] = (),
         restored: tuple[int, str, Mapping[str, Any]] = (-1, "", {}),
         restored_sha256: str = "",
     ):
@@ -110,14 +130,12 @@ class Checkpointer:
         Only the main process has a channel. The others save nothing.
         """
         self.channel, self.manifest = channel, manifest
-        self.copier = Copier(tensors, changed_in_forward)
         layout = Layout.of(tensors)
         self.bytes = layout.bytes  # of one checkpoint
         self.snapshots = [Snapshot.create(layout.bytes) for _ in range(2 if channel else 0)]
-        self.views = [layout.views(snapshot.body, tensors) for snapshot in self.snapshots]
         for snapshot in self.snapshots:
             snapshot.body[: len(layout.header)] = layout.header
-            self.copier.pin(snapshot)
+        self.copier = Copier(tensors, layout, self.snapshots)
         self.seq = 0
         self.notes: list[dict[str, Any]] = [VOID for _ in self.snapshots]  # the last save in each snapshot
         self.sent = [True for _ in self.snapshots]  # False while a GPU still copies
@@ -147,14 +165,14 @@ class Checkpointer:
             return False
         if step == self.saved_step and (self.seq or counters == self.restored_counters):
             return True
-        self._send_copied(wait=True)
+        self._send_copied(wait=True)  # of the save before
         if (free := self._take_snapshot(is_best)) is None:
             self.saved_at = time.monotonic()  # wait as long again, not one step
             return False
         snapshot, self.seq = self.snapshots[free], self.seq + 1
         self.waiting.pop(self.notes[free]["seq"], None)
         snapshot.note = VOID
-        self.copier.start(self.views[free])
+        self.copier.start(free)
         manifest = {
             **self.manifest,
             "format": CHECKPOINT_FORMAT,
@@ -194,10 +212,6 @@ class Checkpointer:
                 snapshot.unlock()
                 self.sent[i] = True
 
-    def before_update(self) -> None:
-        """To be called before the optimizer changes anything."""
-        self.copier.before_update()
-
     def poll(self) -> None:
         """Hand over what is ready, and read the uploader's answers."""
         if self.channel is None:
@@ -212,7 +226,9 @@ class Checkpointer:
         `deadline` returns monotonic seconds and is asked again and again. Raises StoreError past it, LostRunError.
         """
         while self.channel is not None:
-            if self.save(step, counters) and self.seq not in self.waiting:
+            is_saved = self.save(step, counters)
+            self._send_copied(wait=True)
+            if is_saved and self.seq not in self.waiting:
                 return
             left = deadline() - time.monotonic()
             if left <= 0:

@@ -15,7 +15,7 @@ from trainer.recipes.config import Config
 
 BF16_CAPABILITY = (8, 0)  # cuDNN has bf16 convolutions from Ampere on
 RESNET50_BYTES_PER_IMAGE = 43.8e6  # kept for the backward pass at 224 px, in bf16 or fp16; counted over the graph
-FIXED_BYTES = 2e9  # weights, gradients, momentum, average, workspaces
+FIXED_BYTES = 2e9  # weights, gradients, momentum, average, a snapshot: 1.0 GB with workspaces; and CUDA's own
 
 
 def device_for(config: Config, local_rank: int) -> torch.device:

@@ -41,10 +41,6 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         return state_tensors(self.model, self.average, self.optimizer)
 
-    def changed_in_forward(self) -> list[str]:
-        """The names of those tensors that a forward pass changes already: BatchNorm's statistics."""
-        return [f"model.{name}" for name, _ in self.model.named_buffers()]
-
     def counters(self) -> dict[str, Any]:
         """What a checkpoint holds beside tensors, as JSON."""
         return {name: getattr(self, name) for name in COUNTERS} | {"scaler": self.scaler.state_dict()}

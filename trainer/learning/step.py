@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -26,12 +26,8 @@ def train_step(
     config: Config,
     settings: Settings,
     world: World,
-    before_update: Callable[[], None],
 ) -> Tensor:
-    """Step number `state.step`. Returns this process's sums of loss, top-1 hits, top-5 hits, and images: (4,) float32.
-
-    `before_update` is called before the first parameter changes.
-    """
+    """Step number `state.step`. Returns this process's sums of loss, top-1 and top-5 hits, images: (4,) float32."""
     accum, sums = execution.accum, torch.zeros(4, device=world.device)
     if state.draws:
         torch.manual_seed(int(generator(MIX, config.seed, 0, state.step).integers(2**63)))
@@ -39,7 +35,6 @@ def train_step(
         draw = partial(generator, MIX, config.seed, 1 + micro * world.size + world.rank, state.step)
         inputs = inputs_of(next(batches), config, draw)
         sums += execution.forward_backward(inputs, is_last=micro == accum - 1)
-    before_update()
     execution.update(settings.lr)
     raise_counts(state.batch_counts, accum)
     state.step += 1

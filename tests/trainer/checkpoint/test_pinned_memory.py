@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.checkpoints import state
+from tests.trainer.cuda import stand_in_cuda
+from trainer.checkpoint.layout import Layout
 from trainer.checkpoint.saver import Copier
 from trainer.process.snapshot import Snapshot
 
@@ -25,54 +26,38 @@ def test_the_memory_of_a_snapshot_is_there_before_the_first_save() -> None:
     assert snapshot.bytes == 64 << 20
 
 
-class StandInCudart:
-    """The two calls of CUDA's runtime that pin memory; it refuses what it is told to refuse."""
-
-    def __init__(self, refusal: int = 0):
-        self.refusal, self.registered = refusal, list[int]()
-
-    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802
-        if address in self.registered:
-            return 712  # cudaErrorHostMemoryAlreadyRegistered
-        if not self.refusal:
-            self.registered.append(address)
-        return self.refusal
-
-    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
-        self.registered.remove(address)
-        return 0
+def copier(snapshots: int) -> Copier:
+    layout = Layout.of(state(1))
+    return Copier(state(1), layout, [Snapshot.create(layout.bytes) for _ in range(snapshots)])
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], tuple[StandInCudart, Copier]]:
-    """A copier that takes itself to be on a GPU, and what it asks of CUDA."""
-
-    def make(refusal: int) -> tuple[StandInCudart, Copier]:
-        cudart, copier = StandInCudart(refusal), Copier(state(1), ())
-        monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
-        copier.stream = object()
-        return cudart, copier
-
-    return make
-
-
-def test_memory_that_was_pinned_is_given_back_at_the_end(gpu: Callable[[int], tuple[StandInCudart, Copier]]) -> None:
-    cudart, copier = gpu(0)
-    snapshots = [Snapshot.create(100), Snapshot.create(100)]
-    for snapshot in snapshots:
-        copier.pin(snapshot)
-    assert len(cudart.registered) == 2
-    copier.close()
-    assert cudart.registered == []
-    for snapshot in snapshots:  # the next run in this process may get the same addresses
-        copier.pin(snapshot)
-    assert len(cudart.registered) == 2
+def test_memory_that_was_pinned_is_given_back_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = stand_in_cuda(monkeypatch)
+    layout = Layout.of(state(1))
+    snapshots = [Snapshot.create(layout.bytes) for _ in range(2)]
+    first = Copier(state(1), layout, snapshots)
+    assert len(cuda.registered) == 2
+    first.close()
+    assert cuda.registered == []
+    Copier(state(1), layout, snapshots)  # the next run in this process may get the same addresses
+    assert len(cuda.registered) == 2
 
 
 def test_memory_that_cannot_be_pinned_is_said_and_the_run_goes_on(
-    gpu: Callable[[int], tuple[StandInCudart, Copier]], capfd: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    _, copier = gpu(2)
-    copier.pin(Snapshot.create(100))
-    assert "cannot be pinned (CUDA error 2): saving is slower" in capfd.readouterr().err
-    copier.close()
+    cuda = stand_in_cuda(monkeypatch, refusal=2)
+    monkeypatch.setattr(torch, "zeros", cuda.launch)
+    unpinned = copier(1)
+    assert capfd.readouterr().err.count("cannot be pinned (CUDA error 2): saving is slower") == 1
+    cuda.launch(1, device="cuda")  # the refusal is not told as an error of the next kernel
+    unpinned.start(0)
+    cuda.finish_copies()
+    assert unpinned.is_done()
+    unpinned.close()
+
+
+def test_a_process_that_saves_nothing_takes_no_memory_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in_cuda(monkeypatch)
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *arguments, **named: pytest.fail("a buffer"))
+    copier(0).close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import socket
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +17,12 @@ from torch import Tensor
 
 from tests import ROOT
 from tests.checkpoints import RUN, file_of, same, state
+from tests.trainer.standins import Receiver
 from trainer.checkpoint.layout import Layout
 from trainer.checkpoint.restore import tensors_of
 from trainer.checkpoint.saver import Checkpointer
 from trainer.contract import LostRunError
 from trainer.process.channel import Channel, DisconnectedError
-from trainer.process.snapshot import Snapshot
 from trainer.store import StoreError
 
 
@@ -46,35 +44,6 @@ def test_what_is_read_back_has_the_logical_shapes_whatever_the_memory_order() ->
     assert same(tensors_of(file_of(state(1))), state(1))
     plain = {name: tensor.contiguous() for name, tensor in state(2).items()}
     assert same(tensors_of(file_of(plain)), state(2))
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[Channel, Channel]]:
-    """The trainer's and the uploader's end."""
-    ours, theirs = (Channel(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-    yield ours, theirs
-    ours.close()
-    theirs.close()
-
-
-class Receiver:
-    """The uploader's end: what was announced, and the memory that it came in."""
-
-    def __init__(self, channel: Channel):
-        self.channel, self.snapshots = channel, dict[int, Snapshot]()
-
-    def receive(self) -> tuple[int, Snapshot]:
-        message, fd = self.channel.receive(timeout=5)
-        assert fd is not None
-        inode = os.fstat(fd).st_ino
-        if inode in self.snapshots:
-            os.close(fd)
-        else:
-            self.snapshots[inode] = Snapshot(fd)
-        return message["seq"], self.snapshots[inode]
-
-    def committed(self, seq: int, name: str = "manifest") -> None:
-        self.channel.send({"seq": seq, "step": 0, "committed": name})
 
 
 def test_a_save_hands_over_a_copy_that_later_steps_do_not_change(pair: tuple[Channel, Channel]) -> None:
