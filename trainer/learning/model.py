@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from trainer.contract import UserError
 from trainer.learning.matching import load_matching
+from trainer.learning.stem import block_stem
 from trainer.learning.weights import read_weights
 from trainer.recipes.config import ModelConfig
 
@@ -31,6 +32,8 @@ def build_model(config: ModelConfig, *, initialise: bool = True) -> nn.Module:
     model: nn.Module = torchvision.models.get_model(config.name, weights=None, num_classes=config.num_classes)
     if linears := [module for module in model.modules() if type(module) is nn.Linear]:
         linears[-1].__class__ = ExactLinear  # names and weights stay as they are
+    if config.blocked_stem:
+        block_stem(model, config.name)
     if initialise and config.weights:
         load_matching(model, config.name, read_weights(config), config.weights)
     return model

@@ -26,6 +26,7 @@ class ModelConfig:
     name: str = "resnet50"  # a torchvision classification model: resnet18, resnet50, …
     num_classes: int = 1000  # outputs; labels in the data must be below it
     weights: str = ""  # start from: "" = random, IMAGENET1K_V1 or _V2 = torchvision's, or a file or s3:// URI
+    blocked_stem: bool = field(default=False, metadata=ADDED)  # ResNet's first convolution over 2x2 blocks of pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,7 @@ Rule = tuple[str, object, bool, str]  # an option, its value, whether its rule h
 def rules_of(config: Config) -> list[Rule]:
     """What the values of a config must be."""
     rules = [*general_rules(config), *data_rules(config.data), *optim_rules(config.optim)]
-    return [*rules, *regularize_rules(config.regularize), *pixel_rules(config.data)]
+    return [*rules, *regularize_rules(config.regularize), *pixel_rules(config.data), *stem_rules(config)]
 
 
 def general_rules(config: Config) -> list[Rule]:
@@ -216,6 +217,17 @@ def pixel_rules(data: DataConfig) -> list[Rule]:
         ("--data.resolution-multiple", data.resolution_multiple, 1),
     ]
     return [(option, pixels, low <= pixels <= 2048, f"{low} to 2048 pixels") for option, pixels, low in least]
+
+
+def stem_rules(config: Config) -> list[Rule]:
+    data, rule = config.data, "even with --model.blocked-stem, which takes pixels in blocks of 2x2"
+    sizes = [
+        ("--data.resolution", data.resolution),
+        ("--data.start-resolution", data.start_resolution),
+        ("--data.val-crop", data.val_crop),
+        ("--data.resolution-multiple", data.resolution_multiple),
+    ]
+    return [(option, size, size % 2 == 0, rule) for option, size in sizes if config.model.blocked_stem]
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def test_unknown_and_missing_fields_are_named_with_their_path() -> None:
         with pytest.raises(UserError, match=rf"config {where}: fields \['{name}'\]"):
             from_json(Config, raw)
     older = to_json(Config())
-    del older["device"]  # which no run had before, so this one began with the default
+    del older["device"], older["model"]["blocked_stem"]  # which no run had before, so this one began with the default
     assert from_json(Config, older) == Config()
     with pytest.raises(UserError, match="config root: fields 7"):
         from_json(Config, 7)
@@ -228,6 +228,18 @@ def test_a_value_out_of_range_is_named_with_its_rule(option: str) -> None:
     value = flatten(BREAKS[option])[option.removeprefix("--").replace("-", "_")]
     with pytest.raises(UserError, match=f"^{re.escape(f'{option} is {value}: it must be ')}.+ pass another value"):
         BREAKS[option].validate()
+
+
+@pytest.mark.parametrize("name", ["resolution", "start_resolution", "val_crop", "resolution_multiple"])
+def test_the_blocked_stem_takes_even_sizes_alone(name: str) -> None:
+    data = with_value(DataConfig(), name, 225)
+    assert Config(data=data).validate() == Config(data=data)
+    option = f"--data.{name.replace('_', '-')}"
+    with pytest.raises(
+        UserError, match=f"^{option} is 225: it must be even with --model.blocked-stem, .+ pass another"
+    ):
+        Config(data=data, model=ModelConfig(blocked_stem=True)).validate()
+    assert Config(model=ModelConfig(blocked_stem=True)).validate().model.blocked_stem
 
 
 def test_every_rule_of_validate_is_broken_above_and_the_defaults_break_none() -> None:
