@@ -30,7 +30,7 @@ from trainer.contract import Exit, Phase, UserError
 from trainer.learning.device import check_device, telling_what_fits
 from trainer.learning.evaluation import best_of, evaluate, scores
 from trainer.learning.step import train_step
-from trainer.learning.world import World, any_of, empty_cache, join, share_buffers
+from trainer.learning.world import World, any_of, any_of_each, empty_cache, join, share_buffers
 from trainer.process.interruption import Deadline, Interrupted, Interruption
 from trainer.recipes.config import Config
 from trainer.setup import Run, start_or_continue
@@ -48,19 +48,23 @@ def train(config: Config, env: RunEnv, world: World, interruption: Interruption)
 
 
 def loop(run: Run) -> tuple[Exit, str]:
-    """All steps that are left. Stopping and saving are decided by all processes together: each asks at each step."""
+    """All steps that are left. All processes decide together on stopping and saving: one question after each step."""
     state, clock, world = run.state, run.clock, run.world
     run.status.enter(Phase.COMPILING if run.config.compile else Phase.TRAINING)
     run.console.start(state.step)
+    stops = False
     while True:
-        if clock.validation_is_due(state.step) and state.validated < state.step:  # also where a run continues
-            validate(run)
-        if any_of(run.interruption.requested, world) or state.step == clock.total_steps:
+        if (
+            clock.validation_is_due(state.step) and state.validated < state.step and not stops
+        ):  # also in a continued run
+            stops = not validate(run)
+        if stops or state.step == clock.total_steps:
             return finish(run)
         step(run)
         asked = run.interruption.take_save_request()
         due = run.checkpointer.is_due(run.config.checkpoint.every_seconds) or asked
-        if any_of(due, world) and not clock.validation_is_due(state.step):  # a validation ends with a save
+        stops, saves = any_of_each([run.interruption.requested, due], world)
+        if saves and not clock.validation_is_due(state.step):  # a validation ends with a save
             save(run)
         run.metrics.flush_if_due()
         if clock.resolution_changes(state.step):
@@ -106,8 +110,11 @@ def save(run: Run, *, is_best: bool = False) -> None:
     run.checkpointer.save(run.state.step, run.state.counters(), is_best=is_best)
 
 
-def validate(run: Run) -> None:
-    """Score model and average on every validation image, and save. An interrupted validation is void on all ranks."""
+def validate(run: Run) -> bool:
+    """Score model and average on every validation image, and save.
+
+    Returns False where it was interrupted in any process: then it is void in all of them.
+    """
     state, models = run.state, run.state.models()
     report_steps(run)
     run.status.enter(Phase.EVALUATING)
@@ -122,7 +129,7 @@ def validate(run: Run) -> None:
     except Interrupted:
         pass  # the other processes have to hear of it first
     if any_of(not sums, run.world):
-        return
+        return False
     state.validated, state.scores = state.step, scores(sums, run.world)
     run.metrics.add(state.step, state.scores)
     run.console.scores(state.step, state.scores)
@@ -133,6 +140,7 @@ def validate(run: Run) -> None:
     empty_cache(run.world)  # the blocks of a validation have other sizes
     run.log.restart_clock()
     run.status.enter(Phase.TRAINING)
+    return True
 
 
 def finish(run: Run) -> tuple[Exit, str]:

@@ -88,22 +88,22 @@ def test_d_stopping_and_saving_are_decisions_of_all_processes(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, wish: str
 ) -> None:
     """Another process wants it, this one does not: it follows. Each asks as often as the others, whatever it wants."""
-    asked: list[bool] = []
+    asked: list[list[bool]] = []
 
-    def any_of(flag: bool, world: World) -> bool:
-        asked.append(flag)
-        # the questions of a step: stop? save? With the third step's, the other process says yes
-        return flag or len(asked) == {"stop": 5, "save": 6}[wish]
+    def any_of_each(flags: list[bool], world: World) -> list[bool]:
+        asked.append(flags)
+        # after each step: stop? save? After the third, the other process says yes
+        return [flag or (len(asked) == 3 and wish == name) for flag, name in zip(flags, ("stop", "save"), strict=True)]
 
-    monkeypatch.setattr(module, "any_of", any_of)
+    monkeypatch.setattr(module, "any_of_each", any_of_each)
     code, message = lab.train(replace(CONFIG, val_every_epochs=3))
     if wish == "stop":
-        assert (code, message) == (Exit.INTERRUPTED, "step 2 of 6 is saved")
-        assert len(asked) == 5
+        assert (code, message) == (Exit.INTERRUPTED, "step 3 of 6 is saved")
+        assert len(asked) == 3
     else:
         assert code == Exit.FINISHED
         assert lab.uploader.steps() == [3, 6]
-        assert len(asked) == 2 * STEPS + 2, "and one for the validation, one for the end"
+        assert len(asked) == STEPS
 
 
 def test_e_every_metric_of_a_checkpoint_is_sent_before_it(lab: Lab) -> None:
@@ -164,13 +164,7 @@ def test_i_an_interrupted_validation_is_void_in_all_processes(
     if who == "this process":
         lab.stop_in = Phase.EVALUATING
     else:
-        asked: list[bool] = []
-
-        def any_of(flag: bool, world: World) -> bool:  # before each step, after it: the fifth is the validation's
-            asked.append(flag)
-            return flag or len(asked) in (5, 6)
-
-        monkeypatch.setattr(module, "any_of", any_of)
+        monkeypatch.setattr(module, "any_of", lambda flag, world: True)  # which validations ask
     assert lab.train() == (Exit.INTERRUPTED, "step 2 of 6 is saved")
     assert not [row for row in lab.rows() if "val/top1" in row]
     (note,) = [note for kind, note in lab.uploader.events if kind == "checkpoint"]

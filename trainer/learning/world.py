@@ -54,6 +54,8 @@ def wrap(model: nn.Module, world: World) -> nn.Module:
     """DistributedDataParallel where there is more than one process. Each normalises by its own batch, as torch does.
 
     The statistics of BatchNorm are the main process's: `share_buffers` sends them where they are needed.
+    `static_graph` would save a search for unused parameters, which is not made here anyway; and with gradients that are
+    accumulated under `no_sync` it stops exchanging them, or fails (pytorch#187732).
     """
     if world.size == 1:
         return model
@@ -94,12 +96,24 @@ def empty_cache(world: World) -> None:
 
 
 def share_buffers(model: nn.Module, world: World) -> None:
-    """The main process's BatchNorm statistics, which are the ones that are saved, on every process."""
+    """The main process's BatchNorm statistics, which are those that are saved, on every process: one call a dtype."""
     if world.size > 1:
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, src=0)
+        buffers = list(model.buffers())
+        for dtype in dict.fromkeys(buffer.dtype for buffer in buffers):
+            alike = [buffer for buffer in buffers if buffer.dtype == dtype]
+            sent = torch.cat([buffer.flatten() for buffer in alike])
+            torch.distributed.broadcast(sent, src=0)
+            for buffer, values in zip(alike, sent.split_with_sizes([buffer.numel() for buffer in alike]), strict=True):
+                buffer.copy_(values.view_as(buffer))
 
 
 def any_of(flag: bool, world: World) -> bool:
     """True on every process when it is true on one."""
-    return bool(all_sum(torch.tensor(int(flag)), world).item()) if world.size > 1 else flag
+    return any_of_each([flag], world)[0]
+
+
+def any_of_each(flags: list[bool], world: World) -> list[bool]:
+    """`any_of` for several flags, in one round."""
+    if world.size == 1:
+        return flags
+    return [count > 0 for count in all_sum(torch.tensor(flags, dtype=torch.int64), world).tolist()]
