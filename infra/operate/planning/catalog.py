@@ -37,6 +37,7 @@ class Gpu:
     memory_gib: int
     images_per_second: int
     source: str
+    has_bf16: bool = True  # cuDNN has convolutions in bf16 from compute capability 8.0 on
 
 
 def _from_bandwidth(gb_per_second: int) -> int:
@@ -48,7 +49,7 @@ GPUS = {
     "A10G": Gpu(22, 811, "a public run on g5.xlarge, eager PyTorch"),
     "L4": Gpu(22, _from_bandwidth(300), "derived from 300 GB/s"),
     "L40S": Gpu(44, _from_bandwidth(864), "derived from 864 GB/s"),
-    "T4": Gpu(16, _from_bandwidth(320), "derived from 320 GB/s"),
+    "T4": Gpu(16, _from_bandwidth(320), "derived from 320 GB/s", has_bf16=False),
     "H100": Gpu(80, _from_bandwidth(3350), "derived from 3,350 GB/s"),
 }
 
@@ -128,12 +129,13 @@ class Work:
     epochs: int
     images_per_epoch: float
     data: str  # what it trains on unless told
+    precision: str  # what it computes in unless told
 
 
 # Kept in step with the trainer's recipes by test_catalog.py: the AWS app knows only the trainer's contract.
 RECIPE_WORK = {
-    "digits": Work(8, 29.3, "digits"),  # 1,437 images of 32 px
-    "finetune": Work(30, IMAGENET_IMAGES, "ILSVRC/imagenet-1k"),
+    "digits": Work(8, 29.3, "digits", "fp32"),  # 1,437 images of 32 px
+    "finetune": Work(30, IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
 }
 
 
@@ -156,6 +158,16 @@ def gpu_types(names: Iterable[str]) -> list[InstanceType]:
                 "(resnet-spot:instance_types in cdk.json, or TYPES=)"
             )
     return types
+
+
+def check_precision(names: Sequence[str], precision: str) -> None:
+    """Raises UserError if a type's GPU cannot compute in this precision: its run would end as soon as it has begun."""
+    able = [type.name for type in gpu_types(names) if GPUS[type.gpu].has_bf16]
+    if precision == "bf16" and (unable := [name for name in names if name not in able]):
+        raise UserError(
+            f"{', '.join(unable)} cannot compute in bf16, which this run asks for or its recipe has: pass "
+            f'ARGS="--precision fp16", or use other types, TYPES={",".join(able) or "g6.xlarge,g5.xlarge"}'
+        )
 
 
 def quota_of(type: str) -> Quota | None:

@@ -8,8 +8,9 @@ line.
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -53,6 +54,12 @@ def words(text: str) -> tuple[str, ...]:
         return tuple(shlex.split(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of words ({error}): close the quote") from error
+
+
+def value_of(option: str, arguments: Sequence[str]) -> str:
+    """The value in `--option value` or `--option=value`; "" without one. The last one counts, as for the trainer."""
+    found = re.findall(rf"(?:^| )--{option}[ =](\S+)", " ".join(arguments))
+    return found[-1] if found else ""
 
 
 def by_commas(text: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from infra.config import PREPARE_DISK_GIB, PREPARE_PREFIX, Installation
 from infra.operate.planning import catalog, datasets
 from infra.operate.planning.catalog import Estimate
 from infra.operate.planning.datasets import Dataset
-from infra.operate.planning.options import Request, go_on, spec_values
+from infra.operate.planning.options import Request, go_on, spec_values, value_of
 from infra.operate.planning.prices import Prices, find_prices
 from infra.operate.runs import Ending, ExplainedBucket, read_ending, read_spend
 from infra.operate.session import Aws
@@ -109,8 +109,10 @@ def check(request: Request, installation: Installation) -> None:
     if request.run_id and not re.fullmatch(RUN_ID_RULE, request.run_id):
         raise UserError(f"RUN={request.run_id!r} is not a run id: use {RUN_ID_RULE}, for example RUN=finetune-2")
     if request.kind == "train":
-        catalog.work_of(request.recipe or DEFAULT_RECIPE)
-        catalog.gpu_types(types_of(request, installation))
+        work = catalog.work_of(request.recipe or DEFAULT_RECIPE)
+        catalog.check_precision(
+            types_of(request, installation), value_of("precision", request.arguments) or work.precision
+        )
     for type in types_of(request, installation):
         catalog.instance_type(type)
     datasets.check_form(request.data)
@@ -260,8 +262,8 @@ def check_means(plan: Plan, *, anyway: bool) -> None:
 
 def epochs_in(arguments: Sequence[str]) -> int:
     """The number in `--epochs 4`. Returns 0 if there is none, and the recipe's own number counts."""
-    found = re.search(r"(?:^| )--epochs[ =](\d+)(?: |$)", " ".join(arguments))
-    return int(found[1]) if found else 0
+    epochs = value_of("epochs", arguments)
+    return int(epochs) if epochs.isdecimal() else 0
 
 
 def new_run_id(name: str, now: float) -> str:

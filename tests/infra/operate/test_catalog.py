@@ -20,6 +20,7 @@ def test_the_table_of_recipes_says_what_the_trainer_computes() -> None:
         images = [IMAGES[work.data] * (config.resolution_at(epoch) / 224) ** 2 for epoch in range(config.epochs)]
         assert work.data == named.default_data(name)
         assert work.epochs == config.epochs
+        assert work.precision == config.precision
         assert work.images_per_epoch == pytest.approx(sum(images) / config.epochs, rel=0.01)
 
 
@@ -79,5 +80,7 @@ def test_accelerators_of_other_kinds_count_against_no_quota_of_ours() -> None:
 def test_an_unknown_type_and_a_type_without_gpu_are_refused_with_what_to_use() -> None:
     with pytest.raises(UserError, match=r"'g9\.xlarge' is not in the table"):
         catalog.instance_type("g9.xlarge")
+    with pytest.raises(UserError, match=r"'p3\.2xlarge' is not in the table"):  # Volta: torch has no kernels for it
+        catalog.instance_type("p3.2xlarge")
     with pytest.raises(UserError, match=r"'c7a\.2xlarge' has no GPU: use types of g5"):
         catalog.gpu_types(["g5.xlarge", "c7a.2xlarge"])

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from infra.config import Installation
 from infra.operate.planning.options import Request
-from infra.operate.planning.plan import describe, epochs_in, new_run_id
+from infra.operate.planning.plan import check, describe, epochs_in, new_run_id
 from infra.operate.terminal import plain
 from tests.infra import hub
 from tests.infra.deployed import Deployed
@@ -68,3 +69,39 @@ def test_a_new_run_is_named_after_recipe_and_day() -> None:
     assert all(name.startswith("finetune-20260921-") for name in names)
     assert all(re.fullmatch(RUN_ID_RULE, name) for name in names)
     assert new_run_id("prepare-imagenet-1k", 0.0)[:-4] == "prepare-imagenet-1k-19700101-"
+
+
+@pytest.mark.parametrize(
+    ("asked", "others"),
+    [
+        (Request(recipe="finetune", types=("g4dn.xlarge",)), "g6.xlarge,g5.xlarge"),
+        (Request(types=("g5.xlarge", "g4dn.xlarge", "g6.xlarge")), "g5.xlarge,g6.xlarge"),
+        (Request(recipe="digits", types=("g4dn.xlarge",), arguments=("--precision=bf16",)), "g6.xlarge,g5.xlarge"),
+        (
+            Request(types=("g4dn.xlarge",), arguments=("--precision", "fp16", "--precision", "bf16")),
+            "g6.xlarge,g5.xlarge",
+        ),
+    ],
+    ids=["finetune", "among others", "asked for", "the last one counts"],
+)
+def test_a_gpu_without_bf16_is_refused_before_it_costs_anything(asked: Request, others: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check(asked, Installation())
+    assert str(refused.value) == (
+        "g4dn.xlarge cannot compute in bf16, which this run asks for or its recipe has: pass "
+        f'ARGS="--precision fp16", or use other types, TYPES={others}'
+    )
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Request(types=("g4dn.xlarge",), arguments=("--epochs", "4", "--precision", "fp16")),
+        Request(types=("g4dn.xlarge",), arguments=("--precision=fp32",)),
+        Request(recipe="digits", types=("g4dn.xlarge",)),
+        Request(types=("g5.xlarge", "p5.4xlarge")),
+    ],
+    ids=["fp16", "fp32", "the recipe is in fp32", "others"],
+)
+def test_a_precision_that_every_gpu_has_passes(asked: Request) -> None:
+    check(asked, Installation())

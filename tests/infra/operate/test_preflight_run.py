@@ -77,7 +77,7 @@ def test_an_address_in_the_bucket_without_a_dataset_is_a_failure(installed: Aws,
 
 def test_a_volume_too_small_for_image_and_data_is_told(ready: Aws, look: Callable[..., str]) -> None:
     assert "no room for the AMI" in rows(look(disk_gib="60"))["disk"][1]
-    said = look(Request(types=("g4dn.xlarge",)))
+    said = look(Request(types=("g4dn.xlarge",), arguments=("--precision", "fp16")))
     assert rows(said)["disk"][1] == "200 GB of data do not fit on g4dn.xlarge"
 
 
