@@ -7,10 +7,12 @@ happens to the pixels on the device.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -24,6 +26,7 @@ from trainer.data.reading.order import AUGMENT, CROP, CROP_DRAWS, draws, epoch_o
 from trainer.data.reading.split import PreparedSplit
 from trainer.recipes.config import Config
 
+DECODE_NICENESS = 5  # more than the training thread's; on Linux each thread has its own
 CHUNK_IMAGES = 8  # images that a task decodes: few enough to share out evenly, enough to make the queue's cost small
 
 
@@ -129,7 +132,8 @@ class Loader:
         self, jobs: Iterable[Job], *, max_images: int, max_pixels: int, workers: int, device: torch.device
     ) -> None:
         self.jobs, self.device, self.wait_seconds = iter(jobs), device, 0.0
-        self.pool = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)), thread_name_prefix="decode")
+        threads = workers or len(os.sched_getaffinity(0))
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=_step_back)
         cuda = device.type == "cuda"
         self.slots = deque(Slot(max_images, max_pixels, pinned=cuda) for _ in range(self.DEPTH))
         self.filling: deque[tuple[Job, Slot, list[Future[None]]]] = deque()
@@ -188,6 +192,13 @@ class Loader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _step_back() -> None:
+    """Let the thread that launches the GPU's work go before this one, where there are fewer cores than threads."""
+    with suppress(OSError):  # a sandbox may refuse: then all are equal
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + DECODE_NICENESS)
 
 
 def _decode_chunk(job: Job, slot: Slot, start: int) -> None:

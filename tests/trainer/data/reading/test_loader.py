@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from tests.trainer.data.reading.loading import CONFIG, STEPS, Watch, jobs_of, lo
 from trainer.data.format import Copies, read_index
 from trainer.data.making.prepare import prepare
 from trainer.data.reading.decode import center_into, crop_into, image_size
-from trainer.data.reading.loader import Batch, train_jobs, val_jobs
+from trainer.data.reading.loader import Batch, Job, train_jobs, val_jobs
 from trainer.data.reading.order import CROP, CROP_DRAWS, draws, epoch_order, random_resized_crop
 from trainer.data.reading.split import PreparedSplit
 from trainer.data.stage import stage
@@ -163,3 +165,30 @@ def test_a_ramp_reads_exactly_the_copies_that_were_staged(tmp_path: Path, s3_uri
     if epochs == 3:
         assert found.open("train", 40) is found.open("train", 48)
     assert found.open("val", 48).short_side == 64
+
+
+def test_the_threads_that_decode_step_back_behind_the_one_that_trains(train_split: PreparedSplit) -> None:
+    jobs, before = list(jobs_of(train_split)), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    found: set[int] = set()
+
+    def watched(job: Job) -> Job:
+        def write(out: np.ndarray, row: int) -> None:
+            found.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            job.write(out, row)
+
+        return replace(job, write=write)
+
+    load(map(watched, jobs), workers=3)
+    assert found == {min(before + 5, 19)}
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
+
+
+def test_a_sandbox_that_refuses_priorities_loads_all_the_same(
+    train_split: PreparedSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    expected = load(jobs_of(train_split))
+    monkeypatch.setattr(os, "setpriority", refuse)
+    assert same(load(jobs_of(train_split)), expected)
