@@ -191,6 +191,11 @@ class Run:
     interruption: Interruption
     channel: Channel | None  # to the uploader; the main process has it
 
+    @property
+    def makes_kernels(self) -> bool:
+        """Whether the first step of each resolution compiles or captures them."""
+        return self.config.compile or self.config.cuda_graphs
+
     def now(self) -> tuple[str, int]:
         """The phase, and the pixels of its images."""
         if self.status.phase == Phase.EVALUATING:
@@ -251,10 +256,7 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     resources.enter_context(closing(checkpointer))
     if world.is_main:
         read(lambda: check_room(store, env.run_id, checkpointer.bytes))
-    execution = Execution.of(state, config, world)
-    if config.compile:  # one graph for each resolution: one for all of them is slower, and for good
-        torch._dynamo.config.recompile_limit = len(config.resolutions()) + 2
-        execution.net = torch.compile(execution.net, dynamic=False)  # type: ignore[assignment]
+    execution = Execution.of(config, state, world, console.say)
     loader = resources.enter_context(_loader(config, data, clock, world, state.step))
     return Run(
         config=config, env=env, world=world, clock=clock, data=data, state=state, execution=execution,

@@ -50,7 +50,7 @@ def train(config: Config, env: RunEnv, world: World, interruption: Interruption)
 def loop(run: Run) -> tuple[Exit, str]:
     """All steps that are left. All processes decide together on stopping and saving: one question after each step."""
     state, clock, world = run.state, run.clock, run.world
-    run.status.enter(Phase.COMPILING if run.config.compile else Phase.TRAINING)
+    run.status.enter(Phase.COMPILING if run.makes_kernels else Phase.TRAINING)
     run.console.start(state.step)
     stops = False
     while True:
@@ -74,6 +74,8 @@ def loop(run: Run) -> tuple[Exit, str]:
 def step(run: Run) -> None:
     """One optimizer step, and a line in the log now and then."""
     settings = run.clock.at(run.state.step)
+    if run.makes_kernels and settings.resolution != run.log.resolution and run.status.phase != Phase.COMPILING:
+        run.status.enter(Phase.COMPILING)
     sums = train_step(run.state, run.execution, run.batches, run.config, settings, run.world)
     run.log.add(run.state.step, settings, sums)
     run.status.step = run.state.step

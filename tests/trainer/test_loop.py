@@ -137,6 +137,16 @@ def test_g_the_phases_of_the_heartbeat_follow_what_happens(lab: Lab, monkeypatch
     assert lab.phases == [(phase, 0) for phase in begin] + middle + [(Phase.SAVING, 6)]
 
 
+def test_g_each_resolution_that_is_compiled_has_a_phase_of_its_own(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard lets a phase stand for a while: a compiler counts no progress."""
+    monkeypatch.setattr(torch, "compile", lambda net, dynamic: net)
+    data = replace(CONFIG.data, start_resolution=32, resolution=64, ramp_end_epoch=1)
+    lab.train(replace(CONFIG, compile=True, data=data, val_every_epochs=3))
+    assert [step for phase, step in lab.phases if phase == Phase.COMPILING] == [0, 2]
+    then = [Phase.TRAINING, Phase.EVALUATING, Phase.TRAINING, Phase.SAVING]
+    assert lab.entered()[-6:] == [Phase.TRAINING, Phase.COMPILING, *then]
+
+
 def test_h_memory_is_given_back_where_the_resolution_changes_and_after_validations(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

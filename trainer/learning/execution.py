@@ -1,15 +1,25 @@
-"""How the two halves of a step are carried out: forward and backward of a micro-batch, and the update."""
+"""How the two halves of a step are carried out: forward and backward of a micro-batch, and the update.
+
+Eager, compiled and captured in CUDA graphs are the same lines. At the first micro-batch of each resolution `make_ready`
+compiles and captures them.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from trainer.contract import UserError
 from trainer.learning.forward import Forward, Inputs
+from trainer.learning.graphs import Graph, check_graphs, hold_gradients, warm_up
 from trainer.learning.optimizer import set_lr
 from trainer.learning.state import State
-from trainer.learning.world import World, without_sync, wrap
+from trainer.learning.world import World, any_of, without_sync, wrap
 from trainer.recipes.config import Config
 
 
@@ -17,29 +27,122 @@ from trainer.recipes.config import Config
 class Execution:
     """Of one attempt."""
 
+    config: Config
     state: State
-    net: nn.Module  # `Forward` of the state's model: for several processes, or compiled
-    accum: int  # micro-batches of a step
+    world: World
+    eager: nn.Module  # `Forward` of the state's model, for several processes where there are
+    net: nn.Module  # the same, or what torch.compile makes of it
+    say: Callable[[str], None]
+    ready_for: torch.Size | None = None  # the shape of images for which all is compiled and captured
+    lr: Tensor | None = None  # a captured update reads it
+    forward_graph: Graph | None = None
+    update_graph: Graph | None = None
 
     @classmethod
-    def of(cls, state: State, config: Config, world: World) -> Execution:
-        net = wrap(Forward(state.model, config), world)
-        return cls(state=state, net=net, accum=config.grad_accum_steps(world.size))
+    def of(cls, config: Config, state: State, world: World, say: Callable[[str], None]) -> Execution:
+        """`say` prints a line for the user. Raises UserError where --cuda-graphs cannot work."""
+        check_graphs(config, state, world)
+        eager = wrap(Forward(state.model, config, world.device), world)
+        net = eager
+        if config.compile:  # one graph for each resolution: one for all of them is slower, and for good
+            torch._dynamo.config.recompile_limit = len(config.resolutions()) + 2
+            net = torch.compile(eager, dynamic=False)  # type: ignore[assignment]
+        return cls(config=config, state=state, world=world, eager=eager, net=net, say=say)
 
     def forward_backward(self, inputs: Inputs, *, is_last: bool) -> Tensor:
         """Add the gradients of a micro-batch; the last one of a step sends them to the other processes.
 
-        Returns the sums of loss, top-1 hits, top-5 hits, and images: (4,) float32.
+        Returns the sums of loss, top-1 hits, top-5 hits, and images: (4,) float32, valid until the next call.
         """
-        with without_sync(self.net, skip=not is_last):
-            loss, sums = self.net(*inputs)
-            self.state.scaler.scale(loss / self.accum).backward()
-        found: Tensor = sums
-        return found
+        if inputs.images.shape != self.ready_for:
+            self.make_ready(inputs)
+        if self.forward_graph is not None:
+            captured: Tensor = self.forward_graph(*inputs)
+            return captured
+        return self._forward_backward(*inputs, is_last=is_last)
 
     def update(self, lr: float) -> None:
         """One step of the optimizer with the gradients, which are gone after it."""
+        if self.update_graph is not None and self.lr is not None:
+            self.lr.fill_(lr)
+            self.update_graph()
+            return
         set_lr(self.state.optimizer, lr)
+        self._update()
+
+    def make_ready(self, inputs: Inputs) -> None:
+        """Compile and capture for images of this shape. Training has not begun with them, and nothing of it changes.
+
+        Raises UserError where compiling fails and --compile-strict asks for a stop.
+        """
+        self.ready_for = inputs.images.shape
+        if self.net is not self.eager:
+            self._compile(inputs)
+        if self.config.cuda_graphs:
+            self._capture(inputs)
+
+    def _compile(self, inputs: Inputs) -> None:
+        pixels, began, failure = inputs.images.shape[2], time.monotonic(), ""
+        try:
+            with self._leaving_no_trace():
+                self._forward_backward(*inputs, is_last=False)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001  # a compiler may raise whatever it likes; an eager step shows the rest
+            failure = f"{type(error).__name__}: {str(error).strip() or 'no reason given'}".splitlines()[0]
+        if not any_of(bool(failure), self.world):
+            self.say(f"kernels for {pixels} px are compiled ({time.monotonic() - began:.0f} s)")
+            return
+        failure = failure or "another process failed"
+        if self.config.compile_strict:
+            raise UserError(
+                f"--compile-strict: the kernels for {pixels} px cannot be compiled ({failure}): leave --compile-strict "
+                "out, and the run goes on uncompiled"
+            )
+        self.say(f"the kernels for {pixels} px cannot be compiled ({failure}): this attempt goes on uncompiled, slower")
+        self.net = self.eager
+
+    def _capture(self, inputs: Inputs) -> None:
+        self.forward_graph = None  # its memory is free for the next one
+        if self.update_graph is None:
+            hold_gradients(self.state)
+        with self._leaving_no_trace():
+            warm_up(lambda: self._forward_backward(*inputs, is_last=True))
+        self.forward_graph = Graph(lambda *static: self._forward_backward(*static, is_last=True), inputs)
+        if self.update_graph is None:
+            self.lr = torch.zeros((), device=self.world.device)
+            set_lr(self.state.optimizer, self.lr)
+            self.update_graph = Graph(self._update)
+
+    def _forward_backward(
+        self, images: Tensor, flips: Tensor, labels: Tensor, targets: Tensor, *, is_last: bool
+    ) -> Tensor:
+        with without_sync(self.net, skip=not is_last):
+            loss, sums = self.net(images, flips, labels, targets)
+            self.state.scaler.scale(loss / self.config.grad_accum_steps(self.world.size)).backward()
+        found: Tensor = sums
+        return found
+
+    def _update(self) -> None:
         self.state.scaler.step(self.state.optimizer)
         self.state.scaler.update()
-        self.state.optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients()
+
+    def _clear_gradients(self) -> None:
+        """Gradients of a graph stay where they are, and become zeros."""
+        self.state.optimizer.zero_grad(set_to_none=not self.config.cuda_graphs)
+
+    @contextmanager
+    def _leaving_no_trace(self) -> Iterator[None]:
+        """Forward and backward for practice: statistics and random numbers are put back, and gradients cleared."""
+        buffers = list(self.state.model.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        device = self.world.device
+        try:
+            with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
+                yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in zip(buffers, before, strict=True):
+                    buffer.copy_(value)
+            self._clear_gradients()

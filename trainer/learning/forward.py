@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.data.augment.batch import mix, one_hot, to_augmented_input, to_input
+from trainer.data.augment.batch import mix, normalisation, one_hot, to_augmented_input, to_input
 from trainer.data.reading.loader import Batch
 from trainer.learning.evaluation import autocast, hits
 from trainer.recipes.config import Config
@@ -44,9 +44,10 @@ def inputs_of(batch: Batch, config: Config, draw: Callable[[], np.random.Generat
 class Forward(nn.Module):
     """Loss and sums of a micro-batch."""
 
-    def __init__(self, model: nn.Module, config: Config):
+    def __init__(self, model: nn.Module, config: Config, device: torch.device):
         super().__init__()
         self.model, self.config = model, config
+        normalisation(config.data.mean, config.data.std, device)  # now: neither compiled nor captured code may copy it
 
     def forward(self, images: Tensor, flips: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss, () float32; and the sums of loss, top-1 hits, top-5 hits, and images, (4,) float32, detached.

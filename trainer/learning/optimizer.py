@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.recipes.config import OptimConfig
 
@@ -24,6 +24,7 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.SGD:
     return optimizer
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, lr: float | Tensor) -> None:
+    """For every group. A tensor, () float32, is what a captured update reads."""
     for group in optimizer.param_groups:
         group["lr"] = lr

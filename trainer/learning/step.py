@@ -28,7 +28,7 @@ def train_step(
     world: World,
 ) -> Tensor:
     """Step number `state.step`. Returns this process's sums of loss, top-1 and top-5 hits, images: (4,) float32."""
-    accum, sums = execution.accum, torch.zeros(4, device=world.device)
+    accum, sums = config.grad_accum_steps(world.size), torch.zeros(4, device=world.device)
     if state.draws:
         torch.manual_seed(int(generator(MIX, config.seed, 0, state.step).integers(2**63)))
     for micro in range(accum):

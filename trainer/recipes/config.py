@@ -92,7 +92,9 @@ class Config:
     )  # auto: a GPU, or a CPU
     precision: Precision = "bf16"  # of the forward pass; weights and optimizer stay fp32
     channels_last: bool = True  # NHWC in memory: what tensor cores want
-    compile: bool = False  # torch.compile: slower start, faster steps
+    compile: bool = False  # torch.compile: slower start, faster steps; where it fails, the attempt goes on without
+    compile_strict: bool = field(default=False, metadata=OPERATIONAL | ADDED)  # stop where compiling fails
+    cuda_graphs: bool = field(default=False, metadata=ADDED)  # launch a step whole: for small images on a fast GPU
     deterministic: bool = False  # only bitwise reproducible kernels, at a cost in speed
     seed: int = 0  # of weights, order, crops and mixing
     val_every_epochs: int = 1  # validate after every so many epochs, and at the end
@@ -152,7 +154,7 @@ def rules_of(config: Config) -> list[Rule]:
 
 
 def general_rules(config: Config) -> list[Rule]:
-    seconds = config.checkpoint.every_seconds
+    seconds, strict = config.checkpoint.every_seconds, config.compile_strict
     return [
         ("--epochs", config.epochs, config.epochs >= 1, "at least 1"),
         ("--global-batch-size", config.global_batch_size, config.global_batch_size >= 1, "at least 1"),
@@ -160,6 +162,7 @@ def general_rules(config: Config) -> list[Rule]:
         ("--val-every-epochs", config.val_every_epochs, config.val_every_epochs >= 1, "at least 1"),
         ("--val-batch-size", config.val_batch_size, config.val_batch_size >= 1, "at least 1"),
         ("--log-every-steps", config.log_every_steps, config.log_every_steps >= 1, "at least 1"),
+        ("--compile-strict", strict, config.compile or not strict, "off without --compile"),
         ("--seed", config.seed, 0 <= config.seed < 2**63, "0 to 2^63-1"),
         ("--model.num-classes", config.model.num_classes, config.model.num_classes >= 2, "at least 2"),
         ("--checkpoint.every-seconds", seconds, seconds > 0, "positive"),

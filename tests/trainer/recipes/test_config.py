@@ -27,7 +27,7 @@ from trainer.recipes.config import (
 
 OPERATIONAL = {
     "data.workers", "val_batch_size", "log_every_steps", "checkpoint.every_seconds", "checkpoint.accept_changes",
-    "device",
+    "device", "compile_strict",
 }  # fmt: skip
 FIELDS = sorted(flatten(Config()))
 OTHER = {  # Literal fields need a value of their own
@@ -219,6 +219,7 @@ BREAKS = {
     "--regularize.rand-ops": Config(regularize=RegularizeConfig(rand_ops=0)),
     "--regularize.rand-magnitude": Config(regularize=RegularizeConfig(rand_magnitude=31)),
     "--regularize.erasing-probability": Config(regularize=RegularizeConfig(erasing_probability=1.01)),
+    "--compile-strict": Config(compile_strict=True),
     "--checkpoint.every-seconds": Config(checkpoint=CheckpointConfig(every_seconds=0.0)),
 }
 

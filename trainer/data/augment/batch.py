@@ -6,7 +6,7 @@ Each is a pure function of the batch and of random numbers from the caller. The 
 from __future__ import annotations
 
 import math
-from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +20,16 @@ ERASE_SCALE, ERASE_RATIO = (0.02, 0.33), (0.3, 3.3)  # torchvision's: share of t
 ERASE_TRIES = 10  # torchvision's: boxes that are drawn until one fits into the image
 
 
-@cache
+_NORMALISATIONS: dict[Any, tuple[Tensor, Tensor]] = {}  # a dict, since torch.compile does not look into functools.cache
+
+
 def normalisation(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and deviation of pixels in 0..255: two (3,) float32, kept on the device."""
-    with torch.inference_mode(False):  # a validation may be the first that asks, and training uses the same
-        return torch.tensor(mean, device=device) * 255, torch.tensor(std, device=device) * 255
+    key = mean, std, device
+    if key not in _NORMALISATIONS:
+        with torch.inference_mode(False):  # a validation may be the first that asks, and training uses the same
+            _NORMALISATIONS[key] = torch.tensor(mean, device=device) * 255, torch.tensor(std, device=device) * 255
+    return _NORMALISATIONS[key]
 
 
 def normalise(images: Tensor, data: DataConfig) -> Tensor:
