@@ -42,7 +42,7 @@ def train(config: Config, env: RunEnv, world: World, interruption: Interruption)
     """Run to the end or an interruption. Raises Interrupted while there is nothing to save, UserError, StoreError,
     MachineError.
     """
-    check_device(config, world.device)
+    check_device(config, world.device, world.size)
     with start_or_continue(config, env, world, interruption) as run, telling_what_fits(config, world.device, run.now):
         return loop(run)
 

@@ -12,6 +12,7 @@ import torch
 from trainer.contract import MachineError, Phase, UserError
 from trainer.process.children import GPU_COUNT
 from trainer.recipes.config import Config
+from trainer.text import say
 
 BF16_CAPABILITY = (8, 0)  # cuDNN has bf16 convolutions from Ampere on
 RESNET50_BYTES_PER_IMAGE = 43.8e6  # kept for the backward pass at 224 px, in bf16 or fp16; counted over the graph
@@ -25,8 +26,12 @@ def device_for(config: Config, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def check_device(config: Config, device: torch.device) -> None:
-    """Raises MachineError where the GPUs of this machine do not work, UserError where it has not what is asked for."""
+def check_device(config: Config, device: torch.device, processes: int = 1) -> None:
+    """Raises MachineError where the GPUs of this machine do not work, UserError where it has not what is asked for.
+
+    Several `processes` on GPUs of different kinds are told, by the first one: they train the same, each at the pace of
+    the slowest.
+    """
     if config.device == "cpu":
         return
     listed, usable = int(os.environ.get(GPU_COUNT) or 0), torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -41,6 +46,12 @@ def check_device(config: Config, device: torch.device) -> None:
             _refuse_cpu(config)
         return
     _check_capability(config, device)
+    kinds = sorted({torch.cuda.get_device_name(number) for number in range(min(processes, usable))})
+    if len(kinds) > 1 and device.index == 0:
+        say(
+            f"the GPUs are of different kinds ({', '.join(kinds)}): each step takes as long as the slowest needs; "
+            "CUDA_VISIBLE_DEVICES= names those to use"
+        )
 
 
 def _refuse_cpu(config: Config) -> None:
@@ -80,6 +91,22 @@ def _why_no_gpu() -> str:
     except (RuntimeError, AssertionError) as error:
         return str(error).strip().splitlines()[0]
     return f"CUDA {torch.version.cuda}"
+
+
+def gpu_fault(error: BaseException | None) -> str:
+    """A line about the GPU that failed, where that ended the work; "" where it did not.
+
+    After such a fault nothing works on the GPU any more, cleaning up included. So what came before counts, too.
+    """
+    while error is not None and not isinstance(error, torch.AcceleratorError):
+        error = error.__context__
+    if error is None:
+        return ""
+    reason = str(error).strip().partition("\n")[0]  # torch's advice on debugging follows
+    return (
+        f"the GPU failed ({reason}): start again, and if it fails again, on another machine; the run continues from "
+        "its newest checkpoint, and `dmesg | grep Xid` tells what the driver saw"
+    )
 
 
 @contextmanager

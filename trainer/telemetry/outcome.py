@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.contract import Exit, LostRunError, MachineError, RefusedError, RunEnv, UserError, run_key
+from trainer.learning.device import gpu_fault
 from trainer.learning.schedule import Clock
 from trainer.learning.state import State
 from trainer.learning.world import World
@@ -32,7 +33,10 @@ def tell_outcome(work: Callable[[], tuple[Exit, str]], local: Path, world: World
         leave_exit(local, 1, str(error))
         return 1
     except BaseException as error:
-        leave_exit(local, 1, f"{type(error).__name__}: {error}")
+        fault = gpu_fault(error)
+        leave_exit(local, 1, fault or f"{type(error).__name__}: {error}")
+        if fault:  # no bug either: the lines of a traceback are not those that failed
+            return 1
         raise
     if world.is_main or code not in (Exit.FINISHED, Exit.INTERRUPTED):  # the main process tells of success
         leave_exit(local, code, message)

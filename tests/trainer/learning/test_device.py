@@ -161,3 +161,21 @@ def test_mean_and_deviation_serve_training_also_where_a_validation_asked_first()
         mean, std = normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), CPU)
     assert not mean.is_inference()
     assert not std.is_inference()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_gpus_of_different_kinds_are_told_once_and_train(
+    gpus: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], index: int
+) -> None:
+    gpus(3, 3)
+    names = ["NVIDIA A10G", "NVIDIA L4", "NVIDIA A10G"]
+    monkeypatch.setattr(
+        torch.cuda, "get_device_name", lambda device: names[device if isinstance(device, int) else device.index]
+    )
+    check_device(Config(), torch.device("cuda", index), 3)
+    said = capfd.readouterr().err
+    assert ("different kinds (NVIDIA A10G, NVIDIA L4)" in said) == (index == 0)
+    check_device(Config(), torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L4")
+    check_device(Config(), torch.device("cuda", 0), 3)
+    assert capfd.readouterr().err == ""
