@@ -18,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -126,11 +127,23 @@ def in_rooms(regularize: dict[str, Any]) -> Step:  # from 2a2b5b3 on
     device = torch.device("cpu")
     state, world = make_state(config, device, initialise=True), World(0, 0, 1, device)
     feed, settings = batches(Batch, draws_per_image(config.regularize)), Settings(epoch=0.0, lr=0.1, resolution=PIXELS)
-    passes: Any = state.model
+    known = {
+        "state": state, "net": state.model, "batches": feed, "config": config, "settings": settings, "world": world,
+        "before_update": lambda: None, "say": print,
+    }  # fmt: skip
     if importlib.util.find_spec("trainer.learning.execution") is not None:
-        passes = importlib.import_module("trainer.learning.execution").Execution.of(state, config, world)
-    more = {"before_update": lambda: None} if "before_update" in inspect.signature(step.train_step).parameters else {}
-    return lambda: step.train_step(state, passes, feed, config, settings, world, **more)
+        known["execution"] = called(importlib.import_module("trainer.learning.execution").Execution.of, known)
+    return lambda: called(step.train_step, known)
+
+
+def called(function: Callable[..., Any], known: dict[str, Any]) -> Any:
+    """The function's result with those arguments that it has: from commit to commit it has others."""
+    return function(**{name: known[name] for name in parameters_of(function)})
+
+
+@cache
+def parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
 
 
 def configured(kind: Any, regularize: Any) -> Any:

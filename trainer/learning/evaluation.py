@@ -41,7 +41,7 @@ def evaluate(
             workers=config.data.workers, device=world.device,
         ) as loader:  # fmt: skip
             for batch in loader:
-                images = to_input(batch.images, batch.flips, config.data)
+                images = to_input(batch.images, batch.flips, config.data, dtype=forward_dtype(config))
                 for name, model in models.items():
                     with autocast(config, world.device):
                         logits = model(images)
@@ -72,5 +72,9 @@ def best_of(found: dict[str, float], step: int) -> dict[str, Any]:
 
 def autocast(config: Config, device: torch.device) -> torch.autocast:
     """The forward pass's precision; a no-op for fp32."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=config.precision != "fp32")
+    return torch.autocast(device.type, dtype=forward_dtype(config), enabled=config.precision != "fp32")
+
+
+def forward_dtype(config: Config) -> torch.dtype:
+    """What convolutions compute in, and so the type of the images that the first one gets."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]

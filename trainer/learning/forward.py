@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trainer.data.augment.batch import mix, normalisation, one_hot, to_augmented_input, to_input
 from trainer.data.reading.loader import Batch
-from trainer.learning.evaluation import autocast, hits
+from trainer.learning.evaluation import autocast, forward_dtype, hits
 from trainer.recipes.config import Config
 
 
@@ -55,7 +55,7 @@ class Forward(nn.Module):
         The arguments are those of `Inputs`.
         """
         if images.dtype == torch.uint8:
-            images = to_input(images, flips, self.config.data)
+            images = to_input(images, flips, self.config.data, dtype=forward_dtype(self.config))
         with autocast(self.config, images.device):
             logits = self.model(images)
         logits = logits.float()

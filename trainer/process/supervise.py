@@ -140,8 +140,9 @@ def child_environ(recipe: dict[str, Any], env: RunEnv) -> dict[str, str]:
     compiled = {}  # where numba keeps machine code: beside the source, unless that is read-only, as in the container
     if not os.access(Path(__file__).parents[1] / "data", os.W_OK):
         compiled["NUMBA_CACHE_DIR"] = str(open_scratch(Path(env.scratch_dir) / "numba"))
-    # inductor's own place is /tmp, which ends with a container. A user's variable wins.
-    compiled["TORCHINDUCTOR_CACHE_DIR"] = str(Path(env.scratch_dir).absolute() / "inductor")
+    # inductor's own place is /tmp, which ends with a container, and Triton's is a home. A user's variable wins.
+    kernels = Path(env.scratch_dir).absolute() / "inductor"
+    compiled |= {"TORCHINDUCTOR_CACHE_DIR": str(kernels), "TRITON_CACHE_DIR": str(kernels / "triton")}
     return compiled | torch_environ(recipe) | os.environ | env.to_environ()
 
 

@@ -6,15 +6,18 @@ Each is a pure function of the batch and of random numbers from the caller. The 
 from __future__ import annotations
 
 import math
-from typing import Any
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.data.augment.policies import Floats, Ints, apply_policy, policy_draws, to_device
 from trainer.recipes.config import DataConfig, RegularizeConfig
+from trainer.text import tell
 
 ERASE_SCALE, ERASE_RATIO = (0.02, 0.33), (0.3, 3.3)  # torchvision's: share of the image's area, height over width
 ERASE_TRIES = 10  # torchvision's: boxes that are drawn until one fits into the image
@@ -43,19 +46,48 @@ def flip(images: Tensor, flips: Tensor) -> Tensor:
     return torch.where(flips[:, None, None, None], images.flip(2), images)
 
 
-def to_input(images: Tensor, flips: Tensor, data: DataConfig) -> Tensor:
-    """(N, H, W, 3) uint8 and (N,) bool to normalised (N, 3, H, W) float32, channels last in memory."""
-    return normalise(flip(images, flips), data)
+def to_input(images: Tensor, flips: Tensor, data: DataConfig, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(N, H, W, 3) uint8 and (N,) bool to normalised (N, 3, H, W), channels last in memory, computed in float32.
+
+    On a GPU one kernel does it. Compiled code gets torch's lines, since the compiler makes one kernel of them anyway.
+    """
+    if images.is_cuda and not torch.compiler.is_compiling() and (fused := fused_kernel()) is not None:
+        return fused(images, flips, *normalisation(data.mean, data.std, images.device), dtype)
+    return normalise(flip(images, flips), data).to(dtype)
+
+
+Fused: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, torch.dtype], Tensor]
+
+
+@cache
+def fused_kernel() -> Fused | None:
+    """`kernel.flip_and_normalise` where it works, once tried on one pixel. Where it does not, a line says why."""
+    if not torch.cuda.is_available():
+        return None
+    try:
+        from trainer.data.augment.kernel import flip_and_normalise
+
+        pixel = torch.zeros(1, 1, 1, 3, dtype=torch.uint8, device="cuda")
+        ones = torch.ones(3, device="cuda")
+        flip_and_normalise(pixel, torch.ones(1, dtype=torch.bool, device="cuda"), ones, ones, torch.float32)
+    except Exception as error:  # noqa: BLE001  # Triton is not there, has no C compiler, no folder for its cache, …
+        why = f"{type(error).__name__}: {error}"
+        tell(f"images are normalised by torch, in six kernels instead of one: Triton does not work ({why})", sys.stderr)
+        return None
+    return flip_and_normalise
 
 
 def to_augmented_input(images: Tensor, flips: Tensor, draws: Floats, data: DataConfig, reg: RegularizeConfig) -> Tensor:
-    """`to_input` with the policy and the erasing that `reg` asks for, in torchvision's order.
+    """`to_input` in float32 with the policy and the erasing that `reg` asks for, in torchvision's order.
 
     draws: (N, draws_per_image(reg)) float64 uniforms in [0, 1), on the host.
     """
     for_policy, for_erasing = np.hsplit(draws, [policy_draws(reg)])
-    images = apply_policy(flip(images, flips), for_policy, reg)
-    return erase(normalise(images, data), for_erasing, reg)
+    if policy_draws(reg):
+        images = normalise(apply_policy(flip(images, flips), for_policy, reg), data)
+    else:
+        images = to_input(images, flips, data)
+    return erase(images, for_erasing, reg)
 
 
 def draws_per_image(reg: RegularizeConfig) -> int:
@@ -94,7 +126,7 @@ def erasing_boxes(draws: Floats, reg: RegularizeConfig, width: int, height: int)
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     """(N,) int64 to (N, num_classes) float32: plain and mixed batches have the same form of target."""
-    return F.one_hot(labels, num_classes).float()
+    return torch.zeros(len(labels), num_classes, device=labels.device).scatter_(1, labels[:, None], 1.0)
 
 
 def mix(images: Tensor, targets: Tensor, reg: RegularizeConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
