@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from trainer.text import say
 
 BF16_CAPABILITY = (8, 0)  # cuDNN has bf16 convolutions from Ampere on
 RESNET50_BYTES_PER_IMAGE = 43.8e6  # kept for the backward pass at 224 px, in bf16 or fp16; counted over the graph
+C_COMPILERS = ("cc", "gcc", "clang")  # Triton builds a small library to launch its kernels
 FIXED_BYTES = 2e9  # weights, gradients, momentum, average, a snapshot: 1.0 GB with workspaces; and CUDA's own
 
 
@@ -32,6 +34,8 @@ def check_device(config: Config, device: torch.device, processes: int = 1) -> No
     Several `processes` on GPUs of different kinds are told, by the first one: they train the same, each at the pace of
     the slowest.
     """
+    if config.fused_norm:
+        _check_triton(device)
     if config.device == "cpu":
         return
     listed, usable = int(os.environ.get(GPU_COUNT) or 0), torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -64,6 +68,18 @@ def _refuse_cpu(config: Config) -> None:
         f"the recipe {config.recipe!r} needs a GPU, and this machine has none: use one that has, or pass --device cpu "
         "(ImageNet takes weeks on a CPU)"
     )
+
+
+def _check_triton(device: torch.device) -> None:
+    """Triton's interpreter (TRITON_INTERPRET=1) needs no GPU; it is for tests."""
+    if importlib.util.find_spec("triton") is None:
+        raise UserError("--fused-norm needs Triton, and this environment lacks it: install triton, or leave it out")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return
+    if device.type != "cuda":
+        raise UserError(f"--fused-norm needs a GPU, and this run is on the {device.type}: leave it out")
+    if "CC" not in os.environ and not any(map(shutil.which, C_COMPILERS)):
+        raise UserError("--fused-norm needs a C compiler, and this machine has none: install gcc, or leave it out")
 
 
 def _check_capability(config: Config, device: torch.device) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from trainer.contract import UserError
 from trainer.learning.average import Average
 from trainer.learning.batch_counts import take_over_counts
+from trainer.learning.fused_norm import fuse_norms
 from trainer.learning.model import build_model, draws_numbers
 from trainer.learning.optimizer import make_optimizer
 from trainer.recipes.config import Config
@@ -66,6 +67,8 @@ def make_state(config: Config, device: torch.device, *, initialise: bool) -> Sta
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model = build_model(config.model, initialise=initialise).to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     counts = take_over_counts(model)
+    if config.fused_norm:
+        fuse_norms(model)
     return State(
         model=model,
         average=Average(model) if config.regularize.ema_decay else None,

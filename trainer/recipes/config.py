@@ -95,6 +95,7 @@ class Config:
     compile: bool = False  # torch.compile: slower start, faster steps; where it fails, the attempt goes on without
     compile_strict: bool = field(default=False, metadata=OPERATIONAL | ADDED)  # stop where compiling fails
     cuda_graphs: bool = field(default=False, metadata=ADDED)  # launch a step whole: for small images on a fast GPU
+    fused_norm: bool = field(default=False, metadata=ADDED)  # BatchNorm, addition and ReLU as one kernel, on a GPU
     deterministic: bool = False  # only bitwise reproducible kernels, at a cost in speed
     seed: int = 0  # of weights, order, crops and mixing
     val_every_epochs: int = 1  # validate after every so many epochs, and at the end
@@ -163,9 +164,20 @@ def general_rules(config: Config) -> list[Rule]:
         ("--val-batch-size", config.val_batch_size, config.val_batch_size >= 1, "at least 1"),
         ("--log-every-steps", config.log_every_steps, config.log_every_steps >= 1, "at least 1"),
         ("--compile-strict", strict, config.compile or not strict, "off without --compile"),
+        *fused_norm_rules(config),
         ("--seed", config.seed, 0 <= config.seed < 2**63, "0 to 2^63-1"),
         ("--model.num-classes", config.model.num_classes, config.model.num_classes >= 2, "at least 2"),
         ("--checkpoint.every-seconds", seconds, seconds > 0, "positive"),
+    ]
+
+
+def fused_norm_rules(config: Config) -> list[Rule]:
+    option, value, off = "--fused-norm", config.fused_norm, not config.fused_norm
+    is_resnet = config.model.name.startswith(("resnet", "resnext", "wide_resnet"))
+    return [
+        (option, value, off or not config.compile, "off with --compile, which fuses these layers itself"),
+        (option, value, off or config.channels_last, "off with --no-channels-last: its kernels want that layout"),
+        (option, value, off or is_resnet, f"off with --model.name {config.model.name}: it is made for ResNets"),
     ]
 
 
