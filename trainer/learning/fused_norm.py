@@ -38,7 +38,7 @@ class _Normalise(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         from trainer.learning.kernels.norm import gradients
 
@@ -60,7 +60,7 @@ class Norm(UncountedBatchNorm):
         x = x.contiguous(memory_format=torch.channels_last)
         if residual is not None:
             residual = residual.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        y: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
+        y: Tensor = _Normalise.apply(
             x, residual, self.weight, self.bias, self.running_mean, self.running_var,
             self.momentum, self.eps, self.relu, self.training,
         )  # fmt: skip
@@ -73,7 +73,7 @@ class NormReLU(Norm):
     relu = True
 
 
-class FusedBasicBlock(BasicBlock):
+class FusedBasicBlock(BasicBlock):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn1(self.conv1(x))
         identity = x if self.downsample is None else self.downsample(x)
@@ -81,7 +81,7 @@ class FusedBasicBlock(BasicBlock):
         return y
 
 
-class FusedBottleneck(Bottleneck):
+class FusedBottleneck(Bottleneck):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(self.bn1(self.conv1(x))))
         identity = x if self.downsample is None else self.downsample(x)
@@ -89,7 +89,7 @@ class FusedBottleneck(Bottleneck):
         return y
 
 
-FUSED = {BasicBlock: FusedBasicBlock, Bottleneck: FusedBottleneck}
+FUSED: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: FusedBasicBlock, Bottleneck: FusedBottleneck}
 
 
 def fuse_norms(model: nn.Module) -> None:
@@ -105,5 +105,5 @@ def fuse_norms(model: nn.Module) -> None:
     model.relu = nn.Identity()  # the stem's; it has no weights
     for block in [block for block in model.modules() if type(block) in FUSED]:
         block.__class__ = FUSED[type(block)]
-        if block.downsample is not None:
+        if isinstance(block.downsample, nn.Sequential):
             block.downsample[1].__class__ = Norm

@@ -47,10 +47,9 @@ def activations(shape: tuple[int, ...], dtype: torch.dtype, mean: float = 0.0) -
 
 def layer(channels: int) -> nn.BatchNorm2d:
     bn = nn.BatchNorm2d(channels)
-    with torch.no_grad():
-        for tensor in (bn.weight, bn.bias, bn.running_mean):
-            nn.init.normal_(tensor)
-        nn.init.uniform_(bn.running_var, 0.5, 2)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        tensor = getattr(bn, name)
+        nn.init.uniform_(tensor, 0.5, 2) if name == "running_var" else nn.init.normal_(tensor)
     return bn
 
 

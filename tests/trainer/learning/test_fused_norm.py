@@ -99,12 +99,12 @@ def test_a_machine_that_cannot_run_the_kernels_says_why(monkeypatch: pytest.Monk
 TILE = {"tile_rows": 32, "tile_channels": 64}
 ACTIVATIONS = {"x_ptr", "residual_ptr", "y_ptr", "dy_ptr", "g_ptr", "dx_ptr"}
 KERNELS = [
-    ("_statistics_kernel", TILE),
-    ("_combine_kernel", {"tile_rows": 128, "tile_channels": 8}),
-    *(("_normalise_kernel", TILE | {"add": add, "relu": relu}) for add, relu in ((0, 0), (0, 1), (1, 1))),
-    *(("_gradient_sums_kernel", TILE | {"add": add, "relu": relu}) for add, relu in ((0, 0), (0, 1), (1, 1))),
-    *(("_input_gradient_kernel", TILE | {"mask": mask, "training": 1}) for mask in (0, 1)),
-    *(("_input_gradient_kernel", TILE | {"mask": mask, "training": 0}) for mask in (0, 1)),
+    ("statistics_kernel", TILE),
+    ("combine_kernel", {"tile_rows": 128, "tile_channels": 8}),
+    *(("normalise_kernel", TILE | {"add": add, "relu": relu}) for add, relu in ((0, 0), (0, 1), (1, 1))),
+    *(("gradient_sums_kernel", TILE | {"add": add, "relu": relu}) for add, relu in ((0, 0), (0, 1), (1, 1))),
+    *(("input_gradient_kernel", TILE | {"mask": mask, "training": 1}) for mask in (0, 1)),
+    *(("input_gradient_kernel", TILE | {"mask": mask, "training": 0}) for mask in (0, 1)),
 ]
 
 
@@ -117,10 +117,10 @@ def test_each_kernel_compiles_for_a_hopper(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from trainer.learning.kernels import norm
+    from trainer.learning.kernels import norm_passes
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernel = getattr(norm, name)
+    kernel = getattr(norm_passes, name)
     types = {
         one: "constexpr" if one in constants else "*bf16" if one in ACTIVATIONS else "*fp32" if one.endswith("_ptr")
         else "fp32" if one in ("momentum", "eps") else "i32"
