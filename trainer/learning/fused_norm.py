@@ -24,15 +24,15 @@ class _Normalise(torch.autograd.Function):
         ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor,
         running_mean: Tensor, running_var: Tensor, momentum: float, eps: float, relu: bool, training: bool,
     ) -> Tensor:  # fmt: skip
-        from trainer.learning.kernels.norm import moments, normalise
+        from trainer.learning.kernels.norm import apply_norm, combine, statistics
 
         if training:
-            mean, invstd = moments(x, running_mean, running_var, momentum, eps)
+            mean, invstd = combine(statistics(x), running_mean, running_var, momentum, eps)
             if not torch.is_inference_mode_enabled():
                 torch.autograd.graph.increment_version([running_mean, running_var])
         else:
             mean, invstd = running_mean.clone(), torch.rsqrt(running_var + eps)
-        y = normalise(x, residual, mean, invstd, weight, bias, relu=relu)
+        y = apply_norm(x, residual, mean, invstd, weight, bias, relu=relu)
         ctx.save_for_backward(x, y if residual is not None else None, mean, invstd, weight, bias)
         ctx.relu, ctx.training = relu, training
         return y

@@ -28,7 +28,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 @pytest.mark.slow
 def test_the_kernels_compute_what_torch_does_in_float64() -> None:
     """The cases are in interpreted_norm.py. The interpreter has to be asked for before Triton is imported."""
-    environ = os.environ | {"TRITON_INTERPRET": "1"}
+    environ = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     file = Path(__file__).with_name("interpreted_norm.py")
     ran = subprocess.run(

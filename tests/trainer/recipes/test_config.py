@@ -220,6 +220,7 @@ BREAKS = {
     "--regularize.rand-magnitude": Config(regularize=RegularizeConfig(rand_magnitude=31)),
     "--regularize.erasing-probability": Config(regularize=RegularizeConfig(erasing_probability=1.01)),
     "--compile-strict": Config(compile_strict=True),
+    "--fused-norm": Config(fused_norm=True, compile=True),
     "--checkpoint.every-seconds": Config(checkpoint=CheckpointConfig(every_seconds=0.0)),
 }
 

@@ -81,24 +81,41 @@ class _Grid:
         )  # fmt: skip
 
 
-def moments(x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / sqrt(variance + eps) over all but the channels of x (N, C, H, W): (C,) float32 each.
+@dataclass(frozen=True)
+class Partial:
+    """Statistics of stripes of rows, before they are combined."""
+
+    values: Tensor  # (stripes, 2, C) float32: means, and sums of squared differences from them
+    rows: int  # of all stripes
+    stripe: int  # rows of one; the last may have fewer
+
+
+def statistics(x: Tensor) -> Partial:
+    """Those of x (N, C, H, W), over all but its channels."""
+    grid = _Grid.of(x, AT_ONCE_STATISTICS)
+    values = torch.empty(grid.stripes, 2, grid.channels, dtype=torch.float32, device=x.device)
+    grid.launch(statistics_kernel, x, values)
+    return Partial(values, grid.rows, grid.stripe)
+
+
+def combine(
+    partial: Partial, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / sqrt(variance + eps), (C,) float32 each.
 
     The running statistics move towards them by `momentum`, in place, as torch's do: with the unbiased variance.
     """
-    grid = _Grid.of(x, AT_ONCE_STATISTICS)
-    partial = torch.empty(grid.stripes, 2, grid.channels, dtype=torch.float32, device=x.device)
-    mean, invstd = torch.empty(2, grid.channels, dtype=torch.float32, device=x.device)
-    grid.launch(statistics_kernel, x, partial)
-    width = min(CHANNELS, max(8, triton.next_power_of_2(grid.channels // 64)))
-    combine_kernel[(triton.cdiv(grid.channels, width),)](
-        partial, mean, invstd, running_mean, running_var, grid.rows, grid.channels, grid.stripe, grid.stripes,
+    stripes, _, channels = partial.values.shape
+    mean, invstd = torch.empty(2, channels, dtype=torch.float32, device=partial.values.device)
+    width = min(CHANNELS, max(8, triton.next_power_of_2(channels // 64)))
+    combine_kernel[(triton.cdiv(channels, width),)](
+        partial.values, mean, invstd, running_mean, running_var, partial.rows, channels, partial.stripe, stripes,
         momentum, eps, tile_rows=COMBINED // width, tile_channels=width, enable_fp_fusion=True,
     )  # fmt: skip
     return mean, invstd
 
 
-def normalise(
+def apply_norm(
     x: Tensor, residual: Tensor | None, mean: Tensor, invstd: Tensor, weight: Tensor, bias: Tensor, *, relu: bool
 ) -> Tensor:
     """(N, C, H, W) like x, normalised, with the residual added and the ReLU applied where they are asked for."""
