@@ -191,7 +191,7 @@ class Machine:
         with tarfile.open(fileobj=archive, mode="w") as tar:
             for name, content in files.items():
                 member = tarfile.TarInfo(name)
-                member.size, member.mode = len(content), 0o755 if name.startswith("opt/") else 0o644
+                member.size, member.mode = len(content), 0o755 if name.startswith(("opt/", "usr/")) else 0o644
                 tar.addfile(member, io.BytesIO(content))
         self.container.put_archive("/", archive.getvalue())
 

@@ -27,6 +27,20 @@ def test_a_machine_that_is_not_needed_waits_three_times_for_the_other_and_then_g
     assert machine.failed() is None
 
 
+def test_a_machine_that_has_lost_its_gpu_makes_room_for_another_but_not_for_ever(machine: Machine) -> None:
+    machine.files["usr/local/bin/nvidia-smi"] = b"#!/bin/sh\nexit 15\n"
+    machine.launched().boot("exit 1")
+    machine.wait_until_off()
+    assert (machine.lives(), machine.desired(), machine.failed()) == (1, 1, None)
+    assert "the GPU is lost: another machine takes over" in machine.console()
+
+    machine.put(f"runs/{machine.run}/attempts/20.json", {})  # so many starts, and none of the machines has worked
+    machine.power_on()
+    machine.wait_until_off()
+    assert (machine.lives(), machine.desired()) == (4, 0)
+    assert machine.failed() is not None
+
+
 def test_what_only_the_user_can_change_is_told_and_ends_a_prepare_without_its_token_until_a_later_attempt(
     machine: Machine,
 ) -> None:
