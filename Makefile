@@ -220,6 +220,10 @@ bench-unchanged: $(VENV)/.bench ## measure "already prepared" for 1.3 million un
 bench-checkpoint: $(VENV)/.dev ## measure what a checkpoint costs against the usual ways (ARGS="--rounds N")
 	@$(PY_ARGS) benchmarks.checkpoint
 
+.PHONY: bench-gpu
+bench-gpu: $(VENV)/.trainer ## measure this GPU: ours, peers, compile, saves, loader, whole runs (ARGS="--seconds 480 --only A,B"; ARGS=--help)
+	@$(PY_ARGS) benchmarks.gpu
+
 .PHONY: bench-logs
 bench-logs: $(INFRA)/.dev ## measure the log's way from a container to the terminal (root: starts a Docker engine of its own)
 	@$(INFRA_ARGS) benchmarks.logs

@@ -49,26 +49,26 @@ ENCODINGS = (
 )
 
 
-def make(folder: Path, train: int, val: int, seed: int = 0) -> Path:
+def make(folder: Path, train: int, val: int, seed: int = 0, packages: tuple[str, ...] = tuple(PHOTOGRAPHS)) -> Path:
     """Write `train` and `val` images as <split>/<photograph>/<number>.JPEG, by all cores. Returns the folder.
 
-    An image depends on (seed, split, number) alone; a photograph is a class.
+    An image depends on (seed, split, number) and on `packages`, which ship the photographs; a photograph is a class.
     """
-    names = [Path(file).stem for file, _ in _files()]
+    names = [Path(file).stem for file, _ in _files(packages)]
     for split in ("train", "val"):
         for name in names:
             (folder / split / name).mkdir(parents=True)
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for part, (split, count) in enumerate((("train", train), ("val", val))):
-            images = pool.map(partial(photograph, seed, part), range(count), chunksize=16)
+            images = pool.map(partial(photograph, packages, seed, part), range(count), chunksize=16)
             for i, image in enumerate(images):
                 (folder / split / names[i % len(names)] / f"{i:06}.JPEG").write_bytes(image)
     return folder
 
 
-def photograph(seed: int, part: int, number: int) -> bytes:
+def photograph(packages: tuple[str, ...], seed: int, part: int, number: int) -> bytes:
     """One JPEG: a random crop of photograph `number` modulo their count, mirrored or not, resized, with faint noise."""
-    rng, source = np.random.default_rng([seed, part, number]), _pixels(number % len(_files()))
+    rng, source = np.random.default_rng([seed, part, number]), _pixels(packages, number % len(_files(packages)))
     if rng.random() < 0.5:
         source = source.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     width, height = SIZES[rng.choice(len(SIZES), p=[share for _, share in SIZES])][0]
@@ -128,19 +128,19 @@ def _subsampling(image: Image.Image) -> str:
 
 
 @cache
-def _files() -> tuple[tuple[str, Path], ...]:
+def _files(packages: tuple[str, ...]) -> tuple[tuple[str, Path], ...]:
     from importlib.util import find_spec
 
     found = []
-    for package, names in PHOTOGRAPHS.items():
+    for package in packages:
         spec = find_spec(package)
         if spec is None or spec.origin is None:
             raise SystemExit(f"{package} is not installed here, it ships the photographs: use `make bench-data`")
-        found += [(name, Path(spec.origin).parent / FOLDERS[package] / name) for name in names]
+        found += [(name, Path(spec.origin).parent / FOLDERS[package] / name) for name in PHOTOGRAPHS[package]]
     return tuple(found)
 
 
 @cache
-def _pixels(number: int) -> Image.Image:
-    with Image.open(_files()[number][1]) as image:
+def _pixels(packages: tuple[str, ...], number: int) -> Image.Image:
+    with Image.open(_files(packages)[number][1]) as image:
         return image.convert("RGB")
