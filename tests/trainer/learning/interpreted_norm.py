@@ -1,4 +1,4 @@
-"""What the kernels of `--fused-norm` compute, in Triton's interpreter: `test_fused_norm.py` runs this file in a process
+"""What the kernels of `--fused-norm` compute, in Triton's interpreter: `test_kernels.py` runs this file in a process
 of its own, with TRITON_INTERPRET=1. References are torch's own, in float64, on the same inputs.
 """
 
