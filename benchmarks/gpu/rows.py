@@ -75,6 +75,8 @@ ROWS = (
     _graph("graph_bf16@112", "--cuda-graphs", {}, 112),
     Row("norm_bf16", "steps.rate", "normalisation, ReLU and addition as one kernel", {"fused_norm": True}, COMPILED,
         needs="cuda"),
+    _graph("graph_norm_stem_bf16", "--cuda-graphs --fused-norm --model.blocked-stem",
+           {"fused_norm": True, "model__blocked_stem": True}),
     Row("norm_fp16", "steps.rate", "the same in fp16", {"fused_norm": True, **FP16}, COMPILED, needs="cuda"),
     Row("compile_warm", "steps.rate", "--compile again in a new process: its first step is warm", {"compile": True},
         WARM, 150),

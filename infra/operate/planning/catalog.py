@@ -50,7 +50,7 @@ GPUS = {
     "L4": Gpu(22, _from_bandwidth(300), "derived from 300 GB/s"),
     "L40S": Gpu(44, _from_bandwidth(864), "derived from 864 GB/s"),
     "T4": Gpu(16, _from_bandwidth(320), "derived from 320 GB/s", has_bf16=False),
-    "H100": Gpu(80, _from_bandwidth(3350), "derived from 3,350 GB/s"),
+    "H100": Gpu(80, 3924, "`make bench-gpu`, benchmarks/results/gpu-h100.json"),  # as every GPU that has such a file
 }
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from infra.config import CPU_TYPES, GPU_TYPES
 from infra.operate.planning import catalog
+from tests import ROOT
 from trainer.contract import UserError
 from trainer.recipes import named
 
@@ -27,6 +30,14 @@ def test_the_table_of_recipes_says_what_the_trainer_computes() -> None:
 def test_every_default_type_is_in_the_table_with_or_without_a_gpu() -> None:
     assert all(type.gpu for type in catalog.gpu_types(GPU_TYPES.split(",")))
     assert not any(catalog.instance_type(name).gpu for name in CPU_TYPES.split(","))
+
+
+def test_a_gpu_that_was_measured_has_the_speed_that_was_measured() -> None:
+    results = {name: ROOT / f"benchmarks/results/gpu-{name.lower()}.json" for name in catalog.GPUS}
+    measured = {name: json.loads(path.read_text())["rows"] for name, path in results.items() if path.exists()}
+    assert "H100" in measured
+    for name, rows in measured.items():
+        assert catalog.GPUS[name].images_per_second == rows["ours_bf16"]["images_per_second"]
 
 
 def test_types_are_ordered_by_dollars_per_image_and_not_per_hour() -> None:
