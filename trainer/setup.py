@@ -260,8 +260,8 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     loader = resources.enter_context(_loader(config, data, clock, world, state.step))
     return Run(
         config=config, env=env, world=world, clock=clock, data=data, state=state, execution=execution,
-        batches=iter(loader), log=StepLog(world, loader), metrics=metrics, checkpointer=checkpointer,
-        console=console, status=status, interruption=interruption, channel=channel,
+        batches=iter(loader), log=StepLog(world, loader, clock.steps_per_epoch), metrics=metrics,
+        checkpointer=checkpointer, console=console, status=status, interruption=interruption, channel=channel,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ if __name__ == "__main__":  # before torch is imported, so that help and usage e
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # batches change size with the resolution
 
 import math
+from functools import partial
 
 from trainer.contract import Exit, Phase, UserError
 from trainer.learning.device import check_device, telling_what_fits
@@ -36,6 +37,7 @@ from trainer.recipes.config import Config
 from trainer.setup import Run, start_or_continue
 from trainer.store import StoreError
 from trainer.telemetry.outcome import put_result, tell_outcome
+from trainer.telemetry.step_log import summary
 
 
 def train(config: Config, env: RunEnv, world: World, interruption: Interruption) -> tuple[Exit, str]:
@@ -84,32 +86,54 @@ def step(run: Run) -> None:
     run.status.tick()
     run.console.step(run.state.step)
     if run.log.is_warm_up or run.state.step % run.config.log_every_steps == 0:
-        report_steps(run)
+        look_at_steps(run, until=run.state.step - 1)  # the one before: the device is behind, and is not to run dry
 
 
-def report_steps(run: Run) -> None:
-    """Bring the sums of the newest steps from the device to metrics and console. Raises UserError on a bad loss."""
-    rows = run.log.read(run.clock.steps_per_epoch)
-    for row in rows:
-        if not math.isfinite(row["train/loss"]):
-            raise UserError(
-                f"the loss of step {row['step']} is {row['train/loss']}: it must be finite; lower --optim.peak-lr "
-                f"(now {run.config.optim.peak_lr}) or train in bf16 or fp32, under a new RUN= or from an older step: "
-                'make checkpoints ARGS="rewind STEP"'
-            )
-        run.metrics.add(row["step"], row)
-    if rows:
-        run.state.seconds += run.log.seconds
-        run.metrics.add(run.state.step, {"checkpoint/lag_seconds": run.checkpointer.lag_seconds})
-        if run.log.summary:
-            run.console.log(run.state.step, run.log.summary)
+def look_at_steps(run: Run, *, until: int = 0) -> None:
+    """Send the sums of the newest steps to the host, without waiting for them, and report steps that have arrived.
+
+    Steps up to `until` are waited for.
+    """
+    run.state.seconds += run.log.look({"checkpoint/lag_seconds": run.checkpointer.lag_seconds})
+    report_steps(run, until)
+
+
+def report_steps(run: Run, until: int) -> None:
+    """Steps that have arrived, to metrics and console; up to `until` in any case. Raises UserError on a bad loss."""
+    for rows in run.log.read(until):
+        for row in rows:
+            if not math.isfinite(row["train/loss"]):
+                raise UserError(
+                    f"the loss of step {row['step']} is {row['train/loss']}: it must be finite; lower --optim.peak-lr "
+                    f"(now {run.config.optim.peak_lr}) or train in bf16 or fp32, under a new RUN= or from an older "
+                    'step: make checkpoints ARGS="rewind STEP"'
+                )
+            run.metrics.add(row["step"], row)
+        if means := summary(rows):
+            run.console.log(rows[-1]["step"], means)
 
 
 def save(run: Run, *, is_best: bool = False) -> None:
-    """Metrics first: every step of a checkpoint is in the store before its manifest is."""
-    report_steps(run)
+    """Begin a save; training goes on at once. When its copy is done, its metrics go first, then the checkpoint.
+
+    The order is: rows of its steps, their segment, the message to the uploader. So every step of a checkpoint is in
+    the store before its manifest is, and a state with a bad loss is never handed over.
+    """
+    look_at_steps(run)
+    metrics_first = partial(write_metrics, run, run.state.step)
+    run.checkpointer.save(run.state.step, run.state.counters(), is_best=is_best, first=metrics_first)
+
+
+def write_metrics(run: Run, until: int) -> None:
+    """A segment with all steps up to `until`."""
+    report_steps(run, until)
     run.metrics.flush()
-    run.checkpointer.save(run.state.step, run.state.counters(), is_best=is_best)
+
+
+def settle_steps(run: Run) -> None:
+    """Wait until the device has done all steps, and report them. What comes now counts in no step's time."""
+    run.state.seconds += run.log.wait()
+    look_at_steps(run, until=run.state.step)
 
 
 def validate(run: Run) -> bool:
@@ -118,7 +142,8 @@ def validate(run: Run) -> bool:
     Returns False where it was interrupted in any process: then it is void in all of them.
     """
     state, models = run.state, run.state.models()
-    report_steps(run)
+    settle_steps(run)
+    run.checkpointer.poll(wait=True)
     run.status.enter(Phase.EVALUATING)
     for model in models.values():
         share_buffers(model, run.world)
@@ -148,7 +173,7 @@ def validate(run: Run) -> bool:
 def finish(run: Run) -> tuple[Exit, str]:
     """The last save, for which a signal leaves less time; and the result, if the last validation counts."""
     state, total = run.state, run.clock.total_steps
-    report_steps(run)
+    settle_steps(run)
     run.metrics.flush()
     run.status.enter(Phase.SAVING)
     deadline = Deadline(run.env.deadline, run.interruption, alive=run.status.tick)

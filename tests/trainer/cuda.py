@@ -1,10 +1,11 @@
-"""A stand-in for CUDA's streams, events and pinned memory: a GPU whose copies to the host take as long as a test says.
+"""A stand-in for CUDA's streams, events and pinned memory: a GPU that is as far behind the host as a test says.
 
-Tensors are the host's. What a test sees is the order: which copy began, and who waited for it.
+Tensors are the host's. What a test sees is the order: what the GPU was given, what it has done, and who waited for it.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,45 +15,57 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint import saver
+from trainer.telemetry import step_log
 
 HOST_MEMORY_ALREADY_REGISTERED = 712
 
 
 class StandInEvent:
-    """Passed when the copies that were begun before it are done. Without a record it is passed."""
+    """Passed when the GPU has done what it was given before. Without a record it is passed."""
 
     def __init__(self, cuda: StandInCuda):
-        self.cuda, self.behind = cuda, 0
+        self.cuda, self.number = cuda, 0
 
     def record(self) -> None:
-        self.behind = self.cuda.begun
+        self.number = self.cuda.give(lambda: None)
 
     def query(self) -> bool:
-        return self.cuda.done >= self.behind
+        return self.cuda.done >= self.number
 
     def synchronize(self) -> None:
         if not self.query():
             self.cuda.waits += 1
-            self.cuda.finish_copies()
+            self.cuda.finish(self.number)
 
 
 class StandInCuda:
-    """Copies on the side stream are done when `finish_copies` is called, or when an event behind them is waited for."""
+    """Does its work, which is copies on the side stream, and passes events, when it is told to or waited for."""
 
     def __init__(self, refusal: int = 0):
         self.refusal, self.registered = refusal, list[int]()
         self.last_error = 0  # of the runtime: the next launch tells it, and clears it
-        self.copies: list[Callable[[], object]] = []
-        self.begun, self.done, self.waits = 0, 0, 0
+        self.work: deque[Callable[[], object]] = deque()
+        self.given, self.done, self.copies, self.waits = 0, 0, 0, 0
 
-    def finish_copies(self) -> None:
-        for copy in self.copies:
-            copy()
-        self.copies.clear()
-        self.done = self.begun
+    def give(self, work: Callable[[], object]) -> int:
+        """Its number."""
+        self.work.append(work)
+        self.given += 1
+        return self.given
+
+    def finish(self, number: int | None = None) -> None:
+        """All work, or up to this number."""
+        while self.done < (self.given if number is None else number):
+            self.work.popleft()()
+            self.done += 1
+
+    def event_behind(self, tensor: Tensor) -> StandInEvent:
+        event = StandInEvent(self)
+        event.record()
+        return event
 
     def wait_stream(self, stream: object) -> None:
-        """What the stream of the training was given comes first: here it is done already."""
+        """What the stream of the training was given comes first: the host has done it."""
 
     @contextmanager
     def stream(self, stream: object) -> Iterator[None]:
@@ -60,8 +73,8 @@ class StandInCuda:
 
         def later(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
             assert non_blocking, "the host waits for this copy"
-            self.begun += 1
-            self.copies.append(lambda: plain(target, source))
+            self.copies += 1
+            self.give(lambda: plain(target, source))
             return target
 
         with pytest.MonkeyPatch.context() as patch:
@@ -87,7 +100,7 @@ class StandInCuda:
 
 
 def stand_in_cuda(monkeypatch: pytest.MonkeyPatch, refusal: int = 0) -> StandInCuda:
-    """From here on, whoever saves takes the host's tensors for those of a GPU."""
+    """From here on, whoever saves or logs takes the host's tensors for those of a GPU."""
     cuda = StandInCuda(refusal)
     replacements: dict[str, Any] = {
         "Event": lambda: StandInEvent(cuda), "current_stream": object, "stream": cuda.stream, "cudart": lambda: cuda,
@@ -95,4 +108,5 @@ def stand_in_cuda(monkeypatch: pytest.MonkeyPatch, refusal: int = 0) -> StandInC
     for name, replacement in replacements.items():
         monkeypatch.setattr(torch.cuda, name, replacement)
     monkeypatch.setattr(saver, "side_stream", lambda tensors: cuda)
+    monkeypatch.setattr(step_log, "event_behind", cuda.event_behind)
     return cuda

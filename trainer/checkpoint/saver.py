@@ -111,6 +111,10 @@ class Copier:
         return self.done is None or bool(self.done.query())
 
 
+def do_nothing() -> None:
+    """Nothing comes before a checkpoint."""
+
+
 class Checkpointer:
     """Saves into two snapshots. While one is sent, newer saves use the other: training never waits for the store."""
 
@@ -138,7 +142,8 @@ class Checkpointer:
         self.copier = Copier(tensors, layout, self.snapshots)
         self.seq = 0
         self.notes: list[dict[str, Any]] = [VOID for _ in self.snapshots]  # the last save in each snapshot
-        self.sent = [True for _ in self.snapshots]  # False while a GPU still copies
+        self.copied_to: int | None = None  # the snapshot of a save that is not handed over yet
+        self.first = do_nothing  # before that
         self.waiting: dict[int, float] = {}  # seq of each save that is not committed yet -> when it was copied
         self.saved_at, self.saved_step, self.committed = time.monotonic(), *restored[:2]
         self.committed_sha256, self.restored_counters = restored_sha256, restored[2]
@@ -154,8 +159,13 @@ class Checkpointer:
         self.poll()
         return self.channel is not None and time.monotonic() >= self.saved_at + every_seconds
 
-    def save(self, step: int, counters: Mapping[str, Any], *, is_best: bool = False) -> bool:
-        """Copy the state and hand it over, once for each step. Never waits for the store.
+    def save(
+        self, step: int, counters: Mapping[str, Any], *, is_best: bool = False, first: Callable[[], None] = do_nothing
+    ) -> bool:
+        """Begin to copy the state, once for each step. Waits neither for the copy nor for the store.
+
+        When the copy is done, on a CPU at once, else at a later `poll`, `first` is called, and then the uploader gets
+        it. An error of `first` keeps it back.
 
         Returns False if both snapshots are taken: one is being sent, and the other waits with the best weights.
         `counters` is the part of the state that is not tensors, as JSON: the scaler, the best score.
@@ -165,7 +175,7 @@ class Checkpointer:
             return False
         if step == self.saved_step and (self.seq or counters == self.restored_counters):
             return True
-        self._send_copied(wait=True)  # of the save before
+        self._hand_over(wait=True)  # of the save before
         if (free := self._take_snapshot(is_best)) is None:
             self.saved_at = time.monotonic()  # wait as long again, not one step
             return False
@@ -181,10 +191,10 @@ class Checkpointer:
             "counters": counters,
         }
         self.notes[free] = {"seq": self.seq, "step": step, "is_best": is_best, "manifest": manifest}
-        self.sent[free] = False
+        self.copied_to, self.first = free, first
         self.waiting[self.seq] = self.saved_at = time.monotonic()
         self.saved_step = step
-        self._send_copied()
+        self._hand_over()
         return True
 
     def close(self) -> None:
@@ -203,20 +213,22 @@ class Checkpointer:
     def _is_waiting(self, i: int) -> bool:
         return self.notes[i]["seq"] in self.waiting
 
-    def _send_copied(self, *, wait: bool = False) -> None:
-        """Hand over the snapshots whose copy is complete."""
-        for i, snapshot in enumerate(self.snapshots):
-            if not self.sent[i] and self.copier.is_done(wait=wait) and self.channel is not None:
-                snapshot.note = self.notes[i]
-                self.channel.send({"op": "checkpoint", "seq": self.notes[i]["seq"]}, snapshot.fd)
-                snapshot.unlock()
-                self.sent[i] = True
+    def _hand_over(self, *, wait: bool = False) -> None:
+        """Send the snapshot whose copy is complete, after what comes first."""
+        if self.channel is None or self.copied_to is None or not self.copier.is_done(wait=wait):
+            return
+        self.first()
+        snapshot, note = self.snapshots[self.copied_to], self.notes[self.copied_to]
+        snapshot.note = note
+        self.channel.send({"op": "checkpoint", "seq": note["seq"]}, snapshot.fd)
+        snapshot.unlock()
+        self.copied_to = None
 
-    def poll(self) -> None:
-        """Hand over what is ready, and read the uploader's answers."""
+    def poll(self, *, wait: bool = False) -> None:
+        """Hand over a save whose copy is done, or wait for that; and read the uploader's answers."""
         if self.channel is None:
             return
-        self._send_copied()
+        self._hand_over(wait=wait)
         for answer in self.channel.pending():
             self._take_answer(answer)
 
@@ -227,7 +239,7 @@ class Checkpointer:
         """
         while self.channel is not None:
             is_saved = self.save(step, counters)
-            self._send_copied(wait=True)
+            self._hand_over(wait=True)
             if is_saved and self.seq not in self.waiting:
                 return
             left = deadline() - time.monotonic()

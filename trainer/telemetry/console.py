@@ -23,11 +23,11 @@ class Console:
         self.speaks, self.total, self.per_epoch = speaks, total_steps, steps_per_epoch
         self.live = speaks and sys.stderr.isatty()
         self.bar: tqdm[NoReturn] | None = None
-        self.started, self.first_step = 0.0, 0
+        self.started, self.first_step, self.newest = 0.0, 0, 0
 
     def start(self, step: int) -> None:
         """The clock starts, and on a terminal the bar appears."""
-        self.started, self.first_step = time.monotonic(), step
+        self.started, self.first_step, self.newest = time.monotonic(), step, step
         if self.live:
             self.bar = tqdm(
                 total=self.total, initial=step, dynamic_ncols=True, leave=False, smoothing=0.1,
@@ -35,12 +35,13 @@ class Console:
             )  # fmt: skip
 
     def step(self, step: int) -> None:
+        self.newest = step
         if self.bar is not None:
             with suppress(OSError):
                 self.bar.update(step - self.bar.n)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Loss, top-1 and speed of the steps since the last log event."""
+        """Loss, top-1 and speed of the steps since the last log event. On a GPU they come one log event later."""
         epoch = step / self.per_epoch
         text = (
             f"loss {values['train/loss']:.3f}  top-1 {100 * values['train/top1']:.1f} %  "
@@ -50,7 +51,8 @@ class Console:
             self.bar.set_description_str(f"epoch {epoch:.1f}", refresh=False)
             self.bar.set_postfix_str(text, refresh=False)
         else:
-            left = (time.monotonic() - self.started) / max(1, step - self.first_step) * (self.total - step)
+            newest = max(step, self.newest)
+            left = (time.monotonic() - self.started) / max(1, newest - self.first_step) * (self.total - newest)
             self.say(f"step {step}/{self.total}  epoch {epoch:.2f}  {text}  ETA {show_time_left(left)}")
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:

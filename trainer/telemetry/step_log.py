@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,61 +17,131 @@ from trainer.learning.world import World, all_sum
 from trainer.telemetry.metrics import Row
 
 
-class StepLog:
-    """The sums of recent steps, left on the device until they are read, so that a step never waits for the host."""
+def event_behind(tensor: Tensor) -> Any:
+    """An event behind all that the tensor's GPU was given so far; None on a CPU, where all is done."""
+    if not tensor.is_cuda:
+        return None
+    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # who waits leaves the core to others
+    event.record()
+    return event
 
-    def __init__(self, world: World, loader: Loader):
-        self.world, self.loader = world, loader
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """Steps whose sums are on their way to the host, and what was measured when they were sent."""
+
+    steps: list[tuple[int, float]]  # number and learning rate
+    table: Tensor  # (steps, 4) float32, on the host: sums over all processes; valid behind the event
+    event: Any
+    time: float
+    speed_seconds: float  # 0 for a warm-up, which has no speed
+    values: dict[str, float]  # of the last step
+
+    def is_due(self, until: int) -> bool:
+        """Whether its steps are among those up to `until`, or have arrived anyway."""
+        return self.steps[-1][0] <= until or self.event is None or bool(self.event.query())
+
+    def rows(self, steps_per_epoch: int) -> list[Row]:
+        """One row per step; the last one also has the speed. Waits for the sums."""
+        if self.event is not None:
+            self.event.synchronize()
+        table = self.table.tolist()
+        rows: list[Row] = [
+            {"step": step, "time": round(self.time, 3), "train/loss": loss / images, "train/top1": top1 / images,
+             "train/top5": top5 / images, "train/lr": lr, "train/epoch": step / steps_per_epoch}
+            for (step, lr), (loss, top1, top5, images) in zip(self.steps, table, strict=True)
+        ]  # fmt: skip
+        if self.speed_seconds:
+            rows[-1]["speed/images_per_second"] = sum(row[3] for row in table) / self.speed_seconds
+        rows[-1] |= self.values
+        return rows
+
+
+class StepLog:
+    """The sums of recent steps. They stay on the device until a look sends them to the host, behind an event.
+
+    Neither a step nor a look waits for them, so the device always has work. Their rows are read when they have
+    arrived: on a CPU at once. All processes look at the same steps, since a look adds their sums up; each reads by
+    itself.
+    """
+
+    def __init__(self, world: World, loader: Loader, steps_per_epoch: int):
+        self.world, self.loader, self.steps_per_epoch = world, loader, steps_per_epoch
         self.pending: list[tuple[int, float, Tensor]] = []
+        self.looks: deque[Look] = deque()  # that are not read yet
         self.resolution = 0  # of the last step
-        self.is_warm_up = (
-            False  # the step that is pending is the first of its size: kernels are compiled or chosen in it
-        )
-        self.warm_ups, self.warm_up_seconds = 0, 0.0  # steps of warm-ups since the last read of others
-        self.seconds = 0.0  # what the last read adds to the time of the run: a warm-up counts as the steps after it
-        self.summary: dict[str, float] = {}  # means over those steps
+        self.is_warm_up = False  # the pending step is the first of its size: kernels are compiled or chosen in it
+        self.warm_ups, self.warm_up_seconds = 0, 0.0  # steps of warm-ups since the last look at others
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """What came since the last read is not training."""
+        """What came since the last look is not training."""
         self.started, self.waited = time.perf_counter(), self.loader.wait_seconds
 
     def add(self, step: int, settings: Settings, sums: Tensor) -> None:
-        """Step `step` is done; sums of (loss, top-1 hits, top-5 hits, images) of this process, (4,)."""
+        """Step `step` is given to the device; sums of (loss, top-1, top-5 hits, images) of this process, (4,)."""
         self.pending.append((step, settings.lr, sums))
         self.is_warm_up = settings.resolution != self.resolution
         self.resolution = settings.resolution
 
-    def read(self, steps_per_epoch: int) -> list[Row]:
-        """One row per step since the last read, over all processes; the last one also has the speed.
+    def wait(self) -> float:
+        """Until the device has done all steps, before a pause. Returns the seconds that this adds to the time of the
+        run: 0 if steps are pending, since the look at them counts it.
+        """
+        last = self.looks[-1].event if self.looks else None
+        if self.pending:
+            last = event_behind(self.pending[-1][2])
+        if last is None:
+            return 0.0
+        last.synchronize()
+        if self.pending:
+            return 0.0
+        seconds = time.perf_counter() - self.started
+        self.restart_clock()
+        return seconds
 
-        A warm-up is to be read at once, and has no speed.
+    def look(self, values: Mapping[str, float]) -> float:
+        """Send the sums of the pending steps to the host. `values` join the row of the last one.
+
+        Returns the seconds that these steps add to the time of the run. A warm-up is to be looked at by itself; it
+        counts as long as the steps after it.
         """
         if not self.pending:
-            return []
-        table = all_sum(torch.stack([sums for _, _, sums in self.pending]), self.world).tolist()
-        seconds, steps = time.perf_counter() - self.started, len(table)
-        rows: list[Row] = [
-            {"step": step, "train/loss": loss / images, "train/top1": top1 / images, "train/top5": top5 / images,
-             "train/lr": lr, "train/epoch": step / steps_per_epoch}
-            for (step, lr, _), (loss, top1, top5, images) in zip(self.pending, table, strict=True)
-        ]  # fmt: skip
-        means = {name: sum(row[name] for row in rows) / steps for name in ("train/loss", "train/top1")}
-        if self.is_warm_up:
-            self.seconds, self.summary = seconds, {}
-            self.warm_ups, self.warm_up_seconds = self.warm_ups + steps, self.warm_up_seconds + seconds
-        else:
-            speed = {
-                "speed/images_per_second": sum(row[3] for row in table) / seconds,
-                "speed/data_wait_fraction": (self.loader.wait_seconds - self.waited) / seconds,
-            }
-            rows[-1] |= speed
-            self.summary = means | {"speed/images_per_second": speed["speed/images_per_second"]}
-            self.seconds = seconds * (steps + self.warm_ups) / steps - self.warm_up_seconds
-            self.warm_ups, self.warm_up_seconds = 0, 0.0
+            return 0.0
+        table = all_sum(torch.stack([sums for _, _, sums in self.pending]), self.world).to("cpu", non_blocking=True)
+        seconds, mine = time.perf_counter() - self.started, dict(values)
+        if not self.is_warm_up:
+            mine["speed/data_wait_fraction"] = (self.loader.wait_seconds - self.waited) / seconds
         if self.world.device.type == "cuda":
-            rows[-1]["gpu/memory_bytes"] = torch.cuda.max_memory_allocated(self.world.device)
+            mine["gpu/memory_bytes"] = torch.cuda.max_memory_allocated(self.world.device)
+        steps, event = [(step, lr) for step, lr, _ in self.pending], event_behind(self.pending[-1][2])
+        speed_seconds = 0.0 if self.is_warm_up else seconds
+        self.looks.append(
+            Look(steps=steps, table=table, event=event, time=time.time(), speed_seconds=speed_seconds, values=mine)
+        )
+        counted = self._counted(seconds, len(steps))
         self.pending.clear()
         self.is_warm_up = False
         self.restart_clock()
-        return rows
+        return counted
+
+    def _counted(self, seconds: float, steps: int) -> float:
+        if self.is_warm_up:
+            self.warm_ups, self.warm_up_seconds = self.warm_ups + steps, self.warm_up_seconds + seconds
+            return seconds
+        counted = seconds * (steps + self.warm_ups) / steps - self.warm_up_seconds
+        self.warm_ups, self.warm_up_seconds = 0, 0.0
+        return counted
+
+    def read(self, until: int) -> Iterator[list[Row]]:
+        """The rows of each look up to step `until`, which are waited for, and of any later one that has arrived."""
+        while self.looks and self.looks[0].is_due(until):
+            yield self.looks.popleft().rows(self.steps_per_epoch)
+
+
+def summary(rows: Sequence[Row]) -> dict[str, float]:
+    """Loss, top-1 and speed over the rows of a look, for the console; {} if they have no speed."""
+    if "speed/images_per_second" not in rows[-1]:
+        return {}
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in ("train/loss", "train/top1")}
+    return means | {"speed/images_per_second": rows[-1]["speed/images_per_second"]}

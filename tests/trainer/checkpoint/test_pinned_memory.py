@@ -52,7 +52,7 @@ def test_memory_that_cannot_be_pinned_is_said_and_the_run_goes_on(
     assert capfd.readouterr().err.count("cannot be pinned (CUDA error 2): saving is slower") == 1
     cuda.launch(1, device="cuda")  # the refusal is not told as an error of the next kernel
     unpinned.start(0)
-    cuda.finish_copies()
+    cuda.finish()
     assert unpinned.is_done()
     unpinned.close()
 

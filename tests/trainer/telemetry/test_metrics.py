@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.images import open_split, prepared
+from tests.trainer.cuda import stand_in_cuda
 from trainer.contract import tensorboard_key
 from trainer.data.reading.loader import Loader, val_jobs
 from trainer.learning.schedule import Settings
@@ -24,7 +25,7 @@ from trainer.process.channel import Channel
 from trainer.recipes.config import Config, DataConfig
 from trainer.store import ObjectStore, open_store
 from trainer.telemetry.metrics import MetricsWriter, read_metrics
-from trainer.telemetry.step_log import StepLog
+from trainer.telemetry.step_log import StepLog, summary
 from trainer.upload.events import event_file
 
 RUN = "job"
@@ -187,20 +188,73 @@ def test_the_log_gives_means_per_step_and_the_share_of_time_spent_waiting_for_da
     with Loader(
         val_jobs(config, split, rank=0, world=1), max_images=64, max_pixels=32, workers=1, device=torch.device("cpu")
     ) as loader:
-        log = StepLog(World(0, 0, 1, torch.device("cpu")), loader)
+        log = StepLog(World(0, 0, 1, torch.device("cpu")), loader, steps_per_epoch=10)
         log.resolution = 32
         log.add(1, Settings(0.1, 0.1, 32), torch.tensor([8.0, 1.0, 3.0, 4.0]))
         log.add(2, Settings(0.2, 0.2, 32), torch.tensor([4.0, 2.0, 4.0, 4.0]))
         loader.wait_seconds += 0.05
         time.sleep(0.1)
-        first, second = log.read(steps_per_epoch=10)
+        log.look({"checkpoint/lag_seconds": 3.0})
+        (rows,) = log.read(0)
+        first, second = rows
         assert (first["train/loss"], first["train/top1"], first["train/top5"]) == (2.0, 0.25, 0.75)
         assert (second["train/loss"], second["train/lr"], second["train/epoch"]) == (1.0, 0.2, 0.2)
         assert "speed/images_per_second" not in first
         assert 40 < second["speed/images_per_second"] <= 80
         assert 0.2 < second["speed/data_wait_fraction"] <= 0.5
-        assert log.summary["train/loss"] == 1.5
-        assert log.read(steps_per_epoch=10) == []
+        assert ("checkpoint/lag_seconds" in first, second["checkpoint/lag_seconds"]) == (False, 3.0)
+        assert summary(rows)["train/loss"] == 1.5
+        assert summary(rows)["speed/images_per_second"] == second["speed/images_per_second"]
+        assert log.look({}) == 0
+        assert list(log.read(2)) == []
+
+
+def step_log() -> StepLog:
+    return StepLog(World(0, 0, 1, torch.device("cpu")), cast(Loader, SimpleNamespace(wait_seconds=0.0)), 10)
+
+
+def test_rows_of_a_gpu_come_when_they_are_waited_for_or_have_arrived_with_the_times_of_their_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda, now = stand_in_cuda(monkeypatch), 0.0
+    monkeypatch.setattr("trainer.telemetry.step_log.time.perf_counter", lambda: now)
+    log = step_log()
+    log.resolution = 32
+    for step in (1, 2, 3, 4):
+        now = 2.0 * step
+        log.add(step, Settings(0.0, 0.1, 32), torch.tensor([1.0, 1.0, 1.0, 8.0]))
+        assert log.look({}) == 2
+        assert list(log.read(0)) == [], "nothing has arrived"
+    assert cuda.waits == 0
+    now = 1000.0
+    ((row,),) = log.read(1)
+    assert (row["step"], row["speed/images_per_second"], cuda.waits) == (1, 4, 1)
+    cuda.finish()
+    assert [row["step"] for rows in log.read(0) for row in rows] == [2, 3, 4]
+    assert cuda.waits == 1
+
+
+def test_before_a_pause_the_time_of_the_steps_is_measured_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, now = stand_in_cuda(monkeypatch), 0.0
+    monkeypatch.setattr("trainer.telemetry.step_log.time.perf_counter", lambda: now)
+    log = step_log()
+    log.resolution = 32
+
+    def late() -> None:
+        nonlocal now
+        now += 3.0
+
+    for is_looked_at in (False, True):
+        began = now
+        log.add(1, Settings(0.0, 0.1, 32), torch.ones(4))
+        now += 1.0
+        cuda.give(late)
+        seconds = log.look({}) if is_looked_at else 0.0
+        seconds += log.wait()
+        seconds += log.look({})
+        assert seconds == now - began == 4.0
+        assert log.wait() == 0
+        list(log.read(1))
 
 
 def test_the_first_step_of_a_size_has_no_speed_and_counts_as_long_as_the_steps_after_it(
@@ -208,17 +262,14 @@ def test_the_first_step_of_a_size_has_no_speed_and_counts_as_long_as_the_steps_a
 ) -> None:
     now = 0.0
     monkeypatch.setattr("trainer.telemetry.step_log.time.perf_counter", lambda: now)
-    log, sums = (
-        StepLog(World(0, 0, 1, torch.device("cpu")), cast(Loader, SimpleNamespace(wait_seconds=0.0))),
-        torch.ones(4),
-    )
+    log, sums = step_log(), torch.ones(4)
     total = 0.0
     for step, pixels, at in ((1, 128, 90.0), (2, 128, 91.0), (3, 128, 92.0), (4, 160, 150.0), (5, 160, 152.0)):
         now = at
         log.add(step, Settings(0.0, 0.1, pixels), sums)
         if is_first := step in (1, 4):
             assert log.is_warm_up
-        (row,) = log.read(steps_per_epoch=10)
-        assert ("speed/images_per_second" in row, bool(log.summary)) == (not is_first, not is_first)
-        total += log.seconds
+        total += log.look({})
+        ((row,),) = log.read(0)
+        assert ("speed/images_per_second" in row, bool(summary([row]))) == (not is_first, not is_first)
     assert total == pytest.approx(3 * 1.0 + 2 * 2.0)
