@@ -92,7 +92,7 @@ docker-train: ## train in the image, on all GPUs where there are any; results in
 
 .PHONY: clean
 clean: ## remove results, scratch and environment of this checkout
-	rm -rf -- out .scratch cdk.out node_modules "$$VENV" "$$INFRA"
+	rm -rf -- out .scratch gpu-kit cdk.out node_modules "$$VENV" "$$INFRA"
 
 ## Data
 
@@ -223,6 +223,10 @@ bench-checkpoint: $(VENV)/.dev ## measure what a checkpoint costs against the us
 .PHONY: bench-gpu
 bench-gpu: $(VENV)/.trainer ## measure this GPU: ours, peers, compile, saves, loader, whole runs (ARGS="--seconds 480 --only A,B"; ARGS=--help)
 	@$(PY_ARGS) benchmarks.gpu
+
+.PHONY: gpu-kit
+gpu-kit: $(VENV)/.trainer ## make a folder that measures on a GPU box without network (docs/gpu-box.md; ARGS="--python 3.13")
+	@$(PY_ARGS) benchmarks.gpu_kit
 
 .PHONY: bench-logs
 bench-logs: $(INFRA)/.dev ## measure the log's way from a container to the terminal (root: starts a Docker engine of its own)

@@ -123,7 +123,7 @@ def describe(files: list[Path]) -> dict[str, Any]:
 def _subsampling(image: Image.Image) -> str:
     if image.mode != "RGB":
         return image.mode
-    first = image.layer[0][1:3]  # sampling factors of luma
+    first = image.layer[0][1:3]  # type: ignore[attr-defined]  # sampling factors of luma; a JPEG has them
     return {(1, 1): "4:4:4", (2, 1): "4:2:2", (2, 2): "4:2:0", (1, 2): "4:4:0"}.get(first, str(first))
 
 
