@@ -31,7 +31,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 BATCH, PIXELS, CLASSES, NARROWER = 2, 32, 1000, 16
 WARM, STEPS = 5, 20  # steps before the first measurement, and in one measurement
-REGULARIZE = {
+REGULARIZE: dict[str, dict[str, Any]] = {
     "plain": {"ema_decay": 0.999},
     "augmented": {"ema_decay": 0.999, "augment": "trivial", "erasing_probability": 0.1, "mixup_alpha": 0.2},
 }
@@ -42,14 +42,14 @@ NO_KERNEL = (
 Step = Callable[[], object]
 
 
-class Narrow(ResNet):
+class Narrow(ResNet):  # type: ignore[misc]
     """ResNet-50 with fewer channels: the same layers, names and number of tensors."""
 
     def __init__(self, num_classes: int):
-        super().__init__(Bottleneck, [3, 4, 6, 3])  # type: ignore[no-untyped-call]
+        super().__init__(Bottleneck, [3, 4, 6, 3])
         self.fc = nn.Linear(512 * Bottleneck.expansion // NARROWER, num_classes)
 
-    def _make_layer(self, block: Any, planes: int, *rest: Any, **more: Any) -> nn.Sequential:
+    def _make_layer(self, block: Any, planes: int, *rest: Any, **more: Any) -> Any:
         return super()._make_layer(block, planes // NARROWER, *rest, **more)
 
 
@@ -58,11 +58,11 @@ def narrow(name: str, *, weights: None, num_classes: int) -> nn.Module:
     return Narrow(num_classes)
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what reaches the dispatcher below autograd, by name."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: Counter[torch._ops.OpOverload] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -164,7 +164,7 @@ def batches(kind: Any, draws: int) -> Iterator[Any]:
 
 def bare() -> Step:
     """The least that an eager step of this network does: forward, loss, backward, a fused update. No trainer in it."""
-    net = Narrow(CLASSES).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = Narrow(CLASSES).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-5, fused=True)
     images, labels = torch.randn(BATCH, 3, PIXELS, PIXELS), torch.arange(BATCH)
 
