@@ -83,16 +83,18 @@ class Bench:
         options = self.options
         scratch = options.scratch.absolute()
         scratch.mkdir(parents=True, exist_ok=True)
+        patience = TINY_PATIENCE if options.tiny else 1.0
         images = (options.images or scratch / "images").absolute()
 
         def command(names: Sequence[str]) -> list[str]:
-            told = {"rows": names, "tiny": options.tiny, "images": str(images), "scratch": str(scratch)}
+            told = {"rows": names, "tiny": options.tiny, "patience": patience}
+            told |= {"images": str(images), "scratch": str(scratch)}
             return [sys.executable, "-m", "benchmarks.gpu.worker", json.dumps(told)]
 
         measure_rows(
             options.rows, command, environ=environ(scratch, options.tiny), log=options.out / "gpu-bench.log",
             end=self.began + options.seconds, started=self.started, record=self.record,
-            patience=TINY_PATIENCE if options.tiny else 1.0,
+            patience=patience,
         )  # fmt: skip
         if self.result is None:
             return 1

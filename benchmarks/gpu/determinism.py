@@ -18,7 +18,7 @@ def price(place: Place) -> Found:
     """Images/s with and without; and with torch's filling of new memory, which the trainer turns off."""
     training = ours(place, config_of(place, {"deterministic": True}))
     found: Found = {"deterministic": timed(place, training.step, rounds=3)}
-    filling: Any = torch.utils.deterministic  # type: ignore[attr-defined]
+    filling: Any = torch.utils.deterministic
     filling.fill_uninitialized_memory = True
     found["deterministic, new memory filled"] = timed(place, training.step, rounds=3)
     filling.fill_uninitialized_memory = False

@@ -1,6 +1,6 @@
 """Prepared data for the rows that read images: carried along, or made here once by the product's own preparation.
 
-python -m benchmarks.gpu.images FOLDER [--tiny]      makes both sets
+python -m benchmarks.gpu.images FOLDER [--only NAME]      makes both sets
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TRAIN, VAL = 352, 32  # photographs
 TINY_TRAIN, TINY_VAL = 16, 4
 
 
-def prepared(folder: Path, name: str, *, tiny: bool = False) -> Path:
+def prepared(folder: Path, name: str) -> Path:
     """The folder with the prepared images of `name`, "digits" or "photographs": below `folder`, and made if need be.
 
     Making them needs what `make prepare` needs, in a process of its own. Finding them needs nothing, so `folder` can
@@ -27,7 +27,7 @@ def prepared(folder: Path, name: str, *, tiny: bool = False) -> Path:
     """
     if (found := _find(folder, name)) is None:
         command = [sys.executable, "-m", "benchmarks.gpu.images", str(folder), "--only", name]
-        subprocess.run(command + (["--tiny"] if tiny else []), check=True)
+        subprocess.run(command, check=True)
         found = _find(folder, name)
     assert found is not None
     return found
@@ -37,8 +37,8 @@ def _find(folder: Path, name: str) -> Path | None:
     return next((index.parent for index in sorted(folder.glob(f"datasets/{name}/*/{INDEX}"))), None)
 
 
-def make(folder: Path, name: str, *, tiny: bool) -> None:
-    """Prepare one set below `folder`. The photographs are crops of the two that scikit-learn ships."""
+def make(folder: Path, name: str, *, tiny: bool = False) -> None:
+    """Prepare one set below `folder`. The photographs are crops of the two that scikit-learn ships; few if `tiny`."""
     from benchmarks import photographs
     from trainer.data.making.prepare import prepare
     from trainer.store import open_store
@@ -58,11 +58,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", choices=(DIGITS, PHOTOGRAPHS))
-    parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     for name in (DIGITS, PHOTOGRAPHS):
         if options.only in (None, name) and _find(options.folder, name) is None:
-            make(options.folder, name, tiny=options.tiny)
+            make(options.folder, name)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def identify() -> Found:
         card = torch.cuda.get_device_properties(0)
         found |= {"sms": card.multi_processor_count, "gpu_memory_gb": round(card.total_memory / 1e9, 1)}
         found |= {"capability": f"{card.major}.{card.minor}", **_nvidia_smi()}
-    return found | {"versions": {name: _version(name) for name in PACKAGES}}
+    return found | {name: _version(name) for name in PACKAGES}
 
 
 def _nvidia_smi() -> Found:
@@ -60,6 +60,6 @@ def describe(place: Place) -> Found:
     weights = torch.ones(64, device=place.device)
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         images = torch.empty(8, 64, 56, 56, device=place.device, dtype=dtype).to(memory_format=torch.channels_last)
-        chosen = torch._C._select_batch_norm_backend(images, *[weights] * 4, True, 1e-5)  # type: ignore[attr-defined]
+        chosen = torch._C._select_batch_norm_backend(images, *[weights] * 4, True, 1e-5)
         found[f"batch_norm_{str(dtype).removeprefix('torch.')}"] = str(chosen).rpartition(".")[2]
     return found

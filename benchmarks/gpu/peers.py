@@ -24,8 +24,11 @@ def network(place: Place, *, channels_last: bool) -> nn.Module:
     return _placed(net, place, channels_last)
 
 
-def _placed(net: Any, place: Place, channels_last: bool) -> Any:
-    return net.to(place.device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+def _placed(net: Any, place: Place, channels_last: bool) -> nn.Module:
+    placed: nn.Module = net.to(
+        place.device, memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
+    return placed
 
 
 def floats(place: Place, *, channels_last: bool) -> tuple[Tensor, Tensor]:
@@ -40,7 +43,7 @@ def plain(place: Place, *, precision: str, channels_last: bool, timm: bool = Fal
     _set_backends()
     if timm:
         try:
-            from timm import create_model
+            from timm import create_model  # type: ignore[import-not-found]
         except ImportError as error:
             raise NotMeasuredError("timm is not installed") from error
         net = _placed(create_model("resnet10t" if place.tiny else "resnet50"), place, channels_last)
@@ -96,7 +99,7 @@ def stepping(
             logits = net(images())
             loss = loss_of(logits, labels)
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         after(loss.detach(), logits.detach())

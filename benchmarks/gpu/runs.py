@@ -21,6 +21,7 @@ from benchmarks.gpu.measure import Found, Place
 from trainer.checkpoint.line import list_manifests
 from trainer.checkpoint.restore import read_manifest, read_object
 from trainer.contract import Exit, run_key
+from trainer.data.format import read_index
 from trainer.recipes.named import RECIPES
 from trainer.store import NotFoundError, open_store
 from trainer.telemetry.metrics import read_metrics
@@ -130,7 +131,7 @@ def digits(place: Place, run: str, *, stop_at_step: int = 0) -> Attempt:
 def _attempt(place: Place, run: str, data: str, arguments: Sequence[str], stop_at_step: int) -> Attempt:
     folder = place.scratch / "runs"
     folder.mkdir(parents=True, exist_ok=True)
-    images = prepared(place.images, data, tiny=place.tiny)
+    images = prepared(place.images, data)
     return Attempt(run, images, folder, arguments, place.seconds * 0.8, stop_at_step)
 
 
@@ -168,15 +169,16 @@ def photographs(place: Place) -> Found:
         "finetune", "--model.weights", "", "--val-every-epochs", "100000", "--checkpoint.every-seconds", "5",
         "--regularize.ema-decay", "0.999", "--optim.peak-lr", "0.05",
     ]  # fmt: skip
-    folder = prepared(place.images, PHOTOGRAPHS, tiny=place.tiny)
-    classes = len(json.loads((folder / "index.json").read_text())["classes"])
+    images = DIGITS if place.tiny else PHOTOGRAPHS
+    classes = len(read_index(prepared(place.images, images)).classes)
     batch = str(8 if place.tiny else place.batch)
     arguments += ["--model.num-classes", str(classes), "--global-batch-size", batch, "--device-batch-size", batch]
     if place.tiny:
-        arguments += ["--model.name", place.network, "--device", "cpu", "--precision", "fp32", "--epochs", "1",
-                      "--data.resolution", "32", "--data.start-resolution", "32", "--data.val-crop", "32"]  # fmt: skip
+        arguments += ["--model.name", place.network, "--device", "cpu", "--precision", "fp32", "--epochs", "2"]
+        for option in ("resolution", "start-resolution", "val-crop", "val-resize"):
+            arguments += [f"--data.{option}", "32"]
     else:
         arguments += ["--epochs", "100000", "--data.workers", "16"]
-    attempt = _attempt(place, "photographs", PHOTOGRAPHS, arguments, 0)
+    attempt = _attempt(place, "photographs", images, arguments, stop_at_step=2 if place.tiny else 0)
     forget(attempt)
     return follow(attempt)

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,9 +97,14 @@ def tell_on_errors(line: str) -> None:
 
 
 def rate(place: Place, *, batch: int = 0, pixels: int = 0, rounds: int = 5, **options: Any) -> Found:
-    """Images/s of the product's step with options, `data__resolution` for --data.resolution."""
+    """Images/s of the product's step with options, `data__resolution` for --data.resolution.
+
+    `cold` says whether no row before had compiled kernels on this machine.
+    """
     config = config_of(place, dotted(options), batch=batch, pixels=pixels)
-    return timed(place, ours(place, config).step, config.device_batch_size, rounds=rounds)
+    cache = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    compiling = {"cold": not (cache.is_dir() and any(cache.iterdir()))} if config.compile else {}
+    return timed(place, ours(place, config).step, config.device_batch_size, rounds=rounds) | compiling
 
 
 def dotted(options: Options) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """One process that measures rows, one after the other, and tells the driver in lines of JSON.
 
-    python -m benchmarks.gpu.worker '{"rows": ["ours_bf16"], "tiny": false, "images": "…", "scratch": "…"}'
+    python -m benchmarks.gpu.worker '{"rows": ["ours_bf16"], "tiny": false, "patience": 1, "images": "…", …}'
 
 Its input stays open as long as the driver lives: at its end this process and all that it started end, too.
 """
@@ -60,7 +60,7 @@ def measure(row: Row, told: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     place = Place(
         torch.device("cuda", 0) if cuda else torch.device("cpu"), told["tiny"],
         TINY_BATCH if told["tiny"] else BATCH, TINY_PIXELS if told["tiny"] else row.pixels,
-        Path(told["images"]), Path(told["scratch"]), row.seconds,
+        Path(told["images"]), Path(told["scratch"]), row.seconds * told["patience"],
     )  # fmt: skip
     if told["tiny"]:  # a compiler of C++ would take minutes, and say nothing of one for a GPU
         torch.compile = partial(torch.compile, backend="eager")
