@@ -18,6 +18,9 @@ from trainer.text import say
 BF16_CAPABILITY = (8, 0)  # cuDNN has bf16 convolutions from Ampere on
 RESNET50_BYTES_PER_IMAGE = 43.8e6  # kept for the backward pass at 224 px, in bf16 or fp16; counted over the graph
 C_COMPILERS = ("cc", "gcc", "clang")  # Triton builds a small library to launch its kernels
+# CUDA's words for a GPU that fails (its runtime API, cudaError_t): any other error has a traceback.
+FAULTS = ("ECC error", "NVLink error", "unspecified launch failure", "illegal memory access", "unknown error",
+          "busy or unavailable", "no CUDA-capable device", "GPU is lost", "launch timed out")  # fmt: skip
 FIXED_BYTES = 2e9  # weights, gradients, momentum, average, a snapshot: 1.0 GB with workspaces; and CUDA's own
 
 
@@ -109,12 +112,17 @@ def _why_no_gpu() -> str:
     return f"CUDA {torch.version.cuda}"
 
 
+def _is_of_hardware(error: torch.AcceleratorError) -> bool:
+    """Whether the GPU is to blame. What CUDA refuses to a program, such as to one that captures, is a bug here."""
+    return any(words in str(error) for words in FAULTS)
+
+
 def gpu_fault(error: BaseException | None) -> str:
     """A line about the GPU that failed, where that ended the work; "" where it did not.
 
     After such a fault nothing works on the GPU any more, cleaning up included. So what came before counts, too.
     """
-    while error is not None and not isinstance(error, torch.AcceleratorError):
+    while error is not None and not (isinstance(error, torch.AcceleratorError) and _is_of_hardware(error)):
         error = error.__context__
     if error is None:
         return ""

@@ -7,7 +7,7 @@ compiles and captures them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -71,7 +71,7 @@ class Execution:
         self._update()
 
     def make_ready(self, inputs: Inputs) -> None:
-        """Compile and capture for images of this shape. Training has not begun with them, and nothing of it changes.
+        """Compile and capture for images of this shape, before a step begins: nothing of the state changes.
 
         Raises UserError where compiling fails and --compile-strict asks for a stop.
         """
@@ -84,9 +84,9 @@ class Execution:
     def _compile(self, inputs: Inputs) -> None:
         pixels, began, failure = inputs.images.shape[2], time.monotonic(), ""
         try:
-            with self._leaving_no_trace():
+            with self._leaving_no_trace(self.state.model.buffers()):
                 self._forward_backward(*inputs, is_last=False)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, torch.AcceleratorError):  # of the GPU, not of the compiler
             raise
         except Exception as error:  # noqa: BLE001  # a compiler may raise whatever it likes; an eager step shows the rest
             failure = f"{type(error).__name__}: {str(error).strip() or 'no reason given'}".splitlines()[0]
@@ -106,12 +106,14 @@ class Execution:
         self.forward_graph = None  # its memory is free for the next one
         if self.update_graph is None:
             hold_gradients(self.state)
-        with self._leaving_no_trace():
-            warm_up(lambda: self._forward_backward(*inputs, is_last=True))
-        self.forward_graph = Graph(lambda *static: self._forward_backward(*static, is_last=True), inputs)
-        if self.update_graph is None:
             self.lr = torch.zeros((), device=self.world.device)
             set_lr(self.state.optimizer, self.lr)
+        with self._leaving_no_trace(self.state.tensors().values()):
+            warm_up(lambda: self._forward_backward(*inputs, is_last=True))
+            if self.update_graph is None:
+                warm_up(self._update)
+        self.forward_graph = Graph(lambda *static: self._forward_backward(*static, is_last=True), inputs)
+        if self.update_graph is None:
             self.update_graph = Graph(self._update)
 
     def _forward_backward(
@@ -133,16 +135,21 @@ class Execution:
         self.state.optimizer.zero_grad(set_to_none=not self.config.cuda_graphs)
 
     @contextmanager
-    def _leaving_no_trace(self) -> Iterator[None]:
-        """Forward and backward for practice: statistics and random numbers are put back, and gradients cleared."""
-        buffers = list(self.state.model.buffers())
-        before = [buffer.clone() for buffer in buffers]
-        device = self.world.device
+    def _leaving_no_trace(self, changed: Iterable[Tensor]) -> Iterator[None]:
+        """For practice: what is `changed`, the loss scale and random numbers are put back, and gradients cleared."""
+        tensors = list(changed)
+        before, scaler, device = (
+            [tensor.clone() for tensor in tensors],
+            self.state.scaler.state_dict(),
+            self.world.device,
+        )
         try:
             with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
                 yield
         finally:
             with torch.no_grad():
-                for buffer, value in zip(buffers, before, strict=True):
-                    buffer.copy_(value)
+                for tensor, value in zip(tensors, before, strict=True):
+                    tensor.copy_(value)
+            if scaler:
+                self.state.scaler.load_state_dict(scaler)
             self._clear_gradients()

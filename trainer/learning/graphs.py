@@ -8,6 +8,7 @@ On an H100 a graph makes steps of 112 px up to 1.9 times as fast, and steps of 2
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,15 +22,32 @@ from trainer.recipes.config import Config
 WARM_UPS = 3  # runs before a capture, in which libraries choose their kernels (torch's notes on CUDA graphs)
 
 
+@cache
+def side_stream() -> Any:
+    """The stream of all warm-ups and captures. Each further one would keep a workspace of cuBLAS for good."""
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+
 class Graph:
     """`work(*inputs)` as one launch. Shapes, dtypes and addresses are those of the capture."""
 
     def __init__(self, work: Callable[..., Tensor | None], inputs: tuple[Tensor, ...] = ()):
-        """Capture the work, which does not run meanwhile. Run it before, on a stream of its own: see `warm_up`."""
+        """Capture the work, which does not run meanwhile; it has run before, in `warm_up`.
+
+        Raises UserError where it cannot be captured.
+        """
         self.inputs = [tensor.clone() for tensor in inputs]
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.output = work(*self.inputs)
+        try:
+            with torch.cuda.graph(self.graph, stream=side_stream(), capture_error_mode="thread_local"):
+                self.output = work(*self.inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"--cuda-graphs: a step cannot be captured here ({reason}): pass --no-cuda-graphs"
+            ) from error
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Run the work on new values. The output is overwritten by the next call."""
@@ -41,7 +59,7 @@ class Graph:
 
 def warm_up(work: Callable[[], object]) -> None:
     """Run the work before its capture, on another stream than the training's, as a capture does."""
-    stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream = side_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UPS):

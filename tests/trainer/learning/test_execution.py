@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from trainer.contract import UserError
 from trainer.data.reading.loader import Batch
 from trainer.learning import execution as module
+from trainer.learning import graphs
 from trainer.learning.execution import Execution
 from trainer.learning.graphs import check_graphs
 from trainer.learning.schedule import Settings
@@ -146,10 +148,11 @@ def test_compile_strict_stops_instead(compiler: Callable[..., None]) -> None:
         trained(replace(CONFIG, compile=True, compile_strict=True), 32)
 
 
-def test_out_of_memory_is_no_failure_of_the_compiler(compiler: Callable[..., None]) -> None:
-    compiler(lambda net, dynamic: Failing(net, torch.OutOfMemoryError("CUDA out of memory")))
-    with pytest.raises(torch.OutOfMemoryError):
-        trained(replace(CONFIG, compile=True), 32)
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_what_the_gpu_says_is_no_failure_of_the_compiler(compiler: Callable[..., None], kind: type[Exception]) -> None:
+    compiler(lambda net, dynamic: Failing(net, kind("CUDA error")))
+    with pytest.raises(kind):
+        trained(replace(CONFIG, compile=True, compile_strict=True), 32)
 
 
 def test_all_processes_go_on_uncompiled_where_the_compiler_of_one_fails(
@@ -242,3 +245,22 @@ def test_graphs_that_cannot_work_are_refused_with_the_reason(world: World, draws
     with pytest.raises(UserError, match=rf"--cuda-graphs: {reason}.*--no-cuda-graphs"):
         Execution.of(config, state, world, print)
     check_graphs(CONFIG, state, world)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, torch.AcceleratorError, torch.OutOfMemoryError])
+def test_a_step_that_cannot_be_captured_is_told_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    @contextmanager
+    def refusing(*arguments: Any, **options: Any) -> Iterator[None]:
+        yield
+        raise kind("operation not permitted when stream is capturing\nand advice")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", refusing)
+    monkeypatch.setattr(graphs, "side_stream", object)
+    expected = kind if kind is torch.OutOfMemoryError else UserError
+    with pytest.raises(expected) as caught:
+        graphs.Graph(lambda: None)
+    if expected is UserError:
+        assert "(operation not permitted when stream is capturing): pass --no-cuda-graphs" in str(caught.value)

@@ -51,13 +51,17 @@ def test_a_gpu_that_is_lost_in_the_middle_is_a_crash_of_one_line_and_the_run_goe
     assert "from step 4 of 6" in capfd.readouterr().err
 
 
-def test_another_error_is_a_crash_with_its_name_and_its_traceback(lab: Lab, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("expected 3 channels"), torch.AcceleratorError("CUDA error: operation not permitted when capturing")],
+)
+def test_another_error_is_a_crash_with_its_name_and_its_traceback(lab: Lab, tmp_path: Path, error: Exception) -> None:
     def broken(*arguments: Any) -> None:
-        raise RuntimeError("expected 3 channels")
+        raise error
 
     lab.monkeypatch.setattr(module, "train_step", broken)
-    with pytest.raises(RuntimeError, match="expected 3 channels"):
+    with pytest.raises(type(error), match=str(error)):
         tell_outcome(lab.train, tmp_path, WORLD)
     assert read_json(tmp_path / "exit.json") == {
-        "code": CRASH, "message": "RuntimeError: expected 3 channels", "run_failed": False,
+        "code": CRASH, "message": f"{type(error).__name__}: {error}", "run_failed": False,
     }  # fmt: skip

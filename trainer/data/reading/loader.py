@@ -127,6 +127,7 @@ class Loader:
     """
 
     DEPTH = 3  # batches in memory: one in use, two being filled
+    LEAD = 4  # batches that the host may be ahead of the GPU: enough to keep it busy, few enough for its memory
 
     def __init__(
         self, jobs: Iterable[Job], *, max_images: int, max_pixels: int, workers: int, device: torch.device
@@ -138,6 +139,7 @@ class Loader:
         self.slots = deque(Slot(max_images, max_pixels, pinned=cuda) for _ in range(self.DEPTH))
         self.filling: deque[tuple[Job, Slot, list[Future[None]]]] = deque()
         self.stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
+        self.given: deque[torch.cuda.Event] = deque()  # each behind the steps before a batch
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -180,7 +182,15 @@ class Loader:
         current.wait_event(slot.copied)
         for tensor in (batch.images, batch.labels, batch.flips):
             tensor.record_stream(current)  # allocated on the side stream, used on this one
+        self._keep_pace(current)
         return batch
+
+    def _keep_pace(self, stream: torch.cuda.Stream) -> None:
+        """Wait until the GPU is at most LEAD batches behind. Each of them holds its images there."""
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # who waits leaves the core to others
+        self.given.append(stream.record_event(event))
+        if len(self.given) > self.LEAD:
+            self.given.popleft().synchronize()
 
     def close(self) -> None:
         self.pool.shutdown(wait=True, cancel_futures=True)

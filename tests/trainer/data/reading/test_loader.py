@@ -16,7 +16,7 @@ from tests.trainer.data.reading.loading import CONFIG, STEPS, Watch, jobs_of, lo
 from trainer.data.format import Copies, read_index
 from trainer.data.making.prepare import prepare
 from trainer.data.reading.decode import center_into, crop_into, image_size
-from trainer.data.reading.loader import Batch, Job, train_jobs, val_jobs
+from trainer.data.reading.loader import Batch, Job, Loader, train_jobs, val_jobs
 from trainer.data.reading.order import CROP, CROP_DRAWS, draws, epoch_order, random_resized_crop
 from trainer.data.reading.split import PreparedSplit
 from trainer.data.stage import stage
@@ -192,3 +192,28 @@ def test_a_sandbox_that_refuses_priorities_loads_all_the_same(
     expected = load(jobs_of(train_split))
     monkeypatch.setattr(os, "setpriority", refuse)
     assert same(load(jobs_of(train_split)), expected)
+
+
+def test_the_host_stays_at_most_four_batches_ahead_of_a_gpu(
+    train_split: PreparedSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded, waited = list[object](), list[object]()
+
+    class Event:
+        def __init__(self, blocking: bool) -> None:
+            assert blocking, "the core is for the threads that decode"
+
+        def synchronize(self) -> None:
+            waited.append(self)
+
+    class Stream:
+        def record_event(self, event: object) -> object:
+            recorded.append(event)
+            return event
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    jobs, cpu = jobs_of(train_split), torch.device("cpu")
+    with Loader(jobs, max_images=4, max_pixels=32, workers=1, device=cpu) as loader:
+        for batch in range(1, 8):
+            loader._keep_pace(Stream())  # type: ignore[arg-type]
+            assert waited == recorded[: max(0, batch - 4)]
