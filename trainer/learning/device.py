@@ -19,7 +19,7 @@ BF16_CAPABILITY = (8, 0)  # cuDNN has bf16 convolutions from Ampere on
 RESNET50_BYTES_PER_IMAGE = 43.8e6  # kept for the backward pass at 224 px, in bf16 or fp16; counted over the graph
 C_COMPILERS = ("cc", "gcc", "clang")  # Triton builds a small library to launch its kernels
 # CUDA's words for a GPU that fails (its runtime API, cudaError_t): any other error has a traceback.
-FAULTS = ("ECC error", "NVLink error", "unspecified launch failure", "illegal memory access", "unknown error",
+GPU_FAULTS = ("ECC error", "NVLink error", "unspecified launch failure", "illegal memory access", "unknown error",
           "busy or unavailable", "no CUDA-capable device", "GPU is lost", "launch timed out")  # fmt: skip
 FIXED_BYTES = 2e9  # weights, gradients, momentum, average, a snapshot: 1.0 GB with workspaces; and CUDA's own
 
@@ -114,7 +114,7 @@ def _why_no_gpu() -> str:
 
 def _is_of_hardware(error: torch.AcceleratorError) -> bool:
     """Whether the GPU is to blame. What CUDA refuses to a program, such as to one that captures, is a bug here."""
-    return any(words in str(error) for words in FAULTS)
+    return any(words in str(error) for words in GPU_FAULTS)
 
 
 def gpu_fault(error: BaseException | None) -> str:

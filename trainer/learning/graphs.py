@@ -23,7 +23,7 @@ WARM_UPS = 3  # runs before a capture, in which libraries choose their kernels (
 
 
 @cache
-def side_stream() -> Any:
+def capture_stream() -> Any:
     """The stream of all warm-ups and captures. Each further one would keep a workspace of cuBLAS for good."""
     return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
@@ -39,7 +39,7 @@ class Graph:
         self.inputs = [tensor.clone() for tensor in inputs]
         self.graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(self.graph, stream=side_stream(), capture_error_mode="thread_local"):
+            with torch.cuda.graph(self.graph, stream=capture_stream(), capture_error_mode="thread_local"):
                 self.output = work(*self.inputs)
         except torch.OutOfMemoryError:
             raise
@@ -59,7 +59,7 @@ class Graph:
 
 def warm_up(work: Callable[[], object]) -> None:
     """Run the work before its capture, on another stream than the training's, as a capture does."""
-    stream = side_stream()
+    stream = capture_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UPS):

@@ -258,7 +258,7 @@ def test_a_step_that_cannot_be_captured_is_told_with_the_way_out(
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(torch.cuda, "graph", refusing)
-    monkeypatch.setattr(graphs, "side_stream", object)
+    monkeypatch.setattr(graphs, "capture_stream", object)
     expected = kind if kind is torch.OutOfMemoryError else UserError
     with pytest.raises(expected) as caught:
         graphs.Graph(lambda: None)
