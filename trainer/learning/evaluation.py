@@ -72,7 +72,7 @@ def best_of(found: dict[str, float], step: int) -> dict[str, Any]:
 
 def autocast(config: Config, device: torch.device) -> torch.autocast:
     """The forward pass's precision; a no-op for fp32."""
-    # The cache would serve weights that are used twice, which these networks have none of; a CUDA graph must not see it.
+    # A cache serves weights that are used twice, of which a ResNet has none, and a CUDA graph must not see it.
     return torch.autocast(
         device.type, dtype=forward_dtype(config), enabled=config.precision != "fp32", cache_enabled=False
     )
