@@ -18,6 +18,8 @@ BATCH, BYTES = 256, 2  # bf16
 STAGES = ((64, 3, 56), (128, 4, 28), (256, 6, 14), (512, 3, 7))  # width, blocks, side at 224 px
 WAYS = ("eager", "fused norm", "1x1 fused", "all fused")
 MEASURED = Path(__file__).parent / "results" / "gpu-h100.json"
+PROFILES = ("profile_bf16", "profile_compiled")  # rows of the bench, whose `ms` and `by_kind_ms` are read
+OLD_COMPILED = "profile_cfull"  # in results before the bench had one name a row, whose `ms` was `gpu_ms`
 
 # Passes (forward, backward) by way. In a block a, b and c are the outputs of its three convolutions, d is that of the
 # downsampling, i the block's input. x is what a norm reads, y what it gives, g the gradient before its ReLU.
@@ -104,11 +106,12 @@ def prediction() -> list[str]:
     """Milliseconds of a step on the measured H100, in Markdown: the rest of a step as it was measured."""
     measured: dict[str, Any] = json.loads(MEASURED.read_text())
     rows, rate = measured["rows"], measured["ceilings"]["copy_tb_s"] * 1e12
-    eager, compiled = (rows[name]["by_kind_ms"] for name in ("profile_bf16", "profile_cfull"))
+    profile = rows[PROFILES[0]]
+    eager, compiled = profile["by_kind_ms"], (rows.get(PROFILES[1]) or rows[OLD_COMPILED])["by_kind_ms"]
     moved = {way: sum(layer.moved(way) for layer in layers()) for way in WAYS}
     norms = {"eager": eager["batchnorm"] + eager["elementwise"]}
-    reached = moved["fused norm"] / rate * 1e3 / (compiled["batchnorm"] + compiled["triton"])
-    rest = rows["profile_bf16"]["gpu_ms"] - norms["eager"]
+    reached = moved["fused norm"] / rate * 1e3 / (sum(compiled.get(kind, 0) for kind in ("batchnorm", "triton")))
+    rest = profile.get("ms", profile.get("gpu_ms")) - norms["eager"]
     lines = ["| way | GB | ms at the rate of a copy | ms expected | step, ms | images/s |", "|---|---|---|---|---|---|"]
     for way in WAYS:
         ideal = moved[way] / rate * 1e3

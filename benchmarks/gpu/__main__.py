@@ -1,8 +1,9 @@
 """make bench-gpu: this trainer on this GPU beside its peers, row by row in the order of value.
 
 The rows run in processes of their own, and a fault costs one row. After each row the result is whole on disk:
-gpu-<card>.json, and every row as it came in gpu-<card>.jsonl. Rows of the same commit that the result has already
-stay there. A result of another commit is replaced; git keeps the old one.
+gpu-<card>.json, and every row as it came in gpu-<card>.jsonl. Rows of the same commit, card, driver and torch that the
+result has already stay there. Another result is replaced, and git keeps it; with --only it stays, and the rows are
+written beside it as gpu-<card>-some.json.
 
     make bench-gpu                                            everything, in about ten minutes on an H100
     make bench-gpu ARGS="--seconds 480"                       as much as fits; what matters least is left out
@@ -69,9 +70,12 @@ class Bench:
             return
         if machine["gpu"] is None and not self.options.tiny:
             sys.exit("error: torch sees no GPU here: --tiny tries every row on a CPU, and measures nothing")
-        self.result = Result(self.options.out, machine)
-        if self.result.replaces:
-            print(f"{self.result.path} is of commit {self.result.replaces}: it is replaced")
+        self.result = Result(self.options.out, machine, some=bool(self.options.only))
+        if self.result.other is not None:
+            done = f"it stays, and these rows go to {self.result.path.name}" if self.options.only else "it is replaced"
+            print(
+                f"the result here is of other code or another machine (commit {self.result.other or 'unknown'}): {done}"
+            )
 
     def record(self, row: Row, found: Message) -> None:
         if self.result is not None:

@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from benchmarks.gpu.descendants import VARIABLE, kill_marked
 from benchmarks.gpu.rows import ENVIRON, Row
 
 START_SECONDS = 90.0  # what a worker may take until its first row, and between two
@@ -29,14 +31,18 @@ Record = Callable[[Row, Message], None]
 
 
 class Worker:
-    """A process that measures rows. A context manager: in the end neither it nor what it started is left."""
+    """A process that measures rows. A context manager: in the end it is killed, and so is all that it started.
+
+    What it started is found by a variable that it inherits, so a session of its own does not save it.
+    """
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str], log: Path):
         self.log, self.said = log, log.stat().st_size if log.exists() else 0
+        self.mark = uuid.uuid4().hex
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **environ},
-                start_new_session=True,
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
+                env={**os.environ, **environ, VARIABLE: self.mark},
             )  # fmt: skip
         self.buffer = b""
 
@@ -68,6 +74,7 @@ class Worker:
     ) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        kill_marked(self.mark)
         self.process.communicate()
 
 
@@ -102,7 +109,10 @@ def measure_rows(
 def _serve(
     worker: Worker, left: list[Row], end: float, started: Callable[[Message], None], record: Record, patience: float
 ) -> Iterator[Row]:
-    """Take what a worker measures. Yields the rows that it has not measured and that are not lost."""
+    """Take what a worker measures. Yields the rows that it has not measured and that are not lost.
+
+    The row at which the whole bench ends has not failed: it is recorded as not measured, as those behind it.
+    """
     waiting, current, limit = list(left), None, time.monotonic() + START_SECONDS * patience
     reason = ""
     while waiting and not reason:
@@ -111,9 +121,9 @@ def _serve(
         except EOFError:
             reason = f"its process ended with {describe_exit(worker.process.wait())}"
         except TimeoutError:
-            reason = "cut off: the time of the whole bench was over"
-            if limit <= end:
-                reason = f"over its limit of {current.seconds if current else START_SECONDS:g} s"
+            if end < limit:
+                break
+            reason = f"over its limit of {current.seconds if current else START_SECONDS:g} s"
         else:
             if "started" in message:
                 started(message["started"])

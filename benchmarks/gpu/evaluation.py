@@ -7,7 +7,7 @@ import torch
 from benchmarks.gpu.measure import Found, Place, timed
 from benchmarks.gpu.steps import config_of, feed
 from trainer.data.augment.batch import to_input
-from trainer.learning.evaluation import autocast
+from trainer.learning.evaluation import autocast, forward_dtype
 from trainer.learning.state import make_state
 from trainer.setup import set_backends
 
@@ -25,7 +25,7 @@ def _rate(place: Place, precision: str, compiled: bool) -> Found:
 
     @torch.inference_mode()
     def step() -> None:
-        images = to_input(batch.images, batch.flips, config.data)
+        images = to_input(batch.images, batch.flips, config.data, dtype=forward_dtype(config))
         with autocast(config, place.device):
             net(images)
 

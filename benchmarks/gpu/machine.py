@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from benchmarks import machine
 from benchmarks.gpu.measure import Found, Place
 from trainer.origin import git_commit
 
+ROOT = Path(__file__).parents[2]
 QUERY = {
     "driver": "driver_version", "power_limit_watts": "power.limit", "sm_mhz_max": "clocks.max.sm",
     "memory_mhz_max": "clocks.max.memory", "pcie_generation": "pcie.link.gen.current",
@@ -21,10 +24,19 @@ QUERY = {
 PACKAGES = ("numpy", "torchvision", "triton", "timm", "numba", "simplejpeg", "awscrt", "safetensors", "pyarrow")
 
 
+def commit() -> str:
+    """The commit of this code. What the bench itself has written to its results does not make it dirty."""
+    found = git_commit()
+    ask = ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", ".", ":(exclude)benchmarks/results"]
+    if found.endswith("-dirty") and shutil.which("git") and subprocess.run(ask, check=False).returncode == 0:
+        return found.removesuffix("-dirty")
+    return found
+
+
 def identify() -> Found:
     """Card, driver, power limit, clocks, processor, versions and commit: the head of a result."""
     cuda = torch.cuda.is_available()
-    found = machine.describe() | {"cudnn": torch.backends.cudnn.version() if cuda else None, "commit": git_commit()}
+    found = machine.describe() | {"cudnn": torch.backends.cudnn.version() if cuda else None, "commit": commit()}
     del found["load_average"]
     if cuda:
         card = torch.cuda.get_device_properties(0)

@@ -38,8 +38,11 @@ def floats(place: Place, *, channels_last: bool) -> tuple[Tensor, Tensor]:
     return (images.contiguous(memory_format=torch.channels_last) if channels_last else images), labels
 
 
-def plain(place: Place, *, precision: str, channels_last: bool, timm: bool = False) -> Found:
-    """The usual few lines: autocast, loss, backward, SGD. No average, no accuracy, no preprocessing."""
+def plain(place: Place, *, precision: str, channels_last: bool, timm: bool = False, compiled: bool = False) -> Found:
+    """The usual few lines: autocast, loss, backward, SGD. No average, no accuracy, no preprocessing.
+
+    With `compiled`, torch.compile of the network, as its documentation shows it.
+    """
     _set_backends()
     if timm:
         try:
@@ -50,7 +53,11 @@ def plain(place: Place, *, precision: str, channels_last: bool, timm: bool = Fal
     else:
         net = network(place, channels_last=channels_last)
     images, labels = floats(place, channels_last=channels_last)
-    return timed(place, stepping(place, net, lambda: images, labels, precision))
+    if compiled:
+        torch._dynamo.reset()
+        faster: Any = torch.compile(net)
+        net = faster
+    return timed(place, stepping(place, net, lambda: images, labels, precision, fused=place.on_gpu))
 
 
 def reference(place: Place, *, amp: bool, channels_last: bool) -> Found:
@@ -78,7 +85,7 @@ def ffcv(place: Place) -> Found:
     def normalised() -> Tensor:
         return ((images.half() - mean) / std).permute(0, 3, 1, 2)
 
-    return timed(place, stepping(place, net, normalised, labels, "fp16"))
+    return timed(place, stepping(place, net, normalised, labels, "fp16", fused=place.on_gpu))
 
 
 def stepping(
@@ -88,8 +95,11 @@ def stepping(
     labels: Tensor,
     precision: str,
     after: Callable[[Tensor, Tensor], None] = lambda loss, logits: None,
+    *,
+    fused: bool = False,
 ) -> Callable[[], None]:
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    """One step of a peer. An SGD that is not `fused` makes GradScaler wait for the GPU at each step."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, fused=fused)
     loss_of = nn.CrossEntropyLoss(label_smoothing=0.1)
     scaler = torch.amp.GradScaler(place.device.type, enabled=precision == "fp16")
 

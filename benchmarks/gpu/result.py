@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.rows import ROWS, Row
+from benchmarks.gpu.rows import EAGER_OURS, EAGER_PEERS, ROWS, Row
 
 METHOD = (
     "Batch 256 at 224 px unless a row says otherwise (name@px). Rates: wall clock of a drained GPU, 5 rounds (3 where "
@@ -23,24 +23,31 @@ METHOD = (
     "options that the row names. Peers run ResNet-50s of torchvision or timm: plain loops on one batch of random "
     "floats; reference is torchvision's train_one_epoch with the numbers that it prints; ffcv starts from uint8. "
     "Loader and run_photographs read prepared photographs, repeated. Runs go through the supervisor. fp32 is TF32 in "
-    "convolutions. PYTORCH_ALLOC_CONF=expandable_segments:True."
+    "convolutions. Ratios: best_peer is the fastest eager row of peers, best_eager that of peers and ours, of those "
+    "that were measured. PYTORCH_ALLOC_CONF=expandable_segments:True."
 )
-RATIOS = {  # name: a figure over another, each the path of a value in the rows
-    "fp16_over_bf16_eager": ("ours_fp16.images_per_second", "ours_bf16.images_per_second"),
-    "ours_fp16_over_best_peer": ("ours_fp16.images_per_second", "peer_amp_nhwc_fp16.images_per_second"),
-    "compile_bf16_over_ours_bf16": ("compile_bf16.images_per_second", "ours_bf16.images_per_second"),
-    "compile_bf16_over_ours_fp16": ("compile_bf16.images_per_second", "ours_fp16.images_per_second"),
-    "compile_bf16_over_best_peer": ("compile_bf16.images_per_second", "peer_amp_nhwc_fp16.images_per_second"),
-    "compile_graph_bf16_over_best_peer": (
-        "compile_graph_bf16.images_per_second", "peer_amp_nhwc_fp16.images_per_second"),
-    "compiled_stem_graph_over_best_peer": (
-        "compile_graph_stem.images_per_second", "peer_amp_nhwc_fp16.images_per_second"),
-    "compiled_graph_over_ours_at_112": ("compile_graph_bf16@112.images_per_second", "ours_bf16@112.images_per_second"),
-    "stem_over_ours_bf16": ("stem_bf16.images_per_second", "ours_bf16.images_per_second"),
-    "fused_norm_over_ours_bf16": ("norm_bf16.images_per_second", "ours_bf16.images_per_second"),
+RATE = "images_per_second"
+PEERS, EAGER = (tuple(f"{name}.{RATE}" for name in names) for names in (EAGER_PEERS, EAGER_PEERS + EAGER_OURS))
+RATIOS: Mapping[str, tuple[str, str | tuple[str, ...]]] = {  # a figure over another or the best of several, each a path
+    "fp16_over_bf16_eager": (f"ours_fp16.{RATE}", f"ours_bf16.{RATE}"),
+    "ours_fp16_over_best_peer": (f"ours_fp16.{RATE}", PEERS),
+    "compile_bf16_over_ours_bf16": (f"compile_bf16.{RATE}", f"ours_bf16.{RATE}"),
+    "compile_bf16_over_ours_fp16": (f"compile_bf16.{RATE}", f"ours_fp16.{RATE}"),
+    "compile_bf16_over_best_peer": (f"compile_bf16.{RATE}", PEERS),
+    "compile_bf16_over_compiled_peer": (f"compile_bf16.{RATE}", f"peer_compile_nhwc_bf16.{RATE}"),
+    "compile_graph_bf16_over_best_peer": (f"compile_graph_bf16.{RATE}", PEERS),
+    "compiled_stem_graph_over_best_peer": (f"compile_graph_stem.{RATE}", PEERS),
+    "compile_bf16_over_best_eager": (f"compile_bf16.{RATE}", EAGER),
+    "compile_graph_bf16_over_best_eager": (f"compile_graph_bf16.{RATE}", EAGER),
+    "compiled_stem_graph_over_best_eager": (f"compile_graph_stem.{RATE}", EAGER),
+    "graph_norm_stem_over_best_eager": (f"graph_norm_stem_bf16.{RATE}", EAGER),
+    "compiled_graph_over_ours_at_112": (f"compile_graph_bf16@112.{RATE}", f"ours_bf16@112.{RATE}"),
+    "stem_over_ours_bf16": (f"stem_bf16.{RATE}", f"ours_bf16.{RATE}"),
+    "fused_norm_over_ours_bf16": (f"norm_bf16.{RATE}", f"ours_bf16.{RATE}"),
     "deterministic_step_times": ("deterministic.deterministic.ms", "deterministic.fastest.ms"),
     "warm_first_step_times": ("compile_warm.first_step_s", "compile_bf16.first_step_s"),
-}  # fmt: skip
+}
+SAME = ("gpu", "torch", "driver")  # of the machine, in rows of one result
 LEFT_OUT = ("stderr", "trace", "said")  # they may name paths; the lines have them
 NEVER = ("several GPUs",)  # what no row measures
 
@@ -52,30 +59,44 @@ def card_name(gpu: str | None) -> str:
 
 
 class Result:
-    """The result of one card at one commit, in a folder: gpu-<card>.json, and its lines in gpu-<card>.jsonl.
+    """The result of one machine at one commit, in a folder: gpu-<card>.json, and its lines in gpu-<card>.jsonl.
 
-    It goes on from a result of the same commit. One of another commit is replaced: `replaces` names it.
+    It goes on from a result of the same commit, card, driver and torch. Another one is replaced, or, where only `some`
+    rows are measured, left: then this one is beside it as gpu-<card>-some.json. `other` is the commit of the other.
     """
 
-    def __init__(self, folder: Path, machine: Mapping[str, Any]):
+    def __init__(self, folder: Path, machine: Mapping[str, Any], *, some: bool = False):
         self.machine = {name: value for name, value in machine.items() if name != "commit"}
         self.commit = machine["commit"]
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"gpu-{card_name(machine['gpu'])}.json"
-        self.lines = self.path.with_suffix(".jsonl")
         self.found: dict[str, Any] = {}
         self.failed: dict[str, Any] = {}
         self.left_out: dict[str, str] = {}
-        self.replaces = ""
-        before = json.loads(self.path.read_text()) if self.path.exists() else {}
-        if before and before["commit"] != self.commit:
-            self.replaces = before["commit"]
-        elif before:
+        self.other: str | None = None
+        before = self._before()
+        if before and not self._is_continued(before):
+            self.other, before = before["commit"], {}
+            if some:
+                self.path = self.path.with_stem(f"{self.path.stem}-some")
+                before = self._before()
+        self.lines = self.path.with_suffix(".jsonl")
+        if before and self._is_continued(before):
             self.found, self.failed = before["rows"] | {"ceilings": before["ceilings"]}, before["failed"]
             self.found = {name: found for name, found in self.found.items() if found}
 
+    def _before(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        return found
+
+    def _is_continued(self, before: Mapping[str, Any]) -> bool:
+        """Whether its rows are of this code and this machine. Nobody knows the code of no commit, or of a dirty one."""
+        known = self.commit and not self.commit.endswith("-dirty")
+        same = all(before["machine"].get(name) == self.machine.get(name) for name in SAME)
+        return bool(known and before["commit"] == self.commit and same)
+
     def add(self, row: Row, found: Mapping[str, Any]) -> None:
-        """Take a row in, and write both files."""
+        """Take a row in, and write both files. A failure is told beside what the row found before, if it did."""
         line = json.dumps({"commit": self.commit, "name": row.name, **found})
         with self.lines.open("a") as file:
             file.write(line + "\n")
@@ -83,7 +104,7 @@ class Result:
         if "not_measured" in found:
             self.left_out[row.name] = found["not_measured"]
             return self.write()
-        for place in (self.found, self.failed, self.left_out):
+        for place in (self.failed, self.left_out):
             place.pop(row.name, None)
         (self.failed if "error" in found else self.found)[row.name] = short
         return self.write()
@@ -106,8 +127,14 @@ class Result:
         }  # fmt: skip
 
     def ratios(self) -> dict[str, float]:
-        pairs = {name: (self.value(above), self.value(below)) for name, (above, below) in RATIOS.items()}
+        """By name, where both figures were measured; a warm first step only over one that is known to be cold."""
+        pairs = {name: (self.value(above), self.best(below)) for name, (above, below) in RATIOS.items()}
+        if not self.found.get("compile_bf16", {}).get("cold"):
+            del pairs["warm_first_step_times"]
         return {name: round(above / below, 3) for name, (above, below) in pairs.items() if above and below}
+
+    def best(self, paths: str | tuple[str, ...]) -> float:
+        return max(map(self.value, (paths,) if isinstance(paths, str) else paths))
 
     def value(self, path: str) -> float:
         """A figure of the rows by its path; 0 where it was not measured."""

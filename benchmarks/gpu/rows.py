@@ -66,6 +66,8 @@ ROWS = (
     Row("torn", "snapshots.torn", "saves whose bytes are not those of their step; a second Checkpointer", seconds=100),
     _compiled("compile_bf16", "--compile; its first step is cold unless kernels are there already", {}),
     _compiled("compile_fp16", "--compile in fp16", FP16),
+    Row("peer_compile_nhwc_bf16", "peers.plain", "plain loop, torchvision's net compiled, bf16, channels last",
+        {"precision": "bf16", "channels_last": True, "compiled": True}, COMPILED, 150),
     _graph("graph_bf16", "--cuda-graphs", {}),
     _graph("compile_graph_bf16", "--compile --cuda-graphs", {"compile": True}),
     _graph("compile_graph_fp16", "--compile --cuda-graphs in fp16", {"compile": True, **FP16}),
@@ -109,6 +111,7 @@ ROWS = (
     Row("reference_amp_nhwc", "peers.reference", "torchvision's loop with --amp, channels last",
         {"amp": True, "channels_last": True}),
     _peer("peer_amp_nhwc_bf16", "plain loop in bf16, channels last", {"precision": "bf16", "channels_last": True}),
+    _peer("peer_amp_nchw_fp16", "plain loop in fp16, channels first", {"precision": "fp16", "channels_last": False}),
     Row("reference_amp_nchw", "peers.reference", "torchvision's loop with --amp",
         {"amp": True, "channels_last": False}),
     Row("reference_fp32_nhwc", "peers.reference", "torchvision's loop in fp32, channels last",
@@ -117,6 +120,8 @@ ROWS = (
         {"amp": False, "channels_last": False}),
 )  # fmt: skip
 BY_NAME = {row.name: row for row in ROWS}
+EAGER_PEERS = tuple(row.name for row in ROWS if row.function.startswith("peers.") and row.process == EAGER)
+EAGER_OURS = ("ours_bf16", "ours_fp16", "stem_bf16")  # at 224 px, without --compile, --cuda-graphs and --fused-norm
 
 
 def chosen(only: str) -> list[Row]:

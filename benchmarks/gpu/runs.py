@@ -22,6 +22,7 @@ from trainer.checkpoint.line import list_manifests
 from trainer.checkpoint.restore import read_manifest, read_object
 from trainer.contract import Exit, run_key
 from trainer.data.format import read_index
+from trainer.manifest import Manifest
 from trainer.recipes.named import RECIPES
 from trainer.store import NotFoundError, open_store
 from trainer.telemetry.metrics import read_metrics
@@ -114,11 +115,18 @@ def logged(attempt: Attempt, since: float) -> Found:
     return found
 
 
+def newest_manifest(attempt: Attempt) -> Manifest:
+    store = open_store(str(attempt.store))
+    return read_manifest(store, attempt.run, list_manifests(store, attempt.run)[1][0])
+
+
+def newest_step(attempt: Attempt) -> int:
+    return int(newest_manifest(attempt)["step"])
+
+
 def sha256_of(attempt: Attempt) -> str:
     """Of the newest checkpoint's bytes, all tensors included."""
-    store = open_store(str(attempt.store))
-    newest = list_manifests(store, attempt.run)[1][0]
-    return hashlib.sha256(read_object(store, read_manifest(store, attempt.run, newest))).hexdigest()
+    return hashlib.sha256(read_object(open_store(str(attempt.store)), newest_manifest(attempt))).hexdigest()
 
 
 def digits(place: Place, run: str, *, stop_at_step: int = 0) -> Attempt:
@@ -149,14 +157,21 @@ def whole(place: Place) -> Found:
 
 
 def interrupted(place: Place) -> Found:
-    """The same, told to stop in the middle of an epoch and started again: its last checkpoint has the same bits."""
+    """The same, told to stop at about the middle of an epoch and started again: its last checkpoint has the same bits.
+
+    `stopped_at_step` is where it did stop. Raises AssertionError where it had finished before it stopped.
+    """
     reference = digits(place, WHOLE)
     if not (reference.store / run_key(WHOLE, "done.json")).exists():
         whole(place)
     per_epoch = 5 if place.tiny else 1438 // RECIPES["digits"]().global_batch_size
     attempt = digits(place, INTERRUPTED, stop_at_step=3 if place.tiny else per_epoch * EPOCHS // 4 + per_epoch // 2)
     forget(attempt)
-    found = {"before": follow(attempt), "after": follow(digits(place, INTERRUPTED))}
+    before = follow(attempt)
+    if before["exit"] != Exit.INTERRUPTED:
+        raise AssertionError(f"the run was not interrupted, so nothing was compared: {before}")
+    found = {"told_to_stop_at_step": attempt.stop_at_step, "stopped_at_step": newest_step(attempt), "before": before}
+    found["after"] = follow(digits(place, INTERRUPTED))
     same = sha256_of(attempt) == (expected := sha256_of(reference))
     if not same:
         raise AssertionError(f"the interrupted run ended with other bits than the whole one: {found}")

@@ -25,7 +25,7 @@ from trainer.process.channel import Channel
 from trainer.process.snapshot import Snapshot
 
 STEPS, EVERY = 100, 10
-TORN_SAVES, TORN_BATCH = 200, 64
+TORN_SAVES, SECOND_SAVES, TORN_BATCH = 200, 2, 64
 
 
 class Uploader:
@@ -98,7 +98,7 @@ class Marks:
 
 def disturbance(place: Place) -> Found:
     """Steps with a save after every tenth: how long the step of a save takes, and the one after, against the others."""
-    saving, marks, blocked = Saving(place), Marks(place), list[float]()
+    saving, marks, blocked, refused = Saving(place), Marks(place), list[float](), 0
     with closing(saving.saver):
         for _ in range(2 if place.tiny else 6):
             saving.training.step()
@@ -109,10 +109,12 @@ def disturbance(place: Place) -> Found:
             saving.uploader.take()
             if number % EVERY == EVERY // 2:
                 began = time.perf_counter()
-                saving.saver.save(saving.training.state.step, {})
+                refused += not saving.saver.save(saving.training.state.step, {})
                 blocked.append(time.perf_counter() - began)
         marks.add()
         took = marks.milliseconds()
+    if refused:
+        raise AssertionError(f"{refused} of {len(blocked)} saves were not taken, so their steps tell nothing")
     at = range(EVERY // 2, len(took) - 1, EVERY)
     usual = statistics.median(ms for i, ms in enumerate(took) if i % EVERY not in {EVERY // 2 + i for i in range(3)})
     return {
@@ -139,11 +141,14 @@ def torn(place: Place) -> Found:
     with closing(saving.saver):
         found = _compare(saving, saving.saver, saves)
     with closing(saving.checkpointer()) as second:
-        found["second_checkpointer"] = _compare(saving, second, 2)
+        found["second_checkpointer"] = _compare(saving, second, SECOND_SAVES)
     torch.zeros(8, device=place.device).add_(1)
     place.drain()
     if wrong := found["torn_saves"] or found["second_checkpointer"]["torn_saves"]:
         raise AssertionError(f"{wrong} saves are torn: {found}")
+    for one, asked in ((found, saves), (found["second_checkpointer"], SECOND_SAVES)):
+        if one["saves"] != asked:
+            raise AssertionError(f"{one['saves']} of {asked} saves were taken and compared: {found}")
     return found
 
 

@@ -124,16 +124,17 @@ def several(place: Place, variants: Mapping[str, Options], rounds: int = 3) -> F
 
 
 def memory(place: Place) -> Found:
-    """Peak memory by batch size, and what happens where a batch does not fit."""
-    found = several(place, {str(batch): {"batch": batch} for batch in ((2, 4) if place.tiny else (128, 256, 512))})
-    if place.on_gpu and not place.tiny:
+    """Peak memory by batch size, and torch's words for a batch that does not fit."""
+    found: Found = {}
+    batches = {str(batch): batch for batch in ((2, 4) if place.tiny else (128, 256, 512))}
+    if place.on_gpu and not place.tiny:  # one that cannot fit: each image needs about 44 MB
+        batches["too large"] = int(torch.cuda.mem_get_info(place.device)[1] / 30e6)
+    for name, batch in batches.items():
         place.forget()
-        images = int(torch.cuda.mem_get_info(place.device)[1] / 30e6)  # about 44 MB of memory are needed for each
         try:
-            rate(place, batch=images, rounds=1)
-            found["out_of_memory"] = f"{images} images fit"
+            found[name] = rate(place, batch=batch, rounds=1 if name == "too large" else 3)
         except torch.OutOfMemoryError as error:
-            found["out_of_memory"] = f"{images} images: {type(error).__name__}"
+            found[name] = {"batch": batch, "out_of_memory": str(error).partition("\n")[0]}
     return found
 
 

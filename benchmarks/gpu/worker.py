@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu.worker '{"rows": ["ours_bf16"], "tiny": false, "patience": 1, "images": "…", …}'
 
-Its input stays open as long as the driver lives: at its end this process and all that it started end, too.
+Its input stays open as long as the driver lives: at its end this process and all that it started are killed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.descendants import VARIABLE, kill_marked
 from benchmarks.gpu.rows import BY_NAME, Row
 
 FATAL = (
@@ -32,10 +33,12 @@ TRACE_CHARACTERS = 2000
 
 
 def end_with_driver() -> None:
-    """Kill this process group when the driver's end of the pipe is closed, however it was."""
+    """Kill this process and all that it started when the driver's end of the pipe is closed, however it was."""
 
     def watch() -> None:
         sys.stdin.buffer.read()
+        if mark := os.environ.get(VARIABLE):
+            kill_marked(mark)
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()

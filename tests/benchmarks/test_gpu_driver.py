@@ -22,7 +22,7 @@ from tests import ROOT
 
 MACHINE = {"gpu": "NVIDIA H100 80GB HBM3", "commit": "new"}
 WORKER = """
-import json, os, signal, sys, time
+import json, os, signal, subprocess, sys, time
 def tell(**message):
     print(json.dumps(message), flush=True)
 tell(started={"gpu": "NVIDIA H100 80GB HBM3", "commit": "new"})
@@ -32,6 +32,12 @@ for name in sys.argv[1:]:
         sys.exit("it broke")
     if name == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if name.startswith("run"):
+        run = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        print(run.pid, file=sys.stderr, flush=True)
+        name = name.split()[-1]
+    if name == "crash":
+        sys.exit("it broke")
     if name == "hang":
         time.sleep(600)
     if name == "broken":
@@ -95,8 +101,15 @@ def test_what_does_not_fit_into_the_limit_of_the_whole_is_named_as_not_measured(
     assert bench(row("a"), row("b"), seconds=10) == {"a": {"not_measured": NO_TIME}, "b": {"not_measured": NO_TIME}}
     monkeypatch.setattr(driver, "LEAST_SECONDS", 0.5)
     found = bench(row("hang"), row("b"), seconds=1)
-    assert "whole bench" in found["hang"]["error"]
-    assert found["b"] == {"not_measured": NO_TIME}
+    assert found == {"hang": {"not_measured": NO_TIME}, "b": {"not_measured": NO_TIME}}
+
+
+def test_what_a_worker_started_in_a_session_of_its_own_ends_with_it(bench: Callable[..., Found]) -> None:
+    """As the trainer of a run does. The worker is killed over its limit in one row, and breaks in another."""
+    for name in ("run and hang", "run and crash"):
+        found = bench(row("a"), row(name, seconds=1))
+        pid = int(found[name]["stderr"].split()[0])
+        assert not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text(), name
 
 
 def test_a_bench_that_is_killed_leaves_whole_json_and_no_process(tmp_path: Path) -> None:
@@ -158,9 +171,61 @@ def test_a_later_call_adds_to_the_result_of_its_commit_and_replaces_that_of_anot
     assert found.keys() == json.loads((ROOT / "benchmarks/results/gpu-h100.json").read_text()).keys()
     assert "machine" in found["not_measured"]
     other = Result(tmp_path, MACHINE | {"commit": "newer"})
-    assert other.replaces == "new"
+    assert other.other == "new"
     add(other, "ours_bf16", images_per_second=1, ms=1)
     assert list(json.loads(other.path.read_text())["rows"]) == ["ours_bf16"]
+
+
+def test_some_rows_at_another_commit_are_written_beside_the_result_and_not_over_it(tmp_path: Path) -> None:
+    whole = Result(tmp_path, MACHINE)
+    add(whole, "ours_bf16", images_per_second=100)
+    before = whole.path.read_text()
+    for _ in range(2):  # the second adds to the first
+        some = Result(tmp_path, MACHINE | {"commit": "newer"}, some=True)
+        assert (some.other, some.path.name) == ("new", "gpu-h100-some.json")
+        add(some, "ours_bf16" if "ours_fp16" in some.found else "ours_fp16", images_per_second=1)
+    assert list(json.loads(some.path.read_text())["rows"]) == ["ours_bf16", "ours_fp16"]
+    assert whole.path.read_text() == before
+    assert Result(tmp_path, MACHINE, some=True).path == whole.path
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"gpu": "NVIDIA H100 PCIe"}, {"driver": "581"}, {"torch": "2.12"}, {"commit": ""}, {"commit": "new-dirty"}],
+)
+def test_rows_of_another_machine_or_of_unknown_code_are_not_added_to_a_result(
+    tmp_path: Path, other: dict[str, str]
+) -> None:
+    known = MACHINE | {"driver": "580", "torch": "2.11"}
+    for first, second in ((known, known | other), (known | other, known | other)):
+        add(Result(tmp_path, first), "ours_bf16", images_per_second=100)
+        kept = "ours_bf16" in Result(tmp_path, second).found
+        assert kept == (first == second and "commit" not in other)
+
+
+def test_a_row_that_fails_later_or_is_cut_off_keeps_the_figure_that_it_had(tmp_path: Path) -> None:
+    for found in ({"error": "it broke"}, {"not_measured": NO_TIME}):
+        add(Result(tmp_path, MACHINE), "ours_bf16", images_per_second=100)
+        add(Result(tmp_path, MACHINE), "ours_bf16", **found)
+        result = json.loads((tmp_path / "gpu-h100.json").read_text())
+        assert result["rows"] == {"ours_bf16": {"images_per_second": 100}}
+        assert result["failed"] == ({"ours_bf16": found} if "error" in found else {})
+
+
+def test_ratios_are_over_the_best_peer_and_the_best_eager_row_that_were_measured(tmp_path: Path) -> None:
+    result = Result(tmp_path, MACHINE)
+    add(result, "compile_bf16", images_per_second=600, first_step_s=10, cold=False)
+    add(result, "compile_warm", first_step_s=5)
+    add(result, "peer_timm", images_per_second=200)
+    add(result, "peer_ffcv", images_per_second=400)
+    add(result, "peer_compile_nhwc_bf16", images_per_second=500)
+    add(result, "ours_fp16", images_per_second=480)
+    expected = {"ours_fp16_over_best_peer": 1.2, "compile_bf16_over_ours_fp16": 1.25,
+                "compile_bf16_over_best_peer": 1.5, "compile_bf16_over_compiled_peer": 1.2,
+                "compile_bf16_over_best_eager": 1.25}  # fmt: skip
+    assert result.ratios() == expected
+    add(result, "compile_bf16", images_per_second=600, first_step_s=10, cold=True)
+    assert result.ratios() == expected | {"warm_first_step_times": 0.5}
 
 
 def test_a_failure_has_its_reason_in_the_result_and_its_paths_only_in_the_lines(tmp_path: Path) -> None:

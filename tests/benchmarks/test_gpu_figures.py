@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import chain
 from typing import Any
 
 import pytest
 
+from benchmarks.fusion_bytes import PROFILES
+from benchmarks.gpu.result import RATIOS
+from benchmarks.gpu.rows import BY_NAME
 from tests import ROOT
 
 RATE = "images_per_second"
@@ -41,6 +45,15 @@ def figure(path: str) -> str:
 @pytest.mark.parametrize("line", LINES)
 def test_a_line_of_the_table_has_the_figures_of_the_result(line: str) -> None:
     assert f"| {line} | {' | '.join(map(figure, LINES[line]))} |" in SECTION.splitlines()
+
+
+def test_what_pages_and_scripts_read_are_rows_of_the_bench() -> None:
+    """Else the next result would break them."""
+    ratios = [above for above, _ in RATIOS.values()]
+    for _, below in RATIOS.values():
+        ratios += [below] if isinstance(below, str) else below
+    paths = [*chain.from_iterable(LINES.values()), *ratios, *PROFILES]
+    assert {path.split(".")[0] for path in paths} <= BY_NAME.keys()
 
 
 def test_every_line_of_the_tables_is_compared() -> None:

@@ -1,4 +1,7 @@
-"""Every row of the GPU's bench runs on a CPU: a box with a GPU is too rare to find a mistake on it."""
+"""Every row of the GPU's bench but those that need CUDA runs on a CPU: a box with a GPU is too rare for mistakes.
+
+test_gpu_rows.py validates the options of those that need CUDA.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fusion_bytes import PROFILES
 from benchmarks.gpu import __main__ as command
+from benchmarks.gpu.result import RATIOS
 from benchmarks.gpu.rows import ROWS, RUNS, Row
 
 
@@ -33,6 +38,12 @@ def test_every_row_that_runs_in_one_process_works(tmp_path: Path, digits_folder:
     rows = [row for row in ROWS if row.process != RUNS]
     found = measured(tmp_path, digits_folder.parents[2], rows)
     assert found >= {row.name for row in rows if not row.needs and row.name != "peer_timm"}
+    result = json.loads((tmp_path / "out/gpu-cpu.json").read_text())
+    named = {one: ratio for one, ratio in RATIOS.items() if one != "warm_first_step_times"}
+    rows_of = {one: {path.split(".")[0] for path in (above, *([below] if isinstance(below, str) else ()))}
+               for one, (above, below) in named.items()}  # fmt: skip
+    assert result["ratios"].keys() >= {one for one, names in rows_of.items() if names <= found}
+    assert all(result["rows"][name].keys() >= {"ms", "by_kind_ms"} for name in PROFILES)
 
 
 @pytest.mark.slow

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -17,7 +19,7 @@ from trainer.text import say
 
 BF16_CAPABILITY = (8, 0)  # cuDNN has bf16 convolutions from Ampere on
 RESNET50_BYTES_PER_IMAGE = 43.8e6  # kept for the backward pass at 224 px, in bf16 or fp16; counted over the graph
-C_COMPILERS = ("cc", "gcc", "clang")  # Triton builds a small library to launch its kernels
+C_COMPILERS = ("gcc", "clang")  # where $CC names none; Triton builds a small library to launch its kernels
 # CUDA's words for a GPU that fails (its runtime API, cudaError_t): any other error has a traceback.
 GPU_FAULTS = ("ECC error", "NVLink error", "unspecified launch failure", "illegal memory access", "unknown error",
           "busy or unavailable", "no CUDA-capable device", "GPU is lost", "launch timed out")  # fmt: skip
@@ -83,6 +85,11 @@ def _check_triton(device: torch.device) -> None:
         raise UserError(f"--fused-norm needs a GPU, and this run is on the {device.type}: leave it out")
     if "CC" not in os.environ and not any(map(shutil.which, C_COMPILERS)):
         raise UserError("--fused-norm needs a C compiler, and this machine has none: install gcc, or leave it out")
+    if not (header := Path(sysconfig.get_path("include"), "Python.h")).exists():
+        raise UserError(
+            f"--fused-norm needs Python's headers to build Triton's launcher, and {header} is missing: "
+            f"install python{sysconfig.get_python_version()}-dev, or leave it out"
+        )
 
 
 def _check_capability(config: Config, device: torch.device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_what_does_not_go_together_is_refused(options: dict, reason: str) -> Non
         Config(fused_norm=True, **options).validate()
 
 
-def test_a_machine_that_cannot_run_the_kernels_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_cannot_run_the_kernels_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = Config(fused_norm=True, device="cpu")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
@@ -71,6 +72,18 @@ def test_a_machine_that_cannot_run_the_kernels_says_why(monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="needs a C compiler, and this machine has none: install gcc"):
         check_device(config, CUDA)
+    compiler = tmp_path / "gcc"
+    compiler.touch(mode=0o755)
+    compiler.rename(tmp_path / "cc")  # which Triton does not look for
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="needs a C compiler"):
+        check_device(config, CUDA)
+    monkeypatch.setenv("CC", str(tmp_path / "cc"))
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(UserError, match=r"needs Python's headers .*Python.h is missing: install python3\.[0-9]+-dev"):
+        check_device(config, CUDA)
+    (tmp_path / "Python.h").touch()
+    check_device(config, CUDA)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     check_device(config, CPU)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -31,7 +31,7 @@ def pointwise_kernel(
         w = tl.load(
             weight_ptr + k[None, :] * channels + c[:, None], mask=in_outputs[None, :] & real[:, None], other=0.0
         )
-        sums = tl.dot(x, w, sums)
+        sums = tl.dot(x, w, sums, input_precision="ieee")  # float32 stays float32, and is not cut to TF32
     y = sums.to(y_ptr.dtype.element_ty)
     seen = in_rows[:, None] & in_outputs[None, :]
     tl.store(y_ptr + row[:, None] * outputs + k[None, :], y, mask=seen)
