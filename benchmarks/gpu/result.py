@@ -47,6 +47,7 @@ RATIOS: Mapping[str, tuple[str, str | tuple[str, ...]]] = {  # a figure over ano
     "deterministic_step_times": ("deterministic.deterministic.ms", "deterministic.fastest.ms"),
     "warm_first_step_times": ("compile_warm.first_step_s", "compile_bf16.first_step_s"),
 }
+UNKNOWN = ("unknown", "-dirty", " and later changes")  # ends of a commit that does not tell the code; the kit has some
 SAME = ("gpu", "torch", "driver")  # of the machine, in rows of one result
 LEFT_OUT = ("stderr", "trace", "said")  # they may name paths; the lines have them
 NEVER = ("several GPUs",)  # what no row measures
@@ -90,8 +91,8 @@ class Result:
         return found
 
     def _is_continued(self, before: Mapping[str, Any]) -> bool:
-        """Whether its rows are of this code and this machine. Nobody knows the code of no commit, or of a dirty one."""
-        known = self.commit and not self.commit.endswith("-dirty")
+        """Whether its rows are of this code and this machine. `UNKNOWN` code is never the same."""
+        known = self.commit and not self.commit.endswith(UNKNOWN)
         same = all(before["machine"].get(name) == self.machine.get(name) for name in SAME)
         return bool(known and before["commit"] == self.commit and same)
 

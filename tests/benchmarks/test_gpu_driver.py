@@ -191,7 +191,14 @@ def test_some_rows_at_another_commit_are_written_beside_the_result_and_not_over_
 
 @pytest.mark.parametrize(
     "other",
-    [{"gpu": "NVIDIA H100 PCIe"}, {"driver": "581"}, {"torch": "2.12"}, {"commit": ""}, {"commit": "new-dirty"}],
+    [
+        {"gpu": "NVIDIA H100 PCIe"},
+        {"driver": "581"},
+        {"torch": "2.12"},
+        {"commit": ""},
+        {"commit": "new-dirty"},
+        {"commit": "new and later changes"},
+    ],
 )
 def test_rows_of_another_machine_or_of_unknown_code_are_not_added_to_a_result(
     tmp_path: Path, other: dict[str, str]
