@@ -17,7 +17,7 @@ from infra.operate.checks.finding import Finding, Wanted
 from infra.operate.command_line import CommandLine
 from infra.operate.planning import options
 from infra.operate.planning.options import Request
-from infra.operate.planning.plan import Plan, check
+from infra.operate.planning.plan import Plan, check, check_gpus
 from infra.operate.session import Aws, AwsError, ExitCode
 from infra.operate.terminal import display, display_commands, display_json, next_commands, styled, table
 from trainer.contract import UserError
@@ -104,6 +104,8 @@ def findings_of(
 ) -> dict[str, Finding]:
     """The finding of each check, by the check's name. Raises UserError if the request is not valid."""
     check(request, installation)
+    if not request.run_id:  # else its spec may tell the precision: the plan reads it
+        check_gpus(request, installation)
     wanted = Wanted(aws=aws, installation=installation, request=request, plan=plan)
     return find_all(wanted, {**LAUNCH, **(DEPLOY if deploys else {})})
 

@@ -62,6 +62,12 @@ def value_of(option: str, arguments: Sequence[str]) -> str:
     return found[-1] if found else ""
 
 
+def epochs_in(arguments: Sequence[str]) -> int:
+    """The number in `--epochs 4`. Returns 0 if there is none, and the recipe's own number counts."""
+    epochs = value_of("epochs", arguments)
+    return int(epochs) if epochs.isdecimal() else 0
+
+
 def by_commas(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
 

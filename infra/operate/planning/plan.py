@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -17,7 +16,7 @@ from infra.config import PREPARE_DISK_GIB, PREPARE_PREFIX, Installation
 from infra.operate.planning import catalog, datasets
 from infra.operate.planning.catalog import Estimate
 from infra.operate.planning.datasets import Dataset
-from infra.operate.planning.options import Request, go_on, spec_values, value_of
+from infra.operate.planning.options import Request, epochs_in, go_on, spec_values, value_of
 from infra.operate.planning.prices import Prices, find_prices
 from infra.operate.runs import Ending, ExplainedBucket, read_ending, read_spend
 from infra.operate.session import Aws
@@ -95,6 +94,7 @@ def make_plan(
         check_types(asked, existing.spec, installation)
         check(request, installation)  # its spec lies in the bucket, where others may have written it
     check_name(request)
+    check_gpus(request, installation)
     prices = find_prices(aws, types_of(request, installation))
     dataset = find_dataset(bucket, request) if bucket and request.kind == "train" else None
     if dataset and not existing:
@@ -109,10 +109,8 @@ def check(request: Request, installation: Installation) -> None:
     if request.run_id and not re.fullmatch(RUN_ID_RULE, request.run_id):
         raise UserError(f"RUN={request.run_id!r} is not a run id: use {RUN_ID_RULE}, for example RUN=finetune-2")
     if request.kind == "train":
-        work = catalog.work_of(request.recipe or DEFAULT_RECIPE)
-        catalog.check_precision(
-            types_of(request, installation), value_of("precision", request.arguments) or work.precision
-        )
+        catalog.work_of(request.recipe or DEFAULT_RECIPE)
+        catalog.gpu_types(types_of(request, installation))
     for type in types_of(request, installation):
         catalog.instance_type(type)
     datasets.check_form(request.data)
@@ -124,6 +122,13 @@ def check(request: Request, installation: Installation) -> None:
         raise UserError(f"MARKET={request.market!r} is unknown: use spot or on-demand")
     if request.nodes != 1:
         raise UserError(f"NODES={request.nodes}: several machines do not train one run yet: leave NODES= out")
+
+
+def check_gpus(request: Request, installation: Installation) -> None:
+    """The types compute in the run's precision. Raises UserError. Of an existing run, only its spec tells that."""
+    if request.kind == "train":
+        usual = catalog.work_of(request.recipe or DEFAULT_RECIPE).precision
+        catalog.check_precision(types_of(request, installation), value_of("precision", request.arguments) or usual)
 
 
 def check_name(request: Request) -> None:
@@ -258,12 +263,6 @@ def check_means(plan: Plan, *, anyway: bool) -> None:
     else:
         return
     raise MeansError(f"{short}: use {fix}{reason}", f"make launch {fix}")
-
-
-def epochs_in(arguments: Sequence[str]) -> int:
-    """The number in `--epochs 4`. Returns 0 if there is none, and the recipe's own number counts."""
-    epochs = value_of("epochs", arguments)
-    return int(epochs) if epochs.isdecimal() else 0
 
 
 def new_run_id(name: str, now: float) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from infra.operate.commands import launch
 from infra.operate.planning.options import Request
 from infra.operate.planning.start import start_run
 from infra.operate.session import Aws as Operator
@@ -29,6 +30,25 @@ def test_a_run_goes_on_with_the_types_that_it_was_given_or_with_new_ones(place: 
     stop(place)
     begin(place, Request(run_id="mine", types=("g5.xlarge",)))
     assert group(place).types == ("g5.xlarge",)
+
+
+def test_a_run_goes_on_with_a_gpu_without_bf16_if_its_own_precision_is_another(place: Deployed) -> None:
+    """Also where the installation names that type, or where it is new. Only the run's spec tells the precision."""
+    fp16: dict[str, Any] = {"recipe": "finetune", "arguments": ("--precision", "fp16"), "types": ("g4dn.xlarge",)}
+    place.put(run_key("half", "spec.json"), plan(Request(run_id="half", **fp16)).spec.to_json())
+    place.put(run_key("digits", "spec.json"), plan(Request(run_id="digits", recipe="digits")).spec.to_json())
+    place.put(run_key("brain", "spec.json"), plan(Request(run_id="brain", recipe="finetune")).spec.to_json())
+
+    def go_on(run_id: str) -> int:
+        asked = Request(run_id=run_id, types=("g4dn.xlarge",))
+        started = launch.launch(Operator(session()), INSTALLATION, asked, is_checked=True)
+        stop(place)
+        return started
+
+    assert plan(Request(run_id="half"), instance_types="g4dn.xlarge").spec.types == ("g4dn.xlarge",)
+    assert (go_on("half"), go_on("digits")) == (0, 0)
+    with pytest.raises(UserError, match=r"g4dn\.xlarge cannot compute in bf16, which this run asks for"):
+        go_on("brain")
 
 
 def test_a_run_that_runs_is_left_alone_by_a_second_launch(place: Deployed) -> None:

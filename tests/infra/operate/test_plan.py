@@ -7,8 +7,8 @@ import re
 import pytest
 
 from infra.config import Installation
-from infra.operate.planning.options import Request
-from infra.operate.planning.plan import check, describe, epochs_in, new_run_id
+from infra.operate.planning.options import Request, epochs_in
+from infra.operate.planning.plan import check, check_gpus, describe, new_run_id
 from infra.operate.terminal import plain
 from tests.infra import hub
 from tests.infra.deployed import Deployed
@@ -86,7 +86,7 @@ def test_a_new_run_is_named_after_recipe_and_day() -> None:
 )
 def test_a_gpu_without_bf16_is_refused_before_it_costs_anything(asked: Request, others: str) -> None:
     with pytest.raises(UserError) as refused:
-        check(asked, Installation())
+        check_gpus(asked, Installation())
     assert str(refused.value) == (
         "g4dn.xlarge cannot compute in bf16, which this run asks for or its recipe has: pass "
         f'ARGS="--precision fp16", or use other types, TYPES={others}'
@@ -105,3 +105,4 @@ def test_a_gpu_without_bf16_is_refused_before_it_costs_anything(asked: Request, 
 )
 def test_a_precision_that_every_gpu_has_passes(asked: Request) -> None:
     check(asked, Installation())
+    check_gpus(asked, Installation())

@@ -10,9 +10,11 @@ import pytest
 from infra.operate.planning.options import Request
 from tests.emulator.aws import Aws
 from tests.infra import deployed, hub
+from tests.infra.deployed import Deployed
 from tests.infra.hub import Hub
+from tests.infra.operate.launches import plan
 from tests.infra.operator import fixes, infra, prepare_account, put_token, rows
-from trainer.contract import UserError
+from trainer.contract import UserError, run_key
 
 pytestmark = pytest.mark.usefixtures("served")
 
@@ -94,11 +96,21 @@ def test_a_budget_below_the_estimate_is_told_with_one_that_is_enough(ready: Aws,
     assert fixes(said)["budget"] == "make launch BUDGET=7"
 
 
+def test_the_precision_of_a_run_that_exists_is_that_of_its_spec(place: Deployed, look: Callable[..., str]) -> None:
+    for run_id, recipe in (("in-fp32", "digits"), ("in-bf16", "finetune")):
+        place.put(run_key(run_id, "spec.json"), plan(Request(run_id=run_id, recipe=recipe)).spec.to_json())
+    fp32, bf16 = (rows(look(Request(run_id=name, types=("g4dn.xlarge",)))) for name in ("in-fp32", "in-bf16"))
+    assert fp32["budget"][0] == "ok"
+    assert bf16["budget"][0] == "failed"
+    assert "g4dn.xlarge cannot compute in bf16" in bf16["budget"][1]
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
         (Request(recipe="resnet51"), r"recipe 'resnet51' is unknown: choose one of digits, finetune"),
         (Request(types=("c7a.2xlarge",)), r"'c7a\.2xlarge' has no GPU"),
+        (Request(types=("g4dn.xlarge",)), r"g4dn\.xlarge cannot compute in bf16"),
         (Request(data="/home/me/images"), r"DATA='/home/me/images' is not known to a machine on AWS"),
         (Request(hours=1000.0), r"HOURS=1000 is out of range"),
         (Request(market="reserved"), r"MARKET='reserved' is unknown"),
