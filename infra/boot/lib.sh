@@ -1,5 +1,5 @@
 # shellcheck shell=sh disable=SC2034 # the scripts that source this file use the variables
-# What the boot scripts share: paths, waiting times, and functions to log, to retry and to power off.
+# What the boot scripts share.
 
 HERE=/opt/resnet-spot
 LIVE=/run/resnet-spot      # in memory: a reboot clears it
@@ -17,7 +17,7 @@ export AWS_DEFAULT_REGION="$REGION" AWS_RETRY_MODE=standard AWS_METADATA_SERVICE
 : "${RETRY_SECONDS:=5}"         # pause before the second try; each further pause is twice as long
 : "${CRASH_SECONDS:=10}"        # pause after a crash
 : "${INTERRUPTED_SECONDS:=180}" # pause after an interruption without a notice
-: "${GONE_SECONDS:=600}"        # pause after an interruption with a notice: AWS takes the machine before its end
+: "${GONE_SECONDS:=600}"        # pause until AWS or the guard takes the machine
 : "${CREDENTIALS_SECONDS:=120}"  # for so long a start waits for the container's credentials
 : "${LEASE_SECONDS:=60}"        # pause while another trainer holds the run
 

@@ -210,4 +210,5 @@ def archive(boot: Path) -> bytes:
                 member = tarfile.TarInfo(file.name)
                 member.size, member.mode = file.stat().st_size, 0o755
                 tar.addfile(member, io.BytesIO(file.read_bytes()))
-    return lzma.compress(packed.getvalue(), preset=9 | lzma.PRESET_EXTREME)
+    for_text = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "pb": 0}
+    return lzma.compress(packed.getvalue(), check=lzma.CHECK_CRC32, filters=[for_text])

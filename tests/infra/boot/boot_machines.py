@@ -143,7 +143,7 @@ class Machine:
             tmpfs={"/run": "", "/run/lock": ""}, extra_hosts={ECR: OUTSIDE}, labels={LABEL: "yes"},
             volumes=[f"{self.folder}:/opt/dlami/nvme", "/var/lib/docker"],
         )  # fmt: skip
-        self._write_files()
+        self.write_files()
         self.power_on()
         poll("systemd is up", lambda: self._exec("systemctl", "is-system-running")[1].strip() in UP)
         if spy:
@@ -168,7 +168,8 @@ class Machine:
         ports = {f"{METADATA}:80": urlsplit(self.imds.endpoint).port, f"{OUTSIDE}:{aws}": aws}
         return " ".join(f"{one}={port}" for one, port in (ports | {f"{OUTSIDE}:{registry}": registry}).items())
 
-    def _write_files(self) -> None:
+    def write_files(self) -> None:
+        """Its files, also of a machine that is off, with the settings of now."""
         assert self.container is not None
         daemon = {"insecure-registries": [self.registry]}
         environment = {

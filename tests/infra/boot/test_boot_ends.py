@@ -27,18 +27,37 @@ def test_a_machine_that_is_not_needed_waits_three_times_for_the_other_and_then_g
     assert machine.failed() is None
 
 
+def put_counts(machine: Machine, saved: int, attempts: int) -> None:
+    """The attempt of the newest checkpoint, and the run's newest attempt."""
+    newest = f"checkpoints/{machine.run}/manifest/step-00000{saved:03}.{saved}.json"
+    machine.put(f"checkpoints/{machine.run}/HEAD.json", {"newest": newest})
+    machine.put(f"runs/{machine.run}/attempts/{attempts}.json", {})
+
+
 def test_a_machine_that_has_lost_its_gpu_makes_room_for_another_but_not_for_ever(machine: Machine) -> None:
     machine.files["usr/local/bin/nvidia-smi"] = b"#!/bin/sh\nexit 15\n"
-    machine.launched().boot("exit 1")
+    machine.launched()
+    put_counts(machine, 2, 21)
+    machine.boot("exit 1")
     machine.wait_until_off()
     assert (machine.lives(), machine.desired(), machine.failed()) == (1, 1, None)
     assert "the GPU is lost: another machine takes over" in machine.console()
 
-    machine.put(f"runs/{machine.run}/attempts/20.json", {})  # so many starts, and none of the machines has worked
+    put_counts(machine, 2, 22)  # so many starts without a checkpoint, and none of the machines has worked
     machine.power_on()
     machine.wait_until_off()
     assert (machine.lives(), machine.desired()) == (4, 0)
-    assert machine.failed() is not None
+    failed = machine.failed()
+    assert failed is not None
+
+    put_counts(machine, 23, 23)  # it has worked since, and now Docker itself finds no GPU
+    machine.set_desired(1)
+    machine.settings["GPU"] = "--gpus all"
+    machine.write_files()
+    machine.power_on()
+    machine.wait_for("the GPU is lost: the guard replaces this machine")
+    assert machine.is_on()
+    assert (machine.lives(), machine.desired(), machine.failed()) == (4, 1, failed)
 
 
 def test_what_only_the_user_can_change_is_told_and_ends_a_prepare_without_its_token_until_a_later_attempt(
