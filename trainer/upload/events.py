@@ -8,6 +8,7 @@ tensorboardX, takes ten times as long, needs a folder, and imports torch, which 
 from __future__ import annotations
 
 import json
+import math
 import socket
 import struct
 
@@ -30,7 +31,7 @@ def event_file(segment: bytes, name: str) -> tuple[str, bytes]:
     for row in rows:
         for metric in row:
             if "/" in metric:
-                value = _field(1, metric.encode()) + b"\x15" + struct.pack("<f", row[metric])
+                value = _field(1, metric.encode()) + b"\x15" + _float32(row[metric])
                 events.append(_event(row["time"], row["step"], _field(5, _field(1, value))))
     return f"events.out.tfevents.{int(written)}.{socket.gethostname()}.{name}", b"".join(events)
 
@@ -40,6 +41,14 @@ def _event(wall_time: float, step: int, what: bytes) -> bytes:
     event = b"\x09" + struct.pack("<d", wall_time) + (b"\x10" + _varint(step) if step else b"") + what
     length = struct.pack("<Q", len(event))
     return length + _checksum(length) + event + _checksum(event)
+
+
+def _float32(value: float) -> bytes:
+    """Four bytes; infinite where the value is beyond their range, as tensorboardX writes it."""
+    try:
+        return struct.pack("<f", value)
+    except OverflowError:
+        return struct.pack("<f", math.inf if value > 0 else -math.inf)
 
 
 def _field(number: int, content: bytes) -> bytes:

@@ -8,6 +8,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,7 @@ from trainer.upload.owner import Ownership
 from trainer.upload.unsaved import forget_checkpoint_here, save_checkpoint_here, save_file_here
 
 PUTS_AT_ONCE = 4  # segments of metrics
+EVENTS_SECONDS = 10.0  # how long TensorBoard's copies are tried after all else is in the store
 
 
 def say_as_uploader(message: str) -> None:
@@ -55,9 +57,10 @@ class Sender:
         self.jobs: queue.Queue[Callable[[], None]] = queue.Queue()
         self.pool = ThreadPoolExecutor(PUTS_AT_ONCE)
         self.puts: set[Future[None]] = set()  # of metrics; a new set replaces it, since other threads read it
+        self.copy_pool = ThreadPoolExecutor(1)  # of its own: a segment never waits for a copy
         self.events: set[Future[None]] = set()  # TensorBoard's copies, for which no checkpoint waits; likewise
-        self.has_told_events = False  # that a copy could not be made
-        self.retry = Retry(say_as_uploader)
+        self.has_told_events = False  # that a copy could not be made or stored
+        self.retry, self.copy_retry = Retry(say_as_uploader), Retry(say_as_uploader)
         self.failed = False  # something did not reach the store by the deadline
         self.saved_here = ""  # the folder with a local copy of it
         self.channels: list[Channel] = []  # of the trainer
@@ -76,26 +79,41 @@ class Sender:
             os.close(fd)
         self.puts = unfinished(self.puts) | {self.pool.submit(self.put, request, segment)}
         if segment is not None:
-            self.events = unfinished(self.events) | {self.pool.submit(self.put_events, request["key"], segment)}
+            copy = self.copy_pool.submit(self.put_events, request["key"], segment)
+            self.events = unfinished(self.events) | {copy}
 
     def put_events(self, key: str, segment: bytes) -> None:
-        """Store TensorBoard's copy of a segment of metrics. The run goes on without one that cannot be made."""
+        """Store TensorBoard's copy of a segment of metrics. The run goes on, and ends well, without it.
+
+        In an outage of the whole store it is saved on this machine, as the segment is.
+        """
         try:
             name, events = event_file(segment, Path(key).stem)
+            copy = tensorboard_key(self.env.run_id, self.ownership.attempt, name)
+
+            def work() -> None:
+                if self.failed:
+                    save_file_here(self.env, copy, events)
+                else:
+                    self.store.put(copy, events)
+
+            self.copy_retry.until_done(work, lambda left: f"the store fails, trying {copy} again, and training goes on")
         except Exception as error:  # noqa: BLE001  # whatever it is: the segment itself has all metrics
             if not self.has_told_events:
                 say_as_uploader(f"TensorBoard has no copy of {key}, and maybe of others: {error!r}")
             self.has_told_events = True
-            return
-        self.put({"op": "put", "key": tensorboard_key(self.env.run_id, self.ownership.attempt, name)}, events)
 
     def in_order(self, work: Callable[[], None]) -> None:
-        """Queue work that has to come after all puts so far."""
-        before = self.puts | self.events
+        """Queue work that has to come after all puts so far. Copies are given up if they alone are left."""
+        puts, copies = self.puts, self.events
 
         def job() -> None:
-            for put in before:
+            for put in puts:
                 put.result()
+            if self.retry.has_an_end:
+                self.copy_retry.end_in(min(EVENTS_SECONDS, self.retry.deadline - time.monotonic()))
+            for copy in copies:
+                copy.result()
             work()
 
         self.jobs.put(job)

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from tests.checkpoints import RUN, names, note, owning
-from tests.uploads import Connect, Start, in_memory, is_drained, send_segment
+from tests.uploads import Connect, Start, in_memory, is_drained, send_segment, wait_until
 from trainer.contract import RunEnv
 from trainer.process.channel import Channel
 from trainer.process.snapshot import Snapshot
-from trainer.store import open_store
+from trainer.store import StoreError, open_store
 from trainer.telemetry.metrics import start_row
+from trainer.upload import queue
 from trainer.upload.events import event_file
 from trainer.upload.queue import Sender
 
@@ -29,7 +30,8 @@ def rows_from(first: int) -> list[dict[str, Any]]:
     """Steps with numbers that take one byte and more, in all the kinds that a row has."""
     return [
         {"step": step, "time": 1790000000.25 + step, "train/loss": 2.5 / step, "train/top1": 0.0, "train/lr": 1e-12,
-         "gpu/memory_bytes": 12345678901, "val_ema/top1": float("nan")}
+         "gpu/memory_bytes": 12345678901, "val_ema/top1": float("nan"),
+         "train/diverged": 1e39, "train/sunk": -1e39}
         for step in (first, first + 1, first + 127, first + 20000)
     ]  # fmt: skip
 
@@ -106,5 +108,39 @@ def test_a_checkpoint_waits_for_the_metrics_before_it_and_not_for_their_copies(
         gate.set()
         sender.jobs.get()()
         assert len(list(store.list(f"runs/{RUN}/tensorboard/"))) == 1
+    for end in ends:
+        end.close()
+
+
+def test_a_store_that_refuses_the_copies_alone_keeps_nothing_waiting_and_the_attempt_ends_well(
+    folder_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = open_store(folder_uri)
+    put = store.put
+
+    def refuse_copies(key: str, body: bytes) -> None:
+        if "/tensorboard/" in key:
+            raise StoreError("AccessDenied")
+        put(key, body)
+
+    monkeypatch.setattr(store, "put", refuse_copies)
+    monkeypatch.setattr(queue, "EVENTS_SECONDS", 0.1)
+    env = RunEnv(store=store.uri, run_id=RUN, scratch_dir=str(tmp_path), attempt="1")
+    ends = [Channel(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)]
+    with owning(store, 1, tmp_path) as ownership:
+        sender = Sender(env, store, ownership)
+        for name in range(6):  # more than are stored at once
+            key = f"runs/{RUN}/metrics/1/{name}.jsonl"
+            sender.put_soon({"op": "put", "key": key}, in_memory(segment(rows_from(1))))
+        wait_until(lambda: len(list(store.list(f"runs/{RUN}/metrics/"))) == 6)
+        snapshot = Snapshot.create(7)
+        snapshot.body[:], snapshot.note = b"tensors", note(2)
+        sender.commit(2, snapshot, sender.puts, ends[0])
+        assert ends[1].receive(timeout=5)[0]["committed"].endswith("step-00000002.1.json")
+        sender.retry.end_in(3600)  # a finished run is patient with its store
+        sender.in_order(lambda: None)
+        sender.jobs.get()()
+        assert (sender.failed, sender.saved_here) == (False, "")
+    assert capfd.readouterr().err.count("TensorBoard has no copy of") == 1
     for end in ends:
         end.close()
