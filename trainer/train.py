@@ -120,8 +120,8 @@ def save(run: Run, *, is_best: bool = False) -> None:
     the store before its manifest is, and a state with a bad loss is never handed over.
     """
     look_at_steps(run)
-    metrics_first = partial(write_metrics, run, run.state.step)
-    run.checkpointer.save(run.state.step, run.state.counters(), is_best=is_best, first=metrics_first)
+    metrics = partial(write_metrics, run, run.state.step)
+    run.checkpointer.save(run.state.step, run.state.counters(), is_best=is_best, before_sending=metrics)
 
 
 def write_metrics(run: Run, until: int) -> None:

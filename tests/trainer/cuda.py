@@ -6,7 +6,7 @@ Tensors are the host's. What a test sees is the order: what the GPU was given, w
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,6 +46,7 @@ class StandInCuda:
         self.last_error = 0  # of the runtime: the next launch tells it, and clears it
         self.work: deque[Callable[[], object]] = deque()
         self.given, self.done, self.copies, self.waits = 0, 0, 0, 0
+        self.side_is_behind = False  # whether the side stream waits for all that was copied into the device's buffer
 
     def give(self, work: Callable[[], object]) -> int:
         """Its number."""
@@ -64,8 +65,15 @@ class StandInCuda:
         event.record()
         return event
 
+    def copy_within(self, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+        """A copy by the training's stream, into the buffer. The host has done it on return."""
+        self.side_is_behind = False
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source)
+
     def wait_stream(self, stream: object) -> None:
-        """What the stream of the training was given comes first: the host has done it."""
+        """What the stream of the training was given so far comes before what the side stream is given from here on."""
+        self.side_is_behind = True
 
     @contextmanager
     def stream(self, stream: object) -> Iterator[None]:
@@ -73,6 +81,7 @@ class StandInCuda:
 
         def later(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
             assert non_blocking, "the host waits for this copy"
+            assert self.side_is_behind, "the side stream may read the buffer before it is full"
             self.copies += 1
             self.give(lambda: plain(target, source))
             return target
@@ -107,6 +116,7 @@ def stand_in_cuda(monkeypatch: pytest.MonkeyPatch, refusal: int = 0) -> StandInC
     }  # fmt: skip
     for name, replacement in replacements.items():
         monkeypatch.setattr(torch.cuda, name, replacement)
+    monkeypatch.setattr(torch, "_foreach_copy_", cuda.copy_within)
     monkeypatch.setattr(saver, "side_stream", lambda tensors: cuda)
     monkeypatch.setattr(step_log, "event_behind", cuda.event_behind)
     return cuda

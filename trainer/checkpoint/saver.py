@@ -143,7 +143,7 @@ class Checkpointer:
         self.seq = 0
         self.notes: list[dict[str, Any]] = [VOID for _ in self.snapshots]  # the last save in each snapshot
         self.copied_to: int | None = None  # the snapshot of a save that is not handed over yet
-        self.first = do_nothing  # before that
+        self.before_sending = do_nothing
         self.waiting: dict[int, float] = {}  # seq of each save that is not committed yet -> when it was copied
         self.saved_at, self.saved_step, self.committed = time.monotonic(), *restored[:2]
         self.committed_sha256, self.restored_counters = restored_sha256, restored[2]
@@ -160,12 +160,20 @@ class Checkpointer:
         return self.channel is not None and time.monotonic() >= self.saved_at + every_seconds
 
     def save(
-        self, step: int, counters: Mapping[str, Any], *, is_best: bool = False, first: Callable[[], None] = do_nothing
+        self,
+        step: int,
+        counters: Mapping[str, Any],
+        *,
+        is_best: bool = False,
+        before_sending: Callable[[], None] = do_nothing,
     ) -> bool:
-        """Begin to copy the state, once for each step. Waits neither for the copy nor for the store.
+        """Begin to copy the state, once for each step. Does not wait for the store.
 
-        When the copy is done, on a CPU at once, else at a later `poll`, `first` is called, and then the uploader gets
-        it. An error of `first` keeps it back.
+        Waits for the copy of the save before, which is done since long unless saves follow each other at once. Waits
+        for its own copy on a CPU, and where the memory of snapshots could not be pinned.
+
+        When the copy is done, on a CPU at once, else at a later `poll`, `before_sending` is called, and then the
+        uploader gets it. An error of `before_sending` keeps it back.
 
         Returns False if both snapshots are taken: one is being sent, and the other waits with the best weights.
         `counters` is the part of the state that is not tensors, as JSON: the scaler, the best score.
@@ -191,7 +199,7 @@ class Checkpointer:
             "counters": counters,
         }
         self.notes[free] = {"seq": self.seq, "step": step, "is_best": is_best, "manifest": manifest}
-        self.copied_to, self.first = free, first
+        self.copied_to, self.before_sending = free, before_sending
         self.waiting[self.seq] = self.saved_at = time.monotonic()
         self.saved_step = step
         self._hand_over()
@@ -214,10 +222,10 @@ class Checkpointer:
         return self.notes[i]["seq"] in self.waiting
 
     def _hand_over(self, *, wait: bool = False) -> None:
-        """Send the snapshot whose copy is complete, after what comes first."""
+        """Send the snapshot whose copy is complete, after what comes before that."""
         if self.channel is None or self.copied_to is None or not self.copier.is_done(wait=wait):
             return
-        self.first()
+        self.before_sending()
         snapshot, note = self.snapshots[self.copied_to], self.notes[self.copied_to]
         snapshot.note = note
         self.channel.send({"op": "checkpoint", "seq": note["seq"]}, snapshot.fd)
