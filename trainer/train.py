@@ -50,18 +50,21 @@ def train(config: Config, env: RunEnv, world: World, interruption: Interruption)
 
 
 def loop(run: Run) -> tuple[Exit, str]:
-    """All steps that are left. All processes decide together on stopping and saving: one question after each step."""
+    """All steps that are left. All processes decide together on stopping and saving: one question after each step.
+
+    Before a step that compiles or captures kernels they ask once more for a stop.
+    """
     state, clock, world = run.state, run.clock, run.world
     run.status.enter(Phase.COMPILING if run.makes_kernels else Phase.TRAINING)
     run.console.start(state.step)
     stops = False
     while True:
-        if (
-            clock.validation_is_due(state.step) and state.validated < state.step and not stops
-        ):  # also in a continued run
+        if validation_is_owed(run) and not stops:
             stops = not validate(run)
         if stops or state.step == clock.total_steps:
             return finish(run)
+        if run.makes_kernels and size_changes(run) and any_of(run.interruption.requested, world):
+            return finish(run)  # a stop is not to wait for a compiler
         step(run)
         asked = run.interruption.take_save_request()
         due = run.checkpointer.is_due(run.config.checkpoint.every_seconds) or asked
@@ -73,11 +76,23 @@ def loop(run: Run) -> tuple[Exit, str]:
             empty_cache(world)
 
 
+def validation_is_owed(run: Run) -> bool:
+    """Whether this step is to be validated and is not yet, also in a continued run."""
+    return run.clock.validation_is_due(run.state.step) and run.state.validated < run.state.step
+
+
+def size_changes(run: Run) -> bool:
+    """Whether the next step has images of another size than the one before; so it is for the first of an attempt."""
+    return run.clock.at(run.state.step).resolution != run.log.resolution
+
+
 def step(run: Run) -> None:
     """One optimizer step, and a line in the log now and then."""
     settings = run.clock.at(run.state.step)
-    if run.makes_kernels and settings.resolution != run.log.resolution and run.status.phase != Phase.COMPILING:
-        run.status.enter(Phase.COMPILING)
+    if size_changes(run):
+        look_at_steps(run)  # steps of the old size are no part of the warm-up
+        if run.makes_kernels and run.status.phase != Phase.COMPILING:
+            run.status.enter(Phase.COMPILING)
     sums = train_step(run.state, run.execution, run.batches, run.config, settings, run.world)
     run.log.add(run.state.step, settings, sums)
     run.status.step = run.state.step
@@ -86,13 +101,13 @@ def step(run: Run) -> None:
     run.status.tick()
     run.console.step(run.state.step)
     if run.log.is_warm_up or run.state.step % run.config.log_every_steps == 0:
-        look_at_steps(run, until=run.state.step - 1)  # the one before: the device is behind, and is not to run dry
+        look_at_steps(run, until=run.state.step - 1)  # wait for the look before this one
 
 
 def look_at_steps(run: Run, *, until: int = 0) -> None:
-    """Send the sums of the newest steps to the host, without waiting for them, and report steps that have arrived.
+    """Begin to send the sums of the pending steps to the host, and report the steps whose sums are there.
 
-    Steps up to `until` are waited for.
+    Steps up to `until` are reported in any case, and waited for.
     """
     run.state.seconds += run.log.look({"checkpoint/lag_seconds": run.checkpointer.lag_seconds})
     report_steps(run, until)
@@ -114,7 +129,9 @@ def report_steps(run: Run, until: int) -> None:
 
 
 def save(run: Run, *, is_best: bool = False) -> None:
-    """Begin a save; training goes on at once. When its copy is done, its metrics go first, then the checkpoint.
+    """Begin a save; training goes on at once. In fp16 it first waits for the steps so far, which set the scale.
+
+    When its copy is done, its metrics go first, then the checkpoint.
 
     The order is: rows of its steps, their segment, the message to the uploader. So every step of a checkpoint is in
     the store before its manifest is, and a state with a bad loss is never handed over.
@@ -132,7 +149,7 @@ def write_metrics(run: Run, until: int) -> None:
 
 def settle_steps(run: Run) -> None:
     """Wait until the device has done all steps, and report them. What comes now counts in no step's time."""
-    run.state.seconds += run.log.wait()
+    run.state.seconds += run.log.seconds_until_done()
     look_at_steps(run, until=run.state.step)
 
 

@@ -147,6 +147,28 @@ def test_g_each_resolution_that_is_compiled_has_a_phase_of_its_own(lab: Lab, mon
     assert lab.entered()[-6:] == [Phase.TRAINING, Phase.COMPILING, *then]
 
 
+def test_a_stop_does_not_wait_for_a_compiler(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes in another process, just before the first step of another size: all are asked, and all end."""
+    monkeypatch.setattr(torch, "compile", lambda net, dynamic: net)
+    asked: list[bool] = []
+
+    def any_of(flag: bool, world: World) -> bool:
+        asked.append(flag)
+        return len(asked) == 2
+
+    monkeypatch.setattr(module, "any_of", any_of)
+    data = replace(CONFIG.data, start_resolution=32, resolution=64, ramp_end_epoch=1)
+    code, message = lab.train(replace(CONFIG, compile=True, data=data, val_every_epochs=3))
+    assert (code, message, asked) == (Exit.INTERRUPTED, "step 2 of 6 is saved", [False, False])
+
+
+def test_steps_before_a_change_of_size_have_their_speed_and_the_first_of_a_size_has_none(lab: Lab) -> None:
+    data = replace(CONFIG.data, start_resolution=32, resolution=64, ramp_end_epoch=1)
+    lab.train(replace(CONFIG, data=data, val_every_epochs=3, log_every_steps=100))
+    speeds = [row["step"] for row in lab.rows() if "speed/images_per_second" in row]
+    assert speeds == [2, 6], "steps 1 and 3 are warm-ups"
+
+
 def test_h_memory_is_given_back_where_the_resolution_changes_and_after_validations(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,7 +34,7 @@ class Look:
     table: Tensor  # (steps, 4) float32, on the host: sums over all processes; valid behind the event
     event: Any
     time: float
-    speed_seconds: float  # 0 for a warm-up, which has no speed
+    speed_seconds: float  # of the host, between two looks; 0 for a warm-up, which has no speed
     values: dict[str, float]  # of the last step
 
     def is_due(self, until: int) -> bool:
@@ -42,7 +42,11 @@ class Look:
         return self.steps[-1][0] <= until or self.event is None or bool(self.event.query())
 
     def rows(self, steps_per_epoch: int) -> list[Row]:
-        """One row per step; the last one also has the speed. Waits for the sums."""
+        """One row per step; the last one also has the speed. Waits for the sums.
+
+        The speed is that of the host. While the queue of a GPU fills, it is the rate of launches: in the first look
+        after a start, a validation or a change of size.
+        """
         if self.event is not None:
             self.event.synchronize()
         table = self.table.tolist()
@@ -60,9 +64,9 @@ class Look:
 class StepLog:
     """The sums of recent steps. They stay on the device until a look sends them to the host, behind an event.
 
-    Neither a step nor a look waits for them, so the device always has work. Their rows are read when they have
-    arrived: on a CPU at once. All processes look at the same steps, since a look adds their sums up; each reads by
-    itself.
+    Neither a step nor a look waits for them; whoever reads rows may. With log_every_steps=1 the host is one step ahead
+    at most, so a GPU with short steps may run dry. Rows are read when they have arrived: on a CPU at once. All
+    processes look at the same steps, since a look adds their sums up; each reads by itself.
     """
 
     def __init__(self, world: World, loader: Loader, steps_per_epoch: int):
@@ -84,9 +88,11 @@ class StepLog:
         self.is_warm_up = settings.resolution != self.resolution
         self.resolution = settings.resolution
 
-    def wait(self) -> float:
-        """Until the device has done all steps, before a pause. Returns the seconds that this adds to the time of the
-        run: 0 if steps are pending, since the look at them counts it.
+    def seconds_until_done(self) -> float:
+        """Wait until the device has done all steps, before a pause.
+
+        Returns the seconds that this adds to the time of the run: 0 if steps are pending, since the look at them counts
+        it.
         """
         last = self.looks[-1].event if self.looks else None
         if self.pending:

@@ -250,10 +250,10 @@ def test_before_a_pause_the_time_of_the_steps_is_measured_to_the_end(monkeypatch
         now += 1.0
         cuda.give(late)
         seconds = log.look({}) if is_looked_at else 0.0
-        seconds += log.wait()
+        seconds += log.seconds_until_done()
         seconds += log.look({})
         assert seconds == now - began == 4.0
-        assert log.wait() == 0
+        assert log.seconds_until_done() == 0
         list(log.read(1))
 
 
