@@ -111,7 +111,10 @@ class StandInUploader:
     def _commit(self, seq: int, snapshot: Snapshot, channel: Channel) -> None:
         snapshot.lock(wait=True)
         note = snapshot.note
-        if self.answers == "committed" and note["seq"] == seq:
+        if self.answers == "committed" and note["seq"] != seq:  # replaced by a newer save: the real one is silent, too
+            snapshot.unlock()
+            return
+        if self.answers == "committed":
             owner, sums = self.ownership, Checksums.of(snapshot.body)
             commit = Commit.of(
                 self.run_id, self.attempt, note["manifest"], sums, owner.parent_of(note["step"]) if owner else {}
