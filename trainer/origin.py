@@ -14,7 +14,8 @@ import torchvision
 
 from trainer.contract import RunEnv
 from trainer.data.format import Index
-from trainer.recipes.config import Config, config_hash, to_json
+from trainer.recipes.config import Config
+from trainer.recipes.fields import config_hash, to_json
 
 
 def git_commit() -> str:

@@ -29,7 +29,8 @@ from trainer.manifest import data_key
 from trainer.origin import identity
 from trainer.process.channel import Channel, attempt_dir
 from trainer.process.interruption import Interruption
-from trainer.recipes.config import Config, differences, from_json, to_json
+from trainer.recipes.config import Config
+from trainer.recipes.fields import differences, from_json, to_json
 from trainer.recipes.named import default_data
 from trainer.store import ObjectStore, may_pass, naming_the_fix, open_store
 from trainer.store.retry import patiently

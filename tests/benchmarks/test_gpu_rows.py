@@ -12,6 +12,7 @@ import torch
 from benchmarks.gpu import runs, snapshots, steps
 from benchmarks.gpu.measure import BATCH, TINY_BATCH, TINY_PIXELS, Place
 from benchmarks.gpu.rows import ROWS, Row
+from trainer.recipes.rules import checked
 
 ON_GPU = [row for row in ROWS if row.needs == "cuda" and row.function == "steps.rate"]
 
@@ -25,7 +26,7 @@ def place(tmp_path: Path) -> Place:
 def test_the_options_of_a_row_that_needs_a_gpu_are_options_of_the_trainer(row: Row, tmp_path: Path) -> None:
     there = Place(torch.device("cuda"), False, BATCH, row.pixels, tmp_path, tmp_path, row.seconds)
     config = steps.config_of(there, steps.dotted(row.options))
-    config.validate()
+    checked(config)
     assert config.data.resolution == row.pixels
 
 

@@ -17,7 +17,8 @@ from tests.runs import NETWORK
 from trainer.checkpoints import main
 from trainer.contract import Exit, metrics_key
 from trainer.learning.state import State, make_state
-from trainer.recipes.config import Config, ModelConfig, OptimConfig, RegularizeConfig, to_json
+from trainer.recipes.config import Config, ModelConfig, OptimConfig, RegularizeConfig
+from trainer.recipes.fields import to_json
 from trainer.store import ObjectStore, open_store
 
 CONFIG = Config(

@@ -36,7 +36,8 @@ from trainer.data.format import Index, Origin, Shard, Size, SplitIndex, Tally
 from trainer.data.making.parts import Made
 from trainer.learning.state import State, make_state
 from trainer.prepare_run import is_done
-from trainer.recipes.config import Config, ModelConfig, config_hash, from_json, to_json
+from trainer.recipes.config import Config, ModelConfig
+from trainer.recipes.fields import config_hash, from_json, to_json
 from trainer.report import charts, write_report
 from trainer.store import ObjectStore, open_store
 from trainer.telemetry.metrics import read_metrics
@@ -197,9 +198,15 @@ def test_a_forged_config_or_result_is_skipped_and_said(
     assert said in capfd.readouterr().err
 
 
-def added(config: Any) -> dict[str, Any]:
-    """The fields that a config of an older version lacks, which then have their defaults."""
-    return {f.name: f.default for f in dataclasses.fields(config) if f.metadata.get("added")}
+def complete(kind: Any, found: Any) -> dict[str, Any]:
+    """What a config says with the fields that one of an older version lacks, which then have their defaults."""
+    said = dict(found)
+    for f in dataclasses.fields(kind):
+        if f.metadata.get("added") and f.name not in said:
+            said[f.name] = json.loads(json.dumps(to_json(Config())))[f.name] if kind is Config else f.default
+        elif dataclasses.is_dataclass(f.default):
+            said[f.name] = complete(type(f.default), said[f.name])
+    return json.loads(json.dumps(said))
 
 
 def test_a_forged_config_is_refused_or_means_what_it_says() -> None:
@@ -209,7 +216,7 @@ def test_a_forged_config_is_refused_or_means_what_it_says() -> None:
             assert not setup.check_config(found, RUN, CONFIG)
             assert config_hash(from_json(Config, found)) == config_hash(CONFIG)
             read = json.loads(json.dumps(to_json(from_json(Config, found))))
-            assert read == added(CONFIG) | found | {"model": added(CONFIG.model) | found["model"]}
+            assert read == complete(Config, found)
 
 
 def test_a_config_that_is_none_is_no_config_to_continue_with(store: ObjectStore) -> None:

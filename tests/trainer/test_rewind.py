@@ -17,7 +17,8 @@ from trainer import train as module
 from trainer.checkpoints import main
 from trainer.contract import HEAD_FILE, Exit, Lease, RefusedError, RunEnv, UserError, checkpoint_key, run_key
 from trainer.learning.step import train_step
-from trainer.recipes.config import CheckpointConfig, to_json
+from trainer.recipes.config import CheckpointConfig
+from trainer.recipes.fields import to_json
 from trainer.report import write_report
 
 pytestmark = pytest.mark.slow

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from trainer.contract import Exit, UserError
 from trainer.recipes.config import Config
 from trainer.recipes.named import RECIPES
+from trainer.recipes.rules import checked
 from trainer.text import forgive_output, tell
 
 
@@ -29,7 +30,7 @@ def command_line(prog: str, argv: Sequence[str]) -> Config:
         if not stop.code:
             raise
         raise UserError(f"these options are not understood: see `{' '.join([prog, *argv[:1]])} --help`") from stop
-    return config.validate()
+    return checked(config)
 
 
 def command_line_or_exit(prog: str) -> Config:
@@ -43,9 +44,9 @@ def command_line_or_exit(prog: str) -> Config:
 
 if __name__ == "__main__":  # the supervisor runs this first: it checks the command line and prints what it needs
     forgive_output()
-    checked = command_line_or_exit("python -m trainer.train")
+    given = command_line_or_exit("python -m trainer.train")
     print(
         json.dumps(
-            {name: getattr(checked, name) for name in ("recipe", "global_batch_size", "device_batch_size", "device")}
+            {name: getattr(given, name) for name in ("recipe", "global_batch_size", "device_batch_size", "device")}
         )
     )

@@ -1,17 +1,14 @@
-"""The config of a run: what it computes, as a tree of frozen dataclasses with strict JSON.
+"""The config of a run: what it computes, as a tree of frozen dataclasses.
 
-`contract.RunEnv` says where a run lives. `named` has the named configs. torch is not imported here.
+`contract.RunEnv` says where a run lives. `named` has the named configs, `rules` what the values must be, `fields` their
+JSON. torch is not imported here.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import math
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from trainer.contract import UserError
 
@@ -24,9 +21,13 @@ ADDED = MappingProxyType({"added": True})  # a config of an older version lacks 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     name: str = "resnet50"  # a torchvision classification model: resnet18, resnet50, …
-    num_classes: int = 1000  # outputs; labels in the data must be below it
+    num_classes: int = 1000  # outputs; 0 = as many as the data has classes
     weights: str = ""  # start from: "" = random, IMAGENET1K_V1 or _V2 = torchvision's, or a file or s3:// URI
     blocked_stem: bool = field(default=False, metadata=ADDED)  # ResNet's first convolution over 2x2 blocks of pixels
+    blur_pool: Literal["none", "convs", "all"] = field(default="none", metadata=ADDED)  # blur before what shrinks
+    init: Literal["torchvision", "composer"] = field(default="torchvision", metadata=ADDED)  # whose random start
+    zero_init: bool = field(default=False, metadata=ADDED)  # each residual block begins as the identity
+    stochastic_depth: float = field(default=0.0, metadata=ADDED)  # chance to skip the last residual block; 0 = off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +48,26 @@ class DataConfig:
     val_side: int = 320  # preparation: short side that validation images are stored with
     quality: int = 90  # preparation: JPEG quality of what is re-encoded
     workers: int = field(default=8, metadata=OPERATIONAL)  # decoding threads; 0 = one per core
+    copy_per_crop: bool = field(default=False, metadata=ADDED)  # each crop from the smallest stored copy that serves it
+    sampling: Literal["shuffled", "balanced"] = field(default="shuffled", metadata=ADDED)  # balanced: all classes alike
+    repeats: int = field(default=1, metadata=ADDED)  # crops of each image in a batch (repeated augmentation)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
+    name: Literal["sgd", "adamw", "lamb"] = field(default="sgd", metadata=ADDED)
     peak_lr: float = 0.5  # highest learning rate, for the global batch
     momentum: float = 0.9  # of SGD
     nesterov: bool = False  # Nesterov's form of momentum
-    weight_decay: float = 5e-5  # not applied to norms and biases
+    betas: tuple[float, float] = field(default=(0.9, 0.999), metadata=ADDED)  # of AdamW and LAMB
+    eps: float = field(default=1e-8, metadata=ADDED)  # likewise
+    weight_decay: float = 5e-5  # of what `decayed` says
+    decayed: Literal["weights", "not_norms", "all"] = field(default="weights", metadata=ADDED)  # not_norms: biases, too
+    decoupled_decay: bool = field(default=False, metadata=ADDED)  # of SGD: shrink by weight_decay x lr / peak_lr
+    clip_norm: float = field(default=0.0, metadata=ADDED)  # longest gradient of all weights together; 0 = off
+    head_lr_multiplier: float = field(default=1.0, metadata=ADDED)  # learning rate of the classifier, over the others'
+    layer_decay: float = field(default=1.0, metadata=ADDED)  # each stage's learning rate over that of the next one
+    freeze_stages: int = field(default=0, metadata=ADDED)  # so many stages from the first on keep their weights
     div: float = 25.0  # OneCycle starts at peak_lr / div
     final_div: float = 1e4  # and ends at peak_lr / div / final_div
     pct_start: float = 0.3  # share of the steps that the learning rate rises
@@ -62,15 +75,46 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Of the learning rate. OneCycle has its numbers in `optim`; all others have theirs here."""
+
+    kind: Literal["one_cycle", "cosine", "linear", "step", "constant"] = "one_cycle"  # after the warm-up
+    warmup_epochs: float = 0.0  # rise along a line to peak_lr
+    warmup_start: float = 0.0  # from this share of it
+    warmup_overlaps: bool = False  # the fall counts from the first epoch, as timm's, not from the warm-up
+    final_share: float = 0.0  # of peak_lr, at the end of cosine, linear, and of a cool-down
+    decay_epochs: tuple[int, ...] = ()  # of step: here the learning rate is multiplied
+    decay_factor: float = 0.1  # by this
+    cooldown_epochs: float = 0.0  # of constant: fall along a line at the end
+    by_epoch: bool = False  # the learning rate stays the same in an epoch
+
+
+@dataclass(frozen=True, kw_only=True)
 class RegularizeConfig:
+    loss: Literal["cross_entropy", "bce", "bce_mean"] = field(default="cross_entropy", metadata=ADDED)  # bce: summed
+    bce_threshold: float = field(default=0.0, metadata=ADDED)  # targets above it count as 1; 0 = as they are
+    class_weights: Literal["none", "balanced"] = field(default="none", metadata=ADDED)  # rare classes count more
     label_smoothing: float = 0.1  # share of the target spread over all classes
     mixup_alpha: float = 0.0  # 0 = off; with cutmix on too, each micro-batch gets one of them
     cutmix_alpha: float = 0.0  # 0 = off
-    augment: Literal["none", "trivial", "rand"] = "none"  # TrivialAugment or RandAugment, on the device
+    augment: Literal["none", "trivial", "rand", "timm_rand"] = "none"  # TrivialAugment or RandAugment, on the device
+    interpolation: Literal["nearest", "bilinear"] = field(default="nearest", metadata=ADDED)  # of what these move
     rand_ops: int = 2  # RandAugment: operations per image
-    rand_magnitude: int = 9  # RandAugment: 0 (weak) to 30
+    rand_magnitude: int = 9  # RandAugment: 0 (weak) to 30, timm's to 10
+    rand_std: float = field(default=0.0, metadata=ADDED)  # timm's: deviation of the magnitude
     erasing_probability: float = 0.0  # of erasing a random box (random erasing); 0 = off
     ema_decay: float = 0.0  # average of weights and BatchNorm buffers, per step; 0 = off
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageConfig:
+    """Of the weights. An EMA by its decay is `regularize.ema_decay`."""
+
+    half_life_steps: float = 0.0  # EMA: after so many steps a weight counts half; 0 = off
+    every_steps: int = 1  # EMA: it moves after every so many steps
+    start_epoch: float = 0.0  # EMA: until here it is a copy of the weights
+    warms_up: bool = True  # EMA: its decay rises, so that a young one is not the random start
+    late_epochs: int = 0  # mean of the weights after each of the last epochs (SWA), scored, too; 0 = off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +143,14 @@ class Config:
     deterministic: bool = False  # only bitwise reproducible kernels, at a cost in speed
     seed: int = 0  # of weights, order, crops and mixing
     val_every_epochs: int = 1  # validate after every so many epochs, and at the end
+    patience: int = field(default=0, metadata=ADDED)  # stop after so many validations without a better top-1; 0 = never
     val_batch_size: int = field(default=256, metadata=OPERATIONAL)  # images per device
     log_every_steps: int = field(default=20, metadata=OPERATIONAL)  # steps between console lines and finite checks
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = field(default=ScheduleConfig(), metadata=ADDED)
+    average: AverageConfig = field(default=AverageConfig(), metadata=ADDED)
     regularize: RegularizeConfig = RegularizeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
@@ -135,165 +182,3 @@ class Config:
     def resolutions(self) -> frozenset[int]:
         """Training pixels of all epochs."""
         return frozenset(self.resolution_at(epoch) for epoch in range(self.epochs))
-
-    def validate(self) -> Config:
-        """Return this config. Raises UserError with the first value that breaks a rule, and the rule."""
-        for option, value, holds, rule in rules_of(self):
-            if not holds:
-                raise UserError(f"{option} is {value}: it must be {rule}; pass another value for {option}")
-        self.grad_accum_steps(1)  # if one device cannot share out the batch, more cannot either
-        return self
-
-
-Rule = tuple[str, object, bool, str]  # an option, its value, whether its rule holds, and the rule
-
-
-def rules_of(config: Config) -> list[Rule]:
-    """What the values of a config must be."""
-    rules = [*general_rules(config), *data_rules(config.data), *optim_rules(config.optim)]
-    return [*rules, *regularize_rules(config.regularize), *pixel_rules(config.data), *stem_rules(config)]
-
-
-def general_rules(config: Config) -> list[Rule]:
-    seconds, strict = config.checkpoint.every_seconds, config.compile_strict
-    return [
-        ("--epochs", config.epochs, config.epochs >= 1, "at least 1"),
-        ("--global-batch-size", config.global_batch_size, config.global_batch_size >= 1, "at least 1"),
-        ("--device-batch-size", config.device_batch_size, config.device_batch_size >= 1, "at least 1"),
-        ("--val-every-epochs", config.val_every_epochs, config.val_every_epochs >= 1, "at least 1"),
-        ("--val-batch-size", config.val_batch_size, config.val_batch_size >= 1, "at least 1"),
-        ("--log-every-steps", config.log_every_steps, config.log_every_steps >= 1, "at least 1"),
-        ("--compile-strict", strict, config.compile or not strict, "off without --compile"),
-        *fused_norm_rules(config),
-        ("--seed", config.seed, 0 <= config.seed < 2**63, "0 to 2^63-1"),
-        ("--model.num-classes", config.model.num_classes, config.model.num_classes >= 2, "at least 2"),
-        ("--checkpoint.every-seconds", seconds, seconds > 0, "positive"),
-    ]
-
-
-def fused_norm_rules(config: Config) -> list[Rule]:
-    option, value, off = "--fused-norm", config.fused_norm, not config.fused_norm
-    is_resnet = config.model.name.startswith(("resnet", "resnext", "wide_resnet"))
-    return [
-        (option, value, off or not config.compile, "off with --compile, which fuses these layers itself"),
-        (option, value, off or config.channels_last, "off with --no-channels-last: its kernels want that layout"),
-        (option, value, off or is_resnet, f"off with --model.name {config.model.name}: it is made for ResNets"),
-    ]
-
-
-def data_rules(data: DataConfig) -> list[Rule]:
-    sides, scale, ratio = data.train_sides, data.crop_scale, data.crop_ratio
-    return [
-        ("--data.workers", data.workers, data.workers >= 0, "at least 0 (0 = one per core)"),
-        ("--data.val-crop", data.val_crop, data.val_crop <= data.val_resize, f"≤ val_resize={data.val_resize}"),
-        ("--data.flip-probability", data.flip_probability, 0 <= data.flip_probability <= 1, "0 to 1"),
-        ("--data.quality", data.quality, 1 <= data.quality <= 95, "1 to 95"),
-        ("--data.train-sides", sides, len(set(sides)) == len(sides) > 0, "one or several different short sides"),
-        ("--data.crop-scale", scale, 0 < scale[0] <= scale[1] <= 1, "0 < low ≤ high ≤ 1"),
-        ("--data.crop-ratio", ratio, 0 < ratio[0] <= ratio[1] < math.inf, "0 < low ≤ high"),
-        ("--data.std", data.std, all(0 < value < math.inf for value in data.std), "three positive numbers"),
-    ]
-
-
-def optim_rules(optim: OptimConfig) -> list[Rule]:
-    return [
-        ("--optim.weight-decay", optim.weight_decay, 0 <= optim.weight_decay < math.inf, "at least 0 (0 = none)"),
-        ("--optim.nesterov", optim.nesterov, optim.momentum > 0 or not optim.nesterov, "off without momentum"),
-        ("--optim.div", optim.div, 0 < optim.div < math.inf, "positive"),
-        ("--optim.final-div", optim.final_div, 0 < optim.final_div < math.inf, "positive"),
-        ("--optim.pct-start", optim.pct_start, 0 < optim.pct_start < 1, "between 0 and 1, both excluded"),
-        ("--optim.peak-lr", optim.peak_lr, 0 < optim.peak_lr < math.inf, "positive"),
-        ("--optim.momentum", optim.momentum, 0 <= optim.momentum < 1, "0 to below 1"),
-    ]
-
-
-def regularize_rules(reg: RegularizeConfig) -> list[Rule]:
-    erasing = reg.erasing_probability
-    return [
-        ("--regularize.label-smoothing", reg.label_smoothing, 0 <= reg.label_smoothing < 1, "0 to below 1"),
-        ("--regularize.ema-decay", reg.ema_decay, 0 <= reg.ema_decay < 1, "0 (off) to below 1"),
-        ("--regularize.mixup-alpha", reg.mixup_alpha, 0 <= reg.mixup_alpha < math.inf, "at least 0 (0 = off)"),
-        ("--regularize.cutmix-alpha", reg.cutmix_alpha, 0 <= reg.cutmix_alpha < math.inf, "at least 0 (0 = off)"),
-        ("--regularize.rand-ops", reg.rand_ops, reg.rand_ops >= 1, "at least 1"),
-        ("--regularize.rand-magnitude", reg.rand_magnitude, 0 <= reg.rand_magnitude <= 30, "0 to 30"),
-        ("--regularize.erasing-probability", erasing, 0 <= erasing <= 1, "0 (off) to 1"),
-    ]
-
-
-def pixel_rules(data: DataConfig) -> list[Rule]:
-    # The networks shrink an image 32 times. For smaller images, bf16 gradients of the last stage are garbage on a CPU,
-    # and sometimes NaN (measured at 16 px with torch 2.15: in 13 of 45 short runs).
-    least = [
-        ("--data.resolution", data.resolution, 32),
-        ("--data.start-resolution", data.start_resolution, 32),
-        ("--data.val-crop", data.val_crop, 32),
-        *(("--data.train-sides", side, 8) for side in data.train_sides),
-        ("--data.val-side", data.val_side, 8),
-        ("--data.resolution-multiple", data.resolution_multiple, 1),
-    ]
-    return [(option, pixels, low <= pixels <= 2048, f"{low} to 2048 pixels") for option, pixels, low in least]
-
-
-def stem_rules(config: Config) -> list[Rule]:
-    data, rule = config.data, "even with --model.blocked-stem, which takes pixels in blocks of 2x2"
-    sizes = [
-        ("--data.resolution", data.resolution),
-        ("--data.start-resolution", data.start_resolution),
-        ("--data.val-crop", data.val_crop),
-        ("--data.resolution-multiple", data.resolution_multiple),
-    ]
-    return [(option, size, size % 2 == 0, rule) for option, size in sizes if config.model.blocked_stem]
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """The tree as plain JSON values."""
-    return dataclasses.asdict(config)
-
-
-def from_json(kind: Any, value: Any, path: str = "") -> Any:
-    """Build `kind` from JSON values. An unknown, missing or mistyped field raises UserError with its path."""
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints, known = get_type_hints(kind), {f.name for f in dataclasses.fields(kind)}
-        needed = {f.name for f in dataclasses.fields(kind) if not f.metadata.get("added")}
-        if not isinstance(value, dict) or not needed <= set(value) <= known:
-            odd = sorted(set(value) - known | needed - set(value)) if isinstance(value, dict) else value
-            raise UserError(
-                f"config {path or 'root'}: fields {odd} are unknown or missing: it was written by another version "
-                "of resnet-spot; use that version, or start a new run (RUN=another-name)"
-            )
-        return kind(**{name: from_json(hints[name], value[name], f"{path}.{name}".lstrip(".")) for name in value})
-    if get_origin(kind) is tuple and isinstance(value, list | tuple):
-        kinds = get_args(kind)
-        kinds = kinds[:1] * len(value) if kinds[1:] == (...,) else kinds
-        if len(kinds) == len(value):
-            return tuple(from_json(k, v, f"{path}[]") for k, v in zip(kinds, value, strict=True))
-    if get_origin(kind) is Literal and value in get_args(kind):
-        return value
-    if kind is float and (isinstance(value, float) or (type(value) is int and abs(value) < 1 << 63)):
-        return float(value)
-    if isinstance(kind, type) and type(value) is kind:
-        return value
-    raise UserError(f"config {path}={value!r} is not a {kind}: fix the file or start a new run (RUN=another-name)")
-
-
-def flatten(config: Any, *, operational: bool = True, prefix: str = "") -> dict[str, Any]:
-    """The values by dotted name, with or without the operational fields."""
-    flat: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value, name = getattr(config, f.name), prefix + f.name
-        if dataclasses.is_dataclass(value):
-            flat |= flatten(value, operational=operational, prefix=f"{name}.")
-        elif operational or not f.metadata.get("operational"):
-            flat[name] = value
-    return flat
-
-
-def config_hash(config: Config) -> str:
-    """A hash of what is computed: operational fields do not count."""
-    return hashlib.sha256(json.dumps(flatten(config, operational=False), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def differences(old: Config, new: Config) -> list[str]:
-    """`optim.peak_lr: 0.1 -> 0.2` for every field that changes what is computed."""
-    before, after = flatten(old, operational=False), flatten(new, operational=False)
-    return [f"{name}: {before[name]!r} -> {after[name]!r}" for name in before if before[name] != after[name]]

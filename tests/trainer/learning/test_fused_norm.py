@@ -17,6 +17,7 @@ from trainer.learning.device import check_device
 from trainer.learning.fused_norm import fuse_norms
 from trainer.learning.state import make_state
 from trainer.recipes.config import Config, ModelConfig
+from trainer.recipes.rules import checked
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -57,10 +58,10 @@ def test_another_network_is_no_resnet() -> None:
     ],
 )
 def test_what_does_not_go_together_is_refused(options: dict, reason: str) -> None:
-    Config(fused_norm=True).validate()
-    Config(**options).validate()
+    checked(Config(fused_norm=True))
+    checked(Config(**options))
     with pytest.raises(UserError, match=re.escape(reason)):
-        Config(fused_norm=True, **options).validate()
+        checked(Config(fused_norm=True, **options))
 
 
 def test_a_machine_that_cannot_run_the_kernels_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ import pytest
 from tests import PATIENCE
 from trainer.contract import Exit
 from trainer.recipes.command_line import command_line
-from trainer.recipes.config import Config, flatten
+from trainer.recipes.config import Config
+from trainer.recipes.fields import flatten
 from trainer.recipes.named import RECIPES, default_data
+from trainer.recipes.rules import checked
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
@@ -54,7 +56,7 @@ def test_finetune_starts_from_v1_by_option() -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_is_valid_and_bears_its_name(recipe: str) -> None:
     config = RECIPES[recipe]()
-    assert config.validate() is config
+    assert checked(config) is config
     assert config.recipe == recipe
     assert config.grad_accum_steps(1) >= 1
     assert command_line("train", [recipe]) == config

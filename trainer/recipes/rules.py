@@ -1,0 +1,201 @@
+"""What the values of a config must be. Each rule names its option, the value, and what it must be.
+
+torch is not imported here.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+from trainer.contract import UserError
+from trainer.recipes.config import AverageConfig, Config, DataConfig
+
+Rule = tuple[str, object, bool, str]  # an option, its value, whether its rule holds, and the rule
+
+
+def checked(config: Config) -> Config:
+    """Return this config. Raises UserError with the first value that breaks a rule, and the rule."""
+    for option, value, holds, rule in rules_of(config):
+        if not holds:
+            raise UserError(f"{option} is {value}: it must be {rule}; pass another value for {option}")
+    config.grad_accum_steps(1)  # if one device cannot share out the batch, more cannot either
+    return config
+
+
+def rules_of(config: Config) -> list[Rule]:
+    """What the values of a config must be."""
+    rules = [*general_rules(config), *model_rules(config), *data_rules(config.data), *optim_rules(config)]
+    rules += [*schedule_rules(config), *average_rules(config.average, config), *regularize_rules(config)]
+    return [*rules, *pixel_rules(config.data), *stem_rules(config)]
+
+
+def general_rules(config: Config) -> list[Rule]:
+    seconds, strict = config.checkpoint.every_seconds, config.compile_strict
+    return [
+        ("--epochs", config.epochs, config.epochs >= 1, "at least 1"),
+        ("--global-batch-size", config.global_batch_size, config.global_batch_size >= 1, "at least 1"),
+        ("--device-batch-size", config.device_batch_size, config.device_batch_size >= 1, "at least 1"),
+        ("--val-every-epochs", config.val_every_epochs, config.val_every_epochs >= 1, "at least 1"),
+        ("--val-batch-size", config.val_batch_size, config.val_batch_size >= 1, "at least 1"),
+        ("--log-every-steps", config.log_every_steps, config.log_every_steps >= 1, "at least 1"),
+        ("--compile-strict", strict, config.compile or not strict, "off without --compile"),
+        *fused_norm_rules(config),
+        ("--seed", config.seed, 0 <= config.seed < 2**63, "0 to 2^63-1"),
+        ("--patience", config.patience, config.patience >= 0, "at least 0 (0 = train to the end)"),
+        ("--checkpoint.every-seconds", seconds, seconds > 0, "positive"),
+    ]
+
+
+def model_rules(config: Config) -> list[Rule]:
+    model = config.model
+    classes, depth, blurs = model.num_classes, model.stochastic_depth, model.blur_pool != "none"
+    return [
+        ("--model.num-classes", classes, classes == 0 or classes >= 2, "at least 2 (0 = as many as the data has)"),
+        ("--model.stochastic-depth", depth, 0 <= depth < 1, "0 (off) to below 1"),
+        ("--model.blur-pool", model.blur_pool, is_resnet(config) or not blurs, f"none with --model.name {model.name}"),
+        ("--model.blocked-stem", model.blocked_stem, not (blurs and model.blocked_stem), "off with --model.blur-pool"),
+    ]
+
+
+def is_resnet(config: Config) -> bool:
+    return config.model.name.startswith(("resnet", "resnext", "wide_resnet"))
+
+
+def fused_norm_rules(config: Config) -> list[Rule]:
+    option, value, off = "--fused-norm", config.fused_norm, not config.fused_norm
+    return [
+        (option, value, off or not config.compile, "off with --compile, which fuses these layers itself"),
+        (option, value, off or config.channels_last, "off with --no-channels-last: its kernels want that layout"),
+        (option, value, off or is_resnet(config), f"off with --model.name {config.model.name}: it is made for ResNets"),
+    ]
+
+
+def data_rules(data: DataConfig) -> list[Rule]:
+    sides, scale, ratio = data.train_sides, data.crop_scale, data.crop_ratio
+    return [
+        ("--data.workers", data.workers, data.workers >= 0, "at least 0 (0 = one per core)"),
+        ("--data.val-crop", data.val_crop, data.val_crop <= data.val_resize, f"≤ val_resize={data.val_resize}"),
+        ("--data.repeats", data.repeats, data.repeats >= 1, "at least 1"),
+        ("--data.repeats", data.repeats, data.repeats == 1 or data.sampling == "shuffled", "1 with balanced sampling"),
+        ("--data.flip-probability", data.flip_probability, 0 <= data.flip_probability <= 1, "0 to 1"),
+        ("--data.quality", data.quality, 1 <= data.quality <= 95, "1 to 95"),
+        ("--data.train-sides", sides, len(set(sides)) == len(sides) > 0, "one or several different short sides"),
+        ("--data.crop-scale", scale, 0 < scale[0] <= scale[1] <= 1, "0 < low ≤ high ≤ 1"),
+        ("--data.crop-ratio", ratio, 0 < ratio[0] <= ratio[1] < math.inf, "0 < low ≤ high"),
+        ("--data.std", data.std, all(0 < value < math.inf for value in data.std), "three positive numbers"),
+    ]
+
+
+def optim_rules(config: Config) -> list[Rule]:
+    optim, fp16 = config.optim, config.precision == "fp16"
+    betas, multiplier, decay, stages = optim.betas, optim.head_lr_multiplier, optim.layer_decay, optim.freeze_stages
+    return [
+        ("--optim.name", optim.name, not (optim.name == "lamb" and fp16), "sgd or adamw with --precision fp16"),
+        ("--optim.betas", betas, all(0 <= beta < 1 for beta in betas), "two numbers, 0 to below 1"),
+        ("--optim.eps", optim.eps, 0 < optim.eps < math.inf, "positive"),
+        ("--optim.weight-decay", optim.weight_decay, 0 <= optim.weight_decay < math.inf, "at least 0 (0 = none)"),
+        ("--optim.decoupled-decay", optim.decoupled_decay, optim.name == "sgd" or not optim.decoupled_decay,
+         f"off with --optim.name {optim.name}, which has a decay of its own"),
+        ("--optim.clip-norm", optim.clip_norm, 0 <= optim.clip_norm < math.inf, "at least 0 (0 = off)"),
+        ("--optim.head-lr-multiplier", multiplier, 0 < multiplier < math.inf, "positive"),
+        ("--optim.layer-decay", decay, 0 < decay <= 1, "above 0, at most 1 (1 = all alike)"),
+        ("--optim.freeze-stages", stages, stages >= 0, "at least 0 (0 = none)"),
+        ("--optim.nesterov", optim.nesterov, optim.momentum > 0 or not optim.nesterov, "off without momentum"),
+        ("--optim.div", optim.div, 0 < optim.div < math.inf, "positive"),
+        ("--optim.final-div", optim.final_div, 0 < optim.final_div < math.inf, "positive"),
+        ("--optim.pct-start", optim.pct_start, 0 < optim.pct_start < 1, "between 0 and 1, both excluded"),
+        ("--optim.peak-lr", optim.peak_lr, 0 < optim.peak_lr < math.inf, "positive"),
+        ("--optim.momentum", optim.momentum, 0 <= optim.momentum < 1, "0 to below 1"),
+    ]  # fmt: skip
+
+
+def schedule_rules(config: Config) -> list[Rule]:
+    schedule, epochs = config.schedule, config.epochs
+    kind, warmup, cooldown, drops = (
+        schedule.kind,
+        schedule.warmup_epochs,
+        schedule.cooldown_epochs,
+        schedule.decay_epochs,
+    )
+    is_step, is_constant, rest = kind == "step", kind == "constant", epochs - warmup
+    return [
+        ("--schedule.warmup-epochs", warmup, 0 <= warmup < epochs, f"0 to below --epochs {epochs}"),
+        ("--schedule.kind", kind, kind != "one_cycle" or not warmup, "another one with a warm-up; OneCycle has one"),
+        ("--schedule.warmup-start", schedule.warmup_start, 0 <= schedule.warmup_start <= 1, "a share, 0 to 1"),
+        ("--schedule.final-share", schedule.final_share, 0 <= schedule.final_share <= 1, "a share, 0 to 1"),
+        ("--schedule.decay-epochs", drops, not drops or is_step, "given with --schedule.kind step alone"),
+        ("--schedule.decay-epochs", drops, bool(drops) or not is_step, "one or several epochs"),
+        ("--schedule.decay-epochs", drops, not drops or rises((0, *drops, epochs)),
+         f"rising epochs above 0 and below --epochs {epochs}"),
+        ("--schedule.decay-factor", schedule.decay_factor, 0 < schedule.decay_factor <= 1, "above 0, at most 1"),
+        ("--schedule.cooldown-epochs", cooldown, 0 <= cooldown <= rest, f"0 to {rest:g}, the epochs after the warm-up"),
+        ("--schedule.cooldown-epochs", cooldown, is_constant or not cooldown, "0 unless --schedule.kind is constant"),
+    ]  # fmt: skip
+
+
+def rises(numbers: tuple[int, ...]) -> bool:
+    return all(before < after for before, after in pairwise(numbers))
+
+
+def average_rules(average: AverageConfig, config: Config) -> list[Rule]:
+    half, start, late, decay = (
+        average.half_life_steps,
+        average.start_epoch,
+        average.late_epochs,
+        config.regularize.ema_decay,
+    )
+    return [
+        ("--average.half-life-steps", half, 0 <= half < math.inf, "at least 0 (0 = off)"),
+        ("--average.half-life-steps", half, not (half and decay), "0 with --regularize.ema-decay: one of them says it"),
+        ("--average.every-steps", average.every_steps, average.every_steps >= 1, "at least 1"),
+        ("--average.start-epoch", start, 0 <= start < config.epochs, f"0 to below --epochs {config.epochs}"),
+        ("--average.late-epochs", late, 0 <= late <= config.epochs, f"0 (off) to --epochs {config.epochs}"),
+    ]
+
+
+def regularize_rules(config: Config) -> list[Rule]:
+    reg, batch = config.regularize, config.device_batch_size
+    erasing, threshold, most = reg.erasing_probability, reg.bce_threshold, 10 if reg.augment == "timm_rand" else 30
+    alone, is_bce = "0 with --device-batch-size 1: there is no other image to mix with", reg.loss != "cross_entropy"
+    return [
+        ("--regularize.bce-threshold", threshold, 0 <= threshold < 1, "0 (off) to below 1"),
+        ("--regularize.bce-threshold", threshold, is_bce or not threshold, "0 with --regularize.loss cross_entropy"),
+        ("--regularize.label-smoothing", reg.label_smoothing, 0 <= reg.label_smoothing < 1, "0 to below 1"),
+        ("--regularize.ema-decay", reg.ema_decay, 0 <= reg.ema_decay < 1, "0 (off) to below 1"),
+        ("--regularize.mixup-alpha", reg.mixup_alpha, 0 <= reg.mixup_alpha < math.inf, "at least 0 (0 = off)"),
+        ("--regularize.mixup-alpha", reg.mixup_alpha, batch > 1 or not reg.mixup_alpha, alone),
+        ("--regularize.cutmix-alpha", reg.cutmix_alpha, 0 <= reg.cutmix_alpha < math.inf, "at least 0 (0 = off)"),
+        ("--regularize.cutmix-alpha", reg.cutmix_alpha, batch > 1 or not reg.cutmix_alpha, alone),
+        ("--regularize.rand-ops", reg.rand_ops, reg.rand_ops >= 1, "at least 1"),
+        ("--regularize.rand-magnitude", reg.rand_magnitude, 0 <= reg.rand_magnitude <= most, f"0 to {most}"),
+        ("--regularize.rand-std", reg.rand_std, 0 <= reg.rand_std < math.inf, "at least 0"),
+        ("--regularize.rand-std", reg.rand_std, reg.augment == "timm_rand" or not reg.rand_std,
+         "0 unless --regularize.augment is timm_rand"),
+        ("--regularize.erasing-probability", erasing, 0 <= erasing <= 1, "0 (off) to 1"),
+    ]  # fmt: skip
+
+
+def pixel_rules(data: DataConfig) -> list[Rule]:
+    # The networks shrink an image 32 times. For smaller images, bf16 gradients of the last stage are garbage on a CPU,
+    # and sometimes NaN (measured at 16 px with torch 2.15: in 13 of 45 short runs).
+    least = [
+        ("--data.resolution", data.resolution, 32),
+        ("--data.start-resolution", data.start_resolution, 32),
+        ("--data.val-crop", data.val_crop, 32),
+        *(("--data.train-sides", side, 8) for side in data.train_sides),
+        ("--data.val-side", data.val_side, 8),
+        ("--data.resolution-multiple", data.resolution_multiple, 1),
+    ]
+    return [(option, pixels, low <= pixels <= 2048, f"{low} to 2048 pixels") for option, pixels, low in least]
+
+
+def stem_rules(config: Config) -> list[Rule]:
+    data, rule = config.data, "even with --model.blocked-stem, which takes pixels in blocks of 2x2"
+    sizes = [
+        ("--data.resolution", data.resolution),
+        ("--data.start-resolution", data.start_resolution),
+        ("--data.val-crop", data.val_crop),
+        ("--data.resolution-multiple", data.resolution_multiple),
+    ]
+    return [(option, size, size % 2 == 0, rule) for option, size in sizes if config.model.blocked_stem]
