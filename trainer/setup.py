@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from trainer.checkpoint.line import list_manifests, read_lease
-from trainer.checkpoint.restore import DamagedError, Restored, read_manifest, restore, show_digest
+from trainer.checkpoint.restore import Restored, restore, show_digest
 from trainer.checkpoint.saver import Checkpointer
 from trainer.contract import Phase, RefusedError, RunEnv, UserError, checkpoint_key, run_key
-from trainer.data.format import INDEX, Copies, Index, read_index
+from trainer.data.format import Copies, Index, read_index
 from trainer.data.reading.loader import Batch, Loader, train_jobs
 from trainer.data.reading.split import PreparedSplit
 from trainer.data.stage import stage
@@ -26,11 +26,11 @@ from trainer.learning.schedule import Clock
 from trainer.learning.state import State, make_state
 from trainer.learning.world import World, agree, barrier
 from trainer.manifest import data_key
-from trainer.origin import identity
+from trainer.origin import check_config, check_data, identity, lack_of, read_config
 from trainer.process.channel import Channel, attempt_dir
 from trainer.process.interruption import Interruption
 from trainer.recipes.config import Config
-from trainer.recipes.fields import differences, from_json, to_json
+from trainer.recipes.fields import to_json
 from trainer.recipes.named import default_data
 from trainer.store import ObjectStore, may_pass, naming_the_fix, open_store
 from trainer.store.retry import patiently
@@ -39,9 +39,7 @@ from trainer.telemetry.metrics import MetricsWriter
 from trainer.telemetry.status import Status
 from trainer.telemetry.step_log import StepLog
 from trainer.text import show_bytes, tell
-from trainer.values import parse_object
 
-ADD_SHA256 = f"delete {INDEX} where it was prepared, then run `make prepare` for it again"
 CHECKPOINTS_AT_ONCE = 4  # the newest, the one before, the best, and the one that is written
 
 
@@ -88,73 +86,18 @@ def stage_data(config: Config, env: RunEnv, world: World, status: Status, tell: 
     barrier(world)
     if world.local_rank != 0:
         folder = fetch()
-    found = Data(folder, read_index(folder))
-    if (classes := len(found.index.classes)) != config.model.num_classes:
+    return Data(folder, read_index(folder))
+
+
+def resolved(config: Config, data: Data) -> Config:
+    """The config with as many outputs as the data has classes. Raises UserError where another number was given."""
+    classes, given = len(data.index.classes), config.model.num_classes
+    if given not in (0, classes):
         raise UserError(
-            f"--model.num-classes is {config.model.num_classes}, but {data!r} has {classes} classes: they must be "
-            f"equal; pass --model.num-classes {classes}"
+            f"--model.num-classes is {given}, but {data.index.name!r} has {classes} classes: they must be "
+            f"equal; pass --model.num-classes {classes}, or leave the option out"
         )
-    return found
-
-
-def read_config(store: ObjectStore, run_id: str, newest: str) -> dict[str, Any]:
-    """The config that the run's newest checkpoint was trained with, as JSON.
-
-    `config.json` may be younger: it is that of the last start, which may have saved nothing.
-    """
-    try:
-        config: dict[str, Any] = read_manifest(store, run_id, newest)["config"]
-    except DamagedError:
-        key = run_key(run_id, "config.json")
-        try:
-            config = parse_object(store.get(key))
-        except ValueError as error:
-            raise RefusedError(
-                f"{store.describe(newest)} is damaged, and {store.describe(key)} is no config ({error}): put there the "
-                "config of a manifest that is whole, which `make checkpoints` lists"
-            ) from error
-    return config
-
-
-def check_config(before: dict[str, Any], run_id: str, config: Config) -> list[str]:
-    """A run continues with the config that it began with; RefusedError shows the difference, unless it is asked for.
-
-    Returns the differences.
-    """
-    changed = differences(from_json(Config, before), config)
-    if changed and not config.checkpoint.accept_changes:
-        raise RefusedError(
-            f"run {run_id!r} was started with another config ({'; '.join(changed)}): repeat its options, "
-            "or start a new run (RUN=another-name), or ask for the change: --checkpoint.accept-changes"
-        )
-    return changed
-
-
-def lack_of(data: Data) -> str:
-    """A line about shards without SHA-256; "" where all have it."""
-    if data.index.sha256:
-        return ""
-    return (
-        f"{data.folder} was prepared by an older version, without SHA-256: its shards are compared by CRC-32, "
-        f"which finds accidents and no forgery; to add SHA-256, {ADD_SHA256}"
-    )
-
-
-def check_data(restored: Restored, data: Data) -> None:
-    """A run continues on the data that it began with, or RefusedError is raised."""
-    found = restored.manifest["data"]
-    known_by = "sha256" if found.get("sha256") else "fingerprint"  # which older checkpoints have alone
-    before, now = found.get(known_by, ""), getattr(data.index, known_by)
-    if before != now:
-        commit = found.get("commit", "")  # older checkpoints have none
-        same = (
-            f"name the same data (commit {commit} of the hub: DATA=<id>@{commit})" if commit else "name the same data"
-        )
-        raise RefusedError(
-            f"the checkpoint {restored.key} was trained on data {before}, and {data.folder} is "
-            f"{now or f'of an older version, without SHA-256 ({ADD_SHA256})'}: {same}, or start a new run "
-            "(RUN=another-name)"
-        )
+    return replace(config, model=replace(config.model, num_classes=classes))
 
 
 def check_room(store: ObjectStore, run_id: str, checkpoint_bytes: int) -> None:
@@ -223,6 +166,7 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     status.enter(Phase.STAGING)
     tell = partial(_tell_waiting, status, world)
     data = stage_data(config, env, world, status, tell)
+    config = resolved(config, data)
     images = data.index.splits["train"].images
     clock = Clock.of(config, images)
     config.grad_accum_steps(world.size)
@@ -230,7 +174,7 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     console = Console(clock.total_steps, clock.steps_per_epoch, speaks=world.is_main)
     resources.enter_context(closing(console))
     read = partial(patiently, f"the store {store.uri}", tell=tell)
-    if lack := lack_of(data):
+    if lack := lack_of(data.folder, data.index):
         console.say(lack)
     if manifests := read(lambda: list_manifests(store, env.run_id)[1]):  # refused before the run is taken
         check_config(read(lambda: read_config(store, env.run_id, manifests[0])), env.run_id, config)
@@ -278,7 +222,7 @@ def _continue(
 ) -> None:
     """Go on from a checkpoint, whose tensors are restored already. Raises RefusedError."""
     changed = check_config(restored.manifest["config"], env.run_id, config)  # of what was restored
-    check_data(restored, data)
+    check_data(restored, data.folder, data.index)
     state.load_counters(restored.counters)
     console.say(f"continuing run {env.run_id!r} from step {state.step} of {clock.total_steps}")
     console.say(f"its checkpoint has {show_digest(restored.sha256, is_vouched=restored.is_vouched)}")

@@ -53,7 +53,7 @@ class StandInData:
         self.splits = {"train": StandInSplit("train", TRAIN_IMAGES), "val": StandInSplit("val", VAL_IMAGES)}
         self.index = SimpleNamespace(
             splits={name: SimpleNamespace(images=len(split)) for name, split in self.splits.items()},
-            source=None,
+            source=None, classes=tuple(map(str, range(CLASSES))),
             name="stand-in", version="1", fingerprint="f", sha256="0" * 64,
         )  # fmt: skip
         self.folder = Path("stand-in")

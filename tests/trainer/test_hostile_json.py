@@ -17,7 +17,7 @@ import torch
 
 from tests.checkpoints import RUN, commit, file_of, owner, owning, same, state
 from tests.hostile import BODIES, forgeries
-from trainer import checkpoints, setup
+from trainer import checkpoints, origin
 from trainer.checkpoint.restore import DamagedError, restore, tensors_of
 from trainer.contract import (
     HEAD_FILE,
@@ -213,7 +213,7 @@ def test_a_forged_config_is_refused_or_means_what_it_says() -> None:
     for body in forgeries(to_json(CONFIG)):
         with suppress(ValueError):
             found = parse_json(body)
-            assert not setup.check_config(found, RUN, CONFIG)
+            assert not origin.check_config(found, RUN, CONFIG)
             assert config_hash(from_json(Config, found)) == config_hash(CONFIG)
             read = json.loads(json.dumps(to_json(from_json(Config, found))))
             assert read == complete(Config, found)
@@ -224,7 +224,7 @@ def test_a_config_that_is_none_is_no_config_to_continue_with(store: ObjectStore)
     for body in BODIES:
         store.put(run_key(RUN, "config.json"), body)
         with pytest.raises(UserError, match=r"config\.json is no config|fields .* are unknown or missing"):
-            setup.check_config(setup.read_config(store, RUN, manifest_key(RUN, 2, 1)), RUN, CONFIG)
+            origin.check_config(origin.read_config(store, RUN, manifest_key(RUN, 2, 1)), RUN, CONFIG)
 
 
 def test_a_forged_index_or_note_of_a_shard_is_damaged() -> None:

@@ -24,7 +24,7 @@ def digits() -> Config:
         device_batch_size=32,
         precision="fp32",
         log_every_steps=22,
-        model=ModelConfig(name="resnet18", num_classes=10),
+        model=ModelConfig(name="resnet18", num_classes=0),
         data=DataConfig(
             resolution=32, start_resolution=32, val_resize=32, val_crop=32,
             crop_scale=(0.7, 1.0), flip_probability=0.0,
@@ -47,7 +47,7 @@ def finetune() -> Config:
         global_batch_size=512,
         device_batch_size=128,
         device="cuda",
-        model=ModelConfig(weights="IMAGENET1K_V2"),
+        model=ModelConfig(num_classes=0, weights="IMAGENET1K_V2"),
         optim=OptimConfig(peak_lr=0.002, weight_decay=1e-4, div=25.0, final_div=1e4, pct_start=0.3, anneal="cos"),
         regularize=RegularizeConfig(label_smoothing=0.1),
     )

@@ -18,7 +18,7 @@ from trainer.checkpoint.restore import Restored
 from trainer.contract import RefusedError, UserError
 from trainer.data.format import INDEX, Index, read_index
 from trainer.data.stage import stage
-from trainer.setup import Data, check_data, lack_of
+from trainer.origin import check_data, lack_of
 from trainer.store import open_store
 
 SHARD = "train-32px-00001.arrow"
@@ -118,27 +118,27 @@ def forged(index: Index, **changes: Any) -> Index:
 
 def test_a_run_goes_on_only_with_the_shards_that_it_began_with(index: Index) -> None:
     folder = Path("data")
-    check_data(begun_on(index), Data(folder, replace(index, name="other", version="v2")))
+    check_data(begun_on(index), folder, replace(index, name="other", version="v2"))
     for other in (forged(index, sha256="0" * 64), forged(index, crc32=5), replace(index, classes=("another",))):
         assert other.fingerprint == index.fingerprint
         with pytest.raises(RefusedError, match=f"trained on data {index.sha256}, and data is {other.sha256}"):
-            check_data(begun_on(index), Data(folder, other))
+            check_data(begun_on(index), folder, other)
 
 
 def test_an_index_that_has_lost_its_sha256_is_refused_to_a_run_that_knows_it(index: Index) -> None:
     with pytest.raises(RefusedError, match=rf"and data is of an older version, without SHA-256 \({FIX}\): name the"):
-        check_data(begun_on(index), Data(Path("data"), forged(index, sha256="")))
+        check_data(begun_on(index), Path("data"), forged(index, sha256=""))
 
 
 def test_a_start_on_shards_without_sha256_says_how_they_get_it(index: Index) -> None:
-    assert lack_of(Data(Path("data"), index)) == ""
-    lack = lack_of(Data(Path("data"), forged(index, sha256="")))
+    assert lack_of(Path("data"), index) == ""
+    lack = lack_of(Path("data"), forged(index, sha256=""))
     assert re.search(rf"^data was prepared .*; to add SHA-256, {FIX}$", lack)
 
 
 def test_a_run_of_an_older_version_goes_on_by_the_fingerprint_alone(index: Index) -> None:
     older = Restored("key", {"data": {"fingerprint": "f"}})
     for data in (index, forged(index, sha256="")):
-        check_data(older, Data(Path("data"), data))
+        check_data(older, Path("data"), data)
         with pytest.raises(RefusedError, match="trained on data f, and data is g"):
-            check_data(older, Data(Path("data"), replace(data, fingerprint="g")))
+            check_data(older, Path("data"), replace(data, fingerprint="g"))

@@ -39,7 +39,7 @@ def help_of(recipe: str) -> str:
 def test_finetune_is_the_run_of_the_brief() -> None:
     config = RECIPES["finetune"]()
     assert config.recipe == "finetune"
-    assert (config.model.name, config.model.weights, config.model.num_classes) == ("resnet50", "IMAGENET1K_V2", 1000)
+    assert (config.model.name, config.model.weights, config.model.num_classes) == ("resnet50", "IMAGENET1K_V2", 0)
     assert (config.device_batch_size, config.grad_accum_steps(1), config.epochs) == (128, 4, 30)
     optim = config.optim
     assert (optim.peak_lr, optim.div, optim.final_div, optim.pct_start, optim.anneal) == (0.002, 25.0, 1e4, 0.3, "cos")
