@@ -25,7 +25,13 @@ def checked(config: Config) -> Config:
 
 def rules_of(config: Config) -> list[Rule]:
     """What the values of a config must be."""
-    rules = [*general_rules(config), *model_rules(config), *data_rules(config.data), *optim_rules(config)]
+    rules = [
+        *general_rules(config),
+        *model_rules(config),
+        *data_rules(config.data),
+        *order_rules(config),
+        *optim_rules(config),
+    ]
     rules += [*schedule_rules(config), *average_rules(config.average, config), *regularize_rules(config)]
     return [*rules, *pixel_rules(config.data), *stem_rules(config)]
 
@@ -76,8 +82,6 @@ def data_rules(data: DataConfig) -> list[Rule]:
     return [
         ("--data.workers", data.workers, data.workers >= 0, "at least 0 (0 = one per core)"),
         ("--data.val-crop", data.val_crop, data.val_crop <= data.val_resize, f"≤ val_resize={data.val_resize}"),
-        ("--data.repeats", data.repeats, data.repeats >= 1, "at least 1"),
-        ("--data.repeats", data.repeats, data.repeats == 1 or data.sampling == "shuffled", "1 with balanced sampling"),
         ("--data.flip-probability", data.flip_probability, 0 <= data.flip_probability <= 1, "0 to 1"),
         ("--data.quality", data.quality, 1 <= data.quality <= 95, "1 to 95"),
         ("--data.train-sides", sides, len(set(sides)) == len(sides) > 0, "one or several different short sides"),
@@ -85,6 +89,18 @@ def data_rules(data: DataConfig) -> list[Rule]:
         ("--data.crop-ratio", ratio, 0 < ratio[0] <= ratio[1] < math.inf, "0 < low ≤ high"),
         ("--data.std", data.std, all(0 < value < math.inf for value in data.std), "three positive numbers"),
     ]
+
+
+def order_rules(config: Config) -> list[Rule]:
+    repeats, batch, weights = config.data.repeats, config.global_batch_size, config.regularize.class_weights
+    is_balanced = config.data.sampling == "balanced"
+    return [
+        ("--data.repeats", repeats, repeats >= 1, "at least 1"),
+        ("--data.repeats", repeats, repeats == 1 or not is_balanced, "1 with balanced sampling"),
+        ("--data.repeats", repeats, repeats < 1 or batch % repeats == 0, f"a divisor of --global-batch-size {batch}"),
+        ("--regularize.class-weights", weights, weights == "none" or not is_balanced,
+         "none with --data.sampling balanced: each of them alone makes the classes equal"),
+    ]  # fmt: skip
 
 
 def optim_rules(config: Config) -> list[Rule]:

@@ -57,6 +57,9 @@ BREAKS = {
     "--regularize.rand-magnitude": Config(regularize=RegularizeConfig(rand_magnitude=31)),
     "--regularize.erasing-probability": Config(regularize=RegularizeConfig(erasing_probability=1.01)),
     "--data.repeats": Config(data=DataConfig(repeats=0)),
+    "--regularize.class-weights": Config(
+        data=DataConfig(sampling="balanced"), regularize=RegularizeConfig(class_weights="balanced")
+    ),
     "--patience": Config(patience=-1),
     "--model.stochastic-depth": Config(model=ModelConfig(stochastic_depth=1.0)),
     "--model.blur-pool": Config(model=ModelConfig(name="vit_b_16", blur_pool="convs")),
@@ -121,6 +124,7 @@ def test_the_blocked_stem_takes_even_sizes_alone(name: str) -> None:
         ),
         (Config(device_batch_size=1, regularize=RegularizeConfig(cutmix_alpha=1)), "cutmix-alpha is 1.*no other"),
         (Config(data=DataConfig(sampling="balanced", repeats=2)), "--data.repeats is 2.*1 with balanced sampling"),
+        (Config(data=DataConfig(repeats=3)), "--data.repeats is 3.*a divisor of --global-batch-size 256"),
         (Config(regularize=RegularizeConfig(augment="timm_rand", rand_magnitude=11)), "rand-magnitude is 11.*0 to 10"),
     ],
 )

@@ -22,7 +22,16 @@ from torch import Tensor
 
 from trainer.data.augment.batch import draws_per_image
 from trainer.data.reading.decode import center_into, crop_into, image_size
-from trainer.data.reading.order import AUGMENT, CROP, CROP_DRAWS, draws, epoch_order, micro_batches, random_resized_crop
+from trainer.data.reading.order import (
+    AUGMENT,
+    CROP,
+    CROP_DRAWS,
+    draws,
+    epoch_visits,
+    image_of,
+    micro_batches,
+    random_resized_crop,
+)
 from trainer.data.reading.split import PreparedSplit
 from trainer.recipes.config import Config
 
@@ -71,25 +80,24 @@ def train_jobs(
     per_epoch = images // config.global_batch_size
     order, order_epoch = np.empty(0, np.int64), -1
     for step in range(first_step, steps):
-        epoch = step // per_epoch
-        if epoch != order_epoch:
-            order, order_epoch = epoch_order(config.seed, epoch, images), epoch
-        pixels = resolution(step)
+        epoch, pixels = step // per_epoch, resolution(step)
         split = open_split(pixels)
-        for indices in micro_batches(order, step % per_epoch, accum, config.device_batch_size, rank, world):
-            yield _train_job(config, split, indices, pixels, epoch)
+        if epoch != order_epoch:
+            order, order_epoch = epoch_visits(config, epoch, split.labels), epoch
+        for visits in micro_batches(order, step % per_epoch, accum, config.device_batch_size, rank, world):
+            yield _train_job(config, split, visits, pixels, epoch)
 
 
-def _train_job(config: Config, split: PreparedSplit, indices: np.ndarray, pixels: int, epoch: int) -> Job:
-    data = config.data
-    uniform = draws(CROP, config.seed, epoch, indices, CROP_DRAWS)
+def _train_job(config: Config, split: PreparedSplit, visits: np.ndarray, pixels: int, epoch: int) -> Job:
+    data, indices = config.data, image_of(visits)
+    uniform = draws(CROP, config.seed, epoch, visits, CROP_DRAWS)
 
     def write(out: np.ndarray, row: int) -> None:
         jpeg = split.jpeg(int(indices[row]))
         size = image_size(jpeg)
         crop_into(out, jpeg, random_resized_crop(uniform[row, 1:].tolist(), *size, data.crop_scale, data.crop_ratio))
 
-    policy = draws(AUGMENT, config.seed, epoch, indices, draws_per_image(config.regularize))
+    policy = draws(AUGMENT, config.seed, epoch, visits, draws_per_image(config.regularize))
     return Job(split, indices, pixels, write, uniform[:, 0] < data.flip_probability, policy)
 
 

@@ -1,6 +1,9 @@
-"""Which images a step sees, and how each is cropped: pure functions of (seed, epoch, index). Nothing to restore.
+"""Which images a step sees, and how each is cropped: pure functions of the seed, the epoch and the labels.
 
-World size, worker count and restarts change none of it. Pixels are not touched here.
+World size, worker count and restarts change none of it, so nothing is restored. Pixels are not touched here.
+
+An epoch is a list of visits. A visit is the number of an image, plus 2^32 for each earlier visit in the epoch. So the
+visits of an image draw different numbers, and where every image comes once, its visit is its number.
 """
 
 from __future__ import annotations
@@ -11,10 +14,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from trainer.recipes.config import Config
+
 ORDER, CROP, MIX, AUGMENT = range(4)  # independent streams of random numbers
 
 ATTEMPTS = 10  # crops that are drawn, as in torchvision, until one fits
 CROP_DRAWS = 1 + 4 * ATTEMPTS  # for each image: one for the flip, then area, aspect, left, top of every attempt
+INDEX_BITS, STREAM_BITS = 32, 8
 
 
 def generator(stream: int, seed: int, major: int, minor: int = 0) -> np.random.Generator:
@@ -22,13 +28,15 @@ def generator(stream: int, seed: int, major: int, minor: int = 0) -> np.random.G
     return np.random.Generator(np.random.Philox(key=np.array([seed, stream << 60 | major << 36 | minor], np.uint64)))
 
 
-def draws(stream: int, seed: int, epoch: int, indices: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.float64]:
-    """(N, count) uniform numbers in [0, 1), of 32 bits; each row a function of (stream, seed, epoch, its index)."""
+def draws(stream: int, seed: int, epoch: int, visits: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.float64]:
+    """(N, count) uniform numbers in [0, 1), of 32 bits; each row a function of (stream, seed, epoch, its visit)."""
     blocks = np.arange(-(-count // 4), dtype=np.uint64)
-    index = np.repeat(indices.astype(np.uint64), len(blocks))
-    same = np.ones_like(index)
-    counters = [index, np.tile(blocks, len(indices)), same * np.uint64(epoch), same * np.uint64(stream)]
-    words = philox(seed, np.stack(counters)).T.reshape(len(indices), -1)[:, :count]
+    index, earlier = (
+        np.repeat(part.astype(np.uint64), len(blocks)) for part in (image_of(visits), visits_before(visits))
+    )
+    same_epoch, streams = np.full_like(index, epoch), np.uint64(stream) | earlier << np.uint64(STREAM_BITS)
+    counters = np.stack([index, np.tile(blocks, len(visits)), same_epoch, streams])
+    words = philox(seed, counters).T.reshape(len(visits), -1)[:, :count]
     return words.astype(np.float64) * 2.0**-32
 
 
@@ -47,15 +55,64 @@ def philox(key: int, counter: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return np.stack([c0, c1, c2, c3])
 
 
+def image_of(visits: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The number of each visit's image."""
+    return visits & ((1 << INDEX_BITS) - 1)
+
+
+def visits_before(visits: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How often the image of each visit has come before in the epoch."""
+    return visits >> INDEX_BITS
+
+
+def epoch_visits(config: Config, epoch: int, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The visits of an epoch, one step after the other: int64, at least steps x global_batch_size.
+
+    labels: (images,) int64, of all training images. They decide nothing but what balanced sampling takes.
+    """
+    batch, data = config.global_batch_size, config.data
+    if data.sampling == "balanced":
+        return balanced_visits(config.seed, epoch, labels, len(labels) // batch * batch)
+    if data.repeats > 1:
+        return repeated_visits(config.seed, epoch, len(labels), batch, data.repeats)
+    return epoch_order(config.seed, epoch, len(labels))
+
+
 def epoch_order(seed: int, epoch: int, images: int) -> npt.NDArray[np.int64]:
     """A full random permutation of the training images: (images,) int64."""
     return generator(ORDER, seed, epoch).permutation(images)
 
 
+def balanced_visits(seed: int, epoch: int, labels: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """(count,) int64, in random order: all classes equally often, and all images of a class, each within one.
+
+    A class without images does not count.
+    """
+    rng = generator(ORDER, seed, epoch)
+    shuffled = rng.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    _, sizes = np.unique(labels, return_counts=True)
+    shares = count // len(sizes) + (rng.permutation(len(sizes)) < count % len(sizes))  # visits of each class
+    place = np.arange(count) - np.repeat(shares.cumsum() - shares, shares)  # of a visit among those of its class
+    first, size = np.repeat(sizes.cumsum() - sizes, shares), np.repeat(sizes, shares)  # of its class, in by_class
+    visits: npt.NDArray[np.int64] = by_class[first + place % size] | place // size << INDEX_BITS
+    return visits[rng.permutation(count)]
+
+
+def repeated_visits(seed: int, epoch: int, images: int, batch: int, repeats: int) -> npt.NDArray[np.int64]:
+    """(steps x batch,) int64: each step visits batch / repeats images so often (repeated augmentation, 1902.05509).
+
+    It has all of them once, then all of them again. So neighbours, which mixing blends, are different images.
+    """
+    steps = images // batch
+    distinct = epoch_order(seed, epoch, images)[: steps * batch // repeats].reshape(steps, 1, -1)
+    return (distinct | np.arange(repeats)[:, None] << INDEX_BITS).reshape(-1)
+
+
 def micro_batches(
     order: npt.NDArray[np.int64], step_in_epoch: int, accum: int, batch: int, rank: int, world: int
 ) -> npt.NDArray[np.int64]:
-    """The images of one step for one rank: (accum, batch) int64. The union over ranks depends on the step alone."""
+    """The visits of one step for one rank: (accum, batch) int64. The union over ranks depends on the step alone."""
     size = accum * batch * world
     return order[step_in_epoch * size : (step_in_epoch + 1) * size].reshape(accum, world, batch)[:, rank]
 
