@@ -50,7 +50,7 @@ class Training:
         nn.functional.cross_entropy(logits.float(), self.labels).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.average.update(0.999, self.number)
+        self.average.update(0.999)
 
 
 def mark() -> torch.cuda.Event:

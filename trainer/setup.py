@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trainer.checkpoint.line import list_manifests, read_lease
 from trainer.checkpoint.restore import Restored, restore, show_digest
@@ -22,6 +23,7 @@ from trainer.data.reading.loader import Batch, Loader, train_jobs
 from trainer.data.reading.split import PreparedSplit
 from trainer.data.stage import stage
 from trainer.learning.execution import Execution
+from trainer.learning.loss import balanced_weights
 from trainer.learning.schedule import Clock
 from trainer.learning.state import State, make_state
 from trainer.learning.world import World, agree, barrier
@@ -201,13 +203,21 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     resources.enter_context(closing(checkpointer))
     if world.is_main:
         read(lambda: check_room(store, env.run_id, checkpointer.bytes))
-    execution = Execution.of(config, state, world, console.say)
+    execution = Execution.of(config, state, world, console.say, class_weights(config, data))
     loader = resources.enter_context(_loader(config, data, clock, world, state.step))
     return Run(
         config=config, env=env, world=world, clock=clock, data=data, state=state, execution=execution,
         batches=iter(loader), log=StepLog(world, loader, clock.steps_per_epoch), metrics=metrics,
         checkpointer=checkpointer, console=console, status=status, interruption=interruption, channel=channel,
     )  # fmt: skip
+
+
+def class_weights(config: Config, data: Data) -> Tensor | None:
+    """(classes,) float32 from the training labels, where the config asks for weights."""
+    if config.regularize.class_weights == "none":
+        return None
+    labels = data.open("train", config.data.resolution).labels
+    return balanced_weights(labels, config.model.num_classes)
 
 
 def _tell_waiting(status: Status, world: World, line: str) -> None:

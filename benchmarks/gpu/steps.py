@@ -88,7 +88,9 @@ def ours(
     if compiled is not None:
         execution.net = compiled(execution.eager)
     batches = batches or feed(place, config)
-    settings = Settings(epoch=0.0, lr=LEARNING_RATE, resolution=config.data.resolution)
+    settings = Settings(
+        epoch=0.0, lr=LEARNING_RATE, resolution=config.data.resolution, ema_decay=config.regularize.ema_decay or 1.0
+    )
     return Ours(config, state, lambda: train_step(state, execution, batches, config, settings, world))
 
 

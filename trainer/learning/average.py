@@ -20,12 +20,11 @@ class Average:
         self.counts, self.current_counts = ([pair[i] for pair in counts] for i in (0, 1))
 
     @torch.no_grad()
-    def update(self, decay: float, step: int) -> None:
-        """Move towards the model after step number `step` (from 1): weights and BatchNorm buffers alike.
+    def update(self, decay: float) -> None:
+        """Move towards the model: weights and BatchNorm buffers alike. `schedule.ema_decay` says how far.
 
-        The decay warms up as (1 + step) / (10 + step), so that a young average is not the random start
-        (TensorFlow's ExponentialMovingAverage, `num_updates`).
+        A decay of 0 copies the model bit for bit.
         """
-        torch._foreach_lerp_(self.averaged, self.current, 1.0 - min(decay, (1 + step) / (10 + step)))
+        torch._foreach_lerp_(self.averaged, self.current, 1.0 - decay)
         if self.counts:
             torch._foreach_copy_(self.counts, self.current_counts)

@@ -39,10 +39,20 @@ class Execution:
     update_graph: Graph | None = None
 
     @classmethod
-    def of(cls, config: Config, state: State, world: World, say: Callable[[str], None]) -> Execution:
-        """`say` prints a line for the user. Raises UserError where --cuda-graphs cannot work."""
+    def of(
+        cls,
+        config: Config,
+        state: State,
+        world: World,
+        say: Callable[[str], None],
+        class_weights: Tensor | None = None,
+    ) -> Execution:
+        """`say` prints a line for the user, `class_weights` are `Forward`'s.
+
+        Raises UserError where --cuda-graphs cannot work.
+        """
         check_graphs(config, state, world)
-        eager = wrap(Forward(state.model, config, world.device), world)
+        eager = wrap(Forward(state.model, config, world.device, class_weights), world)
         net = eager
         if config.compile:  # one graph for each resolution: one for all of them is slower, and for good
             torch._dynamo.config.recompile_limit = len(config.resolutions()) + 2

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.data.augment.batch import mix, normalisation, one_hot, to_augmented_input, to_input
 from trainer.data.reading.loader import Batch
 from trainer.learning.evaluation import autocast, forward_dtype, hits
+from trainer.learning.loss import mean_loss
 from trainer.recipes.config import Config
 
 
@@ -44,9 +44,12 @@ def inputs_of(batch: Batch, config: Config, draw: Callable[[], np.random.Generat
 class Forward(nn.Module):
     """Loss and sums of a micro-batch."""
 
-    def __init__(self, model: nn.Module, config: Config, device: torch.device):
+    def __init__(self, model: nn.Module, config: Config, device: torch.device, class_weights: Tensor | None = None):
+        """`class_weights`, (classes,) float32, are given where the config asks for them, and nowhere else."""
         super().__init__()
+        assert (class_weights is None) == (config.regularize.class_weights == "none")
         self.model, self.config = model, config
+        self.class_weights = None if class_weights is None else class_weights.to(device)
         normalisation(config.data.mean, config.data.std, device)  # now: neither compiled nor captured code may copy it
 
     def forward(self, images: Tensor, flips: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,6 +62,6 @@ class Forward(nn.Module):
         with autocast(self.config, images.device):
             logits = self.model(images)
         logits = logits.float()
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.config.regularize.label_smoothing)
+        loss = mean_loss(logits, targets, self.config.regularize, self.class_weights)
         count = loss.new_full((), len(images))
         return loss, torch.stack([loss.detach() * count, *hits(logits.detach(), labels), count])

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from trainer.contract import UserError
-from trainer.recipes.config import Config, OptimConfig
+from trainer.recipes.config import Config, OptimConfig, ScheduleConfig
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Settings:
     epoch: float  # passes over the training images before this step
     lr: float
     resolution: int  # pixels of a side of a training image
+    ema_decay: float = 1.0  # of the EMA after this step: 0 makes it a copy of the weights, 1 leaves it as it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +30,21 @@ class Clock:
     def of(cls, config: Config, images: int) -> Clock:
         """`images` training images; the last images of an epoch that do not fill a step are left out.
 
-        Raises UserError where an epoch has no step at all.
+        Raises UserError where an epoch has no step at all, and where a warm-up leaves none.
         """
         if not (steps_per_epoch := images // config.global_batch_size):
             raise UserError(
                 f"--global-batch-size {config.global_batch_size} is more than the {images} training images: "
                 "an epoch has no step; choose a smaller one"
             )
-        return cls(config=config, steps_per_epoch=steps_per_epoch)
+        clock = cls(config=config, steps_per_epoch=steps_per_epoch)
+        warmup, unit = config.schedule.warmup_epochs, steps_per_epoch if config.schedule.by_epoch else 1
+        if math.ceil(warmup * steps_per_epoch / unit) * unit >= clock.total_steps:
+            raise UserError(
+                f"--schedule.warmup-epochs {warmup:g} takes {warmup * steps_per_epoch:g} of {clock.total_steps} steps: "
+                "no step would have the highest learning rate; choose a shorter warm-up, or more --epochs"
+            )
+        return clock
 
     @property
     def total_steps(self) -> int:
@@ -46,8 +54,9 @@ class Clock:
         """The settings of a step, 0 ≤ step < total_steps. Nothing else computes a learning rate or a resolution."""
         return Settings(
             epoch=step / self.steps_per_epoch,
-            lr=one_cycle_lr(step, self.total_steps, self.config.optim),
+            lr=learning_rate(step, self.steps_per_epoch, self.config),
             resolution=self.resolution(step),
+            ema_decay=ema_decay(step + 1, self.steps_per_epoch, self.config),
         )
 
     def resolution(self, step: int) -> int:
@@ -62,6 +71,32 @@ class Clock:
         """After so many steps: every `val_every_epochs` epochs, and at the end."""
         every = self.steps_per_epoch * self.config.val_every_epochs
         return step == self.total_steps or (step > 0 and step % every == 0)
+
+
+def learning_rate(step: int, steps_per_epoch: int, config: Config) -> float:
+    """Of a step, 0 ≤ step < all steps."""
+    if config.schedule.by_epoch:
+        step -= step % steps_per_epoch
+    if config.schedule.kind == "one_cycle":
+        return one_cycle_lr(step, steps_per_epoch * config.epochs, config.optim)
+    return config.optim.peak_lr * share_of_peak(step / steps_per_epoch, config.epochs, config.schedule)
+
+
+def share_of_peak(epoch: float, epochs: int, schedule: ScheduleConfig) -> float:
+    """Of the highest learning rate, at `epoch` of `epochs`, in every kind of schedule but OneCycle.
+
+    A line up in the warm-up. Then a cosine or a line down to the end, steps down, or nothing but a line at the end.
+    """
+    warmup, start, end = schedule.warmup_epochs, schedule.warmup_start, schedule.final_share
+    if epoch < warmup:
+        return start + (1 - start) * epoch / warmup
+    if schedule.kind == "step":
+        return schedule.decay_factor ** sum(epoch >= drop for drop in schedule.decay_epochs)
+    if schedule.kind == "constant":
+        falling = epoch - (epochs - schedule.cooldown_epochs)
+        return anneal(1.0, end, falling / schedule.cooldown_epochs, "linear") if falling > 0 else 1.0
+    before = 0.0 if schedule.warmup_overlaps else warmup
+    return anneal(1.0, end, (epoch - before) / (epochs - before), "cos" if schedule.kind == "cosine" else "linear")
 
 
 def one_cycle_lr(step: int, total_steps: int, optim: OptimConfig) -> float:
@@ -83,3 +118,23 @@ def anneal(start: float, end: float, share: float, shape: str) -> float:
     if shape == "linear":
         return start + (end - start) * share
     return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+
+def ema_decay(step: int, steps_per_epoch: int, config: Config) -> float:
+    """Of the EMA after step number `step`, from 1: 0 makes it a copy of the weights, 1 leaves it as it is.
+
+    A decay that warms up is (1 + n) / (10 + n) in the n-th update, so that a young average is not the random start
+    (TensorFlow's ExponentialMovingAverage, `num_updates`). One that does not begins as a copy of the first weights.
+    """
+    average = config.average
+    every = average.every_steps
+    begin = math.ceil(average.start_epoch * steps_per_epoch)
+    if not average.warms_up:
+        begin = max(1, begin)
+    if step <= begin:
+        return 0.0 if step == begin or step % every == 0 else 1.0
+    if step % every:
+        return 1.0
+    decay = 2 ** (-every / average.half_life_steps) if average.half_life_steps else config.regularize.ema_decay
+    updates = step // every - begin // every
+    return min(decay, (1 + updates) / (10 + updates)) if average.warms_up else decay

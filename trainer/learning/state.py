@@ -71,7 +71,7 @@ def make_state(config: Config, device: torch.device, *, initialise: bool) -> Sta
         fuse_norms(model)
     return State(
         model=model,
-        average=Average(model) if config.regularize.ema_decay else None,
+        average=Average(model) if config.keeps_ema else None,
         optimizer=make_optimizer(model, config.optim),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         batch_counts=counts,

@@ -38,6 +38,6 @@ def train_step(
     execution.update(settings.lr)
     raise_counts(state.batch_counts, accum)
     state.step += 1
-    if state.average is not None:
-        state.average.update(config.regularize.ema_decay, state.step)
+    if state.average is not None and settings.ema_decay < 1:
+        state.average.update(settings.ema_decay)
     return sums

@@ -103,7 +103,7 @@ class RegularizeConfig:
     rand_magnitude: int = 9  # RandAugment: 0 (weak) to 30, timm's to 10
     rand_std: float = field(default=0.0, metadata=ADDED)  # timm's: deviation of the magnitude
     erasing_probability: float = 0.0  # of erasing a random box (random erasing); 0 = off
-    ema_decay: float = 0.0  # average of weights and BatchNorm buffers, per step; 0 = off
+    ema_decay: float = 0.0  # average of weights and BatchNorm buffers, per update; 0 = off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +153,11 @@ class Config:
     average: AverageConfig = field(default=AverageConfig(), metadata=ADDED)
     regularize: RegularizeConfig = RegularizeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def keeps_ema(self) -> bool:
+        """Whether there is an exponential moving average of the weights."""
+        return bool(self.regularize.ema_decay or self.average.half_life_steps)
 
     def grad_accum_steps(self, world_size: int) -> int:
         """Micro-batches per step and device; UserError unless global = device x world x accumulation exactly."""

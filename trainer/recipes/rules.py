@@ -134,12 +134,17 @@ def schedule_rules(config: Config) -> list[Rule]:
         schedule.cooldown_epochs,
         schedule.decay_epochs,
     )
+    end = schedule.final_share
     is_step, is_constant, rest = kind == "step", kind == "constant", epochs - warmup
     return [
         ("--schedule.warmup-epochs", warmup, 0 <= warmup < epochs, f"0 to below --epochs {epochs}"),
         ("--schedule.kind", kind, kind != "one_cycle" or not warmup, "another one with a warm-up; OneCycle has one"),
         ("--schedule.warmup-start", schedule.warmup_start, 0 <= schedule.warmup_start <= 1, "a share, 0 to 1"),
-        ("--schedule.final-share", schedule.final_share, 0 <= schedule.final_share <= 1, "a share, 0 to 1"),
+        ("--schedule.warmup-start", schedule.warmup_start, bool(warmup or not schedule.warmup_start),
+         "0 without --schedule.warmup-epochs"),
+        ("--schedule.final-share", end, 0 <= end <= 1, "a share, 0 to 1"),
+        ("--schedule.final-share", end, kind in ("cosine", "linear") or not end or cooldown > 0,
+         "0 with --schedule.kind one_cycle (see --optim.final-div), step, and constant without a cool-down"),
         ("--schedule.decay-epochs", drops, not drops or is_step, "given with --schedule.kind step alone"),
         ("--schedule.decay-epochs", drops, bool(drops) or not is_step, "one or several epochs"),
         ("--schedule.decay-epochs", drops, not drops or rises((0, *drops, epochs)),
@@ -155,28 +160,32 @@ def rises(numbers: tuple[int, ...]) -> bool:
 
 
 def average_rules(average: AverageConfig, config: Config) -> list[Rule]:
-    half, start, late, decay = (
-        average.half_life_steps,
-        average.start_epoch,
-        average.late_epochs,
-        config.regularize.ema_decay,
-    )
+    half, start, late = average.half_life_steps, average.start_epoch, average.late_epochs
+    decay, every, ema = config.regularize.ema_decay, average.every_steps, config.keeps_ema
+    alone = "without an EMA (--average.half-life-steps or --regularize.ema-decay)"
     return [
         ("--average.half-life-steps", half, 0 <= half < math.inf, "at least 0 (0 = off)"),
         ("--average.half-life-steps", half, not (half and decay), "0 with --regularize.ema-decay: one of them says it"),
-        ("--average.every-steps", average.every_steps, average.every_steps >= 1, "at least 1"),
+        ("--average.every-steps", every, every >= 1, "at least 1"),
+        ("--average.every-steps", every, ema or every == 1, f"1 {alone}"),
         ("--average.start-epoch", start, 0 <= start < config.epochs, f"0 to below --epochs {config.epochs}"),
+        ("--average.start-epoch", start, ema or not start, f"0 {alone}"),
         ("--average.late-epochs", late, 0 <= late <= config.epochs, f"0 (off) to --epochs {config.epochs}"),
     ]
 
 
 def regularize_rules(config: Config) -> list[Rule]:
     reg, batch = config.regularize, config.device_batch_size
+    smoothing, weighted = reg.label_smoothing, reg.class_weights != "none"
     erasing, threshold, most = reg.erasing_probability, reg.bce_threshold, 10 if reg.augment == "timm_rand" else 30
     alone, is_bce = "0 with --device-batch-size 1: there is no other image to mix with", reg.loss != "cross_entropy"
     return [
         ("--regularize.bce-threshold", threshold, 0 <= threshold < 1, "0 (off) to below 1"),
         ("--regularize.bce-threshold", threshold, is_bce or not threshold, "0 with --regularize.loss cross_entropy"),
+        ("--regularize.bce-threshold", threshold, not threshold or smoothing / 2 <= threshold <= 1 - smoothing,
+         f"{smoothing / 2:g} to {1 - smoothing:g} with --regularize.label-smoothing {smoothing:g}: between its targets"),
+        ("--regularize.class-weights", reg.class_weights, not (weighted and config.data.sampling == "balanced"),
+         "none with --data.sampling balanced: one of them makes the classes equal"),
         ("--regularize.label-smoothing", reg.label_smoothing, 0 <= reg.label_smoothing < 1, "0 to below 1"),
         ("--regularize.ema-decay", reg.ema_decay, 0 <= reg.ema_decay < 1, "0 (off) to below 1"),
         ("--regularize.mixup-alpha", reg.mixup_alpha, 0 <= reg.mixup_alpha < math.inf, "at least 0 (0 = off)"),

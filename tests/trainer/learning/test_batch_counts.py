@@ -28,7 +28,7 @@ def test_statistics_and_counts_are_those_of_torch_in_training_and_in_evaluation(
             images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(10 * step + micro))
             assert torch.equal(ours(images), theirs(images))
         raise_counts(counts, 2)
-        average.update(0.0, step)
+        average.update(0.0)
     assert set(ours.state_dict()) == set(theirs.state_dict())
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[name], tensor), name

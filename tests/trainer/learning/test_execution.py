@@ -63,7 +63,7 @@ class Lab:
     def step(self, pixels: int, lr: float = 0.125) -> Tensor:
         step, config = self.state.step, self.config
         return train_step(
-            self.state, self.execution, self.batches(pixels, step), config, Settings(0, lr, pixels), self.world
+            self.state, self.execution, self.batches(pixels, step), config, Settings(0, lr, pixels, 0.9), self.world
         )
 
     def batches(self, pixels: int, step: int) -> Iterator[Batch]:

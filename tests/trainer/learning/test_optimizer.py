@@ -15,9 +15,9 @@ from torchvision.models.resnet import BasicBlock
 from trainer.learning.average import Average
 from trainer.learning.model import build_model
 from trainer.learning.optimizer import make_optimizer, set_lr
-from trainer.learning.schedule import one_cycle_lr
+from trainer.learning.schedule import ema_decay, one_cycle_lr
 from trainer.learning.state import state_tensors
-from trainer.recipes.config import ModelConfig, OptimConfig
+from trainer.recipes.config import Config, ModelConfig, OptimConfig, RegularizeConfig
 
 
 def small_model(seed: int = 0) -> nn.Module:
@@ -41,7 +41,7 @@ def train_once(model: nn.Module, average: Average, optimizer: torch.optim.SGD, s
     backward(model, step)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    average.update(0.9, step)
+    average.update(0.9)
 
 
 @pytest.mark.parametrize("total", [2, 3, 10, 97, 1000])
@@ -147,6 +147,7 @@ def test_momentum_lies_in_memory_as_its_parameter_does() -> None:
 def test_the_average_follows_its_formula_for_weights_and_batchnorm_statistics() -> None:
     model = small_model()
     average, decay = Average(model), 0.8
+    config = Config(regularize=RegularizeConfig(ema_decay=decay))
     expected = {name: tensor.double() for name, tensor in model.state_dict().items()}
     optimizer = make_optimizer(model, OptimConfig(peak_lr=0.1))
     seen = set()
@@ -157,7 +158,7 @@ def test_the_average_follows_its_formula_for_weights_and_batchnorm_statistics() 
         seen.add(now := min(decay, (1 + step) / (10 + step)))
         for name, tensor in model.state_dict().items():
             expected[name] = now * expected[name] + (1 - now) * tensor.double()
-        average.update(decay, step)
+        average.update(ema_decay(step, 100, config))
         if step == 3:
             three = {name: tensor.clone() for name, tensor in average.model.state_dict().items()}
             expected_of_three = dict(expected)

@@ -86,6 +86,9 @@ BREAKS = {
     "--average.start-epoch": Config(epochs=9, average=AverageConfig(start_epoch=9)),
     "--average.late-epochs": Config(epochs=9, average=AverageConfig(late_epochs=10)),
     "--regularize.bce-threshold": Config(regularize=RegularizeConfig(bce_threshold=0.2)),
+    "--regularize.class-weights": Config(
+        data=DataConfig(sampling="balanced"), regularize=RegularizeConfig(class_weights="balanced")
+    ),
     "--regularize.rand-std": Config(regularize=RegularizeConfig(augment="rand", rand_std=0.5)),
     "--compile-strict": Config(compile_strict=True),
     "--fused-norm": Config(fused_norm=True, compile=True),
@@ -123,6 +126,15 @@ def test_the_blocked_stem_takes_even_sizes_alone(name: str) -> None:
             "mixup-alpha is 0.2.*no other",
         ),
         (Config(device_batch_size=1, regularize=RegularizeConfig(cutmix_alpha=1)), "cutmix-alpha is 1.*no other"),
+        (Config(schedule=ScheduleConfig(kind="cosine", warmup_start=0.1)), "warmup-start is 0.1.*0 without .*warmup-epochs"),
+        (Config(schedule=ScheduleConfig(final_share=0.1)), "final-share is 0.1.*0 with .*one_cycle .*final-div"),
+        (Config(schedule=ScheduleConfig(kind="constant", final_share=0.1)), "final-share is 0.1.*without a cool-down"),
+        (Config(average=AverageConfig(every_steps=20)), "every-steps is 20.*1 without an EMA"),
+        (Config(epochs=9, average=AverageConfig(start_epoch=3)), "start-epoch is 3.*0 without an EMA"),
+        (
+            Config(regularize=RegularizeConfig(loss="bce", bce_threshold=0.95)),
+            "bce-threshold is 0.95.*0.05 to 0.9 with --regularize.label-smoothing 0.1",
+        ),
         (Config(data=DataConfig(sampling="balanced", repeats=2)), "--data.repeats is 2.*1 with balanced sampling"),
         (Config(data=DataConfig(repeats=3)), "--data.repeats is 3.*a divisor of --global-batch-size 256"),
         (Config(regularize=RegularizeConfig(augment="timm_rand", rand_magnitude=11)), "rand-magnitude is 11.*0 to 10"),
