@@ -127,7 +127,9 @@ def in_rooms(regularize: dict[str, Any]) -> Step:  # from 2a2b5b3 on
     device = torch.device("cpu")
     state, world = make_state(config, device, initialise=True), World(0, 0, 1, device)
     feed = batches(Batch, draws_per_image(config.regularize))
-    settings = called(Settings, {"epoch": 0.0, "lr": 0.1, "resolution": PIXELS, "ema_decay": config.regularize.ema_decay})
+    settings = called(
+        Settings, {"epoch": 0.0, "lr": 0.1, "resolution": PIXELS, "ema_decay": config.regularize.ema_decay}
+    )
     known = {
         "state": state, "net": state.model, "batches": feed, "config": config, "settings": settings, "world": world,
         "before_update": lambda: None, "say": print,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
+from torch import Tensor
 
 from tests.trainer.lab import CONFIG, STEPS, Lab
-from tests.trainer.standins import CLASSES
+from tests.trainer.standins import CLASSES, StandInData
+from trainer import setup
 from trainer.contract import Exit, UserError, run_key
+from trainer.learning.execution import Execution
 from trainer.recipes.config import Config
 from trainer.values import parse_object
 
@@ -35,3 +40,22 @@ def test_another_number_than_the_data_has_is_refused_with_both_numbers(lab: Lab)
     with pytest.raises(UserError, match=rf"--model.num-classes is 7, but 'stand-in' has {CLASSES} classes: .* --model"):
         lab.train(with_classes(7))
     assert not lab.uploader.steps()
+
+
+def test_balanced_weights_make_rare_classes_count_as_much_as_frequent_ones(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = StandInData()
+    data.splits["train"].labels = np.array([0, 0, 0, 0, 0, 0, 1, 1])
+    given: list[Tensor] = []
+    of = Execution.of
+
+    def noted(*arguments: Any) -> Execution:
+        given.append(arguments[-1])
+        return of(*arguments)
+
+    monkeypatch.setattr(Execution, "of", noted)
+    monkeypatch.setattr(setup, "stage_data", lambda *arguments: data)
+    balanced = replace(CONFIG.regularize, class_weights="balanced", loss="bce")
+    assert lab.train(replace(with_classes(0), regularize=balanced))[0] == Exit.FINISHED
+    assert given[0].tolist() == pytest.approx([8 / 12, 8 / 4])

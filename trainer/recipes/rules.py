@@ -183,7 +183,7 @@ def regularize_rules(config: Config) -> list[Rule]:
         ("--regularize.bce-threshold", threshold, 0 <= threshold < 1, "0 (off) to below 1"),
         ("--regularize.bce-threshold", threshold, is_bce or not threshold, "0 with --regularize.loss cross_entropy"),
         ("--regularize.bce-threshold", threshold, not threshold or smoothing / 2 <= threshold <= 1 - smoothing,
-         f"{smoothing / 2:g} to {1 - smoothing:g} with --regularize.label-smoothing {smoothing:g}: between its targets"),
+         f"{smoothing / 2:g} to {1 - smoothing:g}, between the targets of --regularize.label-smoothing {smoothing:g}"),
         ("--regularize.class-weights", reg.class_weights, not (weighted and config.data.sampling == "balanced"),
          "none with --data.sampling balanced: one of them makes the classes equal"),
         ("--regularize.label-smoothing", reg.label_smoothing, 0 <= reg.label_smoothing < 1, "0 to below 1"),

@@ -1,4 +1,4 @@
-"""The learning rate of every step against torch's, torchvision's, timm's and FFCV's; OneCycle is in `test_optimizer`."""
+"""The learning rate of each step against torch's, torchvision's, timm's and FFCV's. OneCycle is in `test_optimizer`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, MultiStepLR, SequentialLR
 
