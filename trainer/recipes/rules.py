@@ -176,7 +176,7 @@ def average_rules(average: AverageConfig, config: Config) -> list[Rule]:
 
 def regularize_rules(config: Config) -> list[Rule]:
     reg, batch = config.regularize, config.device_batch_size
-    smoothing, weighted = reg.label_smoothing, reg.class_weights != "none"
+    smoothing = reg.label_smoothing
     erasing, threshold, most = reg.erasing_probability, reg.bce_threshold, 10 if reg.augment == "timm_rand" else 30
     alone, is_bce = "0 with --device-batch-size 1: there is no other image to mix with", reg.loss != "cross_entropy"
     return [
@@ -184,8 +184,6 @@ def regularize_rules(config: Config) -> list[Rule]:
         ("--regularize.bce-threshold", threshold, is_bce or not threshold, "0 with --regularize.loss cross_entropy"),
         ("--regularize.bce-threshold", threshold, not threshold or smoothing / 2 <= threshold <= 1 - smoothing,
          f"{smoothing / 2:g} to {1 - smoothing:g}, between the targets of --regularize.label-smoothing {smoothing:g}"),
-        ("--regularize.class-weights", reg.class_weights, not (weighted and config.data.sampling == "balanced"),
-         "none with --data.sampling balanced: one of them makes the classes equal"),
         ("--regularize.label-smoothing", reg.label_smoothing, 0 <= reg.label_smoothing < 1, "0 to below 1"),
         ("--regularize.ema-decay", reg.ema_decay, 0 <= reg.ema_decay < 1, "0 (off) to below 1"),
         ("--regularize.mixup-alpha", reg.mixup_alpha, 0 <= reg.mixup_alpha < math.inf, "at least 0 (0 = off)"),

@@ -86,9 +86,6 @@ BREAKS = {
     "--average.start-epoch": Config(epochs=9, average=AverageConfig(start_epoch=9)),
     "--average.late-epochs": Config(epochs=9, average=AverageConfig(late_epochs=10)),
     "--regularize.bce-threshold": Config(regularize=RegularizeConfig(bce_threshold=0.2)),
-    "--regularize.class-weights": Config(
-        data=DataConfig(sampling="balanced"), regularize=RegularizeConfig(class_weights="balanced")
-    ),
     "--regularize.rand-std": Config(regularize=RegularizeConfig(augment="rand", rand_std=0.5)),
     "--compile-strict": Config(compile_strict=True),
     "--fused-norm": Config(fused_norm=True, compile=True),
