@@ -40,7 +40,7 @@ export TRAINER_STORE = $(STORE)
 export TRAINER_RUN_ID = $(RUN)
 export TRAINER_DATA = $(DATA)
 export TRAINER_SCRATCH_DIR = $(SCRATCH)
-train recipes docker-train: export RECIPE := $(RECIPE)
+train recipes lr-find docker-train: export RECIPE := $(RECIPE)
 image docker-train bench-image: export IMAGE := $(IMAGE)
 image: export BASE := $(BASE)
 docker-train: export PYTHONPATH := $(patsubst %Makefile,%.,$(lastword $(MAKEFILE_LIST)))
@@ -72,6 +72,10 @@ train: $(VENV)/.trainer ## train (RECIPE=digits by default: a minute on a laptop
 .PHONY: recipes
 recipes: $(VENV)/.trainer ## list the recipes; `make recipes RECIPE=digits ARGS=--help` lists its options
 	@$(PY_ARGS) trainer.train $(if $(ARGS),"$$RECIPE") --help
+
+.PHONY: lr-find
+lr-find: $(VENV)/.trainer ## try learning rates for RECIPE= and suggest one (DATA=, ARGS= as for train); saves no run
+	@$(PY_ARGS) trainer.lr_find "$$RECIPE"
 
 .PHONY: report
 report: $(VENV)/.trainer ## draw the curves of RUN= again and print its summary

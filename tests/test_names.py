@@ -12,7 +12,7 @@ from tests import ROOT
 # What every command, or every module that has such a thing, calls the same.
 CONVENTIONS = {
     "main",  # of a module that is run
-    "Options", "HELP", "configure", "run",  # of a command
+    "Options", "CONFIG", "HELP", "configure", "run",  # of a command
     "__all__", "T",
 }  # fmt: skip
 

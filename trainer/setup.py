@@ -204,7 +204,7 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     if world.is_main:
         read(lambda: check_room(store, env.run_id, checkpointer.bytes))
     execution = Execution.of(config, state, world, console.say, class_weights(config, data))
-    loader = resources.enter_context(_loader(config, data, clock, world, state.step))
+    loader = resources.enter_context(open_loader(config, data, clock, world, state.step))
     return Run(
         config=config, env=env, world=world, clock=clock, data=data, state=state, execution=execution,
         batches=iter(loader), log=StepLog(world, loader, clock.steps_per_epoch), metrics=metrics,
@@ -240,7 +240,7 @@ def _continue(
         console.say(f"with another config, as asked for: {line}")
 
 
-def _loader(config: Config, data: Data, clock: Clock, world: World, first_step: int) -> Loader:
+def open_loader(config: Config, data: Data, clock: Clock, world: World, first_step: int) -> Loader:
     jobs = train_jobs(
         config, lambda pixels: data.open("train", pixels), clock.resolution, images=data.index.splits["train"].images,
         rank=world.rank, world=world.size, first_step=first_step, steps=clock.total_steps,
