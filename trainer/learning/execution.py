@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from trainer.contract import UserError
 from trainer.learning.forward import Forward, Inputs
 from trainer.learning.graphs import Graph, check_graphs, hold_gradients, warm_up
-from trainer.learning.optimizer import set_lr
+from trainer.learning.optimizer import clip_gradients, hold_lr, set_lr
 from trainer.learning.state import State
 from trainer.learning.world import World, any_of, without_sync, wrap
 from trainer.recipes.config import Config
@@ -34,7 +34,6 @@ class Execution:
     net: nn.Module  # the same, or what torch.compile makes of it
     say: Callable[[str], None]
     ready_for: torch.Size | None = None  # the shape of images for which all is compiled and captured
-    lr: Tensor | None = None  # a captured update reads it
     forward_graph: Graph | None = None
     update_graph: Graph | None = None
 
@@ -73,12 +72,11 @@ class Execution:
 
     def update(self, lr: float) -> None:
         """One step of the optimizer with the gradients, which are gone after it."""
-        if self.update_graph is not None and self.lr is not None:
-            self.lr.fill_(lr)
-            self.update_graph()
-            return
         set_lr(self.state.optimizer, lr)
-        self._update()
+        if self.update_graph is not None:
+            self.update_graph()
+        else:
+            self._update()
 
     def make_ready(self, inputs: Inputs) -> None:
         """Compile and capture for images of this shape, before a step begins: nothing of the state changes.
@@ -116,8 +114,7 @@ class Execution:
         self.forward_graph = None  # its memory is free for the next one
         if self.update_graph is None:
             hold_gradients(self.state)
-            self.lr = torch.zeros((), device=self.world.device)
-            set_lr(self.state.optimizer, self.lr)
+            hold_lr(self.state.optimizer)
         with self._leaving_no_trace(self.state.tensors().values()):
             warm_up(lambda: self._forward_backward(*inputs, is_last=True))
             if self.update_graph is None:
@@ -136,6 +133,8 @@ class Execution:
         return found
 
     def _update(self) -> None:
+        if longest := self.config.optim.clip_norm:
+            clip_gradients(self.state.optimizer, self.state.scaler, longest)
         self.state.scaler.step(self.state.optimizer)
         self.state.scaler.update()
         self._clear_gradients()

@@ -80,6 +80,7 @@ def check_graphs(config: Config, state: State, world: World) -> None:
 
 
 def hold_gradients(state: State) -> None:
-    """Give each parameter a gradient of zeros that stays where it is: a graph writes to addresses."""
+    """Give each parameter that trains a gradient of zeros that stays where it is: a graph writes to addresses."""
     for parameter in state.model.parameters():
-        parameter.grad = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter, memory_format=torch.preserve_format)

@@ -12,8 +12,9 @@ from trainer.contract import UserError
 from trainer.learning.average import Average
 from trainer.learning.batch_counts import take_over_counts
 from trainer.learning.fused_norm import fuse_norms
+from trainer.learning.groups import freeze
 from trainer.learning.model import build_model, draws_numbers
-from trainer.learning.optimizer import make_optimizer
+from trainer.learning.optimizer import make_optimizer, optimizer_tensors
 from trainer.recipes.config import Config
 
 COUNTERS = ("step", "validated", "scores", "best", "seconds")
@@ -25,9 +26,9 @@ class State:
 
     model: nn.Module  # the raw module: state, average, validation
     average: Average | None  # EMA of weights and BatchNorm buffers
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    batch_counts: list[Tensor]  # BatchNorm's, which each step raises
+    batch_counts: list[Tensor]  # BatchNorm's, which each step raises; not those that are frozen
     draws: bool  # whether the model draws random numbers, as dropout does
     step: int = 0  # optimizer steps done
     validated: int = 0  # the step of the last validation
@@ -69,21 +70,20 @@ def make_state(config: Config, device: torch.device, *, initialise: bool) -> Sta
     counts = take_over_counts(model)
     if config.fused_norm:
         fuse_norms(model)
+    still = {id(buffer) for buffer in freeze(model, config.optim.freeze_stages)}
     return State(
         model=model,
         average=Average(model) if config.keeps_ema else None,
         optimizer=make_optimizer(model, config.optim),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
-        batch_counts=counts,
+        batch_counts=[count for count in counts if id(count) not in still],
         draws=draws_numbers(model),
     )
 
 
-def state_tensors(model: nn.Module, average: Average | None, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+def state_tensors(model: nn.Module, average: Average | None, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Every tensor that training changes, by a stable name: what a checkpoint holds. References, not copies."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     if average is not None:
         tensors |= {f"ema.{name}": tensor for name, tensor in average.model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
-    return tensors
+    return tensors | optimizer_tensors(model, optimizer)

@@ -62,7 +62,9 @@ class OptimConfig:
     betas: tuple[float, float] = field(default=(0.9, 0.999), metadata=ADDED)  # of AdamW and LAMB
     eps: float = field(default=1e-8, metadata=ADDED)  # likewise
     weight_decay: float = 5e-5  # of what `decayed` says
-    decayed: Literal["weights", "not_norms", "all"] = field(default="weights", metadata=ADDED)  # not_norms: biases, too
+    decayed: Literal["weights", "not_norms", "not_bn", "all"] = field(
+        default="weights", metadata=ADDED
+    )  # not_norms: biases, too; not_bn: by name, as FFCV, so that norms of shortcuts decay, too
     decoupled_decay: bool = field(default=False, metadata=ADDED)  # of SGD: shrink by weight_decay x lr / peak_lr
     clip_norm: float = field(default=0.0, metadata=ADDED)  # longest gradient of all weights together; 0 = off
     head_lr_multiplier: float = field(default=1.0, metadata=ADDED)  # learning rate of the classifier, over the others'

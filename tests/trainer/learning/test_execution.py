@@ -205,11 +205,20 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[Replayed]:
     return Replayed.captures
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("precision", "optim"),
+    [
+        ("fp32", CONFIG.optim),
+        ("fp16", CONFIG.optim),
+        ("fp32", OptimConfig(name="lamb", peak_lr=0.25)),
+        ("fp16", OptimConfig(name="adamw", peak_lr=0.25, clip_norm=0.5)),
+        ("fp16", OptimConfig(peak_lr=0.25, decoupled_decay=True, head_lr_multiplier=4)),
+    ],
+)
 def test_replayed_steps_are_those_of_the_eager_loop_with_one_capture_for_each_resolution(
-    captures: list[Replayed], precision: Any
+    captures: list[Replayed], precision: Any, optim: OptimConfig
 ) -> None:
-    config = replace(CONFIG, precision=precision)
+    config = replace(CONFIG, precision=precision, optim=optim)
     theirs, expected = trained(config, 32, 32, 48, 48, 32)
     ours, found = trained(replace(config, cuda_graphs=True), 32, 32, 48, 48, 32)
     assert found == expected

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import OrderedDict
 from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
+from tests.trainer.learning.nets import backward, small_model
 from trainer.learning.average import Average
 from trainer.learning.model import build_model
 from trainer.learning.optimizer import make_optimizer, set_lr
@@ -20,24 +19,7 @@ from trainer.learning.state import state_tensors
 from trainer.recipes.config import Config, ModelConfig, OptimConfig, RegularizeConfig
 
 
-def small_model(seed: int = 0) -> nn.Module:
-    """A stem, one block of torchvision's ResNet with its shortcut, and a head."""
-    torch.manual_seed(seed)
-    shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False), nn.BatchNorm2d(16))
-    layers = OrderedDict(
-        conv1=nn.Conv2d(3, 8, 3, 2, bias=False), bn1=nn.BatchNorm2d(8), relu=nn.ReLU(),
-        layer1=BasicBlock(8, 16, 2, shortcut), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(16, 4),
-    )  # fmt: skip
-    return nn.Sequential(layers).to(memory_format=torch.channels_last)
-
-
-def backward(model: nn.Module, seed: int) -> None:
-    rng = torch.Generator().manual_seed(seed)
-    images = torch.randn(4, 3, 32, 32, generator=rng).contiguous(memory_format=torch.channels_last)
-    nn.functional.cross_entropy(model(images), torch.tensor([0, 1, 2, 3])).backward()
-
-
-def train_once(model: nn.Module, average: Average, optimizer: torch.optim.SGD, step: int) -> None:
+def train_once(model: nn.Module, average: Average, optimizer: torch.optim.Optimizer, step: int) -> None:
     backward(model, step)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -176,7 +158,7 @@ def test_the_average_follows_its_formula_for_weights_and_batchnorm_statistics() 
         torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-3, atol=1e-4)
 
 
-def all_tensors(model: nn.Module, average: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+def all_tensors(model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Every tensor that model, average and optimizer hold, however it is called there."""
     found = {f"{owner}/{name}": t for owner, part in (("model", model), ("average", average)) for name, t in (
         *part.named_parameters(), *part.named_buffers())}  # fmt: skip

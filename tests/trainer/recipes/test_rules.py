@@ -135,6 +135,11 @@ def test_the_blocked_stem_takes_even_sizes_alone(name: str) -> None:
         (Config(data=DataConfig(sampling="balanced", repeats=2)), "--data.repeats is 2.*1 with balanced sampling"),
         (Config(data=DataConfig(repeats=3)), "--data.repeats is 3.*a divisor of --global-batch-size 256"),
         (Config(regularize=RegularizeConfig(augment="timm_rand", rand_magnitude=11)), "rand-magnitude is 11.*0 to 10"),
+        (Config(optim=OptimConfig(freeze_stages=1)), "freeze-stages is 1.*0 without --model.weights: random"),
+        (
+            Config(model=ModelConfig(weights="IMAGENET1K_V2"), optim=OptimConfig(freeze_stages=6)),
+            "freeze-stages is 6.*at most 5 with --model.name resnet50: the last of its 6 stages",
+        ),
     ],
 )
 def test_values_that_do_not_go_together_are_named(config: Config, message: str) -> None:
