@@ -61,7 +61,7 @@ def loop(run: Run) -> tuple[Exit, str]:
     while True:
         if validation_is_owed(run) and not stops:
             stops = not validate(run)
-        if stops or state.step == clock.total_steps:
+        if stops or state.step == clock.total_steps or early_end(run):
             return finish(run)
         if run.makes_kernels and size_changes(run) and any_of(run.interruption.requested, world):
             return finish(run)  # a stop is not to wait for a compiler
@@ -79,6 +79,24 @@ def loop(run: Run) -> tuple[Exit, str]:
 def validation_is_owed(run: Run) -> bool:
     """Whether this step is to be validated and is not yet, also in a continued run."""
     return run.clock.validation_is_due(run.state.step) and run.state.validated < run.state.step
+
+
+def early_end(run: Run) -> str:
+    """Why the run is over before its last step, for the user; "" if it is not.
+
+    A function of the scores and the step alone: so an attempt that continues at such a step ends, too.
+    """
+    state, clock, best = run.state, run.clock, run.state.best
+    is_last = state.step == clock.total_steps or state.validated < state.step
+    if is_last or not clock.is_out_of_patience(state.step, best["step"]):
+        return ""
+    said = f"the best top-1, {100 * best['top1']:.2f} %, is that of step {best['step']}, {run.config.patience} "
+    said += "validations before (--patience)"
+    rates = [clock.at(step).lr for step in (state.step - 1, clock.total_steps - 1)]
+    if rates[1] < rates[0]:
+        said += f"; the learning rate is {rates[0]:.3g} and would have come down to {rates[1]:.3g} by step "
+        said += f"{clock.total_steps}: fewer --epochs bring it down sooner"
+    return said
 
 
 def size_changes(run: Run) -> bool:
@@ -200,10 +218,14 @@ def finish(run: Run) -> tuple[Exit, str]:
         if not run.interruption.requested:
             raise
         return Exit.INTERRUPTED, f"step {state.step} of {total} is handed over"  # the uploader tries a while longer
-    if state.validated < total:
+    reason = early_end(run)
+    if state.validated < total and not reason:
         return Exit.INTERRUPTED, f"step {state.step} of {total} is saved"
     saved = run.checkpointer
     put_result(run.channel, run.env, run.clock, state, saved.committed, saved.committed_sha256)
+    if reason:
+        run.console.say(f"the run ends at step {state.step} of {total}: {reason}")
+        return Exit.FINISHED, f"the run ended early, after {state.step} steps of {total}: {reason}"
     return Exit.FINISHED, f"{total} steps are done"
 
 

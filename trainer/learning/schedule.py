@@ -72,6 +72,11 @@ class Clock:
         every = self.steps_per_epoch * self.config.val_every_epochs
         return step == self.total_steps or (step > 0 and step % every == 0)
 
+    def is_out_of_patience(self, step: int, best_step: int) -> bool:
+        """Whether, after the validation of `step`, too many have come since the best one, of `best_step`."""
+        every, patience = self.steps_per_epoch * self.config.val_every_epochs, self.config.patience
+        return patience > 0 and step // every - best_step // every >= patience
+
 
 def learning_rate(step: int, steps_per_epoch: int, config: Config) -> float:
     """Of a step, 0 ≤ step < all steps."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from trainer.report.summary import Score, Summary, evaluations, facts, percent, restarts
+from trainer.report.summary import Score, Summary, evaluations, facts, finished_text, percent, restarts
 from trainer.telemetry.metrics import Row
 from trainer.text import show_number
 
@@ -62,7 +62,9 @@ def render_page(summary: Summary, rows: Sequence[Row], config: Mapping[str, Any]
         css=Path(__file__).with_name("page.css").read_text(),
         recipe=html.escape(summary.recipe),
         run_id=html.escape(summary.run_id),
-        state='<p class="state">finished</p>' if summary.is_finished else '<p class="state open">not finished</p>',
+        state=f'<p class="state">{finished_text(summary)}</p>'
+        if summary.is_finished
+        else '<p class="state open">not finished</p>',
         top1=_top1(best),
         facts="".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in _facts(summary)),
         charts=_charts(charts, rows),

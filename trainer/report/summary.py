@@ -37,7 +37,7 @@ class Summary:
     recipe: str
     is_finished: bool
     steps: int
-    total_steps: int | None
+    total_steps: int | None  # of all epochs: a finished run may have ended early
     steps_per_epoch: float | None
     started: float | None  # unix seconds
     seconds: float
@@ -125,7 +125,7 @@ def summarise(
         recipe=str(result.get("recipe") or config.get("recipe") or "unknown"),
         is_finished=bool(result),
         steps=int(result.get("steps") or max((int(row["step"]) for row in rows), default=0)),
-        total_steps=result.get("steps") or (round(epochs * steps_per_epoch) if epochs and steps_per_epoch else None),
+        total_steps=round(epochs * steps_per_epoch) if epochs and steps_per_epoch else result.get("steps"),
         steps_per_epoch=steps_per_epoch,
         started=min((float(row["time"]) for row in rows), default=None),
         seconds=float(result.get("seconds") or training_seconds(rows)),
@@ -169,7 +169,7 @@ def _printable(text: str) -> str:
 def facts(summary: Summary) -> dict[str, str]:
     """The numbers that both the page and the terminal show, as text."""
     steps = f"{summary.steps:,}"
-    if not summary.is_finished and summary.total_steps:
+    if summary.total_steps and (not summary.is_finished or summary.steps < summary.total_steps):
         steps += f" of {summary.total_steps:,}"
     epochs = show_number(summary.steps / summary.steps_per_epoch) if summary.steps_per_epoch else "-"
     rate = summary.images_per_second
@@ -182,11 +182,17 @@ def facts(summary: Summary) -> dict[str, str]:
     }
 
 
+def finished_text(summary: Summary) -> str:
+    """Whether a finished run has done all its epochs."""
+    is_early = summary.total_steps is not None and summary.steps < summary.total_steps
+    return "finished early (--patience)" if is_early else "finished"
+
+
 def summary_text(summary: Summary) -> str:
     """What the terminal shows at the end of a run: plain text, aligned."""
     columns = [("best", summary.best), ("last", summary.last), ("last, EMA", summary.last_ema)]
     told = [(name, score) for name, score in columns if score]
-    state = "finished" if summary.is_finished else "NOT finished; the command that started it continues it"
+    state = finished_text(summary) if summary.is_finished else "NOT finished; the command that started it continues it"
     lines = [f"{summary.run_id} (recipe {summary.recipe}): {state}", ""]
     if told:
         lines.append(" " * 12 + "".join(f"{name:>11}" for name, _ in told))

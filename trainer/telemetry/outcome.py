@@ -51,9 +51,9 @@ def put_result(channel: Channel | None, env: RunEnv, clock: Clock, state: State,
         return
     config = clock.config
     body = {
-        "run_id": env.run_id, "recipe": config.recipe, "steps": clock.total_steps, "epochs": config.epochs,
+        "run_id": env.run_id, "recipe": config.recipe, "steps": state.step, "epochs": config.epochs,
         "steps_per_epoch": clock.steps_per_epoch, "seconds": state.seconds, "attempts": int(env.attempt),
-        "images_per_second": clock.total_steps * config.global_batch_size / state.seconds,
+        "images_per_second": state.step * config.global_batch_size / state.seconds,
         "last": state.scores, "best": state.best, "checkpoint": checkpoint,
         "checkpoint_sha256": sha256,
         "parameters": sum(p.numel() for p in state.model.parameters()),
