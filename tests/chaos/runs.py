@@ -25,7 +25,7 @@ from trainer.checkpoint.restore import read_manifest
 from trainer.contract import Exit
 from trainer.data.format import Copies
 from trainer.data.stage import stage
-from trainer.recipes.named import digits
+from trainer.recipes.digits import digits
 from trainer.store import ObjectStore, open_store
 from trainer.telemetry.metrics import read_metrics
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Sequence
 
-from trainer.contract import Exit, UserError
+from trainer.contract import Exit, RunEnv, UserError
 from trainer.recipes.config import Config
-from trainer.recipes.named import RECIPES
+from trainer.recipes.named import RECIPES, default_data
 from trainer.recipes.rules import checked
 from trainer.text import forgive_output, tell
 
@@ -36,7 +37,10 @@ def command_line(prog: str, argv: Sequence[str]) -> Config:
 def command_line_or_exit(prog: str) -> Config:
     """Read this process's command line. A mistake in it ends the process with a message and exit code 78."""
     try:
-        return command_line(prog, sys.argv[1:])
+        config = command_line(prog, sys.argv[1:])
+        if not os.environ.get(RunEnv.variable("data")):
+            default_data(config.recipe)
+        return config
     except UserError as error:
         tell(f"error: {error}", sys.stderr)
         sys.exit(Exit.USER)

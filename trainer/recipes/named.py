@@ -1,4 +1,4 @@
-"""Named runs: functions that return a frozen config. Each docstring promises a result.
+"""Named runs: functions that return a frozen config, one file a family. Each docstring says what is promised by whom.
 
 A promise names its source. A figure that this project has not measured says whose it is. torch is not imported here, so
 that `--help` and a mistyped option answer at once.
@@ -9,54 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import MappingProxyType
 
-from trainer.recipes.config import Config, DataConfig, ModelConfig, OptimConfig, RegularizeConfig
+from trainer.contract import UserError
+from trainer.recipes.a3 import A3, a3
+from trainer.recipes.config import Config
+from trainer.recipes.digits import digits
+from trainer.recipes.finetune import finetune, finetune_v2, folder
+from trainer.recipes.mild import MILD, THRIFT, mild, thrift
+from trainer.recipes.promise import Promise
+from trainer.recipes.rn50 import RN50_16, RN50_32, RN50_88, rn50_16, rn50_32, rn50_88
+from trainer.recipes.v2 import V2, v2, v2_90, v2_300
 
-
-def digits() -> Config:
-    """ResNet-18 on the 1,797 handwritten digits that ship with scikit-learn: over 98 % top-1 in about a minute.
-
-    The laptop's end-to-end run: same preparation, loader, loop, checkpoints and report as ImageNet.
-    """
-    return Config(
-        recipe="digits",
-        epochs=8,
-        global_batch_size=32,
-        device_batch_size=32,
-        precision="fp32",
-        log_every_steps=22,
-        model=ModelConfig(name="resnet18", num_classes=0),
-        data=DataConfig(
-            resolution=32, start_resolution=32, val_resize=32, val_crop=32,
-            crop_scale=(0.7, 1.0), flip_probability=0.0,
-            mean=(0.3, 0.3, 0.3), std=(0.35, 0.35, 0.35), train_sides=(32,), val_side=32, quality=95, workers=2,
-        ),
-        optim=OptimConfig(peak_lr=0.02, weight_decay=5e-4),
-        regularize=RegularizeConfig(label_smoothing=0.05, ema_decay=0.97),
-    )  # fmt: skip
-
-
-def finetune() -> Config:
-    """ResNet-50 from torchvision's V2 weights, 30 epochs of OneCycle at a peak learning rate of 0.002.
-
-    Batch 128 x 4 accumulation steps, 224 px. Not yet measured. Nearest public run: torchvision's own V2 weights,
-    80.858 % top-1 at resize 232 (torchvision's model page). V1: `--model.weights IMAGENET1K_V1`.
-    """
-    return Config(
-        recipe="finetune",
-        epochs=30,
-        global_batch_size=512,
-        device_batch_size=128,
-        device="cuda",
-        model=ModelConfig(num_classes=0, weights="IMAGENET1K_V2"),
-        optim=OptimConfig(peak_lr=0.002, weight_decay=1e-4, div=25.0, final_div=1e4, pct_start=0.3, anneal="cos"),
-        regularize=RegularizeConfig(label_smoothing=0.1),
-    )
-
-
-RECIPES: MappingProxyType[str, Callable[[], Config]] = MappingProxyType({"digits": digits, "finetune": finetune})
-DEFAULT_DATA = MappingProxyType({"digits": "digits"})
+RECIPES: MappingProxyType[str, Callable[[], Config]] = MappingProxyType(
+    {
+        "digits": digits, "finetune": finetune, "finetune-v2": finetune_v2, "folder": folder,
+        "thrift": thrift, "mild": mild, "rn50-16": rn50_16, "rn50-32": rn50_32, "rn50-88": rn50_88,
+        "a3": a3, "v2-90": v2_90, "v2-300": v2_300, "v2": v2,
+    }
+)  # fmt: skip
+PROMISES: MappingProxyType[str, Promise] = MappingProxyType(  # the others promise no accuracy
+    {
+        "thrift": THRIFT, "mild": MILD, "rn50-16": RN50_16, "rn50-32": RN50_32, "rn50-88": RN50_88, "a3": A3, "v2": V2,
+    }
+)  # fmt: skip
+IMAGENET = "ILSVRC/imagenet-1k"
+DEFAULT_DATA = MappingProxyType({"digits": "digits", "folder": ""})  # "": the user must name it
 
 
 def default_data(recipe: str) -> str:
-    """The data of a recipe when TRAINER_DATA is not set."""
-    return DEFAULT_DATA.get(recipe, "ILSVRC/imagenet-1k")
+    """The data of a recipe when TRAINER_DATA is not set. Raises UserError for a recipe that has none of its own."""
+    if data := DEFAULT_DATA.get(recipe, IMAGENET):
+        return data
+    raise UserError(f"recipe {recipe!r} has no data of its own: name your images (DATA=folder, or TRAINER_DATA)")

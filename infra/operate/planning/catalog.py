@@ -136,6 +136,17 @@ class Work:
 RECIPE_WORK = {
     "digits": Work(8, 29.3, "digits", "fp32"),  # 1,437 images of 32 px
     "finetune": Work(30, IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
+    "finetune-v2": Work(30, 0.6173 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
+    "folder": Work(30, IMAGENET_IMAGES, "", "bf16"),
+    "thrift": Work(34, 0.3462 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
+    "mild": Work(32, 0.3295 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
+    "rn50-16": Work(16, 0.5663 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
+    "rn50-32": Work(32, 0.5593 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
+    "rn50-88": Work(88, 0.5536 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
+    "a3": Work(100, 0.5102 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
+    "v2-90": Work(90, 0.6173 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
+    "v2-300": Work(300, 0.6173 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
+    "v2": Work(600, 0.6173 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
 }
 
 

@@ -13,7 +13,7 @@ from trainer.contract import UserError
 from trainer.recipes import named
 
 PRICES = {type.name: type.usd_per_hour for type in catalog.TYPES.values()}
-IMAGES = {"digits": 1437, "ILSVRC/imagenet-1k": catalog.IMAGENET_IMAGES}
+IMAGES = {"digits": 1437, "ILSVRC/imagenet-1k": catalog.IMAGENET_IMAGES, "": catalog.IMAGENET_IMAGES}
 
 
 def test_the_table_of_recipes_says_what_the_trainer_computes() -> None:
@@ -21,7 +21,7 @@ def test_the_table_of_recipes_says_what_the_trainer_computes() -> None:
     for name, work in catalog.RECIPE_WORK.items():
         config = named.RECIPES[name]()
         images = [IMAGES[work.data] * (config.resolution_at(epoch) / 224) ** 2 for epoch in range(config.epochs)]
-        assert work.data == named.default_data(name)
+        assert work.data == named.DEFAULT_DATA.get(name, named.IMAGENET)
         assert work.epochs == config.epochs
         assert work.precision == config.precision
         assert work.images_per_epoch == pytest.approx(sum(images) / config.epochs, rel=0.01)

@@ -18,7 +18,7 @@ from trainer.learning.model import build_model
 from trainer.learning.state import make_state
 from trainer.process.children import torch_environ
 from trainer.recipes.config import Config, ModelConfig, RegularizeConfig
-from trainer.recipes.named import finetune
+from trainer.recipes.finetune import finetune
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 BATCH = {"recipe": "x", "global_batch_size": 64, "device_batch_size": 64}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from functools import cache
+from unittest.mock import patch
 
 import pytest
 
@@ -17,23 +20,29 @@ from trainer.contract import Exit
 from trainer.recipes.command_line import command_line
 from trainer.recipes.config import Config
 from trainer.recipes.fields import flatten
-from trainer.recipes.named import RECIPES, default_data
+from trainer.recipes.named import PROMISES, RECIPES, default_data
 from trainer.recipes.rules import checked
+
+WIDE = {"COLUMNS": "100", "NO_COLOR": "1"}
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
+    environ = {**os.environ, **WIDE}
     return subprocess.run(
         [sys.executable, *args], env=environ, capture_output=True, text=True, timeout=PATIENCE, check=False
     )  # fmt: skip
 
 
 @cache
-def help_of(recipe: str) -> str:
+def help_of(*recipe: str) -> str:
     """The help as one line, without the boxes around it."""
-    done = run("-m", "trainer.recipes.command_line", recipe, "--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    return re.sub(r"[\s│╭╮╰╯─]+", " ", done.stdout)
+    text = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    with redirect_stdout(text), patch.dict(os.environ, WIDE), pytest.raises(SystemExit) as end:
+        command_line("python -m trainer.train", [*recipe, "--help"])
+    assert not end.value.code
+    text.seek(0)
+    written = text.read()
+    return re.sub(r"[\s│╭╮╰╯─]+", " ", written)
 
 
 def test_finetune_is_the_run_of_the_brief() -> None:
@@ -65,7 +74,11 @@ def test_every_recipe_is_valid_and_bears_its_name(recipe: str) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_promises_an_accuracy_or_says_that_it_is_not_measured(recipe: str) -> None:
     text = inspect.cleandoc(RECIPES[recipe].__doc__ or "")
-    assert re.search(r"\d %", text)
+    promise = PROMISES.get(recipe)
+    assert (
+        f"{promise.top1:g} % top-1 at {promise.pixels} px" in text if promise else re.search(r"% (top-1|is prom)", text)
+    )
+    assert promise or recipe in ("digits", "finetune", "finetune-v2", "folder", "v2-90", "v2-300")
     assert "ResNet" in text.splitlines()[0]
     assert text.splitlines()[0] in help_of(recipe)
 
@@ -90,12 +103,13 @@ def test_the_help_without_a_recipe_lists_all_of_them() -> None:
     done = run("-m", "trainer.recipes.command_line", "--help")
     assert done.returncode == 0
     assert all(f"• {recipe}" in done.stdout for recipe in RECIPES)
+    assert re.sub(r"[\s│╭╮╰╯─]+", " ", done.stdout) == help_of(), "what the other tests read in this process"
 
 
 @pytest.mark.parametrize(
     ("args", "named"),
     [
-        (["digit"], ["'digit'", "digits, finetune"]),
+        (["digit"], ["'digit'", "digits, finetune, finetune-v2, folder"]),
         ([], ["{digits,", "--help"]),
         (["digits", "--warp", "9"], ["--warp", "digits --help"]),
         (["digits", "--optim.peak-lr", "fast"], ["--optim.peak-lr", "fast", "digits --help"]),

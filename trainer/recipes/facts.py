@@ -1,0 +1,75 @@
+"""Writes recipes.json: what the AWS app knows of recipes and options without this code. A test keeps it in step.
+
+python -m trainer.recipes.facts
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from trainer.recipes.config import Config
+from trainer.recipes.named import DEFAULT_DATA, IMAGENET, PROMISES, RECIPES
+
+FILE = Path(__file__).with_name("recipes.json")
+KINDS = {bool: "bool", int: "int", float: "float", str: "str"}
+
+
+def facts() -> dict[str, Any]:
+    """What recipes.json says: every recipe by name, and every option with the kind of its value."""
+    return {"recipes": {name: facts_of(name, recipe()) for name, recipe in RECIPES.items()}, "options": options(Config)}
+
+
+def facts_of(name: str, config: Config) -> dict[str, Any]:
+    """What time and dollars of a recipe depend on, and what it promises."""
+    promise = PROMISES.get(name)
+    return {
+        "data": DEFAULT_DATA.get(name, IMAGENET),
+        "network": config.model.name,
+        "precision": config.precision,
+        "compile": config.compile,
+        "batch": config.global_batch_size,
+        "epochs": config.epochs,
+        "stages": stages(config),
+        "val_crop": config.data.val_crop,
+        "val_every_epochs": config.val_every_epochs,
+        "train_sides": list(config.data.train_sides),
+        "step_cost": 1.0,  # time of a step over that of a plain network: nothing is measured yet
+        "promise": dataclasses.asdict(promise) if promise else None,
+    }
+
+
+def stages(config: Config) -> list[list[int]]:
+    """The sizes of training images in their order: [pixels, epochs] each."""
+    sizes = map(config.resolution_at, range(config.epochs))
+    return [[pixels, len(list(group))] for pixels, group in groupby(sizes)]
+
+
+def options(kind: type, prefix: str = "--") -> dict[str, dict[str, Any]]:
+    """The options of a config's fields, as one types them, each with the kind of its value."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, hint in get_type_hints(kind).items():
+        option = prefix + name.replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            found |= options(hint, f"{option}.")  # type: ignore[arg-type]
+        elif get_origin(hint) is Literal:
+            found[option] = {"kind": "choice", "choices": list(get_args(hint))}
+        else:
+            found[option] = {"kind": "numbers" if get_origin(hint) is tuple else KINDS[hint]}
+    return found
+
+
+def to_text() -> str:
+    """The text of recipes.json, with one recipe or option a line."""
+    parts = []
+    for name, rows in facts().items():
+        lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(row)}" for key, row in rows.items())
+        parts.append(f"  {json.dumps(name)}: {{\n{lines}\n  }}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(to_text())
