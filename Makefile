@@ -81,6 +81,10 @@ lr-find: $(VENV)/.trainer ## try learning rates for RECIPE= and suggest one (DAT
 report: $(VENV)/.trainer ## draw the curves of RUN= again and print its summary
 	@$(PY) trainer.report
 
+.PHONY: compare
+compare: $(VENV)/.trainer ## compare finished runs in STORE=: mean and deviation of top-1 and time (RUNS=digits-0,digits-1)
+	@$(PY) trainer.compare
+
 .PHONY: checkpoints
 checkpoints: $(VENV)/.trainer ## list the checkpoints of RUN=; ARGS=verify checks every byte, "export FILE" writes weights, "rewind STEP" goes back, undelete brings lost ones back
 	@$(PY_ARGS) trainer.checkpoints $(if $(ARGS),,list)

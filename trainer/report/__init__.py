@@ -31,11 +31,11 @@ def write_report(store: ObjectStore, run_id: str) -> Summary:
 
     if not re.fullmatch(RUN_ID_RULE, run_id):
         raise UserError(f"{run_id!r} is not a run id: use {RUN_ID_RULE}, for example --run-id digits")
-    config = _read_json(store, run_key(run_id, "config.json"), check_shown_config)
-    result = _read_json(store, run_key(run_id, "result.json"), check_result)
+    config = read_shown(store, run_key(run_id, "config.json"), check_shown_config)
+    result = read_shown(store, run_key(run_id, "result.json"), check_result)
     rows: Sequence[Row] = read_metrics(store, run_id)
     if not rows and not config and not result:
-        raise UserError(_no_such_run(store, run_id))
+        raise UserError(no_such_run(store, run_id))
     newest = str(result.get("checkpoint") or next(iter(list_manifests(store, run_id)[1]), ""))
     summary = summarise(
         run_id,
@@ -54,7 +54,7 @@ def write_report(store: ObjectStore, run_id: str) -> Summary:
     return summary
 
 
-def _read_json(store: ObjectStore, key: str, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def read_shown(store: ObjectStore, key: str, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """The object; {} if there is none, or with a message if no trainer wrote it."""
     from trainer.store import NotFoundError, StoreError
 
@@ -75,7 +75,7 @@ def _read_json(store: ObjectStore, key: str, check: Callable[[dict[str, Any]], N
         raise
 
 
-def _no_such_run(store: ObjectStore, run_id: str) -> str:
+def no_such_run(store: ObjectStore, run_id: str) -> str:
     known = sorted({info.key.split("/")[1] for info in store.list("runs/")})
     fix = f"it has {', '.join(known)}: choose one with --run-id" if known else "it has no runs: start one, `make train`"
     return f"there is no run {run_id!r} in the store {store.uri}; {fix}, or name another store with --store"

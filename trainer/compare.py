@@ -1,0 +1,207 @@
+"""The command that compares runs: `python -m trainer.compare a,b,c --store out`, or `make compare RUNS=a,b,c`.
+
+Top-1 and time of each run, with their mean and standard deviation. It only reads, and measures nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from trainer.contract import Exit, RunEnv, UserError, run_key
+from trainer.text import forgive_output, show_duration, tell
+
+if TYPE_CHECKING:
+    from trainer.recipes.config import Config
+    from trainer.store import ObjectStore
+
+LAST = {"val": "last", "val_ema": "last, EMA", "val_swa": "last, SWA"}  # models that a validation scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Compare runs: top-1 and time of each, their mean and standard deviation, and where their configs differ."""
+
+    runs: tyro.conf.Positional[str]
+    """The runs, with commas between them: digits-0,digits-1,digits-2; else $RUNS."""
+    store: str
+    """Where the runs live: s3://bucket/prefix or a directory; else $TRAINER_STORE."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one run came to."""
+
+    run_id: str
+    config: Config | None  # None: of another version of this program
+    data: str  # hash of the prepared images; "" where it is not known
+    top1: dict[str, float]  # column -> share of the validation images
+    seconds: float  # in training steps
+    is_finished: bool
+
+
+def names_of(runs: str) -> list[str]:
+    """The run ids between the commas, each once. Raises UserError where there is none."""
+    names = [name for name in dict.fromkeys(part.strip() for part in runs.split(",")) if name]
+    if not names:
+        raise UserError(f"RUNS={runs!r} names no run: write for example RUNS=digits-0,digits-1,digits-2")
+    return names
+
+
+def read_outcomes(store: ObjectStore, names: Sequence[str]) -> list[Outcome]:
+    """The outcome of each run. Raises UserError that names all that are not there, StoreError."""
+    found = {name: _read_outcome(store, name) for name in names}
+    if missing := [name for name, outcome in found.items() if outcome is None]:
+        known = sorted({info.key.split("/")[1] for info in store.list("runs/")})
+        raise UserError(
+            f"the store {store.uri} has no run {', '.join(map(repr, missing))}: choose from {', '.join(known)}, "
+            "or name another store with STORE="
+            if known
+            else f"the store {store.uri} has no runs at all: name another with STORE="
+        )
+    return [outcome for outcome in found.values() if outcome is not None]
+
+
+def _read_outcome(store: ObjectStore, run_id: str) -> Outcome | None:
+    from trainer.recipes.config import Config
+    from trainer.recipes.fields import from_json
+    from trainer.report import read_shown
+    from trainer.report.summary import check_shown_config, training_seconds
+    from trainer.telemetry.metrics import read_metrics
+
+    told = read_shown(store, run_key(run_id, "config.json"), check_shown_config)
+    result = read_shown(store, run_key(run_id, "result.json"), _check_outcome)
+    if not told and not result:
+        return None
+    try:
+        config = from_json(Config, told)
+    except UserError:
+        config = None
+    rows = [] if result else read_metrics(store, run_id)
+    scored = [result["last"]] if result else [row for row in rows if "val/top1" in row]
+    top1 = _top1_of(scored[-1]) if scored else {}
+    every = [score for row in scored for score in _top1_of(row).values()]
+    if every:
+        top1 = {"best": result["best"]["top1"] if result else max(every)} | top1
+    return Outcome(
+        run_id=run_id, config=config, data=_data_of(store, result.get("checkpoint", "")), top1=top1,
+        seconds=result["seconds"] if result else training_seconds(rows), is_finished=bool(result),
+    )  # fmt: skip
+
+
+def _check_outcome(result: dict[str, Any]) -> None:
+    """Raises ValueError if what is used of `result.json` is not what a trainer writes."""
+    from trainer.report.summary import check_result
+    from trainer.values import as_number, as_object, check_known
+
+    check_result(result)
+    for name in ("best", "seconds", "checkpoint"):
+        check_known(result, name)
+    for name, value in as_object("last", check_known(result, "last")).items():
+        as_number(f"last.{name}", value)
+
+
+def _top1_of(scores: dict[str, Any]) -> dict[str, float]:
+    return {column: float(scores[f"{name}/top1"]) for name, column in LAST.items() if f"{name}/top1" in scores}
+
+
+def _data_of(store: ObjectStore, manifest: str) -> str:
+    """What the run was trained on, from the manifest of its last checkpoint."""
+    from trainer.store import NotFoundError
+    from trainer.values import as_object, parse_object
+
+    try:
+        data = as_object("data", parse_object(store.get(manifest)).get("data")) if manifest else {}
+    except (NotFoundError, ValueError):
+        return ""
+    return str(data.get("sha256") or data.get("fingerprint") or "")
+
+
+def unlike_runs(outcomes: Sequence[Outcome]) -> list[str]:
+    """Why the mean may not be that of equal runs with different seeds: a line for each reason."""
+    from trainer.recipes.fields import differences
+
+    first, seeds, lines = outcomes[0], dict[int, str](), list[str]()
+    for outcome in outcomes:
+        name = outcome.run_id
+        if not outcome.is_finished:
+            lines.append(f"{name} is not finished: it is no part of the mean; the command that started it continues it")
+        if outcome.data and first.data and outcome.data != first.data:
+            lines.append(f"{name} was trained on other images than {first.run_id}")
+        if outcome.config is None or first.config is None:
+            if outcome is not first or first.config is None:
+                lines.append(f"the config of {name} cannot be compared: it was written by another version")
+            continue
+        changed = [line for line in differences(first.config, outcome.config) if not line.startswith("seed: ")]
+        if changed:
+            lines.append(f"{name} differs from {first.run_id} in more than the seed: {'; '.join(changed)}")
+        if not changed and (twin := seeds.setdefault(outcome.config.seed, name)) != name:
+            lines.append(f"{name} has seed {outcome.config.seed}, as {twin} has: they differ by chance of the hardware")
+    return lines
+
+
+def table_of(outcomes: Sequence[Outcome]) -> str:
+    """Each run, and the mean and the standard deviation of the finished ones, as aligned text."""
+    columns = [name for name in ("best", *LAST.values()) if any(name in outcome.top1 for outcome in outcomes)]
+    rows = [["", "seed", *(f"top-1 {name}" for name in columns), "training", ""]]
+    for outcome in outcomes:
+        top1 = [f"{100 * outcome.top1[name]:.2f} %" if name in outcome.top1 else "-" for name in columns]
+        seed, state = str(outcome.config.seed) if outcome.config else "?", "" if outcome.is_finished else "not finished"
+        rows.append([outcome.run_id, seed, *top1, show_duration(outcome.seconds), state])
+    finished = [outcome for outcome in outcomes if outcome.is_finished]
+    if finished:
+        means = [_mean([outcome.top1[name] for outcome in finished if name in outcome.top1]) for name in columns]
+        rows.append([f"mean of {len(finished)}", "", *means, _mean_time([outcome.seconds for outcome in finished]), ""])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(f"{cell:{'>' if i else '<'}{widths[i]}}" for i, cell in enumerate(row)).rstrip() for row in rows
+    )
+
+
+def _mean(shares: Sequence[float]) -> str:
+    """98.56 ± 0.12 %: mean and standard deviation of a sample, in percent; one alone has no deviation."""
+    if not shares:
+        return "-"
+    deviation = f" ± {100 * statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
+    return f"{100 * statistics.fmean(shares):.2f}{deviation} %"
+
+
+def _mean_time(seconds: Sequence[float]) -> str:
+    deviation = f" ± {show_duration(statistics.stdev(seconds))}" if len(seconds) > 1 else ""
+    return show_duration(statistics.fmean(seconds)) + deviation
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = {
+        "runs": os.environ.get("RUNS") or tyro.MISSING,
+        "store": os.environ.get(RunEnv.variable("store")) or tyro.MISSING,
+    }
+    try:
+        options = tyro.cli(Options, default=Options(**given), prog="python -m trainer.compare", args=arguments)
+    except SystemExit as stop:  # tyro has said what is wrong
+        return Exit.USER if stop.code else Exit.FINISHED
+    from trainer.store import StoreError, open_store
+
+    try:
+        outcomes = read_outcomes(open_store(options.store), names_of(options.runs))
+    except UserError as error:
+        tell(f"error: {error}", sys.stderr)
+        return Exit.USER
+    except StoreError as error:  # a fault of the store, not of the user
+        tell(f"error: {error}", sys.stderr)
+        return 1
+    tell(table_of(outcomes))
+    for line in unlike_runs(outcomes):
+        tell(line)
+    return Exit.FINISHED
+
+
+if __name__ == "__main__":
+    forgive_output()
+    sys.exit(main())
