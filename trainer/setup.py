@@ -34,6 +34,7 @@ from trainer.process.interruption import Interruption
 from trainer.recipes.config import Config
 from trainer.recipes.fields import to_json
 from trainer.recipes.named import default_data
+from trainer.recipes.networks import advice
 from trainer.store import ObjectStore, may_pass, naming_the_fix, open_store
 from trainer.store.retry import patiently
 from trainer.telemetry.console import Console
@@ -178,6 +179,8 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     read = partial(patiently, f"the store {store.uri}", tell=tell)
     if lack := lack_of(data.folder, data.index):
         console.say(lack)
+    for line in advice(config):
+        console.say(line)
     if manifests := read(lambda: list_manifests(store, env.run_id)[1]):  # refused before the run is taken
         check_config(read(lambda: read_config(store, env.run_id, manifests[0])), env.run_id, config)
     state = make_state(config, world.device, initialise=not manifests)

@@ -141,7 +141,6 @@ def refusal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., UserError
     [
         (["--global-batch-size", "8192"], ["--global-batch-size 8192", "1438 training images"]),
         (["--model.num-classes", "7"], ["--model.num-classes is 7", "has 10 classes", "--model.num-classes 10"]),
-        (["--model.name", "resnet19"], ["'resnet19'", "resnet18"]),
         (["--device", "cuda"], ["'digits' needs a GPU", "this machine has none", "--device cpu"]),
         (["--model.weights", "/no/such/weights.pth"], ["--model.weights '/no/such/weights.pth' cannot be read"]),
     ],
@@ -175,8 +174,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_rule_and_the_fix(new_run: NewR
 
 def test_after_a_mistake_that_was_found_late_the_corrected_command_may_use_the_same_name(new_run: NewRun) -> None:
     run = new_run()
-    assert run.run(*QUICK, "--model.name", "resnet19") == Exit.USER
-    assert "'resnet19'" in run.output
+    assert run.run(*QUICK, "--model.weights", "/no/such/weights.pth") == Exit.USER
+    assert "'/no/such/weights.pth'" in run.output
     assert "Traceback" not in run.output
     assert run.json("failed.json")["message"] in run.output
     assert run.run(*QUICK, "--epochs", "1") == Exit.FINISHED, run.output

@@ -6,11 +6,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from trainer.contract import UserError
 from trainer.learning.matching import load_matching
 from trainer.learning.stem import block_stem
 from trainer.learning.weights import read_weights
 from trainer.recipes.config import ModelConfig
+from trainer.recipes.networks import network_of
 
 
 class ExactLinear(nn.Linear):
@@ -22,13 +22,11 @@ class ExactLinear(nn.Linear):
 
 
 def build_model(config: ModelConfig, *, initialise: bool = True) -> nn.Module:
-    """The model, with its starting weights unless they are restored later. (N, 3, H, W) in, (N, classes) logits out."""
-    names = torchvision.models.list_models(module=torchvision.models)
-    if config.name not in names:
-        raise UserError(
-            f"--model.name {config.name!r} is not a torchvision classification model: "
-            f"use one of {', '.join(n for n in names if n.startswith('resnet'))}, …"
-        )
+    """The model, with its starting weights unless they are restored later. (N, 3, H, W) in, (N, classes) logits out.
+
+    Raises UserError.
+    """
+    network_of(config.name)
     model: nn.Module = torchvision.models.get_model(config.name, weights=None, num_classes=config.num_classes)
     if linears := [module for module in model.modules() if type(module) is nn.Linear]:
         linears[-1].__class__ = ExactLinear  # names and weights stay as they are

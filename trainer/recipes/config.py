@@ -27,7 +27,7 @@ class ModelConfig:
     blur_pool: Literal["none", "convs", "all"] = field(default="none", metadata=ADDED)  # blur before what shrinks
     init: Literal["torchvision", "composer"] = field(default="torchvision", metadata=ADDED)  # whose random start
     zero_init: bool = field(default=False, metadata=ADDED)  # each residual block begins as the identity
-    stochastic_depth: float = field(default=0.0, metadata=ADDED)  # chance to skip the last residual block; 0 = off
+    stochastic_depth: float = field(default=0.0, metadata=ADDED)  # of skipping the last block; 0: as torchvision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,14 +13,21 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trainer.recipes.config import Config
 from trainer.recipes.named import DEFAULT_DATA, IMAGENET, PROMISES, RECIPES
+from trainer.recipes.networks import NETWORKS
 
 FILE = Path(__file__).with_name("recipes.json")
 KINDS = {bool: "bool", int: "int", float: "float", str: "str"}
 
 
 def facts() -> dict[str, Any]:
-    """What recipes.json says: every recipe by name, and every option with the kind of its value."""
-    return {"recipes": {name: facts_of(name, recipe()) for name, recipe in RECIPES.items()}, "options": options(Config)}
+    """What recipes.json says: every recipe and network by name, every option with its kind of value."""
+    return {
+        "recipes": {name: facts_of(name, recipe()) for name, recipe in RECIPES.items()},
+        "options": options(Config),
+        "networks": {
+            name: dataclasses.asdict(traits) | {"weights": list(traits.weights)} for name, traits in NETWORKS.items()
+        },
+    }
 
 
 def facts_of(name: str, config: Config) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from trainer.contract import UserError
 from trainer.recipes.config import AverageConfig, Config, DataConfig
+from trainer.recipes.networks import has_skipped_blocks, is_resnet, network_of
 
 Rule = tuple[str, object, bool, str]  # an option, its value, whether its rule holds, and the rule
 
@@ -33,7 +34,7 @@ def rules_of(config: Config) -> list[Rule]:
         *optim_rules(config),
     ]
     rules += [*schedule_rules(config), *average_rules(config.average, config), *regularize_rules(config)]
-    return [*rules, *pixel_rules(config.data), *stem_rules(config)]
+    return [*rules, *pixel_rules(config), *stem_rules(config)]
 
 
 def general_rules(config: Config) -> list[Rule]:
@@ -54,18 +55,32 @@ def general_rules(config: Config) -> list[Rule]:
 
 
 def model_rules(config: Config) -> list[Rule]:
-    model = config.model
-    classes, depth, blurs = model.num_classes, model.stochastic_depth, model.blur_pool != "none"
+    model, network = config.model, network_of(config.model.name)
+    name, classes, depth = model.name, model.num_classes, model.stochastic_depth
+    named = not model.weights.startswith("IMAGENET1K_") or model.weights in network.weights
+    choices = f"one that torchvision has of {name} ({', '.join(network.weights) or 'none'}), a file or s3://bucket/key"
     return [
+        ("--model.name", name, not network.refused, network.refused),
         ("--model.num-classes", classes, classes == 0 or classes >= 2, "at least 2 (0 = as many as the data has)"),
-        ("--model.stochastic-depth", depth, 0 <= depth < 1, "0 (off) to below 1"),
-        ("--model.blur-pool", model.blur_pool, is_resnet(config) or not blurs, f"none with --model.name {model.name}"),
-        ("--model.blocked-stem", model.blocked_stem, not (blurs and model.blocked_stem), "off with --model.blur-pool"),
+        ("--model.weights", model.weights, named, choices),
+        ("--model.stochastic-depth", depth, 0 <= depth < 1, "0 (as torchvision has it) to below 1"),
+        ("--model.stochastic-depth", depth, has_skipped_blocks(name) or not depth,
+         f"0 with --model.name {name}, which has no blocks to skip"),
+        *resnet_rules(config),
+    ]  # fmt: skip
+
+
+def resnet_rules(config: Config) -> list[Rule]:
+    """What is made for ResNets alone."""
+    model, other = config.model, f"with --model.name {config.model.name}: it is made for ResNets"
+    given = [
+        ("--fused-norm", config.fused_norm, config.fused_norm, "off"),
+        ("--model.blocked-stem", model.blocked_stem, model.blocked_stem, "off"),
+        ("--model.blur-pool", model.blur_pool, model.blur_pool != "none", "none"),
+        ("--model.init", model.init, model.init != "torchvision", "torchvision"),
+        ("--model.zero-init", model.zero_init, model.zero_init, "off"),
     ]
-
-
-def is_resnet(config: Config) -> bool:
-    return config.model.name.startswith(("resnet", "resnext", "wide_resnet"))
+    return [(option, value, is_resnet(model.name) or not used, f"{off} {other}") for option, value, used, off in given]
 
 
 def fused_norm_rules(config: Config) -> list[Rule]:
@@ -73,7 +88,7 @@ def fused_norm_rules(config: Config) -> list[Rule]:
     return [
         (option, value, off or not config.compile, "off with --compile, which fuses these layers itself"),
         (option, value, off or config.channels_last, "off with --no-channels-last: its kernels want that layout"),
-        (option, value, off or is_resnet(config), f"off with --model.name {config.model.name}: it is made for ResNets"),
+        (option, value, off or not config.model.stochastic_depth, "off with --model.stochastic-depth"),
     ]
 
 
@@ -117,7 +132,7 @@ def optim_rules(config: Config) -> list[Rule]:
         ("--optim.head-lr-multiplier", multiplier, 0 < multiplier < math.inf, "positive"),
         ("--optim.layer-decay", decay, 0 < decay <= 1, "above 0, at most 1 (1 = all alike)"),
         ("--optim.freeze-stages", stages, stages >= 0, "at least 0 (0 = none)"),
-        ("--optim.freeze-stages", stages, stages < 6 or not is_resnet(config),
+        ("--optim.freeze-stages", stages, stages < 6 or not is_resnet(config.model.name),
          f"at most 5 with --model.name {config.model.name}: the last of its 6 stages, the classifier, must train"),
         ("--optim.freeze-stages", stages, bool(config.model.weights) or not stages,
          "0 without --model.weights: random weights would stay random"),
@@ -203,18 +218,26 @@ def regularize_rules(config: Config) -> list[Rule]:
     ]  # fmt: skip
 
 
-def pixel_rules(data: DataConfig) -> list[Rule]:
+def pixel_rules(config: Config) -> list[Rule]:
     # The networks shrink an image 32 times. For smaller images, bf16 gradients of the last stage are garbage on a CPU,
     # and sometimes NaN (measured at 16 px with torch 2.15: in 13 of 45 short runs).
+    data, name, network = config.data, config.model.name, network_of(config.model.name)
+    shown = [
+        ("--data.resolution", data.resolution),
+        ("--data.start-resolution", data.start_resolution),
+        ("--data.val-crop", data.val_crop),
+    ]
     least = [
-        ("--data.resolution", data.resolution, 32),
-        ("--data.start-resolution", data.start_resolution, 32),
-        ("--data.val-crop", data.val_crop, 32),
+        *((option, pixels, network.least) for option, pixels in shown),
         *(("--data.train-sides", side, 8) for side in data.train_sides),
         ("--data.val-side", data.val_side, 8),
         ("--data.resolution-multiple", data.resolution_multiple, 1),
     ]
-    return [(option, pixels, low <= pixels <= 2048, f"{low} to 2048 pixels") for option, pixels, low in least]
+    only = f"{network.only} with --model.name {name}, which takes no other size"
+    return [
+        *((option, pixels, low <= pixels <= 2048, f"{low} to 2048 pixels") for option, pixels, low in least),
+        *((option, pixels, network.only in (0, pixels), only) for option, pixels in shown),
+    ]
 
 
 def stem_rules(config: Config) -> list[Rule]:
