@@ -9,29 +9,53 @@ import inspect
 import json
 import os
 import sys
+from argparse import ArgumentError, ArgumentParser
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
 
 from trainer.contract import Exit, RunEnv, UserError
 from trainer.recipes.config import Config
 from trainer.recipes.named import RECIPES, default_data
 from trainer.recipes.rules import checked
+from trainer.recipes.scale import scaled
 from trainer.text import forgive_output, tell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Typed:
+    """What one types: a config, and a short form of several of its options."""
+
+    size: int  # training pixels after the ramp; all other sizes follow, those of validation, too
+    config: Annotated[Config, tyro.conf.arg(name="")]
 
 
 def command_line(prog: str, argv: Sequence[str]) -> Config:
     """`<recipe> [--option value …]` as a config. `--help` prints and exits 0; usage errors raise UserError."""
-    import tyro  # it takes half of the import time, and only this function needs it
-
     if argv and not argv[0].startswith("-") and argv[0] not in RECIPES:
         raise UserError(f"recipe {argv[0]!r} is unknown: choose one of {', '.join(RECIPES)} (RECIPE=digits)")
-    choices = {name: (inspect.cleandoc(recipe.__doc__ or ""), recipe()) for name, recipe in RECIPES.items()}
+    configs = {name: sized(recipe(), argv) for name, recipe in RECIPES.items()}
+    choices = {name: (inspect.cleandoc(RECIPES[name].__doc__ or ""), typed) for name, typed in configs.items()}
     try:
-        config = tyro.extras.overridable_config_cli(choices, prog=prog, args=list(argv))
+        typed = tyro.extras.overridable_config_cli(choices, prog=prog, args=list(argv))
     except SystemExit as stop:
         if not stop.code:
             raise
         raise UserError(f"these options are not understood: see `{' '.join([prog, *argv[:1]])} --help`") from stop
-    return checked(config)
+    return checked(typed.config)
+
+
+def sized(config: Config, argv: Sequence[str]) -> Typed:
+    """What one may type of a config whose sizes follow `--size`, where that is given. Raises UserError."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--size", default="")
+    try:
+        size = int(parser.parse_known_args(argv)[0].size)
+    except (ArgumentError, ValueError):  # it is not given, or mistyped, which tyro tells
+        return Typed(size=config.data.resolution, config=config)
+    return Typed(size=size, config=scaled(config, size))
 
 
 def command_line_or_exit(prog: str) -> Config:

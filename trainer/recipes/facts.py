@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from trainer.recipes.command_line import Typed
 from trainer.recipes.config import Config
 from trainer.recipes.named import DEFAULT_DATA, IMAGENET, PROMISES, RECIPES
 from trainer.recipes.networks import NETWORKS
@@ -23,7 +24,7 @@ def facts() -> dict[str, Any]:
     """What recipes.json says: every recipe and network by name, every option with its kind of value."""
     return {
         "recipes": {name: facts_of(name, recipe()) for name, recipe in RECIPES.items()},
-        "options": options(Config),
+        "options": options(Typed),
         "networks": {
             name: dataclasses.asdict(traits) | {"weights": list(traits.weights)} for name, traits in NETWORKS.items()
         },
@@ -56,11 +57,13 @@ def stages(config: Config) -> list[list[int]]:
 
 
 def options(kind: type, prefix: str = "--") -> dict[str, dict[str, Any]]:
-    """The options of a config's fields, as one types them, each with the kind of its value."""
+    """The options of what one types, each with the kind of its value."""
     found: dict[str, dict[str, Any]] = {}
     for name, hint in get_type_hints(kind).items():
         option = prefix + name.replace("_", "-")
-        if dataclasses.is_dataclass(hint):
+        if hint is Config:
+            found |= options(hint, prefix)
+        elif dataclasses.is_dataclass(hint):
             found |= options(hint, f"{option}.")  # type: ignore[arg-type]
         elif get_origin(hint) is Literal:
             found[option] = {"kind": "choice", "choices": list(get_args(hint))}

@@ -1,7 +1,7 @@
 """FFCV's recipes: SGD in a triangle, 160 to 192 px, blurred convolutions. torch is not imported here.
 
-Facts: libffcv/ffcv-imagenet, `rn50_configs/`, `train_imagenet.py`. There the decay spares what has `bn` in its name, so
-it takes the norms of the shortcuts; here it spares every norm.
+Facts: libffcv/ffcv-imagenet, `rn50_configs/`, `train_imagenet.py`. The decay spares what has `bn` in its name, so it
+takes the norms of the shortcuts, there and here.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def triangle(name: str, *, epochs: int, ramp: tuple[float, float]) -> Config:
             val_resize=293, val_crop=256,  # the centre 7/8 of the short side, shown at 256 px
             train_sides=(480, 256, 128), copy_per_crop=True,
         ),
-        optim=OptimConfig(peak_lr=1.7, weight_decay=1e-4, decayed="not_norms"),
+        optim=OptimConfig(peak_lr=1.7, weight_decay=1e-4, decayed="not_bn"),
         schedule=ScheduleConfig(kind="linear", warmup_epochs=2.0, warmup_start=1e-4),
         regularize=RegularizeConfig(label_smoothing=0.1),
     )  # fmt: skip

@@ -47,7 +47,7 @@ def test_the_stages_are_the_resolutions_of_all_epochs_in_their_order() -> None:
 
 def test_every_option_of_the_command_line_is_there_with_the_kind_of_its_value() -> None:
     said = facts()["options"]
-    assert set(said) == {f"--{name.replace('_', '-')}" for name in flatten(Config())}
+    assert set(said) == {"--size"} | {f"--{name.replace('_', '-')}" for name in flatten(Config())}
     assert all(f" {option} " in help_of("mild") or f" {option}, " in help_of("mild") for option in said)
     assert said["--optim.peak-lr"] == {"kind": "float"}
     assert said["--optim.name"] == {"kind": "choice", "choices": ["sgd", "adamw", "lamb"]}

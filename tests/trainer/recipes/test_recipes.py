@@ -87,7 +87,10 @@ def test_every_recipe_promises_an_accuracy_or_says_that_it_is_not_measured(recip
 def test_help_shows_every_option_with_its_meaning_and_default(recipe: str) -> None:
     text = help_of(recipe)
     starts = {found[1]: found for found in re.finditer(r" --([a-z][a-z.-]*)(?=[ ,])(?:, --[a-z.-]+)?", text)}
-    values = {name.replace("_", "-"): value for name, value in flatten(RECIPES[recipe]()).items()}
+    config = RECIPES[recipe]()
+    values = {name.replace("_", "-"): value for name, value in flatten(config).items()} | {
+        "size": config.data.resolution
+    }
     assert set(values) == set(starts) - {"help"} - {name for name in starts if name.split(".")[-1].startswith("no-")}
     for name, value in values.items():
         end = min((found.start() for found in starts.values() if found.start() > starts[name].start()), default=None)
