@@ -36,7 +36,9 @@ from benchmarks.peers import (
     torchvision_v2,
 )
 from trainer.data.format import Copies, Index
+from trainer.data.reading.copies import wanted_span
 from trainer.data.reading.split import PreparedSplit
+from trainer.recipes.config import DataConfig
 
 COPIES = Copies(train=(256, 128), val=(320,))
 ORIGINAL = 2048  # larger than any image here: nothing is shrunk
@@ -70,7 +72,8 @@ class Material:
 
     def copy_for(self, pixels: int) -> Images:
         """The one that training reads."""
-        return {256: self.large, 128: self.small}[self.index.side_for("train", pixels)]
+        (side,) = self.index.sides_for("train", wanted_span(DataConfig(), "train", pixels))
+        return {256: self.large, 128: self.small}[side]
 
 
 def lay_out(make: Any, count: int, scratch: Path) -> Material:

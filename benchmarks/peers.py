@@ -40,7 +40,7 @@ def loader(images: Images, pixels: int, steps: int) -> Loader:
     """The trainer's own."""
     split = images.split
     jobs = train_jobs(
-        config(pixels), lambda _: split, lambda _: pixels,
+        config(pixels), lambda _: (split,), lambda _: pixels,
         images=len(split), rank=0, world=1, first_step=0, steps=steps,
     )  # fmt: skip
     return Loader(jobs, max_images=BATCH, max_pixels=pixels, workers=THREADS, device=torch.device("cpu"))

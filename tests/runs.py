@@ -18,6 +18,7 @@ import pytest
 from tests import PATIENCE, ROOT
 from trainer.contract import HEAD_FILE, Lease, checkpoint_key, run_key
 from trainer.data.format import Copies
+from trainer.data.reading.copies import wanted_spans
 from trainer.data.stage import stage
 from trainer.recipes.digits import digits
 from trainer.store import ObjectStore, open_store
@@ -211,7 +212,7 @@ def digits_folder(shared_folder: Path) -> Path:
     """The digits, prepared: by the first worker that needs them, while the others wait."""
     data = digits().data
     copies = Copies(data.train_sides, (data.val_side,), data.quality)
-    return stage("digits", shared_folder, copies, {"train": digits().resolutions(), "val": frozenset({32})})
+    return stage("digits", shared_folder, copies, wanted_spans(digits()))
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from trainer.data.stage import stage
 from trainer.store import open_store
 
 COPIES = Copies((32,), (32,), 90)
-WANTED = {"train": frozenset({32}), "val": frozenset({32})}
-ONE = {"val": frozenset({32})}  # a single shard
+WANTED = {"train": frozenset({(32, 32)}), "val": frozenset({(32, 32)})}
+ONE = {"val": frozenset({(32, 32)})}  # a single shard
 
 
 def noise(store: str | Path, *, bytes: int = 5000, shards: int = 2, is_old: bool = False) -> tuple[str, Index]:

@@ -19,6 +19,7 @@ from trainer.checkpoint.restore import Restored, restore, show_digest
 from trainer.checkpoint.saver import Checkpointer
 from trainer.contract import Phase, RefusedError, RunEnv, UserError, checkpoint_key, run_key
 from trainer.data.format import Copies, Index, read_index
+from trainer.data.reading.copies import lack_of_pixels, wanted_span, wanted_spans
 from trainer.data.reading.loader import Batch, Loader, train_jobs
 from trainer.data.reading.split import PreparedSplit
 from trainer.data.stage import stage
@@ -31,7 +32,7 @@ from trainer.manifest import data_key
 from trainer.origin import check_config, check_data, identity, lack_of, read_config
 from trainer.process.channel import Channel, attempt_dir
 from trainer.process.interruption import Interruption
-from trainer.recipes.config import Config
+from trainer.recipes.config import Config, DataConfig
 from trainer.recipes.fields import to_json
 from trainer.recipes.named import default_data
 from trainer.recipes.networks import advice
@@ -47,14 +48,20 @@ CHECKPOINTS_AT_ONCE = 4  # the newest, the one before, the best, and the one tha
 
 
 class Data:
-    """The prepared images of a run; each (split, resolution) opens the smallest stored copy that serves it."""
+    """The prepared images of a run. Each stored copy is opened once."""
 
-    def __init__(self, folder: Path, index: Index):
-        self.folder, self.index = folder, index
+    def __init__(self, folder: Path, index: Index, config: DataConfig):
+        self.folder, self.index, self.config = folder, index, config
         self._opened = cache(lambda split, side: PreparedSplit(folder, index, split, side))
 
+    def copies(self, split: str, pixels: int) -> tuple[PreparedSplit, ...]:
+        """Those that serve so many pixels, the smallest first. All have the same labels."""
+        sides = self.index.sides_for(split, wanted_span(self.config, split, pixels))
+        return tuple(self._opened(split, side) for side in sides)
+
     def open(self, split: str, pixels: int) -> PreparedSplit:
-        return self._opened(split, self.index.side_for(split, pixels))
+        """The smallest of them."""
+        return self.copies(split, pixels)[0]
 
 
 def set_backends(config: Config) -> None:
@@ -71,10 +78,9 @@ def set_backends(config: Config) -> None:
 def stage_data(config: Config, env: RunEnv, world: World, status: Status, tell: Callable[[str], None]) -> Data:
     """Prepared data on this machine: one process per machine fetches or makes it, the others wait and find it."""
     data = env.data or default_data(config.recipe)
-    wanted = {"train": config.resolutions(), "val": frozenset({config.data.val_resize})}
     options: dict[str, Any] = {
         "copies": Copies(config.data.train_sides, (config.data.val_side,), config.data.quality),
-        "wanted": wanted,
+        "wanted": wanted_spans(config),
         "secrets_dir": env.secrets_dir, "progress": status.tick,
     }  # fmt: skip
     scratch = Path(env.scratch_dir).absolute()
@@ -89,7 +95,7 @@ def stage_data(config: Config, env: RunEnv, world: World, status: Status, tell: 
     barrier(world)
     if world.local_rank != 0:
         folder = fetch()
-    return Data(folder, read_index(folder))
+    return Data(folder, read_index(folder), config.data)
 
 
 def resolved(config: Config, data: Data) -> Config:
@@ -177,7 +183,7 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     console = Console(clock.total_steps, clock.steps_per_epoch, speaks=world.is_main)
     resources.enter_context(closing(console))
     read = partial(patiently, f"the store {store.uri}", tell=tell)
-    if lack := lack_of(data.folder, data.index):
+    for lack in filter(None, (lack_of(data.folder, data.index), lack_of_pixels(config, data.index))):
         console.say(lack)
     for line in advice(config):
         console.say(line)
@@ -245,7 +251,7 @@ def _continue(
 
 def open_loader(config: Config, data: Data, clock: Clock, world: World, first_step: int) -> Loader:
     jobs = train_jobs(
-        config, lambda pixels: data.open("train", pixels), clock.resolution, images=data.index.splits["train"].images,
+        config, partial(data.copies, "train"), clock.resolution, images=data.index.splits["train"].images,
         rank=world.rank, world=world.size, first_step=first_step, steps=clock.total_steps,
     )  # fmt: skip
     return Loader(

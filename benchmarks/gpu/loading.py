@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from benchmarks.gpu.images import DIGITS, PHOTOGRAPHS, prepared
@@ -21,8 +22,8 @@ STEPS = 10**6  # more than are ever taken
 
 def shares(place: Place) -> Found:
     folder = prepared(place.images, DIGITS if place.tiny else PHOTOGRAPHS)
-    data = Data(folder, read_index(folder))
     config = config_of(place)
+    data = Data(folder, read_index(folder), config.data)
     threads = (1, 2) if place.tiny else THREADS
     synthetic = timed(place, ours(place, config).step, rounds=3)
     found: Found = {"synthetic": synthetic}
@@ -41,7 +42,7 @@ def shares(place: Place) -> Found:
 
 def loader(place: Place, config: Config, data: Data, threads: int) -> Loader:
     jobs = train_jobs(
-        config, lambda pixels: data.open("train", pixels), lambda step: place.pixels,
+        config, partial(data.copies, "train"), lambda step: place.pixels,
         images=data.index.splits["train"].images, rank=0, world=1, first_step=0, steps=STEPS,
     )  # fmt: skip
     return Loader(jobs, max_images=place.batch, max_pixels=place.pixels, workers=threads, device=place.device)

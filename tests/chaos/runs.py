@@ -24,6 +24,7 @@ from trainer.checkpoint.line import list_manifests
 from trainer.checkpoint.restore import read_manifest
 from trainer.contract import Exit
 from trainer.data.format import Copies
+from trainer.data.reading.copies import wanted_spans
 from trainer.data.stage import stage
 from trainer.recipes.digits import digits
 from trainer.store import ObjectStore, open_store
@@ -43,7 +44,7 @@ def digits_data(lab: Lab) -> Path:
     """The digits, prepared once per laboratory."""
     data = digits().data
     copies = Copies(data.train_sides, (data.val_side,), data.quality)
-    splits = {"train": digits().resolutions(), "val": frozenset({32})}
+    splits = wanted_spans(digits())
     return stage("digits", lab.folder / "digits", copies, splits)
 
 

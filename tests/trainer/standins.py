@@ -51,12 +51,16 @@ class StandInData:
 
     def __init__(self) -> None:
         self.splits = {"train": StandInSplit("train", TRAIN_IMAGES), "val": StandInSplit("val", VAL_IMAGES)}
+        size = SimpleNamespace(short_side=32)
         self.index = SimpleNamespace(
-            splits={name: SimpleNamespace(images=len(split)) for name, split in self.splits.items()},
+            splits={name: SimpleNamespace(images=len(split), sizes=[size]) for name, split in self.splits.items()},
             source=None, classes=tuple(map(str, range(CLASSES))),
             name="stand-in", version="1", fingerprint="f", sha256="0" * 64,
         )  # fmt: skip
         self.folder = Path("stand-in")
+
+    def copies(self, split: str, pixels: int) -> Any:
+        return (self.splits[split],)
 
     def open(self, split: str, pixels: int) -> Any:
         return self.splits[split]

@@ -234,7 +234,7 @@ def test_a_forged_index_or_note_of_a_shard_is_damaged() -> None:
     for body in forgeries(json.loads(index.to_json())):
         with suppress(UserError):
             found = Index.from_json(body, "here")
-            assert {found.side_for(name, 32) for name in ("train", "val")}
+            assert {found.sides_for(name, (32, 32)) for name in ("train", "val")}
             assert all(type(one) is str for one in found.classes)
             assert not any("/" in one.file or "\0" in one.file for one in found.shards())
     tally = Tally(3, [np.array([0, 1, 1])], broken=["b: cut"], hashes=[np.zeros(4, np.uint64)])

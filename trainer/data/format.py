@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import re
 import zlib
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -30,6 +30,8 @@ BATCH_IMAGES = 512  # of a record batch
 NOTES = b"notes"  # of a record batch: what was odd, what was left out
 PLAIN = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"  # a part of a path
 AGAIN = "remove its folder and prepare or copy the data again"
+
+Span = tuple[int, int]  # the least and the most short side that is wanted of a stored image
 
 
 @dataclass(frozen=True)
@@ -122,15 +124,13 @@ class Index:
     fingerprint: str  # of the content: every shard's CRC-32, every label. Of runs that began before there was `sha256`
     source: Origin | None = None  # older versions did not record it
 
-    def side_for(self, split: str, pixels: int) -> int:
-        """The smallest stored short side that is large enough, else the largest.
-
-        Training at `pixels` wants 8/7 of them, as 256 for 224: most crops take half of an image. Validation wants the
-        size that it resizes to.
+    def sides_for(self, split: str, span: Span) -> tuple[int, ...]:
+        """The stored short sides that serve a span, rising: from the smallest that is large enough for its least side,
+        to the smallest for its most. Where none is large enough, the largest.
         """
-        wanted = math.ceil(pixels * 8 / 7) if split == "train" else pixels
         sides = sorted(size.short_side for size in self.splits[split].sizes)
-        return next((side for side in sides if side >= wanted), sides[-1])
+        first, last = (min(bisect_left(sides, wanted), len(sides) - 1) for wanted in span)
+        return tuple(sides[first : last + 1])
 
     def shards(self) -> Iterator[Shard]:
         return (shard for split in self.splits.values() for size in split.sizes for shard in size.shards)

@@ -13,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 
 from trainer.contract import RunEnv, UserError, dataset_key
-from trainer.data.format import INDEX, Copies, Index, Shard, ShardHash, read_index
+from trainer.data.format import INDEX, Copies, Index, Shard, ShardHash, Span, read_index
 from trainer.data.making.prepare import prepare
 from trainer.data.making.revision.manifest import SOURCES, SourceMemory
 from trainer.data.progress import ProgressListener, Track
@@ -32,7 +32,7 @@ from trainer.text import say, show_bytes
 STREAMS = 16  # shards that are fetched at the same time: one connection to S3 is slower than the machine's network
 _REPAIR = f"remove it and {INDEX} there and run `make prepare` again"
 
-WantedSizes = Mapping[str, frozenset[int]]  # split: the pixels that its images must serve
+WantedSizes = Mapping[str, frozenset[Span]]  # split: the short sides that its images must serve
 
 
 def stage(
@@ -75,11 +75,11 @@ def stage(
 
 
 def _shards(index: Index, wanted: WantedSizes) -> list[Shard]:
-    """The shards of the smallest stored sizes that are large enough for what is wanted."""
+    """The shards of every stored size that can be read, and of no other."""
     return [
         shard
-        for name, pixels in wanted.items()
-        for side in sorted({index.side_for(name, one) for one in pixels})
+        for name, spans in wanted.items()
+        for side in sorted({side for span in spans for side in index.sides_for(name, span)})
         for size in index.splits[name].sizes
         if size.short_side == side
         for shard in size.shards

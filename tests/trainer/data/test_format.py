@@ -13,6 +13,8 @@ import pytest
 from tests.images import CLASSES, decode, image_folder, open_split, prepared
 from trainer.contract import UserError
 from trainer.data.format import ImageRow, Index, Shard, Size, SplitIndex, read_tally, write_shard
+from trainer.data.reading.copies import wanted_span
+from trainer.recipes.config import DataConfig
 
 
 def test_datasets_opens_a_shard_with_image_and_class_label(tmp_path: Path) -> None:
@@ -46,12 +48,27 @@ def test_rows_without_a_jpeg_leave_a_trace_but_no_image() -> None:
     assert read_tally(write_shard(CLASSES, broken), "here").images == 0
 
 
-def test_the_index_survives_a_round_trip_and_chooses_among_sizes() -> None:
+def test_the_index_survives_a_round_trip_() -> None:
     sizes = tuple(Size(side, 90, (Shard(f"train-{side}px-00000.arrow", 7, 100, 5),)) for side in (128, 256))
     index = Index("a", "b", CLASSES, {"train": SplitIndex(7, sizes), "val": SplitIndex(7, sizes)}, "f")
     assert Index.from_json(index.to_json(), "here") == index
-    assert [index.side_for("train", px) for px in (88, 112, 113, 128, 224, 288)] == [128, 128, 256, 256, 256, 256]
-    assert [index.side_for("val", px) for px in (96, 128, 129, 256, 300)] == [128, 128, 256, 256, 256]
+
+
+@pytest.mark.parametrize(
+    ("split", "pixels", "sides"),
+    [
+        ("train", (88, 112, 113, 128, 224, 288), [128, 128, 256, 256, 256, 256]),
+        ("val", (96, 128, 129, 256, 300), [128, 128, 256, 256, 256]),
+    ],
+)
+def test_an_image_is_read_from_the_smallest_size_that_serves(
+    split: str, pixels: tuple[int, ...], sides: list[int]
+) -> None:
+    sizes = tuple(Size(side, 90, ()) for side in (128, 256))
+    index = Index("a", "b", CLASSES, {"train": SplitIndex(7, sizes), "val": SplitIndex(7, sizes)}, "f")
+    assert [index.sides_for(split, wanted_span(DataConfig(), split, px)) for px in pixels] == [
+        (side,) for side in sides
+    ]
 
 
 def cut_index(folder: Path) -> str:

@@ -84,12 +84,12 @@ def test_only_the_sizes_that_serve_are_fetched_and_what_is_wanted_later_is_added
 ) -> None:
     place, index = noise(s3_uri)
     s3_proxy.requests.clear()
-    small = {"train": frozenset({12, 14}), "val": frozenset({20})}
+    small = {"train": frozenset({(14, 14), (16, 16)}), "val": frozenset({(20, 20)})}
     local = stage(place, tmp_path, COPIES, small)
     assert files(local) == [INDEX, "train-16px-00000.arrow", "train-16px-00001.arrow", "val-32px-00000.arrow"]
     assert read_index(local) == index
     s3_proxy.requests.clear()
-    stage(place, tmp_path, COPIES, {"train": frozenset({12, 17, 99})})
+    stage(place, tmp_path, COPIES, {"train": frozenset({(14, 14), (14, 20), (99, 99)})})
     assert files(local) == sorted([INDEX, *(shard.file for shard in index.shards())])
     assert len(s3_proxy.requests) == 3  # the index, two shards
 
@@ -142,7 +142,7 @@ def test_a_damaged_shard_of_a_prepared_folder_is_told(tmp_path: Path, damage: Ca
     damage(Path(place) / "train-32px-00001.arrow")
     with pytest.raises(UserError, match=rf"train-32px-00001.arrow {DAMAGES[damage]}: every shard must be .* copy it"):
         stage(place, tmp_path / "scratch", COPIES, WANTED)
-    stage(place, tmp_path / "scratch", COPIES, {"train": frozenset({14})})  # what is not wanted is not looked at
+    stage(place, tmp_path / "scratch", COPIES, {"train": frozenset({(16, 16)})})  # what is not wanted is not looked at
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, truncate, remove])

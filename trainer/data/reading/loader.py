@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 
 import numpy as np
@@ -21,17 +22,9 @@ import torch
 from torch import Tensor
 
 from trainer.data.augment.batch import draws_per_image
-from trainer.data.reading.decode import center_into, crop_into, image_size
-from trainer.data.reading.order import (
-    AUGMENT,
-    CROP,
-    CROP_DRAWS,
-    draws,
-    epoch_visits,
-    image_of,
-    micro_batches,
-    random_resized_crop,
-)
+from trainer.data.reading.copies import find_crop, likely_copies
+from trainer.data.reading.decode import center_into, crop_into
+from trainer.data.reading.order import AUGMENT, CROP, CROP_DRAWS, draws, epoch_visits, image_of, micro_batches
 from trainer.data.reading.split import PreparedSplit
 from trainer.recipes.config import Config
 
@@ -53,9 +46,10 @@ class Batch:
 class Job:
     """A batch to be made. `write(out, row)` decodes one image into (pixels, pixels, 3) uint8."""
 
-    split: PreparedSplit
+    split: PreparedSplit  # the smallest copy that its images are read from
     indices: np.ndarray  # (N,) int64
     pixels: int
+    prefetch: Callable[[], None]  # asks the system for what `write` will read
     write: Callable[[np.ndarray, int], None]
     flips: np.ndarray  # (N,) bool
     draws: np.ndarray  # (N, draws_per_image) float64
@@ -63,7 +57,7 @@ class Job:
 
 def train_jobs(
     config: Config,
-    open_split: Callable[[int], PreparedSplit],
+    open_copies: Callable[[int], tuple[PreparedSplit, ...]],
     resolution: Callable[[int], int],
     *,
     images: int,
@@ -74,31 +68,37 @@ def train_jobs(
 ) -> Iterator[Job]:
     """The micro-batches of steps first_step … steps - 1, in order.
 
-    `open_split(pixels)` gives the stored copy for a resolution, `resolution(step)` the pixels of a step's images.
+    `open_copies(pixels)` gives the stored copies for a resolution, the smallest first: each crop is read from one of
+    them. `resolution(step)` gives the pixels of a step's images.
     """
     accum = config.grad_accum_steps(world)
     per_epoch = images // config.global_batch_size
     order, order_epoch = np.empty(0, np.int64), -1
     for step in range(first_step, steps):
         epoch, pixels = step // per_epoch, resolution(step)
-        split = open_split(pixels)
+        copies = open_copies(pixels)
         if epoch != order_epoch:
-            order, order_epoch = epoch_visits(config, epoch, split.labels), epoch
+            order, order_epoch = epoch_visits(config, epoch, copies[0].labels), epoch
         for visits in micro_batches(order, step % per_epoch, accum, config.device_batch_size, rank, world):
-            yield _train_job(config, split, visits, pixels, epoch)
+            yield _train_job(config, copies, visits, pixels, epoch)
 
 
-def _train_job(config: Config, split: PreparedSplit, visits: np.ndarray, pixels: int, epoch: int) -> Job:
+def _train_job(config: Config, copies: tuple[PreparedSplit, ...], visits: np.ndarray, pixels: int, epoch: int) -> Job:
     data, indices = config.data, image_of(visits)
     uniform = draws(CROP, config.seed, epoch, visits, CROP_DRAWS)
+    flips, crops = uniform[:, 0] < data.flip_probability, uniform[:, 1:]
+    likely = likely_copies(copies, pixels, crops, data)
+
+    def prefetch() -> None:
+        for number, copy in enumerate(copies):
+            copy.prefetch(indices[likely == number])
 
     def write(out: np.ndarray, row: int) -> None:
-        jpeg = split.jpeg(int(indices[row]))
-        size = image_size(jpeg)
-        crop_into(out, jpeg, random_resized_crop(uniform[row, 1:].tolist(), *size, data.crop_scale, data.crop_ratio))
+        jpeg, box = find_crop(copies, int(likely[row]), int(indices[row]), pixels, crops[row].tolist(), data)
+        crop_into(out, jpeg, box)
 
     policy = draws(AUGMENT, config.seed, epoch, visits, draws_per_image(config.regularize))
-    return Job(split, indices, pixels, write, uniform[:, 0] < data.flip_probability, policy)
+    return Job(copies[0], indices, pixels, prefetch, write, flips, policy)
 
 
 def val_jobs(config: Config, split: PreparedSplit, *, rank: int, world: int) -> Iterator[Job]:
@@ -111,7 +111,7 @@ def val_jobs(config: Config, split: PreparedSplit, *, rank: int, world: int) -> 
             center_into(out, split.jpeg(int(indices[row])), config.data.val_resize)
 
         plain = np.zeros(len(indices), np.bool_), np.empty((len(indices), 0))
-        yield Job(split, indices, config.data.val_crop, write, *plain)
+        yield Job(split, indices, config.data.val_crop, partial(split.prefetch, indices), write, *plain)
 
 
 class Slot:
@@ -171,7 +171,7 @@ class Loader:
             count = len(job.indices)
             slot.labels[:count] = torch.from_numpy(job.split.labels[job.indices])
             slot.flips[:count] = torch.from_numpy(job.flips)
-            job.split.prefetch(job.indices)
+            job.prefetch()
             chunks = range(0, count, CHUNK_IMAGES)
             self.filling.append((job, slot, [self.pool.submit(_decode_chunk, job, slot, start) for start in chunks]))
 

@@ -90,7 +90,7 @@ def test_a_bit_that_flips_before_a_restart_does_not_become_the_truth(tmp_path: P
     with pytest.raises(
         UserError, match=r"train-32px-00001.arrow has checksum [0-9a-f]{64}, index.json says [0-9a-f]{64}"
     ):
-        stage(str(folder), tmp_path / "scratch", COPIES, {"train": frozenset({24})})
+        stage(str(folder), tmp_path / "scratch", COPIES, {"train": frozenset({(28, 28)})})
 
 
 def other_format(folder: Path) -> str:

@@ -26,7 +26,7 @@ def jobs_of(
 ) -> Iterator[Job]:
     clock = Clock.of(config, len(split))
     return train_jobs(
-        config, lambda pixels: split, clock.resolution,
+        config, lambda pixels: (split,), clock.resolution,
         images=len(split), rank=rank, world=world, first_step=first_step, steps=STEPS,
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tests.images import image_folder
 from tests.trainer.data.reading.loading import CONFIG, STEPS, Watch, jobs_of, load
 from trainer.data.format import Copies, read_index
 from trainer.data.making.prepare import prepare
+from trainer.data.reading.copies import wanted_spans
 from trainer.data.reading.decode import center_into, crop_into, image_size
 from trainer.data.reading.loader import Batch, Job, Loader, train_jobs, val_jobs
 from trainer.data.reading.order import CROP, CROP_DRAWS, draws, epoch_order, random_resized_crop
@@ -120,9 +122,9 @@ def test_resolutions_change_between_epochs_and_each_opens_its_copy(train_split: 
     data = replace(CONFIG.data, start_resolution=16, resolution=32, ramp_end_epoch=2, resolution_multiple=8)
     config, opened = replace(CONFIG, data=data), []
 
-    def open_copy(pixels: int) -> PreparedSplit:
+    def open_copy(pixels: int) -> tuple[PreparedSplit]:
         opened.append(pixels)
-        return train_split
+        return (train_split,)
 
     resolution = Clock.of(config, 24).resolution
     jobs = train_jobs(config, open_copy, resolution, images=24, rank=0, world=1, first_step=0, steps=STEPS)
@@ -147,7 +149,7 @@ def test_a_ramp_reads_exactly_the_copies_that_were_staged(tmp_path: Path, s3_uri
         val_resize=48, val_crop=48, train_sides=(64, 40), val_side=64, workers=2,
     )  # fmt: skip
     config = replace(CONFIG, epochs=epochs, data=data)
-    copies, wanted = Copies((64, 40), (64,), 90), {"train": config.resolutions(), "val": frozenset({48})}
+    copies, wanted = Copies((64, 40), (64,), 90), wanted_spans(config)
     source = image_folder(tmp_path / "folder", train=8, val=2, side=96)
     result = prepare(str(source), open_store(s3_uri), copies)
     folder = stage(f"{s3_uri}/{result.prefix}", tmp_path / "scratch", copies, wanted)
@@ -155,9 +157,9 @@ def test_a_ramp_reads_exactly_the_copies_that_were_staged(tmp_path: Path, s3_uri
     assert staged == {"train-40px-00000.arrow", "val-64px-00000.arrow"} | (
         {"train-64px-00000.arrow"} if epochs == 3 else set()
     )
-    found = Data(folder, read_index(folder))
+    found = Data(folder, read_index(folder), data)
     jobs = train_jobs(
-        config, lambda pixels: found.open("train", pixels), Clock.of(config, 24).resolution,
+        config, partial(found.copies, "train"), Clock.of(config, 24).resolution,
         images=24, rank=0, world=1, first_step=0, steps=3 * epochs,
     )  # fmt: skip
     sizes = {(job.split.short_side, job.pixels) for job in jobs}

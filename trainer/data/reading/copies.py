@@ -1,0 +1,124 @@
+"""Which stored copies a resolution needs, and which of them a crop is read from: the smallest with enough pixels.
+
+Every image is stored with several short sides; an original that is smaller stays so in each. No pixel is touched here.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.format import Index, Span
+from trainer.data.jpeg import Bytes
+from trainer.data.reading.decode import image_size
+from trainer.data.reading.order import random_resized_crop
+from trainer.data.reading.split import PreparedSplit
+from trainer.data.reading.window import Box
+from trainer.recipes.config import Config, DataConfig
+
+LIKELY_SHAPE = 4 / 3  # width over height: of most photographs
+
+
+def wanted_pixels(pixels: int) -> float:
+    """Of a stored image, or of a crop in it, for what is shown with so many: a copy loses detail near its own limit.
+
+    With no pixel to spare, crops had .85 to .98 of the finest detail that they have from originals, so .91 to 1.00
+    (benchmarks/results/copies.json).
+    """
+    return pixels * 8 / 7
+
+
+def wanted_span(data: DataConfig, split: str, pixels: int) -> Span:
+    """The least and the most short side that images want which are shown with so many pixels.
+
+    Validation resizes the whole image to them. Without `copy_per_crop` all crops get the copy that serves the largest.
+    """
+    if split == "val":
+        return pixels, pixels
+    wanted = wanted_pixels(pixels)
+    most = wanted / smallest_share(data) if data.copy_per_crop else wanted
+    return math.ceil(wanted), math.ceil(most)
+
+
+def wanted_spans(config: Config) -> dict[str, frozenset[Span]]:
+    """What a run wants of each split, over all its epochs."""
+    pixels = {"train": config.resolutions(), "val": frozenset({config.data.val_resize})}
+    return {split: frozenset(wanted_span(config.data, split, one) for one in ones) for split, ones in pixels.items()}
+
+
+def smallest_share(data: DataConfig) -> float:
+    """Of an image's short side: the shorter side of the smallest crop."""
+    low, high = data.crop_ratio
+    return min(1.0, math.sqrt(data.crop_scale[0] * min(low, 1 / high)))
+
+
+def lack_of_pixels(config: Config, index: Index) -> str:
+    """A line about crops that are enlarged, as this data lacks the copies that the recipe wants; "" if it has them."""
+    wanted = max(config.data.train_sides)
+    largest = max(size.short_side for size in index.splits["train"].sizes)
+    if not config.data.copy_per_crop or largest >= wanted:
+        return ""
+    if all(most <= largest for _, most in wanted_spans(config)["train"]):
+        return ""  # no crop is that small
+    sides = " ".join(map(str, config.data.train_sides))
+    return (
+        f"training images are stored with {largest} px at most, and {config.recipe} wants {wanted}: small crops are "
+        "enlarged, so the images are less sharp than those of the accuracy that the recipe names; "
+        f'to have them as sharp, prepare the data again: make prepare ARGS="--train-sides {sides}"'
+    )
+
+
+def likely_copies(
+    copies: Sequence[PreparedSplit], pixels: int, uniform: npt.NDArray[np.float64], data: DataConfig
+) -> npt.NDArray[np.int64]:
+    """(N,) numbers of the copies that crops are read from, as if all images had one shape. Reads none of them.
+
+    `uniform` are the draws of `random_resized_crop`: (N, 4 x ATTEMPTS).
+    """
+    if len(copies) == 1:
+        return np.zeros(len(uniform), np.int64)
+    (least, most), (low, high) = data.crop_scale, np.log(data.crop_ratio)
+    attempts = uniform.reshape(len(uniform), -1, 4)
+    area, aspect = least + attempts[:, :, 0] * (most - least), np.exp(low + attempts[:, :, 1] * (high - low))
+    width, height = np.sqrt(LIKELY_SHAPE * area * aspect), np.sqrt(LIKELY_SHAPE * area / aspect)  # over the short side
+    fits = (width <= LIKELY_SHAPE) & (height <= 1)
+    first = fits.argmax(1)[:, None]
+    shorter = np.take_along_axis(np.where(fits, np.minimum(width, height), 1), first, 1)[:, 0]
+    sides = np.array([copy.short_side for copy in copies[:-1]])  # what none of them serves is read from the last
+    found: npt.NDArray[np.int64] = np.searchsorted(sides, wanted_pixels(pixels) / shorter)
+    return found
+
+
+def find_crop(
+    copies: Sequence[PreparedSplit], likely: int, image: int, pixels: int, uniform: Sequence[float], data: DataConfig
+) -> tuple[Bytes, Box]:
+    """The JPEG that a crop is read from, and its box there: of the smallest copy that serves it, else of the largest.
+
+    It depends on the draws and the image alone. `likely` is the copy to look at first; if it is the right one, no other
+    is touched. ValueError if the bytes are not those of a JPEG.
+    """
+    jpeg, box, right = _crop_of(copies, likely, image, pixels, uniform, data)
+    if right != likely:
+        copies[right].prefetch(np.array([image]))
+        jpeg, box, _ = _crop_of(copies, right, image, pixels, uniform, data)
+    return jpeg, box
+
+
+def _crop_of(
+    copies: Sequence[PreparedSplit], number: int, image: int, pixels: int, uniform: Sequence[float], data: DataConfig
+) -> tuple[Bytes, Box, int]:
+    """The crop in one of the copies, and the number of the copy that serves it."""
+    jpeg = copies[number].jpeg(image)
+    size = image_size(jpeg)
+    box = random_resized_crop(uniform, *size, data.crop_scale, data.crop_ratio)
+    if len(copies) == 1:
+        return jpeg, box, number
+    side = wanted_pixels(pixels) * min(size) / min(box[2:])
+    right = min(bisect_left(copies, side, key=lambda copy: copy.short_side), len(copies) - 1)
+    if right > number and min(size) < copies[number].short_side:
+        right = number  # the original is that small: larger copies have the same bytes
+    return jpeg, box, right
