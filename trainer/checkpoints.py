@@ -16,10 +16,9 @@ import tyro
 
 from trainer.contract import Exit, Lease, LostRunError, RunEnv, UserError, checkpoint_key, parse_manifest_key, run_key
 from trainer.process.scratch import open_scratch
-from trainer.text import filter_tracebacks, say, show_bytes, show_sha256, tell
+from trainer.text import filter_tracebacks, say, show_sha256, tell
 
 if TYPE_CHECKING:
-    from trainer.manifest import Manifest
     from trainer.store import ObjectStore
     from trainer.upload.rewind import OldCheckpoint
 
@@ -53,8 +52,11 @@ class Export:
     step: int | None = None
     """The checkpoint of this step instead."""
 
-    weights: Literal["auto", "model", "ema"] = "auto"
-    """The model itself or its average; auto: what scored best, else the average where there is one."""
+    weights: Literal["auto", "model", "ema", "swa"] = "auto"
+    """The model itself, its moving average, or the mean of its last epochs (--average.late-epochs).
+
+    auto: what scored best, else the moving average where there is one.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,53 +160,6 @@ def verify(store: ObjectStore, run_id: str, *, every: bool) -> bool:
     return good and not missing
 
 
-def choose_checkpoint(store: ObjectStore, run_id: str, options: Export) -> tuple[str, Manifest, str, str]:
-    """The key of the checkpoint to export, and of its manifest what `read_known` gives. Raises UserError."""
-    from trainer.checkpoint.line import Checkpoints
-    from trainer.checkpoint.restore import DamagedError, read_known
-
-    found = Checkpoints.find(store, run_id)
-    if options.step is not None:
-        key = found.of_step(options.step, asked=f"--step {options.step}")
-    else:
-        key = (found.lease.best if found.lease is not None and options.which == "best" else "") or found.newest
-    try:
-        return key, *read_known(store, found, key)
-    except DamagedError as error:
-        raise UserError(f"{store.describe(key)} is damaged ({error}): choose another with --step") from error
-
-
-def export(store: ObjectStore, run_id: str, options: Export) -> None:
-    """Write the file. Raises UserError."""
-    import safetensors.torch
-
-    from trainer.checkpoint.restore import DamagedError, read_object, tensors_of
-    from trainer.manifest import is_best
-
-    key, manifest, sha256, digest = choose_checkpoint(store, run_id, options)
-    try:
-        tensors = tensors_of(read_object(store, manifest))
-    except DamagedError as error:
-        raise UserError(f"{store.describe(key)} is damaged ({error}): choose another with --step") from error
-    has_average = any(name.startswith("ema.") for name in tensors)
-    scored = manifest["counters"]["best"]["weights"] if is_best(manifest) else "ema" if has_average else "model"
-    weights = scored if options.weights == "auto" else options.weights
-    plain = {name.removeprefix(f"{weights}."): tensor.contiguous() for name, tensor in tensors.items()
-             if name.startswith(f"{weights}.")}  # fmt: skip
-    if not plain:
-        raise UserError(f"--weights {weights}: this run keeps no average of its weights; use --weights model")
-    model = str(manifest["config"].get("model", {}).get("name", "unknown"))
-    about = {"format": "pt", "model": model, "run": run_id, "step": str(manifest["step"]), "weights": weights}
-    about["checkpoint_sha256"] = sha256
-    try:
-        safetensors.torch.save_file(plain, options.file, metadata=about)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{options.file!r} cannot be written: {error}; name another file") from error
-    size = show_bytes(sum(tensor.nbytes for tensor in plain.values()))
-    tell(f"{options.file}: {model}, step {manifest['step']:,}, {weights} weights, {len(plain)} tensors, {size}")
-    tell(f"of the checkpoint with {digest}")
-
-
 def go_back(store: ObjectStore, run_id: str, options: Rewind) -> None:
     """Make an older checkpoint the newest. Raises UserError, LostRunError."""
     from trainer.checkpoint.line import Checkpoints, read_lease, read_line
@@ -273,7 +228,9 @@ def main(arguments: list[str] | None = None) -> int:
                 case Verify(every=every):
                     return Exit.FINISHED if verify(store, options.run_id, every=every) else Exit.USER
                 case Export() as asked:
-                    export(store, options.run_id, asked)
+                    from trainer.checkpoint.export import export
+
+                    export(store, options.run_id, asked.file, which=asked.which, step=asked.step, weights=asked.weights)
                 case Rewind() as asked:
                     go_back(store, options.run_id, asked)
                 case Undelete() as asked:

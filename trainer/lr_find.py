@@ -121,7 +121,7 @@ def try_rates(
             clock = Clock.of(config, images)
             state = make_state(config, world.device, initialise=True)
             execution = Execution.of(config, state, world, say, class_weights(config, data))
-            batches = iter(resources.enter_context(open_loader(config, data, clock, world, first_step=0)))
+            batches = iter(resources.enter_context(open_loader(config, data, clock, world, range(clock.total_steps))))
         resources.enter_context(telling_what_fits(config, world.device, lambda: ("training", pixels)))
         for step, rate in enumerate(rates := rates_of(steps)):
             settings = Settings(epoch=step / clock.steps_per_epoch, lr=rate, resolution=pixels)

@@ -48,7 +48,7 @@ def check_manifest(manifest: Manifest, run_id: str, key: str) -> None:
 
 def _check_counters(counters: Mapping[str, Any]) -> None:
     """What a resume takes over beside the tensors. Older versions wrote fewer of them."""
-    for name in counters.keys() & {"step", "validated"}:
+    for name in counters.keys() & {"step", "validated", "swa_step"}:
         _count_of(counters, name)
     if "seconds" in counters:
         as_number("seconds", counters["seconds"])
@@ -59,7 +59,7 @@ def _check_counters(counters: Mapping[str, Any]) -> None:
     if best := counters.get("best"):
         as_number("best.top1", check_known(best, "top1"))
         _count_of(best, "step")
-        as_text("best.weights", check_known(best, "weights"), "model|ema")
+        as_text("best.weights", check_known(best, "weights"), "model|ema|swa")
 
 
 def _count_of(value: Mapping[str, Any], name: str) -> int:

@@ -25,6 +25,7 @@ from trainer.data.reading.split import PreparedSplit
 from trainer.data.stage import stage
 from trainer.learning.execution import Execution
 from trainer.learning.loss import balanced_weights
+from trainer.learning.norms import IMAGES
 from trainer.learning.schedule import Clock
 from trainer.learning.state import State, make_state
 from trainer.learning.world import World, agree, barrier
@@ -153,7 +154,7 @@ class Run:
         """The phase, and the pixels of its images."""
         if self.status.phase == Phase.EVALUATING:
             return self.status.phase, self.config.data.val_crop
-        return self.status.phase, self.clock.resolution(min(self.state.step, self.clock.total_steps - 1))
+        return self.status.phase, self.clock.resolution(self.state.step)
 
 
 @contextmanager
@@ -213,7 +214,7 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     if world.is_main:
         read(lambda: check_room(store, env.run_id, checkpointer.bytes))
     execution = Execution.of(config, state, world, console.say, class_weights(config, data))
-    loader = resources.enter_context(open_loader(config, data, clock, world, state.step))
+    loader = resources.enter_context(open_loader(config, data, clock, world, range(state.step, clock.total_steps)))
     return Run(
         config=config, env=env, world=world, clock=clock, data=data, state=state, execution=execution,
         batches=iter(loader), log=StepLog(world, loader, clock.steps_per_epoch), metrics=metrics,
@@ -249,10 +250,18 @@ def _continue(
         console.say(f"with another config, as asked for: {line}")
 
 
-def open_loader(config: Config, data: Data, clock: Clock, world: World, first_step: int) -> Loader:
+def open_norm_loader(run: Run) -> Loader:
+    """Training images for the statistics of averaged weights: those of steps after the last, a function of the seed."""
+    steps, size = run.clock.total_steps, run.config.global_batch_size
+    more = min(run.clock.steps_per_epoch, -(-IMAGES // size))
+    return open_loader(run.config, run.data, run.clock, run.world, range(steps, steps + more))
+
+
+def open_loader(config: Config, data: Data, clock: Clock, world: World, steps: range) -> Loader:
+    """The micro-batches of these steps."""
     jobs = train_jobs(
         config, partial(data.copies, "train"), clock.resolution, images=data.index.splits["train"].images,
-        rank=world.rank, world=world.size, first_step=first_step, steps=clock.total_steps,
+        rank=world.rank, world=world.size, first_step=steps.start, steps=steps.stop,
     )  # fmt: skip
     return Loader(
         jobs, max_images=config.device_batch_size, workers=config.data.workers, device=world.device,

@@ -27,14 +27,17 @@ if __name__ == "__main__":  # before torch is imported, so that help and usage e
 import math
 from functools import partial
 
+from torch import nn
+
 from trainer.contract import Exit, Phase, UserError
 from trainer.learning.device import check_device, telling_what_fits
 from trainer.learning.evaluation import best_of, evaluate, scores
+from trainer.learning.norms import renew_norms, share_norms
 from trainer.learning.step import train_step
 from trainer.learning.world import World, any_of, any_of_each, empty_cache, join, share_buffers
 from trainer.process.interruption import Deadline, Interrupted, Interruption
 from trainer.recipes.config import Config
-from trainer.setup import Run, start_or_continue
+from trainer.setup import Run, open_norm_loader, start_or_continue
 from trainer.store import StoreError
 from trainer.telemetry.outcome import put_result, tell_outcome
 from trainer.telemetry.step_log import summary
@@ -172,7 +175,7 @@ def settle_steps(run: Run) -> None:
 
 
 def validate(run: Run) -> bool:
-    """Score model and average on every validation image, and save.
+    """Score model and averages on every validation image, and save.
 
     Returns False where it was interrupted in any process: then it is void in all of them.
     """
@@ -180,6 +183,8 @@ def validate(run: Run) -> bool:
     settle_steps(run)
     run.checkpointer.poll(wait=True)
     run.status.enter(Phase.EVALUATING)
+    if state.swa is not None and "val_swa" in models and not renew(run, state.swa.model):
+        return False
     for model in models.values():
         share_buffers(model, run.world)
     sums = {}
@@ -202,6 +207,24 @@ def validate(run: Run) -> bool:
     empty_cache(run.world)  # the blocks of a validation have other sizes
     run.log.restart_clock()
     run.status.enter(Phase.TRAINING)
+    return True
+
+
+def renew(run: Run, mean: nn.Module) -> bool:
+    """Give the mean of the last epochs' weights BatchNorm statistics of its own.
+
+    Returns False where it was interrupted in any process: then it has to be done again, in all of them.
+    """
+    is_done = False
+    try:
+        with run.interruption.raises(), open_norm_loader(run) as batches:
+            renew_norms(mean, batches, run.config, run.world, run.clock.total_steps, run.status.tick)
+            is_done = True
+    except Interrupted:
+        pass  # the other processes have to hear of it first
+    if any_of(not is_done, run.world):
+        return False
+    share_norms(mean, run.world)
     return True
 
 

@@ -13,7 +13,14 @@ from typing import Any
 
 from infra.run.values import MOST, check_number, check_object, check_text, check_whole
 
-METRICS = ("train/epoch", "train/top1", "val/top1", "val_ema/top1", "speed/images_per_second")  # that are shown
+METRICS = (
+    "train/epoch",
+    "train/top1",
+    "val/top1",
+    "val_ema/top1",
+    "val_swa/top1",
+    "speed/images_per_second",
+)  # that are shown
 Measured = dict[str, float]
 
 

@@ -32,7 +32,7 @@ class Progress:
     images_per_second: float  # 0: not known yet
     global_batch_size: int
     train_top1: float | None
-    val_top1: float | None  # of the last validation, the better one of the model and its average
+    val_top1: float | None  # of the last validation, the best one of the model and its averages
     checkpoint: Checkpoint | None
     attempts: tuple[dict[str, Any], ...]  # the ledger, oldest first
     skipped: tuple[str, ...] = ()  # what no machine of ours writes
@@ -82,7 +82,7 @@ def read_progress(bucket: ExplainedBucket, run_id: str) -> Progress:
     newest, shape = newest_of(rows), config.result() or Shape()
     epoch = newest.get("train/epoch")
     per_epoch = round(min(newest["step"] / epoch, MOST)) if epoch else 0
-    top1s = [newest[name] for name in ("val/top1", "val_ema/top1") if name in newest]
+    top1s = [newest[name] for name in ("val/top1", "val_ema/top1", "val_swa/top1") if name in newest]
     ledger = attempts.result()
     return Progress(
         heartbeat=heartbeat,

@@ -1,4 +1,4 @@
-"""The exponential moving average of a model: weights and BatchNorm buffers."""
+"""An average of a model over its steps: weights and BatchNorm buffers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
-        """Move towards the model: weights and BatchNorm buffers alike. `schedule.ema_decay` says how far.
+        """Move towards the model: weights and BatchNorm buffers alike. `schedule` says how far.
 
         A decay of 0 copies the model bit for bit.
         """

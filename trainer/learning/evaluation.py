@@ -65,9 +65,9 @@ def scores(sums: dict[str, Tensor], world: World) -> dict[str, float]:
 
 
 def best_of(found: dict[str, float], step: int) -> dict[str, Any]:
-    """The better of model and average by top-1, as a checkpoint and `result.json` name it."""
+    """The best of model and averages by top-1, as a checkpoint and `result.json` name it."""
     top1, name = max((value, name.removesuffix("/top1")) for name, value in found.items() if name.endswith("/top1"))
-    return {"top1": top1, "step": step, "weights": "ema" if name == "val_ema" else "model"}
+    return {"top1": top1, "step": step, "weights": name.removeprefix("val_") if name != "val" else "model"}
 
 
 def autocast(config: Config, device: torch.device) -> torch.autocast:

@@ -17,6 +17,7 @@ class Settings:
     lr: float
     resolution: int  # pixels of a side of a training image
     ema_decay: float = 1.0  # of the EMA after this step: 0 makes it a copy of the weights, 1 leaves it as it is
+    swa_decay: float = 1.0  # likewise, of the mean of the last epochs' weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,20 +58,22 @@ class Clock:
             lr=learning_rate(step, self.steps_per_epoch, self.config),
             resolution=self.resolution(step),
             ema_decay=ema_decay(step + 1, self.steps_per_epoch, self.config),
+            swa_decay=swa_decay(step + 1, self.steps_per_epoch, self.config),
         )
 
     def resolution(self, step: int) -> int:
-        """Pixels of a side: the same in a whole epoch."""
-        return self.config.resolution_at(step // self.steps_per_epoch)
+        """Pixels of a side: the same in a whole epoch; after the last step those of the last epoch."""
+        return self.config.resolution_at(min(step // self.steps_per_epoch, self.config.epochs - 1))
 
     def resolution_changes(self, step: int) -> bool:
         """Whether step number `step` has another resolution than the one before it."""
         return 0 < step < self.total_steps and self.resolution(step) != self.resolution(step - 1)
 
     def validation_is_due(self, step: int) -> bool:
-        """After so many steps: every `val_every_epochs` epochs, and at the end."""
+        """After so many steps: every `val_every_epochs` epochs, at the end, and where the mean of weights moves."""
         every = self.steps_per_epoch * self.config.val_every_epochs
-        return step == self.total_steps or (step > 0 and step % every == 0)
+        moves = swa_decay(step, self.steps_per_epoch, self.config) < 1
+        return step == self.total_steps or (step > 0 and step % every == 0) or moves
 
     def is_out_of_patience(self, step: int, best_step: int) -> bool:
         """Whether, after the validation of `step`, too many have come since the best one, of `best_step`."""
@@ -143,3 +146,13 @@ def ema_decay(step: int, steps_per_epoch: int, config: Config) -> float:
     decay = 2 ** (-every / average.half_life_steps) if average.half_life_steps else config.regularize.ema_decay
     updates = step // every - begin // every
     return min(decay, (1 + updates) / (10 + updates)) if average.warms_up else decay
+
+
+def swa_decay(step: int, steps_per_epoch: int, config: Config) -> float:
+    """Of the mean over the last epochs after step number `step`, from 1; 1 leaves it as it is.
+
+    The n-th weights have a share of 1 / n in it, so that all have the same.
+    """
+    epochs, rest = divmod(step, steps_per_epoch)
+    number = epochs - (config.epochs - config.average.late_epochs)
+    return 1.0 if rest or number < 1 else (number - 1) / number

@@ -26,11 +26,13 @@ class State:
 
     model: nn.Module  # the raw module: state, average, validation
     average: Average | None  # EMA of weights and BatchNorm buffers
+    swa: Average | None  # the mean of the last epochs' weights; before them, of no meaning
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     batch_counts: list[Tensor]  # BatchNorm's, which each step raises; not those that are frozen
     draws: bool  # whether the model draws random numbers, as dropout does
     step: int = 0  # optimizer steps done
+    swa_step: int = 0  # the last one after which `swa` moved
     validated: int = 0  # the step of the last validation
     scores: dict[str, float] = field(default_factory=dict)  # of the last validation
     best: dict[str, Any] = field(default_factory=lambda: {"top1": -1.0, "step": 0, "weights": "model"})
@@ -38,14 +40,16 @@ class State:
 
     def models(self) -> dict[str, nn.Module]:
         """What a validation scores, by the prefix of the scores' names."""
-        return {"val": self.model} | ({"val_ema": self.average.model} if self.average is not None else {})
+        models = {"val": self.model} | ({"val_ema": self.average.model} if self.average is not None else {})
+        return models | ({"val_swa": self.swa.model} if self.swa is not None and self.swa_step == self.step else {})
 
     def tensors(self) -> dict[str, Tensor]:
-        return state_tensors(self.model, self.average, self.optimizer)
+        return state_tensors(self.model, self.average, self.optimizer, self.swa)
 
     def counters(self) -> dict[str, Any]:
         """What a checkpoint holds beside tensors, as JSON."""
-        return {name: getattr(self, name) for name in COUNTERS} | {"scaler": self.scaler.state_dict()}
+        counters = {name: getattr(self, name) for name in COUNTERS} | {"scaler": self.scaler.state_dict()}
+        return counters | ({"swa_step": self.swa_step} if self.swa is not None else {})
 
     def load_counters(self, counters: Any) -> None:
         """Take over what `counters` gave. Raises UserError if something of it is missing."""
@@ -58,6 +62,7 @@ class State:
             )
         for name in COUNTERS:
             setattr(self, name, counters[name])
+        self.swa_step = counters.get("swa_step", 0)
         if goes_on:
             self.scaler.load_state_dict(counters["scaler"])
 
@@ -74,6 +79,7 @@ def make_state(config: Config, device: torch.device, *, initialise: bool) -> Sta
     return State(
         model=model,
         average=Average(model) if config.keeps_ema else None,
+        swa=Average(model) if config.average.late_epochs else None,
         optimizer=make_optimizer(model, config.optim),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         batch_counts=[count for count in counts if id(count) not in still],
@@ -81,9 +87,13 @@ def make_state(config: Config, device: torch.device, *, initialise: bool) -> Sta
     )
 
 
-def state_tensors(model: nn.Module, average: Average | None, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def state_tensors(
+    model: nn.Module, average: Average | None, optimizer: torch.optim.Optimizer, swa: Average | None = None
+) -> dict[str, Tensor]:
     """Every tensor that training changes, by a stable name: what a checkpoint holds. References, not copies."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     if average is not None:
         tensors |= {f"ema.{name}": tensor for name, tensor in average.model.state_dict().items()}
+    if swa is not None:
+        tensors |= {f"swa.{name}": tensor for name, tensor in swa.model.state_dict().items()}
     return tensors | optimizer_tensors(model, optimizer)

@@ -40,4 +40,7 @@ def train_step(
     state.step += 1
     if state.average is not None and settings.ema_decay < 1:
         state.average.update(settings.ema_decay)
+    if state.swa is not None and settings.swa_decay < 1:
+        state.swa.update(settings.swa_decay)
+        state.swa_step = state.step
     return sums

@@ -190,6 +190,7 @@ def average_rules(average: AverageConfig, config: Config) -> list[Rule]:
         ("--average.start-epoch", start, 0 <= start < config.epochs, f"0 to below --epochs {config.epochs}"),
         ("--average.start-epoch", start, ema or not start, f"0 {alone}"),
         ("--average.late-epochs", late, 0 <= late <= config.epochs, f"0 (off) to --epochs {config.epochs}"),
+        ("--average.late-epochs", late, not (late and config.patience), "0 with --patience, which may spare them"),
     ]
 
 

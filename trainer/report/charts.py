@@ -36,16 +36,18 @@ class Panel:
 
 
 def _by_split(
-    name: str, style: str = "-", labels: Sequence[str] = ("train", "validation", "EMA")
+    name: str, style: str = "-", labels: Sequence[str] = ("train", "validation", "EMA", "SWA")
 ) -> dict[str, tuple[str, str, str]]:
-    splits = (("train", "train"), ("val", "val"), ("val_ema", "ema"))
+    splits = (("train", "train"), ("val", "val"), ("val_ema", "ema"), ("val_swa", "swa"))
     return {f"{split}/{name}": (label, colour, style) for (split, colour), label in zip(splits, labels, strict=True)}
 
 
 CHARTS = {
     "loss": [Panel(title="Loss", lines=_by_split("loss"))],
     "accuracy": [
-        Panel(title="Accuracy (%)", scale=100.0, lines=_by_split("top1") | _by_split("top5", ":", ("", "top-5", "")))
+        Panel(
+            title="Accuracy (%)", scale=100.0, lines=_by_split("top1") | _by_split("top5", ":", ("", "top-5", "", ""))
+        )
     ],
     "learning-rate": [Panel(title="Learning rate", lines={"train/lr": ("", "train", "-")}, is_from_zero=True)],
     "throughput": [

@@ -13,15 +13,26 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from trainer.report.summary import Score, Summary, evaluations, facts, finished_text, percent, restarts
+from trainer.report.summary import (
+    PREFIXES,
+    WEIGHTS,
+    Score,
+    Summary,
+    evaluations,
+    facts,
+    finished_text,
+    last_scores,
+    percent,
+    restarts,
+)
 from trainer.telemetry.metrics import Row
 from trainer.text import show_number
 
 # A chart uses only these colours: the page replaces them by CSS variables, which follow dark mode.
 LIGHT = {"paper": "#fcfbf9", "ink": "#1c2530", "muted": "#66707c", "rule": "#e3e1dc"}
-LIGHT |= {"train": "#3d6fb0", "val": "#c2571c", "ema": "#27856a"}
+LIGHT |= {"train": "#3d6fb0", "val": "#c2571c", "ema": "#27856a", "swa": "#8a4fa3"}
 DARK = {"paper": "#14181d", "ink": "#e6e8ea", "muted": "#98a2ad", "rule": "#2d343c"}
-DARK |= {"train": "#7fb0ea", "val": "#f0925a", "ema": "#5cc5a4"}
+DARK |= {"train": "#7fb0ea", "val": "#f0925a", "ema": "#5cc5a4", "swa": "#c39be0"}
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -82,11 +93,10 @@ def _variables(colours: Mapping[str, str]) -> str:
 def _top1(best: Score | None) -> str:
     if best is None:
         return '<div class="top1"><b>–</b><span>no evaluation yet</span></div>'
-    weights = "EMA weights" if best.weights == "ema" else "model weights"
     number = percent(best.top1).removesuffix(" %")
     return (
         f'<div class="top1"><b>{number}<small>%</small></b>'
-        f"<span>top-1 on validation, best: step {best.step:,}, {weights}</span></div>"
+        f"<span>top-1 on validation, best: step {best.step:,}, {WEIGHTS[best.weights]}</span></div>"
     )
 
 
@@ -94,9 +104,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     told = []
     if summary.best and summary.best.top5 is not None:
         told.append(("top-5, best", percent(summary.best.top5)))
-    told += [
-        (f"top-1, {n}", percent(s.top1)) for n, s in (("last", summary.last), ("last, EMA", summary.last_ema)) if s
-    ]
+    told += [(f"top-1, {name}", percent(score.top1)) for name, score in last_scores(summary)]
     told += list(facts(summary).items())
     if summary.parameters:
         told.append(("parameters", f"{summary.parameters / 1e6:.1f} M"))
@@ -117,18 +125,15 @@ def _charts(charts: Mapping[str, str], rows: Sequence[Row]) -> str:
 def _evaluations(summary: Summary, rows: Sequence[Row]) -> str:
     measured = evaluations(rows)
     columns = {
-        "val/loss": "loss",
-        "val/top1": "top-1",
-        "val/top5": "top-5",
-        "val_ema/loss": "EMA loss",
-        "val_ema/top1": "EMA top-1",
-        "val_ema/top5": "EMA top-5",
+        f"{prefix}/{name}": f"{title}{label}"
+        for prefix, title in (("val", ""), ("val_ema", "EMA "), ("val_swa", "SWA "))
+        for name, label in (("loss", "loss"), ("top1", "top-1"), ("top5", "top-5"))
     }
     shown = {name: label for name, label in columns.items() if any(name in row for row in measured)}
     if not shown:
         return '<p class="note">None yet.</p>'
     best = summary.best
-    best_cell = (best.step, "val_ema/top1" if best.weights == "ema" else "val/top1") if best else None
+    best_cell = (best.step, f"{PREFIXES[best.weights]}/top1") if best else None
     body = []
     for row in measured:
         step = int(row["step"])

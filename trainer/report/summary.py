@@ -16,6 +16,8 @@ from trainer.telemetry.metrics import Row
 from trainer.text import show_duration, show_number
 from trainer.values import as_number, as_object, as_text, as_whole, check_known
 
+PREFIXES = {"model": "val", "ema": "val_ema", "swa": "val_swa"}  # of the scores of each set of weights
+WEIGHTS = {"model": "model weights", "ema": "EMA weights", "swa": "SWA weights"}
 MOST_STEPS = 1 << 40  # and epochs: more cannot be done
 
 
@@ -26,7 +28,7 @@ class Score:
     top1: float
     top5: float | None
     step: int
-    weights: str  # "model" or "ema"
+    weights: str  # "model", "ema" or "swa"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class Summary:
     best: Score | None
     last: Score | None
     last_ema: Score | None
+    last_swa: Score | None
     checkpoint: str  # a full path or URI; "" if there is none yet
     metrics: str
     report: str
@@ -72,20 +75,20 @@ def check_result(result: dict[str, Any]) -> None:
     if best := as_object("best", result.get("best", {})):
         as_number("best.top1", check_known(best, "top1"))
         as_whole("best.step", check_known(best, "step"))
-        as_text("best.weights", check_known(best, "weights"), "model|ema")
+        as_text("best.weights", check_known(best, "weights"), "model|ema|swa")
 
 
 def evaluations(rows: Iterable[Row]) -> list[Row]:
-    """One row for each evaluated step, with the numbers of the model and of its average (EMA)."""
+    """One row for each evaluated step, with the numbers of the model and of its averages."""
     by_step: dict[int, Row] = {}
     for row in rows:
-        if "val/top1" in row or "val_ema/top1" in row:
+        if any(f"{prefix}/top1" in row for prefix in PREFIXES.values()):
             by_step.setdefault(int(row["step"]), {}).update(row)
     return [by_step[step] for step in sorted(by_step)]
 
 
 def validation_scores(rows: Iterable[Row], weights: str) -> list[Score]:
-    prefix = "val" if weights == "model" else "val_ema"
+    prefix = PREFIXES[weights]
     return [
         Score(
             top1=float(row[f"{prefix}/top1"]),
@@ -109,10 +112,10 @@ def summarise(
     report: str,
 ) -> Summary:
     """The facts of `result.json` if the run is finished, else the same facts from the rows so far."""
-    model, ema = validation_scores(rows, "model"), validation_scores(rows, "ema")
-    best = max(model + ema, key=lambda score: score.top1, default=None)
+    model, ema, swa = (validation_scores(rows, weights) for weights in PREFIXES)
+    best = max(model + ema + swa, key=lambda score: score.top1, default=None)
     if told := result.get("best"):
-        same = [s.top5 for s in model + ema if (s.step, s.weights) == (told["step"], told["weights"])]
+        same = [s.top5 for s in model + ema + swa if (s.step, s.weights) == (told["step"], told["weights"])]
         best = Score(top1=told["top1"], top5=same[0] if same else None, step=told["step"], weights=told["weights"])
     epochs_seen = [(row["step"], epoch) for row in rows if math.isfinite(epoch := row.get("train/epoch", 0)) and epoch]
     steps_per_epoch = result.get("steps_per_epoch") or next((int(s) / float(e) for s, e in epochs_seen[::-1]), None)
@@ -135,10 +138,17 @@ def summarise(
         best=best,
         last=model[-1] if model else None,
         last_ema=ema[-1] if ema else None,
+        last_swa=swa[-1] if swa else None,
         checkpoint=checkpoint,
         metrics=metrics,
         report=report,
     )
+
+
+def last_scores(summary: Summary) -> list[tuple[str, Score]]:
+    """The last scores of the model and of its averages, by what they are called."""
+    scores = (("last", summary.last), ("last, EMA", summary.last_ema), ("last, SWA", summary.last_swa))
+    return [(name, score) for name, score in scores if score is not None]
 
 
 def training_seconds(rows: Iterable[Row]) -> float:
@@ -190,8 +200,8 @@ def finished_text(summary: Summary) -> str:
 
 def summary_text(summary: Summary) -> str:
     """What the terminal shows at the end of a run: plain text, aligned."""
-    columns = [("best", summary.best), ("last", summary.last), ("last, EMA", summary.last_ema)]
-    told = [(name, score) for name, score in columns if score]
+    told = [("best", summary.best)] if summary.best else []
+    told += last_scores(summary)
     state = finished_text(summary) if summary.is_finished else "NOT finished; the command that started it continues it"
     lines = [f"{summary.run_id} (recipe {summary.recipe}): {state}", ""]
     if told:
@@ -201,8 +211,7 @@ def summary_text(summary: Summary) -> str:
     else:
         lines.append("  no evaluation yet")
     if summary.best:
-        weights = "EMA weights" if summary.best.weights == "ema" else "model weights"
-        lines.append(f"  {'best at':13}step {summary.best.step:,}, {weights}")
+        lines.append(f"  {'best at':13}step {summary.best.step:,}, {WEIGHTS[summary.best.weights]}")
     lines.append("")
     lines += [f"  {name:13}{value}" for name, value in facts(summary).items()]
     lines.append("")

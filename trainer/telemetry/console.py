@@ -56,11 +56,11 @@ class Console:
             self.say(f"step {step}/{self.total}  epoch {epoch:.2f}  {text}  ETA {show_time_left(left)}")
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """The result of a validation, of the model and of its average."""
+        """The result of a validation, of the model and of its averages."""
         parts = [
             f"{title}top-1 {100 * scores[f'{name}/top1']:.2f} %  top-5 {100 * scores[f'{name}/top5']:.2f} %  "
             f"loss {scores[f'{name}/loss']:.3f}"
-            for name, title in (("val", ""), ("val_ema", "EMA "))
+            for name, title in (("val", ""), ("val_ema", "EMA "), ("val_swa", "SWA "))
             if f"{name}/top1" in scores
         ]
         self.say(f"epoch {step / self.per_epoch:g} validated: {'; '.join(parts)}")

@@ -1,0 +1,110 @@
+"""The statistics of averaged weights: against torch's `update_bn`, and over several processes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from trainer.data.augment.batch import draws_per_image, normalise
+from trainer.data.reading.loader import Batch
+from trainer.learning import norms as module
+from trainer.learning.batch_counts import take_over_counts
+from trainer.learning.groups import freeze
+from trainer.learning.norms import renew_norms, share_norms
+from trainer.learning.world import World
+from trainer.recipes.config import Config, ModelConfig, RegularizeConfig
+
+CPU = World(0, 0, 1, torch.device("cpu"))
+CONFIG = Config(precision="fp32", model=ModelConfig(num_classes=4))
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5, affine=False)
+    )
+
+
+def batches(config: Config = CONFIG) -> list[Batch]:
+    rng = np.random.default_rng(0)
+    draws = draws_per_image(config.regularize)
+    return [
+        Batch(
+            torch.from_numpy(rng.integers(0, 256, (6, 12, 12, 3), dtype=np.uint8)), torch.arange(6) % 4,
+            torch.zeros(6, dtype=torch.bool), rng.random((6, draws)),
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+
+
+def statistics(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.named_buffers() if "running" in name}
+
+
+def test_the_statistics_are_those_of_torch_s_update_and_nothing_else_changes() -> None:
+    """torch lets dropout work meanwhile. What follows it would have other statistics than in a validation."""
+    theirs = network()
+    theirs[2] = nn.Identity()
+    update_bn((normalise(batch.images, CONFIG.data) for batch in batches()), theirs)
+    ours = network()
+    take_over_counts(ours)
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items() if "running" not in name}
+    seen: list[int] = []
+    renew_norms(ours, batches(), CONFIG, CPU, 0, seen.append)
+    for name, tensor in statistics(theirs).items():
+        torch.testing.assert_close(statistics(ours)[name], tensor, rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(ours.state_dict()[name], tensor) for name, tensor in before.items())
+    assert ours.training
+    assert [norm.momentum for norm in ours if isinstance(norm, nn.BatchNorm2d)] == [0.1, 0.1]
+    assert seen == [6, 6, 6]
+
+
+def test_they_do_not_depend_on_what_was_there_and_are_a_function_of_seed_and_step() -> None:
+    config = replace(CONFIG, regularize=RegularizeConfig(mixup_alpha=1.0))
+
+    def renewed(seed: int, step: int, *, spoil: bool = False) -> dict[str, Tensor]:
+        model = network()
+        if spoil:
+            for tensor in statistics(model):
+                model.get_buffer(tensor).fill_(1e6)
+        renew_norms(model, batches(), replace(config, seed=seed), CPU, step, lambda images: None)
+        return statistics(model)
+
+    once, again, other, later = renewed(1, 5), renewed(1, 5, spoil=True), renewed(2, 5), renewed(1, 6)
+    assert all(torch.equal(again[name], tensor) for name, tensor in once.items())
+    assert not all(torch.equal(other[name], tensor) for name, tensor in once.items())
+    assert not all(torch.equal(later[name], tensor) for name, tensor in once.items())
+
+
+def test_frozen_layers_keep_their_statistics() -> None:
+    model = network()
+    freeze(model, 1)
+    before = statistics(model)
+    renew_norms(model, batches(), CONFIG, CPU, 0, lambda images: None)
+    same = {name: torch.equal(tensor, before[name]) for name, tensor in statistics(model).items()}
+    assert same == {"1.running_mean": True, "1.running_var": True, "4.running_mean": False, "4.running_var": False}
+
+
+def test_a_network_without_statistics_takes_no_batches() -> None:
+    renew_norms(nn.Linear(2, 2), iter([]), CONFIG, CPU, 0, lambda images: None)
+    share_norms(nn.Linear(2, 2), World(0, 0, 2, CPU.device))
+
+
+def test_several_processes_have_the_mean_of_their_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is what one process finds in all of their batches."""
+    all_of_them = batches() + batches()[::-1]
+    models = [copy.deepcopy(network()) for _ in range(3)]
+    for model, mine in zip(models, (all_of_them, all_of_them[::2], all_of_them[1::2]), strict=True):
+        renew_norms(model, mine, CONFIG, CPU, 0, lambda images: None)
+    alone, *both = models
+    sums = sum(torch.cat(list(statistics(model).values())) for model in both)
+    monkeypatch.setattr(module, "all_sum", lambda mine, world: sums)
+    share_norms(both[0], World(0, 0, 2, CPU.device))
+    for name, tensor in statistics(alone).items():
+        torch.testing.assert_close(statistics(both[0])[name], tensor, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,68 @@
+"""Exports the weights of a checkpoint as a plain file, which torchvision or timm loads."""
+
+from __future__ import annotations
+
+import safetensors.torch
+
+from trainer.checkpoint.line import Checkpoints
+from trainer.checkpoint.restore import DamagedError, read_known, read_object, tensors_of
+from trainer.contract import UserError
+from trainer.manifest import Manifest, is_best
+from trainer.store import ObjectStore
+from trainer.text import show_bytes, tell
+
+
+def choose_checkpoint(store: ObjectStore, run_id: str, which: str, step: int | None) -> tuple[str, Manifest, str, str]:
+    """The key of the checkpoint to export, and of its manifest what `read_known` gives. Raises UserError."""
+    found = Checkpoints.find(store, run_id)
+    if step is not None:
+        key = found.of_step(step, asked=f"--step {step}")
+    else:
+        key = (found.lease.best if found.lease is not None and which == "best" else "") or found.newest
+    try:
+        return key, *read_known(store, found, key)
+    except DamagedError as error:
+        raise UserError(f"{store.describe(key)} is damaged ({error}): choose another with --step") from error
+
+
+def check_mean(manifest: Manifest) -> None:
+    """Raises UserError where a checkpoint has no mean of its last epochs, or one that has no statistics yet."""
+    counters, epochs = manifest["counters"], manifest["config"].get("average", {}).get("late_epochs", 0)
+    if not epochs:
+        raise UserError("--weights swa: this run keeps no mean of its last epochs; use --weights model")
+    if not 0 < counters.get("swa_step", 0) <= counters.get("validated", 0):
+        raise UserError(
+            f"--weights swa: step {manifest['step']} has no mean yet that was validated: it is that of the last "
+            f"{epochs} epochs (--average.late-epochs); choose a later step with --step, or use --weights model"
+        )
+
+
+def export(store: ObjectStore, run_id: str, file: str, *, which: str, step: int | None, weights: str) -> None:
+    """Write plain weights of a run's "best" or "newest" checkpoint, or of that of a step, to a safetensors file.
+
+    Raises UserError.
+    """
+    key, manifest, sha256, digest = choose_checkpoint(store, run_id, which, step)
+    try:
+        tensors = tensors_of(read_object(store, manifest))
+    except DamagedError as error:
+        raise UserError(f"{store.describe(key)} is damaged ({error}): choose another with --step") from error
+    has_average = any(name.startswith("ema.") for name in tensors)
+    scored = manifest["counters"]["best"]["weights"] if is_best(manifest) else "ema" if has_average else "model"
+    weights = scored if weights == "auto" else weights
+    if weights == "swa":
+        check_mean(manifest)
+    plain = {name.removeprefix(f"{weights}."): tensor.contiguous() for name, tensor in tensors.items()
+             if name.startswith(f"{weights}.")}  # fmt: skip
+    if not plain:
+        raise UserError(f"--weights {weights}: this run keeps no average of its weights; use --weights model")
+    model = str(manifest["config"].get("model", {}).get("name", "unknown"))
+    about = {"format": "pt", "model": model, "run": run_id, "step": str(manifest["step"]), "weights": weights}
+    about["checkpoint_sha256"] = sha256
+    try:
+        safetensors.torch.save_file(plain, file, metadata=about)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{file!r} cannot be written: {error}; name another file") from error
+    size = show_bytes(sum(tensor.nbytes for tensor in plain.values()))
+    tell(f"{file}: {model}, step {manifest['step']:,}, {weights} weights, {len(plain)} tensors, {size}")
+    tell(f"of the checkpoint with {digest}")
