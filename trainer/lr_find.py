@@ -37,7 +37,7 @@ from trainer.process.interruption import Interrupted, Interruption
 from trainer.process.scratch import open_scratch
 from trainer.recipes.config import Config
 from trainer.recipes.fields import to_json
-from trainer.setup import class_weights, open_loader, resolved, set_backends, stage_data
+from trainer.setup import class_weights, find_mistakes, open_loader, resolved, set_backends, stage_data
 from trainer.store import StoreError
 from trainer.telemetry.status import Status
 from trainer.text import say, tell
@@ -110,8 +110,10 @@ def try_rates(
     with ExitStack() as resources:
         with interruption.raises():
             set_backends(config)
-            data = stage_data(config, env, world, Status(Path(), writes=False), partial(tell, file=sys.stderr))
-            config = resolved(config, data)
+            waits = partial(tell, file=sys.stderr)
+            find_mistakes(config, env, waits, is_new=True)
+            data = stage_data(config, env, world, Status(Path(), writes=False), waits)
+            config = resolved(config, data.index)
             images = data.index.splits["train"].images
             epochs = max(config.epochs, -(-steps // Clock.of(config, images).steps_per_epoch))
             pixels = config.resolution_at(0)

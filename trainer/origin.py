@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,12 @@ def read_config(store: ObjectStore, run_id: str, newest: str) -> dict[str, Any]:
 def check_config(before: dict[str, Any], run_id: str, config: Config) -> list[str]:
     """A run continues with the config that it began with; RefusedError shows the difference, unless it is asked for.
 
-    Returns the differences.
+    Returns the differences. Before the data is there, 0 classes are no difference.
     """
-    changed = differences(from_json(Config, before), config)
+    began = from_json(Config, before)
+    if not config.model.num_classes:
+        config = replace(config, model=replace(config.model, num_classes=began.model.num_classes))
+    changed = differences(began, config)
     if changed and not config.checkpoint.accept_changes:
         raise RefusedError(
             f"run {run_id!r} was started with another config ({'; '.join(changed)}): repeat its options, "

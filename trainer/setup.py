@@ -22,9 +22,10 @@ from trainer.data.format import Copies, Index, read_index
 from trainer.data.reading.copies import lack_of_pixels, wanted_span, wanted_spans
 from trainer.data.reading.loader import Batch, Loader, train_jobs
 from trainer.data.reading.split import PreparedSplit
-from trainer.data.stage import stage
+from trainer.data.stage import known_index, stage
 from trainer.learning.execution import Execution
 from trainer.learning.loss import balanced_weights
+from trainer.learning.model import check_weights
 from trainer.learning.norms import IMAGES
 from trainer.learning.schedule import Clock
 from trainer.learning.state import State, make_state
@@ -99,12 +100,23 @@ def stage_data(config: Config, env: RunEnv, world: World, status: Status, tell: 
     return Data(folder, read_index(folder), config.data)
 
 
-def resolved(config: Config, data: Data) -> Config:
+def find_mistakes(config: Config, env: RunEnv, tell: Callable[[str], None], *, is_new: bool) -> None:
+    """Raises UserError for what is known before data is staged, which may take an hour: weights and classes."""
+    if is_new:
+        check_weights(config.model)
+    data = env.data or default_data(config.recipe)
+    with naming_the_fix(what := f"the data {data}"):
+        index = patiently(what, lambda: known_index(data), tell, worth_it=may_pass)
+    if index is not None:
+        resolved(config, index)
+
+
+def resolved(config: Config, index: Index) -> Config:
     """The config with as many outputs as the data has classes. Raises UserError where another number was given."""
-    classes, given = len(data.index.classes), config.model.num_classes
+    classes, given = len(index.classes), config.model.num_classes
     if given not in (0, classes):
         raise UserError(
-            f"--model.num-classes is {given}, but {data.index.name!r} has {classes} classes: they must be "
+            f"--model.num-classes is {given}, but {index.name!r} has {classes} classes: they must be "
             f"equal; pass --model.num-classes {classes}, or leave the option out"
         )
     return replace(config, model=replace(config.model, num_classes=classes))
@@ -173,23 +185,25 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     local, store = attempt_dir(env), open_store(env.store)
     status = Status(local / "status.json", writes=world.is_main)
     set_backends(config)
-    status.enter(Phase.STAGING)
     tell = partial(_tell_waiting, status, world)
+    read = partial(patiently, f"the store {store.uri}", tell=tell)
+    manifests = read(lambda: list_manifests(store, env.run_id)[1])
+    if manifests:  # refused before the run is taken
+        check_config(read(lambda: read_config(store, env.run_id, manifests[0])), env.run_id, config)
+    find_mistakes(config, env, tell, is_new=not manifests)
+    status.enter(Phase.STAGING)
     data = stage_data(config, env, world, status, tell)
-    config = resolved(config, data)
+    config = resolved(config, data.index)
     images = data.index.splits["train"].images
     clock = Clock.of(config, images)
     config.grad_accum_steps(world.size)
     status.enter(Phase.STARTING)
     console = Console(clock.total_steps, clock.steps_per_epoch, speaks=world.is_main)
     resources.enter_context(closing(console))
-    read = partial(patiently, f"the store {store.uri}", tell=tell)
     for lack in filter(None, (lack_of(data.folder, data.index), lack_of_pixels(config, data.index))):
         console.say(lack)
     for line in advice(config):
         console.say(line)
-    if manifests := read(lambda: list_manifests(store, env.run_id)[1]):  # refused before the run is taken
-        check_config(read(lambda: read_config(store, env.run_id, manifests[0])), env.run_id, config)
     state = make_state(config, world.device, initialise=not manifests)
     status.enter(Phase.WAITING_FOR_STORE)
     channel = resources.enter_context(closing(Channel.to_uploader())) if world.is_main else None

@@ -74,6 +74,17 @@ def stage(
     return folder
 
 
+def known_index(data: str) -> Index | None:
+    """The index of data that is prepared, before it is staged; None where the data has yet to be prepared.
+
+    Raises as `stage`.
+    """
+    if data.startswith("s3://"):
+        return _stored_index(data.rstrip("/"))[0]
+    folder = Path(data).expanduser().absolute()
+    return read_index(folder) if folder.joinpath(INDEX).is_file() else None
+
+
 def _shards(index: Index, wanted: WantedSizes) -> list[Shard]:
     """The shards of every stored size that can be read, and of no other."""
     return [
@@ -89,14 +100,7 @@ def _shards(index: Index, wanted: WantedSizes) -> list[Shard]:
 def _fetch(uri: str, scratch: Path, wanted: WantedSizes, workers: int, progress: ProgressListener | None) -> Path:
     """Copy what is wanted of a prepared folder in a store. Whole shards are kept; the index is written last."""
     store = open_store(uri)
-    try:
-        text = store.get(INDEX)
-    except NotFoundError as error:
-        raise UserError(
-            f"DATA={uri} has no {INDEX}: give the folder that `make prepare` printed (…/datasets/<name>/<version>), or "
-            "let the preparation finish"
-        ) from error
-    index = Index.from_json(text, store.describe(INDEX))
+    index, text = _stored_index(uri)
     folder = scratch / dataset_key(index.name, index.version, "")
     make_folder(folder)
     with open_verified(scratch, index) as verified:
@@ -122,6 +126,19 @@ def _fetch(uri: str, scratch: Path, wanted: WantedSizes, workers: int, progress:
             part.write_bytes(text)
             part.replace(done)
     return folder
+
+
+def _stored_index(uri: str) -> tuple[Index, bytes]:
+    """The index of a prepared folder in a store, and its text."""
+    store = open_store(uri)
+    try:
+        text = store.get(INDEX)
+    except NotFoundError as error:
+        raise UserError(
+            f"DATA={uri} has no {INDEX}: give the folder that `make prepare` printed (…/datasets/<name>/<version>), or "
+            "let the preparation finish"
+        ) from error
+    return Index.from_json(text, store.describe(INDEX)), text
 
 
 def _check_room(folder: Path, missing: int) -> None:

@@ -6,9 +6,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from trainer.learning.matching import load_matching
+from trainer.learning.matching import check_fits, load_matching
 from trainer.learning.stem import block_stem
-from trainer.learning.weights import read_weights
+from trainer.learning.weights import TORCHVISION_WEIGHTS, read_weights
 from trainer.recipes.config import ModelConfig
 from trainer.recipes.networks import network_of
 
@@ -35,6 +35,12 @@ def build_model(config: ModelConfig, *, initialise: bool = True) -> nn.Module:
     if initialise and config.weights:
         load_matching(model, config.name, read_weights(config), config.weights)
     return model
+
+
+def check_weights(config: ModelConfig) -> None:
+    """Raises UserError where `config.weights` names a file without weights of this network. Torchvision's own fit."""
+    if config.weights and config.weights not in TORCHVISION_WEIGHTS:
+        check_fits(config.name, read_weights(config), config.weights)
 
 
 def draws_numbers(model: nn.Module) -> bool:
