@@ -99,7 +99,7 @@ class RegularizeConfig:
     label_smoothing: float = 0.1  # share of the target spread over all classes
     mixup_alpha: float = 0.0  # 0 = off; with cutmix on too, each micro-batch gets one of them
     cutmix_alpha: float = 0.0  # 0 = off
-    augment: Literal["none", "trivial", "rand", "timm_rand"] = "none"  # TrivialAugment or RandAugment, on the device
+    augment: Literal["none", "trivial", "rand", "timm_rand"] = "none"  # TrivialAugment, RandAugment, or timm's
     interpolation: Literal["nearest", "bilinear"] = field(default="nearest", metadata=ADDED)  # of what these move
     rand_ops: int = 2  # RandAugment: operations per image
     rand_magnitude: int = 9  # RandAugment: 0 (weak) to 30, timm's to 10

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.augment.policies import Floats, Ints, apply_policy, policy_draws, to_device
+from trainer.data.augment.policies import apply_policy, policy_draws
+from trainer.data.augment.transfer import Floats, Ints, to_device
 from trainer.recipes.config import DataConfig, RegularizeConfig
 from trainer.text import tell
 
@@ -84,7 +85,7 @@ def to_augmented_input(images: Tensor, flips: Tensor, draws: Floats, data: DataC
     """
     for_policy, for_erasing = np.hsplit(draws, [policy_draws(reg)])
     if policy_draws(reg):
-        images = normalise(apply_policy(flip(images, flips), for_policy, reg), data)
+        images = normalise(apply_policy(flip(images, flips), for_policy, reg, data.mean), data)
     else:
         images = to_input(images, flips, data)
     return erase(images, for_erasing, reg)

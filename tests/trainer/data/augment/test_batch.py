@@ -110,7 +110,7 @@ def test_an_image_is_flipped_then_changed_by_the_policy_then_normalised_then_era
     boxes = erasing_boxes(draws[:, split:], reg, 32, 40).T
     for i, (left, top, right, bottom) in enumerate(boxes.tolist()):
         image = images[i].flip(1) if flips[i] else images[i]
-        image = apply_policy(image[None], draws[i : i + 1, :split], reg)[0]
+        image = apply_policy(image[None], draws[i : i + 1, :split], reg, data.mean)[0]
         expected = transforms.normalize(transforms.to_tensor(image.numpy()), list(data.mean), list(data.std))
         expected = transforms.erase(expected, top, left, bottom - top, right - left, torch.zeros(()))
         torch.testing.assert_close(found[i], expected, rtol=0, atol=1e-6)
