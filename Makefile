@@ -40,7 +40,7 @@ export TRAINER_STORE = $(STORE)
 export TRAINER_RUN_ID = $(RUN)
 export TRAINER_DATA = $(DATA)
 export TRAINER_SCRATCH_DIR = $(SCRATCH)
-train recipes lr-find docker-train: export RECIPE := $(RECIPE)
+train lr-find docker-train: export RECIPE := $(RECIPE)
 image docker-train bench-image: export IMAGE := $(IMAGE)
 image: export BASE := $(BASE)
 docker-train: export PYTHONPATH := $(patsubst %Makefile,%.,$(lastword $(MAKEFILE_LIST)))
@@ -69,9 +69,11 @@ endef
 train: $(VENV)/.trainer ## train (RECIPE=digits by default: a minute on a laptop); again after Ctrl-C: continues
 	@$(PY_ARGS) trainer.process.supervise "$$RECIPE"
 
+# With ARGS= other than --json, the options of RECIPE=.
+override OPTIONS := $(filter-out --json,$(ARGS))
 .PHONY: recipes
-recipes: $(VENV)/.trainer ## list the recipes; `make recipes RECIPE=digits ARGS=--help` lists its options
-	@$(PY_ARGS) trainer.train $(if $(ARGS),"$$RECIPE") --help
+recipes: $(if $(OPTIONS),$(VENV)/.trainer,$(INFRA)/.infra) ## the recipes: accuracy, hours, dollars; `make recipes RECIPE=digits ARGS=--help` lists the options of one
+	@$(if $(OPTIONS),$(PY_ARGS) trainer.train "$${RECIPE:-digits}" --help,$(OPERATE_ARGS) recipes)
 
 .PHONY: lr-find
 lr-find: $(VENV)/.trainer ## try learning rates for RECIPE= and suggest one (DATA=, ARGS= as for train); saves no run

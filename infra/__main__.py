@@ -20,7 +20,7 @@ from trainer.contract import UserError
 
 COMMANDS = (
     "preflight", "deploy", "launch", "prepare", "status", "logs", "runs", "cost", "pull", "stop", "shell", "secret",
-    "destroy",
+    "destroy", "recipes",
 )  # fmt: skip
 MAKE = "--make"
 

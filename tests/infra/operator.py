@@ -19,7 +19,7 @@ import pytest
 
 from infra.config import AMI, Installation
 from infra.operate.command_line import CommandLine
-from infra.operate.commands import cost, destroy, logs, preflight, pull, runs, shell, status, stop
+from infra.operate.commands import cost, destroy, logs, preflight, pull, recipes, runs, shell, status, stop
 from infra.operate.installation import leftovers
 from infra.operate.session import Aws as Operator
 from tests import ROOT
@@ -31,7 +31,7 @@ PATIENCE_SECONDS = 60
 GIVEN_IMAGE = "registry.example/trainer@sha256:" + 64 * "0"  # as `image_uri`, so that no Docker engine is needed
 COMMANDS = {
     "status": status, "logs": logs, "runs": runs, "cost": cost, "preflight": preflight, "stop": stop, "pull": pull,
-    "shell": shell, "destroy": destroy,
+    "shell": shell, "destroy": destroy, "recipes": recipes,
 }  # fmt: skip
 Calls = Callable[[], list[list[str]]]
 

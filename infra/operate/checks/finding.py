@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from infra.config import Installation, Output
-from infra.operate.planning import catalog
-from infra.operate.planning.options import Request
-from infra.operate.planning.plan import DEFAULT_RECIPE, Plan, types_of
+from infra.operate.planning.options import Request, recipe_of
+from infra.operate.planning.plan import Plan
+from infra.operate.planning.refusals import types_of
+from infra.operate.planning.work import work_of
 from infra.operate.runs import ExplainedBucket
 from infra.operate.session import Aws
 
@@ -61,7 +62,7 @@ class Wanted:
         """The data that the request or the recipe names. The bucket may have a prepared form of it."""
         if self.request.kind == "prepare":
             return self.request.data
-        return self.request.data or catalog.work_of(self.request.recipe or DEFAULT_RECIPE).data
+        return self.request.data or work_of(recipe_of(self.request)).data
 
     @property
     def bucket(self) -> ExplainedBucket | None:

@@ -13,7 +13,10 @@ from infra.operate.checks.account import quota_value
 from infra.operate.checks.finding import INFRA, Finding, Wanted, ok, unneeded, wrong
 from infra.operate.installation.zones import zones_of_subnets
 from infra.operate.planning import catalog, datasets
+from infra.operate.planning.estimate import stored_gb
+from infra.operate.planning.options import recipe_of
 from infra.operate.planning.plan import find_dataset
+from infra.operate.planning.work import work_of
 
 IMAGE_GIB = 10  # of the root volume: the container image, pulled and unpacked
 GB_PER_GIB = 1.0737
@@ -115,7 +118,8 @@ def data_gb(wanted: Wanted) -> float:
         return dataset.bytes / 1e9
     if not datasets.is_hub_id(wanted.data):
         return 0.0
-    return catalog.IMAGENET_SOURCE_GB + catalog.IMAGENET_PREPARED_GB
+    work = work_of(recipe_of(wanted.request), wanted.request.arguments)
+    return catalog.IMAGENET_SOURCE_GB + stored_gb(work.train_sides)
 
 
 def instance_types(wanted: Wanted) -> Finding:

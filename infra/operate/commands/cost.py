@@ -17,7 +17,8 @@ from infra.config import OLD_SUPERSEDED_DAYS, SUPERSEDED_DAYS, Installation
 from infra.operate.command_line import CommandLine
 from infra.operate.installation.standing import S3_USD_PER_GB_MONTH, Kept, kept_data, kept_image, print_kept
 from infra.operate.planning import options
-from infra.operate.planning.catalog import HOURS_PER_MONTH, Estimate
+from infra.operate.planning.catalog import HOURS_PER_MONTH
+from infra.operate.planning.estimate import Estimate
 from infra.operate.planning.plan import describe, make_plan
 from infra.operate.runs import (
     ExplainedBucket,
@@ -125,9 +126,9 @@ def chosen(aws: Aws, installation: Installation, bucket: ExplainedBucket, asked:
 
 def extras(spec: Spec) -> str:
     hourly = f"${spec.extras_usd_per_hour:.3f} an hour"
-    said = f"on top    {hourly} for disk and public address, by list prices; the budget counts them, too"
+    said = f"of it     {hourly} for disk and public address, by list prices; the budget counts them, too"
     if stored := bucket_usd_per_hour(spec):
-        said += f"\n          ${stored:.3f} an hour for checkpoints in the bucket; the budget does not count them"
+        said += f"\non top    ${stored:.3f} an hour for checkpoints in the bucket; the budget does not count them"
     return said
 
 

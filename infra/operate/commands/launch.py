@@ -14,7 +14,8 @@ from infra.operate.command_line import CommandLine
 from infra.operate.commands.preflight import preflight
 from infra.operate.planning import options
 from infra.operate.planning.options import Request
-from infra.operate.planning.plan import Plan, check, describe, make_plan, merge
+from infra.operate.planning.plan import Plan, describe, make_plan, merge
+from infra.operate.planning.refusals import check
 from infra.operate.planning.start import Place, check_policy, is_running, start_run
 from infra.operate.runs import open_bucket
 from infra.operate.session import Aws, ExitCode, explained

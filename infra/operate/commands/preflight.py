@@ -17,7 +17,8 @@ from infra.operate.checks.finding import Finding, Wanted
 from infra.operate.command_line import CommandLine
 from infra.operate.planning import options
 from infra.operate.planning.options import Request
-from infra.operate.planning.plan import Plan, check, check_gpus
+from infra.operate.planning.plan import Plan
+from infra.operate.planning.refusals import check, check_gpus
 from infra.operate.session import Aws, AwsError, ExitCode
 from infra.operate.terminal import display, display_commands, display_json, next_commands, styled, table
 from trainer.contract import UserError

@@ -1,28 +1,36 @@
-"""What machines have, what they cost and how fast they probably train: tables with dates and sources, and estimates.
+"""What machines have, what they cost and how fast they probably train: tables with dates and sources.
 
 This project measured none of these figures on AWS. Today's prices (`prices`) come first; the table is for when AWS does
-not answer. There is no I/O here.
+not answer. `speeds` and `estimate` compute with them. There is no I/O here.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from trainer.contract import UserError
 
 PRICES_SOURCE = "AWS Pricing API for us-east-1 on 2026-01-19, as published in aws/karpenter-provider-aws"
-IMAGENET_IMAGES = 1_281_167  # of the training set
-IMAGENET_PREPARED_GB = 50  # all copies; `make bench-prepare`
+# The middle one of the zones, where AWS cannot be asked: SkyPilot's catalog v9, aws/vms.csv at 2c3d7ea (2026), and for
+# g7.2xlarge dstack's pull request 4063 of 2026-07-23. One region, so that the rows can be compared.
+SPOT_REGION = "us-east-2"
+SPOT_SOURCE = f"SkyPilot's catalog v9 and dstack #4063 for {SPOT_REGION}, 2026"
+SPOT_PRICES: Mapping[str, float] = MappingProxyType(
+    {
+        "g5.xlarge": 0.37,
+        "g6.xlarge": 0.2148,
+        "g6.4xlarge": 0.4647,
+        "g6e.xlarge": 0.541,
+        "g7.2xlarge": 0.3963,
+        "g7e.2xlarge": 0.8843,
+        "g7e.4xlarge": 0.9952,
+    }
+)
 IMAGENET_SOURCE_GB = 150  # what `prepare` downloads
-PREPARE_IMAGES_PER_SECOND_PER_VCPU = 112  # 329 per core (`make bench-prepare`) x .34, see LOADER
-LOADER_IMAGES_PER_SECOND_PER_VCPU = 988  # 344 µs of a core (`make bench-data`) x .34, a vCPU of g5 in such cores
-DOWNLOAD_GB_PER_HOUR = 180  # of `prepare`, an assumption: 50 MB/s
-START_HOURS = 0.25  # boot, image, data; an allowance
 LEAST_POOLS = 12  # types x zones: with fewer, spot capacity is often gone
-MOST_TIMES_THE_CHEAPEST = 1.35  # dollars per image: what costs more is offered only to reach LEAST_POOLS
 # Beside the machine, list prices of us-east-1: aws.amazon.com/ebs/pricing (gp3), /vpc/pricing (public IPv4)
 DISK_USD_PER_GIB_MONTH = 0.08
 ADDRESS_USD_PER_HOUR = 0.005
@@ -49,6 +57,8 @@ GPUS = {
     "A10G": Gpu(22, 811, "a public run on g5.xlarge, eager PyTorch"),
     "L4": Gpu(22, _from_bandwidth(300), "derived from 300 GB/s"),
     "L40S": Gpu(44, _from_bandwidth(864), "derived from 864 GB/s"),
+    "RTX PRO 4500": Gpu(31, _from_bandwidth(735), "derived from 735 GB/s, by AWS 2.45 times g6's"),
+    "RTX PRO 6000": Gpu(95, _from_bandwidth(1597), "derived from 1,597 GB/s"),
     "T4": Gpu(16, _from_bandwidth(320), "derived from 320 GB/s", has_bf16=False),
     "H100": Gpu(80, 3924, "`make bench-gpu`, benchmarks/results/gpu-h100.json"),  # as every GPU that has such a file
 }
@@ -84,11 +94,6 @@ class InstanceType:
     nvme_gb: int
     usd_per_hour: float  # on demand, Linux, us-east-1
 
-    @property
-    def images_per_second(self) -> float:
-        """What training can reach: the slower of GPU and loader."""
-        return min(GPUS[self.gpu].images_per_second, self.vcpus * LOADER_IMAGES_PER_SECOND_PER_VCPU)
-
 
 # vCPUs, memory and NVMe as `aws ec2 describe-instance-types` tells them.
 TYPES = {
@@ -109,6 +114,10 @@ TYPES = {
         InstanceType("g6e.2xlarge", 8, 64, "L40S", 450, 2.24208),
         InstanceType("g6e.4xlarge", 16, 128, "L40S", 600, 3.00424),
         InstanceType("g6e.8xlarge", 32, 256, "L40S", 900, 4.52856),
+        # dstack #4063. Nobody says here what local disk g7 has, so it counts as having none.
+        InstanceType("g7.2xlarge", 8, 32, "RTX PRO 4500", 0, 2.52),
+        InstanceType("g7e.2xlarge", 8, 64, "RTX PRO 6000", 1900, 3.36312),
+        InstanceType("g7e.4xlarge", 16, 128, "RTX PRO 6000", 1900, 3.99816),
         InstanceType("p5.4xlarge", 16, 256, "H100", 3800, 6.88),
         InstanceType("c7a.2xlarge", 8, 16, "", 0, 0.41056),
         InstanceType("c7i.2xlarge", 8, 16, "", 0, 0.357),
@@ -119,34 +128,6 @@ TYPES = {
         InstanceType("m6a.2xlarge", 8, 32, "", 0, 0.3456),
         InstanceType("m6i.2xlarge", 8, 32, "", 0, 0.384),
     )
-}
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a recipe computes. `images_per_epoch` counts images of 224 px; an image of 112 px counts a quarter."""
-
-    epochs: int
-    images_per_epoch: float
-    data: str  # what it trains on unless told
-    precision: str  # what it computes in unless told
-
-
-# Kept in step with the trainer's recipes by test_catalog.py: the AWS app knows only the trainer's contract.
-RECIPE_WORK = {
-    "digits": Work(8, 29.3, "digits", "fp32"),  # 1,437 images of 32 px
-    "finetune": Work(30, IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
-    "finetune-v2": Work(30, 0.6173 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
-    "folder": Work(30, IMAGENET_IMAGES, "", "bf16"),
-    "thrift": Work(34, 0.3462 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
-    "mild": Work(32, 0.3295 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
-    "rn50-16": Work(16, 0.5663 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
-    "rn50-32": Work(32, 0.5593 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
-    "rn50-88": Work(88, 0.5536 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
-    "a3": Work(100, 0.5102 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
-    "v2-90": Work(90, 0.6173 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
-    "v2-300": Work(300, 0.6173 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
-    "v2": Work(600, 0.6173 * IMAGENET_IMAGES, "ILSVRC/imagenet-1k", "bf16"),
 }
 
 
@@ -184,78 +165,6 @@ def check_precision(names: Sequence[str], precision: str) -> None:
 def quota_of(type: str) -> Quota | None:
     """The quota that this type counts against. None if this project launches no such type."""
     return next((quota for quota in QUOTAS if re.match(quota.families, type)), None)
-
-
-def work_of(recipe: str) -> Work:
-    if recipe not in RECIPE_WORK:
-        raise UserError(f"recipe {recipe!r} is unknown: choose one of {', '.join(RECIPE_WORK)} (RECIPE=finetune)")
-    return RECIPE_WORK[recipe]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Hours and dollars of one run on one type."""
-
-    type: str
-    usd_per_hour: float  # of one machine
-    images_per_second: float  # of one machine
-    hours: float
-    usd: float
-    usd_per_million_images: float
-
-
-def estimate(
-    recipe: str,
-    types: Collection[str],
-    prices: Mapping[str, float],
-    *,
-    epochs: int = 0,
-    share: float = 1.0,
-) -> list[Estimate]:
-    """An estimate for each type, the cheapest per image first. `share` is the data's size over the recipe's own."""
-    work = work_of(recipe)
-    images = (epochs or work.epochs) * work.images_per_epoch * share
-    return _ordered(
-        _estimate(type.name, prices[type.name], type.images_per_second, images, START_HOURS)
-        for type in gpu_types(types)
-    )
-
-
-def estimate_prepare(types: Collection[str], prices: Mapping[str, float]) -> list[Estimate]:
-    """An estimate for each type of preparing ImageNet. Download and decoding overlap, so the slower one counts."""
-    download = IMAGENET_SOURCE_GB / DOWNLOAD_GB_PER_HOUR
-    fastest = IMAGENET_IMAGES / download / 3600
-    machines = [instance_type(name) for name in types]
-    return _ordered(
-        _estimate(
-            machine.name,
-            prices[machine.name],
-            min(machine.vcpus * PREPARE_IMAGES_PER_SECOND_PER_VCPU, fastest),
-            IMAGENET_IMAGES,
-            START_HOURS,
-        )
-        for machine in machines
-    )
-
-
-def _estimate(type: str, price: float, speed: float, images: float, start: float) -> Estimate:
-    hours = start + images / speed / 3600
-    return Estimate(type, price, speed, hours, hours * price, price / 3600 / speed * 1e6)
-
-
-def _ordered(estimates: Iterable[Estimate]) -> list[Estimate]:
-    return sorted(estimates, key=lambda one: (one.usd_per_million_images, one.usd_per_hour))
-
-
-def offered(estimates: Sequence[Estimate], zones: int) -> list[Estimate]:
-    """The types to offer to AWS: those near the cheapest per image, and at least as many as make LEAST_POOLS pools.
-
-    AWS chooses among them by price per hour and by capacity, and ignores their order. So only types that cost little
-    more per image are offered.
-    """
-    limit = MOST_TIMES_THE_CHEAPEST * estimates[0].usd_per_million_images
-    enough = math.ceil(LEAST_POOLS / max(zones, 1))
-    return [one for place, one in enumerate(estimates) if place < enough or one.usd_per_million_images <= limit]
 
 
 def extras_usd_per_hour(disk_gib: int) -> float:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from infra.operate.runs import ExplainedBucket
-from infra.run.values import check_object, check_text, check_whole
+from infra.run.values import check_object, check_text, check_texts, check_whole
 from trainer.contract import UserError, dataset_key
 
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[0-9a-f]{40})?"  # of the newest commit, or of the one after the @
@@ -25,6 +25,8 @@ class Dataset:
 
     uri: str
     train_images: int
+    val_images: int
+    classes: int  # 0 if the index does not say
     bytes: int
     commit: str  # of the hub; "" if it did not come from there
 
@@ -75,10 +77,9 @@ def read(bucket: ExplainedBucket, uri: str) -> Dataset | None:
         splits, source = check_object("splits", index["splits"]), check_object("source", index.get("source") or {})
         shards = [shard for split in splits.values() for one in split["sizes"] for shard in one["shards"]]
         size = sum(check_whole("bytes", shard["bytes"], MOST_STORED) for shard in shards)
-        images, commit = (
-            check_whole("images", splits["train"]["images"]),
-            check_text("commit", source.get("commit", "")),
-        )
-        return Dataset(uri.rstrip("/"), images, size, commit)
+        train, val = (check_whole("images", splits[name]["images"]) for name in ("train", "val"))
+        classes = len(check_texts("classes", index.get("classes", [])))
+        commit = check_text("commit", source.get("commit", ""))
+        return Dataset(uri.rstrip("/"), train, val, classes, size, commit)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{uri}/index.json is damaged ({error!r}): prepare the data again, `make prepare`") from error

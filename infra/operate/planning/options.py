@@ -8,9 +8,8 @@ line.
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from infra.run.spec import Spec
 from trainer.contract import UserError
 
 KINDS = ("train", "prepare")
+DEFAULT_RECIPE = "finetune"
 METADATA = "option"
 ACCEPT_CHANGES = "--checkpoint.accept-changes"  # an option of the recipe: its other options may differ from before
 
@@ -54,18 +54,6 @@ def words(text: str) -> tuple[str, ...]:
         return tuple(shlex.split(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of words ({error}): close the quote") from error
-
-
-def value_of(option: str, arguments: Sequence[str]) -> str:
-    """The value in `--option value` or `--option=value`; "" without one. The last one counts, as for the trainer."""
-    found = re.findall(rf"(?:^| )--{option}[ =](\S+)", " ".join(arguments))
-    return found[-1] if found else ""
-
-
-def epochs_in(arguments: Sequence[str]) -> int:
-    """The number in `--epochs 4`. Returns 0 if there is none, and the recipe's own number counts."""
-    epochs = value_of("epochs", arguments)
-    return int(epochs) if epochs.isdecimal() else 0
 
 
 def by_commas(text: str) -> tuple[str, ...]:
@@ -108,6 +96,10 @@ class Request:
         "nodes", "how many machines train the run (only 1 so far)", default=1, parse=int, kinds=("train",), spec="nodes"
     )
     anyway: bool = option("anyway", "launch even if money or time is below the estimate", default=False, parse=bool)
+
+
+def recipe_of(request: Request) -> str:
+    return request.recipe or DEFAULT_RECIPE
 
 
 def options_of(request: Request | type[Request], kind: str = "") -> list[tuple[str, Option]]:

@@ -7,27 +7,34 @@ It reads prices from AWS and the run from the bucket. It changes nothing. The co
 from __future__ import annotations
 
 import math
-import re
 import secrets
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from infra.config import PREPARE_DISK_GIB, PREPARE_PREFIX, Installation
 from infra.operate.planning import catalog, datasets
-from infra.operate.planning.catalog import Estimate
 from infra.operate.planning.datasets import Dataset
-from infra.operate.planning.options import Request, epochs_in, go_on, spec_values, value_of
+from infra.operate.planning.estimate import Data, Estimate, data_of, estimate, estimate_prepare, offered
+from infra.operate.planning.options import Request, go_on, recipe_of, spec_values
 from infra.operate.planning.prices import Prices, find_prices
+from infra.operate.planning.refusals import (
+    MOST_HOURS,
+    check,
+    check_classes,
+    check_gpus,
+    check_name,
+    check_types,
+    types_of,
+)
+from infra.operate.planning.work import Images, uncounted, work_of
 from infra.operate.runs import Ending, ExplainedBucket, read_ending, read_spend
 from infra.operate.session import Aws
 from infra.operate.terminal import Group, RenderableType, styled, table
 from infra.operate.text import duration, usd
 from infra.run.spec import Spec
-from trainer.contract import RUN_ID_RULE, UserError, run_key
+from trainer.contract import UserError, run_key
 
-DEFAULT_RECIPE = "finetune"
-MOST_HOURS = 168.0
-MOST_USD = 100_000.0
 SPARE = 1.25  # of the default budget over the estimate: reclaimed machines stage and compile again
 SECONDS_PER_HOUR = 3600.0
 AT_THE_LIMIT = ", or ANYWAY=1: it stops at the limit, and goes on when it is launched with more"
@@ -99,54 +106,10 @@ def make_plan(
     dataset = find_dataset(bucket, request) if bucket and request.kind == "train" else None
     if dataset and not existing:
         request = replace(request, data=dataset.uri)
-    share = dataset.train_images / catalog.IMAGENET_IMAGES if dataset else 1.0
-    plan = plan_run(request, installation, prices, existing, share, now)
+    if dataset:
+        check_classes(request, dataset)
+    plan = plan_run(request, installation, prices, existing, dataset, now)
     return replace(plan, inherited=inherited(asked, plan)) if existing else plan
-
-
-def check(request: Request, installation: Installation) -> None:
-    """Check what can be checked without asking AWS. Raises UserError."""
-    if request.run_id and not re.fullmatch(RUN_ID_RULE, request.run_id):
-        raise UserError(f"RUN={request.run_id!r} is not a run id: use {RUN_ID_RULE}, for example RUN=finetune-2")
-    if request.kind == "train":
-        catalog.work_of(request.recipe or DEFAULT_RECIPE)
-        catalog.gpu_types(types_of(request, installation))
-    for type in types_of(request, installation):
-        catalog.instance_type(type)
-    datasets.check_form(request.data)
-    for name, value, most in (("HOURS", request.hours, MOST_HOURS), ("BUDGET", request.budget_usd, MOST_USD)):
-        if not (0 <= value <= most):
-            limits = f"more than 0 and at most {most:,.0f}"
-            raise UserError(f"{name}={value:g} is out of range: {limits}, for example {name}=20")
-    if request.market and request.market not in catalog.MARKETS:
-        raise UserError(f"MARKET={request.market!r} is unknown: use spot or on-demand")
-    if request.nodes != 1:
-        raise UserError(f"NODES={request.nodes}: several machines do not train one run yet: leave NODES= out")
-
-
-def check_gpus(request: Request, installation: Installation) -> None:
-    """The types compute in the run's precision. Raises UserError. Of an existing run, only its spec tells that."""
-    if request.kind == "train":
-        usual = catalog.work_of(request.recipe or DEFAULT_RECIPE).precision
-        catalog.check_precision(types_of(request, installation), value_of("precision", request.arguments) or usual)
-
-
-def check_name(request: Request) -> None:
-    """A preparation's name begins with PREPARE_PREFIX, and a training's does not. Raises UserError."""
-    if not request.run_id or request.run_id.startswith(PREPARE_PREFIX) == (request.kind == "prepare"):
-        return
-    name = request.run_id.removeprefix(PREPARE_PREFIX) or DEFAULT_RECIPE
-    rule, fix = (
-        (f"a preparation's name begins with {PREPARE_PREFIX!r}", f"{PREPARE_PREFIX}{name}")
-        if request.kind == "prepare"
-        else (f"only a preparation's name begins with {PREPARE_PREFIX!r}", name)
-    )
-    raise UserError(f"RUN={request.run_id!r} does not fit: {rule}; use RUN={fix}")
-
-
-def types_of(request: Request, installation: Installation) -> tuple[str, ...]:
-    listed = installation.instance_types if request.kind == "train" else installation.prepare_instance_types
-    return request.types or tuple(listed.split(","))
 
 
 def merge(request: Request, existing: Existing) -> Request:
@@ -158,16 +121,6 @@ def merge(request: Request, existing: Existing) -> Request:
             "RUN= out, or give another"
         )
     return go_on(request, spec)
-
-
-def check_types(asked: Request, spec: Spec, installation: Installation) -> None:
-    """A run that goes on has types of the installation, unless others are asked for now. Raises UserError."""
-    usual = types_of(Request(kind=spec.kind), installation)
-    if not asked.types and (strange := [type for type in spec.types if type not in usual]):
-        raise UserError(
-            f"RUN={spec.run_id} was started on {', '.join(strange)}, which the installation does not name: ask for it "
-            f"again, TYPES={','.join(spec.types)}, or for others, TYPES={usual[0]}"
-        )
 
 
 def inherited(asked: Request, plan: Plan) -> str:
@@ -182,51 +135,61 @@ def inherited(asked: Request, plan: Plan) -> str:
 
 def find_dataset(bucket: ExplainedBucket, request: Request) -> Dataset | None:
     """The prepared shards of the run's data in the bucket. None if the machine must get the data elsewhere."""
-    data = request.data or catalog.work_of(request.recipe or DEFAULT_RECIPE).data
+    data = request.data or work_of(recipe_of(request)).data
     if data.startswith("s3://"):
         return datasets.read(bucket, data)
     return datasets.newest(bucket, data) if datasets.is_hub_id(data) else None
 
 
+def estimates(
+    request: Request, types: Sequence[str], dataset: Dataset | None, prices: Mapping[str, float], extras: float
+) -> list[Estimate]:
+    """An estimate for each type at these prices, the cheapest per image first."""
+    if request.kind == "prepare":
+        return estimate_prepare(types, prices, extras)
+    work = work_of(recipe_of(request), request.arguments)
+    work = replace(work, data=request.data or work.data)
+    if dataset:
+        data = Data(Images(max(1, dataset.train_images), dataset.val_images), dataset.bytes / 1e9)
+    else:
+        data = replace(data_of(work), is_prepared=not datasets.is_hub_id(work.data))
+    return estimate(work, types, prices, data, extras)
+
+
 def plan_run(
-    request: Request, installation: Installation, prices: Prices, existing: Existing | None, share: float, now: float
-) -> Plan:
+    request: Request, installation: Installation, prices: Prices, existing: Existing | None, dataset: Dataset | None,
+    now: float,
+) -> Plan:  # fmt: skip
     """Fill in everything that the request leaves open. Raises UserError if money or time is below the estimate."""
     market = request.market or installation.market
     types, zones = types_of(request, installation), len(installation.zones.split(",")) if installation.zones else 3
-    recipe = request.recipe or DEFAULT_RECIPE
-    if request.kind == "prepare":
-        expected, listed = (catalog.estimate_prepare(types, prices.expected(m)) for m in (market, "on-demand"))
-        arguments, disk_gib = request.arguments, PREPARE_DISK_GIB
-    else:
-        epochs = epochs_in(request.arguments)
-        expected, listed = (
-            catalog.estimate(recipe, types, prices.expected(m), epochs=epochs, share=share)
-            for m in (market, "on-demand")
-        )
-        arguments, disk_gib = (recipe, *request.arguments), int(installation.disk_gib)
-    offered = expected if request.types else catalog.offered(expected, zones)
-    names = {one.type for one in offered}
+    recipe, is_training = recipe_of(request), request.kind == "train"
+    extras = catalog.extras_usd_per_hour(int(installation.disk_gib) if is_training else PREPARE_DISK_GIB)
+    expected, listed = (
+        estimates(request, types, dataset, prices.expected(one), extras) for one in (market, "on-demand")
+    )
+    chosen = expected if request.types else offered(expected, zones)
+    names = {one.type for one in chosen}
     dearest = max(one.usd for one in listed if one.type in names)
-    name = recipe if request.kind == "train" else f"{PREPARE_PREFIX}{datasets.slug(request.data)}"
+    name = recipe if is_training else f"{PREPARE_PREFIX}{datasets.slug(request.data)}"
     filled = {
         "run_id": request.run_id or new_run_id(name, now),
         "kind": request.kind,
-        "recipe": recipe if request.kind == "train" else "",
-        "arguments": arguments,
+        "recipe": recipe if is_training else "",
+        "arguments": (recipe, *request.arguments) if is_training else request.arguments,
         "market": market,
         "budget_usd": request.budget_usd or default_usd(dearest),
-        "hours": request.hours or default_hours(max(one.hours for one in offered)),
+        "hours": request.hours or default_hours(max(one.hours for one in chosen)),
         "created": existing.spec.created if existing else now,
         "deadline": 0.0,
         "prices": dict(prices.on_demand),
         "prices_source": prices.source,
-        "extras_usd_per_hour": catalog.extras_usd_per_hour(disk_gib),
+        "extras_usd_per_hour": extras,
     }
     spec = Spec(**(spec_values(request) | filled))
     spec = replace(spec, deadline=now + spec.hours * SECONDS_PER_HOUR)
     plan = Plan(
-        spec=spec, offered=offered, prices_source=prices.source, existing=existing,
+        spec=spec, offered=chosen, prices_source=prices.source, existing=existing,
         usual_usd=default_usd(max(one.usd for one in listed)),
         usual_hours=default_hours(max(one.hours for one in listed)),
     )  # fmt: skip
@@ -276,21 +239,37 @@ def describe(plan: Plan) -> RenderableType:
     spec = plan.spec
     rows = [
         (one.type, f"{one.usd_per_hour:.3f}", f"{one.images_per_second:.0f}", f"{one.usd_per_million_images:.2f}",
-         f"{one.hours:.1f}", f"{one.usd:.2f}")
+         f"{one.hours:.1f}", f"{one.usd:.2f}", one.source)
         for one in plan.offered
     ]  # fmt: skip
-    header = (f"type ({spec.market})", "$/hour", "images/s", "$/million images", "hours", "dollars")
+    header = (f"type ({spec.market})", "$/hour", "images/s", "$/million images", "hours", "dollars", "speed")
     spent = f", of which {usd(plan.existing.spent_usd)} are spent" if plan.existing else ""
     ends = f"{datetime.fromtimestamp(spec.deadline).astimezone():%a %d %b %H:%M %Z}"
     return Group(
         table(rows, header),
         styled(f"{plan.prices_source}\n{speed_source(spec.kind)}", "dim"),
+        *hours_and_gaps(plan),
         f"budget    {usd(spec.budget_usd)}{spent}; at the budget everything stops",
         f"deadline  {ends}, in {duration(spec.hours * SECONDS_PER_HOUR)}; then everything stops",
     )
 
 
+def hours_and_gaps(plan: Plan) -> list[str]:
+    """What the hours of the cheapest type go to, and which options the estimate does not count."""
+    if plan.spec.kind == "prepare":
+        return []
+    best = plan.offered[0]
+    parts = [f"{name} {duration(SECONDS_PER_HOUR * hours)}" for name, hours in asdict(best.of_hours).items() if hours]
+    found = [f"hours     {best.type}: {', '.join(parts)}"]
+    if options := uncounted(plan.spec.arguments):
+        found.append(f"not counted: {', '.join(options)}; with it the run may take longer, so give HOURS= and BUDGET=")
+    return found
+
+
 def speed_source(kind: str) -> str:
     if kind == "prepare":
         return "images/s: from a measured 329 per core and 50 MB/s of download, an assumption; for ImageNet"
-    return "images/s: not measured by this project on these machines; their sources are in catalog.py"
+    return (
+        "images/s: not measured by this project on these machines, unless the row says so; "
+        "table: of catalog.py, with its source; projected: from either, by area, compiler or network"
+    )

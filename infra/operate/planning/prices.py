@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import queue
+import threading
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -15,10 +17,14 @@ import boto3
 import botocore.exceptions
 from botocore.config import Config
 
-from infra.operate.planning.catalog import PRICES_SOURCE, TYPES
+from infra.operate.planning.catalog import PRICES_SOURCE, SPOT_PRICES, SPOT_SOURCE, TYPES
 from infra.operate.session import Aws
 
-QUICK = Config(connect_timeout=3, read_timeout=6, retries={"mode": "standard", "max_attempts": 1})
+QUICK = Config(
+    connect_timeout=3, read_timeout=6, max_pool_connections=32, retries={"mode": "standard", "max_attempts": 1}
+)
+CREDENTIALS_SECONDS = 1.0  # a role of a machine needs no longer; elsewhere its address does not answer at all
+ANSWER_SECONDS = 8.0
 UNREACHABLE = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, OSError)
 
 
@@ -29,6 +35,7 @@ class Prices:
     on_demand: Mapping[str, float]
     spot: Mapping[str, float]  # the middle one of the zones' present prices; empty where AWS did not tell
     source: str
+    told: frozenset[str] = frozenset()  # the types whose list price AWS told now: it sells them in this region
 
     def expected(self, market: str) -> dict[str, float]:
         """Dollars per hour by type: the spot price if it is wanted and known, else the list price, which is higher."""
@@ -44,14 +51,52 @@ def find_prices(aws: Aws, types: Collection[str]) -> Prices:
     today = f"{datetime.now(UTC):%Y-%m-%d}"
     table = {type: TYPES[type].usd_per_hour for type in types}
     told = {type: price for type, price in listed.items() if price is not None}
-    if len(told) == len(table):
+    if told:
         source = f"list prices: AWS Pricing API for {aws.region}, {today}"
+        if untold := [type for type in types if type not in told]:
+            source += f", but of {', '.join(untold)}: {PRICES_SOURCE}"
     else:
         source = f"list prices: {PRICES_SOURCE} (the Pricing API did not answer"
         source += f"; {aws.region} has prices of its own)" if aws.region != "us-east-1" else ")"
     if spot:
         source += f"; spot prices: EC2's history for {aws.region}, {today}"
-    return Prices(table | told, spot, source)
+    return Prices(table | told, spot, source, frozenset(told))
+
+
+def dated_prices(types: Collection[str]) -> Prices:
+    """The prices of the tables, with their dates, for when AWS is not asked."""
+    spot = {type: SPOT_PRICES[type] for type in types if type in SPOT_PRICES}
+    return Prices(
+        {type: TYPES[type].usd_per_hour for type in types}, spot,
+        f"list prices: {PRICES_SOURCE}; spot prices: {SPOT_SOURCE}; today's: with credentials and AWS_REGION",
+    )  # fmt: skip
+
+
+def quick_prices(session: boto3.Session, types: Collection[str]) -> Prices:
+    """Today's prices where there are a region and credentials and AWS answers soon, else the dated ones."""
+    if not session.region_name or not _within(CREDENTIALS_SECONDS, session.get_credentials):
+        return dated_prices(types)
+    found: Prices | None = _within(ANSWER_SECONDS, lambda: find_prices(Aws(session), types))
+    return found or dated_prices(types)
+
+
+def _within(seconds: float, ask: Callable[[], Any]) -> Any:
+    """The answer, or None if it does not come in time. A thread that still waits does not keep the process."""
+    answers: queue.Queue[Future[Any]] = queue.Queue()
+
+    def answer() -> None:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(ask())
+        except Exception as error:  # noqa: BLE001  # the caller raises it, if it still waits
+            future.set_exception(error)
+        answers.put(future)
+
+    threading.Thread(target=answer, daemon=True).start()
+    try:
+        return answers.get(timeout=seconds).result()
+    except (queue.Empty, *UNREACHABLE):
+        return None
 
 
 @cache

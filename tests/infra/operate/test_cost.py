@@ -24,7 +24,7 @@ NOON = 1_790_000_000.0
 def test_before_the_first_deploy_it_estimates_from_prices_with_source_and_date(aws: Aws) -> None:
     ended = infra("cost", "--recipe", "finetune")
     assert ended.code == 0, ended.error
-    assert "g5.xlarge     0.400       811              0.14   13.4     5.37" in ended.said
+    assert "g5.xlarge     0.400       811              0.14   14.4     6.02" in ended.said
     assert "list prices: AWS Pricing API for us-east-1, 20" in ended.said
     assert "spot prices: EC2's history for us-east-1, 20" in ended.said
     assert "not measured by this project" in ended.said

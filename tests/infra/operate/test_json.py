@@ -133,7 +133,7 @@ def test_cost_has_the_estimate_the_spend_and_what_stands(
     estimate = document(capsys, "cost", "--json", "--recipe", "finetune")
     assert estimate["spent"] is None
     assert estimate["estimate"]["types"][0]["type"] == "g5.xlarge"
-    assert estimate["estimate"]["types"][0]["usd"] == pytest.approx(5.37, abs=0.01)
+    assert estimate["estimate"]["types"][0]["usd"] == pytest.approx(6.02, abs=0.01)
     assert {one["what"] for one in estimate["standing"]} >= {"data", "token", "guard"}
     deployed.launch()
     deployed.train_to(150)

@@ -263,7 +263,7 @@ def test_no_variable_means_two_things_in_one_command() -> None:
 def test_a_plan_writes_every_option_into_the_spec() -> None:
     request = Request(recipe="digits", on_demand_after_minutes=15.0, types=("g6.xlarge",))
     prices = Prices({"g6.xlarge": 0.8}, {}, "a test")
-    spec = plan.plan_run(request, Installation(), prices, None, 1.0, 0.0).spec
+    spec = plan.plan_run(request, Installation(), prices, None, None, 0.0).spec
     assert (spec.on_demand_after_minutes, spec.types, spec.nodes) == (15.0, ("g6.xlarge",), 1)
     assert spec.arguments == ("digits",)
 

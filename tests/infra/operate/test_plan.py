@@ -7,8 +7,10 @@ import re
 import pytest
 
 from infra.config import Installation
-from infra.operate.planning.options import Request, epochs_in
-from infra.operate.planning.plan import check, check_gpus, describe, new_run_id
+from infra.operate.planning.arguments import number_of
+from infra.operate.planning.options import Request
+from infra.operate.planning.plan import describe, new_run_id
+from infra.operate.planning.refusals import check, check_gpus
 from infra.operate.terminal import plain
 from tests.infra import hub
 from tests.infra.deployed import Deployed
@@ -25,9 +27,9 @@ def test_disk_and_address_are_told_to_the_guard_which_counts_them(place: Deploye
 
 
 def test_a_budget_or_a_deadline_below_the_estimate_is_refused_unless_asked_for(place: Deployed) -> None:
-    with pytest.raises(UserError, match=r"BUDGET=2 is below the estimate of \$5\.37 .*: use BUDGET=7, or ANYWAY=1"):
+    with pytest.raises(UserError, match=r"BUDGET=2 is below the estimate of \$6\.02 .*: use BUDGET=8, or ANYWAY=1"):
         plan(Request(recipe="finetune", budget_usd=2.0))
-    with pytest.raises(UserError, match=r"HOURS=3 is below the estimate of 13\.4 hours .*: use HOURS=27, or ANYWAY=1"):
+    with pytest.raises(UserError, match=r"HOURS=3 is below the estimate of 14\.4 hours .*: use HOURS=29, or ANYWAY=1"):
         plan(Request(recipe="finetune", hours=3.0))
     assert plan(Request(recipe="finetune", hours=3.0, budget_usd=2.0, anyway=True)).spec.budget_usd == 2.0
     assert plan(Request(recipe="finetune", arguments=("--epochs=4",), budget_usd=2.0)).spec.budget_usd == 2.0
@@ -60,7 +62,7 @@ def test_prepared_data_is_used_where_the_bucket_has_it(place: Deployed) -> None:
     [((), 0), (("--epochs", "4"), 4), (("--epochs=12", "--seed", "1"), 12), (("--optim.warmup-epochs", "5"), 0)],
 )
 def test_epochs_on_the_command_line_change_the_estimate(arguments: tuple[str, ...], epochs: int) -> None:
-    assert epochs_in(arguments) == epochs
+    assert number_of("epochs", arguments) == epochs
 
 
 def test_a_new_run_is_named_after_recipe_and_day() -> None:

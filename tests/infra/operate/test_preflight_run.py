@@ -92,8 +92,8 @@ def test_another_run_is_told_with_how_to_stop_it(installed: Aws, look: Callable[
 
 def test_a_budget_below_the_estimate_is_told_with_one_that_is_enough(ready: Aws, look: Callable[..., str]) -> None:
     said = look(Request(budget_usd=1.0))
-    assert rows(said)["budget"][1].startswith("BUDGET=1 is below the estimate of $5.37")
-    assert fixes(said)["budget"] == "make launch BUDGET=7"
+    assert rows(said)["budget"][1].startswith("BUDGET=1 is below the estimate of $6.02")
+    assert fixes(said)["budget"] == "make launch BUDGET=8"
 
 
 def test_the_precision_of_a_run_that_exists_is_that_of_its_spec(place: Deployed, look: Callable[..., str]) -> None:

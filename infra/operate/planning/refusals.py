@@ -1,0 +1,88 @@
+"""What makes a request impossible, found on the laptop before anything costs money. Each is a UserError.
+
+Nothing here asks AWS. What an account lacks is in `infra.operate.checks`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from infra.config import PREPARE_PREFIX, Installation
+from infra.operate.planning import catalog, datasets, work
+from infra.operate.planning.arguments import check_options, number_of, value_of
+from infra.operate.planning.datasets import Dataset
+from infra.operate.planning.options import DEFAULT_RECIPE, Request, recipe_of
+from infra.run.spec import Spec
+from trainer.contract import RUN_ID_RULE, UserError
+
+MOST_HOURS = 168.0
+MOST_USD = 100_000.0
+
+
+def check(request: Request, installation: Installation) -> None:
+    """Check what can be checked without asking AWS. Raises UserError."""
+    if request.run_id and not re.fullmatch(RUN_ID_RULE, request.run_id):
+        raise UserError(f"RUN={request.run_id!r} is not a run id: use {RUN_ID_RULE}, for example RUN=finetune-2")
+    if request.kind == "train":
+        recipe = recipe_of(request)
+        work.check_recipe(recipe)
+        check_options(recipe, request.arguments, work.facts()["options"])
+        if not (request.data or work.work_of(recipe).data):
+            raise UserError(f"RECIPE={recipe} has no images of its own: give yours, DATA={datasets.KNOWN}")
+        catalog.gpu_types(types_of(request, installation))
+    for type in types_of(request, installation):
+        catalog.instance_type(type)
+    datasets.check_form(request.data)
+    for name, value, most in (("HOURS", request.hours, MOST_HOURS), ("BUDGET", request.budget_usd, MOST_USD)):
+        if not (0 <= value <= most):
+            limits = f"more than 0 and at most {most:,.0f}"
+            raise UserError(f"{name}={value:g} is out of range: {limits}, for example {name}=20")
+    if request.market and request.market not in catalog.MARKETS:
+        raise UserError(f"MARKET={request.market!r} is unknown: use spot or on-demand")
+    if request.nodes != 1:
+        raise UserError(f"NODES={request.nodes}: several machines do not train one run yet: leave NODES= out")
+
+
+def check_gpus(request: Request, installation: Installation) -> None:
+    """The types compute in the run's precision. Raises UserError. Of an existing run, only its spec tells that."""
+    if request.kind == "train":
+        precision = work.work_of(recipe_of(request), request.arguments).precision
+        catalog.check_precision(types_of(request, installation), precision)
+
+
+def check_classes(request: Request, dataset: Dataset) -> None:
+    """The head that is asked for has as many outputs as the data has classes. Raises UserError."""
+    asked = value_of("model.num-classes", request.arguments)
+    if dataset.classes and int(number_of("model.num-classes", request.arguments)) not in (0, dataset.classes):
+        raise UserError(
+            f"--model.num-classes is {asked}, but {dataset.uri} has {dataset.classes} classes: leave the option out, "
+            "and the model has as many outputs as the data has classes"
+        )
+
+
+def check_name(request: Request) -> None:
+    """A preparation's name begins with PREPARE_PREFIX, and a training's does not. Raises UserError."""
+    if not request.run_id or request.run_id.startswith(PREPARE_PREFIX) == (request.kind == "prepare"):
+        return
+    name = request.run_id.removeprefix(PREPARE_PREFIX) or DEFAULT_RECIPE
+    rule, fix = (
+        (f"a preparation's name begins with {PREPARE_PREFIX!r}", f"{PREPARE_PREFIX}{name}")
+        if request.kind == "prepare"
+        else (f"only a preparation's name begins with {PREPARE_PREFIX!r}", name)
+    )
+    raise UserError(f"RUN={request.run_id!r} does not fit: {rule}; use RUN={fix}")
+
+
+def types_of(request: Request, installation: Installation) -> tuple[str, ...]:
+    listed = installation.instance_types if request.kind == "train" else installation.prepare_instance_types
+    return request.types or tuple(listed.split(","))
+
+
+def check_types(asked: Request, spec: Spec, installation: Installation) -> None:
+    """A run that goes on has types of the installation, unless others are asked for now. Raises UserError."""
+    usual = types_of(Request(kind=spec.kind), installation)
+    if not asked.types and (strange := [type for type in spec.types if type not in usual]):
+        raise UserError(
+            f"RUN={spec.run_id} was started on {', '.join(strange)}, which the installation does not name: ask for it "
+            f"again, TYPES={','.join(spec.types)}, or for others, TYPES={usual[0]}"
+        )

@@ -1,0 +1,159 @@
+"""What a run computes: a recipe's facts, which the trainer writes into a small file, with the options of the launch.
+
+`speeds` says how fast machines do it, `estimate` what it costs. Which options there are is in `arguments`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from infra.config import ROOT
+from infra.operate.planning.arguments import is_on, number_of, value_of
+from trainer.contract import UserError
+
+FACTS = ROOT / "trainer/recipes/recipes.json"  # `python -m trainer.recipes.facts` writes it, and a test compares
+FULL_PIXELS = 224
+BASE = "resnet50"  # the network of the tables of speed
+# Options that change the time of a run, and that no estimate counts. `--epochs`, `--size` and those of `work_of` are.
+UNCOUNTED = (
+    "data.resolution", "data.start-resolution", "data.ramp-start-epoch", "data.ramp-end-epoch", "data.val-crop",
+    "data.repeats", "device-batch-size", "fused-norm", "cuda-graphs", "model.blur-pool",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Images:
+    """How many images a data set has."""
+
+    train: int
+    val: int
+
+
+IMAGENET = Images(1_281_167, 50_000)
+DIGITS = Images(1_437, 360)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Epochs that train at one size of images."""
+
+    pixels: int
+    epochs: float
+
+
+@dataclass(frozen=True)
+class Promise:
+    """The accuracy that a recipe's source reports: percent of validation images at this size of crop."""
+
+    top1: float
+    pixels: int
+    source: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a recipe computes. `step_cost` is the time of a step over that of a plain network of the same name."""
+
+    recipe: str
+    data: str  # what it trains on unless told
+    precision: str
+    compile: bool
+    epochs: int
+    stages: tuple[Stage, ...]
+    val_crop: int
+    val_every_epochs: int
+    val_passes: int = 1  # networks that a validation scores: 2 with an average of the weights
+    train_sides: tuple[int, ...]
+    copy_per_crop: bool = False
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    step_cost: float = 1.0
+    network: str = BASE
+    promise: Promise | None = None
+
+    @property
+    def full_epochs(self) -> float:
+        """Epochs of 224 px that are as much work: an image counts by its area."""
+        return sum(stage.epochs * (stage.pixels / FULL_PIXELS) ** 2 for stage in self.stages)
+
+    @property
+    def validations(self) -> int:
+        """After every so many epochs, and at the end."""
+        return -(-self.epochs // self.val_every_epochs)
+
+    @property
+    def images(self) -> Images:
+        """Of its own data. A data set that nobody has looked at counts as ImageNet."""
+        return DIGITS if self.data == "digits" else IMAGENET
+
+
+@cache
+def facts() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(FACTS.read_text())
+    return found
+
+
+def recipes() -> list[str]:
+    return list(facts()["recipes"])
+
+
+def check_recipe(recipe: str) -> None:
+    if recipe not in facts()["recipes"]:
+        raise UserError(f"recipe {recipe!r} is unknown: choose one of {', '.join(recipes())} (RECIPE=finetune)")
+
+
+def work_of(recipe: str, arguments: Sequence[str] = ()) -> Work:
+    """The work of a recipe with these options. Raises UserError if there is no such recipe."""
+    check_recipe(recipe)
+    work = _read(recipe, facts()["recipes"][recipe])
+    if size := int(number_of("size", arguments)):
+        work = scaled(work, size)
+    if epochs := int(number_of("epochs", arguments)):
+        work = lasting(work, epochs)
+    return replace(
+        work,
+        precision=value_of("precision", arguments) or work.precision,
+        compile=is_on("compile", arguments, work.compile),
+        network=value_of("model.name", arguments) or work.network,
+        val_every_epochs=int(number_of("val-every-epochs", arguments)) or work.val_every_epochs,
+    )
+
+
+def _read(recipe: str, fields: dict[str, Any]) -> Work:
+    kept = {name: fields[name] for name in Work.__dataclass_fields__ if name in fields}
+    kept["stages"] = tuple(Stage(pixels, epochs) for pixels, epochs in fields["stages"])
+    kept["promise"] = Promise(**fields["promise"]) if fields["promise"] else None
+    return Work(
+        recipe=recipe, **kept | {name: tuple(fields[name]) for name in ("train_sides", "crop_scale") if name in fields}
+    )
+
+
+def scaled(work: Work, size: int) -> Work:
+    """As `--size`: the last stage has so many pixels, and everything else follows in proportion."""
+    times = size / work.stages[-1].pixels
+    return replace(
+        work,
+        stages=tuple(Stage(round(stage.pixels * times), stage.epochs) for stage in work.stages),
+        val_crop=round(work.val_crop * times),
+        train_sides=tuple(round(side * times) for side in work.train_sides),
+    )
+
+
+def lasting(work: Work, epochs: int) -> Work:
+    """As `--epochs`: the ramp stays where it is, so a shorter run ends on it, and a longer one has more of the end."""
+    stages, left = [], float(epochs)
+    for stage in work.stages:
+        part = left if stage is work.stages[-1] else min(stage.epochs, left)
+        if part > 0:
+            stages.append(Stage(stage.pixels, part))
+        left -= part
+    return replace(work, epochs=epochs, stages=tuple(stages))
+
+
+def uncounted(arguments: Sequence[str]) -> list[str]:
+    """The given options that change the time of a run, but not its estimate."""
+    return [f"--{name}" for name in UNCOUNTED if value_of(name, arguments)]
