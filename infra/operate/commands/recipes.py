@@ -27,9 +27,9 @@ HEADER = (
     "on-demand $", "speed",
 )  # fmt: skip
 NOTES = (
-    "hours and dollars: start, copy of the prepared data, compiling, training, validation, disk and address; not the\n"
-    "  checkpoints in the bucket (make cost) and no reclaimed machine, which stages and compiles again. A recipe without\n"
-    "  images of its own counts as many as ImageNet has",
+    "hours and dollars: start, copy of prepared data, compiling, training, validation, disk and address; not the\n"
+    "  checkpoints in the bucket (make cost), and no reclaimed machine, which copies and compiles again.\n"
+    "  A recipe without images of its own counts as many as ImageNet has",
     "speed: measured on this GPU; table of catalog.py, published or derived; projected from either, by area of the\n"
     "  image, compiler, network or parts. images/s with * are more than the machine decodes: then that counts",
 )

@@ -135,9 +135,11 @@ def test_the_stop_schedule_is_of_the_partition_that_the_installation_is_in(place
 
 def test_more_files_than_the_credentials_of_a_run_can_name_are_refused_before_anything_starts(place: Deployed) -> None:
     files = [f"s3://{place.bucket}/checkpoints/{'r' * 60}/data/step-{step:08}.1.safetensors" for step in range(20)]
-    asked = Request(recipe="digits", run_id="mine", arguments=("--model.weights", files[0], f"--x={files[1]}"))
+    asked = Request(
+        recipe="digits", run_id="mine", arguments=("--model.weights", files[0], f"--model.weights={files[1]}")
+    )
     check_policy(where(place), plan(asked).spec)
-    many = replace(asked, arguments=tuple(files))
+    many = replace(asked, arguments=tuple(f"--model.weights={file}" for file in files))
     with pytest.raises(UserError, match=r"names 20 files .* has \d{4} letters, and AWS takes 2048"):
         launch(Operator(session()), INSTALLATION, many, is_checked=True)
     assert (group(place).desired, place.keys()) == (0, set())
