@@ -34,6 +34,9 @@ def renew_norms(
     """
     model.eval()
     norms = [norm for norm in norms_of(model) if norm.train().training]  # one that is frozen does not listen
+    for norm in norms:  # kernels that compute a + (b - a) * 1 would keep a rounding of what was there
+        norm.get_buffer("running_mean").zero_()
+        norm.get_buffer("running_var").fill_(1)
     momenta = [norm.momentum for norm in norms]
     try:
         for number, batch in enumerate(batches if norms else ()):
