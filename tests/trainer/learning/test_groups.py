@@ -13,10 +13,12 @@ from timm.optim._param_groups import param_groups_layer_decay
 from torch import nn
 
 from tests.trainer.learning.nets import backward, small_model
+from tests.trainer.learning.test_execution import CONFIG, Lab
 from trainer.contract import UserError
 from trainer.learning.groups import freeze, groups_of, stages_of
 from trainer.learning.optimizer import make_optimizer, set_lr
 from trainer.learning.state import State, make_state, state_tensors
+from trainer.learning.world import World
 from trainer.recipes.config import Config, ModelConfig, OptimConfig, RegularizeConfig
 
 CPU = torch.device("cpu")
@@ -127,8 +129,12 @@ def test_norms_of_other_networks_are_found() -> None:
 
 
 @pytest.fixture
-def half_frozen(monkeypatch: pytest.MonkeyPatch) -> State:
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.learning.state.build_model", lambda config, initialise: small_model())
+
+
+@pytest.fixture
+def half_frozen(small: None) -> State:
     config = Config(
         precision="fp32", model=ModelConfig(name="small", num_classes=4, weights="elsewhere"),
         optim=OptimConfig(peak_lr=0.1, freeze_stages=1), regularize=RegularizeConfig(ema_decay=0.5),
@@ -174,3 +180,22 @@ def test_freezing_everything_is_refused_with_the_number_of_stages() -> None:
     freeze(model, 2)
     names = state_tensors(model, None, make_optimizer(model, OptimConfig(name="lamb")))
     assert {name for name in names if name.startswith("exp_avg.")} == {"exp_avg.fc.weight", "exp_avg.fc.bias"}
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated")
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])
+def test_frozen_stages_train_in_several_processes_as_in_one(name: Any) -> None:
+    """torch's DistributedDataParallel, whose only process has the whole batch."""
+    optim = OptimConfig(name=name, peak_lr=0.1, freeze_stages=1, clip_norm=0.5, head_lr_multiplier=3)
+    alone = Lab(replace(CONFIG, optim=optim, global_batch_size=4))
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        together = Lab(replace(CONFIG, optim=optim), World(0, 0, 2, CPU))
+        for _ in range(2):
+            torch.testing.assert_close(together.step(32), alone.step(32), rtol=1e-6, atol=0)
+    finally:
+        torch.distributed.destroy_process_group()
+    expected = alone.tensors()
+    for name, tensor in together.tensors().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-8, msg=name)
