@@ -48,7 +48,7 @@ class Small(nn.Sequential):
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     monkeypatch.setattr("trainer.learning.state.build_model", lambda config, initialise: Small())
 
 

@@ -11,6 +11,7 @@ import torch
 import torchvision
 from timm.optim._param_groups import param_groups_layer_decay
 from torch import nn
+from torch.distributed import HashStore
 
 from tests.trainer.learning.nets import backward, small_model
 from tests.trainer.learning.test_execution import CONFIG, Lab
@@ -21,6 +22,7 @@ from trainer.learning.state import State, make_state, state_tensors
 from trainer.learning.world import World
 from trainer.recipes.config import Config, ModelConfig, OptimConfig, RegularizeConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 
 
@@ -189,7 +191,7 @@ def test_frozen_stages_train_in_several_processes_as_in_one(name: Any) -> None:
     """torch's DistributedDataParallel, whose only process has the whole batch."""
     optim = OptimConfig(name=name, peak_lr=0.1, freeze_stages=1, clip_norm=0.5, head_lr_multiplier=3)
     alone = Lab(replace(CONFIG, optim=optim, global_batch_size=4))
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         together = Lab(replace(CONFIG, optim=optim), World(0, 0, 2, CPU))
         for _ in range(2):

@@ -22,6 +22,7 @@ LAMB = OptimConfig(name="lamb", peak_lr=0.1, weight_decay=0.02, eps=1e-6, clip_n
 ADAMW = OptimConfig(name="adamw", peak_lr=0.1, betas=(0.85, 0.95), weight_decay=0.05)
 DECOUPLED = OptimConfig(peak_lr=0.1, momentum=0.875, weight_decay=0.05, decoupled_decay=True, decayed="all")
 EACH = [LAMB, ADAMW, DECOUPLED, OptimConfig(peak_lr=0.1, nesterov=True, clip_norm=0.5)]
+pytestmark = pytest.mark.usefixtures("one_thread")
 Reference = Callable[[nn.Module], torch.optim.Optimizer]
 
 

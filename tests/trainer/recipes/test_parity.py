@@ -30,7 +30,7 @@ from trainer.data.augment.batch import to_input
 from trainer.data.reading.loader import Batch
 from trainer.learning import step as module
 from trainer.learning.execution import Execution
-from trainer.learning.forward import Inputs
+from trainer.learning.forward import Inputs, inputs_of
 from trainer.learning.schedule import Clock
 from trainer.learning.state import make_state
 from trainer.learning.world import World
@@ -117,7 +117,7 @@ def torchvisions(model: nn.Module, steps: int) -> tuple[torch.optim.Optimizer, R
     return optimizer, lambda epoch, number: rates[epoch], lambda logits, labels, targets: loss(logits, targets)
 
 
-class Narrow(ResNet):  # type: ignore[misc]
+class Narrow(ResNet):
     """A ResNet with Bottlenecks and few channels."""
 
     def __init__(self) -> None:
@@ -150,9 +150,9 @@ def batches() -> Iterator[Batch]:
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[Inputs]:
+def seen(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> list[Inputs]:
     """What each of our steps trained on: augmented and mixed."""
-    inputs, inputs_of = list[Inputs](), module.inputs_of
+    inputs = list[Inputs]()
 
     def noted(*arguments: Any) -> Inputs:
         inputs.append(inputs_of(*arguments))
