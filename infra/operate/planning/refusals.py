@@ -6,6 +6,8 @@ Nothing here asks AWS. What an account lacks is in `infra.operate.checks`.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from difflib import get_close_matches
 
 from infra.config import PREPARE_PREFIX, Installation
 from infra.operate.planning import catalog, datasets, work
@@ -17,6 +19,7 @@ from trainer.contract import RUN_ID_RULE, UserError
 
 MOST_HOURS = 168.0
 MOST_USD = 100_000.0
+MOST_PIXELS = 2048  # of a side of an image, for every network
 
 
 def check(request: Request, installation: Installation) -> None:
@@ -27,6 +30,7 @@ def check(request: Request, installation: Installation) -> None:
         recipe = recipe_of(request)
         work.check_recipe(recipe)
         check_options(recipe, request.arguments, work.facts()["options"])
+        check_network(work.work_of(recipe, request.arguments), request.arguments)
         if not (request.data or work.work_of(recipe).data):
             raise UserError(f"RECIPE={recipe} has no images of its own: give yours, DATA={datasets.KNOWN}")
         catalog.gpu_types(types_of(request, installation))
@@ -48,6 +52,32 @@ def check_gpus(request: Request, installation: Installation) -> None:
     if request.kind == "train":
         precision = work.work_of(recipe_of(request), request.arguments).precision
         catalog.check_precision(types_of(request, installation), precision)
+
+
+def check_network(computed: work.Work, arguments: Sequence[str]) -> None:
+    """The network can be trained, and has these weights and takes images of these sizes. Raises UserError."""
+    name, networks = computed.network, work.facts()["networks"]
+    if name not in networks:
+        near = ", ".join(get_close_matches(name, networks)) or "resnet50, resnet18"
+        raise UserError(f"--model.name {name!r} is not a torchvision classification model: use one of {near}, …")
+    row, weights = networks[name], computed.weights
+    if row["refused"]:
+        raise UserError(f"--model.name is {name}: it must be {row['refused']}")
+    if weights.startswith("IMAGENET1K_") and weights not in row["weights"]:
+        those = ", ".join(row["weights"]) or "none"
+        raise UserError(f"--model.weights is {weights}, but torchvision has of {name}: {those}; give others, or a file")
+    sizes = {
+        "data.resolution": computed.stages[-1].pixels,
+        "data.start-resolution": computed.stages[0].pixels,
+        "data.val-crop": computed.val_crop,
+    }
+    for option, usual in sizes.items():
+        pixels = int(number_of(option, arguments)) or usual
+        if not row["least"] <= pixels <= MOST_PIXELS or row["only"] not in (0, pixels):
+            rule = f"{row['only']} pixels" if row["only"] else f"{row['least']} to {MOST_PIXELS} pixels"
+            raise UserError(
+                f"--{option} is {pixels}: {name} takes {rule}; give --size or --{option}, or another network"
+            )
 
 
 def check_classes(request: Request, dataset: Dataset) -> None:

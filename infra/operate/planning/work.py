@@ -73,6 +73,7 @@ class Work:
     crop_scale: tuple[float, float] = (0.08, 1.0)
     step_cost: float = 1.0
     network: str = BASE
+    weights: str = ""  # that it starts from
     promise: Promise | None = None
 
     @property
@@ -119,6 +120,7 @@ def work_of(recipe: str, arguments: Sequence[str] = ()) -> Work:
         precision=value_of("precision", arguments) or work.precision,
         compile=is_on("compile", arguments, work.compile),
         network=value_of("model.name", arguments) or work.network,
+        weights=value_of("model.weights", arguments) or work.weights,
         val_every_epochs=int(number_of("val-every-epochs", arguments)) or work.val_every_epochs,
     )
 

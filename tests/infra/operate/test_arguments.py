@@ -48,6 +48,16 @@ def test_the_last_of_several_counts() -> None:
         ("finetune", ("--precision", "int8"), "--precision int8: use one of 'fp32', 'bf16', 'fp16'"),
         ("finetune", ("--data.crop-scale", "a", "1"), "--data.crop-scale a 1: use numbers with spaces between them"),
         ("finetune", ("--compile", "yes"), "--compile yes: it is a switch and takes no value"),
+        ("finetune", ("--model.name", "resnet51"), "--model.name 'resnet51' is not a torchvision classification model"),
+        ("rn50-16", ("--model.name", "googlenet"), "--model.name is googlenet: it must be another network"),
+        (
+            "finetune",
+            ("--model.name", "resnet18"),
+            "--model.weights is IMAGENET1K_V2, but torchvision has of resnet18: ",
+        ),
+        ("rn50-16", ("--model.name", "vit_b_16"), "--data.resolution is 192: vit_b_16 takes 224 pixels"),
+        ("finetune", ("--data.val-crop", "16"), "--data.val-crop is 16: resnet50 takes 32 to 2048 pixels"),
+        ("folder", (), "RECIPE=folder has no images of its own: give yours, DATA="),
         ("finetune", ("epochs", "4"), "ARGS= begins with 'epochs', which is no option"),
     ],
 )
@@ -61,8 +71,9 @@ def test_a_mistake_is_refused_with_its_fix(recipe: str, arguments: tuple[str, ..
     "arguments",
     [
         (), ("--epochs", "4"), ("--optim.peak-lr=1e-3",), ("--optim.peak_lr", ".5"), ("--no-compile",), ("--compile",),
-        ("--data.crop-scale", "0.08", "1"), ("--data.train-sides", "256"), ("--model.weights", ""),
-        ("--checkpoint.accept-changes", "--data.no-copy-per-crop", "--model.name", "resnet34"),
+        ("--data.crop-scale", "0.08", "1"), ("--data.train-sides", "256"), ("--size", "160"), ("--model.weights", ""),
+        ("--checkpoint.accept-changes", "--data.no-copy-per-crop", "--model.name", "resnet101"),
+        ("--model.name", "vit_b_32", "--model.weights=IMAGENET1K_V1"),
     ],
 )  # fmt: skip
 def test_what_the_trainer_understands_passes(arguments: tuple[str, ...]) -> None:
