@@ -18,7 +18,7 @@ from trainer.recipes.networks import NETWORKS
 
 FILE = Path(__file__).with_name("recipes.json")
 # Time of a step with BlurPool over that of a plain network. This project has not measured it on a GPU. A published
-# figure is a quarter fewer images/s, for an RTX 3090 without compiler. FFCV's whole runs, which have it, take 1.34 times
+# figure is a quarter fewer images/s, for an RTX 3090 without compiler. FFCV's whole runs have it, and take 1.34 times
 # what a plain network needs on the same A100s (libffcv/ffcv-imagenet), validation included. Its bytes alone say 1.03.
 BLUR_COST = 1.33
 KINDS = {bool: "bool", int: "int", float: "float", str: "str"}
