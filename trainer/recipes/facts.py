@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trainer.recipes.command_line import Typed
 from trainer.recipes.config import Config
-from trainer.recipes.named import DEFAULT_DATA, IMAGENET, PROMISES, RECIPES
+from trainer.recipes.named import DEFAULT_DATA, PROMISES, RECIPES, USUAL_DATA
 from trainer.recipes.networks import NETWORKS
 
 FILE = Path(__file__).with_name("recipes.json")
@@ -21,13 +21,13 @@ FILE = Path(__file__).with_name("recipes.json")
 # figure is a quarter fewer images/s, for an RTX 3090 without compiler. FFCV's whole runs have it, and take 1.34 times
 # what a plain network needs on the same A100s (libffcv/ffcv-imagenet), validation included. Its bytes alone say 1.03.
 BLUR_COST = 1.33
-KINDS = {bool: "bool", int: "int", float: "float", str: "str"}
+VALUE_KINDS = {bool: "bool", int: "int", float: "float", str: "str"}
 
 
-def facts() -> dict[str, Any]:
+def all_facts() -> dict[str, Any]:
     """What recipes.json says: every recipe and network by name, every option with its kind of value."""
     return {
-        "recipes": {name: facts_of(name, recipe()) for name, recipe in RECIPES.items()},
+        "recipes": {name: recipe_facts(name, recipe()) for name, recipe in RECIPES.items()},
         "options": options(Typed),
         "networks": {
             name: dataclasses.asdict(traits) | {"weights": list(traits.weights)} for name, traits in NETWORKS.items()
@@ -35,11 +35,11 @@ def facts() -> dict[str, Any]:
     }
 
 
-def facts_of(name: str, config: Config) -> dict[str, Any]:
+def recipe_facts(name: str, config: Config) -> dict[str, Any]:
     """What time and dollars of a recipe depend on, and what it promises."""
     promise = PROMISES.get(name)
     return {
-        "data": DEFAULT_DATA.get(name, IMAGENET),
+        "data": DEFAULT_DATA.get(name, USUAL_DATA),
         "network": config.model.name,
         "weights": config.model.weights,
         "precision": config.precision,
@@ -76,14 +76,14 @@ def options(kind: type, prefix: str = "--") -> dict[str, dict[str, Any]]:
         elif get_origin(hint) is Literal:
             found[option] = {"kind": "choice", "choices": list(get_args(hint))}
         else:
-            found[option] = {"kind": "numbers" if get_origin(hint) is tuple else KINDS[hint]}
+            found[option] = {"kind": "numbers" if get_origin(hint) is tuple else VALUE_KINDS[hint]}
     return found
 
 
 def to_text() -> str:
     """The text of recipes.json, with one recipe or option a line."""
     parts = []
-    for name, rows in facts().items():
+    for name, rows in all_facts().items():
         lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(row)}" for key, row in rows.items())
         parts.append(f"  {json.dumps(name)}: {{\n{lines}\n  }}")
     return "{\n" + ",\n".join(parts) + "\n}\n"

@@ -66,6 +66,7 @@ def thrift() -> Config:
         base,
         recipe="thrift",
         epochs=34,
+        device_batch_size=512,  # half as many launches for each image; BatchNorm sees as many as FFCV's
         compile=True,
         val_every_epochs=4,
         model=replace(base.model, blur_pool="convs"),

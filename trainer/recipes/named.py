@@ -31,12 +31,12 @@ PROMISES: MappingProxyType[str, Promise] = MappingProxyType(  # the others promi
         "thrift": THRIFT, "mild": MILD, "rn50-16": RN50_16, "rn50-32": RN50_32, "rn50-88": RN50_88, "a3": A3, "v2": V2,
     }
 )  # fmt: skip
-IMAGENET = "ILSVRC/imagenet-1k"
+USUAL_DATA = "ILSVRC/imagenet-1k"
 DEFAULT_DATA = MappingProxyType({"digits": "digits", "folder": ""})  # "": the user must name it
 
 
 def default_data(recipe: str) -> str:
     """The data of a recipe when TRAINER_DATA is not set. Raises UserError for a recipe that has none of its own."""
-    if data := DEFAULT_DATA.get(recipe, IMAGENET):
+    if data := DEFAULT_DATA.get(recipe, USUAL_DATA):
         return data
     raise UserError(f"recipe {recipe!r} has no data of its own: name your images (DATA=folder, or TRAINER_DATA)")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from trainer.contract import UserError
 from trainer.recipes.config import Config
 
-LEAST, MOST = 32, 2048  # pixels
+SMALLEST, LARGEST = 32, 2048  # pixels
 
 
 def scaled(config: Config, size: int) -> Config:
@@ -16,12 +16,12 @@ def scaled(config: Config, size: int) -> Config:
     A smaller start of training stays a multiple of `data.resolution_multiple`, of 32 pixels at least. Validation crops
     stay even. Raises UserError for a size that no network takes.
     """
-    if not LEAST <= size <= MOST:
-        raise UserError(f"--size is {size}: it must be {LEAST} to {MOST} pixels; pass another value for --size")
+    if not SMALLEST <= size <= LARGEST:
+        raise UserError(f"--size is {size}: it must be {SMALLEST} to {LARGEST} pixels; pass another value for --size")
     data = config.data
     share = size / data.resolution
-    start = max(LEAST, nearest(data.start_resolution * share, data.resolution_multiple))
-    val_crop = nearest(data.val_crop * share, 2)
+    start = max(SMALLEST, to_multiple(data.start_resolution * share, data.resolution_multiple))
+    val_crop = to_multiple(data.val_crop * share, 2)
     return replace(
         config,
         data=replace(
@@ -36,5 +36,5 @@ def scaled(config: Config, size: int) -> Config:
     )
 
 
-def nearest(pixels: float, multiple: int) -> int:
+def to_multiple(pixels: float, multiple: int) -> int:
     return round(pixels / multiple) * multiple

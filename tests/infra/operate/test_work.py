@@ -14,7 +14,7 @@ def test_the_table_of_recipes_says_what_the_trainer_computes() -> None:
     assert {*recipes()} == named.RECIPES.keys()
     for name in recipes():
         config, found = named.RECIPES[name](), work_of(name)
-        assert found.data == named.DEFAULT_DATA.get(name, named.IMAGENET)
+        assert found.data == named.DEFAULT_DATA.get(name, named.USUAL_DATA)
         assert found.epochs == config.epochs
         assert found.precision == config.precision
         assert found.compile == config.compile
