@@ -19,7 +19,7 @@ from trainer.recipes.networks import NETWORKS
 FILE = Path(__file__).with_name("recipes.json")
 # Time of a step with BlurPool over that of a plain network. This project has not measured it on a GPU, so this is a
 # bound. timm's resnetblur50 trains at 912 images/s on an RTX 3090, its resnet50 at 1,218 (its results csv); that one
-# blurs behind convolutions of stride 1, with a quarter more multiplications. FFCV's whole runs have a blur, and take 1.34
+# blurs behind convolutions of stride 1, with a quarter more multiplications. FFCV's whole runs with a blur take 1.34
 # times what a plain network needs on the same A100s, validation included. The bytes of ours alone say 1.07.
 BLUR_COST = 1.33
 VALUE_KINDS = {bool: "bool", int: "int", float: "float", str: "str"}
