@@ -49,6 +49,7 @@ def test_a_run_ends_after_so_many_validations_without_a_better_score_and_is_fini
     assert f"the run ends at step 8 of 18: {reason}" in capsys.readouterr().err
     assert [row["step"] for row in lab.rows() if "train/loss" in row] == [*range(1, 9)]
     assert lab.counters()["validated"] == 8
+    assert "swa_step" not in lab.counters()  # nor anything else of a mean that it does not keep
     told = result(lab)
     assert (told["steps"], told["epochs"], told["best"]["step"]) == (8, 9, 4)
     assert told["images_per_second"] == pytest.approx(8 * 4 / told["seconds"])
