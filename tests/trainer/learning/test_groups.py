@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ import torch
 import torchvision
 from timm.optim._param_groups import param_groups_layer_decay
 from torch import nn
-from torch.distributed import HashStore
 
 from tests.trainer.learning.nets import backward, small_model
 from tests.trainer.learning.test_execution import CONFIG, Lab
@@ -187,11 +187,11 @@ def test_freezing_everything_is_refused_with_the_number_of_stages() -> None:
 @pytest.mark.usefixtures("small")
 @pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated")
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])
-def test_frozen_stages_train_in_several_processes_as_in_one(name: Any) -> None:
+def test_frozen_stages_train_in_several_processes_as_in_one(tmp_path: Path, name: Any) -> None:
     """torch's DistributedDataParallel, whose only process has the whole batch."""
     optim = OptimConfig(name=name, peak_lr=0.1, freeze_stages=1, clip_norm=0.5, head_lr_multiplier=3)
     alone = Lab(replace(CONFIG, optim=optim, global_batch_size=4))
-    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
         together = Lab(replace(CONFIG, optim=optim), World(0, 0, 2, CPU))
         for _ in range(2):
