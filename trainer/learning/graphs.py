@@ -72,7 +72,11 @@ def check_graphs(config: Config, state: State, world: World) -> None:
     reasons = [
         (world.device.type != "cuda", "it needs a GPU, and this process trains on a CPU"),
         (world.size > 1, f"it works for one process, and there are {world.size}: their sums travel between kernels"),
-        (state.draws, f"{config.model.name} draws random numbers, which a graph would repeat: a ResNet draws none"),
+        (
+            state.draws,
+            f"{config.model.name} draws random numbers, which a graph would repeat: a ResNet without stochastic depth "
+            "draws none",
+        ),
     ]
     for holds, reason in reasons:
         if config.cuda_graphs and holds:

@@ -6,8 +6,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from trainer.learning.blur_pool import blur_pools
 from trainer.learning.matching import check_fits, load_matching
+from trainer.learning.random_start import start_as_composer, zero_last_norms
 from trainer.learning.stem import block_stem
+from trainer.learning.stochastic_depth import skip_blocks, skips_blocks
 from trainer.learning.weights import TORCHVISION_WEIGHTS, read_weights
 from trainer.recipes.config import ModelConfig
 from trainer.recipes.networks import network_of
@@ -30,10 +33,14 @@ def build_model(config: ModelConfig, *, initialise: bool = True) -> nn.Module:
     model: nn.Module = torchvision.models.get_model(config.name, weights=None, num_classes=config.num_classes)
     if linears := [module for module in model.modules() if type(module) is nn.Linear]:
         linears[-1].__class__ = ExactLinear  # names and weights stay as they are
+    if config.blur_pool != "none":
+        blur_pools(model, config.blur_pool)
+    if config.stochastic_depth:
+        skip_blocks(model, config.stochastic_depth)
     if config.blocked_stem:
         block_stem(model, config.name)
-    if initialise and config.weights:
-        load_matching(model, config.name, read_weights(config), config.weights)
+    if initialise:
+        start(model, config)
     return model
 
 
@@ -43,6 +50,16 @@ def check_weights(config: ModelConfig) -> None:
         check_fits(config.name, read_weights(config), config.weights)
 
 
+def start(model: nn.Module, config: ModelConfig) -> None:
+    """Give a model that was just made its starting weights. Raises UserError."""
+    if config.init == "composer":
+        start_as_composer(model)
+    if config.zero_init:
+        zero_last_norms(model)
+    if config.weights:
+        load_matching(model, config.name, read_weights(config), config.weights)
+
+
 def draws_numbers(model: nn.Module) -> bool:
-    """Whether a forward pass may draw random numbers. A ResNet has no dropout; of other networks nobody has looked."""
-    return not isinstance(model, torchvision.models.ResNet)
+    """Whether a forward pass may draw random numbers. Of other networks than ResNets nobody has looked."""
+    return not isinstance(model, torchvision.models.ResNet) or skips_blocks(model)

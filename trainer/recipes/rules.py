@@ -66,6 +66,8 @@ def model_rules(config: Config) -> list[Rule]:
         ("--model.stochastic-depth", depth, 0 <= depth < 1, "0 (as torchvision has it) to below 1"),
         ("--model.stochastic-depth", depth, has_skipped_blocks(name) or not depth,
          f"0 with --model.name {name}, which has no blocks to skip"),
+        ("--cuda-graphs", config.cuda_graphs, not config.cuda_graphs or (is_resnet(name) and not depth),
+         "off with a network that draws random numbers: a ResNet without --model.stochastic-depth draws none"),
         *resnet_rules(config),
     ]  # fmt: skip
 

@@ -91,6 +91,7 @@ BREAKS = {
     "--average.late-epochs": Config(epochs=9, average=AverageConfig(late_epochs=10)),
     "--regularize.bce-threshold": Config(regularize=RegularizeConfig(bce_threshold=0.2)),
     "--regularize.rand-std": Config(regularize=RegularizeConfig(augment="rand", rand_std=0.5)),
+    "--cuda-graphs": Config(cuda_graphs=True, model=ModelConfig(stochastic_depth=0.05)),
     "--compile-strict": Config(compile_strict=True),
     "--fused-norm": Config(fused_norm=True, compile=True),
     "--checkpoint.every-seconds": Config(checkpoint=CheckpointConfig(every_seconds=0.0)),
