@@ -230,6 +230,10 @@ bench-unchanged: $(VENV)/.bench ## measure "already prepared" for 1.3 million un
 bench-checkpoint: $(VENV)/.dev ## measure what a checkpoint costs against the usual ways (ARGS="--rounds N")
 	@$(PY_ARGS) benchmarks.checkpoint
 
+.PHONY: bench-parity
+bench-parity: $(VENV)/.bench ## train with many seeds beside torchvision's and timm's loops, for hours; again: goes on (ARGS="--seeds 10", ARGS=--tiny)
+	@$(PY_ARGS) benchmarks.parity
+
 .PHONY: bench-gpu
 bench-gpu: $(VENV)/.trainer ## measure this GPU: ours, peers, compile, saves, loader, whole runs (ARGS="--seconds 480 --only A,B"; ARGS=--help)
 	@$(PY_ARGS) benchmarks.gpu

@@ -54,7 +54,7 @@ def make(folder: Path, train: int, val: int, seed: int = 0, packages: tuple[str,
 
     An image depends on (seed, split, number) and on `packages`, which ship the photographs; a photograph is a class.
     """
-    names = [Path(file).stem for file, _ in _files(packages)]
+    names = [Path(file).stem for file, _ in source_files(packages)]
     for split in ("train", "val"):
         for name in names:
             (folder / split / name).mkdir(parents=True)
@@ -68,7 +68,8 @@ def make(folder: Path, train: int, val: int, seed: int = 0, packages: tuple[str,
 
 def photograph(packages: tuple[str, ...], seed: int, part: int, number: int) -> bytes:
     """One JPEG: a random crop of photograph `number` modulo their count, mirrored or not, resized, with faint noise."""
-    rng, source = np.random.default_rng([seed, part, number]), _pixels(packages, number % len(_files(packages)))
+    rng = np.random.default_rng([seed, part, number])
+    source = source_pixels(packages, number % len(source_files(packages)))
     if rng.random() < 0.5:
         source = source.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     width, height = SIZES[rng.choice(len(SIZES), p=[share for _, share in SIZES])][0]
@@ -128,7 +129,7 @@ def _subsampling(image: Image.Image) -> str:
 
 
 @cache
-def _files(packages: tuple[str, ...]) -> tuple[tuple[str, Path], ...]:
+def source_files(packages: tuple[str, ...]) -> tuple[tuple[str, Path], ...]:
     from importlib.util import find_spec
 
     found = []
@@ -141,6 +142,6 @@ def _files(packages: tuple[str, ...]) -> tuple[tuple[str, Path], ...]:
 
 
 @cache
-def _pixels(packages: tuple[str, ...], number: int) -> Image.Image:
-    with Image.open(_files(packages)[number][1]) as image:
+def source_pixels(packages: tuple[str, ...], number: int) -> Image.Image:
+    with Image.open(source_files(packages)[number][1]) as image:
         return image.convert("RGB")
