@@ -141,7 +141,7 @@ def in_rooms(regularize: dict[str, Any]) -> Step:  # from 2a2b5b3 on
 
 def called(function: Callable[..., Any], known: dict[str, Any]) -> Any:
     """The function's result with those arguments that it has: from commit to commit it has others."""
-    return function(**{name: known[name] for name in parameters_of(function)})
+    return function(**{name: known[name] for name in parameters_of(function) if name in known})
 
 
 @cache

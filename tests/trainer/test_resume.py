@@ -43,13 +43,16 @@ def test_interrupted_before_any_step_and_continued_it_ends_with_the_same_weights
         assert all(torch.equal(tensor, found[name]) for name, tensor in whole.items())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(("precision", "optimizer"), [("fp32", "lamb"), ("bf16", "adamw"), ("fp16", "sgd")])
 def test_ended_without_a_last_save_and_continued_with_other_workers_it_ends_the_same(
-    precision: Literal["fp32", "bf16", "fp16"], lab: Lab, tmp_path: Path
+    precision: Literal["fp32", "bf16", "fp16"],
+    optimizer: Literal["sgd", "adamw", "lamb"],
+    lab: Lab,
+    tmp_path: Path,
 ) -> None:
     config = replace(
         CONFIG, deterministic=True, precision=precision, epochs=8, val_every_epochs=2, checkpoint=SAVE_EACH_STEP,
-        regularize=REGULARIZE, data=DATA,
+        regularize=REGULARIZE, data=DATA, optim=replace(CONFIG.optim, name=optimizer),
     )  # fmt: skip
     lab.train(config)
     whole, rows, counters = lab.weights(), merged(learned(lab.rows())), lab.counters()
