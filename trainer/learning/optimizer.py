@@ -19,14 +19,12 @@ SLOTS = {"momentum_buffer": "momentum", "exp_avg": "exp_avg", "exp_avg_sq": "exp
 
 
 class SGD(torch.optim.SGD):
-    """torch's fused one; `shrinks` of a group is a weight decay that no gradient and no momentum sees.
-
-    Such weights are multiplied by 1 - shrinks x lr / peak_lr before the step (Composer's DecoupledSGDW).
-    A momentum of zeros gives the same first step as torch's missing one.
-    """
+    """torch's fused one. A momentum of zeros gives the same first step as torch's missing one."""
 
     def __init__(self, groups: list[dict[str, Any]], optim: OptimConfig):
         super().__init__(groups, lr=optim.peak_lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
+        if optim.decoupled_decay:
+            self.register_step_pre_hook(shrink)
         for group in self.param_groups:
             if optim.decoupled_decay:
                 group["shrinks"], group["weight_decay"] = group["weight_decay"] / group["lr"], 0.0
@@ -34,16 +32,20 @@ class SGD(torch.optim.SGD):
                 zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 self.state[parameter]["momentum_buffer"] = zeros
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """fp16: a step whose gradients overflow changes nothing; `found_inf` is how torch's GradScaler says it."""
-        overflow = getattr(self, "found_inf", None)
-        for group in self.param_groups:
-            if group.get("shrinks"):
-                kept = 1 - group["shrinks"] * group["lr"]
-                kept = kept if overflow is None else torch.where(overflow > 0, 1.0, kept)
-                torch._foreach_mul_([p for p in group["params"] if p.grad is not None], kept)
-        return super().step(closure)
+
+@torch.no_grad()
+def shrink(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """A weight decay that no gradient and no momentum sees, before each step (Composer's DecoupledSGDW).
+
+    Weights are multiplied by 1 - weight_decay x lr / peak_lr. In fp16 a step whose gradients overflow changes nothing:
+    torch's GradScaler says so in `found_inf`.
+    """
+    overflow = getattr(optimizer, "found_inf", None)
+    for group in optimizer.param_groups:
+        if group["shrinks"]:
+            kept = 1 - group["shrinks"] * group["lr"]
+            kept = kept if overflow is None else torch.where(overflow > 0, 1.0, kept)
+            torch._foreach_mul_([p for p in group["params"] if p.grad is not None], kept)
 
 
 class AdamW(torch.optim.AdamW):
