@@ -20,7 +20,7 @@ CPU_TYPES = "c7a.2xlarge,c7i.2xlarge,c6a.2xlarge,c6i.2xlarge,m7a.2xlarge,m7i.2xl
 # CPU machines use the same AMI, so that both kinds boot the same way.
 AMI = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
 AMI_GIB = 75  # of a machine's root volume: the AMI's snapshot
-PREPARE_DISK_GIB = 400  # disk of a CPU machine: AMI_GIB, 150 for ImageNet's parquet files, 50 for the prepared form
+PREPARE_DISK_GIB = 450  # disk of a CPU machine: AMI_GIB, 150 GB for ImageNet's parquet files, 200 for the prepared form
 PREPARE_PREFIX = "prepare-"  # run ids of preparations begin so: roles and schedules tell them from trainings by it
 ZONES = 3  # if the context names no zones
 # The bucket's lifecycle, in days. S3 counts from the next midnight UTC on, so each takes up to a day longer.

@@ -46,6 +46,7 @@ def recipe_facts(name: str, config: Config) -> dict[str, Any]:
         "precision": config.precision,
         "compile": config.compile,
         "batch": config.global_batch_size,
+        "device_batch": config.device_batch_size,
         "epochs": config.epochs,
         "stages": stages(config),
         "val_crop": config.data.val_crop,

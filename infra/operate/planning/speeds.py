@@ -8,6 +8,7 @@ from benchmarks/results/data.json; a test compares.
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, replace
 from functools import cache
@@ -22,6 +23,7 @@ ROW = re.compile(r"(ours|compile)_(bf16|fp16)(?:@(\d+))?")  # of a GPU's results
 RATE = "images_per_second"
 MEASURED, TABLE, PROJECTED = "measured", "table", "projected"  # from the best to the most doubtful
 SOURCES = (MEASURED, TABLE, PROJECTED)
+REFERENCE_BATCH = 256  # of its rows
 REFERENCE = "H100"  # its ratios are taken for the GPUs that nobody measured
 VCPU_CORES = 0.34  # a vCPU of g5 in cores of the machine that measured the loader
 # Of such a core, for an image: µs beside the pixels, and µs for 1,000 pixels that are decoded. Fitted to data.json.
@@ -29,6 +31,8 @@ IMAGE_US = 60.0
 PIXELS_US = 6.6
 WIDTH_OVER_HEIGHT = 1.17  # of ImageNet's images on average, 468 x 401
 ORIGINAL_SIDE = 401
+ORIGINAL_TIMES = 1.3  # what a pixel of an original costs over one of a smaller copy: it has a higher quality
+SHORTER = 0.93  # the shorter side of a crop over the root of its share, both of the image's
 VAL_SIDE = 320  # of the stored validation images
 VAL_SHARE = (224 / 232) ** 2  # that a centre crop takes of it
 
@@ -98,10 +102,16 @@ def compiled_times() -> float:
     return rates[True, "bf16"][FULL_PIXELS] / rates[False, "bf16"][FULL_PIXELS]
 
 
-@cache
-def fed_most() -> float:
-    """The most images/s that a training with decoded images reached, on a GPU that took twice as many."""
-    return float(_rows(REFERENCE)["loader@112"]["train_4_threads"][RATE])
+def fed_most(batch: int = REFERENCE_BATCH) -> float:
+    """The most images/s that one process trains with while it decodes, so many images at once on the device.
+
+    A GPU that took twice as many was fed so much. Each step costs the processor the launch of its kernels, and each
+    image some of Python's lock, which decoding and launching share. Larger batches so launch less.
+    """
+    row = _rows(REFERENCE)["loader@112"]
+    launch = row["synthetic"]["ms"] / 1000
+    image = 1 / row["train_4_threads"][RATE] - launch / REFERENCE_BATCH
+    return 1 / (launch / batch + image)
 
 
 @cache
@@ -121,34 +131,37 @@ def network_cost(name: str) -> float:
 def val_speed(type: InstanceType, work: Work) -> float:
     """Validation images/s: the slower of GPU and loader. An average of the weights is scored, too."""
     gpu = gpu_speed(type.gpu, replace(work, compile=False), work.val_crop).images_per_second * evaluation_times()
-    decoding = vcpus_speed(type, IMAGE_US + PIXELS_US * VAL_SHARE * _area(VAL_SIDE) / 1000)
+    decoding = min(vcpus_speed(type, IMAGE_US + PIXELS_US * VAL_SHARE * _area(VAL_SIDE) / 1000), fed_most())
     return min(gpu / work.val_passes, decoding)
 
 
 def loader_speed(type: InstanceType, work: Work, pixels: int) -> float:
     """Training images/s that the machine decodes and crops."""
-    return vcpus_speed(type, crop_us(work, pixels))
+    return min(vcpus_speed(type, crop_us(work, pixels)), fed_most(work.device_batch))
 
 
 def vcpus_speed(type: InstanceType, image_us: float) -> float:
-    """Images/s that the vCPUs of a machine decode at so many µs of a core, within what one process was seen to do."""
-    return min(type.vcpus * VCPU_CORES * 1e6 / image_us, fed_most())
+    return type.vcpus * VCPU_CORES * 1e6 / image_us
 
 
 def crop_us(work: Work, pixels: int) -> float:
     """Microseconds of a core for a random crop, on average over the shares of an image that crops take."""
     low, high = work.crop_scale
     shares = [low + (high - low) * (i + 0.5) / 100 for i in range(100)]
-    decoded = [share * _area(_side_for(work, pixels, share)) for share in shares]
+    sides = [_side_for(work, pixels, share) for share in shares]
+    decoded = [
+        share * _area(side) * (ORIGINAL_TIMES if side > ORIGINAL_SIDE else 1.0)
+        for share, side in zip(shares, sides, strict=True)
+    ]
     return IMAGE_US + PIXELS_US * sum(decoded) / len(decoded) / 1000
 
 
 def _side_for(work: Work, pixels: int, share: float) -> int:
     """The stored copy that a crop is read from: by its own share of the image, or the same one for all crops."""
-    sides = sorted(work.train_sides)
+    sides, wanted = sorted(work.train_sides), pixels * 8 / 7
     if work.copy_per_crop:
-        return next((side for side in sides if share * _area(side) >= pixels**2), sides[-1])
-    return next((side for side in sides if side >= pixels * 8 / 7), sides[-1])
+        wanted /= math.sqrt(share) * SHORTER
+    return next((side for side in sides if side >= wanted), sides[-1])
 
 
 def _area(side: int) -> float:

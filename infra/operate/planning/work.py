@@ -71,6 +71,7 @@ class Work:
     train_sides: tuple[int, ...]
     copy_per_crop: bool = False
     crop_scale: tuple[float, float] = (0.08, 1.0)
+    device_batch: int = 256  # images at once on the device
     step_cost: float = 1.0
     network: str = BASE
     weights: str = ""  # that it starts from

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("served")
 def test_disk_and_address_are_told_to_the_guard_which_counts_them(place: Deployed) -> None:
     train, prepare = plan(disk_gib="730"), plan(Request(kind="prepare", data=hub.IMAGENET))
     assert train.spec.extras_usd_per_hour == pytest.approx(0.08 + 0.005)
-    assert prepare.spec.extras_usd_per_hour == pytest.approx(400 * 0.08 / 730 + 0.005)
+    assert prepare.spec.extras_usd_per_hour == pytest.approx(450 * 0.08 / 730 + 0.005)
 
 
 def test_a_budget_or_a_deadline_below_the_estimate_is_refused_unless_asked_for(place: Deployed) -> None:
