@@ -111,7 +111,7 @@ def fed_most(batch: int = REFERENCE_BATCH) -> float:
     row = _rows(REFERENCE)["loader@112"]
     launch = row["synthetic"]["ms"] / 1000
     image = 1 / row["train_4_threads"][RATE] - launch / REFERENCE_BATCH
-    return 1 / (launch / batch + image)
+    return float(1 / (launch / batch + image))
 
 
 @cache
