@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import safetensors.torch
@@ -15,8 +15,9 @@ import torchvision
 from tests.checkpoints import RUN, commit, object_key, owning
 from tests.runs import NETWORK
 from trainer.checkpoints import main
-from trainer.contract import Exit, metrics_key
+from trainer.contract import Exit, UserError, metrics_key
 from trainer.learning.state import State, make_state
+from trainer.learning.weights import read_weights
 from trainer.recipes.config import Config, ModelConfig, OptimConfig, RegularizeConfig
 from trainer.recipes.fields import to_json
 from trainer.store import ObjectStore, open_store
@@ -106,6 +107,26 @@ def test_the_exported_weights_are_those_that_were_saved_and_torchvision_loads_th
         assert torch.equal(tensor, expected[name]), name
     with safetensors.safe_open(file, "pt") as opened:
         assert opened.metadata()["step"] == str(step)
+
+
+@pytest.mark.parametrize("blur", ["none", "convs"])
+def test_an_exported_file_says_whether_its_network_blurs_and_is_refused_where_another_one_is_built(
+    blur: Literal["none", "convs"], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "store").mkdir()
+    store, config = open_store(str(tmp_path / "store")), Config(model=ModelConfig(name="resnet18", blur_pool=blur))
+    with owning(store, 1, tmp_path) as ownership:
+        commit(ownership, 2, {"model.fc.bias": torch.ones(3)}, config=to_json(config), counters={"best": BEST})
+    file = str(tmp_path / "weights.safetensors")
+    assert main(["--store", store.uri, "--run-id", RUN, "export", file]) == Exit.FINISHED
+    said = capsys.readouterr().out
+    assert ("a plain resnet18 loads these weights, and computes something else" in said) is (blur == "convs")
+    with safetensors.safe_open(file, "pt") as opened:
+        assert opened.metadata()["blur_pool"] == blur
+    assert read_weights(ModelConfig(name="resnet18", weights=file, blur_pool=blur))
+    other: Literal["none", "convs"] = "none" if blur == "convs" else "convs"
+    with pytest.raises(UserError, match=f"with --model.blur-pool {blur}, and this run has {other}: .*pass .* {blur}$"):
+        read_weights(ModelConfig(name="resnet18", weights=file, blur_pool=other))
 
 
 @pytest.mark.parametrize(

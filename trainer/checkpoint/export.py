@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import safetensors.torch
 
+from trainer.checkpoint.layout import BLUR_POOL
 from trainer.checkpoint.line import Checkpoints
 from trainer.checkpoint.restore import DamagedError, read_known, read_object, tensors_of
 from trainer.contract import UserError
@@ -56,9 +57,10 @@ def export(store: ObjectStore, run_id: str, file: str, *, which: str, step: int 
              if name.startswith(f"{weights}.")}  # fmt: skip
     if not plain:
         raise UserError(f"--weights {weights}: this run keeps no average of its weights; use --weights model")
-    model = str(manifest["config"].get("model", {}).get("name", "unknown"))
+    network = manifest["config"].get("model", {})
+    model, blur = str(network.get("name", "unknown")), str(network.get(BLUR_POOL, "none"))
     about = {"format": "pt", "model": model, "run": run_id, "step": str(manifest["step"]), "weights": weights}
-    about["checkpoint_sha256"] = sha256
+    about |= {"checkpoint_sha256": sha256, BLUR_POOL: blur}
     try:
         safetensors.torch.save_file(plain, file, metadata=about)
     except (OSError, safetensors.SafetensorError) as error:
@@ -66,3 +68,8 @@ def export(store: ObjectStore, run_id: str, file: str, *, which: str, step: int 
     size = show_bytes(sum(tensor.nbytes for tensor in plain.values()))
     tell(f"{file}: {model}, step {manifest['step']:,}, {weights} weights, {len(plain)} tensors, {size}")
     tell(f"of the checkpoint with {digest}")
+    if blur != "none":
+        tell(
+            f"trained with --model.blur-pool {blur}: a plain {model} loads these weights, and computes something else; "
+            "blur its strided layers as trainer/learning/blur_pool.py does"
+        )

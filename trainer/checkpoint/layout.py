@@ -21,6 +21,8 @@ DTYPES = {
 
 NHWC = "channels_last"  # the key of the header's metadata that names the tensors stored with their channels last
 
+BLUR_POOL = "blur_pool"  # the key that an exported file names --model.blur-pool with
+
 
 def in_memory_order(tensor: Tensor) -> Tensor:
     """The tensor, or for one in channels_last format its (N, H, W, C) view, so that storing it is a plain copy."""

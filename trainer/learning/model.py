@@ -14,6 +14,7 @@ from trainer.learning.stochastic_depth import skip_blocks, skips_blocks
 from trainer.learning.weights import TORCHVISION_WEIGHTS, read_weights
 from trainer.recipes.config import ModelConfig
 from trainer.recipes.networks import network_of
+from trainer.text import tell
 
 
 class ExactLinear(nn.Linear):
@@ -56,6 +57,8 @@ def start(model: nn.Module, config: ModelConfig) -> None:
         start_as_composer(model)
     if config.zero_init:
         zero_last_norms(model)
+    if config.weights in TORCHVISION_WEIGHTS and config.blur_pool != "none":
+        tell(f"{config.weights} was trained without BlurPool: with it, the first accuracy is lower than without")
     if config.weights:
         load_matching(model, config.name, read_weights(config), config.weights)
 

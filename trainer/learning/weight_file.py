@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from trainer.checkpoint.layout import NHWC
+from trainer.checkpoint.layout import BLUR_POOL, NHWC
 from trainer.contract import UserError
 
 Explained = tuple[str, str]  # what is wrong with a file, and the fix
@@ -69,10 +69,29 @@ def parse_file(body: bytes, origin: str) -> object:
         raise no_state_dict(origin, *explain_pickle(body, error)) from error
 
 
+def metadata(body: bytes) -> dict[str, str]:
+    """What the header of a safetensors file says beside its tensors."""
+    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
+    found: dict[str, str] = header.get("__metadata__", {})
+    return found
+
+
+def check_blur(body: bytes, origin: str, blur: str) -> None:
+    """Raises UserError for a file that `checkpoints export` wrote of a run with another --model.blur-pool.
+
+    Others do not say how they were trained. The file must have passed `parse_file`.
+    """
+    trained = metadata(body).get(BLUR_POOL, blur) if is_safetensors(body) else blur
+    if trained != blur:
+        raise UserError(
+            f"--model.weights {origin!r} was trained with --model.blur-pool {trained}, and this run has {blur}: the "
+            f"same weights would compute something else; pass --model.blur-pool {trained}"
+        )
+
+
 def in_logical_order(tensors: dict[str, torch.Tensor], body: bytes) -> dict[str, torch.Tensor]:
     """The tensors as (N, C, H, W). A checkpoint of this trainer names those that it holds as (N, H, W, C)."""
-    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
-    nhwc = set(header.get("__metadata__", {}).get(NHWC, "").split())
+    nhwc = set(metadata(body).get(NHWC, "").split())
     return {name: t.permute(0, 3, 1, 2) if name in nhwc and t.ndim == 4 else t for name, t in tensors.items()}
 
 

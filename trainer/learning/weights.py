@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import torchvision
 
 from trainer.contract import UserError
-from trainer.learning.weight_file import parse_file
+from trainer.learning.weight_file import check_blur, parse_file
 from trainer.recipes.config import ModelConfig
 from trainer.store import NotFoundError, StoreError, may_pass, open_store
 from trainer.store.retry import patiently
@@ -49,7 +49,9 @@ def read_weights(config: ModelConfig) -> object:
             f"--model.weights {weights!r} cannot be read ({error}): use one of "
             f"{', '.join(TORCHVISION_WEIGHTS)}, a .pth or .safetensors file, or s3://bucket/key"
         ) from error
-    return parse_file(body, weights)
+    content = parse_file(body, weights)
+    check_blur(body, weights, config.blur_pool)
+    return content
 
 
 def download_weights(config: ModelConfig) -> object:
