@@ -222,6 +222,10 @@ bench-data: $(VENV)/.bench ## measure the input pipeline against its peers (ARGS
 bench-prepare: $(VENV)/.bench ## measure make prepare: images/s per core, hours and GB for ImageNet
 	@$(PY_ARGS) benchmarks.prepare
 
+.PHONY: bench-copies
+bench-copies: $(VENV)/.bench ## measure stored sizes: GB, CPU time per image, and how sharp the images are (ARGS="--count 256")
+	@$(PY_ARGS) benchmarks.copies
+
 .PHONY: bench-unchanged
 bench-unchanged: $(VENV)/.bench ## measure "already prepared" for 1.3 million unchanged files (ARGS=--cold, as root)
 	@$(PY_ARGS) benchmarks.unchanged

@@ -64,7 +64,7 @@ def test_help_shows_every_option_quickly_and_without_the_heavy_libraries() -> No
         "--secrets-dir",
     ):
         assert option in done.stdout
-    assert "(default: 256 128)" in done.stdout
+    assert "(default: 480 256 128)" in done.stdout
 
 
 @pytest.mark.parametrize("wrong", [["--dta", "x"], ["--quality", "many"], ["--quality", "101"], ["--store", "ftp://x"]])

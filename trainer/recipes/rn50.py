@@ -58,7 +58,7 @@ def triangle(name: str, *, epochs: int, ramp: tuple[float, float]) -> Config:
         data=DataConfig(
             resolution=192, start_resolution=160, ramp_start_epoch=ramp[0], ramp_end_epoch=ramp[1],
             val_resize=293, val_crop=256,  # the centre 7/8 of the short side, shown at 256 px
-            train_sides=(480, 256, 128), copy_per_crop=True,
+            train_sides=(480, 256, 128), val_side=480, copy_per_crop=True,
         ),
         optim=OptimConfig(peak_lr=1.7, weight_decay=1e-4, decayed="not_bn"),
         schedule=ScheduleConfig(kind="linear", warmup_epochs=2.0, warmup_start=1e-4),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from trainer.contract import UserError, dataset_key
-from trainer.data.format import INDEX, Copies, Index, Origin
+from trainer.data.format import INDEX, Copies, Index, Origin, SplitIndex
 from trainer.store import ObjectStore
 from trainer.text import say, show_bytes
 
@@ -13,7 +13,11 @@ VERSIONS_NAMED = 3
 
 
 def say_others(store: ObjectStore, name: str, prefix: str, copies: Copies, origin: Origin) -> list[Index]:
-    """The versions of the same name and options that were made from other contents, or nobody knows from what."""
+    """The versions of the same name and options that were made from other contents, or nobody knows from what.
+
+    Those of the same images in other sizes are said, too.
+    """
+    _say_other_sizes(store, name, prefix, origin)
     others = [
         index
         for index in _indexes(store, prefix.rpartition("-")[0] + "-")
@@ -32,6 +36,25 @@ def say_others(store: ObjectStore, name: str, prefix: str, copies: Copies, origi
     if len(others) > VERSIONS_NAMED:
         say(f"{name}: and {len(others) - VERSIONS_NAMED} more versions are kept")
     return others
+
+
+def _say_other_sizes(store: ObjectStore, name: str, prefix: str, origin: Origin) -> None:
+    """Say which versions hold the same images with other short sides, or at another quality."""
+    version = prefix.rpartition("/")[2]
+    family = version.rpartition("-")[0]
+    others = [
+        index
+        for index in _indexes(store, prefix.removesuffix(version))
+        if index.source == origin and index.version.rpartition("-")[0] != family
+    ]
+    for index in others[-VERSIONS_NAMED:]:
+        where = store.describe(dataset_key(name, index.version, "").rstrip("/"))
+        sizes = ", ".join(f"{split} {_sides(content)} px" for split, content in index.splits.items())
+        say(f"{name}: {where} is kept. It has the same images in other sizes: {sizes}. Its runs go on with it")
+
+
+def _sides(content: SplitIndex) -> str:
+    return " ".join(str(size.short_side) for size in content.sizes)
 
 
 def say_same(others: Iterable[Index], index: Index) -> None:

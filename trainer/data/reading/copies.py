@@ -26,7 +26,7 @@ LIKELY_SHAPE = 4 / 3  # width over height: of most photographs
 def wanted_pixels(pixels: int) -> float:
     """Of a stored image, or of a crop in it, for what is shown with so many: a copy loses detail near its own limit.
 
-    With no pixel to spare, crops had .85 to .98 of the finest detail that they have from originals, so .91 to 1.00
+    With no pixel to spare, crops had .87 to .96 of the finest detail that they have from originals, so .92 to .99
     (benchmarks/results/copies.json).
     """
     return pixels * 8 / 7
@@ -35,13 +35,13 @@ def wanted_pixels(pixels: int) -> float:
 def wanted_span(data: DataConfig, split: str, pixels: int) -> Span:
     """The least and the most short side that images want which are shown with so many pixels.
 
-    Validation resizes the whole image to them. Without `copy_per_crop` all crops get the copy that serves the largest.
+    Validation resizes the whole image to them. Without `copy_per_crop` all crops get the copy that serves the largest,
+    and validation the one that need not be enlarged.
     """
+    wanted = math.ceil(wanted_pixels(pixels))
     if split == "val":
-        return pixels, pixels
-    wanted = wanted_pixels(pixels)
-    most = wanted / smallest_share(data) if data.copy_per_crop else wanted
-    return math.ceil(wanted), math.ceil(most)
+        return (wanted, wanted) if data.copy_per_crop else (pixels, pixels)
+    return wanted, math.ceil(wanted_pixels(pixels) / smallest_share(data)) if data.copy_per_crop else wanted
 
 
 def wanted_spans(config: Config) -> dict[str, frozenset[Span]]:

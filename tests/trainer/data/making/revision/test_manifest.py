@@ -11,10 +11,13 @@ import pytest
 
 from tests.images import CLASSES, again, encode, image_folder, parquet_folder, photo, prepared, rows, write_parquet
 from trainer.contract import UserError
+from trainer.data.format import Copies, read_index
 from trainer.data.making.layout import Choices
+from trainer.data.making.prepare import prepare
 from trainer.data.making.revision.identity import identity_of
 from trainer.data.making.revision.ledger import load_ledger
 from trainer.data.making.revision.manifest import SourceMemory
+from trainer.store import open_store
 
 PAST = 1_600_000_000
 
@@ -77,6 +80,19 @@ def test_a_folder_that_has_changed_is_prepared_anew_and_what_differs_is_said(
     assert re.search(f"DATA={folder} is not as it was when this machine read it last: {expected}", text), text
     assert re.search(r"photos: .* is kept. It was made from other contents: 21 files, .*; now \d+ files", text)
     assert "already prepared" not in text
+
+
+def test_the_same_images_in_other_sizes_are_said_and_kept(tmp_path: Path, said: Callable[[], str]) -> None:
+    folder, store = image_folder(tmp_path / "photos"), open_store(str(tmp_path / "store"))
+    (tmp_path / "store").mkdir()
+    memory = SourceMemory(tmp_path / "sources")
+    first = prepare(str(folder), store, Copies((32, 16), (32,)), memory=memory)
+    assert "other sizes" not in said()
+    prepare(str(folder), store, Copies((40, 32, 16), (40, 32)), memory=memory)
+    where = tmp_path / "store" / first.prefix
+    line = f"photos: {where} is kept. It has the same images in other sizes: train 32 16 px, val 32 px. Its runs"
+    assert line in said()
+    assert read_index(where) == first.index
 
 
 @pytest.mark.parametrize("change", [add, rename])
