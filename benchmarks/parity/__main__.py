@@ -47,6 +47,8 @@ def main() -> None:
         result = measure(path, sets, chosen, options.seeds, scratch, pool)
         print(text_of(result["summary"], result["inputs"]))
     except KeyboardInterrupt:
+        for worker in multiprocessing.active_children():  # else it would begin the next training
+            worker.kill()
         raise SystemExit("stopped; the same command goes on with what is missing") from None
     finally:
         if options.tiny:

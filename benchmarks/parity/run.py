@@ -83,7 +83,7 @@ def measure(
             keep(path, result)
             print(f"{name}, seed {seed}: {contender} {100 * top1:.2f} % in {seconds:.0f} s", flush=True)
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
     return result
 
 
