@@ -146,7 +146,7 @@ def test_a_machine_that_powers_off_is_terminated_and_never_replaced_early(machin
     assert group["HealthCheckType"] == "EC2"
 
 
-@pytest.mark.parametrize(("machine", "gib"), [("Train", 120), ("Prepare", 400)])
+@pytest.mark.parametrize(("machine", "gib"), [("Train", 120), ("Prepare", 450)])
 def test_the_disk_is_gp3_and_as_large_as_the_machine_needs(machine: str, gib: int) -> None:
     (disk,) = stacks().training.one("EC2::LaunchTemplate", machine)["LaunchTemplateData"]["BlockDeviceMappings"]
     assert (disk["DeviceName"], disk["Ebs"]["VolumeType"], disk["Ebs"]["VolumeSize"]) == ("/dev/sda1", "gp3", gib)
