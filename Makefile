@@ -210,6 +210,10 @@ bench-structure: $(VENV)/.dev ## count rooms, imports between them, longest file
 bench-step: $(VENV)/.dev ## count what a training step costs the host, before and now (ARGS="--before COMMIT")
 	@$(PY_ARGS) benchmarks.step
 
+.PHONY: bench-parts
+bench-parts: $(VENV)/.dev ## measure what each part of a recipe costs a training step: BlurPool, EMA, BCE, RandAugment, …
+	@$(PY_ARGS) benchmarks.parts
+
 .PHONY: bench-stage
 bench-stage: $(VENV)/.dev ## measure staging from a store against plain downloads (needs nginx: apt install nginx-light)
 	@$(PY) benchmarks.stage
