@@ -6,6 +6,7 @@ Top-1 and time of each run, with their mean and standard deviation. It only read
 from __future__ import annotations
 
 import os
+import re
 import statistics
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from trainer.contract import Exit, RunEnv, UserError, run_key
+from trainer.contract import RUN_ID_RULE, Exit, RunEnv, UserError, run_key
 from trainer.text import forgive_output, show_duration, tell
 
 if TYPE_CHECKING:
@@ -47,10 +48,12 @@ class Outcome:
 
 
 def names_of(runs: str) -> list[str]:
-    """The run ids between the commas, each once. Raises UserError where there is none."""
+    """The run ids between the commas, each once. Raises UserError where there is none, or one that is no run id."""
     names = [name for name in dict.fromkeys(part.strip() for part in runs.split(",")) if name]
     if not names:
         raise UserError(f"RUNS={runs!r} names no run: write for example RUNS=digits-0,digits-1,digits-2")
+    if odd := [name for name in names if not re.fullmatch(RUN_ID_RULE, name)]:
+        raise UserError(f"RUNS={runs!r}: {odd[0]!r} is not a run id: use {RUN_ID_RULE}, for example digits-0")
     return names
 
 

@@ -105,6 +105,11 @@ def try_rates(
     Images have the size that the run begins with. Returns the config as it was trained. Raises Interrupted where
     nothing was tried yet, UserError, StoreError, MachineError.
     """
+    if world.size > 1:
+        raise UserError(
+            f"lr_find takes one process, and here are {world.size}: start it as `python -m trainer.lr_find`, or with "
+            "`make lr-find`"
+        )
     check_device(config, world.device, world.size)
     losses: list[float] = []
     with ExitStack() as resources:

@@ -48,7 +48,7 @@ def check_manifest(manifest: Manifest, run_id: str, key: str) -> None:
 
 def _check_counters(counters: Mapping[str, Any]) -> None:
     """What a resume takes over beside the tensors. Older versions wrote fewer of them."""
-    for name in counters.keys() & {"step", "validated", "swa_step"}:
+    for name in counters.keys() & {"step", "validated", "swa_step", "swa_count"}:
         _count_of(counters, name)
     if "seconds" in counters:
         as_number("seconds", counters["seconds"])

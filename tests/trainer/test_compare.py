@@ -136,3 +136,11 @@ def test_the_variables_of_make_stand_for_the_options(
     monkeypatch.setenv("TRAINER_STORE", store.uri)
     assert main([]) == Exit.FINISHED
     assert "mean of 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["../x", "runs/digits-0", "Digits"])
+def test_what_is_no_run_id_is_told_with_the_rule(
+    store: ObjectStore, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"digits-0,{name}", "--store", store.uri]) == Exit.USER
+    assert f"'{name}' is not a run id: use [a-z0-9]" in capsys.readouterr().err

@@ -114,6 +114,11 @@ def test_more_images_in_a_step_than_there_are_is_refused(lab: Lab, env: RunEnv) 
         )
 
 
+def test_several_processes_are_refused_before_anything_is_staged(lab: Lab, env: RunEnv) -> None:
+    with pytest.raises(UserError, match="one process, and here are 2"):
+        lr_find.try_rates(CONFIG, env, replace(WORLD, size=2), lab.interruption, STEPS)
+
+
 def curve(turn: float, *, depth: float = 3.0, noise: float = 0.05) -> RangeTest:
     """A loss that falls to 2 at the rate `turn` and rises again, with noise that is the same each time."""
     rates = rates_of(200)

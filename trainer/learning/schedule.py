@@ -17,7 +17,8 @@ class Settings:
     lr: float
     resolution: int  # pixels of a side of a training image
     ema_decay: float = 1.0  # of the EMA after this step: 0 makes it a copy of the weights, 1 leaves it as it is
-    swa_decay: float = 1.0  # likewise, of the mean of the last epochs' weights
+    swa_number: int = 0  # of the weights after this step in the mean of the last epochs, from 1; 0: they are not in it
+    epoch_before: int = 0  # the step that ended the epoch before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Clock:
     def of(cls, config: Config, images: int) -> Clock:
         """`images` training images; the last images of an epoch that do not fill a step are left out.
 
-        Raises UserError where an epoch has no step at all, and where a warm-up leaves none.
+        Raises UserError where an epoch has no step, where a warm-up leaves none, and where an EMA would not move.
         """
         if not (steps_per_epoch := images // config.global_batch_size):
             raise UserError(
@@ -44,6 +45,12 @@ class Clock:
             raise UserError(
                 f"--schedule.warmup-epochs {warmup:g} takes {warmup * steps_per_epoch:g} of {clock.total_steps} steps: "
                 "no step would have the highest learning rate; choose a shorter warm-up, or more --epochs"
+            )
+        every, begin = config.average.every_steps, math.ceil(config.average.start_epoch * steps_per_epoch)
+        if config.keeps_ema and every > 1 and every >= clock.total_steps - begin:
+            raise UserError(
+                f"--average.every-steps {every} is no less than the {clock.total_steps - begin} steps of the EMA, of "
+                f"{clock.total_steps} in all: it would stay as it begins; choose fewer steps, or more --epochs"
             )
         return clock
 
@@ -58,7 +65,8 @@ class Clock:
             lr=learning_rate(step, self.steps_per_epoch, self.config),
             resolution=self.resolution(step),
             ema_decay=ema_decay(step + 1, self.steps_per_epoch, self.config),
-            swa_decay=swa_decay(step + 1, self.steps_per_epoch, self.config),
+            swa_number=swa_number(step + 1, self.steps_per_epoch, self.config),
+            epoch_before=step + 1 - self.steps_per_epoch,
         )
 
     def resolution(self, step: int) -> int:
@@ -72,7 +80,7 @@ class Clock:
     def validation_is_due(self, step: int) -> bool:
         """After so many steps: every `val_every_epochs` epochs, at the end, and where the mean of weights moves."""
         every = self.steps_per_epoch * self.config.val_every_epochs
-        moves = swa_decay(step, self.steps_per_epoch, self.config) < 1
+        moves = swa_number(step, self.steps_per_epoch, self.config) > 0
         return step == self.total_steps or (step > 0 and step % every == 0) or moves
 
     def is_out_of_patience(self, step: int, best_step: int) -> bool:
@@ -148,11 +156,7 @@ def ema_decay(step: int, steps_per_epoch: int, config: Config) -> float:
     return min(decay, (1 + updates) / (10 + updates)) if average.warms_up else decay
 
 
-def swa_decay(step: int, steps_per_epoch: int, config: Config) -> float:
-    """Of the mean over the last epochs after step number `step`, from 1; 1 leaves it as it is.
-
-    The n-th weights have a share of 1 / n in it, so that all have the same.
-    """
+def swa_number(step: int, steps_per_epoch: int, config: Config) -> int:
+    """Of the weights after step number `step`, from 1, in the mean of the last epochs; 0: they are not in it."""
     epochs, rest = divmod(step, steps_per_epoch)
-    number = epochs - (config.epochs - config.average.late_epochs)
-    return 1.0 if rest or number < 1 else (number - 1) / number
+    return 0 if rest else max(0, epochs - (config.epochs - config.average.late_epochs))

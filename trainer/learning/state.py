@@ -15,6 +15,7 @@ from trainer.learning.fused_norm import fuse_norms
 from trainer.learning.groups import freeze
 from trainer.learning.model import build_model, draws_numbers
 from trainer.learning.optimizer import make_optimizer, optimizer_tensors
+from trainer.learning.schedule import Settings
 from trainer.recipes.config import Config
 
 COUNTERS = ("step", "validated", "scores", "best", "seconds")
@@ -33,6 +34,7 @@ class State:
     draws: bool  # whether the model draws random numbers, as dropout does
     step: int = 0  # optimizer steps done
     swa_step: int = 0  # the last one after which `swa` moved
+    swa_count: int = 0  # how many weights are in `swa`; -1: an older version has not counted them
     validated: int = 0  # the step of the last validation
     scores: dict[str, float] = field(default_factory=dict)  # of the last validation
     best: dict[str, Any] = field(default_factory=lambda: {"top1": -1.0, "step": 0, "weights": "model"})
@@ -43,13 +45,28 @@ class State:
         models = {"val": self.model} | ({"val_ema": self.average.model} if self.average is not None else {})
         return models | ({"val_swa": self.swa.model} if self.swa is not None and self.swa_step == self.step else {})
 
+    def move_mean(self, settings: Settings) -> None:
+        """Take the weights after the step with these settings into the mean of the last epochs, all with equal shares.
+
+        A mean begins anew, as a copy, where what is in it is not of the epochs right before, all of them late ones: the
+        number of epochs was changed meanwhile.
+        """
+        assert self.swa is not None
+        count = settings.swa_number - 1 if self.swa_count < 0 else self.swa_count
+        if self.swa_step != settings.epoch_before or count >= settings.swa_number:
+            count = 0
+        self.swa.update(count / (count + 1))
+        self.swa_step, self.swa_count = self.step, count + 1
+
     def tensors(self) -> dict[str, Tensor]:
         return state_tensors(self.model, self.average, self.optimizer, self.swa)
 
     def counters(self) -> dict[str, Any]:
         """What a checkpoint holds beside tensors, as JSON."""
         counters = {name: getattr(self, name) for name in COUNTERS} | {"scaler": self.scaler.state_dict()}
-        return counters | ({"swa_step": self.swa_step} if self.swa is not None else {})
+        if self.swa is not None:
+            counters |= {"swa_step": self.swa_step} | ({"swa_count": self.swa_count} if self.swa_count >= 0 else {})
+        return counters
 
     def load_counters(self, counters: Any) -> None:
         """Take over what `counters` gave. Raises UserError if something of it is missing."""
@@ -63,6 +80,7 @@ class State:
         for name in COUNTERS:
             setattr(self, name, counters[name])
         self.swa_step = counters.get("swa_step", 0)
+        self.swa_count = counters.get("swa_count", -1 if self.swa_step else 0)
         if goes_on:
             self.scaler.load_state_dict(counters["scaler"])
 

@@ -30,7 +30,8 @@ def train_step(
     """Step number `state.step`. Returns this process's sums of loss, top-1 and top-5 hits, images: (4,) float32."""
     accum, sums = config.grad_accum_steps(world.size), torch.zeros(4, device=world.device)
     if state.draws:
-        torch.manual_seed(int(generator(MIX, config.seed, 0, state.step).integers(2**63)))
+        seeds = generator(MIX, config.seed, 0, state.step).integers(2**63, size=1 + world.rank)
+        torch.manual_seed(int(seeds[world.rank]))
     for micro in range(accum):
         draw = partial(generator, MIX, config.seed, 1 + micro * world.size + world.rank, state.step)
         inputs = inputs_of(next(batches), config, draw)
@@ -40,7 +41,6 @@ def train_step(
     state.step += 1
     if state.average is not None and settings.ema_decay < 1:
         state.average.update(settings.ema_decay)
-    if state.swa is not None and settings.swa_decay < 1:
-        state.swa.update(settings.swa_decay)
-        state.swa_step = state.step
+    if state.swa is not None and settings.swa_number:
+        state.move_mean(settings)
     return sums

@@ -110,11 +110,14 @@ def data_rules(data: DataConfig) -> list[Rule]:
 
 def order_rules(config: Config) -> list[Rule]:
     repeats, batch, weights = config.data.repeats, config.global_batch_size, config.regularize.class_weights
-    is_balanced = config.data.sampling == "balanced"
+    reg, is_balanced = config.regularize, config.data.sampling == "balanced"
+    mixes = reg.mixup_alpha or reg.cutmix_alpha
     return [
         ("--data.repeats", repeats, repeats >= 1, "at least 1"),
         ("--data.repeats", repeats, repeats == 1 or not is_balanced, "1 with balanced sampling"),
         ("--data.repeats", repeats, repeats < 1 or batch % repeats == 0, f"a divisor of --global-batch-size {batch}"),
+        ("--data.repeats", repeats, not mixes or repeats < max(2, batch),
+         f"below --global-batch-size {batch} with mixup or CutMix, which would mix an image with itself"),
         ("--regularize.class-weights", weights, weights == "none" or not is_balanced,
          "none with --data.sampling balanced: each of them alone makes the classes equal"),
     ]  # fmt: skip
@@ -128,6 +131,8 @@ def optim_rules(config: Config) -> list[Rule]:
         ("--optim.betas", betas, all(0 <= beta < 1 for beta in betas), "two numbers, 0 to below 1"),
         ("--optim.eps", optim.eps, 0 < optim.eps < math.inf, "positive"),
         ("--optim.weight-decay", optim.weight_decay, 0 <= optim.weight_decay < math.inf, "at least 0 (0 = none)"),
+        ("--optim.weight-decay", optim.weight_decay, optim.weight_decay < 1 or not optim.decoupled_decay,
+         "below 1 with --optim.decoupled-decay: it is the share that a step at --optim.peak-lr takes off each weight"),
         ("--optim.decoupled-decay", optim.decoupled_decay, optim.name == "sgd" or not optim.decoupled_decay,
          f"off with --optim.name {optim.name}, which has a decay of its own"),
         ("--optim.clip-norm", optim.clip_norm, 0 <= optim.clip_norm < math.inf, "at least 0 (0 = off)"),
@@ -163,6 +168,8 @@ def schedule_rules(config: Config) -> list[Rule]:
         ("--schedule.warmup-start", schedule.warmup_start, 0 <= schedule.warmup_start <= 1, "a share, 0 to 1"),
         ("--schedule.warmup-start", schedule.warmup_start, bool(warmup or not schedule.warmup_start),
          "0 without --schedule.warmup-epochs"),
+        ("--schedule.warmup-start", schedule.warmup_start, not (warmup and schedule.by_epoch and not
+         schedule.warmup_start), "above 0 with --schedule.by-epoch: else the whole first epoch has a rate of 0"),
         ("--schedule.final-share", end, 0 <= end <= 1, "a share, 0 to 1"),
         ("--schedule.final-share", end, kind in ("cosine", "linear") or not end or cooldown > 0,
          "0 with --schedule.kind one_cycle (see --optim.final-div), step, and constant without a cool-down"),
@@ -170,6 +177,8 @@ def schedule_rules(config: Config) -> list[Rule]:
         ("--schedule.decay-epochs", drops, bool(drops) or not is_step, "one or several epochs"),
         ("--schedule.decay-epochs", drops, not drops or rises((0, *drops, epochs)),
          f"rising epochs above 0 and below --epochs {epochs}"),
+        ("--schedule.decay-epochs", drops, not drops or warmup <= drops[0],
+         f"epochs from --schedule.warmup-epochs {warmup:g} on: the warm-up would hide the earlier ones"),
         ("--schedule.decay-factor", schedule.decay_factor, 0 < schedule.decay_factor <= 1, "above 0, at most 1"),
         ("--schedule.cooldown-epochs", cooldown, 0 <= cooldown <= rest, f"0 to {rest:g}, the epochs after the warm-up"),
         ("--schedule.cooldown-epochs", cooldown, is_constant or not cooldown, "0 unless --schedule.kind is constant"),

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, Mu
 
 from trainer.contract import UserError
 from trainer.learning.schedule import Clock
-from trainer.recipes.config import Config, OptimConfig, ScheduleConfig
+from trainer.recipes.config import AverageConfig, Config, OptimConfig, RegularizeConfig, ScheduleConfig
 
 EPOCHS, PER_EPOCH, PEAK = 12, 7, 0.7
 STEPS = EPOCHS * PER_EPOCH
@@ -150,3 +150,14 @@ def test_a_warm_up_that_leaves_no_step_is_refused_with_the_numbers(warmup: float
     with pytest.raises(UserError, match=rf"--schedule.warmup-epochs {warmup} takes {taken} steps: no step would"):
         rates(schedule, epochs=3, per_epoch=3)
     assert max(rates(replace(schedule, warmup_epochs=2), epochs=3, per_epoch=3)) == PEAK
+
+
+@pytest.mark.parametrize(("every", "start", "left"), [(9, 0.0, 9), (40, 0.0, 9), (4, 1.7, 3)])
+def test_an_average_that_would_not_move_is_refused_with_the_numbers(every: int, start: float, left: int) -> None:
+    average = AverageConfig(every_steps=every, start_epoch=start)
+    config = Config(epochs=3, global_batch_size=1, average=average, regularize=RegularizeConfig(ema_decay=0.9))
+    with pytest.raises(
+        UserError, match=f"--average.every-steps {every} is no less than the {left} steps of .* 9 in all"
+    ):
+        Clock.of(config, 3)
+    Clock.of(replace(config, average=replace(average, every_steps=left - 1)), 3)

@@ -134,6 +134,22 @@ def test_the_blocked_stem_takes_even_sizes_alone(name: str) -> None:
         (Config(average=AverageConfig(every_steps=20)), "every-steps is 20.*1 without an EMA"),
         (Config(epochs=9, average=AverageConfig(start_epoch=3)), "start-epoch is 3.*0 without an EMA"),
         (
+            Config(schedule=ScheduleConfig(kind="cosine", warmup_epochs=5, by_epoch=True)),
+            "warmup-start is 0.0.*above 0 with --schedule.by-epoch: else the whole first epoch",
+        ),
+        (
+            Config(schedule=ScheduleConfig(kind="step", warmup_epochs=5, decay_epochs=(4, 9))),
+            r"decay-epochs is \(4, 9\).*from --schedule.warmup-epochs 5 on",
+        ),
+        (
+            Config(optim=OptimConfig(decoupled_decay=True, weight_decay=1.0)),
+            "weight-decay is 1.0.*below 1 with --optim.decoupled-decay",
+        ),
+        (
+            Config(data=DataConfig(repeats=256), regularize=RegularizeConfig(mixup_alpha=0.2)),
+            "repeats is 256.*below --global-batch-size 256 with mixup or CutMix",
+        ),
+        (
             Config(regularize=RegularizeConfig(loss="bce", bce_threshold=0.95)),
             "bce-threshold is 0.95.*0.05 to 0.9, between the targets of --regularize.label-smoothing 0.1",
         ),
