@@ -20,7 +20,7 @@ from trainer.contract import Exit, RunEnv, UserError
 from trainer.recipes.config import Config
 from trainer.recipes.named import RECIPES, default_data
 from trainer.recipes.rules import checked
-from trainer.recipes.scale import scaled
+from trainer.recipes.scale import lasting, scaled
 from trainer.text import forgive_output, tell
 
 
@@ -36,7 +36,7 @@ def command_line(prog: str, argv: Sequence[str]) -> Config:
     """`<recipe> [--option value …]` as a config. `--help` prints and exits 0; usage errors raise UserError."""
     if argv and not argv[0].startswith("-") and argv[0] not in RECIPES:
         raise UserError(f"recipe {argv[0]!r} is unknown: choose one of {', '.join(RECIPES)} (RECIPE=digits)")
-    configs = {name: sized(recipe(), argv) for name, recipe in RECIPES.items()}
+    configs = {name: followed(recipe(), argv if [*argv[:1]] == [name] else ()) for name, recipe in RECIPES.items()}
     choices = {name: (inspect.cleandoc(RECIPES[name].__doc__ or ""), typed) for name, typed in configs.items()}
     try:
         typed = tyro.extras.overridable_config_cli(choices, prog=prog, args=list(argv))
@@ -44,18 +44,34 @@ def command_line(prog: str, argv: Sequence[str]) -> Config:
         if not stop.code:
             raise
         raise UserError(f"these options are not understood: see `{' '.join([prog, *argv[:1]])} --help`") from stop
+    if (recipe := typed.config.recipe) != argv[0]:
+        raise UserError(
+            f"--recipe is {recipe!r}: it must be {argv[0]!r}, the recipe that the command begins with, whose data "
+            "is used; leave --recipe out"
+        )
     return checked(typed.config)
 
 
-def sized(config: Config, argv: Sequence[str]) -> Typed:
-    """What one may type of a config whose sizes follow `--size`, where that is given. Raises UserError."""
+def followed(config: Config, argv: Sequence[str]) -> Typed:
+    """What one may type of a config whose sizes follow `--size`, and whose ramp follows `--epochs`, where they are
+    given. Raises UserError.
+    """
+    epochs, size = number_of("--epochs", argv), number_of("--size", argv)
+    if epochs is not None:
+        config = lasting(config, epochs)
+    if size is not None:
+        config = scaled(config, size)
+    return Typed(size=config.data.resolution, config=config)
+
+
+def number_of(option: str, argv: Sequence[str]) -> int | None:
+    """The number that is typed for an option. None where it is not given, or mistyped, which tyro tells."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--size", default="")
+    parser.add_argument(option, dest="number", default="")
     try:
-        size = int(parser.parse_known_args(argv)[0].size)
-    except (ArgumentError, ValueError):  # it is not given, or mistyped, which tyro tells
-        return Typed(size=config.data.resolution, config=config)
-    return Typed(size=size, config=scaled(config, size))
+        return int(parser.parse_known_args(argv)[0].number)
+    except (ArgumentError, ValueError):
+        return None
 
 
 def command_line_or_exit(prog: str) -> Config:

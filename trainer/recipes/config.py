@@ -35,7 +35,7 @@ class DataConfig:
     resolution: int = 224  # training pixels after the ramp
     start_resolution: int = 224  # training pixels before the ramp (progressive resizing)
     ramp_start_epoch: float = 0.0  # the ramp from start_resolution to resolution begins here
-    ramp_end_epoch: float = 0.0  # and ends here
+    ramp_end_epoch: float = 0.0  # the ramp from start_resolution to resolution ends here, before the last epoch
     resolution_multiple: int = 32  # resolutions on the ramp are multiples of this
     val_resize: int = 232  # validation: short side after resizing
     val_crop: int = 224  # validation: centre crop
@@ -129,8 +129,8 @@ class CheckpointConfig:
 class Config:
     """One run. `global_batch_size` images make a step; gradients accumulate where a device takes fewer."""
 
-    recipe: str = "custom"  # the name that reports show
-    epochs: int = 90  # passes over the training images
+    recipe: str = "custom"  # the name that reports show: that of the recipe, so leave it out
+    epochs: int = 90  # passes over the training images; the ramp of a recipe that grows images follows in proportion
     global_batch_size: int = 256  # images per step, over all devices
     device_batch_size: int = 256  # images per micro-batch on one device
     device: Literal["auto", "cuda", "cpu"] = field(

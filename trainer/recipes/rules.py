@@ -19,7 +19,8 @@ def checked(config: Config) -> Config:
     """Return this config. Raises UserError with the first value that breaks a rule, and the rule."""
     for option, value, holds, rule in rules_of(config):
         if not holds:
-            raise UserError(f"{option} is {value}: it must be {rule}; pass another value for {option}")
+            fix = "" if "; pass " in rule else f"; pass another value for {option}"
+            raise UserError(f"{option} is {value}: it must be {rule}{fix}")
     config.grad_accum_steps(1)  # if one device cannot share out the batch, more cannot either
     return config
 
@@ -34,7 +35,7 @@ def rules_of(config: Config) -> list[Rule]:
         *optim_rules(config),
     ]
     rules += [*schedule_rules(config), *average_rules(config.average, config), *regularize_rules(config)]
-    return [*rules, *pixel_rules(config), *stem_rules(config)]
+    return [*rules, *pixel_rules(config), *stem_rules(config), *ramp_rules(config)]
 
 
 def general_rules(config: Config) -> list[Rule]:
@@ -104,6 +105,7 @@ def data_rules(data: DataConfig) -> list[Rule]:
         ("--data.train-sides", sides, len(set(sides)) == len(sides) > 0, "one or several different short sides"),
         ("--data.crop-scale", scale, 0 < scale[0] <= scale[1] <= 1, "0 < low ≤ high ≤ 1"),
         ("--data.crop-ratio", ratio, 0 < ratio[0] <= ratio[1] < math.inf, "0 < low ≤ high"),
+        ("--data.mean", data.mean, all(0 <= value <= 1 for value in data.mean), "three numbers, 0 to 1"),
         ("--data.std", data.std, all(0 < value < math.inf for value in data.std), "three positive numbers"),
     ]
 
@@ -163,7 +165,8 @@ def schedule_rules(config: Config) -> list[Rule]:
     end = schedule.final_share
     is_step, is_constant, rest = kind == "step", kind == "constant", epochs - warmup
     return [
-        ("--schedule.warmup-epochs", warmup, 0 <= warmup < epochs, f"0 to below --epochs {epochs}"),
+        ("--schedule.warmup-epochs", warmup, 0 <= warmup < epochs,
+         f"0 to below --epochs {epochs}; pass --schedule.warmup-epochs {epochs / 4:g}"),
         ("--schedule.kind", kind, kind != "one_cycle" or not warmup, "another one with a warm-up; OneCycle has one"),
         ("--schedule.warmup-start", schedule.warmup_start, 0 <= schedule.warmup_start <= 1, "a share, 0 to 1"),
         ("--schedule.warmup-start", schedule.warmup_start, bool(warmup or not schedule.warmup_start),
@@ -261,3 +264,19 @@ def stem_rules(config: Config) -> list[Rule]:
         ("--data.resolution-multiple", data.resolution_multiple),
     ]
     return [(option, size, size % 2 == 0, rule) for option, size in sizes if config.model.blocked_stem]
+
+
+def ramp_rules(config: Config) -> list[Rule]:
+    """Images that grow reach their final size before the last epoch. An older run may have begun otherwise."""
+    data, last = config.data, config.epochs - 1
+    start, end, is_flat = data.ramp_start_epoch, data.ramp_end_epoch, data.start_resolution == data.resolution
+    sizes = f"--data.start-resolution {data.start_resolution} becomes --data.resolution {data.resolution}"
+    typed = f"; pass --data.ramp-start-epoch {0.4 * last:.1f} --data.ramp-end-epoch {0.8 * last:.1f}"
+    flat = f"{data.resolution} as --data.resolution with --epochs 1; pass --data.start-resolution {data.resolution}"
+    return [
+        ("--data.start-resolution", data.start_resolution, is_flat or last > 0, flat),
+        ("--data.ramp-end-epoch", end, is_flat or 0 < end <= last,
+         f"above 0 and at most {last}, so that {sizes} before the last of --epochs {config.epochs}{typed}"),
+        ("--data.ramp-start-epoch", start, is_flat or 0 <= start <= end,
+         f"0 to {end:g}, where --data.ramp-end-epoch is{typed}"),
+    ]  # fmt: skip

@@ -142,19 +142,14 @@ def scaled(work: Work, size: int) -> Work:
         work,
         stages=tuple(Stage(round(stage.pixels * times), stage.epochs) for stage in work.stages),
         val_crop=round(work.val_crop * times),
-        train_sides=tuple(round(side * times) for side in work.train_sides),
+        train_sides=tuple(-(-side * size // work.stages[-1].pixels) for side in work.train_sides),
     )
 
 
 def lasting(work: Work, epochs: int) -> Work:
-    """As `--epochs`: the ramp stays where it is, so a shorter run ends on it, and a longer one has more of the end."""
-    stages, left = [], float(epochs)
-    for stage in work.stages:
-        part = left if stage is work.stages[-1] else min(stage.epochs, left)
-        if part > 0:
-            stages.append(Stage(stage.pixels, part))
-        left -= part
-    return replace(work, epochs=epochs, stages=tuple(stages))
+    """As `--epochs`: the ramp follows in proportion."""
+    stages = tuple(Stage(stage.pixels, stage.epochs * epochs / work.epochs) for stage in work.stages)
+    return replace(work, epochs=epochs, stages=stages)
 
 
 def uncounted(arguments: Sequence[str]) -> list[str]:

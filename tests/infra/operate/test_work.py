@@ -7,7 +7,7 @@ import pytest
 from infra.operate.planning.work import Stage, lasting, recipes, scaled, uncounted, work_of
 from tests.infra.operate.works import work
 from trainer.contract import UserError
-from trainer.recipes import named
+from trainer.recipes import named, scale
 
 
 def test_the_table_of_recipes_says_what_the_trainer_computes() -> None:
@@ -34,11 +34,17 @@ def test_options_of_the_launch_change_the_work() -> None:
     assert work_of("finetune", ("--model.name", "resnet18")).network == "resnet18"
 
 
-def test_a_shorter_run_ends_on_the_ramp_and_a_longer_one_has_more_of_the_end() -> None:
+def test_the_sizes_of_images_follow_the_epochs_as_the_trainer_has_it() -> None:
     ramp = work((96, 4), (160, 2), (224, 2))
-    assert lasting(ramp, 5).stages == (Stage(96, 4), Stage(160, 1))
-    assert lasting(ramp, 20).stages == (Stage(96, 4), Stage(160, 2), Stage(224, 14))
+    assert lasting(ramp, 4).stages == (Stage(96, 2), Stage(160, 1), Stage(224, 1))
+    assert lasting(ramp, 20).stages == (Stage(96, 10), Stage(160, 5), Stage(224, 5))
     assert lasting(ramp, 8).stages == ramp.stages
+    for name in ("mild", "thrift", "rn50-16", "rn50-88"):
+        for epochs in (10, 40, 90):
+            trained = scale.lasting(named.RECIPES[name](), epochs)
+            pixels = [trained.resolution_at(epoch) for epoch in range(epochs)]
+            expected = sum((one / 224) ** 2 for one in pixels)
+            assert work_of(name, ("--epochs", str(epochs))).full_epochs == pytest.approx(expected, rel=0.08)
 
 
 def test_a_size_scales_every_stage_and_copy() -> None:
