@@ -152,7 +152,7 @@ class Guard:
                 messages[f"terminated {id}"] = f"machine {id} was terminated: {decision.terminate[id]}"
         if decision.nodes:
             with noted(problems, f"shrinking {group.name} to {decision.nodes}"):
-                fleet.shrink(self.autoscaling, group.name, decision.nodes)
+                fleet.shrink_group(self.autoscaling, group.name, decision.nodes)
                 asked = f"{group.name} was asked for {group.desired} machines, and its run for {decision.nodes}"
                 messages[f"shrunk {facts.deadline:.0f}"] = f"{asked}: the others go. Find out who asked."
         if decision.market:

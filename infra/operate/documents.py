@@ -107,7 +107,7 @@ def segment_steps(key: str) -> tuple[int, int]:
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
-def number_of(value: object) -> float:
+def number_or_zero(value: object) -> float:
     """The number, and 0 for what is none."""
     try:
         return check_number("", value, MOST)

@@ -16,7 +16,7 @@ from typing import Any
 import botocore.exceptions
 
 from infra.config import Installation, Output
-from infra.operate.documents import check_attempt, number_of
+from infra.operate.documents import check_attempt, number_or_zero
 from infra.operate.session import Aws, AwsError, explained
 from infra.run import fleet
 from infra.run.spec import Spec
@@ -189,10 +189,10 @@ def read_attempts(bucket: ExplainedBucket, run_id: str, most: int = 1000) -> lis
 def read_ending(bucket: ExplainedBucket, run_id: str) -> Ending | None:
     """How the run ended. None while it can go on. A `failed.json` counts only if no later attempt was started."""
     if done := bucket.read_json(run_key(run_id, "done.json")):
-        return Ending("done", printable(str(done.get("message", ""))), number_of(done.get("ended")))
+        return Ending("done", printable(str(done.get("message", ""))), number_or_zero(done.get("ended")))
     failed = bucket.read_json(run_key(run_id, "failed.json"))
-    if failed and number_of(failed.get("attempt")) >= newest_attempt(bucket, run_id):
-        return Ending("failed", printable(str(failed.get("message", ""))), number_of(failed.get("ended")))
+    if failed and number_or_zero(failed.get("attempt")) >= newest_attempt(bucket, run_id):
+        return Ending("failed", printable(str(failed.get("message", ""))), number_or_zero(failed.get("ended")))
     return None
 
 

@@ -140,7 +140,7 @@ def offer(autoscaling: Any, name: str, market: str, types: Sequence[str], nodes:
     autoscaling.update_auto_scaling_group(AutoScalingGroupName=name, MixedInstancesPolicy=policy, MaxSize=nodes)
 
 
-def shrink(autoscaling: Any, name: str, nodes: int) -> None:
+def shrink_group(autoscaling: Any, name: str, nodes: int) -> None:
     """Sets size and maximum of a group that has grown beyond what its run asked for."""
     autoscaling.update_auto_scaling_group(AutoScalingGroupName=name, MinSize=0, MaxSize=nodes, DesiredCapacity=nodes)
 

@@ -20,7 +20,7 @@ from trainer.learning.world import World, all_sum
 from trainer.recipes.config import Config
 
 IMAGES = 8192  # or an epoch, if that is less: 1,000 to 10,000 are enough (Wu and Johnson, arXiv:2105.07576)
-Norm = nn.modules.batchnorm._BatchNorm
+AnyNorm = nn.modules.batchnorm._BatchNorm
 
 
 @torch.no_grad()
@@ -55,9 +55,9 @@ def renew_norms(
         model.train()
 
 
-def norms_of(model: nn.Module) -> list[Norm]:
+def norms_of(model: nn.Module) -> list[AnyNorm]:
     """The layers that have statistics."""
-    return [module for module in model.modules() if isinstance(module, Norm) and module.running_mean is not None]
+    return [module for module in model.modules() if isinstance(module, AnyNorm) and module.running_mean is not None]
 
 
 @torch.no_grad()

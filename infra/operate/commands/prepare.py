@@ -21,7 +21,7 @@ from infra.operate.text import size
 from trainer.contract import UserError
 
 HELP = "turn a dataset of the Hugging Face hub into training shards in the bucket, on a CPU machine"
-IMAGENET = "ILSVRC/imagenet-1k"
+IMAGENET_NAME = "ILSVRC/imagenet-1k"
 
 
 def configure(parser: CommandLine) -> None:
@@ -31,11 +31,11 @@ def configure(parser: CommandLine) -> None:
 
 def preparation_of(given: argparse.Namespace, store: str) -> Request:
     asked = options.request_of(given, kind="prepare")
-    data = asked.data or IMAGENET
+    data = asked.data or IMAGENET_NAME
     if not datasets.is_hub_id(data):
         raise UserError(
             f"DATA={data!r} is not a Hugging Face id, and a machine on AWS can fetch nothing else: for example "
-            f"DATA={IMAGENET}; a folder is prepared here: make prepare DATA=… STORE=s3://…"
+            f"DATA={IMAGENET_NAME}; a folder is prepared here: make prepare DATA=… STORE=s3://…"
         )
     return replace(asked, data=data, arguments=("--data", data, "--store", store, *asked.arguments))
 

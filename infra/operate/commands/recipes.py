@@ -22,11 +22,11 @@ from infra.operate.terminal import display, display_json, next_commands, styled,
 
 HELP = "list the recipes: promised accuracy, epochs, images/s, hours and dollars for each type of machine"
 MOST_STAGES = 3  # that a cell shows
-HEADER = (
+COLUMNS = (
     "recipe", "top-1 %", "at px", "epochs", "of 224 px", "type", "images/s to feed, by px", "hours", "spot $",
     "on-demand $", "speed",
 )  # fmt: skip
-NOTES = (
+FOOTNOTES = (
     "hours and dollars: start, copy of prepared data, compiling, training, validation, disk and address; not the\n"
     "  checkpoints in the bucket (make cost), and no reclaimed machine, which copies and compiles again.\n"
     "  A recipe without images of its own counts as many as ImageNet has",
@@ -60,12 +60,12 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
     works = [work_of(name) for name in ([given.recipe] if given.recipe else recipes())]
     offers = {work.recipe: offers_of(work, types, prices, extras) for work in works}
     if given.json:
-        documents = [document(work, offers[work.recipe]) for work in works]
+        documents = [recipe_document(work, offers[work.recipe]) for work in works]
         display_json({"prices_source": prices.source, "recipes": documents})
         return ExitCode.DONE
     shown = {name: found if given.recipe or given.types else cheapest(found) for name, found in offers.items()}
     rows = [row for work in works for row in rows_of(work, shown[work.recipe])]
-    display(table(rows, HEADER), styled("\n".join((prices.source, *NOTES)), "dim"))
+    display(table(rows, COLUMNS), styled("\n".join((prices.source, *FOOTNOTES)), "dim"))
     next_commands(
         ("make recipes RECIPE=…", "one recipe on every type; ARGS=--json for all of them"),
         ("make recipes RECIPE=… ARGS=--help", "what it is, and its options"),
@@ -110,7 +110,7 @@ def feed(stages: Sequence[StageSpeed]) -> str:
     return ", ".join(cells) if len(cells) <= MOST_STAGES else f"{cells[0]} … {cells[-1]}"
 
 
-def document(work: Work, offers: Sequence[Offer]) -> dict[str, Any]:
+def recipe_document(work: Work, offers: Sequence[Offer]) -> dict[str, Any]:
     """What `--json` prints of a recipe. Fields are added, never renamed."""
     return {
         "recipe": work.recipe, "promise": asdict(work.promise) if work.promise else None, "epochs": work.epochs,

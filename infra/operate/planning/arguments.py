@@ -1,6 +1,6 @@
 """The options of a recipe among ARGS=, as the trainer reads them, and what is wrong with them.
 
-The trainer writes down which options there are (`work.facts`). What is wrong is found here, before a
+The trainer writes down which options there are (`work.trainer_facts`). What is wrong is found here, before a
 machine costs money.
 """
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from infra.operate.planning.catalog import IMAGENET_SOURCE_GB, LEAST_POOLS, InstanceType, gpu_types, instance_type
-from infra.operate.planning.speeds import SOURCES, gpu_speed, loader_speed, val_speed
+from infra.operate.planning.speeds import SPEED_SOURCES, gpu_speed, loader_speed, val_speed
 from infra.operate.planning.work import IMAGENET, Images, Stage, Work
 
 MOST_TIMES_THE_CHEAPEST = 1.35  # dollars per image: what costs more is offered only to reach LEAST_POOLS
@@ -74,7 +74,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Data:
+class DataSize:
     """What a run trains on: how many images, how large, and whether it is prepared."""
 
     images: Images
@@ -82,11 +82,11 @@ class Data:
     is_prepared: bool = True
 
 
-def data_of(work: Work) -> Data:
+def data_of(work: Work) -> DataSize:
     """The recipe's own data, prepared."""
     if work.data == "digits":
-        return Data(work.images, 0.0)
-    return Data(IMAGENET, stored_gb(work.train_sides))
+        return DataSize(work.images, 0.0)
+    return DataSize(IMAGENET, stored_gb(work.train_sides))
 
 
 def stored_gb(sides: Iterable[int]) -> float:
@@ -110,7 +110,7 @@ def estimate(
     work: Work,
     types: Collection[str],
     prices: Mapping[str, float],
-    data: Data | None = None,
+    data: DataSize | None = None,
     extras_usd_per_hour: float = 0.0,
 ) -> list[Estimate]:
     """An estimate for each type, the cheapest per image first. Raises UserError for a type that has no GPU."""
@@ -118,7 +118,7 @@ def estimate(
     return _ordered(_estimate(work, type, prices[type.name], data, extras_usd_per_hour) for type in gpu_types(types))
 
 
-def _estimate(work: Work, type: InstanceType, price: float, data: Data, extras: float) -> Estimate:
+def _estimate(work: Work, type: InstanceType, price: float, data: DataSize, extras: float) -> Estimate:
     stages = tuple(_stage(work, type, stage) for stage in work.stages)
     seconds = sum(stage.epochs * data.images.train / stage.images_per_second for stage in stages)
     preparing = 0.0 if data.is_prepared else 1 / _prepare_speed(type) * IMAGENET.train
@@ -131,7 +131,7 @@ def _estimate(work: Work, type: InstanceType, price: float, data: Data, extras: 
         validate=work.validations * data.images.val / val_speed(type, work) / 3600,
     )
     speed = sum(stage.epochs for stage in stages) * data.images.train / seconds
-    source = max((stage.source for stage in stages), key=SOURCES.index)
+    source = max((stage.source for stage in stages), key=SPEED_SOURCES.index)
     return Estimate(
         type.name, price, speed, of_hours.total, of_hours.total * (price + extras), price / 3600 / speed * 1e6, source,
         of_hours, stages,

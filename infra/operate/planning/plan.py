@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from infra.config import PREPARE_DISK_GIB, PREPARE_PREFIX, Installation
 from infra.operate.planning import catalog, datasets
 from infra.operate.planning.datasets import Dataset
-from infra.operate.planning.estimate import Data, Estimate, data_of, estimate, estimate_prepare, offered
+from infra.operate.planning.estimate import DataSize, Estimate, data_of, estimate, estimate_prepare, offered
 from infra.operate.planning.options import Request, go_on, recipe_of, spec_values
 from infra.operate.planning.prices import Prices, find_prices
 from infra.operate.planning.refusals import (
@@ -150,7 +150,7 @@ def estimates(
     work = work_of(recipe_of(request), request.arguments)
     work = replace(work, data=request.data or work.data)
     if dataset:
-        data = Data(Images(max(1, dataset.train_images), dataset.val_images), dataset.bytes / 1e9)
+        data = DataSize(Images(max(1, dataset.train_images), dataset.val_images), dataset.bytes / 1e9)
     else:
         data = replace(data_of(work), is_prepared=not datasets.is_hub_id(work.data))
     return estimate(work, types, prices, data, extras)

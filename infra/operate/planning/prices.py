@@ -24,7 +24,7 @@ QUICK = Config(
     connect_timeout=3, read_timeout=6, max_pool_connections=32, retries={"mode": "standard", "max_attempts": 1}
 )
 CREDENTIALS_SECONDS = 1.0  # a role of a machine needs no longer; elsewhere its address does not answer at all
-ANSWER_SECONDS = 8.0
+PRICES_SECONDS = 8.0
 UNREACHABLE = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, OSError)
 
 
@@ -76,7 +76,7 @@ def quick_prices(session: boto3.Session, types: Collection[str]) -> Prices:
     """Today's prices where there are a region and credentials and AWS answers soon, else the dated ones."""
     if not session.region_name or not _within(CREDENTIALS_SECONDS, session.get_credentials):
         return dated_prices(types)
-    found: Prices | None = _within(ANSWER_SECONDS, lambda: find_prices(Aws(session), types))
+    found: Prices | None = _within(PRICES_SECONDS, lambda: find_prices(Aws(session), types))
     return found or dated_prices(types)
 
 

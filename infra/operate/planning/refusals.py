@@ -19,7 +19,7 @@ from trainer.contract import RUN_ID_RULE, UserError
 
 MOST_HOURS = 168.0
 MOST_USD = 100_000.0
-MOST_PIXELS = 2048  # of a side of an image, for every network
+LARGEST_SIDE = 2048  # of a side of an image, for every network
 
 
 def check(request: Request, installation: Installation) -> None:
@@ -29,7 +29,7 @@ def check(request: Request, installation: Installation) -> None:
     if request.kind == "train":
         recipe = recipe_of(request)
         work.check_recipe(recipe)
-        check_options(recipe, request.arguments, work.facts()["options"])
+        check_options(recipe, request.arguments, work.trainer_facts()["options"])
         check_network(work.work_of(recipe, request.arguments), request.arguments)
         if not (request.data or work.work_of(recipe).data):
             raise UserError(f"RECIPE={recipe} has no images of its own: give yours, DATA={datasets.KNOWN}")
@@ -56,7 +56,7 @@ def check_gpus(request: Request, installation: Installation) -> None:
 
 def check_network(computed: work.Work, arguments: Sequence[str]) -> None:
     """The network can be trained, and has these weights and takes images of these sizes. Raises UserError."""
-    name, networks = computed.network, work.facts()["networks"]
+    name, networks = computed.network, work.trainer_facts()["networks"]
     if name not in networks:
         near = ", ".join(get_close_matches(name, networks)) or "resnet50, resnet18"
         raise UserError(f"--model.name {name!r} is not a torchvision classification model: use one of {near}, …")
@@ -73,8 +73,8 @@ def check_network(computed: work.Work, arguments: Sequence[str]) -> None:
     }
     for option, usual in sizes.items():
         pixels = int(number_of(option, arguments)) or usual
-        if not row["least"] <= pixels <= MOST_PIXELS or row["only"] not in (0, pixels):
-            rule = f"{row['only']} pixels" if row["only"] else f"{row['least']} to {MOST_PIXELS} pixels"
+        if not row["least"] <= pixels <= LARGEST_SIDE or row["only"] not in (0, pixels):
+            rule = f"{row['only']} pixels" if row["only"] else f"{row['least']} to {LARGEST_SIDE} pixels"
             raise UserError(
                 f"--{option} is {pixels}: {name} takes {rule}; give --size or --{option}, or another network"
             )

@@ -16,13 +16,13 @@ from typing import Any
 
 from infra.config import ROOT
 from infra.operate.planning.catalog import GPUS, InstanceType
-from infra.operate.planning.work import BASE, FULL_PIXELS, Work, facts
+from infra.operate.planning.work import BASE, FULL_PIXELS, Work, trainer_facts
 
 RESULTS = ROOT / "benchmarks/results"
 ROW = re.compile(r"(ours|compile)_(bf16|fp16)(?:@(\d+))?")  # of a GPU's results: the trainer's own step
 RATE = "images_per_second"
 MEASURED, TABLE, PROJECTED = "measured", "table", "projected"  # from the best to the most doubtful
-SOURCES = (MEASURED, TABLE, PROJECTED)
+SPEED_SOURCES = (MEASURED, TABLE, PROJECTED)
 REFERENCE_BATCH = 256  # of its rows
 REFERENCE = "H100"  # its ratios are taken for the GPUs that nobody measured
 VCPU_CORES = 0.34  # a vCPU of g5 in cores of the machine that measured the loader
@@ -123,7 +123,7 @@ def evaluation_times() -> float:
 
 def network_cost(name: str) -> float:
     """The time of a network over that of ResNet-50, by their operations: a rough guide."""
-    networks = facts().get("networks", {})
+    networks = trainer_facts().get("networks", {})
     gmacs = {one: networks.get(one, {}).get("gmacs") for one in (name, BASE)}
     return gmacs[name] / gmacs[BASE] if gmacs[name] and gmacs[BASE] else 1.0
 

@@ -15,7 +15,9 @@ from infra.config import ROOT
 from infra.operate.planning.arguments import is_on, number_of, value_of
 from trainer.contract import UserError
 
-FACTS = ROOT / "trainer/recipes/recipes.json"  # `python -m trainer.recipes.facts` writes it, and a test compares
+TRAINER_FACTS = (
+    ROOT / "trainer/recipes/recipes.json"
+)  # `python -m trainer.recipes.facts` writes it, and a test compares
 FULL_PIXELS = 224
 BASE = "resnet50"  # the network of the tables of speed
 # Options that change the time of a run, and that no estimate counts. `--epochs`, `--size` and those of `work_of` are.
@@ -46,7 +48,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Promise:
+class Reported:
     """The accuracy that a recipe's source reports: percent of validation images at this size of crop."""
 
     top1: float
@@ -75,7 +77,7 @@ class Work:
     step_cost: float = 1.0
     network: str = BASE
     weights: str = ""  # that it starts from
-    promise: Promise | None = None
+    promise: Reported | None = None
 
     @property
     def full_epochs(self) -> float:
@@ -94,28 +96,28 @@ class Work:
 
 
 @cache
-def facts() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(FACTS.read_text())
+def trainer_facts() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(TRAINER_FACTS.read_text())
     return found
 
 
 def recipes() -> list[str]:
-    return list(facts()["recipes"])
+    return list(trainer_facts()["recipes"])
 
 
 def check_recipe(recipe: str) -> None:
-    if recipe not in facts()["recipes"]:
+    if recipe not in trainer_facts()["recipes"]:
         raise UserError(f"recipe {recipe!r} is unknown: choose one of {', '.join(recipes())} (RECIPE=finetune)")
 
 
 def work_of(recipe: str, arguments: Sequence[str] = ()) -> Work:
     """The work of a recipe with these options. Raises UserError if there is no such recipe."""
     check_recipe(recipe)
-    work = _read(recipe, facts()["recipes"][recipe])
+    work = _work_from(recipe, trainer_facts()["recipes"][recipe])
     if size := int(number_of("size", arguments)):
-        work = scaled(work, size)
+        work = with_size(work, size)
     if epochs := int(number_of("epochs", arguments)):
-        work = lasting(work, epochs)
+        work = with_epochs(work, epochs)
     return replace(
         work,
         precision=value_of("precision", arguments) or work.precision,
@@ -126,16 +128,16 @@ def work_of(recipe: str, arguments: Sequence[str] = ()) -> Work:
     )
 
 
-def _read(recipe: str, fields: dict[str, Any]) -> Work:
+def _work_from(recipe: str, fields: dict[str, Any]) -> Work:
     kept = {name: fields[name] for name in Work.__dataclass_fields__ if name in fields}
     kept["stages"] = tuple(Stage(pixels, epochs) for pixels, epochs in fields["stages"])
-    kept["promise"] = Promise(**fields["promise"]) if fields["promise"] else None
+    kept["promise"] = Reported(**fields["promise"]) if fields["promise"] else None
     return Work(
         recipe=recipe, **kept | {name: tuple(fields[name]) for name in ("train_sides", "crop_scale") if name in fields}
     )
 
 
-def scaled(work: Work, size: int) -> Work:
+def with_size(work: Work, size: int) -> Work:
     """As `--size`: the last stage has so many pixels, and everything else follows in proportion."""
     times = size / work.stages[-1].pixels
     return replace(
@@ -146,7 +148,7 @@ def scaled(work: Work, size: int) -> Work:
     )
 
 
-def lasting(work: Work, epochs: int) -> Work:
+def with_epochs(work: Work, epochs: int) -> Work:
     """As `--epochs`: the ramp follows in proportion."""
     stages = tuple(Stage(stage.pixels, stage.epochs * epochs / work.epochs) for stage in work.stages)
     return replace(work, epochs=epochs, stages=stages)

@@ -60,7 +60,7 @@ def test_prices_are_todays_where_aws_answers_and_only_of_what_it_sells(
 def test_where_aws_does_not_answer_in_time_the_dated_prices_stand(
     aws: Aws, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(prices, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(prices, "PRICES_SECONDS", 0.01)
     monkeypatch.setattr(prices, "find_prices", lambda *_: time.sleep(0.1))
     assert prices.quick_prices(session(), GPUS) == dated_prices(GPUS)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from infra.operate.planning.work import Stage, lasting, recipes, scaled, uncounted, work_of
+from infra.operate.planning.work import Stage, recipes, uncounted, with_epochs, with_size, work_of
 from tests.infra.operate.works import work
 from trainer.contract import UserError
 from trainer.recipes import named, scale
@@ -36,9 +36,9 @@ def test_options_of_the_launch_change_the_work() -> None:
 
 def test_the_sizes_of_images_follow_the_epochs_as_the_trainer_has_it() -> None:
     ramp = work((96, 4), (160, 2), (224, 2))
-    assert lasting(ramp, 4).stages == (Stage(96, 2), Stage(160, 1), Stage(224, 1))
-    assert lasting(ramp, 20).stages == (Stage(96, 10), Stage(160, 5), Stage(224, 5))
-    assert lasting(ramp, 8).stages == ramp.stages
+    assert with_epochs(ramp, 4).stages == (Stage(96, 2), Stage(160, 1), Stage(224, 1))
+    assert with_epochs(ramp, 20).stages == (Stage(96, 10), Stage(160, 5), Stage(224, 5))
+    assert with_epochs(ramp, 8).stages == ramp.stages
     for name in ("mild", "thrift", "rn50-16", "rn50-88"):
         for epochs in (10, 40, 90):
             trained = scale.lasting(named.RECIPES[name](), epochs)
@@ -48,7 +48,7 @@ def test_the_sizes_of_images_follow_the_epochs_as_the_trainer_has_it() -> None:
 
 
 def test_a_size_scales_every_stage_and_copy() -> None:
-    small = scaled(work((96, 4), (192, 4), val_crop=256, train_sides=(480, 256)), 96)
+    small = with_size(work((96, 4), (192, 4), val_crop=256, train_sides=(480, 256)), 96)
     assert small.stages == (Stage(48, 4), Stage(96, 4))
     assert (small.val_crop, small.train_sides) == (128, (240, 128))
 

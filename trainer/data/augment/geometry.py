@@ -36,7 +36,7 @@ def move(images: Tensor, kinds: Ints, magnitudes: Floats, manner: Manner) -> Ten
     matrices = inverse_matrices(kinds, magnitudes, height, width, whole_shifts=not manner.pil)
     points = source_points(to_device(matrices, images.device), height, width)
     if not manner.bilinear:
-        return nearest(images, *points, manner.fill)
+        return nearest_pixels(images, *points, manner.fill)
     return blended_in_pil(images, *points, manner.fill) if manner.pil else blended(images, *points)
 
 
@@ -75,7 +75,7 @@ def is_inside(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return (x >= 0) & (x < width) & (y >= 0) & (y < height)
 
 
-def nearest(images: Tensor, x: Tensor, y: Tensor, fill: tuple[int, int, int]) -> Tensor:
+def nearest_pixels(images: Tensor, x: Tensor, y: Tensor, fill: tuple[int, int, int]) -> Tensor:
     """Take the nearest pixel, and `fill` outside. float64 keeps the border between two pixels exact."""
     n, height, width, channels = images.shape
     x, y = x.floor_().int(), y.floor_().int()
@@ -107,10 +107,10 @@ def grid_sample(images: Tensor, x: Tensor, y: Tensor, padding: str) -> Tensor:
 
 def fill_outside(moved: Tensor, inside: Tensor, fill: tuple[int, int, int]) -> Tensor:
     moved.mul_(inside[..., None])
-    return moved.add_((~inside)[..., None] * color(fill, moved.device)) if any(fill) else moved
+    return moved.add_((~inside)[..., None] * fill_color(fill, moved.device)) if any(fill) else moved
 
 
 @cache
-def color(values: tuple[int, int, int], device: torch.device) -> Tensor:
+def fill_color(values: tuple[int, int, int], device: torch.device) -> Tensor:
     """(3,) uint8, kept on the device."""
     return torch.tensor(values, dtype=torch.uint8, device=device)

@@ -35,12 +35,12 @@ class ParquetSplit:
 
     def __getitem__(self, i: int) -> Example:
         row = self._images[i]
-        image, path = _parts(row) if row.is_valid else (b"", b"")
+        image, path = _image_and_path(row) if row.is_valid else (b"", b"")
         name = path.decode("utf-8", "surrogateescape") or f"{self._split}[{i}]"
         return Example(image, int(self.labels[i]), name)
 
 
-def _parts(row: Any) -> tuple[bytes, bytes]:
+def _image_and_path(row: Any) -> tuple[bytes, bytes]:
     """The bytes of an image and of its path, each empty where the row has none. Nothing says that a path is UTF-8."""
     import pyarrow as pa
 
