@@ -37,7 +37,7 @@ def value_of(option: str, arguments: Sequence[str]) -> str:
     return " ".join(given_options(arguments).get(option, ()))
 
 
-def number_of(option: str, arguments: Sequence[str]) -> float:
+def number_given(option: str, arguments: Sequence[str]) -> float:
     """The number in `--epochs 4`. Returns 0 if there is none, and the recipe's own number counts."""
     try:
         return float(value_of(option, arguments) or 0)

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 from infra.config import PREPARE_PREFIX, Installation
 from infra.operate.planning import catalog, datasets, work
-from infra.operate.planning.arguments import check_options, number_of, value_of
+from infra.operate.planning.arguments import check_options, number_given, value_of
 from infra.operate.planning.datasets import Dataset
 from infra.operate.planning.options import DEFAULT_RECIPE, Request, recipe_of
 from infra.run.spec import Spec
@@ -72,7 +72,7 @@ def check_network(computed: work.Work, arguments: Sequence[str]) -> None:
         "data.val-crop": computed.val_crop,
     }
     for option, usual in sizes.items():
-        pixels = int(number_of(option, arguments)) or usual
+        pixels = int(number_given(option, arguments)) or usual
         if not row["least"] <= pixels <= LARGEST_SIDE or row["only"] not in (0, pixels):
             rule = f"{row['only']} pixels" if row["only"] else f"{row['least']} to {LARGEST_SIDE} pixels"
             raise UserError(
@@ -83,7 +83,7 @@ def check_network(computed: work.Work, arguments: Sequence[str]) -> None:
 def check_classes(request: Request, dataset: Dataset) -> None:
     """The head that is asked for has as many outputs as the data has classes. Raises UserError."""
     asked = value_of("model.num-classes", request.arguments)
-    if dataset.classes and int(number_of("model.num-classes", request.arguments)) not in (0, dataset.classes):
+    if dataset.classes and int(number_given("model.num-classes", request.arguments)) not in (0, dataset.classes):
         raise UserError(
             f"--model.num-classes is {asked}, but {dataset.uri} has {dataset.classes} classes: leave the option out, "
             "and the model has as many outputs as the data has classes"

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from infra.config import ROOT
-from infra.operate.planning.arguments import is_on, number_of, value_of
+from infra.operate.planning.arguments import is_on, number_given, value_of
 from trainer.contract import UserError
 
 TRAINER_FACTS = (
@@ -114,9 +114,9 @@ def work_of(recipe: str, arguments: Sequence[str] = ()) -> Work:
     """The work of a recipe with these options. Raises UserError if there is no such recipe."""
     check_recipe(recipe)
     work = _work_from(recipe, trainer_facts()["recipes"][recipe])
-    if size := int(number_of("size", arguments)):
+    if size := int(number_given("size", arguments)):
         work = with_size(work, size)
-    if epochs := int(number_of("epochs", arguments)):
+    if epochs := int(number_given("epochs", arguments)):
         work = with_epochs(work, epochs)
     return replace(
         work,
@@ -124,7 +124,7 @@ def work_of(recipe: str, arguments: Sequence[str] = ()) -> Work:
         compile=is_on("compile", arguments, work.compile),
         network=value_of("model.name", arguments) or work.network,
         weights=value_of("model.weights", arguments) or work.weights,
-        val_every_epochs=int(number_of("val-every-epochs", arguments)) or work.val_every_epochs,
+        val_every_epochs=int(number_given("val-every-epochs", arguments)) or work.val_every_epochs,
     )
 
 

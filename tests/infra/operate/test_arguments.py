@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from infra.config import Installation
-from infra.operate.planning.arguments import given_options, is_on, number_of, value_of
+from infra.operate.planning.arguments import given_options, is_on, number_given, value_of
 from infra.operate.planning.options import Request
 from infra.operate.planning.refusals import check
 from trainer.contract import UserError
@@ -31,7 +31,11 @@ def test_the_last_of_several_counts() -> None:
     assert not is_on("compile", words, True)
     assert is_on("compile", (*words, "--compile"), False)
     assert is_on("compile", (), True)
-    assert (number_of("size", words), value_of("precision", words), number_of("epochs", words)) == (128, "fp16", 0)
+    assert (number_given("size", words), value_of("precision", words), number_given("epochs", words)) == (
+        128,
+        "fp16",
+        0,
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from infra.config import Installation
-from infra.operate.planning.arguments import number_of
+from infra.operate.planning.arguments import number_given
 from infra.operate.planning.options import Request
 from infra.operate.planning.plan import describe, new_run_id
 from infra.operate.planning.refusals import check, check_gpus
@@ -62,7 +62,7 @@ def test_prepared_data_is_used_where_the_bucket_has_it(place: Deployed) -> None:
     [((), 0), (("--epochs", "4"), 4), (("--epochs=12", "--seed", "1"), 12), (("--optim.warmup-epochs", "5"), 0)],
 )
 def test_epochs_on_the_command_line_change_the_estimate(arguments: tuple[str, ...], epochs: int) -> None:
-    assert number_of("epochs", arguments) == epochs
+    assert number_given("epochs", arguments) == epochs
 
 
 def test_a_new_run_is_named_after_recipe_and_day() -> None:
