@@ -57,6 +57,25 @@ def test_prepared_data_is_used_where_the_bucket_has_it(place: Deployed) -> None:
         plan(Request(recipe="finetune", data="s3://elsewhere/datasets/imagenet-1k/v1"))
 
 
+def test_a_head_of_another_size_than_the_index_names_is_refused_before_it_costs_anything(place: Deployed) -> None:
+    shards = [{"file": "a.arrow", "images": 10, "bytes": 1000, "crc32": 1}]
+    split = {"images": 10, "sizes": [{"short_side": 256, "quality": 90, "shards": shards}]}
+    index = {"splits": {"train": split, "val": split}, "classes": ["cat", "dog", "owl"]}
+    place.put("datasets/pets/v1/index.json", index)
+    data = f"s3://{place.bucket}/datasets/pets/v1"
+    for words in (("--model.num-classes", "4"), ("--model.num-classes=3", "--model.num_classes=4")):
+        with pytest.raises(UserError) as refused:
+            plan(Request(recipe="finetune", data=data, arguments=words))
+        assert str(refused.value) == (
+            f"--model.num-classes is 4, but {data} has 3 classes: leave the option out, and the model has as many "
+            "outputs as the data has classes"
+        )
+    for words in ((), ("--model.num-classes", "3"), ("--model.num-classes", "0")):
+        assert plan(Request(recipe="finetune", data=data, arguments=words)).spec.data == data
+    place.put("datasets/pets/v1/index.json", {"splits": index["splits"]})  # which names no classes
+    assert plan(Request(recipe="finetune", data=data, arguments=("--model.num-classes", "4"))).spec.data == data
+
+
 @pytest.mark.parametrize(
     ("arguments", "epochs"),
     [((), 0), (("--epochs", "4"), 4), (("--epochs=12", "--seed", "1"), 12), (("--optim.warmup-epochs", "5"), 0)],
