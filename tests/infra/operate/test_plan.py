@@ -60,8 +60,8 @@ def test_prepared_data_is_used_where_the_bucket_has_it(place: Deployed) -> None:
 def test_a_head_of_another_size_than_the_index_names_is_refused_before_it_costs_anything(place: Deployed) -> None:
     shards = [{"file": "a.arrow", "images": 10, "bytes": 1000, "crc32": 1}]
     split = {"images": 10, "sizes": [{"short_side": 256, "quality": 90, "shards": shards}]}
-    index = {"splits": {"train": split, "val": split}, "classes": ["cat", "dog", "owl"]}
-    place.put("datasets/pets/v1/index.json", index)
+    splits = {"splits": {"train": split, "val": split}}
+    place.put("datasets/pets/v1/index.json", splits | {"classes": ["cat", "dog", "owl"]})
     data = f"s3://{place.bucket}/datasets/pets/v1"
     for words in (("--model.num-classes", "4"), ("--model.num-classes=3", "--model.num_classes=4")):
         with pytest.raises(UserError) as refused:
@@ -70,9 +70,9 @@ def test_a_head_of_another_size_than_the_index_names_is_refused_before_it_costs_
             f"--model.num-classes is 4, but {data} has 3 classes: leave the option out, and the model has as many "
             "outputs as the data has classes"
         )
-    for words in ((), ("--model.num-classes", "3"), ("--model.num-classes", "0")):
-        assert plan(Request(recipe="finetune", data=data, arguments=words)).spec.data == data
-    place.put("datasets/pets/v1/index.json", {"splits": index["splits"]})  # which names no classes
+    for fitting in ((), ("--model.num-classes", "3"), ("--model.num-classes", "0")):
+        assert plan(Request(recipe="finetune", data=data, arguments=fitting)).spec.data == data
+    place.put("datasets/pets/v1/index.json", splits)  # which names no classes
     assert plan(Request(recipe="finetune", data=data, arguments=("--model.num-classes", "4"))).spec.data == data
 
 
