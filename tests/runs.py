@@ -18,9 +18,9 @@ import pytest
 from tests import PATIENCE, ROOT
 from trainer.contract import HEAD_FILE, Lease, checkpoint_key, run_key
 from trainer.data.format import Copies
-from trainer.data.reading.copies import wanted_spans
 from trainer.data.stage import stage
 from trainer.recipes.digits import digits
+from trainer.recipes.sides import wanted_spans
 from trainer.store import ObjectStore, open_store
 from trainer.telemetry.metrics import read_metrics
 

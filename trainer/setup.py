@@ -19,7 +19,7 @@ from trainer.checkpoint.restore import Restored, restore, show_digest
 from trainer.checkpoint.saver import Checkpointer
 from trainer.contract import Phase, RefusedError, RunEnv, UserError, checkpoint_key, run_key
 from trainer.data.format import Copies, Index, read_index
-from trainer.data.reading.copies import lack_of_pixels, wanted_span, wanted_spans
+from trainer.data.reading.copies import lack_of_pixels
 from trainer.data.reading.loader import Batch, Loader, train_jobs
 from trainer.data.reading.split import PreparedSplit
 from trainer.data.stage import known_index, stage
@@ -38,6 +38,7 @@ from trainer.recipes.config import Config, DataConfig
 from trainer.recipes.fields import to_json
 from trainer.recipes.named import default_data
 from trainer.recipes.networks import advice
+from trainer.recipes.sides import wanted_span, wanted_spans
 from trainer.store import ObjectStore, may_pass, naming_the_fix, open_store
 from trainer.store.retry import patiently
 from trainer.telemetry.console import Console

@@ -24,9 +24,9 @@ from trainer.checkpoint.line import list_manifests
 from trainer.checkpoint.restore import read_manifest
 from trainer.contract import Exit
 from trainer.data.format import Copies
-from trainer.data.reading.copies import wanted_spans
 from trainer.data.stage import stage
 from trainer.recipes.digits import digits
+from trainer.recipes.sides import wanted_spans
 from trainer.store import ObjectStore, open_store
 from trainer.telemetry.metrics import read_metrics
 

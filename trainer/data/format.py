@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from trainer.contract import UserError
+from trainer.recipes.sides import Span
 from trainer.values import SHA256, as_list, as_object, as_text, as_whole, parse_object, show
 
 DATA_FORMAT = 1
@@ -30,8 +31,6 @@ BATCH_IMAGES = 512  # of a record batch
 NOTES = b"notes"  # of a record batch: what was odd, what was left out
 PLAIN = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"  # a part of a path
 AGAIN = "remove its folder and prepare or copy the data again"
-
-Span = tuple[int, int]  # the least and the most short side that is wanted of a stored image
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 
 from trainer.contract import RunEnv, UserError, dataset_key
-from trainer.data.format import INDEX, Copies, Index, Shard, ShardHash, Span, read_index
+from trainer.data.format import INDEX, Copies, Index, Shard, ShardHash, read_index
 from trainer.data.making.prepare import prepare
 from trainer.data.making.revision.manifest import SOURCES, SourceMemory
 from trainer.data.progress import ProgressListener, Track
@@ -26,6 +26,7 @@ from trainer.data.reading.verify import (
     open_verified,
     read_hash,
 )
+from trainer.recipes.sides import Span
 from trainer.store import NotFoundError, ObjectStore, StoreError, naming_the_fix, open_store
 from trainer.text import say, show_bytes
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -15,6 +16,7 @@ from trainer.recipes.command_line import Typed
 from trainer.recipes.config import Config
 from trainer.recipes.named import DEFAULT_DATA, PROMISES, RECIPES, USUAL_DATA
 from trainer.recipes.networks import NETWORKS
+from trainer.recipes.sides import wanted_spans
 
 FILE = Path(__file__).with_name("recipes.json")
 # Time of a step with BlurPool over that of a plain network. This project has not measured it on a GPU, so this is a
@@ -55,6 +57,8 @@ def recipe_facts(name: str, config: Config) -> dict[str, Any]:
         "train_sides": list(config.data.train_sides),
         "copy_per_crop": config.data.copy_per_crop,
         "crop_scale": list(config.data.crop_scale),
+        "val_side": config.data.val_side,
+        "wanted": {"one_copy": spans(config, per_crop=False), "per_crop": spans(config, per_crop=True)},
         "step_cost": BLUR_COST if config.model.blur_pool != "none" else 1.0,
         "promise": dataclasses.asdict(promise) if promise else None,
     }
@@ -64,6 +68,12 @@ def stages(config: Config) -> list[list[int]]:
     """The sizes of training images in their order: [pixels, epochs] each."""
     sizes = map(config.resolution_at, range(config.epochs))
     return [[pixels, len(list(group))] for pixels, group in groupby(sizes)]
+
+
+def spans(config: Config, *, per_crop: bool) -> dict[str, list[list[int]]]:
+    """The least and the most short side that the run wants of each split, with and without a copy for each crop."""
+    wanted = wanted_spans(replace(config, data=replace(config.data, copy_per_crop=per_crop)))
+    return {split: sorted(map(list, found)) for split, found in wanted.items()}
 
 
 def options(kind: type, prefix: str = "--") -> dict[str, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,14 +11,19 @@ from infra.config import AMI, AMI_GIB, Installation
 from infra.operate.checks.account import quota_value
 from infra.operate.checks.finding import INFRA, Finding, Wanted, ok, unneeded, wrong
 from infra.operate.installation.zones import zones_of_subnets
-from infra.operate.planning import catalog, datasets
-from infra.operate.planning.estimate import stored_gb
-from infra.operate.planning.options import recipe_of
-from infra.operate.planning.plan import find_dataset
-from infra.operate.planning.work import work_of
-
-IMAGE_GIB = 10  # of the root volume: the container image, pulled and unpacked
-GB_PER_GIB = 1.0737
+from infra.operate.planning import catalog
+from infra.operate.planning.disks import (
+    IMAGE_GIB,
+    RoomError,
+    Staged,
+    choose,
+    needed_gib,
+    room_gb,
+    staged_of,
+    with_room,
+    without_room,
+)
+from infra.operate.planning.plan import asked_work, find_dataset
 
 
 def quota(wanted: Wanted) -> Finding:
@@ -99,27 +103,26 @@ def disk(wanted: Wanted) -> Finding:
     if wanted.request.kind == "prepare":
         return unneeded("the machines of prepare have a volume of their own size")
     root = int(wanted.installation.disk_gib)
-    least, needed = AMI_GIB + IMAGE_GIB, data_gb(wanted)
+    least = AMI_GIB + IMAGE_GIB
     if root < least:
         fix = f"{INFRA} -c disk_gib={Installation().disk_gib} deploy"
         return wrong(f"{root} GiB have no room for the AMI ({AMI_GIB}) and the image ({IMAGE_GIB})", fix)
-    free = {name: catalog.instance_type(name).nvme_gb or (root - least) * GB_PER_GIB for name in wanted.types}
-    if small := [name for name, gb in free.items() if gb < needed]:
-        fix = f"{INFRA} -c disk_gib={math.ceil(least + needed / GB_PER_GIB)} deploy"
-        if any(catalog.instance_type(name).nvme_gb for name in small):
-            fix = _without(wanted, small)
-        return wrong(f"{needed:.0f} GB of data do not fit on {', '.join(small)}", fix)
-    return ok(f"{root} GiB, NVMe of at least {min(free.values()):.0f} GB; the data takes {needed:.0f} GB")
+    work = asked_work(wanted.request)
+    staged = staged_of(work, find_dataset(wanted.bucket, wanted.request) if wanted.bucket else None)
+    try:
+        types = choose(wanted.request.types, wanted.types, work, staged, root)
+    except RoomError as error:
+        others = with_room(Installation().instance_types.split(","), staged, root)
+        fix = f"make launch TYPES={','.join(others[:3])}" if others else needed_disk(staged)
+        return wrong(str(error), fix)
+    room = min(room_gb(catalog.instance_type(name), root) for name in types)
+    said = f"{root} GiB; room for {room:.0f} GB or more, the data takes {staged.gb:.0f} GB"
+    small = without_room(wanted.types, staged, root)
+    return ok(f"{said}; too little on {small}, left out" if small else said)
 
 
-def data_gb(wanted: Wanted) -> float:
-    """Gigabytes of data on the training machine: the shards, and also their source if the machine must prepare them."""
-    if dataset := find_dataset(wanted.bucket, wanted.request) if wanted.bucket else None:
-        return dataset.bytes / 1e9
-    if not datasets.is_hub_id(wanted.data):
-        return 0.0
-    work = work_of(recipe_of(wanted.request), wanted.request.arguments)
-    return catalog.IMAGENET_SOURCE_GB + stored_gb(work.train_sides)
+def needed_disk(staged: Staged) -> str:
+    return f"{INFRA} -c disk_gib={needed_gib(staged)} deploy"
 
 
 def instance_types(wanted: Wanted) -> Finding:

@@ -18,6 +18,7 @@ from infra.operate.installation.standing import is_bucket_of
 from infra.operate.installation.token import secret_exists, stored_token
 from infra.operate.installation.versions import keeps_versions
 from infra.operate.planning import catalog, datasets
+from infra.operate.planning.disks import RoomError
 from infra.operate.planning.plan import MeansError, find_dataset, make_plan
 from infra.operate.planning.start import find_active
 from infra.operate.text import size, usd
@@ -146,6 +147,8 @@ def budget(wanted: Wanted) -> Finding:
         plan = wanted.plan or make_plan(
             wanted.aws, wanted.installation, wanted.bucket, wanted.request, time.time()
         )  # fmt: skip
+    except RoomError:
+        return Finding("unknown", "needs a type with room for the data")
     except MeansError as error:
         return wrong(str(error), error.command)
     best = plan.offered[0]

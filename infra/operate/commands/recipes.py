@@ -6,13 +6,13 @@ Prices are today's where AWS can be asked, else those of dated tables. Everythin
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from infra.config import Installation
 from infra.operate.command_line import CommandLine
-from infra.operate.planning import catalog
+from infra.operate.planning import catalog, disks
 from infra.operate.planning.estimate import Estimate, StageSpeed, estimate
 from infra.operate.planning.options import by_commas
 from infra.operate.planning.prices import Prices, quick_prices
@@ -60,12 +60,14 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
     works = [work_of(name) for name in ([given.recipe] if given.recipe else recipes())]
     offers = {work.recipe: offers_of(work, types, prices, extras) for work in works}
     if given.json:
-        documents = [recipe_document(work, offers[work.recipe]) for work in works]
+        documents = [recipe_document(work, offers[work.recipe], int(installation.disk_gib)) for work in works]
         display_json({"prices_source": prices.source, "recipes": documents})
         return ExitCode.DONE
+    left_out = left_out_of(works, offers, int(installation.disk_gib))
+    offers = {work.recipe: fitting(work, offers[work.recipe], int(installation.disk_gib)) for work in works}
     shown = {name: found if given.recipe or given.types else cheapest(found) for name, found in offers.items()}
     rows = [row for work in works for row in rows_of(work, shown[work.recipe])]
-    display(table(rows, COLUMNS), styled("\n".join((prices.source, *FOOTNOTES)), "dim"))
+    display(table(rows, COLUMNS), *left_out, styled("\n".join((prices.source, *FOOTNOTES)), "dim"))
     next_commands(
         ("make recipes RECIPE=…", "one recipe on every type; ARGS=--json for all of them"),
         ("make recipes RECIPE=… ARGS=--help", "what it is, and its options"),
@@ -86,6 +88,26 @@ def offers_of(work: Work, types: Sequence[str], prices: Prices, extras: float) -
 def _spot_usd(one: Estimate, prices: Prices, extras: float) -> float | None:
     price = prices.spot.get(one.type)
     return None if price is None else one.hours * (price + extras)
+
+
+def fitting(work: Work, offers: Sequence[Offer], disk_gib: int) -> list[Offer]:
+    """Those whose machine has room for the data."""
+    names = disks.with_room([one.estimate.type for one in offers], disks.projected(work), disk_gib)
+    return [one for one in offers if one.estimate.type in names]
+
+
+def left_out_of(works: Sequence[Work], offers: Mapping[str, Sequence[Offer]], disk_gib: int) -> list[str]:
+    """A line about the types that are not shown, as they lack room for the data of a recipe. None if all have it."""
+    said = []
+    for work in works:
+        staged = disks.projected(work)
+        names = [one.estimate.type for one in offers[work.recipe]]
+        said += [(staged.gb, one) for one in names if one not in disks.with_room(names, staged, disk_gib)]
+    if not said:
+        return []
+    needs = " to ".join(dict.fromkeys(f"{gb:.0f}" for gb in (min(said)[0], max(said)[0])))
+    rooms = ", ".join(disks.show_room(name, disk_gib) for name in dict.fromkeys(name for _, name in said))
+    return [f"not shown, as the disk has no room for the prepared data of {needs} GB: {rooms}"]
 
 
 def cheapest(offers: Sequence[Offer]) -> list[Offer]:
@@ -110,12 +132,15 @@ def feed(stages: Sequence[StageSpeed]) -> str:
     return ", ".join(cells) if len(cells) <= MOST_STAGES else f"{cells[0]} … {cells[-1]}"
 
 
-def recipe_document(work: Work, offers: Sequence[Offer]) -> dict[str, Any]:
+def recipe_document(work: Work, offers: Sequence[Offer], disk_gib: int) -> dict[str, Any]:
     """What `--json` prints of a recipe. Fields are added, never renamed."""
+    roomy = {one.estimate.type for one in fitting(work, offers, disk_gib)}
     return {
         "recipe": work.recipe, "promise": asdict(work.promise) if work.promise else None, "epochs": work.epochs,
         "full_epochs": work.full_epochs, "stages": [[stage.pixels, stage.epochs] for stage in work.stages],
         "types": [
-            asdict(one.estimate) | {"spot_usd": one.spot_usd, "on_demand_usd": one.on_demand_usd} for one in offers
+            asdict(one.estimate)
+            | {"spot_usd": one.spot_usd, "on_demand_usd": one.on_demand_usd, "has_room": one.estimate.type in roomy}
+            for one in offers
         ],
     }  # fmt: skip

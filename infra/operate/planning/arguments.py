@@ -46,8 +46,10 @@ def number_given(option: str, arguments: Sequence[str]) -> float:
 
 
 def is_on(option: str, arguments: Sequence[str], default: bool) -> bool:
-    """Whether `--option` or `--no-option` is given, the later one; else the recipe's own."""
-    given = [name for name in given_options(arguments) if name in (option, f"no-{option}")]
+    """Whether `--option` or `--no-option` is given, the later one; else the recipe's own. Of a group: `--data.no-…`."""
+    group, dot, last = option.rpartition(".")
+    names = (option, f"{group}{dot}no-{last}")
+    given = [name for name in given_options(arguments) if name in names]
     return given[-1] == option if given else default
 
 

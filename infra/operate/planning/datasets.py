@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from infra.operate.runs import ExplainedBucket
 from infra.run.values import check_object, check_text, check_texts, check_whole
@@ -29,6 +30,7 @@ class Dataset:
     classes: int  # 0 if the index does not say
     bytes: int
     commit: str  # of the hub; "" if it did not come from there
+    sizes: tuple[tuple[str, int, int], ...] = ()  # split, short side, bytes
 
 
 def is_hub_id(data: str) -> bool:
@@ -75,11 +77,17 @@ def read(bucket: ExplainedBucket, uri: str) -> Dataset | None:
     try:
         index = check_object("the file", json.loads(body))
         splits, source = check_object("splits", index["splits"]), check_object("source", index.get("source") or {})
-        shards = [shard for split in splits.values() for one in split["sizes"] for shard in one["shards"]]
-        size = sum(check_whole("bytes", shard["bytes"], MOST_STORED) for shard in shards)
+        sizes = tuple(_size(name, one) for name, split in splits.items() for one in split["sizes"])
         train, val = (check_whole("images", splits[name]["images"]) for name in ("train", "val"))
         classes = len(check_texts("classes", index.get("classes", [])))
         commit = check_text("commit", source.get("commit", ""))
-        return Dataset(uri.rstrip("/"), train, val, classes, size, commit)
+        size = sum(count for _, _, count in sizes)
+        return Dataset(uri.rstrip("/"), train, val, classes, size, commit, sizes)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{uri}/index.json is damaged ({error!r}): prepare the data again, `make prepare`") from error
+
+
+def _size(split: str, value: Any) -> tuple[str, int, int]:
+    """One stored size of a split: its short side and its bytes."""
+    count = sum(check_whole("bytes", shard["bytes"], MOST_STORED) for shard in value["shards"])
+    return split, check_whole("short_side", value["short_side"]), count

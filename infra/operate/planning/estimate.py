@@ -91,10 +91,10 @@ def data_of(work: Work) -> DataSize:
 
 def stored_gb(sides: Iterable[int]) -> float:
     """Gigabytes of prepared ImageNet: a training copy for each short side, and the validation images."""
-    return sum(map(_copy_gb, sides)) + VAL_GB
+    return sum(map(copy_gb, sides)) + VAL_GB
 
 
-def _copy_gb(side: int) -> float:
+def copy_gb(side: int) -> float:
     """By the area between the sides that were measured. Larger ones are the originals, which nothing enlarges."""
     known = sorted(COPY_GB)
     if side >= known[-1]:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from infra.config import PREPARE_DISK_GIB, PREPARE_PREFIX, Installation
-from infra.operate.planning import catalog, datasets
+from infra.operate.planning import catalog, datasets, disks
 from infra.operate.planning.datasets import Dataset
 from infra.operate.planning.estimate import DataSize, Estimate, data_of, estimate, estimate_prepare, offered
 from infra.operate.planning.options import Request, go_on, recipe_of, spec_values
@@ -27,7 +27,7 @@ from infra.operate.planning.refusals import (
     check_types,
     types_of,
 )
-from infra.operate.planning.work import Images, uncounted, work_of
+from infra.operate.planning.work import Images, Work, uncounted, work_of
 from infra.operate.runs import Ending, ExplainedBucket, read_ending, read_spend
 from infra.operate.session import Aws
 from infra.operate.terminal import Group, RenderableType, styled, table
@@ -66,6 +66,7 @@ class Plan:
     usual_usd: float  # the most that the default budget and hours can be, whatever types are cheap today
     usual_hours: float
     existing: Existing | None = None
+    left_out: str = ""  # a line about types without room for the data
     inherited: str = ""  # BUDGET=… HOURS=… of the existing run that nobody asked for now, and that exceed the defaults
 
 
@@ -147,10 +148,9 @@ def estimates(
     """An estimate for each type at these prices, the cheapest per image first."""
     if request.kind == "prepare":
         return estimate_prepare(types, prices, extras)
-    work = work_of(recipe_of(request), request.arguments)
-    work = replace(work, data=request.data or work.data)
+    work = asked_work(request)
     if dataset:
-        data = DataSize(Images(max(1, dataset.train_images), dataset.val_images), dataset.bytes / 1e9)
+        data = DataSize(Images(max(1, dataset.train_images), dataset.val_images), disks.staged_of(work, dataset).gb)
     else:
         data = replace(data_of(work), is_prepared=not datasets.is_hub_id(work.data))
     return estimate(work, types, prices, data, extras)
@@ -162,7 +162,8 @@ def plan_run(
 ) -> Plan:  # fmt: skip
     """Fill in everything that the request leaves open. Raises UserError if money or time is below the estimate."""
     market = request.market or installation.market
-    types, zones = types_of(request, installation), len(installation.zones.split(",")) if installation.zones else 3
+    zones = len(installation.zones.split(",")) if installation.zones else 3
+    types, left_out = types_with_room(request, installation, dataset)
     recipe, is_training = recipe_of(request), request.kind == "train"
     extras = catalog.extras_usd_per_hour(int(installation.disk_gib) if is_training else PREPARE_DISK_GIB)
     expected, listed = (
@@ -191,10 +192,28 @@ def plan_run(
     plan = Plan(
         spec=spec, offered=chosen, prices_source=prices.source, existing=existing,
         usual_usd=default_usd(max(one.usd for one in listed)),
-        usual_hours=default_hours(max(one.hours for one in listed)),
+        usual_hours=default_hours(max(one.hours for one in listed)), left_out=left_out,
     )  # fmt: skip
     check_means(plan, anyway=request.anyway)
     return plan
+
+
+def types_with_room(
+    request: Request, installation: Installation, dataset: Dataset | None
+) -> tuple[tuple[str, ...], str]:
+    """The types whose disk holds the run's data, and a line about the others. Raises RoomError if none is left."""
+    types, disk_gib = types_of(request, installation), int(installation.disk_gib)
+    if request.kind == "prepare":
+        return types, ""
+    work = asked_work(request)
+    staged = disks.staged_of(work, dataset)
+    return disks.choose(request.types, types, work, staged, disk_gib), disks.left_out(types, staged, disk_gib)
+
+
+def asked_work(request: Request) -> Work:
+    """What a training computes, on the data that was asked for."""
+    work = work_of(recipe_of(request), request.arguments)
+    return replace(work, data=request.data or work.data)
 
 
 def default_usd(estimate_usd: float) -> float:
@@ -248,6 +267,7 @@ def describe(plan: Plan) -> RenderableType:
     return Group(
         table(rows, header),
         styled(f"{plan.prices_source}\n{speed_source(spec.kind)}", "dim"),
+        *([plan.left_out] if plan.left_out else []),
         *hours_and_gaps(plan),
         f"budget    {usd(spec.budget_usd)}{spent}; at the budget everything stops",
         f"deadline  {ends}, in {duration(spec.hours * SECONDS_PER_HOUR)}; then everything stops",

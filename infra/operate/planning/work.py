@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -24,6 +26,12 @@ BASE = "resnet50"  # the network of the tables of speed
 UNCOUNTED = (
     "data.resolution", "data.start-resolution", "data.ramp-start-epoch", "data.ramp-end-epoch", "data.val-crop",
     "data.repeats", "device-batch-size", "fused-norm", "cuda-graphs", "model.blur-pool",
+)  # fmt: skip
+
+# Options that change which stored sides are wanted, and that nobody computes here: every side counts then.
+OTHER_PIXELS = (
+    "data.resolution", "data.start-resolution", "data.ramp-start-epoch", "data.ramp-end-epoch", "data.val-resize",
+    "data.crop-scale", "data.crop-ratio",
 )  # fmt: skip
 
 
@@ -57,6 +65,25 @@ class Reported:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """The least and the most short side wanted of each split: all crops from one copy, or each from its own."""
+
+    one_copy: dict[str, list[tuple[int, int]]]
+    per_crop: dict[str, list[tuple[int, int]]]
+
+    def scaled(self, times: float) -> Wanted:
+        """As `--size`, to a pixel: in proportion."""
+        return Wanted(_scaled(self.one_copy, times), _scaled(self.per_crop, times))
+
+
+def _scaled(wanted: dict[str, list[tuple[int, int]]], times: float) -> dict[str, list[tuple[int, int]]]:
+    return {
+        split: [(math.ceil(least * times), math.ceil(most * times)) for least, most in spans]
+        for split, spans in wanted.items()
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What a recipe computes. `step_cost` is the time of a step over that of a plain network of the same name."""
@@ -73,6 +100,8 @@ class Work:
     train_sides: tuple[int, ...]
     copy_per_crop: bool = False
     crop_scale: tuple[float, float] = (0.08, 1.0)
+    val_side: int = 320  # that validation images are stored with, where the machine prepares them
+    wanted: Wanted | None = None  # None: every stored side
     device_batch: int = 256  # images at once on the device
     step_cost: float = 1.0
     network: str = BASE
@@ -83,6 +112,15 @@ class Work:
     def full_epochs(self) -> float:
         """Epochs of 224 px that are as much work: an image counts by its area."""
         return sum(stage.epochs * (stage.pixels / FULL_PIXELS) ** 2 for stage in self.stages)
+
+    def staged(self, split: str, stored: Iterable[int]) -> tuple[int, ...]:
+        """Of the sides that a split is stored with: those that the machine fetches. As `Index.sides_for`."""
+        sides = sorted(stored)
+        if not sides or self.wanted is None:
+            return tuple(sides)
+        spans = (self.wanted.per_crop if self.copy_per_crop else self.wanted.one_copy)[split]
+        ends = [[min(bisect_left(sides, end), len(sides) - 1) for end in span] for span in spans]
+        return tuple(side for place, side in enumerate(sides) if any(low <= place <= high for low, high in ends))
 
     @property
     def validations(self) -> int:
@@ -125,12 +163,16 @@ def work_of(recipe: str, arguments: Sequence[str] = ()) -> Work:
         network=value_of("model.name", arguments) or work.network,
         weights=value_of("model.weights", arguments) or work.weights,
         val_every_epochs=int(number_given("val-every-epochs", arguments)) or work.val_every_epochs,
+        train_sides=tuple(int(side) for side in value_of("data.train-sides", arguments).split()) or work.train_sides,
+        copy_per_crop=is_on("data.copy-per-crop", arguments, work.copy_per_crop),
+        wanted=None if any(value_of(name, arguments) for name in OTHER_PIXELS) else work.wanted,
     )
 
 
 def _work_from(recipe: str, fields: dict[str, Any]) -> Work:
     kept = {name: fields[name] for name in Work.__dataclass_fields__ if name in fields}
     kept["stages"] = tuple(Stage(pixels, epochs) for pixels, epochs in fields["stages"])
+    kept["wanted"] = Wanted(**fields["wanted"])
     kept["promise"] = Reported(**fields["promise"]) if fields["promise"] else None
     return Work(
         recipe=recipe, **kept | {name: tuple(fields[name]) for name in ("train_sides", "crop_scale") if name in fields}
@@ -145,6 +187,8 @@ def with_size(work: Work, size: int) -> Work:
         stages=tuple(Stage(round(stage.pixels * times), stage.epochs) for stage in work.stages),
         val_crop=round(work.val_crop * times),
         train_sides=tuple(-(-side * size // work.stages[-1].pixels) for side in work.train_sides),
+        val_side=round(work.val_side * times),
+        wanted=work.wanted and work.wanted.scaled(times),
     )
 
 

@@ -80,7 +80,9 @@ def test_an_address_in_the_bucket_without_a_dataset_is_a_failure(installed: Aws,
 def test_a_volume_too_small_for_image_and_data_is_told(ready: Aws, look: Callable[..., str]) -> None:
     assert "no room for the AMI" in rows(look(disk_gib="60"))["disk"][1]
     said = look(Request(types=("g4dn.xlarge",), arguments=("--precision", "fp16")))
-    assert rows(said)["disk"][1] == "200 GB of data do not fit on g4dn.xlarge"
+    assert rows(said)["disk"][1].startswith(
+        "g4dn.xlarge (116 GB): the scratch disk must hold what finetune keeps on the machine, 200 GB: training images"
+    )
 
 
 def test_another_run_is_told_with_how_to_stop_it(installed: Aws, look: Callable[..., str]) -> None:

@@ -13,8 +13,8 @@ import pytest
 from tests.images import CLASSES, decode, image_folder, open_split, prepared
 from trainer.contract import UserError
 from trainer.data.format import ImageRow, Index, Shard, Size, SplitIndex, read_tally, write_shard
-from trainer.data.reading.copies import wanted_span
 from trainer.recipes.config import DataConfig
+from trainer.recipes.sides import wanted_span
 
 
 def test_datasets_opens_a_shard_with_image_and_class_label(tmp_path: Path) -> None:

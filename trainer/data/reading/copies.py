@@ -5,55 +5,22 @@ Every image is stored with several short sides; an original that is smaller stay
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.format import Index, Span
+from trainer.data.format import Index
 from trainer.data.jpeg import Bytes
 from trainer.data.reading.decode import image_size
 from trainer.data.reading.order import random_resized_crop
 from trainer.data.reading.split import PreparedSplit
 from trainer.data.reading.window import Box
 from trainer.recipes.config import Config, DataConfig
+from trainer.recipes.sides import wanted_pixels, wanted_spans
 
 LIKELY_SHAPE = 4 / 3  # width over height: of most photographs
-
-
-def wanted_pixels(pixels: int) -> float:
-    """Of a stored image, or of a crop in it, for what is shown with so many: a copy loses detail near its own limit.
-
-    With no pixel to spare, crops had .87 to .96 of the finest detail that they have from originals, so .92 to .99
-    (benchmarks/results/copies.json).
-    """
-    return pixels * 8 / 7
-
-
-def wanted_span(data: DataConfig, split: str, pixels: int) -> Span:
-    """The least and the most short side that images want which are shown with so many pixels.
-
-    Validation resizes the whole image to them. Without `copy_per_crop` all crops get the copy that serves the largest,
-    and validation the one that need not be enlarged.
-    """
-    wanted = math.ceil(wanted_pixels(pixels))
-    if split == "val":
-        return (wanted, wanted) if data.copy_per_crop else (pixels, pixels)
-    return wanted, math.ceil(wanted_pixels(pixels) / smallest_share(data)) if data.copy_per_crop else wanted
-
-
-def wanted_spans(config: Config) -> dict[str, frozenset[Span]]:
-    """What a run wants of each split, over all its epochs."""
-    pixels = {"train": config.resolutions(), "val": frozenset({config.data.val_resize})}
-    return {split: frozenset(wanted_span(config.data, split, one) for one in ones) for split, ones in pixels.items()}
-
-
-def smallest_share(data: DataConfig) -> float:
-    """Of an image's short side: the shorter side of the smallest crop."""
-    low, high = data.crop_ratio
-    return min(1.0, math.sqrt(data.crop_scale[0] * min(low, 1 / high)))
 
 
 def lack_of_pixels(config: Config, index: Index) -> str:

@@ -16,7 +16,7 @@ from tests.trainer.data.reading.loading import CONFIG, STEPS, load
 from trainer.contract import UserError
 from trainer.data.format import Copies, Index, Size, SplitIndex, read_index
 from trainer.data.making.prepare import prepare
-from trainer.data.reading.copies import find_crop, lack_of_pixels, likely_copies, wanted_spans
+from trainer.data.reading.copies import find_crop, lack_of_pixels, likely_copies
 from trainer.data.reading.decode import crop_into, image_size
 from trainer.data.reading.loader import Job, train_jobs
 from trainer.data.reading.order import CROP, CROP_DRAWS, draws, random_resized_crop
@@ -24,6 +24,7 @@ from trainer.data.reading.split import PreparedSplit
 from trainer.data.stage import stage
 from trainer.learning.schedule import Clock
 from trainer.recipes.config import Config, DataConfig
+from trainer.recipes.sides import wanted_spans
 from trainer.setup import Data
 from trainer.store import open_store
 

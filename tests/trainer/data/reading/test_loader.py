@@ -16,7 +16,6 @@ from tests.images import image_folder
 from tests.trainer.data.reading.loading import CONFIG, STEPS, Watch, jobs_of, load
 from trainer.data.format import Copies, read_index
 from trainer.data.making.prepare import prepare
-from trainer.data.reading.copies import wanted_spans
 from trainer.data.reading.decode import center_into, crop_into, image_size
 from trainer.data.reading.loader import Batch, Job, Loader, train_jobs, val_jobs
 from trainer.data.reading.order import CROP, CROP_DRAWS, draws, epoch_order, random_resized_crop
@@ -24,6 +23,7 @@ from trainer.data.reading.split import PreparedSplit
 from trainer.data.stage import stage
 from trainer.learning.schedule import Clock
 from trainer.recipes.config import Config, DataConfig
+from trainer.recipes.sides import wanted_spans
 from trainer.setup import Data
 from trainer.store import open_store
 
