@@ -16,7 +16,7 @@ from infra.operate.planning.disks import (
     IMAGE_GIB,
     RoomError,
     Staged,
-    choose,
+    choose_types,
     needed_gib,
     room_gb,
     staged_of,
@@ -110,7 +110,7 @@ def disk(wanted: Wanted) -> Finding:
     work = asked_work(wanted.request)
     staged = staged_of(work, find_dataset(wanted.bucket, wanted.request) if wanted.bucket else None)
     try:
-        types = choose(wanted.request.types, wanted.types, work, staged, root)
+        types = choose_types(wanted.request.types, wanted.types, work, staged, root)
     except RoomError as error:
         others = with_room(Installation().instance_types.split(","), staged, root)
         fix = f"make launch TYPES={','.join(others[:3])}" if others else needed_disk(staged)

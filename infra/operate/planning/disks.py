@@ -20,7 +20,7 @@ IMAGE_GIB = 10  # of the root volume: the container image, pulled and unpacked
 GB_PER_GIB = 1.0737
 # ext4 keeps 5 % for root, which the container is not, and 1.6 % for its own tables (mke2fs without options)
 USABLE = 0.93
-VAL_GB = {320: 2.1, 480: 5.9}  # ImageNet's, by the short side (benchmarks/results/copies.json)
+VAL_COPY_GB = {320: 2.1, 480: 5.9}  # ImageNet's, by the short side (benchmarks/results/copies.json)
 
 
 class RoomError(UserError):
@@ -65,8 +65,8 @@ def projected(work: Work) -> Staged:
     """What a recipe stages of its own data, once `make prepare` has stored it. Data that nobody names is ImageNet."""
     if work.data == "digits":
         return Staged(0.0)
-    train, val = work.staged("train", work.train_sides), work.staged("val", VAL_GB)
-    return Staged(sum(map(copy_gb, train)) + sum(VAL_GB[side] for side in val), train, val)
+    train, val = work.staged("train", work.train_sides), work.staged("val", VAL_COPY_GB)
+    return Staged(sum(map(copy_gb, train)) + sum(VAL_COPY_GB[side] for side in val), train, val)
 
 
 def room_gb(type: InstanceType, disk_gib: int) -> float:
@@ -101,7 +101,9 @@ def left_out(types: Iterable[str], staged: Staged, disk_gib: int) -> str:
     return f"left out  {small}: their scratch disk has no room for {staged.words}" if small else ""
 
 
-def choose(asked: Sequence[str], types: Sequence[str], work: Work, staged: Staged, disk_gib: int) -> tuple[str, ...]:
+def choose_types(
+    asked: Sequence[str], types: Sequence[str], work: Work, staged: Staged, disk_gib: int
+) -> tuple[str, ...]:
     """The types that have room. Raises RoomError if none is left, or if one that was `asked` for lacks it."""
     fitting = with_room(types, staged, disk_gib)
     small = [name for name in types if name not in fitting]

@@ -207,7 +207,7 @@ def types_with_room(
         return types, ""
     work = asked_work(request)
     staged = disks.staged_of(work, dataset)
-    return disks.choose(request.types, types, work, staged, disk_gib), disks.left_out(types, staged, disk_gib)
+    return disks.choose_types(request.types, types, work, staged, disk_gib), disks.left_out(types, staged, disk_gib)
 
 
 def asked_work(request: Request) -> Work:

@@ -66,15 +66,15 @@ class Reported:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedSides:
     """The least and the most short side wanted of each split: all crops from one copy, or each from its own."""
 
     one_copy: dict[str, list[tuple[int, int]]]
     per_crop: dict[str, list[tuple[int, int]]]
 
-    def scaled(self, times: float) -> Wanted:
+    def scaled(self, times: float) -> WantedSides:
         """As `--size`, to a pixel: in proportion."""
-        return Wanted(_scaled(self.one_copy, times), _scaled(self.per_crop, times))
+        return WantedSides(_scaled(self.one_copy, times), _scaled(self.per_crop, times))
 
 
 def _scaled(wanted: dict[str, list[tuple[int, int]]], times: float) -> dict[str, list[tuple[int, int]]]:
@@ -101,7 +101,7 @@ class Work:
     copy_per_crop: bool = False
     crop_scale: tuple[float, float] = (0.08, 1.0)
     val_side: int = 320  # that validation images are stored with, where the machine prepares them
-    wanted: Wanted | None = None  # None: every stored side
+    wanted: WantedSides | None = None  # None: every stored side
     device_batch: int = 256  # images at once on the device
     step_cost: float = 1.0
     network: str = BASE
@@ -172,7 +172,7 @@ def work_of(recipe: str, arguments: Sequence[str] = ()) -> Work:
 def _work_from(recipe: str, fields: dict[str, Any]) -> Work:
     kept = {name: fields[name] for name in Work.__dataclass_fields__ if name in fields}
     kept["stages"] = tuple(Stage(pixels, epochs) for pixels, epochs in fields["stages"])
-    kept["wanted"] = Wanted(**fields["wanted"])
+    kept["wanted"] = WantedSides(**fields["wanted"])
     kept["promise"] = Reported(**fields["promise"]) if fields["promise"] else None
     return Work(
         recipe=recipe, **kept | {name: tuple(fields[name]) for name in ("train_sides", "crop_scale") if name in fields}

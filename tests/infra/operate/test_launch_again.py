@@ -34,18 +34,22 @@ def test_a_run_goes_on_with_the_types_that_it_was_given_or_with_new_ones(place: 
 
 def test_a_run_goes_on_with_a_gpu_without_bf16_if_its_own_precision_is_another(place: Deployed) -> None:
     """Also where the installation names that type, or where it is new. Only the run's spec tells the precision."""
-    fp16: dict[str, Any] = {"recipe": "finetune", "arguments": ("--precision", "fp16"), "types": ("g4dn.2xlarge",)}
+    shards = [{"file": "a.arrow", "images": 1_281_167, "bytes": 37 * 10**9, "crc32": 1}]
+    stored = {"images": 1_281_167, "sizes": [{"short_side": 256, "quality": 90, "shards": shards}]}
+    splits = {"train": stored, "val": {"images": 0, "sizes": []}}  # a g4dn.xlarge has no room for the source
+    place.put("datasets/imagenet-1k/v1/index.json", {"splits": splits})
+    fp16: dict[str, Any] = {"recipe": "finetune", "arguments": ("--precision", "fp16"), "types": ("g4dn.xlarge",)}
     place.put(run_key("half", "spec.json"), plan(Request(run_id="half", **fp16)).spec.to_json())
     place.put(run_key("digits", "spec.json"), plan(Request(run_id="digits", recipe="digits")).spec.to_json())
     place.put(run_key("brain", "spec.json"), plan(Request(run_id="brain", recipe="finetune")).spec.to_json())
 
     def go_on(run_id: str) -> int:
-        asked = Request(run_id=run_id, types=("g4dn.2xlarge",))
+        asked = Request(run_id=run_id, types=("g4dn.xlarge",))
         started = launch.launch(Operator(session()), INSTALLATION, asked, is_checked=True)
         stop(place)
         return started
 
-    assert plan(Request(run_id="half"), instance_types="g4dn.2xlarge").spec.types == ("g4dn.2xlarge",)
+    assert plan(Request(run_id="half"), instance_types="g4dn.xlarge").spec.types == ("g4dn.xlarge",)
     assert (go_on("half"), go_on("digits")) == (0, 0)
     with pytest.raises(UserError, match=r"g4dn\.xlarge cannot compute in bf16, which this run asks for"):
         go_on("brain")

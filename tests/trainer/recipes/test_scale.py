@@ -8,12 +8,12 @@ import pytest
 
 from trainer.contract import UserError
 from trainer.data.format import Index, Size, SplitIndex
-from trainer.data.reading.copies import wanted_spans
 from trainer.recipes.command_line import command_line
 from trainer.recipes.config import Config
 from trainer.recipes.named import RECIPES
 from trainer.recipes.rules import checked
 from trainer.recipes.scale import lasting, scaled
+from trainer.recipes.sides import wanted_spans
 
 
 def test_every_size_of_a_recipe_follows_the_one_that_is_typed() -> None:
