@@ -77,7 +77,7 @@ def read(bucket: ExplainedBucket, uri: str) -> Dataset | None:
     try:
         index = check_object("the file", json.loads(body))
         splits, source = check_object("splits", index["splits"]), check_object("source", index.get("source") or {})
-        sizes = tuple(_stored_size(name, one) for name, split in splits.items() for one in split["sizes"])
+        sizes = tuple(_side_and_bytes(name, one) for name, split in splits.items() for one in split["sizes"])
         train, val = (check_whole("images", splits[name]["images"]) for name in ("train", "val"))
         classes = len(check_texts("classes", index.get("classes", [])))
         commit = check_text("commit", source.get("commit", ""))
@@ -87,7 +87,7 @@ def read(bucket: ExplainedBucket, uri: str) -> Dataset | None:
         raise UserError(f"{uri}/index.json is damaged ({error!r}): prepare the data again, `make prepare`") from error
 
 
-def _stored_size(split: str, value: Any) -> tuple[str, int, int]:
+def _side_and_bytes(split: str, value: Any) -> tuple[str, int, int]:
     """One stored size of a split: its short side and its bytes."""
     count = sum(check_whole("bytes", shard["bytes"], MOST_STORED) for shard in value["shards"])
     return split, check_whole("short_side", value["short_side"]), count
