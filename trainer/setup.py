@@ -102,14 +102,14 @@ def stage_data(config: Config, env: RunEnv, world: World, status: Status, tell: 
 
 
 def find_mistakes(config: Config, env: RunEnv, tell: Callable[[str], None], *, is_new: bool) -> None:
-    """Raises UserError for what is known before data is staged, which may take an hour: weights and classes."""
+    """Raises UserError for what is known before data is staged, which may take an hour: weights, classes, steps."""
     if is_new:
         check_weights(config.model)
     data = env.data or default_data(config.recipe)
     with naming_the_fix(what := f"the data {data}"):
         index = patiently(what, lambda: known_index(data), tell, worth_it=may_pass)
     if index is not None:
-        resolved(config, index)
+        Clock.of(resolved(config, index), index.splits["train"].images)
 
 
 def resolved(config: Config, index: Index) -> Config:

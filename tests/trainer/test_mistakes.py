@@ -74,8 +74,13 @@ def test_the_classes_of_prepared_data_are_counted_before_it_is_staged(
     unstaged.environ["TRAINER_DATA"] = noise(tmp_path / "prepared" if place == "folder" else s3_uri)[0]
     with pytest.raises(UserError, match=r"--model\.num-classes is 7, but 'noise' has 1 classes"):
         unstaged.train(with_model(num_classes=7))
+    few = (
+        r"is more than the \d+ training images: .* pass --global-batch-size \d+ --device-batch-size \d+ --optim.peak-lr"
+    )
+    with pytest.raises(UserError, match=few):
+        unstaged.train(replace(with_model(num_classes=0), global_batch_size=4096))
     with pytest.raises(StagedError):
-        unstaged.train(with_model(num_classes=0))
+        unstaged.train(replace(with_model(num_classes=0), global_batch_size=1, device_batch_size=1))
 
 
 def test_data_that_is_yet_to_be_prepared_has_no_index_that_is_known() -> None:

@@ -35,9 +35,11 @@ class Clock:
         Raises UserError where an epoch has no step, where a warm-up leaves none, and where an EMA would not move.
         """
         if not (steps_per_epoch := images // config.global_batch_size):
+            batch, rate = 1 << max(images, 1).bit_length() - 1, config.optim.peak_lr
             raise UserError(
                 f"--global-batch-size {config.global_batch_size} is more than the {images} training images: "
-                "an epoch has no step; choose a smaller one"
+                f"an epoch has no step; pass --global-batch-size {batch} --device-batch-size "
+                f"{min(batch, config.device_batch_size)} --optim.peak-lr {rate * batch / config.global_batch_size:g}"
             )
         clock = cls(config=config, steps_per_epoch=steps_per_epoch)
         warmup, unit = config.schedule.warmup_epochs, steps_per_epoch if config.schedule.by_epoch else 1

@@ -27,7 +27,7 @@ class ModelConfig:
     blur_pool: Literal["none", "convs", "all"] = field(default="none", metadata=ADDED)  # blur before what shrinks
     init: Literal["torchvision", "composer"] = field(default="torchvision", metadata=ADDED)  # whose random start
     zero_init: bool = field(default=False, metadata=ADDED)  # each residual block begins as the identity
-    stochastic_depth: float = field(default=0.0, metadata=ADDED)  # of skipping the last block; 0: as torchvision
+    stochastic_depth: float = field(default=0.0, metadata=ADDED)  # chance to skip the last block; 0: torchvision's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class DataConfig:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # random resized crop: width over height
     flip_probability: float = 0.5  # horizontal flip
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels in 0..1; ImageNet's by default
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # likewise
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # pixels are divided by it; ImageNet's by default
     train_sides: tuple[int, ...] = (256, 128)  # preparation: short sides that training images are stored with
     val_side: int = 320  # preparation: short side that validation images are stored with
     quality: int = 90  # preparation: JPEG quality of what is re-encoded
@@ -55,16 +55,15 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    name: Literal["sgd", "adamw", "lamb"] = field(default="sgd", metadata=ADDED)
+    name: Literal["sgd", "adamw", "lamb"] = field(default="sgd", metadata=ADDED)  # what moves the weights
     peak_lr: float = 0.5  # highest learning rate, for the global batch
     momentum: float = 0.9  # of SGD
     nesterov: bool = False  # Nesterov's form of momentum
     betas: tuple[float, float] = field(default=(0.9, 0.999), metadata=ADDED)  # of AdamW and LAMB
-    eps: float = field(default=1e-8, metadata=ADDED)  # likewise
-    weight_decay: float = 5e-5  # of what `decayed` says
-    decayed: Literal["weights", "not_norms", "not_bn", "all"] = field(
-        default="weights", metadata=ADDED
-    )  # not_norms: biases, too; not_bn: by name, as FFCV, so that norms of shortcuts decay, too
+    eps: float = field(default=1e-8, metadata=ADDED)  # of AdamW and LAMB: added to what they divide by
+    weight_decay: float = 5e-5  # pull towards zero, of the weights that optim.decayed names
+    # Which weights decay. not_norms: biases, too; not_bn: by name, as FFCV, so that norms of shortcuts decay, too
+    decayed: Literal["weights", "not_norms", "not_bn", "all"] = field(default="weights", metadata=ADDED)
     decoupled_decay: bool = field(default=False, metadata=ADDED)  # of SGD: shrink by weight_decay x lr / peak_lr
     clip_norm: float = field(default=0.0, metadata=ADDED)  # longest gradient of all weights together; 0 = off
     head_lr_multiplier: float = field(default=1.0, metadata=ADDED)  # learning rate of the classifier, over the others'
@@ -86,7 +85,7 @@ class ScheduleConfig:
     warmup_overlaps: bool = False  # the fall counts from the first epoch, as timm's, not from the warm-up
     final_share: float = 0.0  # of peak_lr, at the end of cosine, linear, and of a cool-down
     decay_epochs: tuple[int, ...] = ()  # of step: here the learning rate is multiplied
-    decay_factor: float = 0.1  # by this
+    decay_factor: float = 0.1  # of step: the learning rate is multiplied by this
     cooldown_epochs: float = 0.0  # of constant: fall along a line at the end
     by_epoch: bool = False  # the learning rate stays the same in an epoch
 
@@ -100,7 +99,8 @@ class RegularizeConfig:
     mixup_alpha: float = 0.0  # 0 = off; with cutmix on too, each micro-batch gets one of them
     cutmix_alpha: float = 0.0  # 0 = off
     augment: Literal["none", "trivial", "rand", "timm_rand"] = "none"  # TrivialAugment, RandAugment, or timm's
-    interpolation: Literal["nearest", "bilinear"] = field(default="nearest", metadata=ADDED)  # of what these move
+    # How pixels are read that augmentation moves
+    interpolation: Literal["nearest", "bilinear"] = field(default="nearest", metadata=ADDED)
     rand_ops: int = 2  # RandAugment: operations per image
     rand_magnitude: int = 9  # RandAugment: 0 (weak) to 30, timm's to 10
     rand_std: float = field(default=0.0, metadata=ADDED)  # timm's: deviation of the magnitude
@@ -133,9 +133,8 @@ class Config:
     epochs: int = 90  # passes over the training images; the ramp of a recipe that grows images follows in proportion
     global_batch_size: int = 256  # images per step, over all devices
     device_batch_size: int = 256  # images per micro-batch on one device
-    device: Literal["auto", "cuda", "cpu"] = field(
-        default="auto", metadata=OPERATIONAL | ADDED
-    )  # auto: a GPU, or a CPU
+    # Where to train. auto: on a GPU, or on a CPU where there is none
+    device: Literal["auto", "cuda", "cpu"] = field(default="auto", metadata=OPERATIONAL | ADDED)
     precision: Precision = "bf16"  # of the forward pass; weights and optimizer stay fp32
     channels_last: bool = True  # NHWC in memory: what tensor cores want
     compile: bool = False  # torch.compile: slower start, faster steps; where it fails, the attempt goes on without

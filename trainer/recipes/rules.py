@@ -60,6 +60,7 @@ def model_rules(config: Config) -> list[Rule]:
     name, classes, depth = model.name, model.num_classes, model.stochastic_depth
     named = not model.weights.startswith("IMAGENET1K_") or model.weights in network.weights
     choices = f"one that torchvision has of {name} ({', '.join(network.weights) or 'none'}), a file or s3://bucket/key"
+    choices += f"; pass --model.weights {network.weights[-1] if network.weights else chr(34) * 2}"
     return [
         ("--model.name", name, not network.refused, network.refused),
         ("--model.num-classes", classes, classes == 0 or classes >= 2, "at least 2 (0 = as many as the data has)"),
@@ -83,7 +84,15 @@ def resnet_rules(config: Config) -> list[Rule]:
         ("--model.init", model.init, model.init != "torchvision", "torchvision"),
         ("--model.zero-init", model.zero_init, model.zero_init, "off"),
     ]
-    return [(option, value, is_resnet(model.name) or not used, f"{off} {other}") for option, value, used, off in given]
+    return [
+        (
+            option,
+            value,
+            is_resnet(model.name) or not used,
+            f"{off} {other}; pass {f'{option} {off}' if isinstance(value, str) else option.replace('--', '--no-', 1)}",
+        )
+        for option, value, used, off in given
+    ]
 
 
 def fused_norm_rules(config: Config) -> list[Rule]:
@@ -116,7 +125,8 @@ def order_rules(config: Config) -> list[Rule]:
     mixes = reg.mixup_alpha or reg.cutmix_alpha
     return [
         ("--data.repeats", repeats, repeats >= 1, "at least 1"),
-        ("--data.repeats", repeats, repeats == 1 or not is_balanced, "1 with balanced sampling"),
+        ("--data.repeats", repeats, repeats == 1 or not is_balanced,
+         "1 with balanced sampling; pass --data.repeats 1"),
         ("--data.repeats", repeats, repeats < 1 or batch % repeats == 0, f"a divisor of --global-batch-size {batch}"),
         ("--data.repeats", repeats, not mixes or repeats < max(2, batch),
          f"below --global-batch-size {batch} with mixup or CutMix, which would mix an image with itself"),
@@ -198,7 +208,12 @@ def average_rules(average: AverageConfig, config: Config) -> list[Rule]:
     alone = "without an EMA (--average.half-life-steps or --regularize.ema-decay)"
     return [
         ("--average.half-life-steps", half, 0 <= half < math.inf, "at least 0 (0 = off)"),
-        ("--average.half-life-steps", half, not (half and decay), "0 with --regularize.ema-decay: one of them says it"),
+        (
+            "--average.half-life-steps",
+            half,
+            not (half and decay),
+            "0 with --regularize.ema-decay, since one of them says it; pass --average.half-life-steps 0",
+        ),
         ("--average.every-steps", every, every >= 1, "at least 1"),
         ("--average.every-steps", every, ema or every == 1, f"1 {alone}"),
         ("--average.start-epoch", start, 0 <= start < config.epochs, f"0 to below --epochs {config.epochs}"),

@@ -18,24 +18,36 @@ from trainer.data.reading.order import random_resized_crop
 from trainer.data.reading.split import PreparedSplit
 from trainer.data.reading.window import Box
 from trainer.recipes.config import Config, DataConfig
+from trainer.recipes.named import PROMISES
 from trainer.recipes.sides import wanted_pixels, wanted_spans
 
 LIKELY_SHAPE = 4 / 3  # width over height: of most photographs
 
 
 def lack_of_pixels(config: Config, index: Index) -> str:
-    """A line about crops that are enlarged, as this data lacks the copies that the recipe wants; "" if it has them."""
-    wanted = max(config.data.train_sides)
-    largest = max(size.short_side for size in index.splits["train"].sizes)
-    if not config.data.copy_per_crop or largest >= wanted:
+    """A line about images that are enlarged, as this data lacks the copies that the run wants; "" if it has them."""
+    own = {"train": config.data.train_sides, "val": (config.data.val_side,)}
+    shown = {"train": max(config.resolutions()), "val": config.data.val_resize}
+    largest = {split: max(size.short_side for size in index.splits[split].sizes) for split in own}
+    needed = {split: max(most for _, most in spans) for split, spans in wanted_spans(config).items()}
+    if config.data.copy_per_crop:  # a recipe may store less than its smallest crop wants
+        wanted = {split: min(needed[split], max(shown[split], *own[split])) for split in own}
+    else:
+        wanted = shown
+    lacks = [
+        f"{name} are stored with {largest[split]} px at most, and {config.recipe} wants {wanted[split]}"
+        for split, name in (("train", "training images"), ("val", "validation images"))
+        if largest[split] < wanted[split]
+    ]
+    if not lacks:
         return ""
-    if all(most <= largest for _, most in wanted_spans(config)["train"]):
-        return ""  # no crop is that small
-    sides = " ".join(map(str, config.data.train_sides))
+    sides = {
+        split: " ".join(map(str, sorted({*own[split], max(wanted[split], *own[split])}, reverse=True))) for split in own
+    }
+    than = "than those of the accuracy that the recipe names" if config.recipe in PROMISES else "than they could be"
     return (
-        f"training images are stored with {largest} px at most, and {config.recipe} wants {wanted}: small crops are "
-        "enlarged, so the images are less sharp than those of the accuracy that the recipe names; "
-        f'to have them as sharp, prepare the data again: make prepare ARGS="--train-sides {sides}"'
+        f"{'; '.join(lacks)}: what is smaller is enlarged, so images are less sharp {than}; to have them as sharp, "
+        f'prepare the data again: make prepare ARGS="--train-sides {sides["train"]} --val-sides {sides["val"]}"'
     )
 
 

@@ -157,8 +157,15 @@ def test_a_start_says_that_crops_are_enlarged_where_the_copies_are_smaller_than_
     config = Config(recipe="mild", data=wants)
     lack = lack_of_pixels(config, index(256, 128))
     assert "stored with 256 px at most, and mild wants 480" in lack
-    assert 'make prepare ARGS="--train-sides 480 256 128"' in lack
+    assert "validation images are stored with 256 px at most, and mild wants 266" in lack
+    assert "the accuracy that the recipe names" in lack
+    assert 'make prepare ARGS="--train-sides 480 256 128 --val-sides 320"' in lack
     assert lack_of_pixels(config, index(480, 256, 128)) == lack_of_pixels(config, index(512)) == ""
     assert lack_of_pixels(Config(), index(256, 128)) == ""
-    small = replace(wants, resolution=64, start_resolution=64, crop_scale=(0.5, 1.0))
+    assert "the accuracy" not in lack_of_pixels(replace(config, recipe="folder"), index(256, 128))
+    large = Config(data=DataConfig(resolution=320, start_resolution=320))
+    assert "training images are stored with 256 px at most, and custom wants 320" in lack_of_pixels(
+        large, index(256, 128)
+    )
+    small = replace(wants, resolution=64, start_resolution=64, crop_scale=(0.5, 1.0), val_resize=64, val_side=96)
     assert lack_of_pixels(replace(config, data=small), index(256, 128)) == ""  # no crop of them wants more

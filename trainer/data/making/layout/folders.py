@@ -90,7 +90,8 @@ def lay_out_folders(
         raise refused(
             data,
             "nothing recognised in this folder (looked for index.json, *.parquet with train or validation in their "
-            f"names, folders train/ and val/ or validation/). Known forms: {FORMS}",
+            f"names, folders train/ and val/ or validation/). Known forms: {FORMS}. If the folders here are classes, "
+            "put them below train/, and some images of each below val/",
         )
     left = dict(left)
     if stray := [path for group in groups if not group.split for path in group.files]:
