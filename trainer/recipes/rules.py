@@ -85,14 +85,17 @@ def resnet_rules(config: Config) -> list[Rule]:
         ("--model.zero-init", model.zero_init, model.zero_init, "off"),
     ]
     return [
-        (
-            option,
-            value,
-            is_resnet(model.name) or not used,
-            f"{off} {other}; pass {f'{option} {off}' if isinstance(value, str) else option.replace('--', '--no-', 1)}",
-        )
+        (option, value, is_resnet(model.name) or not used, f"{off} {other}; pass {how_to_type(option, off)}")
         for option, value, used, off in given
     ]
+
+
+def how_to_type(option: str, value: str) -> str:
+    """`--model.init torchvision`, or `--model.no-zero-init` where the value is off."""
+    if value != "off":
+        return f"{option} {value}"
+    group, dot, name = option.removeprefix("--").rpartition(".")
+    return f"--{group}{dot}no-{name}"
 
 
 def fused_norm_rules(config: Config) -> list[Rule]:

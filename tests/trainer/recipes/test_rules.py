@@ -8,6 +8,7 @@ import pytest
 
 from tests.trainer.recipes.test_config import with_value
 from trainer.contract import UserError
+from trainer.recipes.command_line import command_line
 from trainer.recipes.config import (
     AverageConfig,
     CheckpointConfig,
@@ -171,6 +172,24 @@ def test_the_blocked_stem_takes_even_sizes_alone(name: str) -> None:
 def test_values_that_do_not_go_together_are_named(config: Config, message: str) -> None:
     with pytest.raises(UserError, match=message):
         checked(config)
+
+
+@pytest.mark.parametrize(
+    ("typed", "fix"),
+    [
+        ("folder --model.name resnet18", "--model.weights IMAGENET1K_V1"),
+        ("folder --model.name vit_h_14", '--model.weights ""'),
+        ("mild --model.name vgg16", "--model.blur-pool none"),
+        ("a3 --model.name vgg16", "--model.no-zero-init"),
+        ("v2 --data.sampling balanced", "--data.repeats 1"),
+        ("finetune-v2 --regularize.ema-decay 0.9", "--average.half-life-steps 0"),
+        ("mild --epochs 8", "--schedule.warmup-epochs 2"),
+    ],
+)
+def test_a_value_that_the_recipe_set_is_refused_with_the_option_to_type(typed: str, fix: str) -> None:
+    with pytest.raises(UserError, match=f"; pass {re.escape(fix)}$"):
+        command_line("train", typed.split())
+    assert command_line("train", [*typed.split(), *(part.strip('"') for part in fix.split())])
 
 
 def test_every_rule_of_validate_is_broken_above_and_the_defaults_break_none() -> None:
