@@ -179,7 +179,7 @@ def test_values_that_do_not_go_together_are_named(config: Config, message: str) 
     [
         ("folder --model.name resnet18", "--model.weights IMAGENET1K_V1"),
         ("folder --model.name vit_h_14", '--model.weights ""'),
-        ("mild --model.name vgg16", "--model.blur-pool none"),
+        ("mild --model.init torchvision --model.name vgg16", "--model.blur-pool none"),
         ("a3 --model.name vgg16", "--model.no-zero-init"),
         ("v2 --data.sampling balanced", "--data.repeats 1"),
         ("finetune-v2 --regularize.ema-decay 0.9", "--average.half-life-steps 0"),
