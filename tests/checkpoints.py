@@ -40,9 +40,9 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def file_of(tensors: dict[str, Tensor]) -> memoryview:
+def file_of(tensors: dict[str, Tensor], blur: str = "") -> memoryview:
     """The bytes of a checkpoint."""
-    layout = Layout.of(tensors)
+    layout = Layout.of(tensors, blur)
     snapshot = Snapshot.create(layout.bytes)
     snapshot.body[: len(layout.header)] = layout.header
     for name, view in layout.views(torch.frombuffer(snapshot.body, dtype=torch.uint8), tensors).items():

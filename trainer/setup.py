@@ -25,7 +25,7 @@ from trainer.data.reading.split import PreparedSplit
 from trainer.data.stage import known_index, stage
 from trainer.learning.execution import Execution
 from trainer.learning.loss import balanced_weights
-from trainer.learning.model import check_weights
+from trainer.learning.model import check_frozen, check_weights
 from trainer.learning.norms import IMAGES
 from trainer.learning.schedule import Clock
 from trainer.learning.state import State, make_state
@@ -103,6 +103,7 @@ def stage_data(config: Config, env: RunEnv, world: World, status: Status, tell: 
 
 def find_mistakes(config: Config, env: RunEnv, tell: Callable[[str], None], *, is_new: bool) -> None:
     """Raises UserError for what is known before data is staged, which may take an hour: weights, classes, steps."""
+    check_frozen(config)
     if is_new:
         check_weights(config.model)
     data = env.data or default_data(config.recipe)

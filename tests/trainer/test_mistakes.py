@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from email.message import Message
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 import torch
@@ -16,8 +18,7 @@ from tests.trainer.lab import CONFIG, Lab
 from trainer import setup
 from trainer.contract import Phase, RefusedError, UserError
 from trainer.data.stage import known_index
-from trainer.learning.model import check_weights
-from trainer.recipes.config import Config, ModelConfig
+from trainer.recipes.config import Config
 
 
 class StagedError(Exception):
@@ -51,12 +52,34 @@ def test_weights_that_fit_no_such_network_are_refused_before_data_is_staged(unst
     assert Phase.STAGING not in unstaged.entered()
 
 
-def test_weights_of_another_number_of_classes_are_fine_and_torchvisions_own_are_not_read(
-    unstaged: Lab, tmp_path: Path
-) -> None:
+def test_weights_of_another_number_of_classes_are_fine(unstaged: Lab, tmp_path: Path) -> None:
     with pytest.raises(StagedError):
         unstaged.train(with_model(weights=weights_of(tmp_path, NETWORK, 7)))
-    check_weights(ModelConfig(weights="IMAGENET1K_V2"))
+
+
+def test_torchvisions_own_weights_are_fetched_before_data_is_staged(
+    unstaged: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **named: Any) -> None:
+        raise HTTPError("https://download.pytorch.org/x.pth", 403, "as planned", Message(), None)
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    with pytest.raises(UserError, match=r"IMAGENET1K_V1 of .* could not be downloaded"):
+        unstaged.train(with_model(weights="IMAGENET1K_V1"))
+    assert Phase.STAGING not in unstaged.entered()
+    own = torchvision.models.get_model(NETWORK).state_dict()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *arguments, **named: own)
+    with pytest.raises(StagedError):
+        unstaged.train(with_model(weights="IMAGENET1K_V1"))
+
+
+def test_more_frozen_stages_than_the_network_has_are_refused_before_data_is_staged(
+    unstaged: Lab, tmp_path: Path
+) -> None:
+    config = with_model(weights=weights_of(tmp_path, NETWORK, 7))
+    with pytest.raises(UserError, match=r"--optim.freeze-stages is 99: this network has \d+ stages"):
+        unstaged.train(replace(config, optim=replace(config.optim, freeze_stages=99)))
+    assert Phase.STAGING not in unstaged.entered()
 
 
 def test_a_run_that_goes_on_needs_no_weights_any_more(lab: Lab, tmp_path: Path) -> None:

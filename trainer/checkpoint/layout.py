@@ -21,7 +21,7 @@ DTYPES = {
 
 NHWC = "channels_last"  # the key of the header's metadata that names the tensors stored with their channels last
 
-BLUR_POOL = "blur_pool"  # the key that an exported file names --model.blur-pool with
+BLUR_POOL = "blur_pool"  # the key of the header's metadata that has --model.blur-pool; older versions wrote none
 
 
 def in_memory_order(tensor: Tensor) -> Tensor:
@@ -39,11 +39,13 @@ class Layout:
     bytes: int
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Layout:
+    def of(cls, tensors: Mapping[str, Tensor], blur: str = "") -> Layout:
+        """`blur` is the --model.blur-pool of the tensors' network, where it is known."""
         names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
         stored = {name: in_memory_order(tensors[name]) for name in names}
         header: dict[str, Any] = {
             "__metadata__": {NHWC: " ".join(name for name in names if stored[name] is not tensors[name])}
+            | ({BLUR_POOL: blur} if blur else {})
         }
         position = 0
         for name in names:

@@ -30,6 +30,11 @@ from trainer.values import as_list, as_object, as_text, as_whole, parse_object, 
 READERS = 4  # parts that are read and checked at the same time
 DAMAGES = ("FlexibleChecksumError", "InvalidRange")  # the codes of a store for damaged bytes
 TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
+# What decides whether a checkpoint has tensors of a kind, beside the model's own: by how their names begin.
+DECIDED_BY = {
+    "ema": "--average.half-life-steps or --regularize.ema-decay", "swa": "--average.late-epochs",
+    **dict.fromkeys(("momentum", "exp_avg", "exp_avg_sq", "optimizer"), "--optim.name or --optim.freeze-stages"),
+}  # fmt: skip
 DTYPE_NAMES = "|".join(TORCH_DTYPES)
 
 
@@ -216,13 +221,15 @@ def _views(body: memoryview, size: int, header: Mapping[str, Any], nhwc: Collect
 
 @torch.no_grad()
 def load(found: Mapping[str, Tensor], tensors: Mapping[str, Tensor], key: str) -> None:
-    """Copy what was found into the tensors. Raises UserError before any change if it is of another model."""
+    """Copy what was found into the tensors. Raises UserError before any change if it has others."""
     names = sorted(found.keys() | tensors.keys())
     odd = [name for name in names if not alike(found.get(name), tensors.get(name))]
     if odd:
         first = [f"{n}: {describe_tensor(found.get(n))} there, {describe_tensor(tensors.get(n))} here" for n in odd[:3]]
+        options = dict.fromkeys(DECIDED_BY.get(name.partition(".")[0], "") for name in odd)
+        other = "is of another model" if "" in options else f"was saved with another {' and '.join(options)}"
         raise UserError(
-            f"checkpoint {key} is of another model: {'; '.join(first)}{'; …' * (len(odd) > 3)}: "
+            f"checkpoint {key} {other}: {'; '.join(first)}{'; …' * (len(odd) > 3)}: "
             "use the config that it was trained with, or start a new run (RUN=another-name)"
         )
     into = {name: in_memory_order(tensor) for name, tensor in tensors.items()}

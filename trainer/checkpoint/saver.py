@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.layout import CHECKPOINT_FORMAT, Layout, in_memory_order
+from trainer.checkpoint.layout import BLUR_POOL, CHECKPOINT_FORMAT, Layout, in_memory_order
 from trainer.contract import LostRunError
 from trainer.process.channel import Channel
 from trainer.process.snapshot import VOID, Snapshot
@@ -134,7 +134,7 @@ class Checkpointer:
         Only the main process has a channel. The others save nothing.
         """
         self.channel, self.manifest = channel, manifest
-        layout = Layout.of(tensors)
+        layout = Layout.of(tensors, manifest.get("config", {}).get("model", {}).get(BLUR_POOL, ""))
         self.bytes = layout.bytes  # of one checkpoint
         self.snapshots = [Snapshot.create(layout.bytes) for _ in range(2 if channel else 0)]
         for snapshot in self.snapshots:

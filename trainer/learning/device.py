@@ -23,6 +23,7 @@ C_COMPILERS = ("gcc", "clang")  # where $CC names none; Triton builds a small li
 # CUDA's words for a GPU that fails (its runtime API, cudaError_t): any other error has a traceback.
 GPU_FAULTS = ("ECC error", "NVLink error", "unspecified launch failure", "illegal memory access", "unknown error",
           "busy or unavailable", "no CUDA-capable device", "GPU is lost", "launch timed out")  # fmt: skip
+SECOND_MOMENT_BYTES = 0.2e9  # of AdamW and LAMB: ResNet-50's, and its copy in a snapshot
 FIXED_BYTES = 2e9  # weights, gradients, momentum, average, a snapshot: 1.0 GB with workspaces; and CUDA's own
 
 
@@ -166,5 +167,6 @@ def batch_that_fits(config: Config, images: int, pixels: int, memory: float) -> 
     limit = images // 2
     if config.model.name == "resnet50":
         scale = (pixels / 224) ** 2 * (2 if config.precision == "fp32" else 1)
-        limit = min(images - 1, int((memory - FIXED_BYTES) / (RESNET50_BYTES_PER_IMAGE * scale)))
+        fixed = FIXED_BYTES + (SECOND_MOMENT_BYTES if config.optim.name != "sgd" else 0)
+        limit = min(images - 1, int((memory - fixed) / (RESNET50_BYTES_PER_IMAGE * scale)))
     return max((n for n in range(1, limit + 1) if config.global_batch_size % n == 0), default=1)

@@ -10,11 +10,13 @@ from functools import cache
 from typing import Any, Self
 
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from trainer.contract import UserError
 from trainer.recipes.config import OptimConfig
 
 CONTAINERS = frozenset({"features", "trunk_output", "encoder", "layers", "blocks"})  # torchvision's; stages lie in them
+DRAWING = (nn.modules.dropout._DropoutNd, StochasticDepth)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
@@ -74,27 +76,43 @@ def _parts(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
 def freeze(model: nn.Module, count: int) -> list[Tensor]:
     """Let the first `count` stages stay as they are: no gradients, and BatchNorm by its statistics, which stay, too.
 
-    Returns the buffers of their norms. Raises UserError where nothing would be left to train.
+    What drops activations or skips blocks in them is off. Returns the buffers of their norms. Raises UserError where
+    nothing would be left to train.
     """
     if not count:
         return []
     stages = stages_of(model)
-    if count > (last := max(stages.values())):
-        raise UserError(
-            f"--optim.freeze-stages is {count}: this network has {last + 1} stages, and the last one, its classifier, "
-            f"must train; pass at most {last}"
-        )
+    check_stages(stages, count)
     frozen = {name for name, stage in stages.items() if stage < count}
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)
     buffers: list[Tensor] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{name}.weight" in frozen:
-            kind: Any = type(module)
-            module.__class__ = _frozen(kind)
-            module.eval()
+            _hold(module)
             buffers += module.buffers()
+    for prefix, part in _parts(model):
+        if any(f"{prefix}.{name}" in frozen for name, _ in part.named_parameters()):
+            for module in part.modules():
+                if isinstance(module, DRAWING):
+                    _hold(module)
     return buffers
+
+
+def check_stages(stages: dict[str, int], count: int) -> None:
+    """Raises UserError where `count` stages to freeze leave nothing to train."""
+    if count > (last := max(stages.values())):
+        raise UserError(
+            f"--optim.freeze-stages is {count}: this network has {last + 1} stages, and the last one, its classifier, "
+            f"must train; pass at most {last}"
+        )
+
+
+def _hold(module: nn.Module) -> None:
+    """Let a layer compute as in a validation, whatever the model does."""
+    kind: Any = type(module)
+    module.__class__ = _frozen(kind)
+    module.eval()
 
 
 class Frozen(nn.Module):

@@ -7,12 +7,13 @@ import torchvision
 from torch import Tensor, nn
 
 from trainer.learning.blur_pool import blur_pools
+from trainer.learning.groups import check_stages, stages_of
 from trainer.learning.matching import check_fits, load_matching
 from trainer.learning.random_start import start_as_composer, zero_last_norms
 from trainer.learning.stem import block_stem
 from trainer.learning.stochastic_depth import skip_blocks, skips_blocks
 from trainer.learning.weights import TORCHVISION_WEIGHTS, read_weights
-from trainer.recipes.config import ModelConfig
+from trainer.recipes.config import Config, ModelConfig
 from trainer.recipes.networks import network_of
 from trainer.text import tell
 
@@ -46,9 +47,19 @@ def build_model(config: ModelConfig, *, initialise: bool = True) -> nn.Module:
 
 
 def check_weights(config: ModelConfig) -> None:
-    """Raises UserError where `config.weights` names a file without weights of this network. Torchvision's own fit."""
-    if config.weights and config.weights not in TORCHVISION_WEIGHTS:
+    """Raises UserError where `config.weights` cannot be had, or are none of this network.
+
+    What is downloaded stays in torch's cache. Raises StoreError as `read_weights`.
+    """
+    if config.weights:
         check_fits(config.name, read_weights(config), config.weights)
+
+
+def check_frozen(config: Config) -> None:
+    """Raises UserError where --optim.freeze-stages leaves nothing of the network to train."""
+    if count := config.optim.freeze_stages:
+        with torch.device("meta"):
+            check_stages(stages_of(torchvision.models.get_model(config.model.name, weights=None)), count)
 
 
 def start(model: nn.Module, config: ModelConfig) -> None:

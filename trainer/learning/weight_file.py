@@ -18,6 +18,7 @@ import torch
 
 from trainer.checkpoint.layout import BLUR_POOL, NHWC
 from trainer.contract import UserError
+from trainer.text import tell
 
 Explained = tuple[str, str]  # what is wrong with a file, and the fix
 
@@ -77,11 +78,18 @@ def metadata(body: bytes) -> dict[str, str]:
 
 
 def check_blur(body: bytes, origin: str, blur: str) -> None:
-    """Raises UserError for a file that `checkpoints export` wrote of a run with another --model.blur-pool.
+    """Raises UserError for a file of a run of this trainer with another --model.blur-pool: a checkpoint, or an export.
 
-    Others do not say how they were trained. The file must have passed `parse_file`.
+    Files of others do not say how they were trained. Of a checkpoint of an older version a line says that it does not.
+    The file must have passed `parse_file`.
     """
-    trained = metadata(body).get(BLUR_POOL, blur) if is_safetensors(body) else blur
+    about = metadata(body) if is_safetensors(body) else {}
+    trained = about.get(BLUR_POOL, blur)
+    if NHWC in about and BLUR_POOL not in about:
+        tell(
+            f"{origin} is a checkpoint of an older version, which does not say whether its network blurs: this run has "
+            f"--model.blur-pool {blur}, and with another one than its own the weights compute something else"
+        )
     if trained != blur:
         raise UserError(
             f"--model.weights {origin!r} was trained with --model.blur-pool {trained}, and this run has {blur}: the "

@@ -10,9 +10,10 @@ from itertools import pairwise
 
 from trainer.contract import UserError
 from trainer.recipes.config import AverageConfig, Config, DataConfig
+from trainer.recipes.effects import effect_rules
 from trainer.recipes.networks import has_skipped_blocks, is_resnet, network_of
-
-Rule = tuple[str, object, bool, str]  # an option, its value, whether its rule holds, and the rule
+from trainer.recipes.pixels import pixel_rules, ramp_rules, stem_rules
+from trainer.recipes.rule import Rule, how_to_type
 
 
 def checked(config: Config) -> Config:
@@ -35,7 +36,8 @@ def rules_of(config: Config) -> list[Rule]:
         *optim_rules(config),
     ]
     rules += [*schedule_rules(config), *average_rules(config.average, config), *regularize_rules(config)]
-    return [*rules, *pixel_rules(config), *stem_rules(config), *ramp_rules(config)]
+    rules += [*pixel_rules(config), *stem_rules(config)]
+    return [*rules, *ramp_rules(config), *effect_rules(config)]
 
 
 def general_rules(config: Config) -> list[Rule]:
@@ -88,14 +90,6 @@ def resnet_rules(config: Config) -> list[Rule]:
         (option, value, is_resnet(model.name) or not used, f"{off} {other}; pass {how_to_type(option, off)}")
         for option, value, used, off in given
     ]
-
-
-def how_to_type(option: str, value: str) -> str:
-    """`--model.init torchvision`, or `--model.no-zero-init` where the value is off."""
-    if value != "off":
-        return f"{option} {value}"
-    group, dot, name = option.removeprefix("--").rpartition(".")
-    return f"--{group}{dot}no-{name}"
 
 
 def fused_norm_rules(config: Config) -> list[Rule]:
@@ -248,53 +242,4 @@ def regularize_rules(config: Config) -> list[Rule]:
         ("--regularize.rand-std", reg.rand_std, reg.augment == "timm_rand" or not reg.rand_std,
          "0 unless --regularize.augment is timm_rand"),
         ("--regularize.erasing-probability", erasing, 0 <= erasing <= 1, "0 (off) to 1"),
-    ]  # fmt: skip
-
-
-def pixel_rules(config: Config) -> list[Rule]:
-    # The networks shrink an image 32 times. For smaller images, bf16 gradients of the last stage are garbage on a CPU,
-    # and sometimes NaN (measured at 16 px with torch 2.15: in 13 of 45 short runs).
-    data, name, network = config.data, config.model.name, network_of(config.model.name)
-    shown = [
-        ("--data.resolution", data.resolution),
-        ("--data.start-resolution", data.start_resolution),
-        ("--data.val-crop", data.val_crop),
-    ]
-    least = [
-        *((option, pixels, network.least) for option, pixels in shown),
-        *(("--data.train-sides", side, 8) for side in data.train_sides),
-        ("--data.val-side", data.val_side, 8),
-        ("--data.resolution-multiple", data.resolution_multiple, 1),
-    ]
-    only = f"{network.only} with --model.name {name}, which takes no other size"
-    return [
-        *((option, pixels, low <= pixels <= 2048, f"{low} to 2048 pixels") for option, pixels, low in least),
-        *((option, pixels, network.only in (0, pixels), only) for option, pixels in shown),
-    ]
-
-
-def stem_rules(config: Config) -> list[Rule]:
-    data, rule = config.data, "even with --model.blocked-stem, which takes pixels in blocks of 2x2"
-    sizes = [
-        ("--data.resolution", data.resolution),
-        ("--data.start-resolution", data.start_resolution),
-        ("--data.val-crop", data.val_crop),
-        ("--data.resolution-multiple", data.resolution_multiple),
-    ]
-    return [(option, size, size % 2 == 0, rule) for option, size in sizes if config.model.blocked_stem]
-
-
-def ramp_rules(config: Config) -> list[Rule]:
-    """Images that grow reach their final size before the last epoch. An older run may have begun otherwise."""
-    data, last = config.data, config.epochs - 1
-    start, end, is_flat = data.ramp_start_epoch, data.ramp_end_epoch, data.start_resolution == data.resolution
-    sizes = f"--data.start-resolution {data.start_resolution} becomes --data.resolution {data.resolution}"
-    typed = f"; pass --data.ramp-start-epoch {0.4 * last:.1f} --data.ramp-end-epoch {0.8 * last:.1f}"
-    flat = f"{data.resolution} as --data.resolution with --epochs 1; pass --data.start-resolution {data.resolution}"
-    return [
-        ("--data.start-resolution", data.start_resolution, is_flat or last > 0, flat),
-        ("--data.ramp-end-epoch", end, is_flat or 0 < end <= last,
-         f"above 0 and at most {last}, so that {sizes} before the last of --epochs {config.epochs}{typed}"),
-        ("--data.ramp-start-epoch", start, is_flat or 0 <= start <= end,
-         f"0 to {end:g}, where --data.ramp-end-epoch is{typed}"),
     ]  # fmt: skip

@@ -229,6 +229,25 @@ def test_a_checkpoint_of_another_model_or_a_newer_format_is_refused_with_the_fix
         restore(store, RUN, state(5))
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("ema.fc.bias", "--average.half-life-steps or --regularize.ema-decay"),
+        ("swa.fc.bias", "--average.late-epochs"),
+        ("exp_avg.fc.bias", "--optim.name or --optim.freeze-stages"),
+    ],
+)
+def test_tensors_that_an_option_adds_are_told_with_the_option(
+    store: ObjectStore, tmp_path: Path, name: str, option: str
+) -> None:
+    with owning(store, 1, tmp_path) as ownership:
+        commit(ownership, 1, state(5))
+    with pytest.raises(UserError, match=f"was saved with another {option}: {name}: missing there.*RUN=another-name"):
+        restore(store, RUN, state(6) | {name: torch.zeros(2)})
+    with pytest.raises(UserError, match="is of another model: "):
+        restore(store, RUN, state(6) | {name: torch.zeros(2), "model.fc.bias": torch.zeros(2)})
+
+
 def test_a_checkpoint_of_several_parts_is_read_and_checked_by_parts(s3_uri: str, tmp_path: Path) -> None:
     big = {"model.weight": torch.arange(10_000_000, dtype=torch.float32)}  # 40 MB: two parts of up to 32 MiB
     store = open_store(s3_uri)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from trainer.learning.device import batch_that_fits, check_device, device_for, t
 from trainer.learning.model import build_model
 from trainer.learning.state import make_state
 from trainer.process.children import torch_environ
-from trainer.recipes.config import Config, ModelConfig, RegularizeConfig
+from trainer.recipes.config import Config, ModelConfig, OptimConfig, RegularizeConfig
 from trainer.recipes.finetune import finetune
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -135,6 +136,12 @@ def test_the_batch_that_fits_divides_the_global_batch(
         model=ModelConfig(name=model),
     )  # fmt: skip
     assert batch_that_fits(config, 512, pixels, memory) == fits
+
+
+@pytest.mark.parametrize(("name", "fits"), [("sgd", 256), ("adamw", 128), ("lamb", 128)])
+def test_the_second_moment_takes_its_part_of_the_memory(name: Any, fits: int) -> None:
+    config = Config(global_batch_size=512, device_batch_size=512, optim=OptimConfig(name=name))
+    assert batch_that_fits(config, 512, 224, 13.3e9) == fits
 
 
 def test_a_run_may_continue_in_another_precision_whose_scaler_has_no_state() -> None:

@@ -12,11 +12,13 @@ import torch
 import torchvision
 from timm.optim._param_groups import param_groups_layer_decay
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from tests.trainer.learning.nets import backward, small_model
 from tests.trainer.learning.test_execution import CONFIG, Lab
 from trainer.contract import UserError
 from trainer.learning.groups import freeze, groups_of, stages_of
+from trainer.learning.model import build_model
 from trainer.learning.optimizer import make_optimizer, set_lr
 from trainer.learning.state import State, make_state, state_tensors
 from trainer.learning.world import World
@@ -171,6 +173,21 @@ def test_a_frozen_norm_uses_its_statistics_in_training() -> None:
     images = torch.randn(2, 8, 5, 5)
     torch.testing.assert_close(model.train().get_submodule("bn1")(images), norm.eval()(images), rtol=0, atol=0)
     assert model.get_submodule("layer1.bn1").training
+
+
+@pytest.mark.parametrize(("name", "depth"), [("resnet18", 0.2), ("convnext_tiny", 0.0), ("efficientnet_b0", 0.0)])
+def test_frozen_stages_draw_no_random_numbers(name: str, depth: float) -> None:
+    with torch.device("meta"):
+        model = build_model(ModelConfig(name=name, num_classes=4, stochastic_depth=depth), initialise=False)
+    drawing = [name for name, module in model.named_modules() if isinstance(module, StochasticDepth | nn.Dropout)]
+    stages = stages_of(model)
+    freeze(model, last := max(stages.values()))
+    model.train()
+    trained = tuple({name.partition(".")[0] if "fc." in name else name.rpartition(".")[0].rpartition(".")[0]
+                     for name, stage in stages.items() if stage == last})  # fmt: skip
+    for name in drawing:
+        assert model.get_submodule(name).training == name.startswith(trained), name
+    assert drawing
 
 
 def test_freezing_everything_is_refused_with_the_number_of_stages() -> None:

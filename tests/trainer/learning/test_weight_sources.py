@@ -22,6 +22,7 @@ from tests.emulator.s3 import FaultyProxy, refuse
 from trainer.contract import UserError
 from trainer.learning import weights
 from trainer.learning.model import build_model
+from trainer.learning.weights import read_weights
 from trainer.recipes.config import ModelConfig
 from trainer.store import StoreError, open_store
 from trainer.store.retry import Retry
@@ -63,6 +64,24 @@ def test_a_checkpoint_of_this_trainer_with_channels_last_gives_the_same_weights(
     state: State = model.state_dict()
     (tmp_path / "step-1.safetensors").write_bytes(file_of({f"model.{key}": t for key, t in state.items()}))
     assert all(torch.equal(tensor, state[key]) for key, tensor in build(tmp_path / "step-1.safetensors", name).items())
+
+
+def test_a_checkpoint_says_whether_its_network_blurs_and_an_older_one_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build_model(ModelConfig(name="resnet18", num_classes=3, blur_pool="convs"))
+    tensors = {f"model.{key}": tensor for key, tensor in model.state_dict().items()}
+    file = tmp_path / "step-1.safetensors"
+    for blur in ("none", "convs"):
+        file.write_bytes(file_of(tensors, blur))
+        other = "convs" if blur == "none" else "none"
+        with pytest.raises(UserError, match=f"was trained with --model.blur-pool {blur}, and this run has {other}"):
+            read_weights(ModelConfig(name="resnet18", weights=str(file), blur_pool=other))  # type: ignore[arg-type]
+        read_weights(ModelConfig(name="resnet18", weights=str(file), blur_pool=blur))
+    assert capsys.readouterr().out == ""
+    file.write_bytes(file_of(tensors))
+    read_weights(ModelConfig(name="resnet18", weights=str(file)))
+    assert "does not say whether its network blurs: this run has --model.blur-pool none" in capsys.readouterr().out
 
 
 def test_a_store_that_fails_for_a_moment_is_asked_again(

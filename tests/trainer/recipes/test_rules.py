@@ -86,6 +86,8 @@ BREAKS = {
     "--schedule.final-share": Config(schedule=ScheduleConfig(final_share=-0.1)),
     "--schedule.decay-epochs": Config(epochs=90, schedule=ScheduleConfig(kind="step", decay_epochs=(60, 30))),
     "--schedule.decay-factor": Config(schedule=ScheduleConfig(decay_factor=0.0)),
+    "--schedule.warmup-overlaps": Config(schedule=ScheduleConfig(kind="cosine", warmup_overlaps=True)),
+    "--optim.anneal": Config(optim=OptimConfig(anneal="linear"), schedule=ScheduleConfig(kind="cosine")),
     "--schedule.cooldown-epochs": Config(schedule=ScheduleConfig(kind="cosine", cooldown_epochs=2)),
     "--average.half-life-steps": Config(
         average=AverageConfig(half_life_steps=9), regularize=RegularizeConfig(ema_decay=0.9)
@@ -150,6 +152,25 @@ def test_the_blocked_stem_takes_even_sizes_alone(name: str) -> None:
         (
             Config(optim=OptimConfig(decoupled_decay=True, weight_decay=1.0)),
             "weight-decay is 1.0.*below 1 with --optim.decoupled-decay",
+        ),
+        (Config(epochs=7, val_every_epochs=2, patience=4), "patience is 4.*0, its default, with 4 validations in all"),
+        (Config(model=ModelConfig(weights="w.pth", zero_init=True)), "zero-init is True.*off, .*with --model.weights"),
+        (Config(optim=OptimConfig(name="lamb", nesterov=True)), "nesterov is True.*off, its default, with .*lamb"),
+        *(
+            (
+                Config(optim=optim, schedule=ScheduleConfig(kind="cosine")),
+                f"{name} is .*its default, with .*kind cosine",
+            )
+            for name, optim in {
+                "div": OptimConfig(div=9),
+                "final-div": OptimConfig(final_div=9),
+                "pct-start": OptimConfig(pct_start=0.2),
+            }.items()
+        ),
+        (Config(schedule=ScheduleConfig(decay_factor=0.2)), "decay-factor is 0.2.*with --schedule.kind one_cycle"),
+        (
+            Config(schedule=ScheduleConfig(kind="constant", warmup_epochs=2, warmup_overlaps=True)),
+            "warmup-overlaps is True.*off, its default, with --schedule.kind constant and",
         ),
         (
             Config(data=DataConfig(repeats=256), regularize=RegularizeConfig(mixup_alpha=0.2)),
