@@ -31,8 +31,8 @@ def v2() -> Config:
 
     Source: torchvision's model page and pytorch/vision#3995, #5084. 600 epochs of 176 px cost 370.4 of 224 px. Batch
     1024; SGD at 0.5, so 0.125 for 256 images; five epochs of warm-up, then a cosine that stays the same in an epoch.
-    TrivialAugment, mixup 0.2, CutMix 1, erasing 0.1, smoothing 0.1, each image four times in a batch, an average.
-    `v2-90` and `v2-300` are shorter. This project has not measured it.
+    TrivialAugment, mixup 0.2, CutMix 1, erasing 0.1, smoothing 0.1, each image four times in a batch, an average,
+    which is what was scored. `v2-90` and `v2-300` are shorter. This project has not measured it.
     """
     return shortened("v2", 600)
 
