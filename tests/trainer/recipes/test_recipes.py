@@ -16,7 +16,7 @@ from unittest.mock import patch
 import pytest
 
 from tests import PATIENCE
-from trainer.contract import Exit
+from trainer.contract import Exit, UserError
 from trainer.recipes.command_line import command_line
 from trainer.recipes.config import Config
 from trainer.recipes.fields import flatten
@@ -54,6 +54,11 @@ def test_finetune_is_the_run_of_the_brief() -> None:
     assert (optim.peak_lr, optim.div, optim.final_div, optim.pct_start, optim.anneal) == (0.002, 25.0, 1e4, 0.3, "cos")
     assert config.data.workers == 8
     assert default_data("finetune") == "ILSVRC/imagenet-1k"
+
+
+def test_a_recipe_keeps_its_name_since_its_data_goes_by_it() -> None:
+    with pytest.raises(UserError, match=r"--recipe is 'mine': it must be 'digits', .* leave --recipe out"):
+        command_line("train", ["digits", "--recipe", "mine"])
 
 
 def test_finetune_starts_from_v1_by_option() -> None:

@@ -22,6 +22,7 @@ from trainer.data.making.layout.plan import (
     SourceLayout,
     few,
     hidden,
+    how_to_choose,
     refused,
 )
 from trainer.data.making.layout.splits import SplitFiles, choose, left_groups, roles_of
@@ -97,6 +98,14 @@ def lay_out_folders(
     if stray := [path for group in groups if not group.split for path in group.files]:
         left[BESIDE] = stray
     groups = [group for group in groups if group.split]
+    if not any(group.roles or choices.split(role) for group in groups for role in ("train", "val")):
+        here = [group.split for group in groups if group.split]
+        raise refused(
+            data,
+            "split train is missing: no folder is named train or training. If the folders here are classes "
+            f"({few(here)}), put them below train/, and some images of each below val/. If they are splits, "
+            f"choose one of them, {how_to_choose('train_split', here[0])}, and likewise --val-split",
+        )
     chosen = choose(data, groups, choices)
     folders = {role: [_folder(group) for group in found] for role, found in chosen.items()}
     _check_links(data, listing, folders)

@@ -138,8 +138,13 @@ def test_what_would_be_read_in_part_or_wrongly_is_refused(
 
 def test_a_folder_of_nothing_known_says_what_was_looked_for() -> None:
     for paths in ((), ("notes.txt",), ("a.jpg", "b.jpg")):
-        with pytest.raises(UserError, match=r"nothing recognised.*looked for"):
+        with pytest.raises(UserError, match=r"nothing recognised.*looked for.*put them below train/, .* below val/"):
             laid_out(*paths)
+
+
+def test_folders_of_classes_alone_are_told_to_go_below_train_and_val() -> None:
+    with pytest.raises(UserError, match=r"are classes \(cat, dog\), put them below train/, .*--train-split cat"):
+        laid_out("cat/a.jpg", "dog/b.jpg")
 
 
 def test_links_to_whole_splits_that_lead_nowhere_are_named() -> None:
