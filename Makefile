@@ -87,6 +87,22 @@ report: $(VENV)/.trainer ## draw the curves of RUN= again and print its summary
 compare: $(VENV)/.trainer ## compare finished runs in STORE=: mean and deviation of top-1 and time (RUNS=digits-0,digits-1)
 	@$(PY) trainer.compare
 
+.PHONY: evaluate
+evaluate: $(VENV)/.trainer ## score RUN= on validation images (DATA=), each once; ARGS="--views flip", ARGS=--help
+	@$(PY_ARGS) trainer.evaluate
+
+.PHONY: predict
+predict: $(VENV)/.trainer ## say what is on IMAGE= (a file, folder, glob, URL, or - for standard input), by the weights of RUN=
+	@$(PY_ARGS) trainer.predict
+
+.PHONY: export
+export: $(VENV)/.export ## write the weights of RUN= for torchvision, timm, torch.export and ONNX, with preprocessing and class names
+	@$(PY_ARGS) trainer.export
+
+.PHONY: release
+release: $(VENV)/.export ## make a folder of RUN= for the Hugging Face Hub; ARGS="--push owner/name" uploads it, private
+	@$(PY_ARGS) trainer.release
+
 .PHONY: checkpoints
 checkpoints: $(VENV)/.trainer ## list the checkpoints of RUN=; ARGS=verify checks every byte, "export FILE" writes weights, "rewind STEP" goes back, undelete brings lost ones back
 	@$(PY_ARGS) trainer.checkpoints $(if $(ARGS),,list)
@@ -269,7 +285,8 @@ help: ## list these targets
 .PHONY: lock
 lock: $(VENV)/.dev ## renew requirements/*.txt from pyproject.toml
 	$(COMPILE) --group trainer -o requirements/trainer.txt
-	$(COMPILE) --group dev -c requirements/trainer.txt -o requirements/dev.txt
+	$(COMPILE) --group export -c requirements/trainer.txt -o requirements/export.txt
+	$(COMPILE) --group dev -c requirements/export.txt -o requirements/dev.txt
 	$(COMPILE) --group bench -c requirements/dev.txt -o requirements/bench.txt
 	$(COMPILE) --group infra -o requirements/infra.txt
 	$(COMPILE) --group infra-dev -c requirements/infra.txt -o requirements/infra-dev.txt
@@ -295,13 +312,17 @@ $(VENV)/.trainer: requirements/trainer.txt requirements/uv.txt
 	$(call set-up,VENV,trainer,$(TORCH_SIZE))
 	@touch "$$VENV/.trainer"
 
+$(VENV)/.export: requirements/export.txt requirements/uv.txt
+	$(call set-up,VENV,export,$(TORCH_SIZE))
+	@touch "$$VENV/.export" "$$VENV/.trainer"
+
 $(VENV)/.dev: requirements/dev.txt requirements/uv.txt
 	$(call set-up,VENV,dev,$(TORCH_SIZE))
-	@touch "$$VENV/.dev" "$$VENV/.trainer"
+	@touch "$$VENV/.dev" "$$VENV/.export" "$$VENV/.trainer"
 
 $(VENV)/.bench: requirements/bench.txt requirements/uv.txt
 	$(call set-up,VENV,bench,$(TORCH_SIZE))
-	@touch "$$VENV/.bench" "$$VENV/.dev" "$$VENV/.trainer"
+	@touch "$$VENV/.bench" "$$VENV/.dev" "$$VENV/.export" "$$VENV/.trainer"
 
 $(INFRA)/.infra: requirements/infra.txt requirements/uv.txt
 	$(call set-up,INFRA,infra,$(INFRA_SIZE))

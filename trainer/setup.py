@@ -31,7 +31,8 @@ from trainer.learning.schedule import Clock
 from trainer.learning.state import State, make_state
 from trainer.learning.world import World, agree, barrier
 from trainer.manifest import data_key
-from trainer.origin import check_config, check_data, identity, lack_of, read_config
+from trainer.model_card import CARD_FILE, card_of
+from trainer.origin import check_config, check_data, git_commit, identity, lack_of, read_config
 from trainer.process.channel import Channel, attempt_dir
 from trainer.process.interruption import Interruption
 from trainer.recipes.config import Config, DataConfig
@@ -219,6 +220,8 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
         _continue(restored, config, env, data, state, clock, console)
     if channel is not None:
         channel.send({"op": "put", "key": run_key(env.run_id, "config.json"), "body": to_json(config)})
+        card = card_of(config, data.index, env.run_id, git_commit())
+        channel.send({"op": "put", "key": run_key(env.run_id, CARD_FILE), "body": card.to_json()})
     origin = int(restored.manifest["attempt"]) if restored is not None else 0
     metrics = MetricsWriter(channel, env.run_id, int(env.attempt), first_step=state.step, origin=origin)
     checkpointer = Checkpointer(

@@ -1,0 +1,1 @@
+"""The command that writes weights in the forms that others load: `make export RUN=digits`."""

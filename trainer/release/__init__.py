@@ -1,0 +1,1 @@
+"""The command that makes a folder ready for the Hugging Face Hub: `make release RUN=digits`."""
