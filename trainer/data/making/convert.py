@@ -7,7 +7,8 @@ read in Adobe's inverted form, and EXIF orientation is ignored. Unlike there, 16
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -43,7 +44,7 @@ def convert(data: bytes, name: str, sides: Sequence[int], quality: int) -> tuple
     before, and encoded. Each copy is decoded once more in the way of training. Raises BrokenImageError, MemoryError.
     """
     _load_decoders()
-    try:
+    with _naming_what_is_broken(data):
         pixels, odd, plain = _pixels_of(data, name)
         height, width = pixels.shape[:2]
         copies: list[bytes] = []
@@ -61,13 +62,30 @@ def convert(data: bytes, name: str, sides: Sequence[int], quality: int) -> tuple
             else:
                 odd += ("unusual JPEG",) if plain else ()
                 copies.append(_encode_and_check(pixels, quality))
+    return tuple(copies), odd
+
+
+def read_pixels(data: bytes, name: str) -> tuple[Pixels, tuple[str, ...]]:
+    """The image in its own size, as `convert` sees it, and what was odd about it.
+
+    Raises BrokenImageError, MemoryError.
+    """
+    with _naming_what_is_broken(data):
+        pixels, odd, _ = _pixels_of(data, name)
+    return pixels, odd
+
+
+@contextmanager
+def _naming_what_is_broken(data: bytes) -> Iterator[None]:
+    """Turn what decoders raise within into BrokenImageError."""
+    try:
+        yield
     except (BrokenImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:  # its message has an address in it
         raise BrokenImageError(_instead(data)) from error
     except Exception as error:  # the decoders raise all kinds on bad bytes
         raise BrokenImageError(reason(error)) from error
-    return tuple(copies), odd
 
 
 @cache

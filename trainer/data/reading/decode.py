@@ -7,7 +7,7 @@ the interpreter lock. Decoded pixels equal PIL's; resized ones differ from PIL's
 from __future__ import annotations
 
 import threading
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import simplejpeg
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from trainer.data.jpeg import Bytes
-from trainer.data.reading.window import Box, cut
+
+if TYPE_CHECKING:
+    from trainer.data.reading.window import Box
 
 THIN = 200  # times as long as wide: no photograph is
 MOST_PIXELS = 2 * 89_478_485  # of a JPEG: above it Pillow refuses an image, so none such was ever prepared
@@ -45,6 +47,8 @@ def crop_into(out: np.ndarray, jpeg: Bytes, box: Box) -> None:
 
 def decode_box(jpeg: Bytes, box: Box) -> np.ndarray:
     """The pixels of the box: (height, width, 3) uint8, valid until this thread decodes again. ValueError as above."""
+    from trainer.data.reading.window import cut  # it imports numba: a quarter of a second that whole images do not need
+
     window = cut(jpeg, box, _bytes("window", len(jpeg)))
     _, _, width, height = box
     pixels = _decode(window.jpeg, strict=window.whole)
@@ -53,7 +57,12 @@ def decode_box(jpeg: Bytes, box: Box) -> np.ndarray:
 
 def center_into(out: np.ndarray, jpeg: Bytes, resize: int) -> None:
     """Resize the short side, then write the centre crop into out: (pixels, pixels, 3) uint8, C-contiguous."""
-    image, pixels = _decode(jpeg, strict=True), out.shape[0]
+    center_pixels_into(out, _decode(jpeg, strict=True), resize)
+
+
+def center_pixels_into(out: np.ndarray, image: np.ndarray, resize: int) -> None:
+    """`center_into` for an image that is decoded: (H, W, 3) uint8, C-contiguous."""
+    pixels = out.shape[0]
     height, width = image.shape[:2]
     short = min(width, height)
     if max(width, height) > THIN * short:  # take its middle: resizing a whole line of pixels takes gigabytes
