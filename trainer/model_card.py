@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainer.data.format import Index
 from trainer.recipes.config import Config, DataConfig
 from trainer.recipes.fields import to_json
 from trainer.values import as_list, as_number, as_object, as_text, as_whole, parse_object
+
+if TYPE_CHECKING:
+    from trainer.data.format import Index  # pyarrow, which whoever only predicts does not need
 
 CARD_FILE = "model.json"  # of a run's folder
 METADATA_KEY = "card"  # of the metadata of a safetensors file, an ONNX model or a torch.export program
@@ -48,7 +50,7 @@ class ModelCard:
     commit: str = ""  # of this program
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"data": dict(self.data)}
+        return vars(self) | {"data": dict(self.data)}
 
     def to_text(self) -> str:
         return json.dumps(self.to_json())

@@ -106,18 +106,7 @@ def nearest(content: object, chosen: str) -> str:
     `chosen` is the model that the file was meant for.
     """
     choose = "choose the --model.name that the weights are of"
-    families: dict[str, list[str]] = {}
-    for name in torchvision.models.list_models(module=torchvision.models):
-        family = re.match(r"(wide_)?[a-z]+(_v\d)?", name)
-        families.setdefault(family[0] if family else name, []).append(name)
-    shared = {family: most_names(content, names[-1]) for family, names in families.items()}
-    likely = [family for family, count in shared.items() if count and 2 * count >= max(shared.values())]
-    counts = {}
-    for name in (name for family in likely for name in families[family]):
-        target = Target.of(name, outline(name))
-        counts[name] = min(
-            (len(place.problems(target)) for _, place in find_places(content, target.own)), default=len(target.own)
-        )
+    counts = misfits(content)
     fitting = [name for name, count in counts.items() if not count]
     if fitting:
         return f"they fit {' and '.join(fitting)}; {choose}"
@@ -130,6 +119,28 @@ def nearest(content: object, chosen: str) -> str:
     return (
         f"they fit no model of torchvision; the nearest is {name}, with tensors that do not fit: {counts[name]}; {fix}"
     )
+
+
+def fitting_networks(content: object) -> list[str]:
+    """The torchvision models that tensors of a file fit, whatever their number of classes. Takes a second or two."""
+    return [name for name, count in misfits(content).items() if not count]
+
+
+def misfits(content: object) -> dict[str, int]:
+    """How many tensors of a file do not fit each torchvision model of the families that share most names with it."""
+    families: dict[str, list[str]] = {}
+    for name in torchvision.models.list_models(module=torchvision.models):
+        family = re.match(r"(wide_)?[a-z]+(_v\d)?", name)
+        families.setdefault(family[0] if family else name, []).append(name)
+    shared = {family: most_names(content, names[-1]) for family, names in families.items()}
+    likely = [family for family, count in shared.items() if count and 2 * count >= max(shared.values())]
+    counts: dict[str, int] = {}
+    for name in (name for family in likely for name in families[family]):
+        target = Target.of(name, outline(name))
+        counts[name] = min(
+            (len(place.problems(target)) for _, place in find_places(content, target.own)), default=len(target.own)
+        )
+    return counts
 
 
 def most_names(content: object, name: str) -> int:

@@ -35,7 +35,7 @@ OLD_NAMES = (  # of torchvision's own files; its builders rename them, too
 )
 
 
-class _Shapeless(TorchFunctionMode):
+class Shapeless(TorchFunctionMode):
     """Layers that are made meanwhile have shapes and no memory, and are not initialised."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -52,7 +52,7 @@ class _Shapeless(TorchFunctionMode):
 def outline(name: str) -> Tensors:
     """A torchvision model's tensors without memory, for CLASSES classes. It takes some 40 ms."""
     more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    with _Shapeless():
+    with Shapeless():
         state: Tensors = torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **more).state_dict()
     return state
 

@@ -33,25 +33,29 @@ def read_weights(config: ModelConfig) -> object:
     weights = config.weights
     if weights in TORCHVISION_WEIGHTS:
         return download_weights(config)
-    if weights.startswith(("http://", "https://")):
-        raise UserError(f"--model.weights {weights!r} is an address: download the file, and name the file")
+    body = read_body(weights)
+    content = parse_file(body, weights)
+    check_blur(body, weights, config.blur_pool)
+    return content
+
+
+def read_body(origin: str) -> bytes:
+    """The bytes of a file, or of an object of a store. Raises as `read_weights`."""
+    if origin.startswith(("http://", "https://")):
+        raise UserError(f"--model.weights {origin!r} is an address: download the file, and name the file")
     try:
-        if "://" in weights and not weights.startswith("file:///"):
-            folder, _, key = weights.rpartition("/")
+        if "://" in origin and not origin.startswith("file:///"):
+            folder, _, key = origin.rpartition("/")
             get = partial(open_store(folder).get, key)
-            body = patiently(f"--model.weights {weights!r}", get, say, TRY_SECONDS, may_pass)
-        else:
-            body = Path(unquote(weights.removeprefix("file://")) if "://" in weights else weights).read_bytes()
+            return patiently(f"--model.weights {origin!r}", get, say, TRY_SECONDS, may_pass)
+        return Path(unquote(origin.removeprefix("file://")) if "://" in origin else origin).read_bytes()
     except UserError:
         raise
     except (OSError, NotFoundError, ValueError) as error:  # ValueError: what ends in a slash is no key
         raise UserError(
-            f"--model.weights {weights!r} cannot be read ({error}): use one of "
+            f"--model.weights {origin!r} cannot be read ({error}): use one of "
             f"{', '.join(TORCHVISION_WEIGHTS)}, a .pth or .safetensors file, or s3://bucket/key"
         ) from error
-    content = parse_file(body, weights)
-    check_blur(body, weights, config.blur_pool)
-    return content
 
 
 def download_weights(config: ModelConfig) -> object:

@@ -7,17 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torchvision
+import torch
 from torch import Tensor, nn
 
-from trainer.checkpoint.export import choose_checkpoint, read_model_card, weights_of
 from trainer.contract import RUN_ID_RULE, UserError
 from trainer.learning.model import build_model
+from trainer.learning.places import Shapeless
 from trainer.model_card import ModelCard
 from trainer.recipes.config import ModelConfig
-from trainer.store import ObjectStore
+from trainer.scoring.weight_files import ENDINGS, Opened, head_size, open_torchvision, open_weight_file
+from trainer.store import ObjectStore, open_store
 
 Weights = Literal["auto", "model", "ema", "swa"]
+STORED = re.compile(rf"(.+)/checkpoints/({RUN_ID_RULE})/data/step-0*(\d+)\.\d+\.safetensors")  # in a store of runs
+TORCHVISIONS = re.compile(r"[A-Za-z0-9_]+_Weights\.\w+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,41 +32,73 @@ class Member:
     card: ModelCard
 
 
-def open_member(name: str, store: ObjectStore, weights: Weights = "auto") -> Member:
-    """What the user names: `digits` (a run of the store, its best checkpoint), `digits@newest`, `digits@1200`.
+def open_member(name: str, store: ObjectStore, weights: Weights = "auto", network: str = "") -> Member:
+    """What the user names, as one of these:
 
-    Raises UserError, StoreError.
+    - `digits`, a run of the store (its best checkpoint), `digits@newest`, `digits@1200`;
+    - `ResNet50_Weights.IMAGENET1K_V2`, as torchvision writes it;
+    - a file, or `s3://bucket/key`: what `make export` wrote, a checkpoint of a store, or anybody's state dict.
+
+    `network` is torchvision's name for a file that does not say it; "" = what its tensors fit. Raises UserError,
+    StoreError.
     """
-    run_id, _, which = name.partition("@")
-    if not re.fullmatch(RUN_ID_RULE, run_id):
-        raise UserError(f"{name!r} is not a run id: use {RUN_ID_RULE}, for example digits")
-    tensors, card = open_run(store, run_id, which or "best", weights)
+    if TORCHVISIONS.fullmatch(name):
+        tensors, card = open_torchvision(name)
+    elif stored := STORED.fullmatch(name):
+        tensors, card = open_stored(name, open_store(stored[1]), stored[2], stored[3], weights)
+    elif "/" in name or name.endswith(ENDINGS):
+        tensors, card = open_weight_file(name, weights, network)
+    else:
+        run_id, _, which = name.partition("@")
+        if not re.fullmatch(RUN_ID_RULE, run_id):
+            raise UserError(
+                f"{name!r} is no run ({RUN_ID_RULE}), no file (./{name}) and none of torchvision's weights: write for "
+                "example digits, ./digits.safetensors or ResNet50_Weights.IMAGENET1K_V2"
+            )
+        tensors, card = open_run(store, run_id, which or "best", weights)
     return Member(name, network_with(tensors, card), card)
 
 
-def open_run(store: ObjectStore, run_id: str, which: str, weights: Weights) -> tuple[dict[str, Tensor], ModelCard]:
+def open_run(store: ObjectStore, run_id: str, which: str, weights: Weights) -> Opened:
     """The weights of a run's checkpoint, and its card. `which` is best, newest or a step. Raises UserError."""
+    from trainer.checkpoint.export import choose_checkpoint, read_model_card, weights_of
+
     step = int(which) if which.isdecimal() else None
+    if step is None and which not in ("best", "newest"):
+        raise UserError(f"{run_id}@{which} names no checkpoint: use @best, @newest, or a step as @1200")
     key, manifest, sha256, _ = choose_checkpoint(store, run_id, which, step)
     kind, tensors = weights_of(store, key, manifest, weights)
     return tensors, read_model_card(store, run_id, manifest, kind, sha256)
 
 
+def open_stored(name: str, store: ObjectStore, run_id: str, step: str, weights: Weights) -> Opened:
+    """A checkpoint's file where the run keeps it: with the run's card, and checked against its manifest."""
+    from trainer.checkpoint.line import Checkpoints
+    from trainer.manifest import data_key
+
+    chosen = data_key(Checkpoints.find(store, run_id).of_step(int(step), asked=name))
+    if not name.endswith(chosen):
+        raise UserError(f"{name!r} is beside the line of {run_id}, which has {chosen} for that step: name that one")
+    return open_run(store, run_id, step, weights)
+
+
 def network_with(tensors: dict[str, Tensor], card: ModelCard) -> nn.Module:
-    """The network of a card with these weights, in eval mode."""
+    """The network of a card with these weights, in eval mode. Raises UserError."""
     classes = head_size(tensors, card.network)
     blur_pool: Any = card.blur_pool
-    config = ModelConfig(name=card.network, num_classes=classes, blur_pool=blur_pool)
-    model = build_model(config, initialise=False)
-    model.load_state_dict(tensors)
+    with Shapeless():  # random weights would take longer than the true ones
+        model = build_model(
+            ModelConfig(name=card.network, num_classes=classes, blur_pool=blur_pool), initialise=False
+        ).to_empty(device="cpu")
+    own = model.state_dict()
+    odd = [key for key in own.keys() ^ tensors.keys() if not key.endswith(".num_batches_tracked")]
+    odd += [key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape]
+    if odd:
+        raise UserError(f"weights of {card.run_id or card.network} do not fit {card.network}: {', '.join(odd[:3])}, …")
+    with torch.no_grad():
+        for key, tensor in own.items():
+            tensor.copy_(tensors.get(key, torch.zeros(())))
     return model.eval()
-
-
-def head_size(tensors: dict[str, Tensor], network: str) -> int:
-    """The number of outputs: of the last weight matrix in the network's own order."""
-    names = torchvision.models.get_model(network, weights=None).state_dict()
-    last = [name for name in names if name.endswith(".weight") and name in tensors and tensors[name].ndim > 1][-1]
-    return len(tensors[last])
 
 
 def check_same_classes(members: Sequence[Member]) -> None:
