@@ -171,7 +171,7 @@ def open_content(name: str, content: object, card: ModelCard, weights: str) -> O
     """The tensors of a file that are the network's, whole and finite. Raises UserError."""
     target = Target.of(card.network, outline(card.network))
     with in_own_words():
-        place, found = place_of(name, content, target, weights)
+        place, found = chosen_place(name, content, target, weights)
         if any(key not in place.tensors for key in target.head):
             raise UserError(
                 f"{name!r} has no classifier ({', '.join(sorted(target.head))}), and a random one answers at random: "
@@ -190,7 +190,7 @@ def open_content(name: str, content: object, card: ModelCard, weights: str) -> O
     return taken, card
 
 
-def place_of(name: str, content: object, target: Target, weights: str) -> tuple[Found, list[Found]]:
+def chosen_place(name: str, content: object, target: Target, weights: str) -> tuple[Found, list[Found]]:
     """Where in a file the weights are: the model itself before an average of it, or what --weights says."""
     if weights == "auto":
         return fitting_place(content, target, name)
