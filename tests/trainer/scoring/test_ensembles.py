@@ -1,0 +1,106 @@
+"""Ensembles: the mean of probabilities, agreement and gain, against a few lines of numpy; and who shares a pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import nn
+
+from trainer.contract import UserError
+from trainer.model_card import ModelCard
+from trainer.scoring import predictions as chunking
+from trainer.scoring.ensembles import (
+    Gain,
+    Halves,
+    agreement_of,
+    average_predictions,
+    fitting_groups,
+    gain_of,
+    halves_of,
+    weight_bytes,
+)
+from trainer.scoring.members import Member
+from trainer.scoring.predictions import LogRows, Predictions
+
+IMAGES, CLASSES = 23, 5
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> list[LogRows]:
+    """Of three members, who are read seven images at a time; the second is very sure, and often wrong."""
+    monkeypatch.setattr(chunking, "MOST_BYTES_READ", 7 * 4 * CLASSES)
+    rng = np.random.default_rng(0)
+    logits = [scale * rng.normal(size=(IMAGES, CLASSES)) for scale in (1, 200, 2)]
+    return [(one - np.log(np.exp(one).sum(axis=1, keepdims=True))).astype(np.float32) for one in logits]
+
+
+def on_disk(folder: Path, rows: list[LogRows]) -> list[Predictions]:
+    parts = [Predictions(folder / str(number), len(one), one.shape[1]) for number, one in enumerate(rows)]
+    for part, one in zip(parts, rows, strict=True):
+        part.write(np.arange(len(one)), one)
+    return parts
+
+
+def read(part: Predictions) -> LogRows:
+    return np.concatenate([rows for _, rows in part.chunks()])
+
+
+def test_the_probabilities_of_an_ensemble_are_the_mean_of_its_members(tmp_path: Path, rows: list[LogRows]) -> None:
+    mean = Predictions(tmp_path / "mean", IMAGES, CLASSES)
+    average_predictions(on_disk(tmp_path, rows), mean)
+    expected = np.mean([np.exp(one.astype(np.float64)) for one in rows], axis=0)
+    np.testing.assert_allclose(np.exp(read(mean)), expected, rtol=1e-5, atol=1e-7)
+    by_logits = np.mean(rows, axis=0).argmax(axis=1)
+    assert (by_logits != expected.argmax(axis=1)).any(), "a mean of logits would be told apart"
+
+
+def test_one_member_is_an_ensemble_of_itself(tmp_path: Path, rows: list[LogRows]) -> None:
+    mean = Predictions(tmp_path / "mean", IMAGES, CLASSES)
+    average_predictions(on_disk(tmp_path, rows[:1]), mean)
+    assert np.array_equal(read(mean), rows[0])
+
+
+def test_a_class_that_all_members_exclude_stays_excluded(tmp_path: Path) -> None:
+    sure = np.log(np.array([[1, 0]] * 3, np.float32), where=np.array([True, False]), out=np.full((3, 2), -np.inf, "f4"))
+    mean = Predictions(tmp_path / "mean", 3, 2)
+    average_predictions(on_disk(tmp_path, [sure, sure]), mean)
+    assert np.array_equal(read(mean), sure)
+
+
+def test_agreement_counts_images_with_the_same_answer(tmp_path: Path, rows: list[LogRows]) -> None:
+    answers = np.stack([one.argmax(axis=1) for one in rows])
+    found = agreement_of(on_disk(tmp_path, rows))
+    assert found.of_all == np.mean([len(set(column)) == 1 for column in answers.T.tolist()])
+    assert found.of_pairs.tolist() == [[float((a == b).mean()) for b in answers] for a in answers]
+
+
+def test_top1_by_halves_is_that_of_even_and_of_odd_images(tmp_path: Path, rows: list[LogRows]) -> None:
+    labels = rows[0].argmax(axis=1)
+    labels[1::2] = (labels[1::2] + 1) % CLASSES
+    labels[3] = rows[0][3].argmax()
+    assert halves_of(on_disk(tmp_path, rows)[0], labels) == Halves(1.0, 1 / 11)
+
+
+def test_one_image_alone_has_no_halves(tmp_path: Path, rows: list[LogRows]) -> None:
+    with pytest.raises(UserError, match=r"1 image\(s\) have no two halves"):
+        halves_of(on_disk(tmp_path, [rows[0][:1]])[0], np.zeros(1, np.int64))
+
+
+def test_the_best_member_is_chosen_on_one_half_and_compared_on_the_other() -> None:
+    members = [Halves(0.7, 0.9), Halves(0.8, 0.6), Halves(0.8, 0.7)]
+    assert gain_of(members, Halves(0.5, 0.65)) == Gain(best=1, best_top1=0.6, ensemble_top1=0.65)
+
+
+def test_members_are_on_the_device_together_as_far_as_they_fit_with_room_for_their_work() -> None:
+    card = ModelCard(
+        network="resnet18", classes=(), mean=(0.5,) * 3, std=(0.5,) * 3, val_resize=32, val_crop=32,
+    )  # fmt: skip
+    members = a, b, c = [Member(name, nn.Linear(10, 10, bias=False), card) for name in "abc"]
+    assert weight_bytes(a) == 400
+    assert list(fitting_groups(members, lambda: float("inf"))) == [(a, b, c)]
+    assert list(fitting_groups(members, lambda: 2 * 800)) == [(a, b), (c,)]
+    assert list(fitting_groups(members, lambda: 0)) == [(a,), (b,), (c,)], (
+        "one alone is tried, and torch says if it fails"
+    )
