@@ -42,7 +42,7 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / ".ci").mkdir()
     (tmp_path / ".ci/deps").touch()
     (tmp_path / "requirements").mkdir()
-    for name in ("trainer", "dev", "bench", "infra", "infra-dev", "uv"):
+    for name in ("trainer", "export", "dev", "bench", "infra", "infra-dev", "uv"):
         (tmp_path / f"requirements/{name}.txt").touch()
     (tmp_path / "package-lock.json").touch()
     programs = [f".venv/bin/{name}" for name in ("python", "uv", "ruff", "lint-imports", "mypy")]
@@ -50,8 +50,10 @@ def checkout(tmp_path: Path) -> Path:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(STAND_IN)
         (tmp_path / name).chmod(0o755)
-    for stamp in (".venv/.trainer", ".venv/.dev", ".venv/.bench", ".venv-infra/.infra", ".venv-infra/.dev"):
-        (tmp_path / stamp).touch()
+    for stamp in ("trainer", "export", "dev", "bench"):
+        (tmp_path / f".venv/.{stamp}").touch()
+    for stamp in ("infra", "dev"):
+        (tmp_path / f".venv-infra/.{stamp}").touch()
     (tmp_path / "node_modules").mkdir()
     (tmp_path / "node_modules/.package-lock.json").touch()
     return tmp_path
