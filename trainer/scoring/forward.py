@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from trainer.data.augment.batch import to_input
-from trainer.data.reading.loader import Batch, Loader, val_jobs
+from trainer.data.reading.decode import Picture
+from trainer.data.reading.loader import Batch, Loader, picture_jobs, pictures_of
 from trainer.data.reading.split import PreparedSplit
 from trainer.learning.evaluation import autocast, forward_dtype
 from trainer.learning.world import World
@@ -18,6 +21,9 @@ from trainer.model_card import ModelCard
 from trainer.recipes.config import Config
 from trainer.scoring.members import Member
 from trainer.scoring.predictions import Predictions
+from trainer.scoring.views import ONE_VIEW, Views, mean_of_views
+
+MOST_BATCH_BYTES = 256 << 20  # of pictures on the host; three batches are in memory
 
 
 def config_for(card: ModelCard, base: Config) -> Config:
@@ -35,33 +41,45 @@ def predict_split(
     base: Config,
     world: World,
     alive: Callable[[int], None],
+    views: Views = ONE_VIEW,
 ) -> None:
     """Log-probabilities of this process's images for each member, written to its Predictions.
 
     All members must have the same geometry; each gets its own normalisation. `base` says precision, device, batch and
     threads. `alive(images)` is called after every batch. No collectives here.
     """
-    config = config_for(next(iter(members)).card, base)
+    pictures = views.pictures(next(iter(members)).card)
     models = {member: member.model.to(world.device) for member in members}
-    done = 0
-    mine = np.arange(world.rank, len(split), world.size)
-    jobs = val_jobs(config, split, rank=world.rank, world=world.size)
-    with Loader(
-        jobs, max_images=min(config.val_batch_size, len(split)), max_pixels=config.data.val_crop,
-        workers=config.data.workers, device=world.device,
-    ) as loader:  # fmt: skip
-        for batch in loader:
-            indices = mine[done : done + len(batch.labels)]
+    with open_batches(pictures, split, base, world) as batches:
+        for indices, batch in batches:
+            shown = [(part, flip) for part in pictures_of(batch.images, pictures) for flip in views.flips]
             for member, predictions in members.items():
-                rows = log_probabilities(models[member], batch, config_for(member.card, base), world.device)
-                predictions.write(indices, rows.cpu().numpy())
-            done += len(indices)
+                config = config_for(member.card, base)
+                rows = [log_probabilities(models[member], *view, config, world.device) for view in shown]
+                predictions.write(indices, mean_of_views(rows).cpu().numpy())
             alive(len(indices))
 
 
-def log_probabilities(model: nn.Module, batch: Batch, config: Config, device: torch.device) -> Tensor:
-    """(N, classes) float32."""
-    images = to_input(batch.images, batch.flips, config.data, dtype=forward_dtype(config))
+@contextmanager
+def open_batches(
+    pictures: Sequence[Picture], split: PreparedSplit, base: Config, world: World
+) -> Iterator[Iterator[tuple[npt.NDArray[np.int64], Batch]]]:
+    """This process's images in batches, each with its numbers in the split. `pictures_of` takes a batch apart."""
+    image_bytes = sum(picture.bytes for picture in pictures)
+    size = min(base.val_batch_size, len(split), max(1, MOST_BATCH_BYTES // image_bytes))
+    mine = np.arange(world.rank, len(split), world.size)
+    with Loader(
+        picture_jobs(size, split, pictures, rank=world.rank, world=world.size),
+        max_images=size, max_pixels=max(picture.crop for picture in pictures), max_pictures=len(pictures),
+        workers=base.data.workers, device=world.device,
+    ) as loader:  # fmt: skip
+        yield ((mine[number * size :][: len(batch.labels)], batch) for number, batch in enumerate(loader))
+
+
+def log_probabilities(model: nn.Module, images: Tensor, flip: bool, config: Config, device: torch.device) -> Tensor:
+    """(N, classes) float32 of (N, H, W, 3) uint8, which are mirrored if `flip`."""
+    flips = torch.full((len(images),), flip, device=device)
+    shown = to_input(images, flips, config.data, dtype=forward_dtype(config))
     with autocast(config, device):
-        logits: Tensor = model(images)
+        logits: Tensor = model(shown)
     return logits.float().log_softmax(dim=1)

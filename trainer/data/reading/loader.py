@@ -6,16 +6,18 @@ happens to the pixels on the device.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from trainer.data.augment.batch import draws_per_image
 from trainer.data.reading.copies import find_crop, likely_copies
-from trainer.data.reading.decode import center_into, crop_into
+from trainer.data.reading.decode import Picture, center_into, crop_into, pictures_into
 from trainer.data.reading.order import AUGMENT, CROP, CROP_DRAWS, draws, epoch_visits, image_of, micro_batches
 from trainer.data.reading.split import PreparedSplit
 from trainer.recipes.config import Config
@@ -36,7 +38,7 @@ CHUNK_IMAGES = 8  # images that a task decodes: few enough to share out evenly, 
 class Batch:
     """One micro-batch on the device, valid until the next one is asked for."""
 
-    images: Tensor  # (N, pixels, pixels, 3) uint8
+    images: Tensor  # (N, pixels, pixels, 3) uint8; of `picture_jobs`: (N, bytes), which `pictures_of` takes apart
     labels: Tensor  # (N,) int64
     flips: Tensor  # (N,) bool
     draws: np.ndarray  # (N, draws_per_image) float64 in [0, 1), on the host: for the policies of `augment`
@@ -44,11 +46,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Job:
-    """A batch to be made. `write(out, row)` decodes one image into (pixels, pixels, 3) uint8."""
+    """A batch to be made. `write(out, row)` decodes one image into an array of this shape, uint8."""
 
     split: PreparedSplit  # the smallest copy that its images are read from
     indices: np.ndarray  # (N,) int64
-    pixels: int
+    shape: tuple[int, ...]  # (pixels, pixels, 3), or (bytes,)
     prefetch: Callable[[], None]  # asks the system for what `write` will read
     write: Callable[[np.ndarray, int], None]
     flips: np.ndarray  # (N,) bool
@@ -98,38 +100,75 @@ def _train_job(config: Config, copies: tuple[PreparedSplit, ...], visits: np.nda
         crop_into(out, jpeg, box)
 
     policy = draws(AUGMENT, config.seed, epoch, visits, draws_per_image(config.regularize))
-    return Job(copies[0], indices, pixels, prefetch, write, flips, policy)
+    return Job(copies[0], indices, (pixels, pixels, 3), prefetch, write, flips, policy)
 
 
 def val_jobs(config: Config, split: PreparedSplit, *, rank: int, world: int) -> Iterator[Job]:
     """Every image exactly once over all ranks; the last batch may be smaller."""
-    mine = np.arange(rank, len(split), world)
-    for start in range(0, len(mine), config.val_batch_size):
-        indices = mine[start : start + config.val_batch_size]
+    side, resize = config.data.val_crop, config.data.val_resize
 
-        def write(out: np.ndarray, row: int, indices: np.ndarray = indices) -> None:
-            center_into(out, split.jpeg(int(indices[row])), config.data.val_resize)
+    def write(out: np.ndarray, image: int) -> None:
+        center_into(out, split.jpeg(image), resize)
+
+    return _jobs_in_order(config.val_batch_size, split, (side, side, 3), write, rank, world)
+
+
+def picture_jobs(
+    batch_size: int, split: PreparedSplit, pictures: Sequence[Picture], *, rank: int, world: int
+) -> Iterator[Job]:
+    """As `val_jobs`, with several pictures of each image, which is decoded once."""
+
+    def write(out: np.ndarray, image: int) -> None:
+        pictures_into([part[0] for part in pictures_of(out[None], pictures)], split.jpeg(image), pictures)
+
+    return _jobs_in_order(batch_size, split, (sum(picture.bytes for picture in pictures),), write, rank, world)
+
+
+Flat = TypeVar("Flat", np.ndarray, Tensor)
+
+
+def pictures_of(rows: Flat, pictures: Sequence[Picture]) -> list[Flat]:
+    """(N, bytes) uint8 as an (N, crop, crop, 3) for each picture, in the same memory."""
+    ends = np.cumsum([picture.bytes for picture in pictures]).tolist()
+    return [
+        rows[:, end - picture.bytes : end].reshape(len(rows), picture.crop, picture.crop, 3)
+        for end, picture in zip(ends, pictures, strict=True)
+    ]
+
+
+def _jobs_in_order(
+    batch_size: int, split: PreparedSplit, shape: tuple[int, ...], write: Callable[[np.ndarray, int], None],
+    rank: int, world: int,
+) -> Iterator[Job]:  # fmt: skip
+    """Every image exactly once over all ranks. `write(out, image)` decodes the image of this number."""
+    mine = np.arange(rank, len(split), world)
+    for start in range(0, len(mine), batch_size):
+        indices = mine[start : start + batch_size]
+
+        def write_row(out: np.ndarray, row: int, indices: np.ndarray = indices) -> None:
+            write(out, int(indices[row]))
 
         plain = np.zeros(len(indices), np.bool_), np.empty((len(indices), 0))
-        yield Job(split, indices, config.data.val_crop, partial(split.prefetch, indices), write, *plain)
+        yield Job(split, indices, shape, partial(split.prefetch, indices), write_row, *plain)
 
 
 class Slot:
     """Host memory of one batch, pinned where there is a GPU, and the event after which it may be overwritten."""
 
-    def __init__(self, images: int, pixels: int, pinned: bool):
-        self.pixels = torch.empty(images * pixels * pixels * 3, dtype=torch.uint8, pin_memory=pinned)
+    def __init__(self, images: int, image_bytes: int, pinned: bool):
+        self.pixels = torch.empty(images * image_bytes, dtype=torch.uint8, pin_memory=pinned)
         self.flips = torch.empty(images, dtype=torch.bool, pin_memory=pinned)
         self.labels = torch.empty(images, dtype=torch.int64, pin_memory=pinned)
         self.copied: torch.cuda.Event | None = None
 
-    def images(self, count: int, pixels: int) -> Tensor:
-        return self.pixels[: count * pixels * pixels * 3].view(count, pixels, pixels, 3)
+    def images(self, count: int, shape: tuple[int, ...]) -> Tensor:
+        return self.pixels[: count * math.prod(shape)].view(count, *shape)
 
 
 class Loader:
     """Iterates over the batches of `jobs` in order. Close it, or use it as a context manager, to end its threads.
 
+    No batch has more than `max_images`, and no image more than `max_pictures` with `max_pixels` on a side.
     An image that cannot be decoded raises RuntimeError with its split and number. `wait_seconds` is the time the
     consumer spent waiting for data.
     """
@@ -138,13 +177,15 @@ class Loader:
     LEAD = 4  # batches that the host may be ahead of the GPU: enough to keep it busy, few enough for its memory
 
     def __init__(
-        self, jobs: Iterable[Job], *, max_images: int, max_pixels: int, workers: int, device: torch.device
-    ) -> None:
+        self, jobs: Iterable[Job], *, max_images: int, max_pixels: int, max_pictures: int = 1, workers: int,
+        device: torch.device,
+    ) -> None:  # fmt: skip
         self.jobs, self.device, self.wait_seconds = iter(jobs), device, 0.0
         threads = workers or len(os.sched_getaffinity(0))
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=_step_back)
         cuda = device.type == "cuda"
-        self.slots = deque(Slot(max_images, max_pixels, pinned=cuda) for _ in range(self.DEPTH))
+        bytes_each = max_pictures * max_pixels * max_pixels * 3
+        self.slots = deque(Slot(max_images, bytes_each, pinned=cuda) for _ in range(self.DEPTH))
         self.filling: deque[tuple[Job, Slot, list[Future[None]]]] = deque()
         self.stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
         self.given: deque[torch.cuda.Event] = deque()  # each behind the steps before a batch
@@ -177,7 +218,7 @@ class Loader:
 
     def _to_device(self, job: Job, slot: Slot) -> Batch:
         count = len(job.indices)
-        host = Batch(slot.images(count, job.pixels), slot.labels[:count], slot.flips[:count], job.draws)
+        host = Batch(slot.images(count, job.shape), slot.labels[:count], slot.flips[:count], job.draws)
         if self.stream is None:
             return host
         with torch.cuda.stream(self.stream):
@@ -220,7 +261,7 @@ def _step_back() -> None:
 
 
 def _decode_chunk(job: Job, slot: Slot, start: int) -> None:
-    images = slot.images(len(job.indices), job.pixels).numpy()
+    images = slot.images(len(job.indices), job.shape).numpy()
     for row in range(start, min(start + CHUNK_IMAGES, len(job.indices))):
         try:
             job.write(images[row], row)
