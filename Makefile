@@ -84,7 +84,7 @@ report: $(VENV)/.trainer ## draw the curves of RUN= again and print its summary
 	@$(PY) trainer.report
 
 .PHONY: compare
-compare: $(VENV)/.trainer ## compare finished runs in STORE=: mean and deviation of top-1 and time (RUNS=digits-0,digits-1)
+compare: $(VENV)/.trainer ## compare runs in STORE=: mean and deviation of top-1 and time, curves in one page (RUNS=digits-0,digits-1)
 	@$(PY) trainer.compare
 
 .PHONY: evaluate

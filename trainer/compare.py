@@ -1,6 +1,7 @@
 """The command that compares runs: `python -m trainer.compare a,b,c --store out`, or `make compare RUNS=a,b,c`.
 
-Top-1 and time of each run, with their mean and standard deviation. It only reads, and measures nothing.
+Top-1 and time of each run, with their mean and standard deviation, and a page with their curves in the same charts.
+It measures nothing.
 """
 
 from __future__ import annotations
@@ -9,20 +10,25 @@ import os
 import re
 import statistics
 import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from trainer.contract import RUN_ID_RULE, Exit, RunEnv, UserError, run_key
-from trainer.text import forgive_output, show_duration, tell
+from trainer.text import forgive_output, say, show_duration, tell
 
 if TYPE_CHECKING:
     from trainer.recipes.config import Config
     from trainer.store import ObjectStore
+    from trainer.telemetry.metrics import Row
 
 LAST = {"val": "last", "val_ema": "last, EMA", "val_swa": "last, SWA"}  # models that a validation scores
+
+MOST_LETTERS_OF_A_NAME = 200  # of a file: file systems take 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +39,8 @@ class Options:
     """The runs, with commas between them: digits-0,digits-1,digits-2; else $RUNS."""
     store: str
     """Where the runs live: s3://bucket/prefix or a directory; else $TRAINER_STORE."""
+    output: str = ""
+    """The file for the page of curves; "" = comparisons/RUNS.html in the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +53,8 @@ class Outcome:
     top1: dict[str, float]  # column -> share of the validation images
     seconds: float  # in training steps
     is_finished: bool
+    rows: Sequence[Row]  # of its metrics
+    steps_per_epoch: float | None
 
 
 def names_of(runs: str) -> list[str]:
@@ -75,7 +85,7 @@ def _read_outcome(store: ObjectStore, run_id: str) -> Outcome | None:
     from trainer.recipes.config import Config
     from trainer.recipes.fields import from_json
     from trainer.report import read_shown
-    from trainer.report.summary import check_shown_config, training_seconds
+    from trainer.report.summary import check_shown_config, steps_in_epoch, training_seconds
     from trainer.telemetry.metrics import read_metrics
 
     told = read_shown(store, run_key(run_id, "config.json"), check_shown_config)
@@ -86,7 +96,7 @@ def _read_outcome(store: ObjectStore, run_id: str) -> Outcome | None:
         config = from_json(Config, told)
     except UserError:
         config = None
-    rows = [] if result else read_metrics(store, run_id)
+    rows = read_metrics(store, run_id)
     scored = [result["last"]] if result else [row for row in rows if "val/top1" in row]
     top1 = _top1_of(scored[-1]) if scored else {}
     every = [score for row in scored for score in _top1_of(row).values()]
@@ -94,7 +104,8 @@ def _read_outcome(store: ObjectStore, run_id: str) -> Outcome | None:
         top1 = {"best": result["best"]["top1"] if result else max(every)} | top1
     return Outcome(
         run_id=run_id, config=config, data=_data_of(store, result.get("checkpoint", "")), top1=top1,
-        seconds=result["seconds"] if result else training_seconds(rows), is_finished=bool(result),
+        seconds=result["seconds"] if result else training_seconds(rows), is_finished=bool(result), rows=rows,
+        steps_per_epoch=steps_in_epoch(result, rows),
     )  # fmt: skip
 
 
@@ -149,8 +160,8 @@ def unlike_runs(outcomes: Sequence[Outcome]) -> list[str]:
     return lines
 
 
-def table_of(outcomes: Sequence[Outcome]) -> str:
-    """Each run, and the mean and the standard deviation of the finished ones, as aligned text."""
+def table_of(outcomes: Sequence[Outcome]) -> list[list[str]]:
+    """A head, each run, and the mean and the standard deviation of the finished ones."""
     columns = [name for name in ("best", *LAST.values()) if any(name in outcome.top1 for outcome in outcomes)]
     rows = [["", "seed", *(f"top-1 {name}" for name in columns), "training", ""]]
     for outcome in outcomes:
@@ -161,10 +172,55 @@ def table_of(outcomes: Sequence[Outcome]) -> str:
     if finished:
         means = [_mean([outcome.top1[name] for outcome in finished if name in outcome.top1]) for name in columns]
         rows.append([f"mean of {len(finished)}", "", *means, _mean_time([outcome.seconds for outcome in finished]), ""])
+    return rows
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """The cells of a table as text."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(f"{cell:{'>' if i else '<'}{widths[i]}}" for i, cell in enumerate(row)).rstrip() for row in rows
     )
+
+
+def unlike_options(outcomes: Sequence[Outcome]) -> list[list[str]]:
+    """A head, and a row for each option that is not the same in all runs whose config can be read."""
+    from trainer.recipes.fields import flatten
+
+    configs = [flatten(outcome.config, operational=False) if outcome.config else {} for outcome in outcomes]
+    known = [config for config in configs if config]
+    names = [name for name in (known[0] if known else ()) if any(one[name] != known[0][name] for one in known)]
+    head = ["", *(outcome.run_id for outcome in outcomes)]
+    return [head, *([name, *(str(config.get(name, "?")) for config in configs)] for name in names)]
+
+
+def comparison_key(names: Sequence[str]) -> str:
+    """`comparisons/<the names>.html` in the store; of many, the first and a checksum of all."""
+    name = ",".join(names)
+    if len(name) > MOST_LETTERS_OF_A_NAME:
+        name = f"{names[0]} and {len(names) - 1} others, {zlib.crc32(name.encode()):08x}"
+    return f"comparisons/{name}.html"
+
+
+def write_page(store: ObjectStore, outcomes: Sequence[Outcome], output: str) -> str:
+    """Write the page with the curves of all runs, and return where it is. Raises UserError, StoreError."""
+    from trainer.report.comparison import render_comparison
+    from trainer.report.overlay import RunCurves, draw_overlays
+
+    names = [outcome.run_id for outcome in outcomes]
+    curves = draw_overlays([RunCurves(rows=one.rows, steps_per_epoch=one.steps_per_epoch) for one in outcomes])
+    page = render_comparison(
+        names, table_of(outcomes), unlike_runs(outcomes), unlike_options(outcomes), curves, f"Store {store.uri}"
+    ).encode()
+    if output:
+        try:
+            Path(output).write_bytes(page)
+        except OSError as error:
+            raise UserError(f"--output {output!r} cannot be written ({error}): name another file") from error
+        return output
+    key = comparison_key(names)
+    store.put(key, page)
+    return store.describe(key)
 
 
 def _mean(shares: Sequence[float]) -> str:
@@ -192,16 +248,17 @@ def main(arguments: list[str] | None = None) -> int:
     from trainer.store import StoreError, open_store
 
     try:
-        outcomes = read_outcomes(open_store(options.store), names_of(options.runs))
+        outcomes = read_outcomes(store := open_store(options.store), names_of(options.runs))
+        tell(aligned(table_of(outcomes)))
+        for line in unlike_runs(outcomes):
+            tell(line)
+        say(f"curves: {write_page(store, outcomes, options.output)}")
     except UserError as error:
         tell(f"error: {error}", sys.stderr)
         return Exit.USER
     except StoreError as error:  # a fault of the store, not of the user
         tell(f"error: {error}", sys.stderr)
         return 1
-    tell(table_of(outcomes))
-    for line in unlike_runs(outcomes):
-        tell(line)
     return Exit.FINISHED
 
 

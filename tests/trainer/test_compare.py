@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from trainer.compare import main
+from trainer.compare import comparison_key, main
 from trainer.contract import Exit, manifest_key, metrics_key, run_key
 from trainer.recipes.config import Config, OptimConfig
 from trainer.recipes.fields import to_json
@@ -144,3 +145,51 @@ def test_what_is_no_run_id_is_told_with_the_rule(
 ) -> None:
     assert main([f"digits-0,{name}", "--store", store.uri]) == Exit.USER
     assert f"'{name}' is not a run id: use [a-z0-9]" in capsys.readouterr().err
+
+
+def put_curves(store: ObjectStore, name: str, epoch_steps: int) -> None:
+    """Rows of a run with an evaluation after each of two epochs."""
+    rows: list[dict[str, Any]] = [{"step": 0, "time": 5.0, "event": "start", "attempt": 1, "origin": 0}]
+    for epoch in (1, 2):
+        at = {"step": epoch * epoch_steps, "time": 5.0 + epoch}
+        rows += [at | {"train/epoch": epoch, "train/loss": 1 / epoch}, at | {"val/top1": 0.4 * epoch, "val/loss": 1.0}]
+    body = "".join(json.dumps(row) + "\n" for row in rows)
+    store.put(metrics_key(name, 1, "00000000-00000010.jsonl"), body.encode())
+
+
+def test_one_page_has_the_curves_of_all_runs_along_epochs_and_needs_nothing_else(
+    store: ObjectStore, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    put_run(store, 3, config=Config(recipe="digits", seed=3, optim=OptimConfig(peak_lr=0.1)))
+    for seed in (0, 3):
+        put_curves(store, f"digits-{seed}", 10 + seed)
+    assert main(["digits-0,digits-3,digits-1", "--store", store.uri]) == Exit.FINISHED
+    key = "comparisons/digits-0,digits-3,digits-1.html"
+    assert f"curves: {store.describe(key)}" in capfd.readouterr().err
+    page = store.get(key).decode()
+    for words in ("Top-1 on validation (%)", "Loss of training", ">epoch<", "mean of 3", "98.60 %", "peak_lr</td>"):
+        assert words in page, words
+    assert "EMA (%)" not in page, "a chart of nothing"
+    for number, drawn in ((0, True), (1, True), (2, False)):  # beside the key, a line in each chart; in dark mode, too
+        assert (page.count(f"stroke: var(--run-{number})") >= 3) == drawn
+        assert page.count(f"--run-{number}:#") == 2
+    assert not re.search(r"<script|src=|<link|https?://(?!www\.w3\.org)", page)
+    assert main(["digits-0,digits-3", "--store", store.uri, "--output", str(tmp_path / "page.html")]) == Exit.FINISHED
+    assert "Comparison of 2 runs" in (tmp_path / "page.html").read_text()
+
+
+def test_a_page_that_cannot_be_written_is_told_after_the_table(
+    store: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["digits-0,digits-1", "--store", store.uri, "--output", str(tmp_path)]) == Exit.USER
+    printed = capsys.readouterr()
+    assert "mean of 2" in printed.out
+    assert f"error: --output '{tmp_path}' cannot be written" in printed.err
+
+
+def test_the_page_of_many_runs_has_a_name_that_a_file_system_takes() -> None:
+    names = [f"imagenet-with-a-long-name-{seed}" for seed in range(20)]
+    key = comparison_key(names)
+    assert len(key) < 255
+    assert key.startswith("comparisons/imagenet-with-a-long-name-0 and 19 others, ")
+    assert key != comparison_key([*names[:-1], "other"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -112,16 +112,7 @@ def _draw_panel(axis: Axes, panel: Panel, rows: Sequence[Row]) -> None:
     for step in restarts(rows):
         axis.axvline(step, color=LIGHT["muted"], linewidth=0.7, linestyle=(0, (2, 2)))
     axis.set_xlim(0, max(1, *(int(row["step"]) for row in rows)))
-    axis.margins(y=0.08)
-    if panel.is_from_zero:
-        axis.set_ylim(0, max(axis.get_ylim()[1], 1e-9))
-    axis.set_facecolor(LIGHT["paper"])
-    axis.set_title(panel.title, loc="left", x=-0.152, pad=7, fontsize=10, weight="bold", color=LIGHT["ink"])
-    axis.grid(axis="y", color=LIGHT["rule"], linewidth=0.7)
-    axis.tick_params(length=0, pad=5, labelsize=9, labelcolor=LIGHT["muted"])
-    axis.spines[["top", "left", "right"]].set_visible(False)
-    axis.spines["bottom"].set_color(LIGHT["muted"])
-    axis.locator_params(axis="y", nbins=5 if axis.bbox.height > 100 else 3)
+    dress(axis, panel.title, is_from_zero=panel.is_from_zero)
     if len([line for line in axis.get_lines() if not str(line.get_label()).startswith("_")]) > 1:
         axis.legend(
             loc="lower right",
@@ -136,6 +127,20 @@ def _draw_panel(axis: Axes, panel: Panel, rows: Sequence[Row]) -> None:
         )
 
 
+def dress(axis: Axes, title: str, *, is_from_zero: bool) -> None:
+    """Give axes with lines in them their title, and the look that all charts have."""
+    axis.margins(y=0.08)
+    if is_from_zero:
+        axis.set_ylim(0, max(axis.get_ylim()[1], 1e-9))
+    axis.set_facecolor(LIGHT["paper"])
+    axis.set_title(title, loc="left", x=-0.152, pad=7, fontsize=10, weight="bold", color=LIGHT["ink"])
+    axis.grid(axis="y", color=LIGHT["rule"], linewidth=0.7)
+    axis.tick_params(length=0, pad=5, labelsize=9, labelcolor=LIGHT["muted"])
+    axis.spines[["top", "left", "right"]].set_visible(False)
+    axis.spines["bottom"].set_color(LIGHT["muted"])
+    axis.locator_params(axis="y", nbins=5 if axis.bbox.height > 100 else 3)
+
+
 def _label_steps(axis: Axes, steps_per_epoch: float | None) -> None:
     """Two rows of numbers under the lowest axes: steps, and below them epochs."""
     names = ["step"]
@@ -148,6 +153,11 @@ def _label_steps(axis: Axes, steps_per_epoch: float | None) -> None:
         epochs.tick_params(length=0, pad=19, labelsize=9, labelcolor=LIGHT["muted"])
         epochs.spines["bottom"].set_visible(False)
         names.append("epoch")
+    name_numbers(axis, names)
+
+
+def name_numbers(axis: Axes, names: Sequence[str]) -> None:
+    """Say beside each row of numbers below the axes what they count."""
     for i, name in enumerate(names):
         axis.annotate(
             name,
@@ -163,13 +173,19 @@ def _label_steps(axis: Axes, steps_per_epoch: float | None) -> None:
 
 
 def _export(figure: Figure) -> tuple[bytes, str]:
-    """The figure as a PNG, and as SVG whose text is text and whose colours are the page's variables."""
-    png, svg = io.BytesIO(), io.StringIO()
+    """The figure as a PNG, and as SVG for the page."""
+    png = io.BytesIO()
     figure.savefig(png, format="png", dpi=200, bbox_inches=figure.bbox_inches.padded(0.12))
+    return png.getvalue(), to_svg(figure, LIGHT)
+
+
+def to_svg(figure: Figure, colours: Mapping[str, str]) -> str:
+    """The figure as SVG whose text is text and whose colours are the page's variables, of these names."""
+    svg = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
         figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = svg.getvalue()
     text = text[text.index("<svg") :]
-    for name, colour in LIGHT.items():
+    for name, colour in colours.items():
         text = text.replace(colour, f"var(--{name})")
-    return png.getvalue(), text
+    return text

@@ -68,9 +68,9 @@ def render_page(summary: Summary, rows: Sequence[Row], config: Mapping[str, Any]
     title = f"{summary.run_id} · {percent(best.top1)} top-1" if best else summary.run_id
     return _PAGE.substitute(
         title=html.escape(title),
-        light=_variables(LIGHT),
-        dark=_variables(DARK),
-        css=Path(__file__).with_name("page.css").read_text(),
+        light=as_variables(LIGHT),
+        dark=as_variables(DARK),
+        css=stylesheet(),
         recipe=html.escape(summary.recipe),
         run_id=html.escape(summary.run_id),
         state=f'<p class="state">{finished_text(summary)}</p>'
@@ -86,7 +86,11 @@ def render_page(summary: Summary, rows: Sequence[Row], config: Mapping[str, Any]
     )
 
 
-def _variables(colours: Mapping[str, str]) -> str:
+def stylesheet() -> str:
+    return Path(__file__).with_name("page.css").read_text()
+
+
+def as_variables(colours: Mapping[str, str]) -> str:
     return "".join(f"--{name}:{colour};" for name, colour in colours.items())
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,8 +117,7 @@ def summarise(
     if told := result.get("best"):
         same = [s.top5 for s in model + ema + swa if (s.step, s.weights) == (told["step"], told["weights"])]
         best = Score(top1=told["top1"], top5=same[0] if same else None, step=told["step"], weights=told["weights"])
-    epochs_seen = [(row["step"], epoch) for row in rows if math.isfinite(epoch := row.get("train/epoch", 0)) and epoch]
-    steps_per_epoch = result.get("steps_per_epoch") or next((int(s) / float(e) for s, e in epochs_seen[::-1]), None)
+    steps_per_epoch = steps_in_epoch(result, rows)
     epochs = result.get("epochs") or config.get("epochs")
     speeds = [float(row["speed/images_per_second"]) for row in rows if "speed/images_per_second" in row]
     speeds = [speed for speed in speeds if math.isfinite(speed)]
@@ -143,6 +142,12 @@ def summarise(
         metrics=metrics,
         report=report,
     )
+
+
+def steps_in_epoch(result: Mapping[str, Any], rows: Sequence[Row]) -> float | None:
+    """As `result.json` says, else from the rows so far; None where neither does."""
+    seen = [(row["step"], epoch) for row in rows if math.isfinite(epoch := row.get("train/epoch", 0)) and epoch]
+    return result.get("steps_per_epoch") or next((int(s) / float(e) for s, e in seen[::-1]), None)
 
 
 def last_scores(summary: Summary) -> list[tuple[str, Score]]:
