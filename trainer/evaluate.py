@@ -1,13 +1,15 @@
 """The command that scores weights on validation images: `python -m trainer.evaluate digits --store out`.
 
-`make evaluate RUN=digits` is the same. Nothing of a run is changed.
+`make evaluate RUN=digits` is the same. Members answer all images in passes, the answers wait on disk, and what follows
+streams over them. `runs/<run>/evaluations/` gets the result; nothing else of a run is changed.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,29 +19,40 @@ import tyro
 
 from trainer.contract import Exit, MachineError, RunEnv, UserError
 from trainer.process.scratch import open_scratch
-from trainer.text import forgive_output, tell
+from trainer.text import forgive_output, say, tell
 
 if TYPE_CHECKING:
-    from trainer.data.reading.split import PreparedSplit
     from trainer.learning.world import World
+    from trainer.recipes.config import Config
+    from trainer.scoring.data import ScoredSet
     from trainer.scoring.members import Member
+    from trainer.scoring.passes import Answers
+    from trainer.scoring.record import Evaluation
     from trainer.store import ObjectStore
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Score weights on validation images: top-1, top-5 and loss, each image once."""
+    """Score weights on validation images, each once: accuracy, loss, calibration, the worst classes, speed.
+
+    The result is printed, and stored with the run, whose report then shows it.
+    """
 
     models: tyro.conf.Positional[str]
-    """What to score: a run (its best checkpoint), RUN@newest, or RUN@STEP; else $TRAINER_RUN_ID."""
+    """A run (its best checkpoint), RUN@newest, RUN@STEP, a file of weights, or ResNet50_Weights.IMAGENET1K_V2;
+    several with commas; else $TRAINER_RUN_ID."""
     store: str
     """Where the runs live: s3://bucket/prefix or a directory; else $TRAINER_STORE."""
     scratch: str
     """Local folder for data and predictions; else $TRAINER_SCRATCH_DIR."""
     data: str = ""
-    """What to score on: prepared data, or what `make prepare` takes; else $TRAINER_DATA, or the recipe's own."""
+    """Prepared data, or what `make prepare` takes; else $TRAINER_DATA, or the validation images of the run."""
+    output: str = ""
+    """Write all results into this file, as JSON."""
     weights: Literal["auto", "model", "ema", "swa"] = "auto"
     """Of a run: the model, its moving average, or the mean of its last epochs; auto: what scored best."""
+    network: str = ""
+    """Of a file of weights: torchvision's name, where the file does not say it; else what its tensors fit."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the forward pass."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -50,80 +63,130 @@ class Options:
     """Decoding threads; 0 = one per core."""
 
 
-def score_models(options: Options, world: World) -> dict[str, Any]:
-    """The scores as JSON. Raises UserError, StoreError."""
-    from trainer.scoring.forward import predict_split
-    from trainer.scoring.members import open_member
-    from trainer.scoring.predictions import Predictions
+def score_models(options: Options, world: World) -> list[Evaluation]:
+    """The whole story: members, one pass for each geometry, measures. Only the main process has results.
+
+    Raises UserError, StoreError.
+    """
+    from trainer.scoring.passes import predictions_folder, run_passes
     from trainer.store import open_store
 
-    store = open_store(options.store)
-    member = open_member(options.models, store, options.weights)
-    split = open_split(options, store, [member], world)
-    base = base_config(options)
-    with tempfile.TemporaryDirectory(dir=open_scratch(options.scratch), prefix="predictions-") as folder:
-        predictions = Predictions(Path(folder) / "0", len(split), len(split.classes))
-        predict_split({member: predictions}, split, base, world, lambda count: None)
-        hits = sum(
-            int((rows.argmax(axis=1) == split.labels[first : first + len(rows)]).sum())
-            for first, rows in predictions.chunks()
-        )
-    return {"model": options.models, "images": len(split), "val/top1": hits / len(split)}
+    store, base = open_store(options.store), base_config(options)
+    members = open_members(options, store)
+    scored = open_scored(options, store, members, world)
+    with predictions_folder(open_scratch(options.scratch), world) as folder:
+        answers = run_passes(members, scored, base, world, folder)
+        return [evaluate_answers(one, scored, base, world) for one in answers] if world.is_main else []
 
 
-def base_config(options: Options) -> Any:
-    """What does not depend on the weights."""
+def open_members(options: Options, store: ObjectStore) -> list[Member]:
+    """What the user names, each once. Raises UserError."""
+    from trainer.scoring.members import open_member
+
+    names = [name for name in dict.fromkeys(part.strip() for part in options.models.split(",")) if name]
+    if not names:
+        raise UserError(f"{options.models!r} names nothing to score: write for example digits, or digits-0,digits-1")
+    return [open_member(name, store, options.weights, options.network) for name in names]
+
+
+def open_scored(options: Options, store: ObjectStore, members: Sequence[Member], world: World) -> ScoredSet:
+    """The images, staged on this machine, whose classes are the members'. Raises UserError, StoreError."""
+    from trainer.scoring.data import check_outputs, open_prepared
+
+    scored = open_prepared(options.data, open_scratch(options.scratch), store, members, world, options.workers)
+    for member in members:
+        check_outputs(member, scored)
+    return scored
+
+
+def evaluate_answers(answers: Answers, scored: ScoredSet, base: Config, world: World) -> Evaluation:
+    """What the answers of a member are worth, and how fast it gives one."""
+    from trainer.scoring.measures import measure
+    from trainer.scoring.record import Evaluation
+    from trainer.scoring.speed import latency_seconds
+
+    member = answers.member
+    return Evaluation(
+        name=member.name, prefix=scored.prefix, card=member.card, scored=scored, seconds=answers.seconds, base=base,
+        measures=measure(answers.predictions, scored.labels), latency=latency_seconds(member, base, world),
+        device=world.device.type,
+    )  # fmt: skip
+
+
+def base_config(options: Options) -> Config:
+    """What does not depend on the weights. Raises UserError."""
     from trainer.recipes.config import Config, DataConfig
 
+    if options.batch_size < 1 or options.workers < 0:
+        raise UserError(
+            f"--batch-size {options.batch_size} --workers {options.workers}: at least 1 image at a time, and 0 or more "
+            "threads"
+        )
     return Config(
         precision=options.precision, device=options.device, val_batch_size=options.batch_size,
         data=DataConfig(workers=options.workers),
     )  # fmt: skip
 
 
-def open_split(options: Options, store: ObjectStore, members: Sequence[Member], world: World) -> PreparedSplit:
-    """The validation images, staged on this machine. Raises UserError."""
-    from trainer.data.format import Copies, read_index
-    from trainer.data.reading.split import PreparedSplit
-    from trainer.data.stage import stage
-    from trainer.recipes.config import DataConfig
-    from trainer.recipes.named import default_data
-    from trainer.recipes.sides import wanted_span
+def keep(found: Sequence[Evaluation], options: Options) -> None:
+    """Print the results and store each with its run; write all into --output. Raises UserError, StoreError."""
+    from trainer.scoring.record import evaluation_key
+    from trainer.scoring.table import evaluation_text
+    from trainer.store import naming_the_fix, open_store
 
-    card = members[0].card
-    data = options.data or os.environ.get(RunEnv.variable("data"), "") or default_data(card.recipe)
-    span = wanted_span(DataConfig(), "val", card.val_resize)
-    folder = stage(data, open_scratch(options.scratch), Copies(), {"val": frozenset({span})}, workers=options.workers)
-    index = read_index(folder)
-    return PreparedSplit(folder, index, "val", index.sides_for("val", span)[0])
+    store, records = open_store(options.store), [one.to_json() for one in found]
+    for one, record in zip(found, records, strict=True):
+        tell(evaluation_text(one))
+        if one.card.run_id and one.name.partition("@")[0] == one.card.run_id:  # a run of this store
+            key = evaluation_key(one.card.run_id, one.scored.name)
+            store.put(key, json.dumps(record, indent=1).encode())
+            tell(f"stored: {store.describe(key)}")
+    if options.output:
+        with naming_the_fix(f"--output {options.output!r}"):
+            Path(options.output).write_text(json.dumps({"evaluations": records}, indent=1) + "\n")
+        tell(f"written: {options.output}")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    names = {"models": "run_id", "store": "store", "scratch": "scratch_dir"}
+    names = {"models": "run_id", "store": "store", "scratch": "scratch_dir", "data": "data"}
     given: dict[str, Any] = {
-        name: os.environ.get(RunEnv.variable(field)) or tyro.MISSING for name, field in names.items()
+        name: os.environ.get(RunEnv.variable(field)) or ("" if name == "data" else tyro.MISSING)
+        for name, field in names.items()
     }
     try:
         options = tyro.cli(Options, default=Options(**given), prog="python -m trainer.evaluate", args=arguments)
     except SystemExit as stop:  # tyro has said what is wrong
         return Exit.USER if stop.code else Exit.FINISHED
+    from trainer.learning.device import check_device
     from trainer.learning.world import join
+    from trainer.setup import set_backends
     from trainer.store import StoreError
 
     try:
-        with join(base_config(options)) as world:
+        base = base_config(options)
+        with join(base) as world:
+            if options.device == "cuda" and world.device.type != "cuda":
+                raise UserError(
+                    "--device cuda: torch finds no GPU on this machine; leave the option out, or use another"
+                )
+            check_device(base, world.device, world.size)
+            set_backends(base)
             found = score_models(options, world)
             if world.is_main:
-                tell("\n".join(f"{name}: {value}" for name, value in found.items()))
+                keep(found, options)
     except UserError as error:
-        tell(f"error: {error}", sys.stderr)
+        say(f"error: {error}")
         return Exit.USER
     except (StoreError, MachineError) as error:
-        tell(f"error: {error}", sys.stderr)
+        say(f"error: {error}")
         return 1
+    except KeyboardInterrupt:
+        say("stopped: nothing was stored, and no run was changed")
+        return Exit.INTERRUPTED
     return Exit.FINISHED
 
 
 if __name__ == "__main__":
     forgive_output()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     sys.exit(main())

@@ -1,0 +1,137 @@
+"""What is scored on: validation images of prepared data, the run's own copies where they are on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.contract import UserError, dataset_key, run_key
+from trainer.data.format import INDEX, Copies, Index, read_index
+from trainer.data.reading.split import PreparedSplit
+from trainer.data.stage import stage
+from trainer.learning.world import World, barrier
+from trainer.model_card import ModelCard
+from trainer.recipes.config import Config, DataConfig
+from trainer.recipes.fields import from_json
+from trainer.recipes.named import default_data
+from trainer.recipes.sides import wanted_span
+from trainer.scoring.members import Member
+from trainer.scoring.weight_files import head_size
+from trainer.setup import Data
+from trainer.store import NotFoundError, ObjectStore, naming_the_fix
+from trainer.text import say
+from trainer.values import parse_object
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredSet:
+    """Images with labels. `open(pixels)` gives the stored size that serves a short side of so many pixels."""
+
+    name: str  # of the data: evaluations are stored under it
+    prefix: str  # of its scores: val/top1
+    identity: Mapping[str, str]  # as in a manifest
+    classes: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    open: Callable[[int], PreparedSplit]
+
+
+def open_prepared(
+    data: str, scratch: Path, store: ObjectStore, members: Sequence[Member], world: World, workers: int
+) -> ScoredSet:
+    """The validation split of DATA=, or of what the first member was trained on, staged on this machine.
+
+    Raises UserError, StoreError.
+    """
+    card = members[0].card
+    config = data_config_of(store, card)
+    place = data or own_data(card, scratch, store) or default_data(card.recipe)
+    spans = frozenset(wanted_span(config, "val", member.card.val_resize) for member in members)
+    copies = Copies(config.train_sides, (config.val_side,), config.quality)
+
+    def fetch() -> Path:
+        with naming_the_fix(f"the data {place}, or the scratch folder {scratch},"):
+            return stage(place, scratch, copies, {"val": spans}, workers=workers)
+
+    if world.local_rank == 0:  # one process of a machine fetches or makes it, the others find it
+        folder = fetch()
+    barrier(world)
+    if world.local_rank != 0:
+        folder = fetch()
+    index = read_index(folder)
+    opened = Data(folder, index, config)
+    if world.is_main:
+        tell_other_data(card, index)
+    return ScoredSet(
+        name=index.name, prefix="val", classes=index.classes, identity=data_identity(index),
+        labels=opened.open("val", card.val_resize).labels, open=lambda pixels: opened.open("val", pixels),
+    )  # fmt: skip
+
+
+def data_identity(index: Index) -> dict[str, str]:
+    """As a manifest and a card name it."""
+    return {
+        "name": index.name, "version": index.version, "fingerprint": index.fingerprint, "sha256": index.sha256,
+        "commit": index.source.commit if index.source else "",
+    }  # fmt: skip
+
+
+def data_config_of(store: ObjectStore, card: ModelCard) -> DataConfig:
+    """How the run of a card stores and shows images; the defaults for weights that no run of this store made."""
+    try:
+        config: Config = from_json(Config, parse_object(store.get(run_key(card.run_id, "config.json"))))
+    except (NotFoundError, ValueError):  # none, or of another version: then the sizes are the usual ones
+        return DataConfig()
+    return config.data
+
+
+def own_data(card: ModelCard, scratch: Path, store: ObjectStore) -> str:
+    """Where the very data that a card names lies prepared: on this machine, in the store, or "" where in neither."""
+    if not card.data.get("version"):
+        return ""
+    folder = dataset_key(card.data["name"], card.data["version"], "").rstrip("/")
+    if (scratch / folder / INDEX).is_file():
+        return str(scratch / folder)
+    try:
+        store.get(f"{folder}/{INDEX}")
+    except NotFoundError:
+        return ""
+    return f"{store.uri.rstrip('/')}/{folder}"
+
+
+def tell_other_data(card: ModelCard, index: Index) -> None:
+    """Say so where the images are not those that the card names: its scores and these cannot be compared."""
+    known_by = "sha256" if card.data.get("sha256") else "fingerprint"
+    before, now = card.data.get(known_by, ""), data_identity(index)[known_by]
+    if before and before != now:
+        say(
+            f"note: the weights were trained with data {card.data.get('name', '')} {card.data.get('version', '')} "
+            f"({known_by} {before[:16]}), and these images are of {index.name} {index.version} ({known_by} "
+            f"{now[:16] or 'unknown'}): compare scores with care"
+        )
+
+
+def check_outputs(member: Member, scored: ScoredSet) -> None:
+    """Raises UserError unless the outputs of a member are the classes of the data, by name and in this order."""
+    known, outputs = member.card.classes, outputs_of(member)
+    if outputs != len(scored.classes):
+        raise UserError(
+            f"{member.name} has {outputs} classes, and the data {scored.name} has {len(scored.classes)}: "
+            "name the data that it was trained on (DATA=), or other weights"
+        )
+    if not known:
+        say(f"note: nobody knows the names of the classes of {member.name}: the order of {scored.name} is believed")
+    elif known != scored.classes:
+        first = next(i for i, pair in enumerate(zip(known, scored.classes, strict=True)) if pair[0] != pair[1])
+        raise UserError(
+            f"{member.name} has other classes than the data {scored.name}, or in another order (output {first} is "
+            f"{known[first]!r}, there it is {scored.classes[first]!r}): name the data that it was trained on (DATA=)"
+        )
+
+
+def outputs_of(member: Member) -> int:
+    """How many classes it tells apart."""
+    return head_size(member.model.state_dict(), member.card.network)

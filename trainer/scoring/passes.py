@@ -1,0 +1,100 @@
+"""One pass over the images for each geometry, whatever the number of members; and where answers wait on disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from trainer.contract import UserError
+from trainer.data.progress import Track
+from trainer.learning.world import World, barrier
+from trainer.model_card import ModelCard
+from trainer.recipes.config import Config
+from trainer.scoring.data import ScoredSet, outputs_of
+from trainer.scoring.forward import predict_split
+from trainer.scoring.members import Member
+from trainer.scoring.predictions import Predictions
+from trainer.store import naming_the_fix
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Of one member to all images."""
+
+    member: Member
+    predictions: Predictions
+    seconds: float  # of the pass, decoding and members of the same geometry included
+
+
+def geometry(card: ModelCard) -> tuple[int, int, str]:
+    """What of a card decides which pixels the network sees, before they are normalised."""
+    return card.val_resize, card.val_crop, card.resize_mode
+
+
+def run_passes(members: Sequence[Member], scored: ScoredSet, base: Config, world: World, folder: Path) -> list[Answers]:
+    """The answers of every member, in the order of the members. All processes call it; afterwards all rows are there.
+
+    Members of one geometry share a pass: each image is decoded once for them. Raises UserError.
+    """
+    found = {member: Predictions(folder / str(number), len(scored.labels), outputs_of(member))
+             for number, member in enumerate(members)}  # fmt: skip
+    seconds = dict[Member, float]()
+    for _, alike in groupby(sorted(members, key=lambda one: geometry(one.card)), lambda one: geometry(one.card)):
+        group = list(alike)
+        images = scored.open(group[0].card.val_resize)
+        started = time.monotonic()
+        with telling_what_is_short(folder, base), _track(len(images), scored.name, world) as track:
+            predict_split({member: found[member] for member in group}, images, base, world, track)
+        seconds |= dict.fromkeys(group, time.monotonic() - started)
+    barrier(world)
+    return [Answers(member, found[member], seconds[member]) for member in members]
+
+
+@contextmanager
+def _track(images: int, name: str, world: World) -> Iterator[Callable[[int], None]]:
+    """Progress of the main process's share, which says how far all are."""
+    if not world.is_main:
+        yield lambda count: None
+        return
+    with Track(-(-images // world.size), "images", f"scoring {name}") as track:
+        yield track.add
+
+
+@contextmanager
+def telling_what_is_short(folder: Path, base: Config) -> Iterator[None]:
+    """A full disk or a full GPU becomes a UserError with its fix."""
+    try:
+        with naming_the_fix(f"the scratch folder {folder.parent}"):
+            yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU has no memory left for {base.val_batch_size} images at a time (other programs may use some): "
+            f"pass --batch-size {max(1, base.val_batch_size // 2)}"
+        ) from error
+
+
+@contextmanager
+def predictions_folder(scratch: Path, world: World) -> Iterator[Path]:
+    """A new folder that all processes share, removed at the end by the main one. Raises UserError on several machines.
+
+    The main process must be the last that needs it.
+    """
+    if int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) != world.size:
+        raise UserError("evaluation takes the processes of one machine, which share its disk: --nnodes 1")
+    names = [tempfile.mkdtemp(dir=scratch, prefix="predictions-") if world.is_main else ""]
+    try:
+        if world.size > 1:
+            torch.distributed.broadcast_object_list(names, src=0)
+        yield Path(names[0])
+    finally:
+        if world.is_main:
+            shutil.rmtree(names[0], ignore_errors=True)

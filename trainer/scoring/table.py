@@ -1,0 +1,73 @@
+"""An evaluation as text for the terminal. Shares are percent here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainer.scoring.calibration import CALIBRATION_BINS
+from trainer.scoring.record import Evaluation, classes_of
+from trainer.text import show_name
+
+WORST = 8  # classes that are shown
+
+
+def evaluation_text(evaluation: Evaluation) -> str:
+    """Scores, calibration, speed, and the worst classes."""
+    card, found, scored = evaluation.card, evaluation.measures, evaluation.scored
+    about = [
+        card.network,
+        f"step {card.step:,}" if card.run_id else "",
+        f"{card.weights} weights" if card.weights else "",
+    ]
+    shown = f"resize {card.val_resize}, crop {card.val_crop}, {card.resize_mode}"
+    lines = [
+        f"{show_name(evaluation.name)} ({', '.join(filter(None, about))}) on {show_name(scored.name)}",
+        *columns([
+            ("images", f"{found.images:,} of {len(scored.classes):,} classes; {shown}"),
+            (f"{evaluation.prefix}/top1", f"{found.top1:.2%}"), (f"{evaluation.prefix}/top5", f"{found.top5:.2%}"),
+            (f"{evaluation.prefix}/loss", f"{found.loss:.4f}"),
+            (f"{evaluation.prefix}/ece", calibration_text(evaluation)),
+            ("speed", speed_text(evaluation)),
+        ]),
+    ]  # fmt: skip
+    return "\n".join([*lines, *worst_lines(evaluation)])
+
+
+def calibration_text(evaluation: Evaluation) -> str:
+    """The calibration error, and what a temperature makes of it."""
+    found, after = evaluation.measures, evaluation.measures.calibration
+    text = f"{found.ece:.2%} expected calibration error, {CALIBRATION_BINS} bins"
+    if after is None:
+        return text
+    return (
+        f"{text}; on the odd images {after.error_before:.2%}, and {after.error_after:.2%} after division of the logits "
+        f"by {after.temperature:.3g}, fitted on the even images"
+    )
+
+
+def speed_text(evaluation: Evaluation) -> str:
+    """Images per second, and the time of one."""
+    base = evaluation.base
+    text = (
+        f"{evaluation.images_per_second:,.0f} images/s with decoding ({evaluation.device}, {base.precision}, "
+        f"{base.val_batch_size} at a time)"
+    )
+    return text if evaluation.latency is None else f"{text}; {evaluation.latency * 1000:.1f} ms for one, median"
+
+
+def worst_lines(evaluation: Evaluation) -> list[str]:
+    """The classes that are recognised least."""
+    worst = [one for one in classes_of(evaluation)[:WORST] if one["top1"] < 1]
+    if not worst:
+        return ["  every image was recognised"]
+    rows = [("worst classes", "images", "top-1", "taken for")]
+    for one in worst:
+        others = ", ".join(f"{show_name(other['name'])} ({other['images']})" for other in one["taken_for"])
+        rows.append((show_name(one["name"]), f"{one['images']:,}", f"{one['top1']:.1%}", others))
+    return ["", *columns(rows)]
+
+
+def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows with cells of equal width, two spaces apart."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
