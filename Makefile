@@ -84,8 +84,8 @@ report: $(VENV)/.trainer ## draw the curves of RUN= again and print its summary
 	@$(PY) trainer.report
 
 .PHONY: compare
-compare: $(VENV)/.trainer ## compare runs in STORE=: mean and deviation of top-1 and time, curves in one page (RUNS=digits-0,digits-1)
-	@$(PY) trainer.compare
+compare: $(VENV)/.trainer ## compare runs in STORE=: mean and deviation of top-1 and time, curves in one page (RUNS=digits-0,digits-1, ARGS="--output FILE")
+	@$(PY_ARGS) trainer.compare
 
 .PHONY: evaluate
 evaluate: $(VENV)/.trainer ## score RUN= on validation images (DATA=), each once; ARGS="--views flip", ARGS=--help
