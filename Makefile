@@ -93,7 +93,7 @@ evaluate: $(VENV)/.trainer ## score RUN= on validation images (DATA=), each once
 
 .PHONY: predict
 predict: $(VENV)/.trainer ## say what is on IMAGE= (a file, folder, glob, URL, or - for standard input), by the weights of RUN=
-	@$(PY_ARGS) trainer.predict
+	@$(PY_ARGS) trainer.predict $${IMAGE:+"$$IMAGE"} $${MODEL:+--model "$$MODEL"}
 
 .PHONY: export
 export: $(VENV)/.export ## write the weights of RUN= for torchvision, timm, torch.export and ONNX, with preprocessing and class names

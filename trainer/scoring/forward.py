@@ -4,34 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
 
-from trainer.data.augment.batch import to_input
 from trainer.data.reading.decode import Picture
 from trainer.data.reading.loader import Batch, Loader, picture_jobs, pictures_of
 from trainer.data.reading.split import PreparedSplit
-from trainer.learning.evaluation import autocast, forward_dtype
 from trainer.learning.world import World
-from trainer.model_card import ModelCard
 from trainer.recipes.config import Config
 from trainer.scoring.members import Member
 from trainer.scoring.predictions import Predictions
+from trainer.scoring.probabilities import config_for, log_probabilities
 from trainer.scoring.views import ONE_VIEW, Views, mean_of_views
 
 MOST_BATCH_BYTES = 256 << 20  # of pictures on the host; three batches are in memory
-
-
-def config_for(card: ModelCard, base: Config) -> Config:
-    """The base with the preprocessing of a card."""
-    data = replace(
-        base.data, mean=card.mean, std=card.std, val_resize=card.val_resize, val_crop=card.val_crop
-    )  # fmt: skip
-    return replace(base, data=data)
 
 
 @torch.inference_mode()
@@ -74,12 +62,3 @@ def open_batches(
         workers=base.data.workers, device=world.device,
     ) as loader:  # fmt: skip
         yield ((mine[number * size :][: len(batch.labels)], batch) for number, batch in enumerate(loader))
-
-
-def log_probabilities(model: nn.Module, images: Tensor, flip: bool, config: Config, device: torch.device) -> Tensor:
-    """(N, classes) float32 of (N, H, W, 3) uint8, which are mirrored if `flip`."""
-    flips = torch.full((len(images),), flip, device=device)
-    shown = to_input(images, flips, config.data, dtype=forward_dtype(config))
-    with autocast(config, device):
-        logits: Tensor = model(shown)
-    return logits.float().log_softmax(dim=1)

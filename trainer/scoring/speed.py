@@ -11,8 +11,8 @@ from trainer.data.augment.batch import to_input
 from trainer.learning.evaluation import autocast, forward_dtype
 from trainer.learning.world import World
 from trainer.recipes.config import Config
-from trainer.scoring.forward import config_for
 from trainer.scoring.members import Member
+from trainer.scoring.probabilities import config_for
 
 FIRST_TRIES, TRIES = 2, 9
 MOST_SECONDS_OF_TRIES = 2.0  # a large network on a CPU has fewer tries

@@ -25,9 +25,10 @@ from trainer.learning.world import World
 from trainer.model_card import ModelCard
 from trainer.recipes.config import Config, DataConfig
 from trainer.scoring import forward
-from trainer.scoring.forward import config_for, predict_split
+from trainer.scoring.forward import predict_split
 from trainer.scoring.members import Member
 from trainer.scoring.predictions import Predictions
+from trainer.scoring.probabilities import config_for
 from trainer.scoring.views import Views, check_pictures, parse_views
 
 WORLD = World(0, 0, 1, torch.device("cpu"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,12 @@ from trainer.data.jpeg import Bytes
 from trainer.data.reading.decode import image_size
 from trainer.data.reading.order import random_resized_crop
 from trainer.data.reading.split import PreparedSplit
-from trainer.data.reading.window import Box
 from trainer.recipes.config import Config, DataConfig
 from trainer.recipes.named import PROMISES
 from trainer.recipes.sides import wanted_pixels, wanted_spans
+
+if TYPE_CHECKING:
+    from trainer.data.reading.window import Box
 
 LIKELY_SHAPE = 4 / 3  # width over height: of most photographs
 

@@ -1,0 +1,146 @@
+"""Images from web addresses: what is fetched, what is told, and what is refused."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tests.images import encode, photo
+from trainer.predict import download
+from trainer.predict.download import NoImageError, fetch_image
+
+JPEG = encode(photo(1))
+
+
+class Web:
+    """A server on 127.0.0.1. `answer` writes what a test wants."""
+
+    def __init__(self) -> None:
+        self.answer: Callable[[BaseHTTPRequestHandler], None] = lambda handler: send(handler, JPEG, "image/jpeg")
+        web = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                web.answer(self)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.server.block_on_close = False
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
+        self.thread.start()
+        self.host = f"127.0.0.1:{self.server.server_port}"
+        self.url = f"http://{self.host}/cat.jpg"
+
+
+def send(handler: BaseHTTPRequestHandler, body: bytes, kind: str, status: int = 200, **more: str) -> None:
+    handler.send_response(status)
+    for name, value in ({"Content-Type": kind, "Content-Length": str(len(body))} | more).items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def redirect_to(address: str) -> Callable[[BaseHTTPRequestHandler], None]:
+    return lambda handler: send(handler, b"", "text/plain", 302, Location=address)
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    web = Web()
+    yield web
+    web.server.shutdown()
+    web.thread.join()
+    web.server.server_close()
+
+
+def refusal(url: str) -> str:
+    with pytest.raises(NoImageError) as caught:
+        fetch_image(url)
+    return str(caught.value)
+
+
+def test_an_image_comes_with_what_its_server_calls_it_and_the_host_is_told(
+    web: Web, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert fetch_image(web.url) == (JPEG, "image/jpeg")
+    assert capfd.readouterr().err == f"asking {web.host} for an image\n"
+
+
+def test_a_redirect_is_followed_and_told(web: Web, capfd: pytest.CaptureFixture[str]) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        if handler.path == "/cat.jpg":
+            redirect_to("/other.jpg")(handler)
+        else:
+            send(handler, JPEG, "image/jpeg")
+
+    web.answer = answer
+    assert fetch_image(web.url)[0] == JPEG
+    assert f"it redirects to {web.host}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://127.0.0.1/cat.jpg", "data:image/png;base64,AAAA"])
+def test_a_redirect_away_from_the_web_is_refused(address: str, web: Web) -> None:
+    web.answer = redirect_to(address)
+    assert address in refusal(web.url)
+
+
+def test_a_redirect_to_itself_ends(web: Web) -> None:
+    web.answer = redirect_to(web.url)
+    assert "302" in refusal(web.url)
+
+
+def test_what_the_server_refuses_is_told(web: Web) -> None:
+    web.answer = lambda handler: send(handler, b"", "text/plain", 404)
+    assert refusal(web.url) == "the server answered 404 Not Found"
+
+
+def test_too_many_bytes_are_refused_announced_or_not(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    web.answer = lambda handler: send(handler, b"", "image/jpeg", 200, **{"Content-Length": str(1 << 40)})
+    assert refusal(web.url).startswith("it has more than 67.1 MB: fetch it yourself")
+    monkeypatch.setattr(download, "MOST_IMAGE_BYTES", 100_000)
+
+    def endless(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + bytes(300_000))
+
+    web.answer = endless
+    assert "more than 0.1 MB" in refusal(web.url)
+
+
+def test_a_server_that_dribbles_is_left(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "MOST_FETCH_SECONDS", 0.2)
+    done = threading.Event()
+
+    def dribble(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.0 200 OK\r\nX-Long: ")
+        while not done.wait(0.05):  # each byte comes in time, and the headers never end
+            handler.wfile.write(b"x")
+
+    web.answer, began = dribble, time.monotonic()
+    try:
+        assert "did not arrive within" in refusal(web.url)
+        assert time.monotonic() - began < 5
+    finally:
+        done.set()
+
+
+def test_a_server_that_is_not_there_and_an_address_that_is_none_are_told() -> None:
+    assert "check the address and the network" in refusal("http://127.0.0.1:9/cat.jpg")
+    assert "cannot be fetched" in refusal("http://127.0.0.1:port/cat.jpg")
+    assert "cannot be fetched" in refusal("http://")
+
+
+def test_a_server_that_speaks_something_else_is_told(web: Web) -> None:
+    def greet(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"220 ready\r\n")
+
+    web.answer = greet
+    assert "cannot be fetched" in refusal(web.url)

@@ -1,0 +1,223 @@
+"""What `make predict` says of images: classes and probabilities, as validation computes them, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.images import encode, photo
+from tests.trainer.standins import StandInSplit
+from trainer.contract import Exit
+from trainer.learning.model import build_model
+from trainer.learning.world import join
+from trainer.model_card import METADATA_KEY, ModelCard
+from trainer.predict.__main__ import main
+from trainer.recipes.config import Config, DataConfig, ModelConfig
+from trainer.scoring.forward import predict_split
+from trainer.scoring.members import open_member
+from trainer.scoring.predictions import Predictions
+from trainer.store import open_store
+
+NETWORK, CLASSES = "shufflenet_v2_x0_5", ("ant", "bee", "cat", "dog")
+WNIDS = ("n01440764", "n01443537", "n01484850", "n01491361")
+CONFIG = Config(precision="fp32", device="cpu", data=DataConfig(workers=1))
+Said = Callable[..., tuple[int, str, str]]
+
+
+def answers(seed: int) -> dict[str, Tensor]:
+    """Random weights whose answers differ between images."""
+    torch.manual_seed(seed)
+    model = build_model(ModelConfig(name=NETWORK, num_classes=len(CLASSES))).train()
+    with torch.no_grad():
+        for _ in range(3):  # statistics of noise: else every image gets the same answer
+            model(torch.randn(8, 3, 32, 32))
+    return model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exported weights: made, wnids and nameless, whose classes have other names, and damaged ones."""
+    root, weights = tmp_path_factory.mktemp("predict"), answers(0)
+    (root / "store").mkdir()
+    card = ModelCard(
+        network=NETWORK, classes=CLASSES, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.2), val_resize=36, val_crop=32
+    )
+    names = {"made": CLASSES, "damaged": CLASSES, "nameless": (), "wnids": WNIDS}
+    for name, classes in names.items():
+        huge = {"fc.weight": torch.full_like(weights["fc.weight"], 3e38)} if name == "damaged" else {}
+        about = {METADATA_KEY: replace(card, classes=classes).to_text()}
+        safetensors.torch.save_file(weights | huge, root / f"{name}.safetensors", metadata=about)
+    return root
+
+
+@pytest.fixture
+def said(root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Said:
+    """Runs the command: exit code, standard output, standard error."""
+    monkeypatch.chdir(root)
+    for name, value in (("STORE", "store"), ("SCRATCH_DIR", "scratch"), ("RUN_ID", "./made.safetensors")):
+        monkeypatch.setenv(f"TRAINER_{name}", value)
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def tops(output: str) -> dict[str, list[dict[str, Any]]]:
+    return {Path(one["image"]).name: one["top"] for one in json.loads(output)["images"]}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.jpg").write_bytes(encode(photo(number)))
+    return folder
+
+
+def test_probabilities_are_those_of_validation(said: Said, root: Path, tmp_path: Path) -> None:
+    split: Any = StandInSplit("val", 6)
+    files = [tmp_path / f"{number}.jpg" for number in range(len(split))]
+    for number, file in enumerate(files):
+        split.jpegs[number] = np.frombuffer(encode(photo(number, 50 + 7 * number, 60)), np.uint8)
+        file.write_bytes(bytes(split.jpeg(number)))
+    predictions = Predictions(tmp_path / "predictions", len(split), len(CLASSES))
+    with join(CONFIG) as world:
+        member = open_member("./made.safetensors", open_store("store"))
+        predict_split({member: predictions}, split, CONFIG, world, lambda count: None)
+    [(_, expected)] = predictions.chunks()
+    code, output, _ = said(*files, "--json")
+    assert code == Exit.FINISHED
+    found = tops(output)
+    for number, row in enumerate(np.exp(expected)):
+        top = found[f"{number}.jpg"]
+        assert [one["probability"] for one in top] == pytest.approx(sorted(row.tolist(), reverse=True), abs=1e-6)
+        assert [one["class"] for one in top] == [CLASSES[label] for label in np.argsort(-row)]
+    assert len({str(top) for top in found.values()}) > 1
+
+
+def test_an_image_gets_its_classes_in_lines_of_percent(said: Said, photos: Path) -> None:
+    code, output, told = said(photos / "0.jpg", "--top", "2")
+    assert code == Exit.FINISHED
+    name, first, second = output.splitlines()
+    assert name == str(photos / "0.jpg")
+    best, other = (float(line.split(" %")[0]) for line in (first, second))
+    assert 100 >= best >= other
+    assert {first.split()[-1], second.split()[-1]} < {*CLASSES}
+    assert "./made.safetensors: shufflenet_v2_x0_5" in told
+    assert "32 x 32" in told
+
+
+def test_wordnet_ids_are_told_by_their_english_names_and_nameless_classes_by_numbers(said: Said, photos: Path) -> None:
+    top = tops(said(photos / "0.jpg", "--json", "--model", "./wnids.safetensors")[1])["0.jpg"]
+    assert {(one["class"], one["name"]) for one in top} >= {("n01440764", "tench"), ("n01443537", "goldfish")}
+    _, output, told = said(photos / "0.jpg", "--json", "--model", "./nameless.safetensors")
+    assert {one["name"] for one in tops(output)["0.jpg"]} == {f"class {number}" for number in range(4)}
+    assert "whose names nobody knows" in told
+
+
+def cmyk(image: Image.Image) -> tuple[bytes, Image.Image]:
+    data = encode(image.convert("CMYK"), quality=95)
+    return data, Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def palette(image: Image.Image) -> tuple[bytes, Image.Image]:
+    small = image.quantize(64)
+    return encode(small, "GIF"), small.convert("RGB")
+
+
+def wide(image: Image.Image) -> tuple[bytes, Image.Image]:
+    grey = np.asarray(image.convert("L"))
+    return encode(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), Image.fromarray(grey).convert("RGB")
+
+
+def turned(image: Image.Image) -> tuple[bytes, Image.Image]:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encode(image, "PNG", exif=exif), image
+
+
+@pytest.mark.parametrize(
+    ("make", "told"), [(cmyk, "CMYK"), (palette, "palette"), (wide, "16-bit"), (turned, "stored turned, and seen so")]
+)
+def test_an_odd_image_is_seen_as_in_preparation_and_said(
+    make: Callable[[Image.Image], tuple[bytes, Image.Image]], told: str, said: Said, tmp_path: Path
+) -> None:
+    data, plain = make(photo(5))
+    (tmp_path / "odd").write_bytes(data)
+    (tmp_path / "plain.png").write_bytes(encode(plain, "PNG"))
+    code, output, _ = said(tmp_path / "odd", tmp_path / "plain.png", "--json")
+    assert code == Exit.FINISHED
+    odd, expected = json.loads(output)["images"]
+    assert told in odd["odd"]
+    assert [one["class"] for one in odd["top"]] == [one["class"] for one in expected["top"]]
+    assert odd["top"][0]["probability"] == pytest.approx(expected["top"][0]["probability"], abs=1e-5)
+
+
+def test_images_that_cannot_be_read_are_named_and_counted_and_the_others_go_on(said: Said, photos: Path) -> None:
+    (photos / "1.jpg").write_bytes(b"<html>not found</html>")
+    (photos / "4.jpg").symlink_to("nowhere")
+    code, output, told = said(photos, "--json")
+    assert code == Exit.USER
+    found = json.loads(output)
+    assert [Path(one["image"]).name for one in found["images"]] == ["0.jpg", "2.jpg"]
+    assert {Path(one["image"]).name for one in found["unread"]} == {"1.jpg", "4.jpg"}
+    assert f"{photos / '1.jpg'} cannot be read: it is a web page" in told
+    assert "2 of 4 images could not be read" in told
+
+
+def test_standard_input_is_an_image(said: Said, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = tops(said(photos / "2.jpg", "--json")[1])["2.jpg"]
+    for name, code in (("2.jpg", Exit.FINISHED), ("none.jpg", Exit.USER)):
+        (photos / "none.jpg").touch()
+        with (photos / name).open() as file:
+            monkeypatch.setattr(sys, "stdin", file)
+            ended, output, told = said("-", "--json")
+        assert ended == code
+        assert tops(output) == ({} if code else {"standard input": expected})
+        assert ("standard input cannot be read: it is empty" in told) == bool(code)
+
+
+def test_weights_that_are_not_finite_end_it(said: Said, photos: Path) -> None:
+    code, output, told = said(photos / "0.jpg", "--model", "./damaged.safetensors")
+    assert (code, output) == (Exit.USER, "")
+    assert "./damaged.safetensors gives outputs that are not finite" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no image is named"),
+        (["missing.jpg"], "missing.jpg does not exist"),
+        (["missing-*.jpg"], "no image matches the pattern missing-*.jpg"),
+        (["file:///etc/passwd"], "file:///etc/passwd is not fetched"),
+        (["s3://bucket/cat.jpg"], "copy the image here first"),
+        (["/dev/zero"], "neither a file nor a folder"),
+        ([" "], "no path"),
+        (["{photos}/0.jpg", "--top", "0"], "--top 0"),
+        (["{photos}/0.jpg", "--sheet", "sheet.jpg"], "name a .png file"),
+        (["{photos}/0.jpg", "--device", "cuda"], "torch finds no such device"),
+        (["{photos}/0.jpg", "--model", "unknown"], "unknown"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_fix(arguments: list[str], message: str, said: Said, photos: Path) -> None:
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    code, output, told = said(*(argument.format(photos=photos) for argument in arguments))
+    assert (code, output) == (Exit.USER, "")
+    assert told.startswith("error: ")
+    assert message in told
