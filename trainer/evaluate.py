@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trainer.scoring.members import Member
     from trainer.scoring.passes import Answers
     from trainer.scoring.record import Evaluation
+    from trainer.scoring.views import Views
     from trainer.store import ObjectStore
 
 
@@ -49,6 +50,14 @@ class Options:
     """Prepared data, or what `make prepare` takes; else $TRAINER_DATA, or the validation images of the run."""
     output: str = ""
     """Write all results into this file, as JSON."""
+    views: str = "none"
+    """Average the probabilities of several views: flip, five-crop, ten-crop, or scales=0.9,1,1.1."""
+    sweep: str = ""
+    """Try other test resolutions and crops, too: auto, or for example 192,224,256."""
+    resize: int = 0
+    """Pixels of the short side before the crop; 0 = as the weights are used to."""
+    crop: int = 0
+    """Pixels of a side of what the network sees; 0 = as the weights are used to."""
     weights: Literal["auto", "model", "ema", "swa"] = "auto"
     """Of a run: the model, its moving average, or the mean of its last epochs; auto: what scored best."""
     network: str = ""
@@ -69,47 +78,60 @@ def score_models(options: Options, world: World) -> list[Evaluation]:
     Raises UserError, StoreError.
     """
     from trainer.scoring.passes import predictions_folder, run_passes
+    from trainer.scoring.sweep import run_sweeps, sweep_plans
+    from trainer.scoring.views import largest_side, parse_views
     from trainer.store import open_store
 
-    store, base = open_store(options.store), base_config(options)
+    store, base, views = open_store(options.store), base_config(options), parse_views(options.views)
     members = open_members(options, store)
-    scored = open_scored(options, store, members, world)
-    with predictions_folder(open_scratch(options.scratch), world) as folder:
-        answers = run_passes(members, scored, base, world, folder)
-        return [evaluate_answers(one, scored, base, world) for one in answers] if world.is_main else []
+    plans = sweep_plans(members, options.sweep)
+    sides = [largest_side([*views.pictures(one.card), *plans.get(one, ())]) for one in members]
+    scored, scratch = open_scored(options, store, members, world, sides), open_scratch(options.scratch)
+    with predictions_folder(scratch, world) as folder:
+        answers = run_passes(members, scored, base, world, folder, views)
+        sweeps = run_sweeps(plans, scored, base, world, scratch)
+        if not world.is_main:
+            return []
+        return [
+            replace(evaluate_answers(one, scored, base, world, views), sweep=sweeps.get(one.member)) for one in answers
+        ]
 
 
 def open_members(options: Options, store: ObjectStore) -> list[Member]:
-    """What the user names, each once. Raises UserError."""
+    """What the user names, each once, with the sizes that the user wants. Raises UserError."""
     from trainer.scoring.members import open_member
+    from trainer.scoring.views import with_sizes
 
     names = [name for name in dict.fromkeys(part.strip() for part in options.models.split(",")) if name]
     if not names:
         raise UserError(f"{options.models!r} names nothing to score: write for example digits, or digits-0,digits-1")
-    return [open_member(name, store, options.weights, options.network) for name in names]
+    opened = [open_member(name, store, options.weights, options.network) for name in names]
+    return [replace(one, card=with_sizes(one.card, options.resize, options.crop)) for one in opened]
 
 
-def open_scored(options: Options, store: ObjectStore, members: Sequence[Member], world: World) -> ScoredSet:
+def open_scored(
+    options: Options, store: ObjectStore, members: Sequence[Member], world: World, sides: Sequence[int]
+) -> ScoredSet:
     """The images, staged on this machine, whose classes are the members'. Raises UserError, StoreError."""
     from trainer.scoring.data import check_outputs, open_prepared
 
-    scored = open_prepared(options.data, open_scratch(options.scratch), store, members, world, options.workers)
+    scored = open_prepared(options.data, open_scratch(options.scratch), store, members, world, options.workers, sides)
     for member in members:
         check_outputs(member, scored)
     return scored
 
 
-def evaluate_answers(answers: Answers, scored: ScoredSet, base: Config, world: World) -> Evaluation:
+def evaluate_answers(answers: Answers, scored: ScoredSet, base: Config, world: World, views: Views) -> Evaluation:
     """What the answers of a member are worth, and how fast it gives one."""
     from trainer.scoring.measures import measure
     from trainer.scoring.record import Evaluation
     from trainer.scoring.speed import latency_seconds
 
-    member = answers.member
+    member, prefix = answers.member, scored.prefix if views.is_plain else f"{scored.prefix}_tta"
     return Evaluation(
-        name=member.name, prefix=scored.prefix, card=member.card, scored=scored, seconds=answers.seconds, base=base,
-        measures=measure(answers.predictions, scored.labels), latency=latency_seconds(member, base, world),
-        device=world.device.type,
+        name=member.name, prefix=prefix, card=member.card, scored=scored, seconds=answers.seconds, base=base,
+        measures=measure(answers.predictions, scored.labels), device=world.device.type, views=views,
+        latency=latency_seconds(member, base, world) if views.is_plain else None,
     )  # fmt: skip
 
 
@@ -132,13 +154,14 @@ def keep(found: Sequence[Evaluation], options: Options) -> None:
     """Print the results and store each with its run; write all into --output. Raises UserError, StoreError."""
     from trainer.scoring.record import evaluation_key
     from trainer.scoring.table import evaluation_text
+    from trainer.scoring.views import variant_of
     from trainer.store import naming_the_fix, open_store
 
     store, records = open_store(options.store), [one.to_json() for one in found]
     for one, record in zip(found, records, strict=True):
         tell(evaluation_text(one))
         if one.card.run_id and one.name.partition("@")[0] == one.card.run_id:  # a run of this store
-            key = evaluation_key(one.card.run_id, one.scored.name)
+            key = evaluation_key(one.card.run_id, one.scored.name + variant_of(one.views, options.resize, options.crop))
             store.put(key, json.dumps(record, indent=1).encode())
             tell(f"stored: {store.describe(key)}")
     if options.output:

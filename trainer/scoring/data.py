@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,16 +40,17 @@ class ScoredSet:
 
 
 def open_prepared(
-    data: str, scratch: Path, store: ObjectStore, members: Sequence[Member], world: World, workers: int
-) -> ScoredSet:
+    data: str, scratch: Path, store: ObjectStore, members: Sequence[Member], world: World, workers: int,
+    sides: Collection[int] = (),
+) -> ScoredSet:  # fmt: skip
     """The validation split of DATA=, or of what the first member was trained on, staged on this machine.
 
-    Raises UserError, StoreError.
+    `sides` are short sides to which images are resized, beside those of the cards. Raises UserError, StoreError.
     """
     card = members[0].card
     config = data_config_of(store, card)
     place = data or own_data(card, scratch, store) or default_data(card.recipe)
-    spans = frozenset(wanted_span(config, "val", member.card.val_resize) for member in members)
+    spans = frozenset(wanted_span(config, "val", side) for side in {*sides, *(one.card.val_resize for one in members)})
     copies = Copies(config.train_sides, (config.val_side,), config.quality)
 
     def fetch() -> Path:

@@ -23,6 +23,7 @@ from trainer.scoring.data import ScoredSet, outputs_of
 from trainer.scoring.forward import predict_split
 from trainer.scoring.members import Member
 from trainer.scoring.predictions import Predictions
+from trainer.scoring.views import ONE_VIEW, Views, largest_side
 from trainer.store import naming_the_fix
 
 
@@ -40,7 +41,9 @@ def geometry(card: ModelCard) -> tuple[int, int, str]:
     return card.val_resize, card.val_crop, card.resize_mode
 
 
-def run_passes(members: Sequence[Member], scored: ScoredSet, base: Config, world: World, folder: Path) -> list[Answers]:
+def run_passes(
+    members: Sequence[Member], scored: ScoredSet, base: Config, world: World, folder: Path, views: Views = ONE_VIEW
+) -> list[Answers]:
     """The answers of every member, in the order of the members. All processes call it; afterwards all rows are there.
 
     Members of one geometry share a pass: each image is decoded once for them. Raises UserError.
@@ -50,17 +53,17 @@ def run_passes(members: Sequence[Member], scored: ScoredSet, base: Config, world
     seconds = dict[Member, float]()
     for _, alike in groupby(sorted(members, key=lambda one: geometry(one.card)), lambda one: geometry(one.card)):
         group = list(alike)
-        images = scored.open(group[0].card.val_resize)
+        images = scored.open(largest_side(views.pictures(group[0].card)))
         started = time.monotonic()
-        with telling_what_is_short(folder, base), _track(len(images), scored.name, world) as track:
-            predict_split({member: found[member] for member in group}, images, base, world, track)
+        with telling_what_is_short(folder, base), show_progress(len(images), scored.name, world) as track:
+            predict_split({member: found[member] for member in group}, images, base, world, track, views)
         seconds |= dict.fromkeys(group, time.monotonic() - started)
     barrier(world)
     return [Answers(member, found[member], seconds[member]) for member in members]
 
 
 @contextmanager
-def _track(images: int, name: str, world: World) -> Iterator[Callable[[int], None]]:
+def show_progress(images: int, name: str, world: World) -> Iterator[Callable[[int], None]]:
     """Progress of the main process's share, which says how far all are."""
     if not world.is_main:
         yield lambda count: None

@@ -12,6 +12,8 @@ from trainer.origin import git_commit
 from trainer.recipes.config import Config
 from trainer.scoring.data import ScoredSet
 from trainer.scoring.measures import Measures
+from trainer.scoring.sweep import Sweep
+from trainer.scoring.views import ONE_VIEW, Views
 
 RECORD_FORMAT = 1
 
@@ -34,6 +36,8 @@ class Evaluation:
     latency: float | None  # seconds of one image; None where it was not measured
     base: Config  # precision and batch
     device: str
+    views: Views = ONE_VIEW
+    sweep: Sweep | None = None
 
     @property
     def scores(self) -> dict[str, float]:
@@ -56,6 +60,8 @@ class Evaluation:
             "data": {**self.scored.identity, "split": "val", "images": self.measures.images},
             "scores": self.scores,
             "calibration": {"bins": "15 of equal width", "temperature": "fitted on the even images, scored on the odd"},
+            "views": {"name": self.views.name, "count": self.views.count, "averaged": "probabilities"},
+            "sweep": self.sweep.to_json() if self.sweep else None,
             "classes": classes_of(self), "mistakes": mistakes_of(self),
             "speed": {
                 "images_per_second": self.images_per_second, "latency_seconds": self.latency, "device": self.device,

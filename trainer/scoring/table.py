@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from trainer.scoring.calibration import CALIBRATION_BINS
 from trainer.scoring.record import Evaluation, classes_of
+from trainer.scoring.sweep import sweep_text
 from trainer.text import show_name
 
 WORST = 8  # classes that are shown
@@ -20,6 +21,8 @@ def evaluation_text(evaluation: Evaluation) -> str:
         f"{card.weights} weights" if card.weights else "",
     ]
     shown = f"resize {card.val_resize}, crop {card.val_crop}, {card.resize_mode}"
+    if not evaluation.views.is_plain:
+        shown += f"; the mean probability of {evaluation.views.count} views ({evaluation.views.name})"
     lines = [
         f"{show_name(evaluation.name)} ({', '.join(filter(None, about))}) on {show_name(scored.name)}",
         *columns([
@@ -30,7 +33,8 @@ def evaluation_text(evaluation: Evaluation) -> str:
             ("speed", speed_text(evaluation)),
         ]),
     ]  # fmt: skip
-    return "\n".join([*lines, *worst_lines(evaluation)])
+    swept = ["", *sweep_text(evaluation.sweep)] if evaluation.sweep else []
+    return "\n".join([*lines, *worst_lines(evaluation), *swept])
 
 
 def calibration_text(evaluation: Evaluation) -> str:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -96,6 +96,11 @@ def _scale(text: str, typed: str) -> float:
     return scale
 
 
+def largest_side(pictures: Iterable[Picture]) -> int:
+    """The short side that a stored image needs, so that none of its pictures is enlarged."""
+    return max(picture.resize for picture in pictures)
+
+
 def check_pictures(pictures: Sequence[Picture], card: ModelCard, why: str = "") -> None:
     """Raises UserError where a picture is larger than its image, or of a size that the network does not take.
 
@@ -116,6 +121,20 @@ def check_pictures(pictures: Sequence[Picture], card: ModelCard, why: str = "") 
             )
         if resize > 2 * MOST_PICTURE_PIXELS:
             raise UserError(f"{why}images are resized to {2 * MOST_PICTURE_PIXELS} px at most, and this is {resize} px")
+
+
+def variant_of(views: Views, resize: int, crop: int) -> str:
+    """What an evaluation is stored under, after the name of the data, so that the plain one stays: -flip, …"""
+    sizes = [f"{name}-{pixels}" for name, pixels in (("resize", resize), ("crop", crop)) if pixels]
+    return "".join(f"-{part}" for part in [*([] if views.is_plain else [re.sub("[=,]", "-", views.name)]), *sizes])
+
+
+def with_sizes(card: ModelCard, resize: int, crop: int) -> ModelCard:
+    """The card with the sizes of --resize and --crop; 0 leaves what it has. Raises UserError."""
+    sizes = replace(card, val_resize=resize or card.val_resize, val_crop=crop or card.val_crop)
+    if sizes != card:
+        check_pictures([Picture(sizes.val_resize, sizes.val_crop)], card, f"--resize {resize} --crop {crop}: ")
+    return sizes
 
 
 def mean_of_views(rows: Sequence[Tensor]) -> Tensor:

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torchvision.transforms.functional import hflip
 
-from tests.images import image_folder, open_split, prepared
 from trainer.contract import UserError
 from trainer.data.reading import decode
 from trainer.data.reading.decode import Picture, ResizeMode, pictures_into
@@ -36,13 +35,6 @@ BASE = Config(precision="fp32", val_batch_size=4, data=DataConfig(workers=2))
 CARD = ModelCard(
     network="resnet18", classes=("a", "b", "c"), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25), val_resize=36, val_crop=32
 )
-
-
-@pytest.fixture(scope="module")
-def split(tmp_path_factory: pytest.TempPathFactory) -> PreparedSplit:
-    """15 images of 48 x 40 pixels, stored as they are."""
-    root = tmp_path_factory.mktemp("views")
-    return open_split(root, prepared(image_folder(root / "folder", train=1, val=5), root, 40), "val", 40)
 
 
 def member(seed: int = 0, card: ModelCard = CARD) -> Member:
