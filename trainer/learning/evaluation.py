@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.data.augment.batch import to_input
-from trainer.data.reading.loader import Loader, val_jobs
-from trainer.data.reading.split import PreparedSplit
 from trainer.learning.world import World, all_sum
 from trainer.recipes.config import Config
+
+if TYPE_CHECKING:
+    from trainer.data.reading.split import PreparedSplit
 
 
 def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,6 +32,8 @@ def evaluate(
     Cross entropy without smoothing, in fp32. All models see each decoded batch, so a second one costs no decoding.
     `alive(images)` is called after every batch. No collectives here: one process may be interrupted on its own.
     """
+    from trainer.data.reading.loader import Loader, val_jobs  # it imports pyarrow, which one image does not need
+
     sums = {name: torch.zeros(4, dtype=torch.float64, device=world.device) for name in models}
     for model in models.values():
         model.eval()

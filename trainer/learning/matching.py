@@ -51,8 +51,10 @@ def fitting_place(content: object, target: Target, origin: str) -> tuple[Found, 
 def check_finite(taken: Tensors, own: Tensors, origin: str) -> None:
     """Raises UserError for numbers that are not finite, as the model would hold them."""
     for name, tensor in taken.items():
-        wrong = tensor.numel() - int(tensor.to(own[name].dtype).isfinite().sum())
-        if wrong:
+        held = tensor.to(own[name].dtype)
+        if held.sum().isfinite():  # then each is; counting takes 30 times as long
+            continue
+        if wrong := held.numel() - int(held.isfinite().sum()):
             raise UserError(
                 f"--model.weights {origin!r} cannot be used: {wrong:,} of the {tensor.numel():,} numbers of {name} are "
                 "not finite; the training that wrote it had diverged, so take an earlier checkpoint of it"

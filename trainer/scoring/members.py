@@ -87,17 +87,16 @@ def network_with(tensors: dict[str, Tensor], card: ModelCard) -> nn.Module:
     classes = head_size(tensors, card.network)
     blur_pool: Any = card.blur_pool
     with Shapeless():  # random weights would take longer than the true ones
-        model = build_model(
-            ModelConfig(name=card.network, num_classes=classes, blur_pool=blur_pool), initialise=False
-        ).to_empty(device="cpu")
+        model = build_model(ModelConfig(name=card.network, num_classes=classes, blur_pool=blur_pool), initialise=False)
     own = model.state_dict()
     odd = [key for key in own.keys() ^ tensors.keys() if not key.endswith(".num_batches_tracked")]
     odd += [key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape]
     if odd:
         raise UserError(f"weights of {card.run_id or card.network} do not fit {card.network}: {', '.join(odd[:3])}, …")
-    with torch.no_grad():
-        for key, tensor in own.items():
-            tensor.copy_(tensors.get(key, torch.zeros(())))
+    for key, tensor in own.items():  # `to_empty`, to be filled in place, would import sympy: a second
+        whole = tensors.get(key, torch.zeros(()))
+        own[key] = whole.to(tensor.dtype, memory_format=torch.contiguous_format, copy=True)
+    model.load_state_dict(own, assign=True)
     return model.eval()
 
 
