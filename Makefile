@@ -258,6 +258,10 @@ bench-checkpoint: $(VENV)/.dev ## measure what a checkpoint costs against the us
 bench-parity: $(VENV)/.bench ## train with many seeds beside torchvision's and timm's loops, for hours; again: goes on (ARGS="--seeds 10", ARGS=--tiny)
 	@$(PY_ARGS) benchmarks.parity
 
+.PHONY: bench-evaluate
+bench-evaluate: $(VENV)/.bench ## measure what an evaluation costs beyond its forward passes, and its memory (ARGS="--images N")
+	@$(PY_ARGS) benchmarks.evaluate
+
 .PHONY: bench-gpu
 bench-gpu: $(VENV)/.trainer ## measure this GPU: ours, peers, compile, saves, loader, whole runs (ARGS="--seconds 480 --only A,B"; ARGS=--help)
 	@$(PY_ARGS) benchmarks.gpu

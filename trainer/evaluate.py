@@ -152,7 +152,6 @@ def base_config(options: Options) -> Config:
 
 def keep(found: Sequence[Evaluation], options: Options) -> None:
     """Print the results and store each with its run; write all into --output. Raises UserError, StoreError."""
-    from trainer.scoring.record import evaluation_key
     from trainer.scoring.table import evaluation_text
     from trainer.scoring.views import variant_of
     from trainer.store import naming_the_fix, open_store
@@ -161,13 +160,28 @@ def keep(found: Sequence[Evaluation], options: Options) -> None:
     for one, record in zip(found, records, strict=True):
         tell(evaluation_text(one))
         if one.card.run_id and one.name.partition("@")[0] == one.card.run_id:  # a run of this store
-            key = evaluation_key(one.card.run_id, one.scored.name + variant_of(one.views, options.resize, options.crop))
-            store.put(key, json.dumps(record, indent=1).encode())
-            tell(f"stored: {store.describe(key)}")
+            name = one.scored.name + variant_of(one.views, options.resize, options.crop)
+            keep_with_run(one, name, record, store)
     if options.output:
         with naming_the_fix(f"--output {options.output!r}"):
             Path(options.output).write_text(json.dumps({"evaluations": records}, indent=1) + "\n")
         tell(f"written: {options.output}")
+
+
+def keep_with_run(one: Evaluation, name: str, record: dict[str, Any], store: ObjectStore) -> None:
+    """Store the result and the surest mistakes under this name, and draw the run's report again where it has one."""
+    from trainer.contract import run_key
+    from trainer.report import write_report
+    from trainer.scoring.contact import mistakes_sheet
+    from trainer.scoring.record import evaluation_key
+
+    run_id = one.card.run_id
+    if sheet := mistakes_sheet(one):
+        store.put(evaluation_key(run_id, name, "jpg"), sheet)
+    store.put(key := evaluation_key(run_id, name), json.dumps(record, indent=1).encode())
+    tell(f"stored: {store.describe(key)}")
+    if any(store.list(run_key(run_id, "report/index.html"))):  # else the end of the run draws it
+        tell(f"report: {write_report(store, run_id).report}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -28,6 +28,7 @@ def write_report(store: ObjectStore, run_id: str) -> Summary:
     # These are heavy to import, and `--help` does not need them.
     from trainer.report.charts import draw_charts
     from trainer.report.page import render_page
+    from trainer.report.scored import read_scored
 
     if not re.fullmatch(RUN_ID_RULE, run_id):
         raise UserError(f"{run_id!r} is not a run id: use {RUN_ID_RULE}, for example --run-id digits")
@@ -49,7 +50,8 @@ def write_report(store: ObjectStore, run_id: str) -> Summary:
     charts = draw_charts(rows, summary.steps_per_epoch)
     for name, (png, _) in charts.items():
         store.put(run_key(run_id, f"report/{name}.png"), png)
-    page = render_page(summary, rows, config, {name: svg for name, (_, svg) in charts.items()})
+    svgs = {name: svg for name, (_, svg) in charts.items()}
+    page = render_page(summary, rows, config, svgs, read_scored(store, run_id))
     store.put(run_key(run_id, "report/index.html"), page.encode())
     return summary
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from trainer.report.scored import Scored, scored_section
 from trainer.report.summary import (
     PREFIXES,
     WEIGHTS,
@@ -55,6 +56,7 @@ $state
 $charts
 <h2>Evaluations</h2>
 $evaluations
+$scored
 $config
 <footer>Checkpoint $checkpoint<br>Metrics $metrics</footer>
 </main></body>
@@ -62,7 +64,10 @@ $config
 """)
 
 
-def render_page(summary: Summary, rows: Sequence[Row], config: Mapping[str, Any], charts: Mapping[str, str]) -> str:
+def render_page(
+    summary: Summary, rows: Sequence[Row], config: Mapping[str, Any], charts: Mapping[str, str],
+    scored: Sequence[Scored] = (),
+) -> str:  # fmt: skip
     """The whole page. `charts` has our own SVG, by name."""
     best = summary.best
     title = f"{summary.run_id} · {percent(best.top1)} top-1" if best else summary.run_id
@@ -80,6 +85,7 @@ def render_page(summary: Summary, rows: Sequence[Row], config: Mapping[str, Any]
         facts="".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in _facts(summary)),
         charts=_charts(charts, rows),
         evaluations=_evaluations(summary, rows),
+        scored=scored_section(scored),
         config=_config(config),
         checkpoint=html.escape(summary.checkpoint or "none yet"),
         metrics=html.escape(summary.metrics),

@@ -13,6 +13,7 @@ from trainer.contract import UserError, dataset_key, run_key
 from trainer.data.format import INDEX, Copies, Index, read_index
 from trainer.data.reading.split import PreparedSplit
 from trainer.data.stage import stage
+from trainer.imagenet import english_names, wnids
 from trainer.learning.world import World, barrier
 from trainer.model_card import ModelCard
 from trainer.recipes.config import Config, DataConfig
@@ -25,6 +26,8 @@ from trainer.setup import Data
 from trainer.store import NotFoundError, ObjectStore, naming_the_fix
 from trainer.text import say
 from trainer.values import parse_object
+
+ALIKE_WORDS = 0.99  # of the words of ImageNet's classes; of another order, hardly one is where it should be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +128,27 @@ def check_outputs(member: Member, scored: ScoredSet) -> None:
         )
     if not known:
         say(f"note: nobody knows the names of the classes of {member.name}: the order of {scored.name} is believed")
-    elif known != scored.classes:
-        first = next(i for i, pair in enumerate(zip(known, scored.classes, strict=True)) if pair[0] != pair[1])
+    elif not same_classes(known, scored.classes):
+        first = next(i for i, (mine, theirs) in enumerate(zip(known, scored.classes, strict=True)) if mine != theirs)
         raise UserError(
             f"{member.name} has other classes than the data {scored.name}, or in another order (output {first} is "
             f"{known[first]!r}, there it is {scored.classes[first]!r}): name the data that it was trained on (DATA=)"
         )
+
+
+def same_classes(known: Sequence[str], found: Sequence[str]) -> bool:
+    """Whether the names mean the same, in the same order. ImageNet's classes may be ids here and words there."""
+    return tuple(known) == tuple(found) or (is_imagenet(known) and is_imagenet(found))
+
+
+def is_imagenet(classes: Sequence[str]) -> bool:
+    """Whether these are ImageNet's 1,000 classes in its order: as ids, or as words, as "tench, Tinca tinca".
+
+    A few words differ from list to list, such as "crane (bird)".
+    """
+    words = [one.partition(",")[0] for one in classes]
+    alike = sum(map(str.__eq__, words, english_names()))
+    return tuple(classes) == wnids() or (len(words) == len(wnids()) and alike >= ALIKE_WORDS * len(words))
 
 
 def outputs_of(member: Member) -> int:

@@ -37,7 +37,7 @@ def predict_split(
     threads. `alive(images)` is called after every batch. No collectives here.
     """
     pictures = views.pictures(next(iter(members)).card)
-    models = {member: member.model.to(world.device) for member in members}
+    models = {one: one.model.to(world.device).to(memory_format=torch.channels_last) for one in members}
     with open_batches(pictures, split, base, world) as batches:
         for indices, batch in batches:
             shown = [(part, flip) for part in pictures_of(batch.images, pictures) for flip in views.flips]

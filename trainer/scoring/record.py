@@ -18,9 +18,12 @@ from trainer.scoring.views import ONE_VIEW, Views
 RECORD_FORMAT = 1
 
 
-def evaluation_key(run_id: str, name: str) -> str:
-    """`runs/<run_id>/evaluations/<name>.json`: how a checkpoint of the run scores on the data of that name."""
-    return run_key(run_id, f"evaluations/{name}.json")
+def evaluation_key(run_id: str, name: str, kind: str = "json") -> str:
+    """`runs/<run_id>/evaluations/<name>.json`: how a checkpoint of the run scores on the data of that name.
+
+    `<name>.jpg` beside it shows its surest mistakes.
+    """
+    return run_key(run_id, f"evaluations/{name}.{kind}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,8 @@ MOST_SECONDS_OF_TRIES = 2.0  # a large network on a CPU has fewer tries
 @torch.inference_mode()
 def latency_seconds(member: Member, base: Config, world: World) -> float:
     """Median seconds from the pixels of one image to its answer on the host, after a few that warm up."""
-    config, model = config_for(member.card, base), member.model.to(world.device)
+    config = config_for(member.card, base)
+    model = member.model.to(world.device).to(memory_format=torch.channels_last)
     image = torch.zeros(1, config.data.val_crop, config.data.val_crop, 3, dtype=torch.uint8)
     taken, ends = list[float](), time.perf_counter() + MOST_SECONDS_OF_TRIES
     while len(taken) < FIRST_TRIES + TRIES and (len(taken) <= FIRST_TRIES or time.perf_counter() < ends):

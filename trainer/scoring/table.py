@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trainer.imagenet import class_names
 from trainer.scoring.calibration import CALIBRATION_BINS
 from trainer.scoring.record import Evaluation, classes_of
 from trainer.scoring.sweep import sweep_text
@@ -27,7 +28,8 @@ def evaluation_text(evaluation: Evaluation) -> str:
         f"{show_name(evaluation.name)} ({', '.join(filter(None, about))}) on {show_name(scored.name)}",
         *columns([
             ("images", f"{found.images:,} of {len(scored.classes):,} classes; {shown}"),
-            (f"{evaluation.prefix}/top1", f"{found.top1:.2%}"), (f"{evaluation.prefix}/top5", f"{found.top5:.2%}"),
+            (f"{evaluation.prefix}/top1", as_percent(found.top1)),
+            (f"{evaluation.prefix}/top5", as_percent(found.top5)),
             (f"{evaluation.prefix}/loss", f"{found.loss:.4f}"),
             (f"{evaluation.prefix}/ece", calibration_text(evaluation)),
             ("speed", speed_text(evaluation)),
@@ -40,12 +42,13 @@ def evaluation_text(evaluation: Evaluation) -> str:
 def calibration_text(evaluation: Evaluation) -> str:
     """The calibration error, and what a temperature makes of it."""
     found, after = evaluation.measures, evaluation.measures.calibration
-    text = f"{found.ece:.2%} expected calibration error, {CALIBRATION_BINS} bins"
+    text = f"{as_percent(found.ece)} expected calibration error, {CALIBRATION_BINS} bins"
     if after is None:
         return text
+    before, mended = as_percent(after.error_before), as_percent(after.error_after)
     return (
-        f"{text}; on the odd images {after.error_before:.2%}, and {after.error_after:.2%} after division of the logits "
-        f"by {after.temperature:.3g}, fitted on the even images"
+        f"{text}; on the odd images {before}, and {mended} after division of the logits by {after.temperature:.3g}, "
+        "fitted on the even images"
     )
 
 
@@ -66,9 +69,19 @@ def worst_lines(evaluation: Evaluation) -> list[str]:
         return ["  every image was recognised"]
     rows = [("worst classes", "images", "top-1", "taken for")]
     for one in worst:
-        others = ", ".join(f"{show_name(other['name'])} ({other['images']})" for other in one["taken_for"])
-        rows.append((show_name(one["name"]), f"{one['images']:,}", f"{one['top1']:.1%}", others))
+        others = ", ".join(f"{called(other['name'])} ({other['images']})" for other in one["taken_for"])
+        rows.append((called(one["name"]), f"{one['images']:,}", as_percent(one["top1"]), others))
     return ["", *columns(rows)]
+
+
+def called(name: str) -> str:
+    """A class by its English name, where it has one."""
+    return show_name(class_names([name])[0])
+
+
+def as_percent(share: float) -> str:
+    """95.12 %."""
+    return f"{share * 100:.2f} %"
 
 
 def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -17,7 +17,9 @@ from trainer.data import stage
 from trainer.data.format import read_index
 from trainer.data.reading.split import PreparedSplit
 from trainer.evaluate import main
+from trainer.imagenet import english_names, wnids
 from trainer.learning.model import build_model
+from trainer.scoring.data import same_classes
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def test_a_run_is_scored_on_its_own_images_as_a_plain_loop_scores_it(
         right.append(int(logits.argmax()) == label)
         losses.append(float(logits.logsumexp(0) - logits[label]))
     told = capfd.readouterr().out
-    assert f"{np.mean(right):.2%}" in told
+    assert f"{100 * np.mean(right):.2f} %" in told
     record = json.loads(store.get(f"runs/made/evaluations/{index.name}.json"))
     assert json.loads((root / "all.json").read_text()) == {"evaluations": [record]}
     assert record["scores"]["val/top1"] == np.mean(right)
@@ -138,3 +140,13 @@ def test_ctrl_c_leaves_nothing_behind(
     assert "stopped: nothing was stored" in capfd.readouterr().err
     assert not list((root / "scratch").glob("predictions-*"))
     assert not list((root / "store/runs/made").glob("evaluations/*"))
+
+
+def test_imagenets_classes_are_the_same_as_ids_and_as_words_and_no_other_order_is() -> None:
+    long = [f"{name}, Latinus {name}" for name in english_names()]
+    long[134] = "crane(bird)"
+    assert same_classes(wnids(), long)
+    assert same_classes(english_names(), wnids())
+    assert not same_classes(wnids(), sorted(long))
+    assert not same_classes(wnids(), [*wnids()[1:], wnids()[0]])
+    assert not same_classes(wnids()[:200], english_names()[:200][::-1])

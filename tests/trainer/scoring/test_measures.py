@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +126,16 @@ def test_an_answer_that_is_no_number_is_refused(tmp_path: Path) -> None:
     logits[13, 2] = np.nan
     with pytest.raises(UserError, match=r"image 13 is NaN.*--precision fp32"):
         measure(stored(tmp_path, logits), labels)
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_BYTES_READ", 50_000)
+    peaks = []
+    for images in (1000, 8000):
+        logits, labels = np.random.default_rng(0).normal(size=(images, 100)), np.arange(images) % 100
+        found = stored(tmp_path, logits)
+        tracemalloc.start()
+        measure(found, labels)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 100_000, "the answers to 7,000 more images take 2,800,000 bytes"

@@ -1,0 +1,37 @@
+"""The surest mistakes as one small JPEG, for the report: what the network saw of each image, side by side."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from trainer.data.reading.decode import center_into
+from trainer.scoring.record import Evaluation
+
+TILE_PIXELS = 96
+SHEET_COLUMNS = 8
+SHEET_QUALITY = 80
+
+
+def mistakes_sheet(evaluation: Evaluation) -> bytes:
+    """A JPEG with a tile for each mistake, in rows of SHEET_COLUMNS; b"" where there is none."""
+    mistakes, card = evaluation.measures.mistakes, evaluation.card
+    if not mistakes:
+        return b""
+    images, mode = evaluation.scored.open(card.val_resize), _mode(card.resize_mode)
+    tiles = np.zeros((-(-len(mistakes) // SHEET_COLUMNS), SHEET_COLUMNS, TILE_PIXELS, TILE_PIXELS, 3), np.uint8)
+    resize = max(TILE_PIXELS, round(TILE_PIXELS * card.val_resize / card.val_crop))
+    for number, one in enumerate(mistakes):
+        center_into(tiles[divmod(number, SHEET_COLUMNS)], images.jpeg(one.image), resize, mode)
+    rows, out = len(tiles), io.BytesIO()
+    sheet = tiles.transpose(0, 2, 1, 3, 4).reshape(rows * TILE_PIXELS, SHEET_COLUMNS * TILE_PIXELS, 3)
+    Image.fromarray(sheet).save(out, "JPEG", quality=SHEET_QUALITY)
+    return out.getvalue()
+
+
+def _mode(name: str) -> Any:
+    """As `center_into` takes it."""
+    return name
