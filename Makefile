@@ -88,7 +88,7 @@ compare: $(VENV)/.trainer ## compare runs in STORE=: mean and deviation of top-1
 	@$(PY_ARGS) trainer.compare
 
 .PHONY: evaluate
-evaluate: $(VENV)/.trainer ## score RUN= on validation images (DATA=), each once; ARGS="--views flip", ARGS=--help
+evaluate: $(VENV)/.trainer ## score RUN= (or MODEL=, or RUNS=a,b,c and their ensemble) on validation images (DATA=), each once; ARGS="--soup greedy", ARGS=--help
 	@$(PY_ARGS) trainer.evaluate
 
 .PHONY: predict

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from trainer.scoring.members import Member
     from trainer.scoring.passes import Answers
     from trainer.scoring.record import Evaluation
+    from trainer.scoring.selection import Soup
+    from trainer.scoring.together import Together
     from trainer.scoring.views import Views
     from trainer.store import ObjectStore
 
@@ -41,7 +43,7 @@ class Options:
 
     models: tyro.conf.Positional[str]
     """A run (its best checkpoint), RUN@newest, RUN@STEP, a file of weights, or ResNet50_Weights.IMAGENET1K_V2;
-    several with commas; else $TRAINER_RUN_ID."""
+    several with commas; else $RUNS, $MODEL or $TRAINER_RUN_ID."""
     store: str
     """Where the runs live: s3://bucket/prefix or a directory; else $TRAINER_STORE."""
     scratch: str
@@ -50,6 +52,10 @@ class Options:
     """Prepared data, or what `make prepare` takes; else $TRAINER_DATA, or the validation images of the run."""
     output: str = ""
     """Write all results into this file, as JSON."""
+    soup: Literal["none", "uniform", "greedy"] = "none"
+    """Of several runs: also score the mean of their weights. greedy: of those that do no harm."""
+    write: str = ""
+    """Write the soup into this file, as .safetensors."""
     views: str = "none"
     """Average the probabilities of several views: flip, five-crop, ten-crop, or scales=0.9,1,1.1."""
     sweep: str = ""
@@ -72,29 +78,66 @@ class Options:
     """Decoding threads; 0 = one per core."""
 
 
-def score_models(options: Options, world: World) -> list[Evaluation]:
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What there is to tell, on the main process alone. `together` are an ensemble and a soup, where there are any."""
+
+    members: list[Evaluation]
+    together: dict[str, Together]
+
+
+def score_models(options: Options, world: World) -> Results | None:
     """The whole story: members, one pass for each geometry, measures. Only the main process has results.
 
     Raises UserError, StoreError.
     """
     from trainer.scoring.passes import predictions_folder, run_passes
+    from trainer.scoring.soups import check_soup
     from trainer.scoring.sweep import run_sweeps, sweep_plans
+    from trainer.scoring.together import score_ensemble, score_soup
     from trainer.scoring.views import largest_side, parse_views
     from trainer.store import open_store
 
     store, base, views = open_store(options.store), base_config(options), parse_views(options.views)
     members = open_members(options, store)
+    check_soup(options.soup, options.write, members)
     plans = sweep_plans(members, options.sweep)
     sides = [largest_side([*views.pictures(one.card), *plans.get(one, ())]) for one in members]
     scored, scratch = open_scored(options, store, members, world, sides), open_scratch(options.scratch)
     with predictions_folder(scratch, world) as folder:
         answers = run_passes(members, scored, base, world, folder, views)
+        soup = stir(options, store, answers, scored, world, folder, views) if options.soup != "none" else None
         sweeps = run_sweeps(plans, scored, base, world, scratch)
         if not world.is_main:
-            return []
-        return [
+            return None
+        found = [
             replace(evaluate_answers(one, scored, base, world, views), sweep=sweeps.get(one.member)) for one in answers
         ]
+        together = {}
+        if len(members) > 1:
+            together["ensemble"] = score_ensemble(answers, found, scored, folder)
+        if soup is not None:
+            together["soup"] = score_soup(soup, evaluate_answers(soup.answers, soup.scored, base, world, views))
+        return Results(members=found, together=together)
+
+
+def stir(
+    options: Options, store: ObjectStore, answers: Sequence[Answers], scored: ScoredSet, world: World, folder: Path,
+    views: Views,
+) -> Soup:  # fmt: skip
+    """The soup of the members, which is written if that was asked for. Raises UserError, StoreError."""
+    from trainer.scoring.data import open_training, run_config_of
+    from trainer.scoring.selection import Kitchen, make_soup
+    from trainer.scoring.soups import soup_card, statistics_pixels, write_soup
+
+    scratch, card = open_scratch(options.scratch), answers[0].member.card
+    pixels = statistics_pixels(soup_card([one.member.card for one in answers]))
+    training = open_training(options.data, scratch, store, card, pixels, world, options.workers)
+    kitchen = Kitchen(scored, training, run_config_of(store, card), base_config(options), world, folder, views)
+    soup = make_soup(options.soup, answers, kitchen)
+    if options.write and world.is_main:
+        write_soup(soup.member, soup.chosen, options.write)
+    return soup
 
 
 def open_members(options: Options, store: ObjectStore) -> list[Member]:
@@ -150,22 +193,28 @@ def base_config(options: Options) -> Config:
     )  # fmt: skip
 
 
-def keep(found: Sequence[Evaluation], options: Options) -> None:
+def keep(found: Results, options: Options) -> None:
     """Print the results and store each with its run; write all into --output. Raises UserError, StoreError."""
     from trainer.scoring.table import evaluation_text
+    from trainer.scoring.together import members_text
     from trainer.scoring.views import variant_of
     from trainer.store import naming_the_fix, open_store
 
-    store, records = open_store(options.store), [one.to_json() for one in found]
-    for one, record in zip(found, records, strict=True):
-        tell(evaluation_text(one))
+    store, records = open_store(options.store), [one.to_json() for one in found.members]
+    tell(members_text(found.members) if found.together else evaluation_text(found.members[0]))
+    for several in found.together.values():
+        tell(f"\n{several.text()}")
+    for one, record in zip(found.members, records, strict=True):
         if one.card.run_id and one.name.partition("@")[0] == one.card.run_id:  # a run of this store
             name = one.scored.name + variant_of(one.views, options.resize, options.crop)
             keep_with_run(one, name, record, store)
     if options.output:
         with naming_the_fix(f"--output {options.output!r}"):
-            Path(options.output).write_text(json.dumps({"evaluations": records}, indent=1) + "\n")
+            together = {name: several.to_json() for name, several in found.together.items()}
+            Path(options.output).write_text(json.dumps({"evaluations": records} | together, indent=1) + "\n")
         tell(f"written: {options.output}")
+    if options.write:
+        tell(f"written: {options.write}")
 
 
 def keep_with_run(one: Evaluation, name: str, record: dict[str, Any], store: ObjectStore) -> None:
@@ -190,6 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
         name: os.environ.get(RunEnv.variable(field)) or ("" if name == "data" else tyro.MISSING)
         for name, field in names.items()
     }
+    given["models"] = os.environ.get("RUNS") or os.environ.get("MODEL") or given["models"]
     try:
         options = tyro.cli(Options, default=Options(**given), prog="python -m trainer.evaluate", args=arguments)
     except SystemExit as stop:  # tyro has said what is wrong
@@ -209,7 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
             check_device(base, world.device, world.size)
             set_backends(base)
             found = score_models(options, world)
-            if world.is_main:
+            if found is not None:
                 keep(found, options)
     except UserError as error:
         say(f"error: {error}")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from trainer.contract import UserError, dataset_key, run_key
 from trainer.data.format import INDEX, Copies, Index, read_index
 from trainer.data.reading.split import PreparedSplit
-from trainer.data.stage import stage
+from trainer.data.stage import WantedSizes, stage
 from trainer.imagenet import english_names, wnids
 from trainer.learning.world import World, barrier
 from trainer.model_card import ModelCard
@@ -51,20 +51,9 @@ def open_prepared(
     `sides` are short sides to which images are resized, beside those of the cards. Raises UserError, StoreError.
     """
     card = members[0].card
-    config = data_config_of(store, card)
-    place = data or own_data(card, scratch, store) or default_data(card.recipe)
+    config = run_config_of(store, card).data
     spans = frozenset(wanted_span(config, "val", side) for side in {*sides, *(one.card.val_resize for one in members)})
-    copies = Copies(config.train_sides, (config.val_side,), config.quality)
-
-    def fetch() -> Path:
-        with naming_the_fix(f"the data {place}, or the scratch folder {scratch},"):
-            return stage(place, scratch, copies, {"val": spans}, workers=workers)
-
-    if world.local_rank == 0:  # one process of a machine fetches or makes it, the others find it
-        folder = fetch()
-    barrier(world)
-    if world.local_rank != 0:
-        folder = fetch()
+    folder = _staged(data, scratch, store, card, config, {"val": spans}, world, workers)
     index = read_index(folder)
     opened = Data(folder, index, config)
     if world.is_main:
@@ -75,6 +64,34 @@ def open_prepared(
     )  # fmt: skip
 
 
+def open_training(
+    data: str, scratch: Path, store: ObjectStore, card: ModelCard, pixels: int, world: World, workers: int
+) -> Data:
+    """The same data with its training images, for crops of so many pixels. Raises UserError, StoreError."""
+    config = run_config_of(store, card).data
+    spans = frozenset({wanted_span(config, "train", pixels)})
+    folder = _staged(data, scratch, store, card, config, {"train": spans}, world, workers)
+    return Data(folder, read_index(folder), config)
+
+
+def _staged(
+    data: str, scratch: Path, store: ObjectStore, card: ModelCard, config: DataConfig, wanted: WantedSizes,
+    world: World, workers: int,
+) -> Path:  # fmt: skip
+    """One process of a machine fetches or makes it, the others find it."""
+    place = data or own_data(card, scratch, store) or default_data(card.recipe)
+    copies = Copies(config.train_sides, (config.val_side,), config.quality)
+
+    def fetch() -> Path:
+        with naming_the_fix(f"the data {place}, or the scratch folder {scratch},"):
+            return stage(place, scratch, copies, wanted, workers=workers)
+
+    if world.local_rank == 0:
+        folder = fetch()
+    barrier(world)
+    return folder if world.local_rank == 0 else fetch()
+
+
 def data_identity(index: Index) -> dict[str, str]:
     """As a manifest and a card name it."""
     return {
@@ -83,13 +100,13 @@ def data_identity(index: Index) -> dict[str, str]:
     }  # fmt: skip
 
 
-def data_config_of(store: ObjectStore, card: ModelCard) -> DataConfig:
+def run_config_of(store: ObjectStore, card: ModelCard) -> Config:
     """How the run of a card stores and shows images; the defaults for weights that no run of this store made."""
     try:
         config: Config = from_json(Config, parse_object(store.get(run_key(card.run_id, "config.json"))))
     except (NotFoundError, ValueError):  # none, or of another version: then the sizes are the usual ones
-        return DataConfig()
-    return config.data
+        return Config()
+    return config
 
 
 def own_data(card: ModelCard, scratch: Path, store: ObjectStore) -> str:

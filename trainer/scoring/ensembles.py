@@ -1,22 +1,20 @@
 """Several members as one: the mean of their probabilities, how much they agree, and what that gains.
 
-All of it reads predictions in chunks. How many members fit on a device is decided here, too.
+All of it reads predictions in chunks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from trainer.contract import UserError
-from trainer.scoring.members import Member
+from trainer.scoring.halves import Halves
 from trainer.scoring.predictions import LogRows, Predictions
-
-SHARE_OF_WEIGHTS = 0.5  # of the memory that is free: activations and the library's workspaces need the rest
+from trainer.text import show_name
 
 
 @dataclass(frozen=True)
@@ -28,43 +26,12 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Halves:
-    """Top-1 of the images with even numbers, on which something is chosen, and of those with odd ones."""
-
-    even: float
-    odd: float
-
-
-@dataclass(frozen=True)
 class Gain:
     """What an ensemble has over its best member. That is chosen on the even images; both are scored on the odd ones."""
 
     best: int  # the number of that member
     best_top1: float
     ensemble_top1: float
-
-
-def fitting_groups(members: Sequence[Member], free_bytes: Callable[[], float]) -> Iterator[tuple[Member, ...]]:
-    """Members in groups, in their order: as many as fit into the memory of the device; else one after the other.
-
-    `free_bytes()` is asked before every group. By then the members of the group before must have left the device.
-    """
-    waiting = list(members)
-    while waiting:
-        group, room = [waiting.pop(0)], SHARE_OF_WEIGHTS * free_bytes()
-        while waiting and sum(map(weight_bytes, (*group, waiting[0]))) <= room:
-            group.append(waiting.pop(0))
-        yield tuple(group)
-
-
-def weight_bytes(member: Member) -> int:
-    """Of its weights and statistics."""
-    return sum(tensor.nbytes for tensor in member.model.state_dict().values())
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes on a GPU. A CPU has its members in memory already, when they are opened: there nothing is short."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
 
 
 def average_predictions(parts: Sequence[Predictions], mean: Predictions) -> None:
@@ -94,17 +61,51 @@ def _side_by_side(parts: Sequence[Predictions]) -> Iterator[tuple[int, list[LogR
         yield chunks[0][0], [rows for _, rows in chunks]
 
 
-def halves_of(part: Predictions, labels: npt.NDArray[np.int64]) -> Halves:
-    """Raises UserError where a half would be empty."""
-    if len(labels) < 2:
-        raise UserError(f"{len(labels)} image(s) have no two halves, one to choose on and one to score: take more")
-    hits = np.concatenate(
-        [rows.argmax(axis=1) == labels[first : first + len(rows)] for first, rows in part.chunks()]
-    )  # fmt: skip
-    return Halves(float(hits[::2].mean()), float(hits[1::2].mean()))
-
-
 def gain_of(members: Sequence[Halves], ensemble: Halves) -> Gain:
     """Of members that are equally good on the even images, the first counts."""
-    best = max(range(len(members)), key=lambda number: members[number].even)
+    best = best_on_even(members)
     return Gain(best, members[best].odd, ensemble.odd)
+
+
+def best_on_even(members: Sequence[Halves]) -> int:
+    """The number of the best member."""
+    return max(range(len(members)), key=lambda number: members[number].even)
+
+
+def ensemble_json(names: Sequence[str], agreement: Agreement, gain: Gain) -> dict[str, Any]:
+    """What an ensemble has beside the scores of any member. Shares are fractions."""
+    return {
+        "members": list(names), "mean": "of probabilities",
+        "agreement": {"all": agreement.of_all, "pairs": [
+            {"members": [names[a], names[b]], "share": share} for share, a, b in _pairs(agreement)
+        ]},
+        "gain": {
+            "best_member": names[gain.best], "chosen_on": "the even images", "scored_on": "the odd images",
+            "best_member_top1": gain.best_top1, "ensemble_top1": gain.ensemble_top1,
+            "gain": gain.ensemble_top1 - gain.best_top1,
+        },
+    }  # fmt: skip
+
+
+def ensemble_rows(names: Sequence[str], agreement: Agreement, gain: Gain) -> list[tuple[str, str]]:
+    """The same for the terminal, as cells. Shares are percent."""
+    shown = [show_name(name) for name in names]
+    pairs = _pairs(agreement)
+    text = f"all give the same class for {agreement.of_all:.1%} of the images"
+    if len(names) > 2:
+        two = [f"{share:.1%} ({shown[a]} and {shown[b]})" for share, a, b in (min(pairs), max(pairs))]
+        text += f"; two of them for {two[0]} to {two[1]}"
+    return [
+        ("agreement", text),
+        (
+            "gain",
+            f"{100 * (gain.ensemble_top1 - gain.best_top1):+.2f} points over {shown[gain.best]}, the best member on "
+            f"the even images: {gain.ensemble_top1:.2%} and {gain.best_top1:.2%} on the odd ones",
+        ),
+    ]  # fmt: skip
+
+
+def _pairs(agreement: Agreement) -> list[tuple[float, int, int]]:
+    """The share of images on which two members agree, and their numbers."""
+    count = len(agreement.of_pairs)
+    return [(float(agreement.of_pairs[a, b]), a, b) for a in range(count) for b in range(a + 1, count)]

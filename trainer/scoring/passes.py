@@ -16,12 +16,13 @@ import torch
 
 from trainer.contract import UserError
 from trainer.data.progress import Track
-from trainer.learning.world import World, barrier
+from trainer.learning.world import World, barrier, empty_cache
 from trainer.model_card import ModelCard
 from trainer.recipes.config import Config
 from trainer.scoring.data import ScoredSet, outputs_of
 from trainer.scoring.forward import predict_split
 from trainer.scoring.members import Member
+from trainer.scoring.memory import fitting_groups, free_memory
 from trainer.scoring.predictions import Predictions
 from trainer.scoring.views import ONE_VIEW, Views, largest_side
 from trainer.store import naming_the_fix
@@ -46,18 +47,24 @@ def run_passes(
 ) -> list[Answers]:
     """The answers of every member, in the order of the members. All processes call it; afterwards all rows are there.
 
-    Members of one geometry share a pass: each image is decoded once for them. Raises UserError.
+    Members of one geometry share a pass: each image is decoded once for them. Where a GPU has no room for all of them,
+    it takes them in turn. Afterwards all are on the CPU again. Raises UserError.
     """
     found = {member: Predictions(folder / str(number), len(scored.labels), outputs_of(member))
              for number, member in enumerate(members)}  # fmt: skip
     seconds = dict[Member, float]()
     for _, alike in groupby(sorted(members, key=lambda one: geometry(one.card)), lambda one: geometry(one.card)):
-        group = list(alike)
-        images = scored.open(largest_side(views.pictures(group[0].card)))
-        started = time.monotonic()
-        with telling_what_is_short(folder, base), show_progress(len(images), scored.name, world) as track:
-            predict_split({member: found[member] for member in group}, images, base, world, track, views)
-        seconds |= dict.fromkeys(group, time.monotonic() - started)
+        for group in fitting_groups(list(alike), lambda: free_memory(world.device)):
+            images = scored.open(largest_side(views.pictures(group[0].card)))
+            started = time.monotonic()
+            with telling_what_is_short(folder, base), show_progress(len(images), scored.name, world) as track:
+                for member in group:  # here, and not in inference mode, whose tensors nobody may change afterwards
+                    member.model.to(world.device)
+                predict_split({member: found[member] for member in group}, images, base, world, track, views)
+                for member in group:
+                    member.model.cpu()
+            empty_cache(world)
+            seconds |= dict.fromkeys(group, time.monotonic() - started)
     barrier(world)
     return [Answers(member, found[member], seconds[member]) for member in members]
 

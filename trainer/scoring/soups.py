@@ -78,12 +78,17 @@ def soup_card(cards: Sequence[ModelCard]) -> ModelCard:
     )  # fmt: skip
 
 
+def statistics_pixels(card: ModelCard) -> int:
+    """Of a side of the training images that statistics come from: as at the end of training, if anybody knows it."""
+    return card.train_pixels or card.val_crop
+
+
 def statistics_config(card: ModelCard, trained: Config, base: Config, index: Index, world: World) -> Config:
     """How training images are shown for the statistics: as `trained`, at its last size, and on this device.
 
     `base` says precision, batch, threads and device.
     """
-    pixels = card.train_pixels or trained.data.resolution
+    pixels = statistics_pixels(card)
     batch = max(1, min(base.val_batch_size, index.splits["train"].images // world.size))
     data = replace(
         trained.data, mean=card.mean, std=card.std, resolution=pixels, start_resolution=pixels, ramp_start_epoch=0.0,
@@ -110,22 +115,14 @@ def renew_statistics(member: Member, data: Data, config: Config, world: World, a
     model.eval()
 
 
-def choose_greedily(
-    members: Sequence[Member], top1: Sequence[float], soup_top1: Callable[[tuple[Member, ...]], float]
-) -> tuple[Member, ...]:
-    """The greedy soup: from the best member down, each stays whose soup with those before is no worse than theirs.
-
-    `top1` are the members' own, and `soup_top1` is asked for that of a soup: all on the same images, which must not be
-    those that the soup is scored on afterwards.
-    """
-    ranked = sorted(range(len(members)), key=lambda number: -top1[number])
-    chosen: tuple[Member, ...] = (members[ranked[0]],)
-    best = top1[ranked[0]]
-    for number in ranked[1:]:
-        candidate = (*chosen, members[number])
-        if (found := soup_top1(candidate)) >= best:
-            chosen, best = candidate, found
-    return chosen
+def check_soup(kind: str, file: str, members: Sequence[Member]) -> None:
+    """Raises UserError for what is known before anything is scored. `file` is where the soup goes, or ""."""
+    if kind != "none":
+        check_ingredients(members)
+    elif file:
+        raise UserError(f"--write {file}: it is a soup that is written; add --soup greedy or --soup uniform")
+    if file:
+        check_soup_file(file)
 
 
 def check_soup_file(file: str) -> None:
@@ -140,7 +137,12 @@ def check_soup_file(file: str) -> None:
 def write_soup(soup: Member, ingredients: Sequence[str], file: str) -> None:
     """A safetensors file with the card in its metadata: whole, or not at all. Raises UserError."""
     tensors = {name: tensor.cpu().contiguous() for name, tensor in soup.model.state_dict().items()}
-    about = {"format": "pt", "model": soup.card.network, "weights": "soup", "ingredients": ",".join(ingredients)}
+    about = {
+        "format": "pt",
+        "model": soup.card.network,
+        "weights": soup.card.weights,
+        "ingredients": ",".join(ingredients),
+    }
     about |= {BLUR_POOL: soup.card.blur_pool, METADATA_KEY: soup.card.to_text()}
     part = Path(f"{file}.part")
     try:

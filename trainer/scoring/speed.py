@@ -33,4 +33,5 @@ def latency_seconds(member: Member, base: Config, world: World) -> float:
                               dtype=forward_dtype(config))  # fmt: skip
             model(images).float().cpu()  # waits for the device
         taken.append(time.perf_counter() - started)
+    model.cpu()  # others may need the room
     return statistics.median(taken[FIRST_TRIES:])

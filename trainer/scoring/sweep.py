@@ -23,8 +23,8 @@ from trainer.model_card import ModelCard
 from trainer.recipes.config import Config
 from trainer.recipes.networks import network_of
 from trainer.scoring.data import ScoredSet
-from trainer.scoring.ensembles import Halves
 from trainer.scoring.forward import open_batches
+from trainer.scoring.halves import Halves
 from trainer.scoring.members import Member
 from trainer.scoring.passes import show_progress, telling_what_is_short
 from trainer.scoring.probabilities import config_for, log_probabilities

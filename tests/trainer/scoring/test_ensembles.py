@@ -1,4 +1,4 @@
-"""Ensembles: the mean of probabilities, agreement and gain, against a few lines of numpy; and who shares a pass."""
+"""Ensembles: the mean of probabilities, agreement and gain, against a few lines of numpy."""
 
 from __future__ import annotations
 
@@ -6,22 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torch import nn
 
 from trainer.contract import UserError
-from trainer.model_card import ModelCard
 from trainer.scoring import predictions as chunking
-from trainer.scoring.ensembles import (
-    Gain,
-    Halves,
-    agreement_of,
-    average_predictions,
-    fitting_groups,
-    gain_of,
-    halves_of,
-    weight_bytes,
-)
-from trainer.scoring.members import Member
+from trainer.scoring.ensembles import Gain, agreement_of, average_predictions, gain_of
+from trainer.scoring.halves import Halves, halves_of
 from trainer.scoring.predictions import LogRows, Predictions
 
 IMAGES, CLASSES = 23, 5
@@ -91,16 +80,3 @@ def test_one_image_alone_has_no_halves(tmp_path: Path, rows: list[LogRows]) -> N
 def test_the_best_member_is_chosen_on_one_half_and_compared_on_the_other() -> None:
     members = [Halves(0.7, 0.9), Halves(0.8, 0.6), Halves(0.8, 0.7)]
     assert gain_of(members, Halves(0.5, 0.65)) == Gain(best=1, best_top1=0.6, ensemble_top1=0.65)
-
-
-def test_members_are_on_the_device_together_as_far_as_they_fit_with_room_for_their_work() -> None:
-    card = ModelCard(
-        network="resnet18", classes=(), mean=(0.5,) * 3, std=(0.5,) * 3, val_resize=32, val_crop=32,
-    )  # fmt: skip
-    members = a, b, c = [Member(name, nn.Linear(10, 10, bias=False), card) for name in "abc"]
-    assert weight_bytes(a) == 400
-    assert list(fitting_groups(members, lambda: float("inf"))) == [(a, b, c)]
-    assert list(fitting_groups(members, lambda: 2 * 800)) == [(a, b), (c,)]
-    assert list(fitting_groups(members, lambda: 0)) == [(a,), (b,), (c,)], (
-        "one alone is tried, and torch says if it fails"
-    )

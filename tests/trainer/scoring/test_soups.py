@@ -23,10 +23,10 @@ from trainer.learning.world import World
 from trainer.model_card import METADATA_KEY, ModelCard
 from trainer.recipes.config import Config, DataConfig, ModelConfig
 from trainer.scoring.members import Member
+from trainer.scoring.selection import choose_greedily
 from trainer.scoring.soups import (
     check_ingredients,
     check_soup_file,
-    choose_greedily,
     renew_statistics,
     soup_of,
     statistics_config,

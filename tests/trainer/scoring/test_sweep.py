@@ -16,7 +16,7 @@ from trainer.data.reading import decode
 from trainer.data.reading.decode import Picture
 from trainer.data.reading.split import PreparedSplit
 from trainer.learning.world import World
-from trainer.scoring.ensembles import Halves
+from trainer.scoring.halves import Halves
 from trainer.scoring.members import Member
 from trainer.scoring.sweep import (
     Sweep,

@@ -1,0 +1,197 @@
+"""Several models on one command line: one pass, an ensemble, a soup, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from tests.images import decode
+from tests.trainer.scoring.made import CLASSES, CONFIG, environment, prepare_images, put_run, tensors
+from trainer.contract import Exit
+from trainer.data.format import read_index
+from trainer.data.reading.split import PreparedSplit
+from trainer.evaluate import main
+from trainer.learning.model import build_model
+from trainer.model_card import ModelCard
+from trainer.scoring import passes, speed
+from trainer.scoring.forward import predict_split
+from trainer.scoring.members import Member
+from trainer.scoring.memory import fitting_groups, weight_bytes
+from trainer.scoring.predictions import Predictions
+
+NAMES = "abc"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three runs with random weights on the same 16 images."""
+    torch.set_num_threads(1)  # as `one_thread` does in a moment: two wait for each other
+    made = tmp_path_factory.mktemp("together")
+    index = prepare_images(made)
+    for seed, name in enumerate(NAMES):
+        put_run(made, index, name, weights=weights(seed))
+    put_run(made, index, "other", weights=weights(0), classes=CLASSES[::-1])
+    return made
+
+
+@cache
+def weights(seed: int) -> dict[str, Tensor]:
+    return tensors(seed=seed)
+
+
+@pytest.fixture(autouse=True)
+def surroundings(root: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    for name, value in (environment(root) | {"RUNS": "a,b,c"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(speed, "TRIES", 1)
+
+
+def score(root: Path, *arguments: str) -> dict[str, Any]:
+    assert main([*arguments, "--output", str(root / "all.json")]) == Exit.FINISHED
+    found: dict[str, Any] = json.loads((root / "all.json").read_text())
+    return found
+
+
+def val_split(root: Path) -> PreparedSplit:
+    folder = next((root / "store/datasets").glob("*/*"))
+    return PreparedSplit(folder, read_index(folder), "val", 32)
+
+
+def probabilities(split: PreparedSplit, model: nn.Module) -> np.ndarray:
+    """(N, classes) float64, one image at a time."""
+    mean, std = np.array(CONFIG.data.mean), np.array(CONFIG.data.std)
+    found = []
+    for i in range(len(split)):
+        image = decode(split.jpeg(i))
+        left, top = round((image.shape[1] - 32) / 2), round((image.shape[0] - 32) / 2)
+        pixels = (image[top : top + 32, left : left + 32] / 255 - mean) / std
+        with torch.no_grad():
+            logits = model(torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None])[0].double()
+        found.append(logits.softmax(0).numpy())
+    return np.stack(found)
+
+
+def test_an_ensemble_scores_the_mean_of_probabilities_and_decodes_each_image_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    read: list[int] = []
+    jpeg = PreparedSplit.jpeg
+
+    def read_image(split: PreparedSplit, i: int) -> np.ndarray:
+        read.append(i)
+        return jpeg(split, i)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PreparedSplit, "jpeg", read_image)
+        found = score(root)
+    split = val_split(root)
+    assert sorted(read) == list(range(len(split))) == list(range(16))
+    each = []
+    for seed in range(len(NAMES)):
+        model = build_model(CONFIG.model, initialise=False).eval()
+        model.load_state_dict(weights(seed))
+        each.append(probabilities(split, model))
+    mean, answers = np.mean(each, axis=0), [one.argmax(axis=1) for one in each]
+    right = mean.argmax(axis=1) == split.labels
+    scores = found["ensemble"]["scores"]
+    assert scores["val_ensemble/top1"] == right.mean()
+    assert scores["val_ensemble/loss"] == pytest.approx(-np.log(mean[range(16), split.labels]).mean(), rel=1e-4)
+    assert not any(name.startswith("val/") for name in scores)
+    agreement = found["ensemble"]["agreement"]
+    assert agreement["all"] == np.mean([len(set(column)) == 1 for column in np.stack(answers).T.tolist()])
+    assert [one["members"] for one in agreement["pairs"]] == [["a", "b"], ["a", "c"], ["b", "c"]]
+    assert [one["share"] for one in agreement["pairs"]] == [
+        (answers[a] == answers[b]).mean() for a, b in ((0, 1), (0, 2), (1, 2))
+    ]
+    hits = [one == split.labels for one in answers]
+    best = max(range(3), key=lambda number: hits[number][::2].mean())
+    gain = found["ensemble"]["gain"]
+    assert gain["best_member"] == NAMES[best]
+    assert gain["gain"] == pytest.approx(right[1::2].mean() - hits[best][1::2].mean())
+    told = capfd.readouterr().out
+    assert "the best member on the even images" in told
+    assert "all give the same class for" in told
+
+
+def test_one_model_has_no_ensemble(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert set(score(root, "a")) == {"evaluations"}
+    assert "val_ensemble" not in capfd.readouterr().out
+
+
+def test_members_that_do_not_fit_together_take_turns_and_score_the_same(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = score(root)
+    shown: list[int] = []
+
+    def predict_few(members: dict[Member, Predictions], *others: Any) -> None:
+        shown.append(len(members))
+        predict_split(members, *others)
+
+    monkeypatch.setattr(passes, "predict_split", predict_few)
+    monkeypatch.setattr(passes, "free_memory", lambda device: 0)
+    assert score(root)["ensemble"]["scores"] == once["ensemble"]["scores"]
+    assert shown == [1, 1, 1]
+
+
+def test_members_are_on_the_device_together_as_far_as_they_fit_with_room_for_their_work() -> None:
+    card = ModelCard(
+        network="resnet18", classes=(), mean=(0.5,) * 3, std=(0.5,) * 3, val_resize=32, val_crop=32,
+    )  # fmt: skip
+    members = a, b, c = [Member(name, nn.Linear(10, 10, bias=False), card) for name in "abc"]
+    assert weight_bytes(a) == 400
+    assert list(fitting_groups(members, lambda: float("inf"))) == [(a, b, c)]
+    assert list(fitting_groups(members, lambda: 2 * 800)) == [(a, b), (c,)]
+    assert list(fitting_groups(members, lambda: 0)) == [(a,), (b,), (c,)], "one is tried, and torch says if it fails"
+
+
+@pytest.mark.parametrize("kind", ["uniform", "greedy"])
+def test_a_soup_is_chosen_on_the_even_images_scored_on_the_odd_ones_and_its_file_scores_the_same(
+    kind: str, root: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = root / "soup.safetensors"
+    found = score(root, "--soup", kind, "--write", str(file))
+    soup, told = found["soup"], capfd.readouterr().out
+    assert (soup["kind"], soup["chosen_on"], soup["scored_on"]) == (kind, "the even images", "the odd images")
+    assert soup["data"]["images"] == 8
+    if kind == "uniform":
+        assert (soup["chosen"], soup["statistics_images"]) == (list(NAMES), 4)
+    else:
+        assert [one["added"] for one in soup["tried"]] != []
+        assert set(soup["chosen"]) <= set(NAMES)
+    assert "chosen on the even images, and scored on the odd ones" in told
+    model = build_model(CONFIG.model, initialise=False).eval()
+    model.load_state_dict(safetensors.torch.load_file(file))
+    split = val_split(root)
+    right = probabilities(split, model).argmax(axis=1) == split.labels
+    assert soup["scores"]["val_soup/top1"] == right[1::2].mean()
+    again = score(root, str(file))["evaluations"][0]
+    assert again["scores"]["val/top1"] == right.mean()
+    assert again["model"]["weights"] in ("soup", "model")
+    assert sorted(one["name"] for one in again["classes"]) == sorted(CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["a", "--soup", "greedy"], "a soup needs two members or more, not 'a' alone"),
+        (["--write", "soup.safetensors"], "add --soup greedy or --soup uniform"),
+        (["--soup", "uniform", "--write", "soup.pt"], "use a name that ends in .safetensors"),
+        (["a,other"], "other has other classes than the data"),
+        (["a,other", "--soup", "greedy"], "'a' and 'other' have other classes"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_scored(
+    arguments: list[str], reason: str, root: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "predict_split", lambda *given: pytest.fail("it was scored"))
+    assert main(arguments) == Exit.USER
+    assert reason in capfd.readouterr().err
