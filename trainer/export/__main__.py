@@ -31,7 +31,8 @@ class Options:
     """
 
     model: tyro.conf.Positional[str]
-    """What to write: a run (its best checkpoint), RUN@newest, RUN@STEP, or a file of weights; else $TRAINER_RUN_ID."""
+    """What to write: a run (its best checkpoint), RUN@newest, RUN@STEP, a file, or torchvision's name of weights (as
+    ResNet50_Weights.IMAGENET1K_V2); else $TRAINER_RUN_ID."""
     store: str
     """Where the runs live: s3://bucket/prefix or a directory; else $TRAINER_STORE."""
     to: str = ""
@@ -40,6 +41,8 @@ class Options:
     """Which forms, with commas: torchvision,timm,program,onnx; else all that the network has."""
     weights: Literal["auto", "model", "ema", "swa"] = "auto"
     """Of a run: the model, its moving average, or the mean of its last epochs; auto: what scored best."""
+    network: str = ""
+    """Of a file that does not say it: torchvision's name of the network; else what its tensors fit."""
     replace: bool = False
     """Replace files that are there already."""
 
@@ -50,7 +53,7 @@ def write(options: Options) -> None:
     from trainer.scoring.members import open_member
     from trainer.store import open_store
 
-    member = open_member(options.model, open_store(options.store), options.weights)
+    member = open_member(options.model, open_store(options.store), options.weights, options.network)
     forms = choose_forms(options.forms, member.card)
     folder = Path(options.to or Path(DEFAULT_FOLDER, member.card.run_id or member.card.network))
     written = write_forms(member, folder, forms, replace=options.replace)
@@ -69,7 +72,9 @@ def lines_about(member: Member, written: tuple[Exported, ...]) -> list[str]:
     lines = [f"{member.name}: {card.network}{step}{f', {card.weights} weights' if card.weights else ''}"]
     for one in written:
         size = show_bytes(one.file.stat().st_size)
-        lines.append(f"{one.file}: {size}; read back, its logits differ by at most {one.difference:.1g}")
+        lines.append(
+            f"{one.file}: {one.form.what}, {size}; read back, its logits differ by at most {one.difference:.1g}"
+        )
     return [*lines, f"preprocessing, which each file says, too: {preprocessing_in_words(card)}"]
 
 

@@ -31,7 +31,7 @@ class Sample:
         return self.logits.shape[1]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def take_sample(member: Member) -> Sample:
     """Raises UserError where the weights answer with numbers that are not finite."""
     side = member.card.val_crop
@@ -42,7 +42,7 @@ def take_sample(member: Member) -> Sample:
             f"the weights of {member.name!r} answer noise with numbers that are not finite, so nothing was written: "
             "take an earlier checkpoint (RUN@STEP)"
         )
-    return Sample(noise.clone(), logits.float().clone())
+    return Sample(noise, logits.float())
 
 
 @torch.no_grad()

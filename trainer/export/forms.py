@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from trainer.contract import UserError
 from trainer.export.agreement import Sample, take_sample
+from trainer.export.programs import OPSET, why_not_onnx, write_onnx, write_program
 from trainer.export.state_dicts import write_timm, write_torchvision
 from trainer.export.twins import why_not_timm, why_not_torchvision
 from trainer.model_card import ModelCard
@@ -25,6 +26,7 @@ class WeightForm:
     """A kind of file."""
 
     name: str  # as --forms has it
+    what: str  # for the terminal
     ending: str  # of the file's name, behind the network's
     write: Writer  # returns the largest difference of logits; raises UserError
     why_not: Reason  # why weights with a card have no such file; "" where they have
@@ -34,14 +36,18 @@ class WeightForm:
 class Exported:
     """A file that was written."""
 
-    form: str
+    form: WeightForm
     file: Path
     difference: float  # the largest, of logits; those beyond 1 count in parts of the largest logit
 
 
 WEIGHT_FORMS = (
-    WeightForm("torchvision", ".torchvision.safetensors", write_torchvision, why_not_torchvision),
-    WeightForm("timm", ".timm.safetensors", write_timm, why_not_timm),
+    WeightForm(
+        "torchvision", "state dict for torchvision", ".torchvision.safetensors", write_torchvision, why_not_torchvision
+    ),
+    WeightForm("timm", "state dict for timm", ".timm.safetensors", write_timm, why_not_timm),
+    WeightForm("program", "program of torch.export", ".pt2", write_program, lambda card: ""),
+    WeightForm("onnx", f"ONNX, opset {OPSET}", ".onnx", write_onnx, why_not_onnx),
 )
 
 
@@ -81,9 +87,7 @@ def write_forms(
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as beside:
             written = [(form, file, Path(beside) / file.name) for form, file in files.items()]
-            found = [
-                Exported(form.name, file, form.write(member, sample, unfinished)) for form, file, unfinished in written
-            ]
+            found = [Exported(form, file, form.write(member, sample, unfinished)) for form, file, unfinished in written]
             for _, file, unfinished in written:
                 unfinished.replace(file)
     except (OSError, SafetensorError) as error:

@@ -86,7 +86,8 @@ def test_a_densenet_of_timm_computes_what_torchvisions_does(tmp_path: Path) -> N
         ("torchvision", card("resnet18", "convs"), "a plain resnet18 loads these weights, and computes something else"),
         ("timm", card("resnet18", "all"), "trained with --model.blur-pool all"),
         ("timm", card("vit_b_16"), "timm has no network with the tensors of torchvision's vit_b_16"),
-        ("torchvision,tflite", card("resnet18"), "'tflite' is no form; choose from torchvision,timm"),
+        ("torchvision,tflite", card("resnet18"), "'tflite' is no form; choose from torchvision,timm,program,onnx"),
+        ("onnx", card("vit_h_14"), "vit_h_14 has more than 2 GB, which is the most of an ONNX file"),
         (",", card("resnet18"), "'' is no form"),
     ],
 )
@@ -102,7 +103,7 @@ def test_the_folder_is_as_before_where_one_form_fails(tmp_path: Path) -> None:
         file.write_text("half")
         raise UserError("the logits differ")
 
-    forms = (WEIGHT_FORMS[0], WeightForm("odd", ".odd", differ, lambda card: ""))
+    forms = (WEIGHT_FORMS[0], WeightForm("odd", "odd file", ".odd", differ, lambda card: ""))
     with pytest.raises(UserError, match="the logits differ"):
         write_forms(member(SMALL), tmp_path / "new", forms)
     assert not (tmp_path / "new").exists()
