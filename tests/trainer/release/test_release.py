@@ -38,7 +38,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ObjectStore:
 
 @pytest.fixture(scope="module")
 def folder(store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A release with all that there can be."""
+    """A release of a run of which the store knows all that it can."""
     store.put(run_key(RUN, "spend.json"), json.dumps({"usd": 3.456, "machines": []}).encode())
     card = open_member(RUN, store).card
     model = {"step": STEP, "weights": "ema", "checkpoint_sha256": card.checkpoint_sha256}
@@ -46,7 +46,7 @@ def folder(store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Path
     put_evaluation(store, "imagenet-c", model, {"imagenet-c/top1": 0.4, "imagenet-c/mce": 0.767})
     put_evaluation(store, "older", model | {"step": 4}, {"val/top1": 0.123})
     folder = tmp_path_factory.mktemp("releases") / "tiny"
-    assert release(store, folder, "--license", "apache-2.0") == Exit.FINISHED
+    assert release(store, folder, "--license", "apache-2.0", "--forms", "torchvision") == Exit.FINISHED
     return folder
 
 
