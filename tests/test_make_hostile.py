@@ -127,6 +127,16 @@ def test_quotes_in_args_group_words_as_before(checkout: Path) -> None:
     assert logged(checkout, "arguments")[3:-1] == ["export", "my weights.safetensors", "it's", "$HOME", "~", "*", "a b"]
 
 
+def test_an_image_and_a_model_reach_predict_whole_and_the_name_of_the_container_image_does_not(checkout: Path) -> None:
+    make(checkout, "predict", "IMAGE=my cat.jpg", "MODEL=a b", "ARGS=--top 1")
+    assert logged(checkout, "arguments")[1:-1] == [
+        "-m", "trainer.predict", "my cat.jpg", "--model", "a b", "--top", "1",
+    ]  # fmt: skip
+    (checkout / "log.arguments").unlink()
+    make(checkout, "predict")
+    assert logged(checkout, "arguments")[1:-1] == ["-m", "trainer.predict"]
+
+
 @pytest.mark.parametrize(
     "exported",
     [

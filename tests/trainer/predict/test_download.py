@@ -4,62 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from tests.images import encode, photo
+from tests.trainer.predict.website import JPEG, Web, send
 from trainer.predict import download
 from trainer.predict.download import NoImageError, fetch_image
-
-JPEG = encode(photo(1))
-
-
-class Web:
-    """A server on 127.0.0.1. `answer` writes what a test wants."""
-
-    def __init__(self) -> None:
-        self.answer: Callable[[BaseHTTPRequestHandler], None] = lambda handler: send(handler, JPEG, "image/jpeg")
-        web = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                web.answer(self)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.server.block_on_close = False
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
-        self.thread.start()
-        self.host = f"127.0.0.1:{self.server.server_port}"
-        self.url = f"http://{self.host}/cat.jpg"
-
-
-def send(handler: BaseHTTPRequestHandler, body: bytes, kind: str, status: int = 200, **more: str) -> None:
-    handler.send_response(status)
-    for name, value in ({"Content-Type": kind, "Content-Length": str(len(body))} | more).items():
-        handler.send_header(name, value)
-    handler.end_headers()
-    handler.wfile.write(body)
 
 
 def redirect_to(address: str) -> Callable[[BaseHTTPRequestHandler], None]:
     return lambda handler: send(handler, b"", "text/plain", 302, Location=address)
-
-
-@pytest.fixture
-def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    web = Web()
-    yield web
-    web.server.shutdown()
-    web.thread.join()
-    web.server.server_close()
 
 
 def refusal(url: str) -> str:

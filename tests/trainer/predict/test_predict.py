@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from PIL import Image
 from torch import Tensor
 
 from tests.images import encode, photo
+from tests.trainer.predict.website import JPEG, Web, send
 from tests.trainer.standins import StandInSplit
 from trainer.contract import Exit
 from trainer.learning.model import build_model
 from trainer.learning.world import join
 from trainer.model_card import METADATA_KEY, ModelCard
 from trainer.predict.__main__ import main
+from trainer.predict.sheet import GAP, TEXT, TILE
 from trainer.recipes.config import Config, DataConfig, ModelConfig
 from trainer.scoring.forward import predict_split
 from trainer.scoring.members import open_member
@@ -168,7 +171,9 @@ def test_an_odd_image_is_seen_as_in_preparation_and_said(
     assert odd["top"][0]["probability"] == pytest.approx(expected["top"][0]["probability"], abs=1e-5)
 
 
-def test_images_that_cannot_be_read_are_named_and_counted_and_the_others_go_on(said: Said, photos: Path) -> None:
+def test_images_that_cannot_be_read_are_named_and_counted_and_the_others_go_on(
+    said: Said, photos: Path, root: Path
+) -> None:
     (photos / "1.jpg").write_bytes(b"<html>not found</html>")
     (photos / "4.jpg").symlink_to("nowhere")
     code, output, told = said(photos, "--json")
@@ -178,6 +183,9 @@ def test_images_that_cannot_be_read_are_named_and_counted_and_the_others_go_on(s
     assert {Path(one["image"]).name for one in found["unread"]} == {"1.jpg", "4.jpg"}
     assert f"{photos / '1.jpg'} cannot be read: it is a web page" in told
     assert "2 of 4 images could not be read" in told
+    assert f"contact sheet: {root / 'scratch/predictions-photos.png'}" in told
+    with Image.open(root / "scratch/predictions-photos.png") as sheet:
+        assert sheet.size == (2 * (TILE + GAP) + GAP, TILE + TEXT + 2 * GAP)
 
 
 def test_standard_input_is_an_image(said: Said, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +198,18 @@ def test_standard_input_is_an_image(said: Said, photos: Path, monkeypatch: pytes
         assert ended == code
         assert tops(output) == ({} if code else {"standard input": expected})
         assert ("standard input cannot be read: it is empty" in told) == bool(code)
+
+
+def test_an_address_that_is_no_image_is_told_with_what_its_server_calls_it(said: Said, web: Web) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        send(handler, *((JPEG, "image/jpeg") if handler.path == "/cat.jpg" else (b"<html>", "text/html")))
+
+    web.answer = answer
+    code, output, told = said(web.url, f"{web.url}.html", "--json")
+    assert code == Exit.USER
+    assert [one["image"] for one in json.loads(output)["images"]] == [web.url]
+    assert f"{web.url}.html cannot be read: it is a web page (the server calls it text/html)" in told
+    assert f"asking {web.host} for an image" in told
 
 
 def test_weights_that_are_not_finite_end_it(said: Said, photos: Path) -> None:
