@@ -16,6 +16,7 @@ from trainer.contract import Exit, RunEnv, UserError
 from trainer.text import filter_tracebacks, say, show_bytes, tell
 
 if TYPE_CHECKING:
+    from trainer.model_card import ModelCard
     from trainer.release.history import History, SeedScore
     from trainer.scoring.members import Member
     from trainer.store import ObjectStore
@@ -38,8 +39,8 @@ class Options:
     license: str = ""
     """Of the weights, as the hub writes it: apache-2.0, mit, cc-by-nc-4.0, …; by default unknown."""
     forms: str = ""
-    """Files to make, with commas: torchvision (which timm loads, too), program, onnx; by default all that there can
-    be."""
+    """Files to make, with commas: torchvision (which timm loads, too), onnx, program (of torch.export); by default the
+    first two."""
     weights: Literal["auto", "model", "ema", "swa"] = "auto"
     """Of a run: the model, its moving average, or the mean of its last epochs; auto: what scored best."""
     network: str = ""
@@ -73,16 +74,12 @@ def release_models(options: Options) -> None:
     store = open_store(options.store)
     seeds = read_seeds(store, names_of(options.models)) if "," in options.models else ()
     member = open_member(seeds[0].run_id if seeds else options.models, store, options.weights, options.network)
+    if seeds:
+        say(f"{member.name} is the best of {len(seeds)} seeds by validation: it is released, and all are told")
     folder = Path(options.to) if options.to else RELEASES / name_of_release(member)
     there = read_released(folder)
     if there is not None and not options.replace:
-        if destination is None:
-            raise UserError(f"the release {str(folder)!r} is there: add --replace to make it anew, or --to ANOTHER")
-        if there != member.card:
-            raise UserError(
-                f"the release {str(folder)!r} has other weights than {member.name!r}: add --replace to make it anew, "
-                "or --to ANOTHER"
-            )
+        check_kept(options, member, folder, there)
     present = look_up(destination) if destination else None
     if destination:
         agree_to_overwrite(destination, present, public=options.public, yes=options.yes)
@@ -92,8 +89,19 @@ def release_models(options: Options) -> None:
         say(f"{folder} is there: it is uploaded as it is; --replace makes it anew")
     if destination:
         commit = push_folder(folder, destination, present, public=options.public)
-        shown = "public" if options.public else "private"
+        shown = "private" if not options.public or (present and present.is_private) else "public"
         tell(f"pushed to {destination.page}, {shown}, as one commit: {commit}")
+
+
+def check_kept(options: Options, member: Member, folder: Path, there: ModelCard) -> None:
+    """Raises UserError unless a release that is there is what was asked for, to be uploaded as it is."""
+    fix = "add --replace to make it anew, or --to ANOTHER"
+    if not options.push:
+        raise UserError(f"the release {str(folder)!r} is there: {fix}")
+    if there != member.card:
+        raise UserError(f"the release {str(folder)!r} has other weights than {member.name!r}: {fix}")
+    if options.license or options.forms:
+        raise UserError(f"the release {str(folder)!r} is there, so --license and --forms change nothing: {fix}")
 
 
 def build_release(
@@ -102,7 +110,7 @@ def build_release(
     from trainer.release.making import Told, forms_of_release, make_release
     from trainer.release.readme import UNKNOWN_LICENSE
 
-    forms = forms_of_release(options.forms, member)
+    forms = forms_of_release(options.forms, member.card)
     told = Told(
         name=folder.absolute().name, license=options.license or UNKNOWN_LICENSE,
         history=history_of(store, member), seeds=seeds,
@@ -117,8 +125,11 @@ def build_release(
 
 
 def name_of_release(member: Member) -> str:
-    """Of a run, its id; of a file, its name without the ending."""
-    return member.card.run_id if is_of_run(member) else Path(member.name).stem
+    """Of a run, its id; of a file, its name without the ending; torchvision's own."""
+    from trainer.scoring.weight_files import ENDINGS
+
+    path = Path(member.name)
+    return member.card.run_id if is_of_run(member) else path.stem if path.suffix in ENDINGS else path.name
 
 
 def is_of_run(member: Member) -> bool:

@@ -12,13 +12,15 @@ from trainer.export.agreement import take_sample
 from trainer.export.costs import count_gmacs, count_parameters
 from trainer.export.forms import WeightForm, choose_forms, refused_forms
 from trainer.export.twins import why_not_timm
-from trainer.model_card import CARD_FILE
+from trainer.model_card import CARD_FILE, ModelCard
 from trainer.release.folder import CONFIG_FILE, FORM_FILES, README_FILE, appearing
 from trainer.release.history import History, SeedScore
 from trainer.release.readme import UNKNOWN_LICENSE, Release, readme_text
 from trainer.release.timm_config import timm_config
 from trainer.scoring.members import Member
 from trainer.scoring.weight_files import head_size
+
+USUAL_FORMS = ("torchvision", "onnx")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +33,12 @@ class Told:
     seeds: Sequence[SeedScore] = ()
 
 
-def forms_of_release(asked: str, member: Member) -> tuple[WeightForm, ...]:
-    """The forms to write: those that were asked for, else all that there can be. Raises UserError."""
+def forms_of_release(asked: str, card: ModelCard) -> tuple[WeightForm, ...]:
+    """The forms to write: those that were asked for, else those of USUAL_FORMS that there can be. Raises UserError."""
     if "timm" in asked.split(","):
         raise UserError(f"--forms {asked}: timm loads the file of the form torchvision: write torchvision for both")
-    found = tuple(form for form in choose_forms(asked, member.card) if form.name in FORM_FILES)
-    if not found:
-        raise UserError(f"no form is left that a release could have: {'; '.join(refused_forms(member.card).values())}")
-    return found
+    refused = refused_forms(card)
+    return choose_forms(asked or ",".join(form for form in USUAL_FORMS if form not in refused) or "program", card)
 
 
 def make_release(member: Member, forms: Sequence[WeightForm], told: Told, folder: Path, *, replace: bool) -> Release:

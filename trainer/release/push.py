@@ -94,7 +94,7 @@ def agree_to_overwrite(destination: Destination, present: Present | None, *, pub
     if not present.files or yes:
         return
     what = f"{destination.page} is there, with {len(present.files)} files ({', '.join(present.files[:4])})"
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise UserError(f"{what}: add --yes to overwrite them, or push to another name")
     say(f"{what}. Overwrite them? Type yes:")
     if sys.stdin.readline().strip() != "yes":

@@ -95,7 +95,7 @@ def loading_text(release: Release) -> str:
         parts.append(_python(
             "import onnxruntime",
             f'session = onnxruntime.InferenceSession("{file}")',
-            "logits = session.run(None, {session.get_inputs()[0].name: images})[0]",
+            'logits = session.run(None, {"images": images})[0]',
         ))  # fmt: skip
     if file := release.files.get("program"):
         parts.append("With PyTorch alone:")

@@ -62,8 +62,8 @@ def told(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
 
 
 def push(store: ObjectStore, folder: Path, *arguments: str, name: str = NAME) -> int:
-    given = ("--to", str(folder), "--forms", "torchvision", "--push", name)
-    return main([RUN, "--store", store.uri, *given, *arguments])
+    forms = () if folder.exists() else ("--forms", "torchvision")
+    return main([RUN, "--store", store.uri, "--to", str(folder), "--push", name, *forms, *arguments])
 
 
 def test_a_release_is_one_commit_of_a_private_repository(
@@ -148,6 +148,9 @@ def test_a_public_repository_gets_weights_only_where_public_was_typed(
     assert not there.commits
     assert push(store, tmp_path / "tiny", "--yes", "--public") == Exit.FINISHED
     assert ", public, as one commit" in told()
+    there.is_private = True
+    assert push(store, tmp_path / "tiny", "--yes", "--public") == Exit.FINISHED
+    assert ", private, as one commit" in told()  # as it was made
 
 
 def test_a_folder_that_is_there_is_pushed_with_the_users_changes(
@@ -158,6 +161,8 @@ def test_a_folder_that_is_there_is_pushed_with_the_users_changes(
     assert push(store, tmp_path / "tiny", "--yes") == Exit.FINISHED
     assert models.repositories[NAME].files["README.md"] == b"my own words"
     assert "it is uploaded as it is" in told()
+    assert push(store, tmp_path / "tiny", "--yes", "--license", "mit") == Exit.USER
+    assert "is there, so --license and --forms change nothing: add --replace" in told()
     card = json.loads((tmp_path / "tiny/model.json").read_text())
     (tmp_path / "tiny/model.json").write_text(json.dumps(card | {"step": 1}))
     assert push(store, tmp_path / "tiny", "--yes") == Exit.USER

@@ -20,6 +20,7 @@ from torch import Tensor
 from tests.checkpoints import RUN
 from tests.images import photo
 from tests.trainer.release.finished import CONFIG, FINGERPRINT, SMALL, STEP, make_store, put_outcome
+from trainer.checkpoint.export import export
 from trainer.contract import Exit, run_key
 from trainer.imagenet import english_names, wnids
 from trainer.model_card import ModelCard
@@ -89,6 +90,38 @@ def test_the_three_lines_of_the_readme_load_the_weights(
     assert (logits - ours(store, images)).abs().max() <= 1e-4
 
 
+def test_weights_with_blur_pool_are_released_as_programs_that_hold_the_blur(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = make_store(tmp_path, replace(CONFIG, model=replace(CONFIG.model, blur_pool="convs")))
+    assert release(store, tmp_path / "tiny", "--forms", "torchvision") == Exit.USER
+    assert "computes something else" in capfd.readouterr().err
+    assert release(store, tmp_path / "tiny", "--forms", "onnx,program") == Exit.FINISHED
+    names = {path.name for path in (tmp_path / "tiny").iterdir()}
+    assert names == {"README.md", "model.json", "model.onnx", "model.pt2"}
+    monkeypatch.chdir(tmp_path / "tiny")
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    onnx = next(block for block in blocks(Path()) if "onnxruntime" in block)
+    assert len(onnx.splitlines()) == 3
+    found: dict[str, Any] = {"images": images.numpy()}
+    exec(onnx, found)
+    assert np.abs(found["logits"] - ours(store, images).numpy()).max() <= 1e-3
+    exec(next(block for block in blocks(Path()) if "torch.export" in block), found)
+    assert (found["model"](images) - ours(store, images)).abs().max() <= 1e-4
+    assert "There is no file for timm: trained with --model.blur-pool convs" in Path("README.md").read_text()
+
+
+def test_a_file_of_exported_weights_is_released_with_what_its_card_tells(store: ObjectStore, tmp_path: Path) -> None:
+    file = tmp_path / "best.safetensors"
+    export(store, RUN, str(file), which="best", step=None, weights="auto")
+    assert release(store, tmp_path / "tiny", "--forms", "torchvision", models=str(file)) == Exit.FINISHED
+    text = (tmp_path / "tiny/README.md").read_text()
+    assert FINGERPRINT in text
+    assert f"`ema`, of step {STEP}" in text
+    assert "Nobody has measured these weights" in text
+    assert ModelCard.from_json((tmp_path / "tiny/model.json").read_bytes()) == open_member(RUN, store).card
+
+
 def test_timm_prepares_an_image_as_the_lines_for_torchvision_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     image = Image.fromarray(np.asarray(photo(3, 70, 50)))
@@ -136,7 +169,7 @@ def test_the_card_tells_what_the_store_knows_and_its_first_lines_are_the_hubs(fo
 def test_what_nobody_has_measured_or_stated_is_not_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     store = make_store(tmp_path, SMALL)
     (Path(store.uri) / run_key(RUN, "result.json")).unlink()
-    assert release(store, tmp_path / "tiny") == Exit.FINISHED
+    assert release(store, tmp_path / "tiny", "--forms", "torchvision") == Exit.FINISHED
     text = (tmp_path / "tiny/README.md").read_text()
     assert "license: unknown" in text
     assert "not finished" in text
@@ -150,7 +183,8 @@ def test_of_several_seeds_the_best_is_released_and_all_are_told(tmp_path: Path) 
     store = make_store(tmp_path, SMALL)
     put_outcome(store, "job-1", replace(SMALL, seed=1), 0.79)
     put_outcome(store, "job-2", replace(SMALL, seed=2), 0.80)
-    assert release(store, tmp_path / "tiny", models=f"job-1,{RUN},job-2") == Exit.FINISHED
+    forms = ("--forms", "torchvision")
+    assert release(store, tmp_path / "tiny", *forms, models=f"job-1,{RUN},job-2") == Exit.FINISHED
     text = (tmp_path / "tiny/README.md").read_text()
     assert "80.08 ± 1.13 %" in text
     assert [text.index(f"| `{name}` |") for name in (RUN, "job-2", "job-1")] == sorted(
