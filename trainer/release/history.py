@@ -16,7 +16,7 @@ from trainer.report import read_shown
 from trainer.report.summary import PREFIXES, check_result, validation_scores
 from trainer.telemetry.metrics import read_metrics
 from trainer.text import say
-from trainer.values import as_number, as_object, check_known
+from trainer.values import as_number, as_object, as_text, check_known
 
 if TYPE_CHECKING:
     from trainer.model_card import ModelCard
@@ -97,19 +97,29 @@ def read_evaluations(store: ObjectStore, card: ModelCard) -> Iterator[ScoreRow]:
             prefix, _, score = name.rpartition("/")
             groups.setdefault(prefix, {})[score] = value
         for prefix, scores in groups.items():
-            yield _score_row(prefix, str(record["data"].get("name", "")), scores)
+            yield _score_row(prefix, record, card, scores)
 
 
-def _score_row(prefix: str, data: str, scores: dict[str, float]) -> ScoreRow:
-    names = {"val": data, "val_tta": f"{data}, several views of each image"}
+def _score_row(prefix: str, record: dict[str, Any], card: ModelCard, scores: dict[str, float]) -> ScoreRow:
+    images = str(record["data"].get("name", "")) if prefix in ("val", "val_tta") else prefix
+    if prefix == "val_tta":
+        images += f", views {record['views']['name']}"
+    sizes = [(name, record["model"].get(name, usual)) for name, usual in _sizes_of(card).items()]
+    if sizes != [*_sizes_of(card).items()]:
+        images += f", {' '.join(f'{name} {pixels}' for name, pixels in sizes)}"
     more = [f"{name} {100 * value:.2f} %" for name, value in scores.items() if name not in {*IN_COLUMNS, *NOT_TOLD}]
     top1, top5, ece = (scores.get(name) for name in IN_COLUMNS)
-    return ScoreRow(names.get(prefix, prefix), top1, top5, ece, ", ".join(more))
+    return ScoreRow(images, top1, top5, ece, ", ".join(more))
+
+
+def _sizes_of(card: ModelCard) -> dict[str, int]:
+    return {"val_resize": card.val_resize, "val_crop": card.val_crop}
 
 
 def _check_record(record: dict[str, Any]) -> None:
     as_object("model", check_known(record, "model"))
     as_object("data", check_known(record, "data"))
+    as_text("views.name", check_known(as_object("views", check_known(record, "views")), "name"))
     for name, value in as_object("scores", check_known(record, "scores")).items():
         as_number(f"scores.{name}", value)
 

@@ -45,15 +45,22 @@ def folder(store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Path
     model = {"step": STEP, "weights": "ema", "checkpoint_sha256": card.checkpoint_sha256}
     put_evaluation(store, "tiny-imagenet", model, {"val/top1": 0.81, "val/top5": 0.98, "val/ece": 0.045, "val/loss": 1})
     put_evaluation(store, "imagenet-c", model, {"imagenet-c/top1": 0.4, "imagenet-c/mce": 0.767})
+    flips = {"val_tta/top1": 0.82, "val_tta/top5": 0.99}
+    put_evaluation(store, "tiny-imagenet-flip", model, flips, views="flip")
+    put_evaluation(store, "tiny-imagenet-resize-40", model | {"val_resize": 40, "val_crop": 32}, {"val/top1": 0.7})
     put_evaluation(store, "older", model | {"step": 4}, {"val/top1": 0.123})
     folder = tmp_path_factory.mktemp("releases") / "tiny"
     assert release(store, folder, "--license", "apache-2.0", "--forms", "torchvision") == Exit.FINISHED
     return folder
 
 
-def put_evaluation(store: ObjectStore, data: str, model: dict[str, Any], scores: dict[str, float]) -> None:
-    record = {"format": 1, "model": model, "data": {"name": data}, "scores": scores}
-    store.put(run_key(RUN, f"evaluations/{data}.json"), json.dumps(record).encode())
+def put_evaluation(
+    store: ObjectStore, file: str, model: dict[str, Any], scores: dict[str, float], views: str = "none"
+) -> None:
+    """As `make evaluate` does."""
+    data = {"name": "tiny-imagenet"}
+    record = {"format": 1, "model": model, "data": data, "scores": scores, "views": {"name": views}}
+    store.put(run_key(RUN, f"evaluations/{file}.json"), json.dumps(record).encode())
 
 
 def release(store: ObjectStore, folder: Path, *arguments: str, models: str = RUN) -> int:
@@ -148,6 +155,7 @@ def test_the_card_tells_what_the_store_knows_and_its_first_lines_are_the_hubs(fo
     text = (folder / "README.md").read_text()
     for told in (
         "| validation, while training | 81.25 % | 98.75 % | - |", "| tiny-imagenet | 81.00 % | 98.00 % | 4.50 % |",
+        "| tiny-imagenet, views flip | 82.00 % | 99.00 % |", "| tiny-imagenet, val_resize 40 val_crop 32 | 70.00 % |",
         "| imagenet-c | 40.00 % | - | - | mce 76.70 % |",
         f"`ema`, of step {STEP}", "11,181,642", FINGERPRINT, "`digits`", "c" * 40,
         "| speed of training | 1,234 images/s |", "| hours of training | 1.5 |", "| machines | $3.46 on AWS |",
@@ -160,7 +168,7 @@ def test_the_card_tells_what_the_store_knows_and_its_first_lines_are_the_hubs(fo
     assert head["library_name"] == "timm"
     assert head["datasets"] == ["tiny-imagenet"]
     results = {one["dataset"]["name"]: one["metrics"] for one in head["model-index"][0]["results"]}
-    assert results.keys() == {"tiny-imagenet", "imagenet-c"}
+    assert results.keys() >= {"tiny-imagenet", "imagenet-c", "tiny-imagenet-views-flip"}
     assert [one["value"] for one in results["tiny-imagenet"]] == [0.81, 0.98]
     card = ModelCard.from_json((folder / "model.json").read_bytes())
     assert (card.run_id, card.step, card.weights) == (RUN, STEP, "ema")
