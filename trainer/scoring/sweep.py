@@ -121,6 +121,8 @@ def run_sweeps(
     plans: Mapping[Member, dict[Picture, float]], scored: ScoredSet, base: Config, world: World, scratch: Path
 ) -> dict[Member, Sweep]:
     """One pass for each member. All processes call it. Raises UserError."""
+    if plans and scored.prefix != "val":
+        raise UserError(f"--sweep chooses sizes on validation images, and {scored.name} has none: leave --sweep out")
     found = {}
     for member, pictures in plans.items():
         largest = largest_side(pictures)

@@ -16,14 +16,17 @@ from trainer.data.reading import decode
 from trainer.data.reading.decode import Picture
 from trainer.data.reading.split import PreparedSplit
 from trainer.learning.world import World
+from trainer.scoring.data import ScoredSet
 from trainer.scoring.halves import Halves
 from trainer.scoring.members import Member
 from trainer.scoring.sweep import (
     Sweep,
     SweepCell,
     parse_resolutions,
+    run_sweeps,
     sweep_member,
     sweep_pictures,
+    sweep_plans,
     sweep_text,
     usual_resolutions,
 )
@@ -136,6 +139,16 @@ def test_resolutions_are_typed_with_commas() -> None:
     for text in ("", "large", "1.5", "-32", ",".join(map(str, range(32, 45)))):
         with pytest.raises(UserError, match="use auto, or 1 to 12 resolutions in pixels with commas between them"):
             parse_resolutions(text, CARD)
+
+
+def test_sizes_are_not_chosen_on_the_images_of_a_robustness_set(split: PreparedSplit, tmp_path: Path) -> None:
+    scored = ScoredSet(
+        name="imagenet-a", prefix="imagenet-a", identity={}, classes=split.classes, labels=split.labels,
+        open=lambda pixels: split,
+    )  # fmt: skip
+    plans = sweep_plans([member()], "32")
+    with pytest.raises(UserError, match="chooses sizes on validation images, and imagenet-a has none"):
+        run_sweeps(plans, scored, BASE, WORLD, tmp_path)
 
 
 @pytest.mark.parametrize(
