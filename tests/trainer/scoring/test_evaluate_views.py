@@ -26,7 +26,11 @@ def store(root: Path) -> ObjectStore:
 
 
 def stored(store: ObjectStore) -> set[str]:
-    return {info.key.rpartition("/")[2] for info in store.list("runs/made/evaluations/")}
+    """The names of the evaluations. Each is a record, with a picture of its mistakes beside it."""
+    files = {info.key.rpartition("/")[2] for info in store.list("runs/made/evaluations/")}
+    records = {name for name in files if name.endswith(".json")}
+    assert {name.removesuffix(".jpg") + ".json" for name in files - records} <= records
+    return records
 
 
 def test_scores_of_views_have_names_of_their_own(
