@@ -18,6 +18,7 @@ from tests.trainer.lab import CONFIG, Lab
 from trainer import setup
 from trainer.contract import Phase, RefusedError, UserError
 from trainer.data.stage import known_index
+from trainer.process.interruption import Interrupted
 from trainer.recipes.config import Config
 
 
@@ -116,3 +117,10 @@ def test_a_run_with_another_config_is_refused_before_data_is_staged(lab: Lab, mo
     monkeypatch.setattr(setup, "stage_data", lambda *arguments: pytest.fail("staged"))
     with pytest.raises(RefusedError, match="epochs: 1 -> 2"):
         lab.train(replace(with_model(num_classes=0), epochs=2))
+
+
+def test_the_start_says_what_is_unusual_for_a_network(lab: Lab, capfd: pytest.CaptureFixture[str]) -> None:
+    lab.stop_in = Phase.WAITING_FOR_STORE  # after all that a start says, and before any step
+    with pytest.raises(Interrupted):
+        lab.train(with_model(name="mobilenet_v3_large"))
+    assert "mobilenet_v3_large is usually trained from scratch with rmsprop" in capfd.readouterr().err
