@@ -1,6 +1,7 @@
 """What an evaluation costs beyond its forward passes, and how much memory it takes for few and for many images.
 
-make bench-evaluate     a ResNet-50 at 224 px against its forward passes alone; peak memory with 500 and 5,000 images
+make bench-evaluate     a ResNet-50 at 224 px, plain and with flips, against its forward passes alone; peak memory with
+                        500 and 5,000 images
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import time
 import zlib
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import safetensors.torch
@@ -37,11 +38,9 @@ from trainer.data.reading.split import PreparedSplit
 from trainer.evaluate import main as evaluate
 from trainer.model_card import METADATA_KEY, ModelCard
 from trainer.recipes.config import DataConfig
-from trainer.scoring import speed
 from trainer.store import open_store
 
 BATCH = 32
-MANY = 50_000  # of ImageNet
 COUNTS = (500, 5000)  # of small images
 SMALL, SMALL_CLASSES = 32, 1000
 
@@ -57,9 +56,9 @@ def put_weights(file: Path, network: str, classes: tuple[str, ...], resize: int,
     safetensors.torch.save_file(model.state_dict(), file, metadata={METADATA_KEY: card.to_text()})
 
 
-def score(file: Path, data: Path, scratch: Path) -> None:
+def score(file: Path, data: Path, scratch: Path, *more: str) -> None:
     """The whole command, in this process."""
-    arguments = [str(file), "--store", str(scratch), "--scratch", str(scratch), "--data", str(data)]
+    arguments = [str(file), "--store", str(scratch), "--scratch", str(scratch), "--data", str(data), *more]
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         code = evaluate([*arguments, "--batch-size", str(BATCH)])
     if code:
@@ -93,36 +92,38 @@ def forward_passes(file: Path, folder: Path) -> Callable[[], None]:
     return run
 
 
-def cost(folder: Path, images: int, rounds: int) -> dict[str, Any]:
-    """CPU seconds of the command and of its forward passes, in turns; the least of each counts."""
-    photographs.make(folder / "photographs", 2, images, packages=("sklearn",))
-    prepared = prepare(str(folder / "photographs"), open_store(str(folder)), Copies((256,), (320,), 90))
-    data, file = folder / prepared.prefix, folder / "random.safetensors"
-    put_weights(file, "resnet50", prepared.index.classes, 232, 224)
-    alone = forward_passes(file, data)
-    latencies: list[float] = []
-    measured = speed.latency_seconds
+def cost(folder: Path, counts: tuple[int, int], rounds: int) -> dict[str, Any]:
+    """CPU seconds of an image in the command, plain and with flips, and in the forward passes alone.
 
-    def latency(*arguments: Any) -> float:
-        found = list[float]()
-        latencies.append(cpu_seconds(lambda: found.append(measured(*arguments))))
-        return found[0]
-
-    alone()
-    commands, passes = [], []
-    with mock.patch.object(speed, "latency_seconds", latency):
-        score(file, data, folder)  # once before: it imports what the command needs, and verifies the shards
-        latencies.clear()
-        for _ in range(rounds):
-            passes.append(cpu_seconds(alone))
-            commands.append(cpu_seconds(lambda: score(file, data, folder)))
-    rest = min(command - once for command, once in zip(commands, latencies, strict=True))
-    many = rest * MANY / images + min(latencies)
+    Each is the difference between many and few images, so that start, weights and the tries of the latency drop out.
+    All take turns, and the least of each counts.
+    """
+    file, works = folder / "random.safetensors", dict[str, Callable[[], None]]()
+    for count in counts:
+        photographs.make(folder / f"photographs-{count}", 2, count, packages=("sklearn",))
+        prepared = prepare(str(folder / f"photographs-{count}"), open_store(str(folder)), Copies((256,), (320,), 90))
+        data = folder / prepared.prefix
+        put_weights(file, "resnet50", prepared.index.classes, 232, 224)
+        works |= {
+            f"plain, {count}": partial(score, file, data, folder),
+            f"flip, {count}": partial(score, file, data, folder, "--views", "flip"),
+            f"forward, {count}": forward_passes(file, data),
+        }
+    for work in works.values():  # once before: imports, and verified shards
+        work()
+    seconds = {name: list[float]() for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            seconds[name].append(cpu_seconds(work))
+    few, many = counts
+    image = {
+        name: (min(seconds[f"{name}, {many}"]) - min(seconds[f"{name}, {few}"])) / (many - few)
+        for name in ("plain", "flip", "forward")
+    }
     return {
-        "network": "resnet50, 224 px, fp32", "images": images, "batch": BATCH, "rounds": rounds,
-        "cpu_seconds": {"command": commands, "of it, latency of one image": latencies, "forward passes": passes},
-        "ratio": min(commands) / min(passes), "ratio_without_latency": rest / min(passes),
-        "ratio_for_50000_images": many / (min(passes) * MANY / images),
+        "network": "resnet50, 224 px, fp32", "batch": BATCH, "rounds": rounds, "cpu_seconds": seconds,
+        "cpu_seconds_of_an_image": image, "plain_over_forward": image["plain"] / image["forward"],
+        "flip_over_plain": image["flip"] / image["plain"],
     }  # fmt: skip
 
 
@@ -172,7 +173,7 @@ def peak(folder: Path, count: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=160, help="of 224 px")
+    parser.add_argument("--images", type=int, nargs=2, default=(32, 128), help="of 224 px, few and many")
     parser.add_argument("--rounds", type=int, default=3, help="the least of them counts")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -181,7 +182,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        found = {"memory": memory(folder), "cost": cost(folder, options.images, options.rounds)}
+        found = {"memory": memory(folder), "cost": cost(folder, tuple(options.images), options.rounds)}
     print(json.dumps(found, indent=1))
     print(write("evaluate", found))
 
