@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,6 +43,10 @@ class Options:
     """Of a run: the model, its moving average, or the mean of its last epochs; auto: what scored best."""
     network: str = ""
     """Of a file of weights: torchvision's name, where the file does not say it; else what its tensors fit."""
+    resize: int = 0
+    """Pixels of the short side before the crop; 0 = as the weights are used to."""
+    crop: int = 0
+    """Pixels of a side of what the network sees; 0 = as the weights are used to."""
     top: int = 5
     """How many classes to tell of each image."""
     json: bool = False
@@ -68,6 +72,7 @@ def predict(options: Options) -> int:
     from trainer.predict.answers import answer_images
     from trainer.recipes.config import Config
     from trainer.scoring.members import open_member
+    from trainer.scoring.views import with_sizes
     from trainer.store import open_store
 
     config = Config(precision="fp32", device=options.device)
@@ -75,6 +80,7 @@ def predict(options: Options) -> int:
     if device.type != options.device != "auto":
         raise UserError(f"--device {options.device}: torch finds no such device here; leave it out, or mend the driver")
     member = open_member(options.model, open_store(options.store), options.weights, options.network)
+    member = replace(member, card=with_sizes(member.card, options.resize, options.crop))
     tell(describe_member(member), sys.stderr)
     return tell_answers(member, answer_images(member, sources.images, config, device, options.top), options.json, path)
 

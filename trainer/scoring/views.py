@@ -130,10 +130,14 @@ def variant_of(views: Views, resize: int, crop: int) -> str:
 
 
 def with_sizes(card: ModelCard, resize: int, crop: int) -> ModelCard:
-    """The card with the sizes of --resize and --crop; 0 leaves what it has. Raises UserError."""
+    """The card with the sizes of --resize and --crop; 0 leaves what it has.
+
+    Evaluate, predict, export and release have both options. Raises UserError for sizes that do not fit together or the
+    network, also where the card itself has them.
+    """
     sizes = replace(card, val_resize=resize or card.val_resize, val_crop=crop or card.val_crop)
-    if sizes != card:
-        check_pictures([Picture(sizes.val_resize, sizes.val_crop)], card, f"--resize {resize} --crop {crop}: ")
+    why = "" if sizes == card else f"--resize {resize} --crop {crop}: "
+    check_pictures([Picture(sizes.val_resize, sizes.val_crop)], card, why)
     return sizes
 
 

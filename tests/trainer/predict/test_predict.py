@@ -125,6 +125,18 @@ def test_an_image_gets_its_classes_in_lines_of_percent(said: Said, photos: Path)
     assert "32 x 32" in told
 
 
+def test_sizes_can_be_given_as_to_evaluate(said: Said, photos: Path) -> None:
+    as_usual, *others = (
+        said(photos / "0.jpg", "--json", *sizes)
+        for sizes in ([], ["--resize", "36", "--crop", "32"], ["--resize", "48", "--crop", "40"])
+    )
+    assert [output == as_usual[1] for _, output, _ in others] == [True, False]
+    assert "the short side becomes 48 pixels, and the network sees the 40 x 40 in the middle" in others[1][2]
+    code, output, told = said(photos / "0.jpg", "--crop", "48")
+    assert (code, output) == (Exit.USER, "")
+    assert "--resize 0 --crop 48: a crop of 48 px does not fit into an image whose short side is resized to 36" in told
+
+
 def test_wordnet_ids_are_told_by_their_english_names_and_nameless_classes_by_numbers(said: Said, photos: Path) -> None:
     top = tops(said(photos / "0.jpg", "--json", "--model", "./wnids.safetensors")[1])["0.jpg"]
     assert {(one["class"], one["name"]) for one in top} >= {("n01440764", "tench"), ("n01443537", "goldfish")}

@@ -28,7 +28,7 @@ from trainer.scoring.forward import predict_split
 from trainer.scoring.members import Member
 from trainer.scoring.predictions import Predictions
 from trainer.scoring.probabilities import config_for
-from trainer.scoring.views import Views, check_pictures, parse_views
+from trainer.scoring.views import Views, check_pictures, parse_views, with_sizes
 
 WORLD = World(0, 0, 1, torch.device("cpu"))
 BASE = Config(precision="fp32", val_batch_size=4, data=DataConfig(workers=2))
@@ -203,6 +203,15 @@ def test_pictures_that_a_network_or_an_image_does_not_take_are_refused(
     with pytest.raises(UserError) as refusal:
         parse_views(typed).pictures(replace(CARD, **changes))
     assert message in str(refusal.value)
+
+
+def test_sizes_of_a_card_that_do_not_fit_together_are_refused_with_or_without_options() -> None:
+    small = replace(CARD, val_resize=24)
+    with pytest.raises(UserError, match=r"^a crop of 32 px does not fit .* resized to 24 px: use --crop 24 at most"):
+        with_sizes(small, 0, 0)
+    assert with_sizes(small, 36, 0) == replace(small, val_resize=36)
+    with pytest.raises(UserError, match=r"^--resize 28 --crop 0: a crop of 32 px does not fit"):
+        with_sizes(small, 28, 0)
 
 
 def test_what_a_card_says_of_its_own_weights_is_true() -> None:
