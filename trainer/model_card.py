@@ -23,6 +23,7 @@ METADATA_KEY = "card"  # of the metadata of a safetensors file, an ONNX model or
 RESIZE_MODES = "bilinear|bicubic"
 BLUR_POOLS = "none|convs|all"  # as --model.blur-pool
 MOST_SIDE = 1 << 14  # of a side
+MOST_SEED = (1 << 63) - 1  # as --seed
 
 Three = tuple[float, float, float]
 
@@ -67,7 +68,7 @@ class ModelCard:
             resize_mode=as_text("resize_mode", given.get("resize_mode", "bilinear"), RESIZE_MODES),
             train_pixels=_count(given, "train_pixels"),
             blur_pool=as_text("blur_pool", given.get("blur_pool", "none"), BLUR_POOLS),
-            recipe=_words_of(given, "recipe"), seed=_count(given, "seed"),
+            recipe=_words_of(given, "recipe"), seed=as_whole("seed", given.get("seed", 0), MOST_SEED),
             data={name: as_text(f"data.{name}", value) for name, value in data.items()},
             run_id=_words_of(given, "run_id"),
             step=_count(given, "step"), weights=_words_of(given, "weights"), commit=_words_of(given, "commit"),

@@ -21,6 +21,7 @@ from trainer.data.reading.loader import Batch, Loader
 from trainer.learning.state import State
 from trainer.learning.step import train_step
 from trainer.learning.world import World
+from trainer.model_card import ModelCard
 from trainer.process import interruption as interruption_module
 from trainer.process.channel import Channel
 from trainer.process.interruption import Interrupted
@@ -36,6 +37,12 @@ def test_a_run_trains_every_step_validates_each_epoch_and_leaves_its_result(lab:
     assert lab.uploader.steps() == [2, 4, 6]
     assert lab.uploader.stored()[0] == "runs/loop/config.json"
     assert lab.uploader.stored()[-1] == "runs/loop/result.json"
+
+
+@pytest.mark.parametrize("seed", [9007199254740993, 2**63 - 1])
+def test_a_run_starts_with_every_seed_that_the_option_takes(lab: Lab, seed: int) -> None:
+    assert lab.train(replace(CONFIG, seed=seed, epochs=1)) == (Exit.FINISHED, "2 steps are done")
+    assert ModelCard.from_json(lab.store.get("runs/loop/model.json")).seed == seed
 
 
 @pytest.mark.parametrize(("phase", "stands"), [(Phase.STAGING, 0), (Phase.STARTING, 1), (Phase.WAITING_FOR_STORE, 2)])
