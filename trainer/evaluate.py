@@ -50,6 +50,10 @@ class Options:
     """Local folder for data and predictions; else $TRAINER_SCRATCH_DIR."""
     data: str = ""
     """Prepared data, or what `make prepare` takes; else $TRAINER_DATA, or the validation images of the run."""
+    set: Literal["", "imagenet-v2", "imagenet-real", "imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-c"] = ""
+    """A robustness set of ImageNet, whose images --data names: a folder as unpacked, or an id of the hub."""
+    labels: str = ""
+    """Of imagenet-real: real.json of its authors. Its images are ImageNet's validation images."""
     output: str = ""
     """Write all results into this file, as JSON."""
     soup: Literal["none", "uniform", "greedy"] = "none"
@@ -91,6 +95,8 @@ def score_models(options: Options, world: World) -> Results | None:
 
     Raises UserError, StoreError.
     """
+    from trainer.scoring.data import check_all_readable, without_unreadable
+    from trainer.scoring.image_sets import narrowed
     from trainer.scoring.passes import predictions_folder, run_passes
     from trainer.scoring.soups import check_soup
     from trainer.scoring.sweep import run_sweeps, sweep_plans
@@ -101,11 +107,15 @@ def score_models(options: Options, world: World) -> Results | None:
     store, base, views = open_store(options.store), base_config(options), parse_views(options.views)
     members = open_members(options, store)
     check_soup(options.soup, options.write, members)
+    if options.set:
+        members = narrowed(members, options)
     plans = sweep_plans(members, options.sweep)
     sides = [largest_side([*views.pictures(one.card), *plans.get(one, ())]) for one in members]
     scored, scratch = open_scored(options, store, members, world, sides), open_scratch(options.scratch)
     with predictions_folder(scratch, world) as folder:
         answers = run_passes(members, scored, base, world, folder, views)
+        scored = without_unreadable(scored, world)
+        check_all_readable(scored, needed=bool(plans) or options.soup != "none")
         soup = stir(options, store, answers, scored, world, folder, views) if options.soup != "none" else None
         sweeps = run_sweeps(plans, scored, base, world, scratch)
         if not world.is_main:
@@ -155,10 +165,18 @@ def open_members(options: Options, store: ObjectStore) -> list[Member]:
 def open_scored(
     options: Options, store: ObjectStore, members: Sequence[Member], world: World, sides: Sequence[int]
 ) -> ScoredSet:
-    """The images, staged on this machine, whose classes are the members'. Raises UserError, StoreError."""
+    """The images, whose classes are the members'. Raises UserError, StoreError."""
     from trainer.scoring.data import check_outputs, open_prepared
+    from trainer.scoring.plain_folders import is_plain_folder, open_plain_folder
+    from trainer.scoring.robustness import SetRequest, open_set
 
-    scored = open_prepared(options.data, open_scratch(options.scratch), store, members, world, options.workers, sides)
+    scratch = open_scratch(options.scratch)
+    if options.set:
+        scored = open_set(SetRequest.of(options), store, members, world)
+    elif is_plain_folder(options.data):
+        scored = open_plain_folder(options.data, scratch, members[0])
+    else:
+        scored = open_prepared(options.data, scratch, store, members, world, options.workers, sides)
     for member in members:
         check_outputs(member, scored)
     return scored
@@ -173,8 +191,8 @@ def evaluate_answers(answers: Answers, scored: ScoredSet, base: Config, world: W
     member, prefix = answers.member, scored.prefix if views.is_plain else f"{scored.prefix}_tta"
     return Evaluation(
         name=member.name, prefix=prefix, card=member.card, scored=scored, seconds=answers.seconds, base=base,
-        measures=measure(answers.predictions, scored.labels), device=world.device.type, views=views,
-        latency=latency_seconds(member, base, world) if views.is_plain else None,
+        measures=measure(answers.predictions, scored.truth_of(answers.predictions)), device=world.device.type,
+        latency=latency_seconds(member, base, world) if views.is_plain else None, views=views,
     )  # fmt: skip
 
 
@@ -246,8 +264,9 @@ def main(arguments: list[str] | None = None) -> int:
         return Exit.USER if stop.code else Exit.FINISHED
     from trainer.learning.device import check_device
     from trainer.learning.world import join
+    from trainer.scoring.corruption_record import score_imagenet_c
     from trainer.setup import set_backends
-    from trainer.store import StoreError
+    from trainer.store import StoreError, open_store
 
     try:
         base = base_config(options)
@@ -258,8 +277,9 @@ def main(arguments: list[str] | None = None) -> int:
                 )
             check_device(base, world.device, world.size)
             set_backends(base)
-            found = score_models(options, world)
-            if found is not None:
+            if options.set == "imagenet-c":
+                score_imagenet_c(options, open_members(options, open_store(options.store)), base, world)
+            elif (found := score_models(options, world)) is not None:
                 keep(found, options)
     except UserError as error:
         say(f"error: {error}")

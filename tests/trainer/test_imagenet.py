@@ -41,3 +41,13 @@ def test_classes_are_named_in_english_where_all_are_wordnet_ids_of_imagenet(clas
 def test_wordnet_ids_are_found_by_english_names_and_by_themselves() -> None:
     assert class_wnids(["goldfish", "tench"]) == class_wnids(["n01443537", "n01440764"]) == ("n01443537", "n01440764")
     assert class_wnids(["goldfish", "cat"]) == ()
+
+
+def test_the_lists_of_synonyms_that_the_hub_has_for_names_are_known_by_their_order() -> None:
+    lines = (files("timm.data._info") / "imagenet_synset_to_lemma.txt").read_text().splitlines()
+    lemmas = dict(line.split("\t") for line in lines)
+    names = [lemmas[wnid] for wnid in wnids()]
+    assert names[0] == "tench, Tinca tinca"
+    assert class_wnids(names) == wnids()
+    assert class_wnids([*names[1:], names[0]]) == ()
+    assert class_wnids(names[:500]) == ()

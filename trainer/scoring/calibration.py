@@ -11,14 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from trainer.scoring.predictions import LogRows, Predictions
+from trainer.scoring.predictions import LEFT_OUT, LogRows, Predictions, Truth
 
 CALIBRATION_BINS = 15  # of equal width, as in the paper
 SHARPEST, SOFTEST = 20.0, 1 / 20  # what logits are multiplied by; where all answers are right, sharper is ever better
 MOST_ROUNDS = 50
 CLOSE_ENOUGH = 1e-6  # between two rounds, as a share
-
-Truth = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,8 @@ class Calibration:
 
 
 def calibrate(predictions: Predictions, labels: Truth) -> Calibration | None:
-    """None where there are fewer than two images."""
-    if len(labels) < 2:
+    """None where one half has no image that counts."""
+    if any((labels[half::2] == LEFT_OUT).all() for half in (0, 1)):
         return None
     sharpness = fit_sharpness(predictions, labels)
     before, after = Bins(), Bins()
@@ -104,7 +102,8 @@ def _sharpened(rows: LogRows, factor: float) -> LogRows:
 
 
 def _half(predictions: Predictions, labels: Truth, odd: int) -> Iterator[tuple[LogRows, Truth]]:
-    """The rows and labels of the even images (0) or of the odd ones (1)."""
+    """The rows and labels of the even images (0) or of the odd ones (1) that count."""
     for first, rows in predictions.chunks():
         start = (odd - first) % 2
-        yield rows[start::2], labels[first : first + len(rows)][start::2]
+        truth = labels[first : first + len(rows)][start::2]
+        yield rows[start::2][truth != LEFT_OUT], truth[truth != LEFT_OUT]

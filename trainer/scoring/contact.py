@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trainer.data.reading.decode import center_into
+from trainer.data.reading.decode import center_into, center_pixels_into
 from trainer.scoring.record import Evaluation
 
 TILE_PIXELS = 96
@@ -25,7 +25,11 @@ def mistakes_sheet(evaluation: Evaluation) -> bytes:
     tiles = np.zeros((-(-len(mistakes) // SHEET_COLUMNS), SHEET_COLUMNS, TILE_PIXELS, TILE_PIXELS, 3), np.uint8)
     resize = max(TILE_PIXELS, round(TILE_PIXELS * card.val_resize / card.val_crop))
     for number, one in enumerate(mistakes):
-        center_into(tiles[divmod(number, SHEET_COLUMNS)], images.jpeg(one.image), resize, mode)
+        tile = tiles[divmod(number, SHEET_COLUMNS)]
+        try:
+            center_into(tile, images.jpeg(one.image), resize, mode)
+        except ValueError as error:
+            center_pixels_into(tile, images.pixels(one.image, error), resize, mode)
     rows, out = len(tiles), io.BytesIO()
     sheet = tiles.transpose(0, 2, 1, 3, 4).reshape(rows * TILE_PIXELS, SHEET_COLUMNS * TILE_PIXELS, 3)
     Image.fromarray(sheet).save(out, "JPEG", quality=SHEET_QUALITY)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
+import torch
 
 from trainer.contract import UserError, dataset_key, run_key
 from trainer.data.format import INDEX, Copies, Index, read_index
-from trainer.data.reading.split import PreparedSplit
+from trainer.data.reading.split import EncodedImages
 from trainer.data.stage import WantedSizes, stage
 from trainer.imagenet import english_names, wnids
 from trainer.learning.world import World, barrier
@@ -21,6 +21,9 @@ from trainer.recipes.fields import from_json
 from trainer.recipes.named import default_data
 from trainer.recipes.sides import wanted_span
 from trainer.scoring.members import Member
+from trainer.scoring.originals import unreadable_text
+from trainer.scoring.predictions import LEFT_OUT, Predictions, Truth
+from trainer.scoring.real_labels import RightAnswers, likeliest_labels
 from trainer.scoring.weight_files import head_size
 from trainer.setup import Data
 from trainer.store import NotFoundError, ObjectStore, naming_the_fix
@@ -38,8 +41,63 @@ class ScoredSet:
     prefix: str  # of its scores: val/top1
     identity: Mapping[str, str]  # as in a manifest
     classes: tuple[str, ...]
-    labels: npt.NDArray[np.int64]
-    open: Callable[[int], PreparedSplit]
+    labels: Truth
+    open: Callable[[int], EncodedImages]
+    notes: tuple[str, ...] = ()  # how it is scored, and what it lacks
+    unreadable: Callable[[], Mapping[int, str]] = dict  # which images this process could not read in a pass, and why
+    left_out: Mapping[int, str] = field(default_factory=dict)  # the same, of all processes
+    right_answers: RightAnswers | None = None  # of each image, where several may be right; then `labels` has the first
+
+    def truth_of(self, predictions: Predictions) -> Truth:
+        """What counts as right for these answers: the label, or the likeliest of several that are right."""
+        return self.labels if self.right_answers is None else likeliest_labels(predictions, self.right_answers)
+
+    def without(self, left_out: Mapping[int, str]) -> ScoredSet:
+        """The same set with these images left out of every score. Raises UserError if no image is left."""
+        if len(left_out) == len(self.labels):
+            raise UserError(f"none of the {len(self.labels):,} images of {self.name} can be read: {left_out[0]}")
+        numbers = sorted(left_out)
+        labels, answers = self.labels.copy(), self.right_answers
+        labels[numbers] = LEFT_OUT
+        if answers is not None:
+            answers = [() if i in left_out else right for i, right in enumerate(answers)]
+        return replace(self, labels=labels, right_answers=answers, left_out={i: left_out[i] for i in numbers})
+
+
+def without_unreadable(scored: ScoredSet, world: World) -> ScoredSet:
+    """After the passes: the set without the images that some process could not read, which are said.
+
+    All processes call it. Raises UserError if no image is left.
+    """
+    found: list[Mapping[int, str]] = [dict(scored.unreadable())]
+    if world.size > 1:
+        mine, found = found[0], [{} for _ in range(world.size)]
+        torch.distributed.all_gather_object(found, mine)
+    left_out = {i: why for of_process in found for i, why in of_process.items()}
+    if not left_out:
+        return scored
+    if world.is_main:
+        say(f"note: {unreadable_text([left_out[i] for i in sorted(left_out)], len(scored.labels))}")
+    return scored.without(left_out)
+
+
+def check_all_readable(scored: ScoredSet, needed: bool) -> None:
+    """Raises UserError where an image was left out and sweeps or soups follow, which read all of them again."""
+    if needed and scored.left_out:
+        raise UserError(
+            f"--sweep and --soup take images that can all be read: remove {next(iter(scored.left_out.values()))}"
+        )
+
+
+T = TypeVar("T")
+
+
+def in_turn(make: Callable[[], T], world: World) -> T:
+    """What one process of a machine fetches or makes first, and the others then find."""
+    if world.local_rank == 0:
+        made = make()
+    barrier(world)
+    return made if world.local_rank == 0 else make()
 
 
 def open_prepared(
@@ -86,10 +144,7 @@ def _staged(
         with naming_the_fix(f"the data {place}, or the scratch folder {scratch},"):
             return stage(place, scratch, copies, wanted, workers=workers)
 
-    if world.local_rank == 0:
-        folder = fetch()
-    barrier(world)
-    return folder if world.local_rank == 0 else fetch()
+    return in_turn(fetch, world)
 
 
 def data_identity(index: Index) -> dict[str, str]:
@@ -170,4 +225,4 @@ def is_imagenet(classes: Sequence[str]) -> bool:
 
 def outputs_of(member: Member) -> int:
     """How many classes it tells apart."""
-    return head_size(member.model.state_dict(), member.card.network)
+    return len(member.card.classes) or head_size(member.model.state_dict(), member.card.network)

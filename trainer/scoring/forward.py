@@ -11,7 +11,7 @@ import torch
 
 from trainer.data.reading.decode import Picture
 from trainer.data.reading.loader import Batch, Loader, picture_jobs, pictures_of
-from trainer.data.reading.split import PreparedSplit
+from trainer.data.reading.split import EncodedImages
 from trainer.learning.world import World
 from trainer.recipes.config import Config
 from trainer.scoring.members import Member
@@ -25,7 +25,7 @@ MOST_BATCH_BYTES = 256 << 20  # of pictures on the host; three batches are in me
 @torch.inference_mode()
 def predict_split(
     members: Mapping[Member, Predictions],
-    split: PreparedSplit,
+    split: EncodedImages,
     base: Config,
     world: World,
     alive: Callable[[int], None],
@@ -50,7 +50,7 @@ def predict_split(
 
 @contextmanager
 def open_batches(
-    pictures: Sequence[Picture], split: PreparedSplit, base: Config, world: World
+    pictures: Sequence[Picture], split: EncodedImages, base: Config, world: World
 ) -> Iterator[Iterator[tuple[npt.NDArray[np.int64], Batch]]]:
     """This process's images in batches, each with its numbers in the split. `pictures_of` takes a batch apart."""
     image_bytes = sum(picture.bytes for picture in pictures)

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.contract import UserError
-from trainer.scoring.calibration import Bins, Calibration, Truth, calibrate
-from trainer.scoring.predictions import LogRows, Predictions
+from trainer.scoring.calibration import Bins, Calibration, calibrate
+from trainer.scoring.predictions import LEFT_OUT, LogRows, Predictions, Truth
 
 MISTAKES = 24  # that are kept to be shown
 
@@ -67,22 +67,24 @@ class Measures:
 
 
 def measure(predictions: Predictions, labels: Truth) -> Measures:
-    """Raises UserError where a prediction is no number: nothing can be said of such weights."""
+    """Of the images that count. Raises UserError where a prediction is no number: such weights have no score."""
     hits1 = hits5 = 0
     loss, bins, mistakes = 0.0, Bins(), list[Mistake]()
     confusion = np.zeros((predictions.classes, predictions.classes), np.int64)
     for first, rows in predictions.chunks():
-        truth = labels[first : first + len(rows)]
         _check_numbers(first, rows)
+        truth = labels[first : first + len(rows)]
+        numbers = first + np.flatnonzero(truth != LEFT_OUT)
+        rows, truth = rows[numbers - first], labels[numbers]
         answers, stated, ranks = rows.argmax(axis=1), np.exp(rows.max(axis=1).astype(np.float64)), ranks_of(rows, truth)
         hits1, hits5 = hits1 + int((ranks < 1).sum()), hits5 + int((ranks < 5).sum())
         loss -= float(rows[np.arange(len(rows)), truth].sum(dtype=np.float64))
         np.add.at(confusion, (truth, answers), 1)
         bins.add(stated, answers == truth)
         for i in np.flatnonzero(answers != truth).tolist():
-            mistakes.append(Mistake(float(stated[i]), first + i, int(truth[i]), int(answers[i])))
+            mistakes.append(Mistake(float(stated[i]), int(numbers[i]), int(truth[i]), int(answers[i])))
         mistakes = heapq.nlargest(MISTAKES, mistakes, key=lambda one: (one.probability, -one.image))
-    images = predictions.images
+    images = int((labels != LEFT_OUT).sum())
     return Measures(
         images=images, top1=hits1 / images, top5=hits5 / images, loss=loss / images, confusion=confusion,
         ece=bins.error, calibration=calibrate(predictions, labels), mistakes=tuple(mistakes),

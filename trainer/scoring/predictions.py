@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 LogRows = npt.NDArray[np.float32]  # (N, classes) log-probabilities
+Truth = npt.NDArray[np.int64]  # (N,) the label of each image, or LEFT_OUT
+LEFT_OUT = -1  # of an image that no score counts
 MOST_BYTES_READ = 4 << 20  # that are in memory at a time
 
 

@@ -47,6 +47,8 @@ class Evaluation:
         """By their flat names."""
         found, after = self.measures, self.measures.calibration
         named = {"top1": found.top1, "top5": found.top5, "loss": found.loss, "ece": found.ece}
+        if self.scored.right_answers is not None:  # the others are not defined where several answers are right
+            named, after = {"top1": found.top1}, None
         if after is not None:
             named |= {"ece_odd": after.error_before, "ece_odd_calibrated": after.error_after}
             named |= {"temperature": after.temperature}
@@ -60,7 +62,10 @@ class Evaluation:
         return {
             "format": RECORD_FORMAT, "time": time.time(), "commit": git_commit(), "name": self.name,
             "model": {name: value for name, value in self.card.to_json().items() if name != "classes"},
-            "data": {**self.scored.identity, "split": "val", "images": self.measures.images},
+            "data": {
+                **self.scored.identity, "split": "val", "images": self.measures.images,
+                "left_out": list(self.scored.left_out.values()), "notes": list(self.scored.notes),
+            },
             "scores": self.scores,
             "calibration": {"bins": "15 of equal width", "temperature": "fitted on the even images, scored on the odd"},
             "views": {"name": self.views.name, "count": self.views.count, "averaged": "probabilities"},

@@ -17,7 +17,7 @@ import torch
 from trainer.contract import UserError
 from trainer.data.reading.decode import Picture
 from trainer.data.reading.loader import pictures_of
-from trainer.data.reading.split import PreparedSplit
+from trainer.data.reading.split import EncodedImages, PreparedSplit
 from trainer.learning.world import World, all_sum
 from trainer.model_card import ModelCard
 from trainer.recipes.config import Config
@@ -127,7 +127,7 @@ def run_sweeps(
     for member, pictures in plans.items():
         largest = largest_side(pictures)
         images = scored.open(largest)
-        if images.short_side < largest and world.is_main:
+        if isinstance(images, PreparedSplit) and images.short_side < largest and world.is_main:
             say(
                 f"note: {scored.name} is stored with {images.short_side} px, so what is resized to more, up to "
                 f"{largest} px, is enlarged: to score it as sharp as it could be, prepare that size (--val-sides)"
@@ -142,7 +142,7 @@ def run_sweeps(
 
 @torch.inference_mode()
 def sweep_member(
-    member: Member, pictures: dict[Picture, float], split: PreparedSplit, base: Config, world: World,
+    member: Member, pictures: dict[Picture, float], split: EncodedImages, base: Config, world: World,
     alive: Callable[[int], None],
 ) -> Sweep:  # fmt: skip
     """Top-1 of a member with each picture, over all processes, which all call it. Raises UserError.

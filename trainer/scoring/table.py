@@ -24,19 +24,28 @@ def evaluation_text(evaluation: Evaluation) -> str:
     shown = f"resize {card.val_resize}, crop {card.val_crop}, {card.resize_mode}"
     if not evaluation.views.is_plain:
         shown += f"; the mean probability of {evaluation.views.count} views ({evaluation.views.name})"
+    scores = [
+        (f"{evaluation.prefix}/top1", as_percent(found.top1)), (f"{evaluation.prefix}/top5", as_percent(found.top5)),
+        (f"{evaluation.prefix}/loss", f"{found.loss:.4f}"), (f"{evaluation.prefix}/ece", calibration_text(evaluation)),
+    ]  # fmt: skip
     lines = [
         f"{show_name(evaluation.name)} ({', '.join(filter(None, about))}) on {show_name(scored.name)}",
         *columns([
             ("images", f"{found.images:,} of {len(scored.classes):,} classes; {shown}"),
-            (f"{evaluation.prefix}/top1", as_percent(found.top1)),
-            (f"{evaluation.prefix}/top5", as_percent(found.top5)),
-            (f"{evaluation.prefix}/loss", f"{found.loss:.4f}"),
-            (f"{evaluation.prefix}/ece", calibration_text(evaluation)),
+            *((name, text) for name, text in scores if name in evaluation.scores),
             ("speed", speed_text(evaluation)),
+            *(("note", said) for said in notes_of(evaluation)),
         ]),
     ]  # fmt: skip
     swept = ["", *sweep_text(evaluation.sweep)] if evaluation.sweep else []
     return "\n".join([*lines, *worst_lines(evaluation), *swept])
+
+
+def notes_of(evaluation: Evaluation) -> list[str]:
+    """How the data is scored, and what it lacks."""
+    scored = evaluation.scored
+    left_out = [f"{len(scored.left_out):,} images cannot be read, and are left out"] if scored.left_out else []
+    return [*scored.notes, *left_out]
 
 
 def calibration_text(evaluation: Evaluation) -> str:

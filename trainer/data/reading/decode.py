@@ -82,16 +82,16 @@ def center_into(out: np.ndarray, jpeg: Bytes, resize: int, mode: ResizeMode = "b
 
 def center_pixels_into(out: np.ndarray, image: np.ndarray, resize: int, mode: ResizeMode = "bilinear") -> None:
     """`center_into` for an image that is decoded: (H, W, 3) uint8, C-contiguous."""
-    _cut_out([out], image, [Picture(resize, out.shape[0], mode=mode)])
+    cut_out([out], image, [Picture(resize, out.shape[0], mode=mode)])
 
 
 def pictures_into(outs: Sequence[np.ndarray], jpeg: Bytes, pictures: Sequence[Picture]) -> None:
     """Decode once, and write each picture into its out: (crop, crop, 3) uint8. ValueError on broken bytes."""
-    _cut_out(outs, _decode(jpeg, strict=True), pictures)
+    cut_out(outs, _decode(jpeg, strict=True), pictures)
 
 
-def _cut_out(outs: Sequence[np.ndarray], image: np.ndarray, pictures: Sequence[Picture]) -> None:
-    """Neighbours of one size and mode are cut out of one resized image."""
+def cut_out(outs: Sequence[np.ndarray], image: np.ndarray, pictures: Sequence[Picture]) -> None:
+    """`pictures_into` for an image that is decoded. Neighbours of one size and mode share one resized image."""
     image, resized = _without_ends(image), np.empty((0, 0, 3), np.uint8)
     for before, picture, out in zip([None, *pictures], pictures, outs, strict=False):
         if before is None or (before.resize, before.mode) != (picture.resize, picture.mode):

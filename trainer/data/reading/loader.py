@@ -25,9 +25,9 @@ from torch import Tensor
 
 from trainer.data.augment.batch import draws_per_image
 from trainer.data.reading.copies import find_crop, likely_copies
-from trainer.data.reading.decode import Picture, center_into, crop_into, pictures_into
+from trainer.data.reading.decode import Picture, center_into, crop_into, cut_out, pictures_into
 from trainer.data.reading.order import AUGMENT, CROP, CROP_DRAWS, draws, epoch_visits, image_of, micro_batches
-from trainer.data.reading.split import PreparedSplit
+from trainer.data.reading.split import EncodedImages, PreparedSplit
 from trainer.recipes.config import Config
 
 DECODE_NICENESS = 5  # more than the training thread's; on Linux each thread has its own
@@ -48,7 +48,7 @@ class Batch:
 class Job:
     """A batch to be made. `write(out, row)` decodes one image into an array of this shape, uint8."""
 
-    split: PreparedSplit  # the smallest copy that its images are read from
+    split: EncodedImages  # the smallest copy that its images are read from
     indices: np.ndarray  # (N,) int64
     shape: tuple[int, ...]  # (pixels, pixels, 3), or (bytes,)
     prefetch: Callable[[], None]  # asks the system for what `write` will read
@@ -114,12 +114,16 @@ def val_jobs(config: Config, split: PreparedSplit, *, rank: int, world: int) -> 
 
 
 def picture_jobs(
-    batch_size: int, split: PreparedSplit, pictures: Sequence[Picture], *, rank: int, world: int
+    batch_size: int, split: EncodedImages, pictures: Sequence[Picture], *, rank: int, world: int
 ) -> Iterator[Job]:
     """As `val_jobs`, with several pictures of each image, which is decoded once."""
 
     def write(out: np.ndarray, image: int) -> None:
-        pictures_into([part[0] for part in pictures_of(out[None], pictures)], split.jpeg(image), pictures)
+        outs = [part[0] for part in pictures_of(out[None], pictures)]
+        try:
+            pictures_into(outs, split.jpeg(image), pictures)
+        except ValueError as error:
+            cut_out(outs, split.pixels(image, error), pictures)
 
     return _jobs_in_order(batch_size, split, (sum(picture.bytes for picture in pictures),), write, rank, world)
 
@@ -137,7 +141,7 @@ def pictures_of(rows: Flat, pictures: Sequence[Picture]) -> list[Flat]:
 
 
 def _jobs_in_order(
-    batch_size: int, split: PreparedSplit, shape: tuple[int, ...], write: Callable[[np.ndarray, int], None],
+    batch_size: int, split: EncodedImages, shape: tuple[int, ...], write: Callable[[np.ndarray, int], None],
     rank: int, world: int,
 ) -> Iterator[Job]:  # fmt: skip
     """Every image exactly once over all ranks. `write(out, image)` decodes the image of this number."""

@@ -7,7 +7,7 @@ import mmap
 import resource
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,25 @@ from trainer.contract import UserError
 from trainer.data.format import AGAIN, INDEX, Index, Shard, schema
 from trainer.data.reading.mapping import advise, map_file
 from trainer.store import naming_the_fix
+
+
+class EncodedImages(Protocol):
+    """What networks are scored on: images by number, nearly all of them JPEGs, and their labels."""
+
+    split: str  # for messages
+    labels: npt.NDArray[np.int64]  # (N,)
+
+    def __len__(self) -> int: ...
+
+    def jpeg(self, i: int) -> npt.NDArray[np.uint8]: ...
+
+    def pixels(self, i: int, error: ValueError) -> npt.NDArray[np.uint8]:
+        """Those of an image whose `jpeg` was none, which `error` says: (H, W, 3) uint8. May raise it."""
+        ...
+
+    def prefetch(self, indices: npt.NDArray[np.int64]) -> None: ...
+
+    def name(self, i: int) -> str: ...
 
 
 class PreparedSplit:
@@ -65,6 +84,10 @@ class PreparedSplit:
         """The encoded image: (bytes,) uint8, read-only, not copied."""
         jpeg: npt.NDArray[np.uint8] = self._bytes[self._batch_of[i]][self._starts[i] : self._stops[i]]
         return jpeg
+
+    def pixels(self, i: int, error: ValueError) -> npt.NDArray[np.uint8]:
+        """Raises the error: prepared images are JPEGs."""
+        raise error
 
     def prefetch(self, indices: npt.NDArray[np.int64]) -> None:
         """Ask the system to read these images from the disk. Does not wait for it."""

@@ -7,6 +7,7 @@ import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -162,7 +163,7 @@ def test_a_ramp_reads_exactly_the_copies_that_were_staged(tmp_path: Path, s3_uri
         config, partial(found.copies, "train"), Clock.of(config, 24).resolution,
         images=24, rank=0, world=1, first_step=0, steps=3 * epochs,
     )  # fmt: skip
-    sizes = {(job.split.short_side, job.shape[0]) for job in jobs}
+    sizes = {(cast(PreparedSplit, job.split).short_side, job.shape[0]) for job in jobs}
     assert sizes == ({(40, 32), (64, 48)} if epochs == 3 else {(40, 32)})
     if epochs == 3:
         assert found.open("train", 40) is found.open("train", 48)

@@ -1,0 +1,126 @@
+"""The passes over ImageNet-C, and what they found, as the JSON that the store keeps and as text."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trainer.learning.world import World
+from trainer.model_card import ModelCard
+from trainer.origin import git_commit
+from trainer.recipes.config import Config
+from trainer.scoring.corruptions import ALEXNET_ERRORS, SEVERITIES, Corruption, CorruptionErrors
+from trainer.scoring.data import without_unreadable
+from trainer.scoring.image_sets import SetOptions, narrowed
+from trainer.scoring.members import Member
+from trainer.scoring.passes import predictions_folder, run_passes
+from trainer.scoring.predictions import LEFT_OUT, Predictions, Truth
+from trainer.scoring.record import RECORD_FORMAT, evaluation_key
+from trainer.scoring.robustness import SetRequest, open_parts
+from trainer.scoring.table import columns
+from trainer.store import ObjectStore, naming_the_fix, open_store
+from trainer.text import show_name, tell
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptionEvaluation:
+    """Of one member."""
+
+    name: str  # as the user wrote it
+    prefix: str
+    card: ModelCard
+    data: str  # as the user wrote it
+    found: CorruptionErrors
+    images: int
+    left_out: int  # images that nobody could read
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": RECORD_FORMAT, "time": time.time(), "commit": git_commit(), "name": self.name,
+            "model": {name: value for name, value in self.card.to_json().items() if name != "classes"},
+            "data": {"name": self.prefix, "source": self.data, "images": self.images, "left_out": self.left_out},
+            "scores": self.found.scores(self.prefix), "corruptions": self.found.to_json(),
+        }  # fmt: skip
+
+
+def score_corruptions(
+    asked: SetRequest, members: Sequence[Member], base: Config, world: World, folder: Path
+) -> list[CorruptionEvaluation]:
+    """One pass over each corruption and severity; predictions of one part are on disk at a time.
+
+    The images are crops of 224 pixels already. So they are not enlarged before the crop, as the authors do not
+    (ImageNet-C/test.py): the short side becomes the crop's. Raises UserError.
+    """
+    shown = [replace(one, card=replace(one.card, val_resize=one.card.val_crop)) for one in members]
+    errors: list[dict[Corruption, float]] = [{} for _ in members]
+    images = left_out = 0
+    for part, opened in open_parts(asked, world):
+        answers = run_passes(shown, opened, base, world, folder)
+        scored = without_unreadable(opened, world)
+        images, left_out = images + len(scored.labels), left_out + len(scored.left_out)
+        if world.is_main:
+            for of_member, one in zip(errors, answers, strict=True):
+                of_member[part] = error_of(one.predictions, scored.labels)
+    return [
+        CorruptionEvaluation(
+            name=one.name, prefix=asked.name, card=one.card, data=asked.data, found=CorruptionErrors(found),
+            images=images, left_out=left_out,
+        )
+        for one, found in zip(shown, errors, strict=True)
+    ]  # fmt: skip
+
+
+def error_of(predictions: Predictions, labels: Truth) -> float:
+    """The share of images that count whose first answer is wrong."""
+    wrong = 0
+    for first, rows in predictions.chunks():
+        truth = labels[first : first + len(rows)]
+        wrong += int(((rows.argmax(axis=1) != truth) & (truth != LEFT_OUT)).sum())
+    return wrong / int((labels != LEFT_OUT).sum())
+
+
+def corruption_text(evaluation: CorruptionEvaluation) -> str:
+    """The errors by corruption, and their means."""
+    found, card = evaluation.found, evaluation.card
+    rows = [("corruption", "error", *(f"severity {severity}" for severity in SEVERITIES), "over AlexNet's")]
+    for name, error in found.by_corruption.items():
+        each = (found.errors.get(Corruption(name, severity)) for severity in SEVERITIES)
+        shown = ("" if one is None else f"{one:.1%}" for one in each)
+        rows.append((name, f"{error:.2%}", *shown, f"{error / ALEXNET_ERRORS[name]:.2%}"))
+    parts = len(ALEXNET_ERRORS) * len(SEVERITIES)
+    mce = "none: it takes all parts" if found.mce is None else f"{found.mce:.2%} mean corruption error, over AlexNet's"
+    lines = columns([
+        ("images", f"{evaluation.images:,} in {len(found.errors)} of {parts} parts, not resized before the crop of "
+                   f"{card.val_crop}"),
+        (f"{evaluation.prefix}/mce", mce),
+        (f"{evaluation.prefix}/error", f"{found.mean:.2%} mean error"),
+    ])  # fmt: skip
+    head = f"{show_name(evaluation.name)} ({card.network}) on {evaluation.prefix} ({show_name(evaluation.data)})"
+    return "\n".join([head, *lines, "", *columns(rows)])
+
+
+def score_imagenet_c(options: SetOptions, members: Sequence[Member], base: Config, world: World) -> None:
+    """Score every corruption, print and store the results. Raises UserError, StoreError."""
+    asked, store = SetRequest.of(options), open_store(options.store)
+    with predictions_folder(asked.scratch, world) as folder:
+        found = score_corruptions(asked, narrowed(members, options), base, world, folder)
+    if world.is_main:
+        keep_corruptions(found, store, options.output)
+
+
+def keep_corruptions(found: Sequence[CorruptionEvaluation], store: ObjectStore, output: str) -> None:
+    """Print the results, store each with its run, and write all into `output`. Raises UserError, StoreError."""
+    records = [one.to_json() for one in found]
+    for one, record in zip(found, records, strict=True):
+        tell(corruption_text(one))
+        if one.card.run_id and one.name.partition("@")[0] == one.card.run_id:  # a run of this store
+            store.put(key := evaluation_key(one.card.run_id, one.prefix), json.dumps(record, indent=1).encode())
+            tell(f"stored: {store.describe(key)}")
+    if output:
+        with naming_the_fix(f"--output {output!r}"):
+            Path(output).write_text(json.dumps({"evaluations": records}, indent=1) + "\n")
+        tell(f"written: {output}")
