@@ -20,6 +20,7 @@ from trainer.recipes.config import Config, DataConfig
 from trainer.recipes.fields import from_json
 from trainer.recipes.named import default_data
 from trainer.recipes.sides import wanted_span
+from trainer.scoring.image_sets import SomeOutputs
 from trainer.scoring.members import Member
 from trainer.scoring.originals import unreadable_text
 from trainer.scoring.predictions import LEFT_OUT, Predictions, Truth
@@ -224,5 +225,7 @@ def is_imagenet(classes: Sequence[str]) -> bool:
 
 
 def outputs_of(member: Member) -> int:
-    """How many classes it tells apart."""
-    return len(member.card.classes) or head_size(member.model.state_dict(), member.card.network)
+    """How many classes it tells apart: as many as its classifier has outputs, whatever its card says."""
+    if isinstance(member.model, SomeOutputs):
+        return len(member.model.outputs)
+    return head_size(member.model.state_dict(), member.card.network)

@@ -134,10 +134,14 @@ def narrowed(members: Sequence[Member], options: SetOptions) -> list[Member]:
 
 
 def _wnids_of_outputs(member: Member, image_set: ImageSet) -> tuple[str, ...]:
-    classes = member.card.classes
+    classes, count = member.card.classes, head_size(member.model.state_dict(), member.card.network)
+    if classes and len(classes) != count:
+        raise UserError(
+            f"{member.name} has {count:,} outputs, and its card names {len(classes):,} classes: nobody knows which "
+            "output means which class, so use other weights"
+        )
     if named := class_wnids(classes):
         return named
-    count = len(classes) or head_size(member.model.state_dict(), member.card.network)
     if count == len(wnids()) and (not classes or classes == tuple(map(str, range(count)))):
         say(f"note: {member.name} does not say the names of its 1,000 classes: the usual order of ImageNet is believed")
         return wnids()

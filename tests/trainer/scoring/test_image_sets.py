@@ -95,3 +95,8 @@ def test_weights_without_the_classes_of_a_set_are_refused(classes: tuple[str, ..
     image_set = IMAGE_SETS["imagenet-sketch" if len(classes) == 999 else "imagenet-a"]
     with pytest.raises(UserError, match=re.escape(message)):
         outputs_for_set(member(classes, len(classes)), image_set)
+
+
+def test_a_network_with_more_outputs_than_its_card_has_names_is_refused() -> None:
+    with pytest.raises(UserError, match="some has 1,001 outputs, and its card names 1,000 classes"):
+        outputs_for_set(member(wnids(), 1001), IMAGE_SETS["imagenet-a"])
