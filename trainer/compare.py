@@ -252,7 +252,10 @@ def main(arguments: list[str] | None = None) -> int:
         tell(aligned(table_of(outcomes)))
         for line in unlike_runs(outcomes):
             tell(line)
-        say(f"curves: {write_page(store, outcomes, options.output)}")
+        try:
+            say(f"curves: {write_page(store, outcomes, options.output)}")
+        except StoreError as error:  # who may only read the store has the table
+            say(f"the page of curves is not stored ({error}): name a file for it with --output FILE")
     except UserError as error:
         tell(f"error: {error}", sys.stderr)
         return Exit.USER

@@ -187,6 +187,17 @@ def test_a_page_that_cannot_be_written_is_told_after_the_table(
     assert f"error: --output '{tmp_path}' cannot be written" in printed.err
 
 
+def test_who_may_not_write_to_the_store_gets_the_table_and_is_told_how_to_get_the_page(
+    store: ObjectStore, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out/comparisons").touch()  # where the folder would be
+    assert main(["digits-0,digits-1", "--store", store.uri]) == Exit.FINISHED
+    printed = capfd.readouterr()
+    assert "mean of 2" in printed.out
+    assert "the page of curves is not stored (" in printed.err
+    assert "--output FILE" in printed.err
+
+
 def test_the_page_of_many_runs_has_a_name_that_a_file_system_takes() -> None:
     names = [f"imagenet-with-a-long-name-{seed}" for seed in range(20)]
     key = comparison_key(names)
