@@ -22,7 +22,7 @@ from trainer.recipes.config import Config
 from trainer.scoring.data import ScoredSet, outputs_of
 from trainer.scoring.forward import predict_split
 from trainer.scoring.members import Member
-from trainer.scoring.memory import fitting_groups, free_memory
+from trainer.scoring.memory import fitting_groups, free_memory, telling_full_gpu
 from trainer.scoring.predictions import Predictions
 from trainer.scoring.views import ONE_VIEW, Views, largest_side
 from trainer.store import naming_the_fix
@@ -82,14 +82,8 @@ def show_progress(images: int, name: str, world: World) -> Iterator[Callable[[in
 @contextmanager
 def telling_what_is_short(folder: Path, base: Config) -> Iterator[None]:
     """A full disk or a full GPU becomes a UserError with its fix."""
-    try:
-        with naming_the_fix(f"the scratch folder {folder.parent}"):
-            yield
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"the GPU has no memory left for {base.val_batch_size} images at a time (other programs may use some): "
-            f"pass --batch-size {max(1, base.val_batch_size // 2)}"
-        ) from error
+    with telling_full_gpu(base.val_batch_size), naming_the_fix(f"the scratch folder {folder.parent}"):
+        yield
 
 
 @contextmanager

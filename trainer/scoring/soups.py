@@ -23,6 +23,7 @@ from trainer.learning.world import World
 from trainer.model_card import METADATA_KEY, ModelCard
 from trainer.recipes.config import Config
 from trainer.scoring.members import Member, check_same_classes
+from trainer.scoring.memory import telling_full_gpu
 from trainer.setup import Data, open_loader
 
 ALIKE = ("network", "blur_pool", "mean", "std", "val_resize", "val_crop", "resize_mode")  # in the cards of a soup
@@ -108,8 +109,8 @@ def renew_statistics(member: Member, data: Data, config: Config, world: World, a
     images = data.index.splits["train"].images
     clock = Clock(config=config, steps_per_epoch=images // config.global_batch_size)
     steps = min(clock.steps_per_epoch, -(-IMAGES // config.global_batch_size))
-    model = member.model.to(world.device)
-    with open_loader(config, data, clock, world, range(steps)) as batches:
+    with telling_full_gpu(config.device_batch_size), open_loader(config, data, clock, world, range(steps)) as batches:
+        model = member.model.to(world.device)
         renew_norms(model, batches, config, world, 0, alive)
     share_norms(model, world)
     model.eval()

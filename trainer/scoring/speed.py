@@ -12,6 +12,7 @@ from trainer.learning.evaluation import autocast, forward_dtype
 from trainer.learning.world import World
 from trainer.recipes.config import Config
 from trainer.scoring.members import Member
+from trainer.scoring.memory import telling_full_gpu
 from trainer.scoring.probabilities import config_for
 
 FIRST_TRIES, TRIES = 2, 9
@@ -19,6 +20,7 @@ MOST_SECONDS_OF_TRIES = 2.0  # a large network on a CPU has fewer tries
 
 
 @torch.inference_mode()
+@telling_full_gpu(1)
 def latency_seconds(member: Member, base: Config, world: World) -> float:
     """Median seconds from the pixels of one image to its answer on the host, after a few that warm up."""
     config = config_for(member.card, base)

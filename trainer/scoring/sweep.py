@@ -18,7 +18,7 @@ from trainer.contract import UserError
 from trainer.data.reading.decode import Picture
 from trainer.data.reading.loader import pictures_of
 from trainer.data.reading.split import EncodedImages, PreparedSplit
-from trainer.learning.world import World, all_sum
+from trainer.learning.world import World, all_sum, empty_cache
 from trainer.model_card import ModelCard
 from trainer.recipes.config import Config
 from trainer.recipes.networks import network_of
@@ -136,7 +136,10 @@ def run_sweeps(
             telling_what_is_short(scratch, base),
             show_progress(len(images), f"sizes of {member.name}", world) as track,
         ):
+            member.model.to(world.device)  # here, and not in inference mode: see run_passes
             found[member] = sweep_member(member, pictures, images, base, world, track)
+        member.model.cpu()  # the others need the room
+        empty_cache(world)
     return found
 
 
@@ -145,19 +148,19 @@ def sweep_member(
     member: Member, pictures: dict[Picture, float], split: EncodedImages, base: Config, world: World,
     alive: Callable[[int], None],
 ) -> Sweep:  # fmt: skip
-    """Top-1 of a member with each picture, over all processes, which all call it. Raises UserError.
+    """Top-1 of a member, which is on the device, with each picture, over all processes, which all call it.
 
-    `alive(images)` is called after every batch.
+    `alive(images)` is called after every batch. Raises UserError.
     """
     if len(split) < 2:
         raise UserError(f"{len(split)} image(s) have no two halves, one to choose on and one to score: take more")
-    config, model = config_for(member.card, base), member.model.to(world.device)
+    config = config_for(member.card, base)
     right = torch.zeros(len(pictures), 2, dtype=torch.float64, device=world.device)  # on even and on odd images
     with open_batches(list(pictures), split, base, world) as batches:
         for indices, batch in batches:
             half = torch.from_numpy(indices % 2).to(world.device)
             for number, part in enumerate(pictures_of(batch.images, list(pictures))):
-                rows = log_probabilities(model, part, False, config, world.device)
+                rows = log_probabilities(member.model, part, False, config, world.device)
                 hit = (rows.argmax(dim=1) == batch.labels).double()
                 right[number].index_add_(0, half, hit)
             alive(len(indices))

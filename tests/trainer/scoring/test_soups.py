@@ -115,6 +115,17 @@ def test_the_statistics_of_a_soup_come_from_training_images_and_its_weights_stay
     torch.testing.assert_close(state(soup)[first], torch.stack(images).mean(dim=0))
 
 
+def test_a_gpu_that_is_full_while_a_soup_gets_its_statistics_is_told_with_the_batch_to_try(data: Data) -> None:
+    def full(images: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    soup = member("a")
+    soup.model.forward = full
+    config = statistics_config(soup.card, Config(), BASE, data.index, WORLD)
+    with pytest.raises(UserError, match=r"no memory left for 4 image\(s\) at a time .*: pass --batch-size 2$"):
+        renew_statistics(soup, data, config, WORLD, lambda images: None)
+
+
 def test_the_training_images_are_shown_as_in_training_and_normalised_as_the_card_says(data: Data) -> None:
     trained = Config(
         global_batch_size=1024, epochs=16, data=DataConfig(resolution=192, start_resolution=128, crop_scale=(0.35, 1.0))
