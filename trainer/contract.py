@@ -295,4 +295,5 @@ class Lease:
 
 
 HEAD_FILE = "HEAD.json"
+SHEET_COLUMNS = 8  # of the pictures that `evaluations/<name>.jpg` of a run has
 SUPERSEDED_TAG = ("superseded", "true")  # on S3 objects that a lifecycle rule may expire

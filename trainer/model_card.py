@@ -17,10 +17,10 @@ from trainer.values import as_list, as_number, as_object, as_text, as_whole, par
 
 if TYPE_CHECKING:
     from trainer.data.format import Index  # pyarrow, which whoever only predicts does not need
+    from trainer.data.reading.decode import ResizeMode
 
 CARD_FILE = "model.json"  # of a run's folder
 METADATA_KEY = "card"  # of the metadata of a safetensors file, an ONNX model or a torch.export program
-RESIZE_MODES = "bilinear|bicubic"
 BLUR_POOLS = "none|convs|all"  # as --model.blur-pool
 MOST_SIDE = 1 << 14  # of a side
 MOST_SEED = (1 << 63) - 1  # as --seed
@@ -38,7 +38,7 @@ class ModelCard:
     std: Three  # pixels are divided by it
     val_resize: int  # pixels of the short side before the centre crop
     val_crop: int  # pixels of a side of what the network sees
-    resize_mode: str = "bilinear"  # or bicubic; always antialiased
+    resize_mode: ResizeMode = "bilinear"  # always antialiased
     train_pixels: int = 0  # at the end of training; 0 = not known
     blur_pool: str = "none"  # as --model.blur-pool: a plain network computes something else with such weights
     recipe: str = ""
@@ -65,7 +65,7 @@ class ModelCard:
             network=_words_of(given, "network"), classes=_names_of("classes", given.get("classes")),
             mean=_three("mean", given.get("mean")), std=_three("std", given.get("std")),
             val_resize=_side_of(given, "val_resize"), val_crop=_side_of(given, "val_crop"),
-            resize_mode=as_text("resize_mode", given.get("resize_mode", "bilinear"), RESIZE_MODES),
+            resize_mode=mode_named(given.get("resize_mode", "bilinear")),
             train_pixels=_count(given, "train_pixels"),
             blur_pool=as_text("blur_pool", given.get("blur_pool", "none"), BLUR_POOLS),
             recipe=_words_of(given, "recipe"), seed=as_whole("seed", given.get("seed", 0), MOST_SEED),
@@ -90,6 +90,11 @@ def _count(given: Mapping[str, Any], name: str) -> int:
 
 def _side_of(given: Mapping[str, Any], name: str) -> int:
     return as_whole(name, given.get(name), MOST_SIDE)
+
+
+def mode_named(name: object) -> ResizeMode:
+    """Raises ValueError."""
+    return "bicubic" if as_text("resize_mode", name, "bilinear|bicubic") == "bicubic" else "bilinear"
 
 
 def _three(name: str, value: object) -> Three:

@@ -13,7 +13,7 @@ from tests.hostile import forgeries
 from tests.images import encode, photo
 from trainer.contract import run_key
 from trainer.report import charts, write_report
-from trainer.report.scored import MOST_SHEET_BYTES
+from trainer.report.scored import MOST_SHEET_BYTES, MOST_SHOWN
 from trainer.store import ObjectStore, open_store
 
 RECORD: dict[str, Any] = {
@@ -72,6 +72,15 @@ def test_the_newest_evaluations_come_first_and_a_large_picture_stays_out(store: 
     shown = page(store)
     assert re.findall(r"Scored on set-(\d)", shown) == ["8", "7", "6", "5", "4", "3"]
     assert shown.count("data:image/jpeg") == 3
+    assert len(shown) < 2_000_000
+
+
+def test_a_page_with_as_many_and_as_large_pictures_as_it_takes_is_below_2_mb(store: ObjectStore) -> None:
+    for number in range(MOST_SHOWN):
+        store.put(run_key("run", f"evaluations/set-{number}.json"), json.dumps(RECORD).encode())
+        store.put(run_key("run", f"evaluations/set-{number}.jpg"), b"x" * MOST_SHEET_BYTES)
+    shown = page(store)
+    assert shown.count("data:image/jpeg") == MOST_SHOWN
     assert len(shown) < 2_000_000
 
 

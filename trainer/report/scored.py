@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from trainer.contract import run_key
+from trainer.contract import SHEET_COLUMNS, run_key
 from trainer.imagenet import class_names
 from trainer.report.summary import percent
 from trainer.text import say
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 MOST_SHOWN = 6  # evaluations
 WORST_SHOWN = 12  # classes
-MOST_SHEET_BYTES = 300_000  # so that the page stays below 2 MB
-TILE_COLUMNS = 8  # of the sheet of mistakes
+MOST_SHEET_BYTES = 200_000  # MOST_SHOWN of them are 1.6 MB as text: the page stays below 2 MB
 SCORES = {
     "top1": "top-1", "top5": "top-5", "loss": "loss", "ece": "calibration error",
     "ece_odd": "calibration error, odd images", "ece_odd_calibrated": "the same with temperature",
@@ -144,14 +143,14 @@ def _mistakes(one: Scored) -> str:
     mistakes = one.found["mistakes"]
     if not one.sheet or not mistakes:
         return ""
-    rows, tiles = -(-len(mistakes) // TILE_COLUMNS), []
+    rows, tiles = -(-len(mistakes) // SHEET_COLUMNS), []
     for number, (label, answer, probability) in enumerate(mistakes):
-        row, column = divmod(number, TILE_COLUMNS)
-        place = f"{column / (TILE_COLUMNS - 1):.4%} {row / max(1, rows - 1):.4%}"
+        row, column = divmod(number, SHEET_COLUMNS)
+        place = f"{column / (SHEET_COLUMNS - 1):.4%} {row / max(1, rows - 1):.4%}"
         words = f"{_called(label)}, taken for {_called(answer)}, {100 * probability:.0f} %"
         tiles.append(
             f'<figure><i role="img" aria-label="{words}" style="background-position:{place};'
-            f'background-size:{TILE_COLUMNS * 100}% {rows * 100}%"></i><figcaption>{_called(label)}, taken for '
+            f'background-size:{SHEET_COLUMNS * 100}% {rows * 100}%"></i><figcaption>{_called(label)}, taken for '
             f"<b>{_called(answer)}</b> <span>{100 * probability:.0f} %</span></figcaption></figure>"
         )
     sheet = base64.b64encode(one.sheet).decode()

@@ -12,7 +12,6 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,9 +50,8 @@ class Views:
 
         A scale multiplies both sizes, so that a network sees the same part of the image with more or fewer pixels.
         """
-        mode: Any = card.resize_mode
         pictures = tuple(
-            Picture(round(card.val_resize * scale), round(card.val_crop * scale), place, mode)
+            Picture(round(card.val_resize * scale), round(card.val_crop * scale), place, card.resize_mode)
             for scale in self.scales
             for place in self.places
         )

@@ -30,7 +30,7 @@ from trainer.learning.matching import (
 from trainer.learning.places import CLASSES, Found, Target, choose_place, find_places, mappings, outline
 from trainer.learning.weight_file import is_safetensors, metadata, parse_file
 from trainer.learning.weights import download_weights, read_body
-from trainer.model_card import METADATA_KEY, ModelCard
+from trainer.model_card import METADATA_KEY, ModelCard, mode_named
 from trainer.recipes.config import DataConfig, ModelConfig
 from trainer.recipes.networks import network_of
 from trainer.store import StoreError
@@ -76,7 +76,7 @@ def card_of_torchvision(network: str, weights: Any) -> ModelCard:
     shown = weights.transforms()
     return ModelCard(
         network=network, classes=wnids(), mean=tuple(shown.mean), std=tuple(shown.std),
-        val_resize=shown.resize_size[0], val_crop=shown.crop_size[0], resize_mode=shown.interpolation.value,
+        val_resize=shown.resize_size[0], val_crop=shown.crop_size[0], resize_mode=mode_named(shown.interpolation.value),
         weights=str(weights),
     )  # fmt: skip
 
