@@ -103,8 +103,12 @@ class Prepared:
         with (
             self.rule(),
             Loader(
-                self.jobs(epochs), max_images=BATCH, max_pixels=self.pixels, workers=THREADS, device=torch.device("cpu")
-            ) as loader,
+                self.jobs(epochs),
+                max_images=BATCH,
+                image_bytes=self.pixels**2 * 3,
+                workers=THREADS,
+                device=torch.device("cpu"),
+            ) as loader,  # fmt: skip
         ):
             for batch in loader:
                 yield batch.images.numpy()

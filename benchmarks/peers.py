@@ -43,7 +43,7 @@ def loader(images: Images, pixels: int, steps: int) -> Loader:
         config(pixels), lambda _: (split,), lambda _: pixels,
         images=len(split), rank=0, world=1, first_step=0, steps=steps,
     )  # fmt: skip
-    return Loader(jobs, max_images=BATCH, max_pixels=pixels, workers=THREADS, device=torch.device("cpu"))
+    return Loader(jobs, max_images=BATCH, image_bytes=pixels * pixels * 3, workers=THREADS, device=torch.device("cpu"))
 
 
 def ours(images: Images, visits: Visits, pixels: int) -> Iterator[np.ndarray]:

@@ -284,5 +284,5 @@ def open_loader(config: Config, data: Data, clock: Clock, world: World, steps: r
     )  # fmt: skip
     return Loader(
         jobs, max_images=config.device_batch_size, workers=config.data.workers, device=world.device,
-        max_pixels=max(config.data.resolution, config.data.start_resolution),
+        image_bytes=max(config.data.resolution, config.data.start_resolution) ** 2 * 3,
     )  # fmt: skip

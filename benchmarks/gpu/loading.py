@@ -45,7 +45,7 @@ def loader(place: Place, config: Config, data: Data, threads: int) -> Loader:
         config, partial(data.copies, "train"), lambda step: place.pixels,
         images=data.index.splits["train"].images, rank=0, world=1, first_step=0, steps=STEPS,
     )  # fmt: skip
-    return Loader(jobs, max_images=place.batch, max_pixels=place.pixels, workers=threads, device=place.device)
+    return Loader(jobs, max_images=place.batch, image_bytes=place.pixels**2 * 3, workers=threads, device=place.device)
 
 
 def _rate(place: Place, step: Callable[[], Any], batches: Loader) -> Found:

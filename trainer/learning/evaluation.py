@@ -40,7 +40,7 @@ def evaluate(
     jobs = val_jobs(config, split, rank=world.rank, world=world.size)
     try:
         with Loader(
-            jobs, max_images=min(config.val_batch_size, len(split)), max_pixels=config.data.val_crop,
+            jobs, max_images=min(config.val_batch_size, len(split)), image_bytes=config.data.val_crop**2 * 3,
             workers=config.data.workers, device=world.device,
         ) as loader:  # fmt: skip
             for batch in loader:

@@ -58,7 +58,6 @@ def open_batches(
     mine = np.arange(world.rank, len(split), world.size)
     with Loader(
         picture_jobs(size, split, pictures, rank=world.rank, world=world.size),
-        max_images=size, max_pixels=max(picture.crop for picture in pictures), max_pictures=len(pictures),
-        workers=base.data.workers, device=world.device,
+        max_images=size, image_bytes=image_bytes, workers=base.data.workers, device=world.device,
     ) as loader:  # fmt: skip
         yield ((mine[number * size :][: len(batch.labels)], batch) for number, batch in enumerate(loader))

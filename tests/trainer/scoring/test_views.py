@@ -24,7 +24,7 @@ from trainer.learning.world import World
 from trainer.model_card import ModelCard
 from trainer.recipes.config import Config, DataConfig
 from trainer.scoring import forward
-from trainer.scoring.forward import predict_split
+from trainer.scoring.forward import open_batches, predict_split
 from trainer.scoring.members import Member
 from trainer.scoring.predictions import Predictions
 from trainer.scoring.probabilities import config_for
@@ -126,6 +126,22 @@ def test_each_image_is_decoded_once_whatever_the_views_and_the_members(
     first, second = predicted([member(1), member(2)], split, parse_views("ten-crop"), tmp_path)
     assert len(decoded) == 15
     assert (first != second).any()
+
+
+def test_a_batch_takes_the_memory_of_its_pictures_and_no_more(
+    split: PreparedSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = list[int]()
+
+    def watched(*args: Any, **more: Any) -> Loader:
+        loader = Loader(*args, **more)
+        taken.extend(slot.pixels.nbytes for slot in loader.slots)
+        return loader
+
+    monkeypatch.setattr("trainer.scoring.forward.Loader", watched)
+    with open_batches([Picture(32, 32), Picture(96, 96)], split, BASE, WORLD):
+        pass
+    assert taken == [4 * 3 * (32**2 + 96**2)] * Loader.DEPTH
 
 
 def test_batches_are_smaller_where_many_pictures_would_fill_the_memory(

@@ -185,9 +185,8 @@ def test_the_log_gives_means_per_step_and_the_share_of_time_spent_waiting_for_da
 
     split = open_split(tmp_path / "s", prepared(image_folder(tmp_path / "i"), tmp_path / "s"))
     config = Config(data=DataConfig(val_resize=32, val_crop=32))
-    with Loader(
-        val_jobs(config, split, rank=0, world=1), max_images=64, max_pixels=32, workers=1, device=torch.device("cpu")
-    ) as loader:
+    jobs = val_jobs(config, split, rank=0, world=1)
+    with Loader(jobs, max_images=64, image_bytes=3 * 32**2, workers=1, device=torch.device("cpu")) as loader:
         log = StepLog(World(0, 0, 1, torch.device("cpu")), loader, steps_per_epoch=10)
         log.resolution = 32
         log.add(1, Settings(0.1, 0.1, 32), torch.tensor([8.0, 1.0, 3.0, 4.0]))

@@ -172,7 +172,7 @@ class Slot:
 class Loader:
     """Iterates over the batches of `jobs` in order. Close it, or use it as a context manager, to end its threads.
 
-    No batch has more than `max_images`, and no image more than `max_pictures` with `max_pixels` on a side.
+    No batch has more than `max_images`, and no image more than `image_bytes`, as `Job.shape` counts them.
     An image that cannot be decoded raises RuntimeError with its split and number. `wait_seconds` is the time the
     consumer spent waiting for data.
     """
@@ -181,15 +181,13 @@ class Loader:
     LEAD = 4  # batches that the host may be ahead of the GPU: enough to keep it busy, few enough for its memory
 
     def __init__(
-        self, jobs: Iterable[Job], *, max_images: int, max_pixels: int, max_pictures: int = 1, workers: int,
-        device: torch.device,
+        self, jobs: Iterable[Job], *, max_images: int, image_bytes: int, workers: int, device: torch.device
     ) -> None:  # fmt: skip
         self.jobs, self.device, self.wait_seconds = iter(jobs), device, 0.0
         threads = workers or len(os.sched_getaffinity(0))
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=_step_back)
         cuda = device.type == "cuda"
-        bytes_each = max_pictures * max_pixels * max_pixels * 3
-        self.slots = deque(Slot(max_images, bytes_each, pinned=cuda) for _ in range(self.DEPTH))
+        self.slots = deque(Slot(max_images, image_bytes, pinned=cuda) for _ in range(self.DEPTH))
         self.filling: deque[tuple[Job, Slot, list[Future[None]]]] = deque()
         self.stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
         self.given: deque[torch.cuda.Event] = deque()  # each behind the steps before a batch

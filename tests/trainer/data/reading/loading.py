@@ -33,7 +33,7 @@ def jobs_of(
 
 def load(jobs: Iterator[Job], *, workers: int = 2, pixels: int = 32, images: int = 4) -> list[Batch]:
     """All batches, copied: each is valid only until the next."""
-    with Loader(jobs, max_images=images, max_pixels=pixels, workers=workers, device=CPU) as loader:
+    with Loader(jobs, max_images=images, image_bytes=pixels * pixels * 3, workers=workers, device=CPU) as loader:
         return [Batch(batch.images.clone(), batch.labels.clone(), batch.flips.clone(), batch.draws) for batch in loader]
 
 

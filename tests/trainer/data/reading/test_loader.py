@@ -216,7 +216,7 @@ def test_the_host_stays_at_most_four_batches_ahead_of_a_gpu(
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     jobs, cpu = jobs_of(train_split), torch.device("cpu")
-    with Loader(jobs, max_images=4, max_pixels=32, workers=1, device=cpu) as loader:
+    with Loader(jobs, max_images=4, image_bytes=3 * 32**2, workers=1, device=cpu) as loader:
         for batch in range(1, 8):
             loader._keep_pace(Stream())  # type: ignore[arg-type]
             assert waited == recorded[: max(0, batch - 4)]

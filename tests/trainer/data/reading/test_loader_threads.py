@@ -25,7 +25,7 @@ def decoders() -> list[str]:
 
 def test_no_more_than_three_batches_are_in_memory(train_split: PreparedSplit) -> None:
     watch = Watch()
-    with Loader(watch.over(jobs_of(train_split)), max_images=4, max_pixels=32, workers=5, device=CPU) as loader:
+    with Loader(watch.over(jobs_of(train_split)), max_images=4, image_bytes=3 * 32**2, workers=5, device=CPU) as loader:
         assert Loader.DEPTH == 3
         for number, _ in enumerate(loader):
             assert watch.batches == min(number + 3, STEPS * 2)
@@ -35,7 +35,7 @@ def test_no_more_than_three_batches_are_in_memory(train_split: PreparedSplit) ->
 
 def test_a_batch_in_use_is_not_written_to_until_the_next_is_asked_for(train_split: PreparedSplit) -> None:
     watch = Watch()
-    with Loader(watch.over(jobs_of(train_split)), max_images=4, max_pixels=32, workers=5, device=CPU) as loader:
+    with Loader(watch.over(jobs_of(train_split)), max_images=4, image_bytes=3 * 32**2, workers=5, device=CPU) as loader:
         for number, batch in enumerate(loader):
             before = batch.images.clone(), batch.labels.clone(), batch.flips.clone()
             deadline = time.monotonic() + 10
@@ -68,7 +68,7 @@ def test_a_broken_image_is_named_by_split_and_number_and_the_threads_end(
 def test_closing_ends_the_threads_at_the_end_in_the_middle_and_before_the_start(val_split: PreparedSplit) -> None:
     for taken in (0, 1, 2, 4):
         with Loader(
-            val_jobs(CONFIG, val_split, rank=0, world=1), max_images=4, max_pixels=32, workers=3, device=CPU
+            val_jobs(CONFIG, val_split, rank=0, world=1), max_images=4, image_bytes=3 * 32**2, workers=3, device=CPU
         ) as loader:
             batches = iter(loader)
             for _ in range(taken):
@@ -81,7 +81,7 @@ def test_closing_ends_the_threads_at_the_end_in_the_middle_and_before_the_start(
 def test_closing_does_not_decode_what_is_still_queued(train_split: PreparedSplit) -> None:
     config, watch = replace(CONFIG, global_batch_size=24, device_batch_size=24), Watch(lambda i: time.sleep(0.02))
     with Loader(
-        watch.over(jobs_of(train_split, config)), max_images=24, max_pixels=32, workers=1, device=CPU
+        watch.over(jobs_of(train_split, config)), max_images=24, image_bytes=3 * 32**2, workers=1, device=CPU
     ) as loader:
         next(iter(loader))
     assert watch.batches == 3
@@ -90,7 +90,7 @@ def test_closing_does_not_decode_what_is_still_queued(train_split: PreparedSplit
 
 def test_an_error_in_the_body_of_the_loop_ends_the_threads(train_split: PreparedSplit) -> None:
     def run() -> None:
-        with Loader(jobs_of(train_split), max_images=4, max_pixels=32, workers=2, device=CPU) as loader:
+        with Loader(jobs_of(train_split), max_images=4, image_bytes=3 * 32**2, workers=2, device=CPU) as loader:
             for _ in loader:
                 raise KeyError("of the loop")
 
@@ -102,7 +102,7 @@ def test_an_error_in_the_body_of_the_loop_ends_the_threads(train_split: Prepared
 def test_waiting_is_counted_when_decoding_is_slow_and_not_when_it_is_ahead(val_split: PreparedSplit) -> None:
     def waits(before: Callable[[int], None], work: float) -> float:
         jobs = Watch(before).over(val_jobs(CONFIG, val_split, rank=0, world=1))
-        with Loader(jobs, max_images=4, max_pixels=32, workers=1, device=CPU) as loader:
+        with Loader(jobs, max_images=4, image_bytes=3 * 32**2, workers=1, device=CPU) as loader:
             assert loader.wait_seconds == 0
             for _ in loader:
                 time.sleep(work)

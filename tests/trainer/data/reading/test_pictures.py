@@ -85,7 +85,7 @@ def test_the_loader_gives_every_picture_of_an_image_that_it_decodes_once(
     pictures = [*(Picture(40, 32, place) for place in FIVE), Picture(48, 48, mode="bicubic")]
     jobs, found = picture_jobs(4, val_split, pictures, rank=0, world=1), list[list[np.ndarray]]()
     with Loader(
-        jobs, max_images=4, max_pixels=48, max_pictures=len(pictures), workers=2, device=torch.device("cpu")
+        jobs, max_images=4, image_bytes=sum(one.bytes for one in pictures), workers=2, device=torch.device("cpu")
     ) as loader:
         for batch in loader:
             parts = [part.numpy().copy() for part in pictures_of(batch.images, pictures)]
