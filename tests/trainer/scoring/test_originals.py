@@ -23,7 +23,7 @@ def shown(images: Originals) -> list[np.ndarray]:
     """The first picture of each image: (N, 32, 32, 3)."""
     jobs = picture_jobs(4, images, PICTURES, rank=0, world=1)
     found = list[np.ndarray]()
-    with Loader(jobs, max_images=4, max_pixels=32, max_pictures=2, workers=2, device=torch.device("cpu")) as loader:
+    with Loader(jobs, max_images=4, image_bytes=2 * 3 * 32**2, workers=2, device=torch.device("cpu")) as loader:
         for batch in loader:
             found += list(pictures_of(batch.images, PICTURES)[0].numpy().copy())
     return found
