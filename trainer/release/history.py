@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trainer.store import ObjectStore
 
 IN_COLUMNS = ("top1", "top5", "ece")
-NOT_TOLD = ("loss", "ece_odd", "ece_odd_calibrated", "temperature")  # no shares of images, or of half of them
+NOT_TOLD = ("loss", "ece_half", "ece_half_calibrated", "temperature")  # no shares of images, or of half of them
 
 
 @dataclass(frozen=True)

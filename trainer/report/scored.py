@@ -26,7 +26,7 @@ WORST_SHOWN = 12  # classes
 MOST_SHEET_BYTES = 200_000  # MOST_SHOWN of them are 1.6 MB as text: the page stays below 2 MB
 SCORES = {
     "top1": "top-1", "top5": "top-5", "loss": "loss", "ece": "calibration error",
-    "ece_odd": "calibration error, odd images", "ece_odd_calibrated": "the same with temperature",
+    "ece_half": "calibration error, one half", "ece_half_calibrated": "the same with temperature",
     "temperature": "temperature",
 }  # fmt: skip
 PLAIN_NUMBERS = frozenset({"loss", "temperature"})  # all others are shares

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from trainer.scoring.halves import CHOOSING, SCORING, split_halves
 from trainer.scoring.predictions import LEFT_OUT, LogRows, Predictions, Truth
 
 CALIBRATION_BINS = 15  # of equal width, as in the paper
@@ -44,7 +45,7 @@ class Bins:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A temperature that was fitted on the even images, and the calibration error of the odd ones."""
+    """A temperature that was fitted on one half of the images, and the calibration error of the other one."""
 
     temperature: float  # logits are divided by it
     error_before: float
@@ -52,26 +53,27 @@ class Calibration:
 
 
 def calibrate(predictions: Predictions, labels: Truth) -> Calibration | None:
-    """None where one half has no image that counts."""
-    if any((labels[half::2] == LEFT_OUT).all() for half in (0, 1)):
+    """None where fewer than two images count."""
+    if (labels != LEFT_OUT).sum() < 2:
         return None
-    sharpness = fit_sharpness(predictions, labels)
+    halves = split_halves(labels)
+    sharpness = fit_sharpness(predictions, labels, halves)
     before, after = Bins(), Bins()
-    for rows, truth in _half(predictions, labels, 1):
+    for rows, truth in _half(predictions, labels, halves == SCORING):
         is_right = rows.argmax(axis=1) == truth
         for bins, factor in ((before, 1.0), (after, sharpness)):
             bins.add(np.exp(_sharpened(rows, factor).max(axis=1).astype(np.float64)), is_right)
     return Calibration(1 / sharpness, before.error, after.error)
 
 
-def fit_sharpness(predictions: Predictions, labels: Truth) -> float:
-    """What logits of the even images must be multiplied by for the least loss: 1 / temperature.
+def fit_sharpness(predictions: Predictions, labels: Truth, halves: npt.NDArray[np.int8]) -> float:
+    """What logits of the choosing half must be multiplied by for the least loss: 1 / temperature.
 
     The loss is convex in it, so Newton's method finds it; a step that leaves the known interval halves that instead.
     """
     low, high, factor = SOFTEST, SHARPEST, 1.0
     for _ in range(MOST_ROUNDS):
-        slope, bend = _slope_and_bend(predictions, labels, factor)
+        slope, bend = _slope_and_bend(predictions, labels, halves == CHOOSING, factor)
         low, high = (low, factor) if slope > 0 else (factor, high)
         step = factor - slope / bend if bend > 0 else np.inf
         step = step if low < step < high else (low * high) ** 0.5
@@ -81,10 +83,12 @@ def fit_sharpness(predictions: Predictions, labels: Truth) -> float:
     return factor
 
 
-def _slope_and_bend(predictions: Predictions, labels: Truth, factor: float) -> tuple[float, float]:
+def _slope_and_bend(
+    predictions: Predictions, labels: Truth, chosen: npt.NDArray[np.bool_], factor: float
+) -> tuple[float, float]:
     """First and second derivative of the summed loss by the factor."""
     slope = bend = 0.0
-    for rows, truth in _half(predictions, labels, 0):
+    for rows, truth in _half(predictions, labels, chosen):
         shares = np.exp(_sharpened(rows, factor))
         known = np.where(shares > 0, rows, 0)  # what is impossible has a share of 0, and may have a logarithm of -inf
         means = (shares * known).sum(axis=1)
@@ -101,9 +105,10 @@ def _sharpened(rows: LogRows, factor: float) -> LogRows:
     return scaled
 
 
-def _half(predictions: Predictions, labels: Truth, odd: int) -> Iterator[tuple[LogRows, Truth]]:
-    """The rows and labels of the even images (0) or of the odd ones (1) that count."""
+def _half(
+    predictions: Predictions, labels: Truth, chosen: npt.NDArray[np.bool_]
+) -> Iterator[tuple[LogRows, Truth]]:  # fmt: skip
+    """The rows and labels of some images, which are never all in memory."""
     for first, rows in predictions.chunks():
-        start = (odd - first) % 2
-        truth = labels[first : first + len(rows)][start::2]
-        yield rows[start::2][truth != LEFT_OUT], truth[truth != LEFT_OUT]
+        these = chosen[first : first + len(rows)]
+        yield rows[these], labels[first : first + len(rows)][these]

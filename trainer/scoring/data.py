@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from trainer.contract import UserError, dataset_key, run_key
@@ -47,6 +49,7 @@ class ScoredSet:
     notes: tuple[str, ...] = ()  # how it is scored, and what it lacks
     unreadable: Callable[[], Mapping[int, str]] = dict  # which images this process could not read in a pass, and why
     left_out: Mapping[int, str] = field(default_factory=dict)  # the same, of all processes
+    numbers: npt.NDArray[np.int64] | None = None  # of a part of a split: which images of that these are
     right_answers: RightAnswers | None = None  # of each image, where several may be right; then `labels` has the first
 
     def truth_of(self, predictions: Predictions) -> Truth:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.scoring.halves import Halves
+from trainer.scoring.halves import CHOOSING_HALF, SCORING_HALF, Halves
 from trainer.scoring.predictions import LogRows, Predictions
 from trainer.text import show_name
 
@@ -27,7 +27,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Gain:
-    """What an ensemble has over its best member. That is chosen on the even images; both are scored on the odd ones."""
+    """What an ensemble has over its best member. That is chosen on one half; both are scored on the other."""
 
     best: int  # the number of that member
     best_top1: float
@@ -62,14 +62,14 @@ def _side_by_side(parts: Sequence[Predictions]) -> Iterator[tuple[int, list[LogR
 
 
 def gain_of(members: Sequence[Halves], ensemble: Halves) -> Gain:
-    """Of members that are equally good on the even images, the first counts."""
-    best = best_on_even(members)
-    return Gain(best, members[best].odd, ensemble.odd)
+    """Of members that are equally good on the choosing half, the first counts."""
+    best = best_choice(members)
+    return Gain(best, members[best].scoring, ensemble.scoring)
 
 
-def best_on_even(members: Sequence[Halves]) -> int:
-    """The number of the best member."""
-    return max(range(len(members)), key=lambda number: members[number].even)
+def best_choice(members: Sequence[Halves]) -> int:
+    """The number of the member that is best on the choosing half."""
+    return max(range(len(members)), key=lambda number: members[number].choosing)
 
 
 def ensemble_json(names: Sequence[str], agreement: Agreement, gain: Gain) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def ensemble_json(names: Sequence[str], agreement: Agreement, gain: Gain) -> dic
             {"members": [names[a], names[b]], "share": share} for share, a, b in _pairs(agreement)
         ]},
         "gain": {
-            "best_member": names[gain.best], "chosen_on": "the even images", "scored_on": "the odd images",
+            "best_member": names[gain.best], "chosen_on": CHOOSING_HALF, "scored_on": SCORING_HALF,
             "best_member_top1": gain.best_top1, "ensemble_top1": gain.ensemble_top1,
             "gain": gain.ensemble_top1 - gain.best_top1,
         },
@@ -100,7 +100,7 @@ def ensemble_rows(names: Sequence[str], agreement: Agreement, gain: Gain) -> lis
         (
             "gain",
             f"{100 * (gain.ensemble_top1 - gain.best_top1):+.2f} points over {shown[gain.best]}, the best member on "
-            f"the even images: {gain.ensemble_top1:.2%} and {gain.best_top1:.2%} on the odd ones",
+            f"{CHOOSING_HALF}: {gain.ensemble_top1:.2%} and {gain.best_top1:.2%} on {SCORING_HALF}",
         ),
     ]  # fmt: skip
 

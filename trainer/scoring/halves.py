@@ -1,56 +1,48 @@
-"""The even and the odd images of a set: on the one half something is chosen, and on the other one it is scored."""
+"""The two halves of a set: something is chosen on one of them, and what that is worth is told from the other.
+
+The best of many numbers is too good by chance on the images that chose it. Both halves have the same classes.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.contract import UserError
-from trainer.data.reading.split import PreparedSplit
-from trainer.scoring.data import ScoredSet
-from trainer.scoring.predictions import Predictions
+from trainer.scoring.predictions import LEFT_OUT, Predictions, Truth
 
-EVEN, ODD = 0, 1
+CHOOSING, SCORING, NEITHER = 0, 1, 2  # the half of an image; NEITHER: no score counts it
+CHOOSING_HALF, SCORING_HALF = "the choosing half", "the scoring half"  # as users read it
+SEED = 0  # other halves would have other scores
 
 
 @dataclass(frozen=True)
 class Halves:
-    """Top-1 of the images with even numbers, and of those with odd ones."""
+    """Top-1 of the images of each half."""
 
-    even: float
-    odd: float
-
-
-def halves_of(part: Predictions, labels: npt.NDArray[np.int64]) -> Halves:
-    """Raises UserError where a half would be empty."""
-    if len(labels) < 2:
-        raise UserError(f"{len(labels)} image(s) have no two halves, one to choose on and one to score: take more")
-    hits = np.concatenate([rows.argmax(axis=1) == labels[first : first + len(rows)] for first, rows in part.chunks()])
-    return Halves(float(hits[EVEN::2].mean()), float(hits[ODD::2].mean()))
+    choosing: float
+    scoring: float
 
 
-class HalfOfSplit(PreparedSplit):
-    """Every other image of a split, with numbers of their own."""
+def split_halves(labels: Truth) -> npt.NDArray[np.int8]:
+    """(N,) the half of each image, a function of the labels alone. Raises UserError where a half would be empty.
 
-    def __init__(self, whole: PreparedSplit, half: int) -> None:
-        self._whole, self._half = whole, half
-        self.labels = whole.labels[half::2]
-        self.classes, self.split, self.short_side = whole.classes, whole.split, whole.short_side
-
-    def jpeg(self, i: int) -> npt.NDArray[np.uint8]:
-        return self._whole.jpeg(2 * i + self._half)
-
-    def prefetch(self, indices: npt.NDArray[np.int64]) -> None:
-        self._whole.prefetch(2 * indices + self._half)
-
-    def name(self, i: int) -> str:
-        return self._whole.name(2 * i + self._half)
+    Each class is shuffled and dealt out in turn, as if data were not in any order: files lie by writer, place or day.
+    Images of a class, and all together, are as many in one half as in the other, or one more.
+    """
+    order = np.random.default_rng(SEED).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    order = order[labels[order] != LEFT_OUT]
+    if len(order) < 2:
+        raise UserError(f"{len(order)} image(s) have no two halves, one to choose on and one to score: take more")
+    halves = np.full(len(labels), NEITHER, np.int8)
+    halves[order] = np.where(np.arange(len(order)) % 2, SCORING, CHOOSING)
+    return halves
 
 
-def half_of(scored: ScoredSet, half: int) -> ScoredSet:
-    """The even (0) or the odd (1) images of a set."""
-    whole: Any = scored.open  # of prepared data: soups take no other
-    return replace(scored, labels=scored.labels[half::2], open=lambda pixels: HalfOfSplit(whole(pixels), half))
+def halves_of(part: Predictions, truth: Truth, halves: npt.NDArray[np.int8]) -> Halves:
+    """Of answers to all images. `truth` is what counts as right for them, `halves` is from `split_halves`."""
+    hits = np.concatenate([rows.argmax(axis=1) == truth[first : first + len(rows)] for first, rows in part.chunks()])
+    return Halves(float(hits[halves == CHOOSING].mean()), float(hits[halves == SCORING].mean()))

@@ -50,7 +50,7 @@ class Evaluation:
         if self.scored.right_answers is not None:  # the others are not defined where several answers are right
             named, after = {"top1": found.top1}, None
         if after is not None:
-            named |= {"ece_odd": after.error_before, "ece_odd_calibrated": after.error_after}
+            named |= {"ece_half": after.error_before, "ece_half_calibrated": after.error_after}
             named |= {"temperature": after.temperature}
         return {f"{self.prefix}/{name}": value for name, value in named.items()}
 
@@ -67,7 +67,7 @@ class Evaluation:
                 "left_out": list(self.scored.left_out.values()), "notes": list(self.scored.notes),
             },
             "scores": self.scores,
-            "calibration": {"bins": "15 of equal width", "temperature": "fitted on the even images, scored on the odd"},
+            "calibration": {"bins": "15 of equal width", "temperature": "fitted on one half, scored on the other"},
             "views": {"name": self.views.name, "count": self.views.count, "averaged": "probabilities"},
             "sweep": self.sweep.to_json() if self.sweep else None,
             "classes": classes_of(self), "mistakes": mistakes_of(self),
@@ -97,7 +97,8 @@ def mistakes_of(evaluation: Evaluation) -> list[dict[str, Any]]:
     images = scored.open(evaluation.card.val_resize)
     return [
         {
-            "image": one.image, "file": images.name(one.image), "label": scored.classes[one.label],
+            "image": one.image if scored.numbers is None else int(scored.numbers[one.image]),
+            "file": images.name(one.image), "label": scored.classes[one.label],
             "answer": scored.classes[one.answer], "probability": one.probability,
         }
         for one in evaluation.measures.mistakes

@@ -1,4 +1,4 @@
-"""Which members a soup has: all of them, or those that do no harm. They are chosen on the even images.
+"""Which members a soup has: all of them, or those that do no harm. They are chosen on one half of the images.
 
 After Wortsman et al., "Model soups" (arXiv:2203.05482). There a part of the training images is held out to choose on.
 """
@@ -17,8 +17,9 @@ from trainer.learning.norms import IMAGES
 from trainer.learning.world import World
 from trainer.recipes.config import Config
 from trainer.scoring.data import ScoredSet
-from trainer.scoring.ensembles import best_on_even
-from trainer.scoring.halves import EVEN, ODD, Halves, half_of, halves_of
+from trainer.scoring.ensembles import best_choice
+from trainer.scoring.half_split import half_of
+from trainer.scoring.halves import CHOOSING, CHOOSING_HALF, SCORING, SCORING_HALF, Halves, halves_of, split_halves
 from trainer.scoring.members import Member
 from trainer.scoring.passes import Answers, run_passes
 from trainer.scoring.soups import renew_statistics, soup_of, statistics_config
@@ -37,8 +38,8 @@ class Soup:
     member: Member
     names: tuple[str, ...]  # of all that might be in it
     chosen: tuple[str, ...]  # of those that are
-    tried: tuple[tuple[str, float], ...]  # of a greedy one: each that was added, and the top-1 of the even images then
-    answers: Answers  # to the odd images
+    tried: tuple[tuple[str, float], ...]  # of a greedy one: each that was added, and the top-1 of the choosing half
+    answers: Answers  # to the scoring half
     scored: ScoredSet  # these images
     halves: tuple[Halves, ...]  # of all that might be in it
     images: int  # of training, for the statistics; 0: of one member alone, which keeps its own
@@ -66,7 +67,7 @@ class Kitchen:
         return soup
 
     def answers_of(self, soup: Member, half: int, name: str) -> Answers:
-        """To the even or the odd images. `name` is that of a new folder."""
+        """To one half of the images. `name` is that of a new folder."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)  # another process may be first
         return run_passes([soup], half_of(self.scored, half), self.base, self.world, folder, self.views)[0]
@@ -88,38 +89,41 @@ class Kitchen:
 def make_soup(kind: SoupKind, answers: Sequence[Answers], kitchen: Kitchen) -> Soup:
     """A soup of members, whose answers to all images are known. All processes call it. Raises UserError.
 
-    Members are compared, and those of a greedy soup are chosen, on the even images; it is scored on the odd ones.
+    Members are compared, and those of a greedy soup are chosen, on one half of the images; it is scored on the other.
     """
     members, labels = [one.member for one in answers], kitchen.scored.labels
     if len(labels) < 2 * 2:
         raise UserError(f"{len(labels)} images are too few for a soup: half of them choose it, the others score it")
-    halves = [halves_of(one.predictions, labels) for one in answers]
+    parts = split_halves(labels)
+    halves = [halves_of(one.predictions, kitchen.scored.truth_of(one.predictions), parts) for one in answers]
     tried: list[tuple[str, float]] = []
 
     def soup_top1(candidate: tuple[Member, ...]) -> float:
         soup = kitchen.mean_of(candidate, "soup")
-        found = kitchen.answers_of(soup, EVEN, f"soup-{len(tried)}")
-        top1 = _share_right(found, half_of(kitchen.scored, EVEN))
+        found = kitchen.answers_of(soup, CHOOSING, f"soup-{len(tried)}")
+        top1 = _share_right(found, half_of(kitchen.scored, CHOOSING))
         tried.append((candidate[-1].name, top1))
         return top1
 
     chosen = tuple(members)
     if kind == "greedy":
-        chosen = choose_greedily(members, [half.even for half in halves], soup_top1)
+        chosen = choose_greedily(members, [half.choosing for half in halves], soup_top1)
     soup = kitchen.mean_of(chosen, f"{kind} soup")
     return Soup(
         kind=kind, member=soup, names=tuple(one.name for one in members), chosen=tuple(one.name for one in chosen),
-        tried=tuple(tried), answers=kitchen.answers_of(soup, ODD, "soup"), scored=half_of(kitchen.scored, ODD),
+        tried=tuple(tried), answers=kitchen.answers_of(soup, SCORING, "soup"),
+        scored=half_of(kitchen.scored, SCORING),
         halves=tuple(halves), images=kitchen.images if len(chosen) > 1 else 0,
     )  # fmt: skip
 
 
 def _share_right(answers: Answers, scored: ScoredSet) -> float:
+    truth = scored.truth_of(answers.predictions)
     hits = sum(
-        int((rows.argmax(axis=1) == scored.labels[first : first + len(rows)]).sum())
+        int((rows.argmax(axis=1) == truth[first : first + len(rows)]).sum())
         for first, rows in answers.predictions.chunks()
     )
-    return hits / len(scored.labels)
+    return hits / len(truth)
 
 
 def choose_greedily(
@@ -141,37 +145,37 @@ def choose_greedily(
 
 
 def soup_json(soup: Soup, top1: float) -> dict[str, Any]:
-    """What a soup has beside the scores of any member. `top1` is its own, of the odd images. Shares are fractions."""
-    best = best_on_even(soup.halves)
+    """What a soup has beside the scores of any member. `top1` is its own, of the scoring half. Shares are fractions."""
+    best = best_choice(soup.halves)
     return {
         "kind": soup.kind, "members": list(soup.names), "chosen": list(soup.chosen),
-        "chosen_on": "the even images", "scored_on": "the odd images",
-        "tried": [{"added": name, "even_top1": found} for name, found in soup.tried],
-        "best_member": soup.names[best], "best_member_top1": soup.halves[best].odd,
-        "gain": top1 - soup.halves[best].odd, "statistics_images": soup.images,
+        "chosen_on": CHOOSING_HALF, "scored_on": SCORING_HALF,
+        "tried": [{"added": name, "choosing_top1": found} for name, found in soup.tried],
+        "best_member": soup.names[best], "best_member_top1": soup.halves[best].scoring,
+        "gain": top1 - soup.halves[best].scoring, "statistics_images": soup.images,
     }  # fmt: skip
 
 
 def soup_rows(soup: Soup, top1: float) -> list[tuple[str, str]]:
     """The same for the terminal, as cells. Shares are percent."""
-    best, shown = best_on_even(soup.halves), [show_name(name) for name in soup.names]
+    best, shown = best_choice(soup.halves), [show_name(name) for name in soup.names]
     rows = [
         (
             "soup",
             f"the mean of the weights of {', '.join(map(show_name, soup.chosen))}: {len(soup.chosen)} of "
-            f"{len(soup.names)} members; chosen on the even images, and scored on the odd ones",
+            f"{len(soup.names)} members; chosen on {CHOOSING_HALF}, and scored on {SCORING_HALF}",
         ),
         (
             "gain",
-            f"{100 * (top1 - soup.halves[best].odd):+.2f} points over {shown[best]}, the best member on the even "
-            f"images: {top1:.2%} and {soup.halves[best].odd:.2%} on the odd ones",
+            f"{100 * (top1 - soup.halves[best].scoring):+.2f} points over {shown[best]}, the best member on "
+            f"{CHOOSING_HALF}: {top1:.2%} and {soup.halves[best].scoring:.2%} on {SCORING_HALF}",
         ),
     ]
     if soup.images:
         rows.append(("statistics", f"of BatchNorm, from {soup.images:,} training images"))
     for name, found in soup.tried:
         outcome = "kept" if name in soup.chosen else "left out"
-        rows.append(("", f"with {show_name(name)}: {found:.2%} on the even images, {outcome}"))
-    if top1 < min(half.odd for half in soup.halves):
+        rows.append(("", f"with {show_name(name)}: {found:.2%} on {CHOOSING_HALF}, {outcome}"))
+    if top1 < min(half.scoring for half in soup.halves):
         rows.append(("note", "it is worse than each member: weights have a good mean where runs began with the same"))
     return rows

@@ -1,7 +1,7 @@
 """Other test resolutions and crops of the same weights: which suit them best, chosen on one half of the images.
 
-The best of many numbers is too good by chance. So the choice is made on the images with even numbers, and what it is
-worth is told from those with odd ones. All sizes are made of one decoded image.
+The best of many numbers is too good by chance: what the choice is worth is told from the other half. All sizes are made
+of one decoded image.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from trainer.contract import UserError
@@ -24,7 +25,7 @@ from trainer.recipes.config import Config
 from trainer.recipes.networks import network_of
 from trainer.scoring.data import ScoredSet
 from trainer.scoring.forward import open_batches
-from trainer.scoring.halves import Halves
+from trainer.scoring.halves import CHOOSING_HALF, NEITHER, SCORING_HALF, Halves, split_halves
 from trainer.scoring.members import Member
 from trainer.scoring.passes import show_progress, telling_what_is_short
 from trainer.scoring.probabilities import config_for, log_probabilities
@@ -53,13 +54,13 @@ class Sweep:
 
     @property
     def best(self) -> SweepCell:
-        """By the even images; the weights' own where nothing is better there."""
-        return max(self.cells, key=lambda cell: cell.halves.even)
+        """By the choosing half; the weights' own where nothing is better there."""
+        return max(self.cells, key=lambda cell: cell.halves.choosing)
 
     def to_json(self) -> dict[str, Any]:
         tried = sorted((one for one in self.cells if one.ratio), key=lambda one: (one.picture.crop, one.ratio))
         return {
-            "chosen_on": "the even images", "scored_on": "the odd images",
+            "chosen_on": CHOOSING_HALF, "scored_on": SCORING_HALF,
             "own": cell_json(self.cells[0]), "best": cell_json(self.best),
             "cells": [cell_json(cell) for cell in tried],
         }  # fmt: skip
@@ -69,7 +70,7 @@ def cell_json(cell: SweepCell) -> dict[str, Any]:
     """Shares are fractions, sizes pixels."""
     ratio = {"crop_ratio": cell.ratio} if cell.ratio else {}
     return {"resolution": cell.picture.crop, "resize": cell.picture.resize, **ratio, "top1": cell.top1,
-            "even_top1": cell.halves.even, "odd_top1": cell.halves.odd}  # fmt: skip
+            "choosing_top1": cell.halves.choosing, "scoring_top1": cell.halves.scoring}  # fmt: skip
 
 
 def parse_resolutions(text: str, card: ModelCard) -> tuple[int, ...]:
@@ -152,22 +153,23 @@ def sweep_member(
 
     `alive(images)` is called after every batch. Raises UserError.
     """
-    if len(split) < 2:
-        raise UserError(f"{len(split)} image(s) have no two halves, one to choose on and one to score: take more")
+    halves = split_halves(split.labels)
     config = config_for(member.card, base)
-    right = torch.zeros(len(pictures), 2, dtype=torch.float64, device=world.device)  # on even and on odd images
+    right = torch.zeros(len(pictures), NEITHER + 1, dtype=torch.float64, device=world.device)
     with open_batches(list(pictures), split, base, world) as batches:
         for indices, batch in batches:
-            half = torch.from_numpy(indices % 2).to(world.device)
+            half = torch.from_numpy(halves[indices].astype(np.int64)).to(world.device)
             for number, part in enumerate(pictures_of(batch.images, list(pictures))):
                 rows = log_probabilities(member.model, part, False, config, world.device)
                 hit = (rows.argmax(dim=1) == batch.labels).double()
                 right[number].index_add_(0, half, hit)
             alive(len(indices))
-    images = [(len(split) + 1) // 2, len(split) // 2]
+    a, b, _ = np.bincount(halves, minlength=NEITHER + 1).tolist()
     return Sweep(tuple(
-        SweepCell(picture, ratio, (even + odd) / len(split), Halves(even / images[0], odd / images[1]))
-        for (picture, ratio), (even, odd) in zip(pictures.items(), all_sum(right, world).tolist(), strict=True)
+        SweepCell(picture, ratio, (choosing + scoring) / (a + b), Halves(choosing / a, scoring / b))
+        for (picture, ratio), (choosing, scoring, _) in zip(
+            pictures.items(), all_sum(right, world).tolist(), strict=True
+        )
     ))  # fmt: skip
 
 
@@ -186,13 +188,14 @@ def sweep_text(sweep: Sweep) -> list[str]:
         f"  the weights' own, {_sizes(own)}: {own.top1:.2%}",
     ]
     if best is own:
-        return [*lines, f"  on the even images nothing is better than the weights' own: {own.halves.even:.2%}"]
-    gain = 100 * (best.halves.odd - own.halves.odd)
+        return [*lines, f"  on the choosing half nothing is better than the weights' own: {own.halves.choosing:.2%}"]
+    gain = 100 * (best.halves.scoring - own.halves.scoring)
     return [
         *lines,
-        f"  best on the even images: {_sizes(best)} ({best.halves.even:.2%}, the weights' own {own.halves.even:.2%})",
-        f"  on the odd images, which had no say: {best.halves.odd:.2%}, the weights' own {own.halves.odd:.2%} "
-        f"({gain:+.2f} points)",
+        f"  best on the choosing half: {_sizes(best)} ({best.halves.choosing:.2%}, the weights' own "
+        f"{own.halves.choosing:.2%})",
+        f"  on the scoring half, which had no say: {best.halves.scoring:.2%}, the weights' own "
+        f"{own.halves.scoring:.2%} ({gain:+.2f} points)",
     ]
 
 

@@ -56,8 +56,8 @@ def calibration_text(evaluation: Evaluation) -> str:
         return text
     before, mended = as_percent(after.error_before), as_percent(after.error_after)
     return (
-        f"{text}; on the odd images {before}, and {mended} after division of the logits by {after.temperature:.3g}, "
-        "fitted on the even images"
+        f"{text}; on one half of the images {before}, and {mended} after division of the logits by "
+        f"{after.temperature:.3g}, fitted on the other half"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.scoring.data import ScoredSet
 from trainer.scoring.ensembles import agreement_of, average_predictions, ensemble_json, ensemble_rows, gain_of
-from trainer.scoring.halves import halves_of
+from trainer.scoring.halves import halves_of, split_halves
 from trainer.scoring.measures import measure
 from trainer.scoring.passes import Answers
 from trainer.scoring.predictions import Predictions
@@ -44,20 +44,22 @@ def score_ensemble(
     mean = Predictions(folder / "ensemble", parts[0].images, parts[0].classes)
     average_predictions(parts, mean)
     agreement = agreement_of(parts)
-    gain = gain_of([halves_of(part, scored.labels) for part in parts], halves_of(mean, scored.labels))
+    halves = split_halves(scored.labels)
+    *each, ours = [halves_of(part, scored.truth_of(part), halves) for part in (*parts, mean)]
+    gain = gain_of(each, ours)
     card = soup_card([one.card for one in alone])
     latencies = [one.latency for one in alone]
     evaluation = replace(
         alone[0], name=",".join(names), prefix=f"{alone[0].prefix}_ensemble", sweep=None,
         card=replace(card, network=" + ".join(dict.fromkeys(one.card.network for one in alone)), weights="ensemble"),
-        measures=measure(mean, scored.labels), seconds=sum({one.seconds for one in answers}),  # once for each pass
+        measures=measure(mean, scored.truth_of(mean)), seconds=sum({one.seconds for one in answers}),  # of each pass
         latency=None if None in latencies else sum(filter(None, latencies)),
     )  # fmt: skip
     return Together(evaluation, ensemble_json(names, agreement, gain), ensemble_rows(names, agreement, gain))
 
 
 def score_soup(soup: Soup, evaluation: Evaluation) -> Together:
-    """`evaluation` is that of the soup's answers to the odd images."""
+    """`evaluation` is that of the soup's answers to the scoring half."""
     top1 = evaluation.measures.top1
     named = replace(evaluation, prefix=f"{evaluation.prefix}_soup")
     return Together(named, soup_json(soup, top1), soup_rows(soup, top1))

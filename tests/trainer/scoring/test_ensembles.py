@@ -10,8 +10,8 @@ import pytest
 from trainer.contract import UserError
 from trainer.scoring import predictions as chunking
 from trainer.scoring.ensembles import Gain, agreement_of, average_predictions, gain_of
-from trainer.scoring.halves import Halves, halves_of
-from trainer.scoring.predictions import LogRows, Predictions
+from trainer.scoring.halves import CHOOSING, NEITHER, SCORING, Halves, halves_of, split_halves
+from trainer.scoring.predictions import LEFT_OUT, LogRows, Predictions
 
 IMAGES, CLASSES = 23, 5
 
@@ -65,16 +65,43 @@ def test_agreement_counts_images_with_the_same_answer(tmp_path: Path, rows: list
     assert found.of_pairs.tolist() == [[float((a == b).mean()) for b in answers] for a in answers]
 
 
-def test_top1_by_halves_is_that_of_even_and_of_odd_images(tmp_path: Path, rows: list[LogRows]) -> None:
-    labels = rows[0].argmax(axis=1)
-    labels[1::2] = (labels[1::2] + 1) % CLASSES
-    labels[3] = rows[0][3].argmax()
-    assert halves_of(on_disk(tmp_path, rows)[0], labels) == Halves(1.0, 1 / 11)
+def test_top1_by_halves_is_that_of_the_images_of_each(tmp_path: Path, rows: list[LogRows]) -> None:
+    answers, halves = rows[0].argmax(axis=1), split_halves(np.arange(IMAGES) % CLASSES)
+    choosing, scoring = np.flatnonzero(halves == CHOOSING), np.flatnonzero(halves == SCORING)
+    assert (len(choosing), len(scoring)) == (12, 11)
+    truth = answers.copy()
+    truth[scoring[1:]] = (truth[scoring[1:]] + 1) % CLASSES
+    assert halves_of(on_disk(tmp_path, rows)[0], truth, halves) == Halves(1.0, 1 / 11)
 
 
-def test_one_image_alone_has_no_halves(tmp_path: Path, rows: list[LogRows]) -> None:
-    with pytest.raises(UserError, match=r"1 image\(s\) have no two halves"):
-        halves_of(on_disk(tmp_path, [rows[0][:1]])[0], np.zeros(1, np.int64))
+def test_one_image_alone_has_no_halves() -> None:
+    for labels in ([0], [LEFT_OUT, 0, LEFT_OUT]):
+        with pytest.raises(UserError, match=r"1 image\(s\) have no two halves"):
+            split_halves(np.array(labels))
+
+
+@pytest.mark.parametrize("order", ["by class", "in turn", "drawn"])
+def test_both_halves_have_the_same_classes_whatever_the_order_of_the_images(order: str) -> None:
+    labels = {
+        "by class": np.repeat(np.arange(6), 11), "in turn": np.arange(66) % 2,
+        "drawn": np.random.default_rng(0).integers(9, size=67),
+    }[order]  # fmt: skip
+    halves = split_halves(labels)
+    each = [np.bincount(labels[halves == half], minlength=9) for half in (CHOOSING, SCORING)]
+    assert np.abs(each[0] - each[1]).max() <= 1
+    assert abs(each[0].sum() - each[1].sum()) <= 1
+    assert each[0].sum() + each[1].sum() == len(labels), "every image is in one"
+    assert np.array_equal(split_halves(labels), halves), "always the same"
+    inside = np.flatnonzero(labels == 1)
+    assert (np.diff(halves[inside]) == 0).any(), "not in turn: neighbours may be frames of one scene"
+
+
+def test_images_that_no_score_counts_are_in_neither_half_and_change_no_other_half_much() -> None:
+    labels = np.repeat(np.arange(4), 10)
+    labels[[3, 17, 18]] = LEFT_OUT
+    halves = split_halves(labels)
+    assert np.flatnonzero(halves == NEITHER).tolist() == [3, 17, 18]
+    assert np.bincount(halves, minlength=3).tolist() == [19, 18, 3]
 
 
 def test_the_best_member_is_chosen_on_one_half_and_compared_on_the_other() -> None:

@@ -64,7 +64,7 @@ def test_a_sweep_stands_beside_the_plain_scores(
     ]  # fmt: skip
     told = capfd.readouterr()
     assert "top-1 of all images, by test resolution" in told.out
-    assert "on the even images" in told.out
+    assert "on the choosing half" in told.out
     assert "is stored with 40 px, so what is resized to more, up to 54 px, is enlarged" in told.err
 
 

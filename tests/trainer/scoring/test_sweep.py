@@ -1,4 +1,4 @@
-"""Sweeps: each cell is what that geometry scores alone; chosen on the even images and told from the odd ones."""
+"""Sweeps: each cell is what that geometry scores alone; chosen on one half of the images and told from the other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.data.reading.decode import Picture
 from trainer.data.reading.split import PreparedSplit
 from trainer.learning.world import World
 from trainer.scoring.data import ScoredSet
-from trainer.scoring.halves import Halves
+from trainer.scoring.halves import CHOOSING, SCORING, Halves, split_halves
 from trainer.scoring.members import Member
 from trainer.scoring.sweep import (
     Sweep,
@@ -43,11 +43,13 @@ def test_every_cell_is_what_that_geometry_scores_alone(split: PreparedSplit, tmp
     assert sizes == [
         (36, 32, 0.875), (33, 32, 0.95), (32, 32, 1), (45, 40, 0.875), (42, 40, 0.95), (40, 40, 1),
     ]  # fmt: skip
+    halves = split_halves(split.labels)
     for cell in found.cells:
         card = replace(CARD, val_resize=cell.picture.resize, val_crop=cell.picture.crop)
         (rows,) = predicted([member(2, card)], split, ONE_VIEW, tmp_path)
         hits = rows.argmax(axis=1) == split.labels
-        assert (cell.halves.even, cell.halves.odd) == pytest.approx((hits[::2].mean(), hits[1::2].mean()))
+        by_half = [hits[halves == half].mean() for half in (CHOOSING, SCORING)]
+        assert (cell.halves.choosing, cell.halves.scoring) == pytest.approx(tuple(by_half))
         assert cell.top1 == pytest.approx(hits.mean())
         scores.add(cell.top1)
     assert len(scores) > 1
@@ -80,23 +82,24 @@ def test_the_processes_together_count_every_image_once(split: PreparedSplit, mon
     assert all(part.sum() > 0 for part in parts)
 
 
-def cell(resize: int, crop: int, ratio: float, even: float, odd: float) -> SweepCell:
-    return SweepCell(Picture(resize, crop), ratio, (even + odd) / 2, Halves(even, odd))
+def cell(resize: int, crop: int, ratio: float, choosing: float, scoring: float) -> SweepCell:
+    return SweepCell(Picture(resize, crop), ratio, (choosing + scoring) / 2, Halves(choosing, scoring))
 
 
-def test_the_best_is_chosen_on_the_even_images_and_scored_on_the_odd_ones() -> None:
+def test_the_best_is_chosen_on_one_half_and_scored_on_the_other() -> None:
     own, lucky, other = cell(36, 32, 0, 0.5, 0.6), cell(36, 36, 1, 0.7, 0.55), cell(40, 40, 1, 0.6, 0.9)
     found = Sweep((own, lucky, other))
     assert found.best is lucky
     record = found.to_json()
     assert record["best"] == {
-        "resolution": 36, "resize": 36, "crop_ratio": 1, "top1": 0.625, "even_top1": 0.7, "odd_top1": 0.55
+        "resolution": 36, "resize": 36, "crop_ratio": 1, "top1": 0.625, "choosing_top1": 0.7,
+        "scoring_top1": 0.55,
     }  # fmt: skip
-    assert (record["chosen_on"], record["scored_on"]) == ("the even images", "the odd images")
-    assert record["own"]["odd_top1"] == 0.6
+    assert (record["chosen_on"], record["scored_on"]) == ("the choosing half", "the scoring half")
+    assert record["own"]["scoring_top1"] == 0.6
     assert Sweep((own, cell(40, 40, 1, 0.5, 0.9))).best is own  # a draw is no reason to change
     (line,) = sweep_text(Sweep((own,)))[-1:]
-    assert line == "  on the even images nothing is better than the weights' own: 50.00%"
+    assert line == "  on the choosing half nothing is better than the weights' own: 50.00%"
 
 
 def test_the_table_says_which_half_chose_and_which_scored(split: PreparedSplit) -> None:
@@ -106,8 +109,8 @@ def test_the_table_says_which_half_chose_and_which_scored(split: PreparedSplit) 
         "  pixels    0.875     0.95        1",
         "      32   62.50%   15.00%   30.00%",
         "  the weights' own, --resize 40 --crop 32: 55.00%",
-        "  best on the even images: --resize 36 --crop 32 (70.00%, the weights' own 50.00%)",
-        "  on the odd images, which had no say: 55.00%, the weights' own 60.00% (-5.00 points)",
+        "  best on the choosing half: --resize 36 --crop 32 (70.00%, the weights' own 50.00%)",
+        "  on the scoring half, which had no say: 55.00%, the weights' own 60.00% (-5.00 points)",
     ]
     own_is_tried = replace(CARD, val_resize=32)
     one = member(2, own_is_tried)

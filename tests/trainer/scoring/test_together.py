@@ -23,6 +23,7 @@ from trainer.learning.model import build_model
 from trainer.model_card import ModelCard
 from trainer.scoring import passes, speed
 from trainer.scoring.forward import predict_split
+from trainer.scoring.halves import CHOOSING, SCORING, split_halves
 from trainer.scoring.members import Member
 from trainer.scoring.memory import fitting_groups, weight_bytes
 from trainer.scoring.predictions import Predictions
@@ -116,13 +117,14 @@ def test_an_ensemble_scores_the_mean_of_probabilities_and_decodes_each_image_onc
     assert [one["share"] for one in agreement["pairs"]] == [
         (answers[a] == answers[b]).mean() for a, b in ((0, 1), (0, 2), (1, 2))
     ]
-    hits = [one == split.labels for one in answers]
-    best = max(range(3), key=lambda number: hits[number][::2].mean())
+    hits, halves = [one == split.labels for one in answers], split_halves(split.labels)
+    scoring = halves == SCORING
+    best = max(range(3), key=lambda number: hits[number][halves == CHOOSING].mean())
     gain = found["ensemble"]["gain"]
     assert gain["best_member"] == NAMES[best]
-    assert gain["gain"] == pytest.approx(right[1::2].mean() - hits[best][1::2].mean())
+    assert gain["gain"] == pytest.approx(right[scoring].mean() - hits[best][scoring].mean())
     told = capfd.readouterr().out
-    assert "the best member on the even images" in told
+    assert "the best member on the choosing half" in told
     assert "all give the same class for" in told
 
 
@@ -159,25 +161,25 @@ def test_members_are_on_the_device_together_as_far_as_they_fit_with_room_for_the
 
 
 @pytest.mark.parametrize("kind", ["uniform", "greedy"])
-def test_a_soup_is_chosen_on_the_even_images_scored_on_the_odd_ones_and_its_file_scores_the_same(
+def test_a_soup_is_chosen_on_one_half_scored_on_the_other_and_its_file_scores_the_same(
     kind: str, root: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = root / "soup.safetensors"
     found = score(root, "--soup", kind, "--write", str(file))
     soup, told = found["soup"], capfd.readouterr().out
-    assert (soup["kind"], soup["chosen_on"], soup["scored_on"]) == (kind, "the even images", "the odd images")
+    assert (soup["kind"], soup["chosen_on"], soup["scored_on"]) == (kind, "the choosing half", "the scoring half")
     assert soup["data"]["images"] == 8
     if kind == "uniform":
         assert (soup["chosen"], soup["statistics_images"]) == (list(NAMES), 4)
     else:
         assert [one["added"] for one in soup["tried"]] != []
         assert set(soup["chosen"]) <= set(NAMES)
-    assert "chosen on the even images, and scored on the odd ones" in told
+    assert "chosen on the choosing half, and scored on the scoring half" in told
     model = build_model(CONFIG.model, initialise=False).eval()
     model.load_state_dict(safetensors.torch.load_file(file))
     split = val_split(root)
     right = probabilities(split, model).argmax(axis=1) == split.labels
-    assert soup["scores"]["val_soup/top1"] == right[1::2].mean()
+    assert soup["scores"]["val_soup/top1"] == right[split_halves(split.labels) == SCORING].mean()
     again = score(root, str(file))["evaluations"][0]
     assert again["scores"]["val/top1"] == right.mean()
     assert again["model"]["weights"] in ("soup", "model")
