@@ -67,7 +67,13 @@ class Measures:
 
 
 def measure(predictions: Predictions, labels: Truth) -> Measures:
-    """Of the images that count. Raises UserError where a prediction is no number: such weights have no score."""
+    """Of the images that count. Raises UserError if there is none, or where a prediction is no number."""
+    images = int((labels != LEFT_OUT).sum())
+    if not images:
+        raise UserError(
+            f"none of the {len(labels):,} images has a right answer, so there is nothing to score: give images that "
+            "the labels are of, or labels of these images"
+        )
     hits1 = hits5 = 0
     loss, bins, mistakes = 0.0, Bins(), list[Mistake]()
     confusion = np.zeros((predictions.classes, predictions.classes), np.int64)
@@ -84,7 +90,6 @@ def measure(predictions: Predictions, labels: Truth) -> Measures:
         for i in np.flatnonzero(answers != truth).tolist():
             mistakes.append(Mistake(float(stated[i]), int(numbers[i]), int(truth[i]), int(answers[i])))
         mistakes = heapq.nlargest(MISTAKES, mistakes, key=lambda one: (one.probability, -one.image))
-    images = int((labels != LEFT_OUT).sum())
     return Measures(
         images=images, top1=hits1 / images, top5=hits5 / images, loss=loss / images, confusion=confusion,
         ece=bins.error, calibration=calibrate(predictions, labels), mistakes=tuple(mistakes),

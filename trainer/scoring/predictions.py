@@ -29,6 +29,7 @@ class Predictions:
 
     def write(self, indices: npt.NDArray[np.int64], rows: LogRows) -> None:
         """Rows of these images. Raises OSError where the disk is full."""
+        assert rows.shape == (len(indices), self.classes), f"{rows.shape} rows of {self.classes} classes"
         file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             breaks = np.flatnonzero(np.diff(indices) != 1) + 1

@@ -13,7 +13,7 @@ from trainer.scoring import predictions as module
 from trainer.scoring.calibration import Bins, calibrate
 from trainer.scoring.halves import CHOOSING, SCORING, split_halves
 from trainer.scoring.measures import MISTAKES, measure
-from trainer.scoring.predictions import Predictions
+from trainer.scoring.predictions import LEFT_OUT, Predictions
 
 Rows = np.ndarray
 
@@ -130,6 +130,19 @@ def test_an_answer_that_is_no_number_is_refused(tmp_path: Path) -> None:
     logits[13, 2] = np.nan
     with pytest.raises(UserError, match=r"image 13 is NaN.*--precision fp32"):
         measure(stored(tmp_path, logits), labels)
+
+
+def test_images_without_a_right_answer_have_no_score(tmp_path: Path) -> None:
+    logits, labels = drawn(images=20)
+    with pytest.raises(UserError, match=r"none of the 20 images has a right answer"):
+        measure(stored(tmp_path, logits), np.full_like(labels, LEFT_OUT))
+
+
+def test_rows_of_other_classes_are_not_written(tmp_path: Path) -> None:
+    found = Predictions(tmp_path / "answers", 4, 7)
+    with pytest.raises(AssertionError, match=r"\(2, 6\) rows of 7 classes"):
+        found.write(np.arange(2), np.zeros((2, 6), np.float32))
+    assert not found.path.exists()
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
