@@ -172,7 +172,7 @@ def open_scored(
 
     scratch = open_scratch(options.scratch)
     if options.set:
-        scored = open_set(SetRequest.of(options), store, members, world)
+        scored = open_set(SetRequest.of(options), store, members, world, sides)
     elif is_plain_folder(options.data):
         scored = open_plain_folder(options.data, scratch, members[0])
     else:

@@ -5,7 +5,7 @@ Scores carry the name of their set, as imagenet-a/top1, and are never mixed with
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,10 +51,15 @@ class SetRequest:
         return IMAGE_SETS[self.name]
 
 
-def open_set(asked: SetRequest, store: ObjectStore, members: Sequence[Member], world: World) -> ScoredSet:
-    """The images of a set. imagenet-c has `open_parts` instead. Raises UserError, StoreError."""
+def open_set(
+    asked: SetRequest, store: ObjectStore, members: Sequence[Member], world: World, sides: Collection[int]
+) -> ScoredSet:
+    """The images of a set. imagenet-c has `open_parts` instead. `sides` as in `open_prepared`.
+
+    Raises UserError, StoreError.
+    """
     if asked.name == "imagenet-real":
-        return open_real(asked, store, members, world)
+        return open_real(asked, store, members, world, sides)
     require_data(asked)
     found = in_turn(lambda: open_found(find_files(asked.data, asked.scratch, workers=asked.workers)), world)
     variant = next((one for one in V2_VARIANTS if asked.name == "imagenet-v2" and one in found.identity["name"]), "")
@@ -102,7 +107,9 @@ def _notes(image_set: ImageSet, labels: Truth, right_answers: RightAnswers | Non
     return tuple(said)
 
 
-def open_real(asked: SetRequest, store: ObjectStore, members: Sequence[Member], world: World) -> ScoredSet:
+def open_real(
+    asked: SetRequest, store: ObjectStore, members: Sequence[Member], world: World, sides: Collection[int]
+) -> ScoredSet:
     """ImageNet's validation images, prepared or as they were published, with the labels of ImageNet-ReaL."""
     if not asked.labels:
         raise UserError(
@@ -111,7 +118,7 @@ def open_real(asked: SetRequest, store: ObjectStore, members: Sequence[Member], 
         )
     lists, data = read_right_answers(Path(asked.labels).expanduser()), asked.data
     if not data or data.startswith("s3://") or (Path(data).expanduser() / INDEX).is_file():
-        prepared = open_prepared(data, asked.scratch, store, members, world, asked.workers)
+        prepared = open_prepared(data, asked.scratch, store, members, world, asked.workers, sides)
         split = prepared.open(members[0].card.val_resize)
         answers = answers_by_name(data or prepared.name, [split.name(i) for i in range(len(split))], lists)
         labels = _first_answers(answers)
