@@ -13,7 +13,7 @@ from trainer.learning.world import World
 from trainer.model_card import ModelCard
 from trainer.origin import git_commit
 from trainer.recipes.config import Config
-from trainer.scoring.corruptions import ALEXNET_ERRORS, SEVERITIES, Corruption, CorruptionErrors
+from trainer.scoring.corruptions import ALEXNET_ERRORS, PUBLISHED_SIDE, SEVERITIES, Corruption, CorruptionErrors
 from trainer.scoring.data import without_unreadable
 from trainer.scoring.image_sets import SetOptions, narrowed
 from trainer.scoring.members import Member
@@ -22,6 +22,7 @@ from trainer.scoring.predictions import LEFT_OUT, Predictions, Truth
 from trainer.scoring.record import RECORD_FORMAT, evaluation_key
 from trainer.scoring.robustness import SetRequest, open_parts
 from trainer.scoring.table import columns
+from trainer.scoring.views import ONE_VIEW
 from trainer.store import ObjectStore, naming_the_fix, open_store
 from trainer.text import show_name, tell
 
@@ -35,16 +36,27 @@ class CorruptionEvaluation:
     card: ModelCard
     data: str  # as the user wrote it
     found: CorruptionErrors
-    images: int
-    left_out: int  # images that nobody could read
+    images: int  # that were scored
+    left_out: tuple[str, ...]  # images that nobody could read, and why
 
     def to_json(self) -> dict[str, Any]:
         return {
             "format": RECORD_FORMAT, "time": time.time(), "commit": git_commit(), "name": self.name,
             "model": {name: value for name, value in self.card.to_json().items() if name != "classes"},
-            "data": {"name": self.prefix, "source": self.data, "images": self.images, "left_out": self.left_out},
-            "scores": self.found.scores(self.prefix), "corruptions": self.found.to_json(),
+            "data": {
+                "name": self.prefix, "source": self.data, "images": self.images, "left_out": list(self.left_out),
+                "notes": [self.size_text],
+            },
+            "scores": self.found.scores(self.prefix), "views": ONE_VIEW.to_json(), "corruptions": self.found.to_json(),
         }  # fmt: skip
+
+    @property
+    def size_text(self) -> str:
+        """What was done to the images, as they were published, before the network saw them."""
+        crop = self.card.val_crop
+        if crop == PUBLISHED_SIDE:
+            return f"not resized before the crop of {crop}"
+        return f"{'enlarged' if crop > PUBLISHED_SIDE else 'reduced'} from {PUBLISHED_SIDE} px to the crop of {crop} px"
 
 
 def score_corruptions(
@@ -53,22 +65,24 @@ def score_corruptions(
     """One pass over each corruption and severity; predictions of one part are on disk at a time.
 
     The images are crops of 224 pixels already. So they are not enlarged before the crop, as the authors do not
-    (ImageNet-C/test.py): the short side becomes the crop's. Raises UserError.
+    (ImageNet-C/test.py): the short side becomes the crop's. Only weights with another crop see them resized, which the
+    text says. Raises UserError.
     """
     shown = [replace(one, card=replace(one.card, val_resize=one.card.val_crop)) for one in members]
     errors: list[dict[Corruption, float]] = [{} for _ in members]
-    images = left_out = 0
+    images, left_out = 0, list[str]()
     for part, opened in open_parts(asked, world):
         answers = run_passes(shown, opened, base, world, folder)
         scored = without_unreadable(opened, world)
-        images, left_out = images + len(scored.labels), left_out + len(scored.left_out)
+        images += int((scored.labels != LEFT_OUT).sum())
+        left_out += [f"{part.name}/{part.severity}: {why}" for why in scored.left_out.values()]
         if world.is_main:
             for of_member, one in zip(errors, answers, strict=True):
                 of_member[part] = error_of(one.predictions, scored.labels)
     return [
         CorruptionEvaluation(
             name=one.name, prefix=asked.name, card=one.card, data=asked.data, found=CorruptionErrors(found),
-            images=images, left_out=left_out,
+            images=images, left_out=tuple(left_out),
         )
         for one, found in zip(shown, errors, strict=True)
     ]  # fmt: skip
@@ -85,7 +99,7 @@ def error_of(predictions: Predictions, labels: Truth) -> float:
 
 def corruption_text(evaluation: CorruptionEvaluation) -> str:
     """The errors by corruption, and their means."""
-    found, card = evaluation.found, evaluation.card
+    found, network = evaluation.found, evaluation.card.network
     rows = [("corruption", "error", *(f"severity {severity}" for severity in SEVERITIES), "over AlexNet's")]
     for name, error in found.by_corruption.items():
         each = (found.errors.get(Corruption(name, severity)) for severity in SEVERITIES)
@@ -94,12 +108,11 @@ def corruption_text(evaluation: CorruptionEvaluation) -> str:
     parts = len(ALEXNET_ERRORS) * len(SEVERITIES)
     mce = "none: it takes all parts" if found.mce is None else f"{found.mce:.2%} mean corruption error, over AlexNet's"
     lines = columns([
-        ("images", f"{evaluation.images:,} in {len(found.errors)} of {parts} parts, not resized before the crop of "
-                   f"{card.val_crop}"),
+        ("images", f"{evaluation.images:,} in {len(found.errors)} of {parts} parts, {evaluation.size_text}"),
         (f"{evaluation.prefix}/mce", mce),
         (f"{evaluation.prefix}/error", f"{found.mean:.2%} mean error"),
     ])  # fmt: skip
-    head = f"{show_name(evaluation.name)} ({card.network}) on {evaluation.prefix} ({show_name(evaluation.data)})"
+    head = f"{show_name(evaluation.name)} ({network}) on {evaluation.prefix} ({show_name(evaluation.data)})"
     return "\n".join([head, *lines, "", *columns(rows)])
 
 

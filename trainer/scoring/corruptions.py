@@ -24,6 +24,7 @@ ALEXNET_ERRORS = {
     "contrast": 0.853204, "elastic_transform": 0.646056, "pixelate": 0.717840, "jpeg_compression": 0.606500,
 }  # fmt: skip
 SEVERITIES = range(1, 6)
+PUBLISHED_SIDE = 224  # pixels of a side of every image
 PART = re.compile(rf"(?P<prefix>(?:.*/)?(?P<corruption>{'|'.join(ALEXNET_ERRORS)})/(?P<severity>[1-5])/)[^/]+/[^/]+")
 MOST_DEPTH = 2  # folders around those of the corruptions: noise/, blur/ and so on, as the archives are called
 

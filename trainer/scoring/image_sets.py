@@ -118,14 +118,18 @@ class SetOptions(Protocol):
     @property
     def soup(self) -> str: ...
     @property
+    def resize(self) -> int: ...
+    @property
+    def crop(self) -> int: ...
+    @property
     def workers(self) -> int: ...
 
 
 def narrowed(members: Sequence[Member], options: SetOptions) -> list[Member]:
     """Every member with the outputs of a set. Raises UserError, too for options that mean nothing to a set."""
-    plain, name = {"sweep": "", "soup": "none"}, options.set
-    if name == "imagenet-c":
-        plain["views"] = "none"
+    plain: dict[str, str | int] = {"sweep": "", "soup": "none"}
+    if (name := options.set) == "imagenet-c":
+        plain |= {"views": "none", "resize": 0, "crop": 0}
     if other := [option for option, value in plain.items() if getattr(options, option) != value]:
         raise UserError(f"--set {name} is scored as its authors do: leave out --{other[0]}")
     if name == "imagenet-real" and len(members) > 1:

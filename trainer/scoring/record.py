@@ -68,7 +68,7 @@ class Evaluation:
             },
             "scores": self.scores,
             "calibration": {"bins": "15 of equal width", "temperature": "fitted on one half, scored on the other"},
-            "views": {"name": self.views.name, "count": self.views.count, "averaged": "probabilities"},
+            "views": self.views.to_json(),
             "sweep": self.sweep.to_json() if self.sweep else None,
             "classes": classes_of(self), "mistakes": mistakes_of(self),
             "speed": {

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +58,10 @@ class Views:
         )
         check_pictures(pictures, card, "" if self.is_plain else f"--views {self.name}: ")
         return pictures
+
+    def to_json(self) -> dict[str, Any]:
+        """As a record of an evaluation says it."""
+        return {"name": self.name, "count": self.count, "averaged": "probabilities"}
 
 
 ONE_VIEW = Views()

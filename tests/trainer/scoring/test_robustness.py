@@ -19,10 +19,10 @@ from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTen
 from tests.images import encode, image_folder, photo, prepared
 from tests.trainer.scoring.made import CONFIG, environment, prepare_images, put_run, tensors
 from trainer.contract import Exit
+from trainer.data.format import Copies, read_index
 from trainer.evaluate import main
 from trainer.imagenet import english_names, wnids, wnids_of_a, wnids_of_r
 from trainer.learning.model import build_model
-from trainer.scoring.corruptions import ALEXNET_ERRORS, Corruption, CorruptionErrors
 
 WIDE = replace(CONFIG, model=replace(CONFIG.model, num_classes=1000))
 SHOWN = Compose([Resize(32), CenterCrop(32), ToTensor(), Normalize(CONFIG.data.mean, CONFIG.data.std)])
@@ -153,16 +153,40 @@ def test_an_answer_is_right_if_it_is_one_of_the_labels_of_imagenet_real(
     assert "1 images without any are left out" in capfd.readouterr().out
 
 
-def test_imagenet_real_reads_prepared_validation_images(root: Path) -> None:
+@pytest.fixture
+def validation(root: Path) -> Path:
+    """Four images with the names of ImageNet's, prepared with short sides of 32 and of 36 px."""
     folder = image_folder(root / "named", classes=wnids()[:2], train=1, val=2)
-    files = sorted((folder / "val").rglob("*.JPEG"))
-    for image, file in enumerate(files, 1):
+    for image, file in enumerate(sorted((folder / "val").rglob("*.JPEG")), 1):
         file.rename(file.with_name(f"ILSVRC2012_val_{image:08d}.JPEG"))
-    place = root / "store" / prepared(folder, root / "store").prefix
+    return root / "store" / prepared(folder, root / "store", copies=Copies((32,), (32, 36), 90)).prefix
+
+
+def test_imagenet_real_reads_prepared_validation_images(
+    root: Path, validation: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     lists = {1: list(range(1000)), 2: list(range(1000)), 3: [], 4: list(range(1000))}
-    record = scores_of(root, "--set", "imagenet-real", "--data", str(place), "--labels", right_answers(root, lists))
+    real = ["--set", "imagenet-real", "--data", str(validation), "--labels", right_answers(root, lists)]
+    record = scores_of(root, *real)
     assert record["scores"] == {"imagenet-real/top1": 1.0}
     assert record["data"]["images"] == 3
+    right_answers(root, {})
+    assert main(real) == Exit.USER
+    assert "none of the 4 images has a right answer" in capfd.readouterr().err
+
+
+def test_imagenet_real_stages_the_sizes_that_its_views_want(
+    root: Path, validation: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (size,) = [one for one in read_index(validation).splits["val"].sizes if one.short_side == 36]
+    shard = validation / size.shards[0].file
+    shard.write_bytes(shard.read_bytes()[:-1])
+    real = ["--set", "imagenet-real", "--data", str(validation), "--labels", right_answers(root, {1: [1]})]
+    assert main(real) == Exit.FINISHED
+    assert main([*real, "--views", "scales=1,1.1"]) == Exit.USER
+    told = capfd.readouterr().err
+    assert str(shard) in told
+    assert "every shard must be as index.json says" in told
 
 
 def put_corruption(folder: Path, network: nn.Module, number: int, is_right: bool) -> None:
@@ -175,6 +199,8 @@ def test_corruptions_are_scored_part_by_part_and_not_enlarged(
 ) -> None:
     put_corruption(root / "c" / "fog" / "1", network, 1, True)
     put_corruption(root / "c" / "fog" / "4", network, 2, False)
+    put_image(root / "c" / "fog" / "4" / wnids()[3], 4, side=32)
+    (root / "c" / "fog" / "4" / wnids()[3] / "4.jpg").write_bytes(b"<html>")
     put_corruption(root / "c" / "noise" / "shot_noise" / "2", network, 3, False)
     put_corruption(root / "c" / "speckle_noise" / "1", network, 1, True)  # of the extra ones, which do not count
     record = scores_of(root, "enlarging", "--set", "imagenet-c", "--data", str(root / "c"))
@@ -182,20 +208,12 @@ def test_corruptions_are_scored_part_by_part_and_not_enlarged(
     assert {name: one["error"] for name, one in found.items()} == {"shot_noise": 1, "fog": 0.5}
     assert found["fog"] == {"error": 0.5, "severities": {"1": 0, "4": 1}, "alexnet_error": 0.819324}
     assert record["scores"] == {"imagenet-c/error": 0.75, "imagenet-c/top1": 0.25}
+    assert record["data"]["images"] == 3
+    assert record["data"]["left_out"] == [f"fog/4: {wnids()[3]}/4.jpg (it is a web page)"]
     told = capfd.readouterr().out
     assert "3 in 3 of 75 parts" in told
+    assert "reduced from 224 px to the crop of 32 px" in told
     assert "imagenet-c/mce    none: it takes all parts" in told
-
-
-def test_the_mean_corruption_error_is_that_of_the_15_over_those_of_alexnet() -> None:
-    parts = [Corruption(name, severity) for name in ALEXNET_ERRORS for severity in range(1, 6)]
-    errors = {part: 0.1 * part.severity + (0.2 if part.name == "fog" else 0) for part in parts}
-    found = CorruptionErrors(errors)
-    expected = np.mean([(0.5 if name == "fog" else 0.3) / alexnet for name, alexnet in ALEXNET_ERRORS.items()])
-    assert found.mce == pytest.approx(expected)
-    assert found.mean == pytest.approx((14 * 0.3 + 0.5) / 15)
-    assert CorruptionErrors({part: ALEXNET_ERRORS[part.name] for part in parts}).mce == pytest.approx(1)
-    assert CorruptionErrors({part: errors[part] for part in parts[1:]}).mce is None
 
 
 def test_a_folder_of_classes_is_scored_where_it_lies(root: Path, runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -224,6 +242,8 @@ def test_a_folder_of_classes_is_scored_where_it_lies(root: Path, runs: Path, cap
         (["--set", "imagenet-a"], "--set imagenet-a needs its images: DATA="),
         (["--set", "imagenet-c"], "--set imagenet-c needs its images: DATA="),
         (["--set", "imagenet-c", "--data", "."], "DATA=. has no corruption (looked for folders such as"),
+        (["--set", "imagenet-c", "--data", ".", "--resize", "48"], "as its authors do: leave out --resize"),
+        (["--set", "imagenet-c", "--data", ".", "--crop", "32"], "as its authors do: leave out --crop"),
         (["--set", "imagenet-real"], "--set imagenet-real needs --labels FILE"),
         (["--set", "imagenet-real", "--labels", "real.json"], "--labels real.json is not real.json of ImageNet-ReaL"),
         (["--set", "imagenet-real", "--labels", "none.json"], "--labels none.json cannot be read"),
