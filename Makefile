@@ -118,7 +118,7 @@ docker-train: ## train in the image, on all GPUs where there are any; results in
 
 .PHONY: clean
 clean: ## remove results, scratch and environment of this checkout
-	rm -rf -- out exports releases .scratch gpu-kit cdk.out node_modules "$$VENV" "$$INFRA"
+	rm -rf -- out .scratch gpu-kit cdk.out node_modules "$$VENV" "$$INFRA"
 
 ## Data
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from trainer.contract import RUN_ID_RULE
 from trainer.recipes.config import Config, DataConfig
 from trainer.recipes.fields import to_json
 from trainer.values import as_list, as_number, as_object, as_text, as_whole, parse_object
@@ -70,7 +71,7 @@ class ModelCard:
             blur_pool=as_text("blur_pool", given.get("blur_pool", "none"), BLUR_POOLS),
             recipe=_words_of(given, "recipe"), seed=as_whole("seed", given.get("seed", 0), MOST_SEED),
             data={name: as_text(f"data.{name}", value) for name, value in data.items()},
-            run_id=_words_of(given, "run_id"),
+            run_id=as_text("run_id", given.get("run_id", ""), f"({RUN_ID_RULE})?"),  # people name folders after it
             step=_count(given, "step"), weights=_words_of(given, "weights"), commit=_words_of(given, "commit"),
             checkpoint_sha256=_words_of(given, "checkpoint_sha256"),
         )  # fmt: skip
@@ -89,7 +90,10 @@ def _count(given: Mapping[str, Any], name: str) -> int:
 
 
 def _side_of(given: Mapping[str, Any], name: str) -> int:
-    return as_whole(name, given.get(name), MOST_SIDE)
+    side = as_whole(name, given.get(name), MOST_SIDE)
+    if side < 1:
+        raise ValueError(f"{name} is {side}, and a side has at least 1 pixel")
+    return side
 
 
 def mode_named(name: object) -> ResizeMode:

@@ -55,7 +55,7 @@ def write(options: Options) -> None:
 
     member = open_member(options.model, open_store(options.store), options.weights, options.network)
     forms = choose_forms(options.forms, member.card)
-    folder = Path(options.to or Path(DEFAULT_FOLDER, member.card.run_id or member.card.network))
+    folder = Path(options.to or Path(DEFAULT_FOLDER, member.card.run_id or member.card.network)).expanduser()
     written = write_forms(member, folder, forms, replace=options.replace)
     tell("\n".join(lines_about(member, written)))
     if not options.forms:
@@ -73,7 +73,7 @@ def lines_about(member: Member, written: tuple[Exported, ...]) -> list[str]:
     for one in written:
         size = show_bytes(one.file.stat().st_size)
         lines.append(
-            f"{one.file}: {one.form.what}, {size}; read back, its logits differ by at most {one.difference:.1g}"
+            f"{one.file}: {one.form.what}, {size}; read back, its logits differ by at most {one.difference.in_words()}"
         )
     return [*lines, f"preprocessing, which each file says, too: {preprocessing_in_words(card)}"]
 
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
         tell(f"error: {error}", sys.stderr)
         return 1
     except KeyboardInterrupt:
-        tell("stopped; nothing was written", sys.stderr)
+        tell("stopped: only files that are named above were written", sys.stderr)
         return 130
     return Exit.FINISHED
 

@@ -10,14 +10,15 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from trainer.contract import UserError
-from trainer.export.agreement import Sample, take_sample
+from trainer.export.agreement import Difference, Sample, take_sample
+from trainer.export.placement import check_targets, place
 from trainer.export.programs import OPSET, why_not_onnx, write_onnx, write_program
 from trainer.export.state_dicts import write_timm, write_torchvision
 from trainer.export.twins import why_not_timm, why_not_torchvision
 from trainer.model_card import ModelCard
 from trainer.scoring.members import Member
 
-Writer = Callable[[Member, Sample, Path], float]
+Writer = Callable[[Member, Sample, Path], Difference]
 Reason = Callable[[ModelCard], str]
 
 
@@ -38,7 +39,7 @@ class Exported:
 
     form: WeightForm
     file: Path
-    difference: float  # the largest, of logits; those beyond 1 count in parts of the largest logit
+    difference: Difference
 
 
 WEIGHT_FORMS = (
@@ -76,20 +77,18 @@ def write_forms(
 ) -> tuple[Exported, ...]:
     """Write weights into a folder, one file a form. Each is read back and compared with the member.
 
-    The files appear when all of them are right; else none does. One that is there already is only replaced where that
-    was asked for. Raises UserError.
+    The files appear when all of them are right; else none does, and those of before stay. One that is there already is
+    only replaced where that was asked for. Raises UserError.
     """
     files = {form: folder / f"{member.card.network}{form.ending}" for form in forms}
-    if not replace and (there := [str(file) for file in files.values() if file.exists()]):
-        raise UserError(f"{', '.join(there)}: there already; name another folder with --to, or add --replace")
+    check_targets(files.values(), replace=replace)
     sample, is_new = take_sample(member), not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as beside:
             written = [(form, file, Path(beside) / file.name) for form, file in files.items()]
             found = [Exported(form, file, form.write(member, sample, unfinished)) for form, file, unfinished in written]
-            for _, file, unfinished in written:
-                unfinished.replace(file)
+            place({file: unfinished for _, file, unfinished in written}, replace=replace)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{str(folder)!r} cannot be written ({error}): name another folder with --to") from error
     finally:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trainer.export.agreement import (
     OTHER_LIBRARY,
     SAME_LIBRARY,
+    Difference,
     Sample,
     check_agreement,
     largest_difference,
@@ -50,7 +51,7 @@ def trace(member: Member, sample: Sample) -> torch.export.ExportedProgram:
     return program
 
 
-def write_program(member: Member, sample: Sample, file: Path) -> float:
+def write_program(member: Member, sample: Sample, file: Path) -> Difference:
     """For `torch.export.load`. Returns the largest difference of logits. Raises UserError."""
     torch.export.save(trace(member, sample), file, extra_files=metadata_of(member.card))
     difference = largest_difference(sample, torch.export.load(file).module())
@@ -58,7 +59,7 @@ def write_program(member: Member, sample: Sample, file: Path) -> float:
     return difference
 
 
-def write_onnx(member: Member, sample: Sample, file: Path) -> float:
+def write_onnx(member: Member, sample: Sample, file: Path) -> Difference:
     """For any runtime of ONNX. Returns the largest difference of logits, by onnxruntime's CPU. Raises UserError."""
     try:
         import onnxruntime

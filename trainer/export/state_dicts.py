@@ -12,14 +12,21 @@ from torch import Tensor, nn
 
 from trainer.checkpoint.layout import BLUR_POOL
 from trainer.contract import UserError
-from trainer.export.agreement import SAME_LIBRARY, Sample, check_agreement, largest_difference, needs_package
+from trainer.export.agreement import (
+    SAME_LIBRARY,
+    Difference,
+    Sample,
+    check_agreement,
+    largest_difference,
+    needs_package,
+)
 from trainer.export.preprocessing import metadata_of
 from trainer.export.twins import TIMM_NAMES, why_not_timm, why_not_torchvision
 from trainer.model_card import ModelCard
 from trainer.scoring.members import Member
 
 
-def write_torchvision(member: Member, sample: Sample, file: Path) -> float:
+def write_torchvision(member: Member, sample: Sample, file: Path) -> Difference:
     """For torchvision's network of the same name. Returns the largest difference of logits. Raises UserError."""
     if reason := why_not_torchvision(member.card):
         raise UserError(f"--forms torchvision: {reason}")
@@ -29,7 +36,7 @@ def write_torchvision(member: Member, sample: Sample, file: Path) -> float:
     )
 
 
-def write_timm(member: Member, sample: Sample, file: Path) -> float:
+def write_timm(member: Member, sample: Sample, file: Path) -> Difference:
     """For timm's network of the same name. Returns the largest difference of logits. Raises UserError."""
     if reason := why_not_timm(member.card):
         raise UserError(f"--forms timm: {reason}")
@@ -41,7 +48,7 @@ def write_timm(member: Member, sample: Sample, file: Path) -> float:
     return _write_tensors(member, sample, file, lambda: timm.create_model(name, num_classes=sample.classes))
 
 
-def _write_tensors(member: Member, sample: Sample, file: Path, make: Callable[[], Any]) -> float:
+def _write_tensors(member: Member, sample: Sample, file: Path, make: Callable[[], Any]) -> Difference:
     tensors = {name: tensor.contiguous() for name, tensor in member.model.state_dict().items()}
     safetensors.torch.save_file(tensors, file, metadata=metadata_of_tensors(member.card))
     model: nn.Module = make()

@@ -76,7 +76,7 @@ def release_models(options: Options) -> None:
     member = open_member(seeds[0].run_id if seeds else options.models, store, options.weights, options.network)
     if seeds:
         say(f"{member.name} is the best of {len(seeds)} seeds by validation: it is released, and all are told")
-    folder = Path(options.to) if options.to else RELEASES / name_of_release(member)
+    folder = Path(options.to).expanduser() if options.to else RELEASES / name_of_release(member)
     there = read_released(folder)
     if there is not None and not options.replace:
         check_kept(options, member, folder, there)

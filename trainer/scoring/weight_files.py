@@ -6,17 +6,20 @@ told. Nothing stays random: a file without its classifier is refused.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any
 
 import torchvision
 from torch import Tensor
 
 from trainer.checkpoint.layout import BLUR_POOL, NHWC
-from trainer.contract import UserError
+from trainer.contract import RUN_ID_RULE, UserError
 from trainer.imagenet import wnids
 from trainer.learning.matching import (
     check_finite,
@@ -37,6 +40,7 @@ from trainer.store import StoreError
 from trainer.text import say
 
 ENDINGS = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt", ".pkl", ".pt2", ".onnx")  # names that are no run's
+PROGRAMS = MappingProxyType({".pt2": "a program of torch.export", ".onnx": "an ONNX graph"})  # others run them
 AVERAGED = ("ema", "swa")  # of --weights
 USUAL_SHARE = 0.875  # the crop over the short side, where nobody says otherwise
 
@@ -87,6 +91,11 @@ def open_weight_file(name: str, weights: str, network: str) -> Opened:
     `weights` is auto, model, ema or swa, and `network` torchvision's name, "" = what the tensors fit. Raises UserError,
     StoreError.
     """
+    if what := PROGRAMS.get(PurePath(name).suffix):
+        raise UserError(
+            f"{name!r} is {what}, and weights are not read from one: name the run, or the .safetensors file that "
+            "`make export` writes beside it"
+        )
     with in_own_words():
         body = read_body(name)
         content = parse_file(body, name)
@@ -100,7 +109,8 @@ def open_weight_file(name: str, weights: str, network: str) -> Opened:
         return open_content(name, content, card, "auto")
     network = network or about.get("model", "") or find_network(name, content)
     check_scorable(network)
-    card = replace(usual_card(network), blur_pool=about.get(BLUR_POOL, "none"), run_id=about.get("run", ""))
+    run_id = run if re.fullmatch(RUN_ID_RULE, run := about.get("run", "")) else ""  # others may mean anything by it
+    card = replace(usual_card(network), blur_pool=about.get(BLUR_POOL, "none"), run_id=run_id)
     blur = ", without BlurPool, of which its old version says nothing" * (NHWC in about and BLUR_POOL not in about)
     if NHWC in about:
         content, weights = of_checkpoint(name, dict(next(mappings(content))[1]), weights), "auto"

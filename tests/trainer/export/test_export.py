@@ -16,6 +16,7 @@ from tests.checkpoints import RUN
 from tests.trainer.export.weights import CLASSES, SIDE, card, member, put_run, random_model
 from trainer.contract import Exit, UserError, checkpoint_key
 from trainer.export.__main__ import main
+from trainer.export.agreement import Difference
 from trainer.export.forms import WEIGHT_FORMS, WeightForm, choose_forms, write_forms
 from trainer.export.twins import TIMM_NAMES
 from trainer.model_card import ModelCard
@@ -76,7 +77,7 @@ def test_every_twin_in_timm_has_the_tensors_of_torchvision() -> None:
 
 def test_a_densenet_of_timm_computes_what_torchvisions_does(tmp_path: Path) -> None:
     (written,) = write_forms(member("densenet121"), tmp_path, choose_forms("timm", card("densenet121")))
-    assert written.difference <= 1e-4
+    assert written.difference.is_within(1e-4)
     assert written.file == tmp_path / "densenet121.timm.safetensors"
 
 
@@ -99,7 +100,7 @@ def test_a_form_that_the_weights_do_not_have_is_refused_with_the_reason(
 
 
 def test_the_folder_is_as_before_where_one_form_fails(tmp_path: Path) -> None:
-    def differ(member: Member, sample: object, file: Path) -> float:
+    def differ(member: Member, sample: object, file: Path) -> Difference:
         file.write_text("half")
         raise UserError("the logits differ")
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +16,13 @@ import torch
 import torchvision
 from torch import Tensor
 
+import tests
+import trainer
 from tests.checkpoints import RUN
 from tests.trainer.export.weights import CLASSES, SIDE, card, member, put_run, random_model
 from trainer.contract import Exit, UserError
 from trainer.export.__main__ import main
-from trainer.export.agreement import OTHER_LIBRARY, check_agreement, largest_difference, take_sample
+from trainer.export.agreement import OTHER_LIBRARY, Sample, check_agreement, largest_difference, take_sample
 from trainer.model_card import ModelCard
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -58,8 +64,11 @@ def test_a_program_and_onnx_compute_what_the_weights_do_for_any_number_of_images
         (answer,) = session.run(["logits"], {"images": images.numpy()})
         assert answer.shape == (count, len(CLASSES))
         assert (torch.from_numpy(answer) - expected).abs().max() <= 1e-3
-    for file in (program, graph):
-        assert str(Path(torchvision.__file__).parent).encode() not in file.read_bytes()
+    with zipfile.ZipFile(program) as packed:
+        bodies = [graph.read_bytes(), *map(packed.read, packed.namelist())]
+    sources = [str(Path(module.__file__ or "").parent) for module in (torchvision, torch, trainer, tests)]
+    for path in (*sources, sys.prefix, str(Path.home()), str(tmp_path), tempfile.gettempdir() + "/"):
+        assert not any(path.encode() in body for body in bodies), path
 
 
 def test_a_graph_that_computes_something_else_is_not_handed_on() -> None:
@@ -73,3 +82,25 @@ def test_a_graph_that_computes_something_else_is_not_handed_on() -> None:
 
     with pytest.raises(UserError, match="differ by up to nan"):
         check_agreement(largest_difference(sample, broken), OTHER_LIBRARY, "x.onnx")
+
+
+@pytest.mark.parametrize(
+    ("logit", "other", "words", "agrees"),
+    [
+        (0.5, 0.5004, "0.0004", True),
+        (0.5, 0.5021, "0.002", False),
+        (32.0, 32.015625, "0.02 (0.0005 of the largest logit)", True),
+        (32.0, 31.0, "1 (0.03 of the largest logit)", False),
+    ],
+)
+def test_a_difference_is_told_as_it_is_and_beyond_1_also_in_parts_of_the_largest_logit(
+    logit: float, other: float, words: str, agrees: bool
+) -> None:
+    sample = Sample(torch.zeros(1, 3, 1, 1), torch.tensor([[logit, 0.25]]))
+    difference = largest_difference(sample, lambda images: torch.tensor([[other, 0.25]]))
+    assert difference.in_words() == words
+    if agrees:
+        check_agreement(difference, OTHER_LIBRARY, "x.onnx")
+    else:
+        with pytest.raises(UserError, match=re.escape(f"differ by up to {words}, and 0.001 is allowed")):
+            check_agreement(difference, OTHER_LIBRARY, "x.onnx")
