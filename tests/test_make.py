@@ -59,6 +59,13 @@ def test_a_python_that_lacks_something_is_named_with_the_fix(script: str, said: 
     assert not (tmp_path / "venv").exists()
 
 
+def test_clean_leaves_what_was_exported_and_released() -> None:
+    ended = subprocess.run(["make", "-n", "clean"], cwd=ROOT, capture_output=True, text=True, check=True)
+    removed = ended.stdout.split()
+    assert "out" in removed
+    assert not {"exports", "releases"} & {*removed}
+
+
 def test_a_set_up_environment_is_not_set_up_again() -> None:
     assert "setting up" not in make("recipes").stdout
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,6 +43,10 @@ class Options:
     """Of a run: the model, its moving average, or the mean of its last epochs; auto: what scored best."""
     network: str = ""
     """Of a file that does not say it: torchvision's name of the network; else what its tensors fit."""
+    resize: int = 0
+    """Pixels of the short side before the crop; 0 = as the weights are used to."""
+    crop: int = 0
+    """Pixels of a side of what the network sees; 0 = as the weights are used to."""
     replace: bool = False
     """Replace files that are there already."""
 
@@ -51,9 +55,11 @@ def write(options: Options) -> None:
     """Write the files, and say what each is. Raises UserError, StoreError."""
     from trainer.export.forms import choose_forms, refused_forms, write_forms
     from trainer.scoring.members import open_member
+    from trainer.scoring.views import with_sizes
     from trainer.store import open_store
 
     member = open_member(options.model, open_store(options.store), options.weights, options.network)
+    member = replace(member, card=with_sizes(member.card, options.resize, options.crop))
     forms = choose_forms(options.forms, member.card)
     folder = Path(options.to or Path(DEFAULT_FOLDER, member.card.run_id or member.card.network)).expanduser()
     written = write_forms(member, folder, forms, replace=options.replace)

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,6 +45,10 @@ class Options:
     """Of a run: the model, its moving average, or the mean of its last epochs; auto: what scored best."""
     network: str = ""
     """Of a file that does not say it: torchvision's name, as resnet50; by default what its tensors fit."""
+    resize: int = 0
+    """Pixels of the short side before the crop; 0 = as the weights are used to."""
+    crop: int = 0
+    """Pixels of a side of what the network sees; 0 = as the weights are used to."""
     replace: bool = False
     """Make a release anew that is there."""
     push: str = ""
@@ -64,6 +68,7 @@ def release_models(options: Options) -> None:
     from trainer.release.history import read_seeds
     from trainer.release.push import agree_to_overwrite, find_destination, look_up, push_folder
     from trainer.scoring.members import open_member
+    from trainer.scoring.views import with_sizes
     from trainer.store import open_store
 
     if options.license and not re.fullmatch(LICENSE_RULE, options.license):
@@ -74,6 +79,7 @@ def release_models(options: Options) -> None:
     store = open_store(options.store)
     seeds = read_seeds(store, names_of(options.models)) if "," in options.models else ()
     member = open_member(seeds[0].run_id if seeds else options.models, store, options.weights, options.network)
+    member = replace(member, card=with_sizes(member.card, options.resize, options.crop))
     if seeds:
         say(f"{member.name} is the best of {len(seeds)} seeds by validation: it is released, and all are told")
     folder = Path(options.to).expanduser() if options.to else RELEASES / name_of_release(member)

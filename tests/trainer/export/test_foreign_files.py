@@ -13,7 +13,7 @@ from tests.trainer.export.weights import card, member, random_model
 from trainer.contract import Exit, UserError
 from trainer.export.__main__ import main
 from trainer.export.forms import choose_forms, write_forms
-from trainer.model_card import METADATA_KEY
+from trainer.model_card import METADATA_KEY, ModelCard
 
 SMALL = "shufflenet_v2_x0_5"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,6 +60,18 @@ def test_a_card_with_impossible_values_is_refused(
 def test_a_file_without_a_card_goes_where_its_network_says_whatever_run_it_names(tmp_path: Path) -> None:
     assert main([save({"run": "../../../x", "model": SMALL}), "--forms", "torchvision"]) == Exit.FINISHED
     assert exported(tmp_path) == [f"home/work/exports/{SMALL}/{SMALL}.torchvision.safetensors"]
+
+
+def test_a_file_without_a_card_is_exported_with_the_sizes_that_the_user_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [save({"model": SMALL}), "--forms", "torchvision", "--to", "kept"]
+    assert main([*command, "--resize", "40", "--crop", "48"]) == Exit.USER
+    assert "use --crop 40 at most, or --resize 48 at least" in " ".join(capsys.readouterr().err.split())
+    assert main([*command, "--resize", "48", "--crop", "40"]) == Exit.FINISHED
+    with safetensors.safe_open(f"kept/{SMALL}.torchvision.safetensors", "pt") as opened:
+        found = ModelCard.from_json(opened.metadata()[METADATA_KEY])
+    assert (found.val_resize, found.val_crop) == (48, 40)
 
 
 def test_a_tilde_is_the_home_folder(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.checkpoints import RUN
 from tests.trainer.release.finished import SMALL, make_store
 from trainer.contract import Exit
+from trainer.model_card import CARD_FILE, ModelCard
 from trainer.release.__main__ import main
 from trainer.store import ObjectStore
 
@@ -31,6 +32,16 @@ def stop_at_the_readme(monkeypatch: pytest.MonkeyPatch, error: BaseException) ->
         raise error
 
     monkeypatch.setattr("trainer.release.making.readme_text", write)
+
+
+def test_a_release_has_the_sizes_and_the_folder_that_the_user_says(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert release(store, Path("~/tiny"), "--resize", "48", "--crop", "40") == Exit.FINISHED
+    card = ModelCard.from_json((tmp_path / "tiny" / CARD_FILE).read_text())
+    assert (card.val_resize, card.val_crop) == (48, 40)
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
