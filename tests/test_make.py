@@ -60,8 +60,7 @@ def test_a_python_that_lacks_something_is_named_with_the_fix(script: str, said: 
 
 
 def test_clean_leaves_what_was_exported_and_released() -> None:
-    ended = subprocess.run(["make", "-n", "clean"], cwd=ROOT, capture_output=True, text=True, check=True)
-    removed = ended.stdout.split()
+    removed = make("-n", "clean").stdout.split()
     assert "out" in removed
     assert not {"exports", "releases"} & {*removed}
 
