@@ -19,6 +19,14 @@ override FLAGS := $(if $(MEANT),$(if $(filter 0,$(MAKELEVEL)),$(shell $(FLAGS_OF
 override MEANT := $(foreach switch,$(MEANT),$(if $(filter $(switch) $(addprefix $(switch),=% :% +% ?% !%), \
   $(subst MAKEFLAGS=, ,$(FLAGS))),,$(switch)))
 $(foreach switch,$(SWITCHES),$(if $(filter $(switch),$(MEANT)),,$(eval unexport $(switch))))
+
+# Whose weights: what was typed counts, and an exported MODEL= or RUNS= does not: it would beat a RUN= that was typed.
+override WHOSE := $(filter RUN MODEL RUNS,$(TYPED))
+$(foreach name,MODEL RUNS,$(if $(filter $(name),$(TYPED)),,$(eval unexport $(name))))
+override COMMA := ,
+override one-of = $(if $(filter-out $(1),$(WHOSE))$(word 2,$(WHOSE)),@echo "error: $(WHOSE:%=%=): make $@ takes \
+  $(subst $() , or ,$(strip $(1:%=%=)))$(if $(word 2,$(1)),$(COMMA) and one alone)" >&2; exit 1)
+
 override AWS := $(if $(filter ON,$(MEANT)),$(filter aws,$(ON)))
 
 PYTHON ?= python3
@@ -85,14 +93,17 @@ report: $(VENV)/.trainer ## draw the curves of RUN= again and print its summary
 
 .PHONY: compare
 compare: $(VENV)/.trainer ## compare runs in STORE=: mean and deviation of top-1 and time, curves in one page (RUNS=digits-0,digits-1, ARGS="--output FILE")
+	$(call one-of,RUNS)
 	@$(PY_ARGS) trainer.compare
 
 .PHONY: evaluate
 evaluate: $(VENV)/.trainer ## score RUN= (or MODEL=, or RUNS=a,b,c and their ensemble) on validation images (DATA=), each once; ARGS="--soup greedy", ARGS=--help
+	$(call one-of,RUN MODEL RUNS)
 	@$(PY_ARGS) trainer.evaluate
 
 .PHONY: predict
 predict: $(VENV)/.trainer ## say what is on IMAGE= (a file, folder, glob, URL, or - for standard input), by the weights of RUN=
+	$(call one-of,RUN MODEL)
 	@$(PY_ARGS) trainer.predict $${IMAGE:+"$$IMAGE"} $${MODEL:+--model "$$MODEL"}
 
 .PHONY: export
@@ -101,6 +112,7 @@ export: $(VENV)/.export ## write the weights of RUN= for torchvision, timm, torc
 
 .PHONY: release
 release: $(VENV)/.export ## make a folder of RUN= for the Hugging Face Hub; ARGS="--push owner/name" uploads it, private
+	$(call one-of,RUN MODEL RUNS)
 	@$(PY_ARGS) trainer.release
 
 .PHONY: checkpoints

@@ -137,6 +137,40 @@ def test_an_image_and_a_model_reach_predict_whole_and_the_name_of_the_container_
     assert logged(checkout, "arguments")[1:-1] == ["-m", "trainer.predict"]
 
 
+def test_an_exported_model_does_not_beat_a_run_that_was_typed(checkout: Path) -> None:
+    for target in ("predict", "evaluate", "compare", "release"):
+        make(checkout, target, *([] if target == "compare" else ["RUN=mine"]), MODEL="other", RUNS="a,b")
+    environ = logged(checkout, "environ")
+    assert environ.count("TRAINER_RUN_ID=mine") == 3
+    assert not [one for one in environ if one.startswith(("MODEL=", "RUNS="))]
+    assert "other" not in logged(checkout, "arguments")
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["predict", "RUN=a", "MODEL=b"], "error: MODEL= RUN=: make predict takes RUN= or MODEL=, and one alone"),
+        (["predict", "RUNS=a,b"], "error: RUNS=: make predict takes RUN= or MODEL=, and one alone"),
+        (["evaluate", "RUNS=a,b", "MODEL=b"], "make evaluate takes RUN= or MODEL= or RUNS=, and one alone"),
+        (["compare", "RUN=a"], "error: RUN=: make compare takes RUNS=\n"),
+        (["release", "RUN=a", "RUNS=b,c"], "make release takes RUN= or MODEL= or RUNS=, and one alone"),
+    ],
+)
+def test_weights_that_are_named_twice_or_in_a_way_that_a_target_lacks_are_refused(
+    typed: list[str], message: str, checkout: Path
+) -> None:
+    ended = make(checkout, *typed)
+    assert ended.returncode == 2
+    assert message in ended.stderr
+    assert not (checkout / "log.arguments").exists()
+
+
+def test_each_way_to_name_weights_reaches_its_command(checkout: Path) -> None:
+    for typed in (["evaluate", "MODEL=a b"], ["evaluate", "RUNS=c,d"], ["compare", "RUNS=e,f"], ["release", "MODEL=g"]):
+        make(checkout, *typed)
+        assert typed[1] in logged(checkout, "environ")
+
+
 @pytest.mark.parametrize(
     "exported",
     [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import sys
@@ -76,6 +77,11 @@ def say(line: object) -> None:
 def tell(text: object, file: TextIO | None = None) -> None:
     """Print the text on standard output, where the answers of a command go, or on another file."""
     print(show_lines(str(text)), file=file or sys.stdout, flush=True)
+
+
+def tell_json(value: object) -> None:
+    """Print a value as JSON on standard output, whole however long it is. No letter of it steers a terminal."""
+    print(json.dumps(value, indent=1).replace("\x7f", "\\u007f"), flush=True)
 
 
 def show_lines(text: str) -> str:

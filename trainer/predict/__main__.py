@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ import tyro
 
 from trainer.contract import Exit, RunEnv, UserError
 from trainer.predict.sources import Sources, find_sources
-from trainer.text import forgive_output, show_name, tell
+from trainer.text import forgive_output, show_name, tell, tell_json
 
 if TYPE_CHECKING:
     from trainer.predict.answers import ImageAnswer, Unread
@@ -86,18 +85,22 @@ def predict(options: Options) -> int:
 
 
 def sheet_path(options: Options, sources: Sources) -> Path | None:
-    """Where the contact sheet goes; None without one. Raises UserError where that is no place for a file."""
+    """Where the contact sheet goes; None without one. Raises UserError where that is no place for it."""
+    if not options.sheet and not sources.folder:
+        return None
+    from trainer.predict.sheet import check_place
     from trainer.process.scratch import open_scratch
 
     if options.sheet:
         path = Path(options.sheet).expanduser().absolute()
         if path.suffix.lower() != ".png" or not path.parent.is_dir() or path.is_dir():
             raise UserError(f"--sheet {show_name(options.sheet)}: name a .png file in a folder that exists")
-        return path
-    if not sources.folder:
-        return None
-    words = "".join(letter if letter.isalnum() else "-" for letter in Path(sources.folder).absolute().name).strip("-")
-    return open_scratch(options.scratch) / f"predictions-{words or 'images'}.png"
+    else:
+        name = Path(sources.folder).absolute().name
+        words = "".join(letter if letter.isalnum() else "-" for letter in name).strip("-")
+        path = open_scratch(options.scratch) / f"predictions-{words or 'images'}.png"
+    check_place(path, [one.address for one in sources.images if one.kind == "file"])
+    return path
 
 
 def describe_member(member: Member) -> str:
@@ -138,10 +141,9 @@ def tell_answers(member: Member, found: Iterable[ImageAnswer | Unread], as_json:
         else:
             tell(answer_text(one, top))
         if path:
-            sheet.add(one.seen.pixels, f"{top[0]['name']}  {show_share(one.top[0][1])}", Path(one.source.address).name)
+            sheet.add(one.seen.pixels, f"{top[0]['name']}  {show_share(one.top[0][1])}", Path(one.source.name).name)
     if as_json:
-        found_all = {"model": member.name, "network": member.card.network, "images": images, "unread": unread}
-        tell(json.dumps(found_all, indent=1))  # in lines, of which none is too long for `tell`
+        tell_json({"model": member.name, "network": member.card.network, "images": images, "unread": unread})
     if path and answered:
         sheet.write(path)
         part = f" (the first {len(sheet.tiles)} of {answered:,} images)" if len(sheet.tiles) < answered else ""
@@ -154,7 +156,7 @@ def tell_answers(member: Member, found: Iterable[ImageAnswer | Unread], as_json:
 def answer_text(answer: ImageAnswer, top: list[dict[str, Any]]) -> str:
     """The image and its classes, one a line."""
     odd = f"  ({', '.join(answer.seen.odd)})" if answer.seen.odd else ""
-    lines = [f"{show_share(one['probability']):>9}  {one['name']}" for one in top]
+    lines = [f"{show_share(one['probability']):>9}  {show_name(one['name'])}" for one in top]
     return "\n".join([f"{answer.source.name}{odd}", *lines])
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from trainer.scoring.views import ONE_VIEW
 from trainer.text import show_bytes
 
 IMAGES_AT_A_TIME = 32
+MOST_FILE_BYTES = 512 << 20  # of an image on disk
 ORIENTATION, UPRIGHT = 0x0112, 1  # of EXIF
 
 
@@ -117,11 +118,22 @@ def _read_bytes(source: ImageSource) -> tuple[bytes, str]:
     if source.kind == "url":
         return fetch_image(source.address)
     if source.kind == "file":
-        return Path(source.address).read_bytes(), ""
+        return _read_file(source.address), ""
     data = sys.stdin.buffer.read(MOST_IMAGE_BYTES + 1)
     if len(data) > MOST_IMAGE_BYTES:
         raise NoImageError(f"it has more than {show_bytes(MOST_IMAGE_BYTES)}: name a file instead")
     return data, ""
+
+
+def _read_file(path: str) -> bytes:
+    """A folder or a pattern may have pipes and devices in it, of which some have no end, and others never begin."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise NoImageError("it is a pipe, a device or a socket, and no file")
+        if found.st_size > MOST_FILE_BYTES:
+            raise NoImageError(f"it has more than {show_bytes(MOST_FILE_BYTES)}: make it smaller")
+        return file.read(found.st_size)
 
 
 def _turned(data: bytes) -> tuple[str, ...]:

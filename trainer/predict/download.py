@@ -1,23 +1,28 @@
 """Fetches one image from a web address: https or http only, within a limit of bytes and of seconds.
 
-A redirect to another kind of address, such as a file of this machine, is refused. Each host that is asked is told.
+A redirect to another kind of address, such as a file of this machine, is refused. So is one from https
+to http, and one into a private network where the first address is not there. Each host that is asked is told.
 """
 
 from __future__ import annotations
 
 import http.client
+import ipaddress
+import socket
 import threading
 import time
 from typing import IO, Any
 from urllib import request
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
+from trainer.predict.sources import show_address
 from trainer.text import say, show_bytes, show_name
 
 MOST_IMAGE_BYTES = 64 << 20  # of an image from the web or from standard input
 MOST_FETCH_SECONDS = 30.0  # from the first packet to the last byte, redirects and slow answers included
 BYTES_AT_ONCE = 1 << 16
+KEPT = "/%:@!$&'()*+,;=~"  # letters of a path that mean something, or are quoted already
 AGENT = "resnet-spot"  # some servers refuse urllib's own
 
 
@@ -68,7 +73,7 @@ def _download(url: str) -> tuple[bytes, str]:
         opener.add_handler(handler)
     say(f"asking {_host(url)} for an image")
     until = time.monotonic() + MOST_FETCH_SECONDS
-    asked = request.Request(url, headers={"User-Agent": AGENT, "Accept": "image/*"})
+    asked = request.Request(quoted(url), headers={"User-Agent": AGENT, "Accept": "image/*"})
     with opener.open(asked, timeout=MOST_FETCH_SECONDS) as answer:
         _check_size(int(answer.headers.get("Content-Length") or 0))
         body = bytearray()
@@ -78,6 +83,17 @@ def _download(url: str) -> tuple[bytes, str]:
             if time.monotonic() > until:
                 raise _too_slow()
         return bytes(body), str(answer.headers.get_content_type())
+
+
+def quoted(url: str) -> str:
+    """The address as a server takes it: letters beyond ASCII as %C3%A9, those of a host as xn--…. Raises ValueError."""
+    parts = urlsplit(url)
+    host = parts.netloc
+    if parts.hostname and not host.isascii():
+        port = f":{parts.port}" if parts.port else ""
+        host = f"{parts.hostname.encode('idna').decode()}{port}"
+    path, query = (quote(text, f"{KEPT}?", errors="surrogateescape") for text in (parts.path, parts.query))
+    return parts._replace(netloc=host, path=path, query=query).geturl()
 
 
 def _check_size(count: int) -> None:
@@ -92,13 +108,36 @@ def _host(url: str) -> str:
 
 
 class _ToldRedirects(request.HTTPRedirectHandler):
-    """Follows redirects to http and https, as its base does. That would follow one to ftp, too."""
+    """Follows redirects to http and https, as its base does. That would follow one to ftp or to this machine, too."""
 
     def redirect_request(
         self, req: request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
     ) -> request.Request | None:
-        if urlsplit(newurl).scheme not in ("http", "https"):
+        if why := fault_of_redirect(req, newurl):
             fp.close()
-            raise NoImageError(f"it redirects to {show_name(newurl)}, which is no web address")
+            raise NoImageError(f"it redirects to {show_address(newurl)}, {why}")
         say(f"it redirects to {_host(newurl)}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def fault_of_redirect(asked: request.Request, url: str) -> str:
+    """Why this redirect is not followed, or "". Raises ValueError for what is no address."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        return "which is no web address"
+    if (asked.type, parts.scheme) == ("https", "http"):
+        return "which anybody on the way can read and change: find the image's https:// address"
+    if "@" in parts.netloc:
+        return "which has a user's name in it: find the image's own address"
+    if _is_internal(parts.hostname or "") and not _is_internal(asked.origin_req_host.strip("[]")):
+        return "which lies in a private network: if that is meant, name that address itself"
+    return ""
+
+
+def _is_internal(host: str) -> bool:
+    """Whether any address of a host is one of this machine or of a private network."""
+    try:
+        found = socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError):
+        return False  # a proxy may know the name; without one, the connection fails
+    return any(not ipaddress.ip_address(str(one[4][0]).partition("%")[0]).is_global for one in found)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from trainer.contract import UserError
 from trainer.text import show_name
@@ -67,8 +68,28 @@ def _standard_input() -> ImageSource:
 def _address(text: str, scheme: str) -> ImageSource:
     if scheme.lower() not in ("http", "https"):
         advice = "name the path of the file" if scheme.lower() == "file" else "copy the image here first"
-        raise UserError(f"{show_name(text)} is not fetched: an address begins with https:// or http://; {advice}")
-    return ImageSource("url", text, show_name(text))
+        raise UserError(f"{show_address(text)} is not fetched: an address begins with https:// or http://; {advice}")
+    if "@" in _authority(text):
+        raise UserError(
+            f"{show_address(text)} is not fetched: a password in an address is seen by everybody on this machine; "
+            "fetch the image yourself, and name the file"
+        )
+    return ImageSource("url", text, show_address(text))
+
+
+def show_address(url: str) -> str:
+    """An address without what may be secret in it: a user's name, a password, and the query, where signatures are."""
+    head, mark, _ = url.partition("#")[0].partition("?")
+    authority = _authority(url)
+    shown = head.replace(authority, authority.rpartition("@")[2], 1) if "@" in authority else head
+    return show_name(shown) + "?…" * bool(mark)
+
+
+def _authority(url: str) -> str:
+    try:
+        return urlsplit(url).netloc
+    except ValueError as error:
+        raise UserError(f"{show_name(url.partition('?')[0])} is no address ({error}): correct it") from error
 
 
 def _files(text: str) -> tuple[list[str], int, bool]:

@@ -31,7 +31,8 @@ class Options:
 
     models: tyro.conf.Positional[str]
     """What to release: a run (its best checkpoint), RUN@newest, RUN@STEP, or a file of exported weights. Several runs
-    with commas between them are seeds of one recipe: the best is released. Else $RUNS or $TRAINER_RUN_ID."""
+    with commas between them are seeds of one recipe: the best is released. Else $RUNS, $MODEL or
+    $TRAINER_RUN_ID."""
     store: str
     """Where the runs live: s3://bucket/prefix or a directory; else $TRAINER_STORE."""
     to: str = ""
@@ -151,7 +152,10 @@ def history_of(store: ObjectStore, member: Member) -> History:
 
 def main(arguments: list[str] | None = None) -> int:
     given: dict[str, Any] = {
-        "models": os.environ.get("RUNS") or os.environ.get(RunEnv.variable("run_id")) or tyro.MISSING,
+        "models": os.environ.get("RUNS")
+        or os.environ.get("MODEL")
+        or os.environ.get(RunEnv.variable("run_id"))
+        or tyro.MISSING,
         "store": os.environ.get(RunEnv.variable("store")) or tyro.MISSING,
     }
     try:

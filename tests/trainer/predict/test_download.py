@@ -6,12 +6,13 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
+from urllib.request import Request
 
 import pytest
 
 from tests.trainer.predict.website import JPEG, Web, send
 from trainer.predict import download
-from trainer.predict.download import NoImageError, fetch_image
+from trainer.predict.download import NoImageError, fault_of_redirect, fetch_image, quoted
 
 
 def redirect_to(address: str) -> Callable[[BaseHTTPRequestHandler], None]:
@@ -47,6 +48,42 @@ def test_a_redirect_is_followed_and_told(web: Web, capfd: pytest.CaptureFixture[
 def test_a_redirect_away_from_the_web_is_refused(address: str, web: Web) -> None:
     web.answer = redirect_to(address)
     assert address in refusal(web.url)
+
+
+REDIRECTS = [
+    "http://127.0.0.1:80/", "http://localhost/", "http://[::1]/", "http://169.254.169.254/latest", "http://10.1.2.3/",
+    "http://192.168.0.1/", "http://2130706433/", "http://0/", "http://[::ffff:127.0.0.1]/", "http://[fe80::1]/",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", REDIRECTS)
+def test_a_redirect_from_the_web_into_a_private_network_is_refused(
+    address: str, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://{web.host}")  # so that a public address is answered here
+    web.answer = redirect_to(f"{address}cat.jpg?key=1")
+    said = refusal("http://93.184.215.14/cat.jpg")
+    assert said.startswith(f"it redirects to {address}cat.jpg?…, which lies in a private network")
+
+
+def test_a_redirect_that_shows_what_is_fetched_to_others_is_refused() -> None:
+    asked = Request("https://93.184.215.14/cat.jpg")
+    assert "anybody on the way can read" in fault_of_redirect(asked, "http://93.184.215.14/cat.jpg")
+    assert "user's name" in fault_of_redirect(asked, "https://me:password@93.184.215.14/cat.jpg")
+    assert not fault_of_redirect(asked, "https://93.184.215.15/cat.jpg")
+
+
+def test_an_address_may_have_letters_of_any_alphabet(web: Web) -> None:
+    asked = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        send(handler, JPEG, "image/jpeg")
+
+    web.answer = answer
+    assert fetch_image(f"http://{web.host}/café 1%20.jpg?größe=1&b=%C3%A9")[0] == JPEG
+    assert asked == ["/caf%C3%A9%201%20.jpg?gr%C3%B6%C3%9Fe=1&b=%C3%A9"]
+    assert quoted("https://bücher.example:8443/a") == "https://xn--bcher-kva.example:8443/a"
 
 
 def test_a_redirect_to_itself_ends(web: Web) -> None:

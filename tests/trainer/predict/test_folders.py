@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.images import photo
+from tests.images import encode, photo
 from trainer.contract import UserError
-from trainer.predict.sheet import GAP, MOST_TILES, TEXT, TILE, ContactSheet
+from trainer.predict.sheet import GAP, MOST_TILES, TEXT, TILE, ContactSheet, check_place
 from trainer.predict.sources import find_sources
 
 
@@ -85,3 +85,28 @@ def test_a_sheet_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="name another with --sheet"):
         sheet.write(tmp_path / "taken.png")
     assert [path.name for path in tmp_path.iterdir()] == ["taken.png"]
+
+
+def test_a_sheet_takes_names_with_line_breaks(tmp_path: Path) -> None:
+    sheet = ContactSheet()
+    sheet.add(np.asarray(photo(1)), "a\nclass  12.3 %", "my\r\ncat.jpg")
+    sheet.write(tmp_path / "sheet.png")
+    assert [tile[1:] for tile in sheet.tiles] == [("a\\nclass  12.3 %", "my\\r\\ncat.jpg")]
+
+
+def test_a_sheet_replaces_a_sheet_and_no_other_file(tmp_path: Path) -> None:
+    sheet = ContactSheet()
+    sheet.add(np.asarray(photo(1)), "an answer", "cat.jpg")
+    path, link, another = tmp_path / "sheet.png", tmp_path / "link.png", tmp_path / "photo.png"
+    check_place(path, [])
+    sheet.write(path)
+    check_place(path, [str(another), "missing.png"])
+    link.symlink_to("sheet.png")
+    for images in ([str(path)], [str(another), str(link)]):
+        with pytest.raises(UserError, match=r"sheet.png, which is one of the images: name another with --sheet"):
+            check_place(path, images)
+    another.write_bytes(encode(photo(1), "PNG"))
+    (tmp_path / "dangling.png").symlink_to("nowhere")
+    for taken in (another, tmp_path / "dangling.png"):
+        with pytest.raises(UserError, match=r"which is there, and is no contact sheet: name another with --sheet"):
+            check_place(taken, [])

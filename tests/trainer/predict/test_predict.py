@@ -6,90 +6,32 @@ import io
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
-import torch
 from PIL import Image
-from torch import Tensor
 
 from tests.images import encode, photo
+from tests.trainer.predict.exported import CLASSES, Said
 from tests.trainer.predict.website import JPEG, Web, send
 from tests.trainer.standins import StandInSplit
 from trainer.contract import Exit
-from trainer.learning.model import build_model
 from trainer.learning.world import join
-from trainer.model_card import METADATA_KEY, ModelCard
-from trainer.predict.__main__ import main
 from trainer.predict.sheet import GAP, TEXT, TILE
-from trainer.recipes.config import Config, DataConfig, ModelConfig
+from trainer.recipes.config import Config, DataConfig
 from trainer.scoring.forward import predict_split
 from trainer.scoring.members import open_member
 from trainer.scoring.predictions import Predictions
 from trainer.store import open_store
 
-NETWORK, CLASSES = "shufflenet_v2_x0_5", ("ant", "bee", "cat", "dog")
-WNIDS = ("n01440764", "n01443537", "n01484850", "n01491361")
 CONFIG = Config(precision="fp32", device="cpu", data=DataConfig(workers=1))
-Said = Callable[..., tuple[int, str, str]]
-
-
-def answers(seed: int) -> dict[str, Tensor]:
-    """Random weights whose answers differ between images."""
-    torch.manual_seed(seed)
-    model = build_model(ModelConfig(name=NETWORK, num_classes=len(CLASSES))).train()
-    with torch.no_grad():
-        for _ in range(3):  # statistics of noise: else every image gets the same answer
-            model(torch.randn(8, 3, 32, 32))
-    return model.state_dict()
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Exported weights: made, wnids and nameless, whose classes have other names, and damaged ones."""
-    root, weights = tmp_path_factory.mktemp("predict"), answers(0)
-    (root / "store").mkdir()
-    card = ModelCard(
-        network=NETWORK, classes=CLASSES, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.2), val_resize=36, val_crop=32
-    )
-    names = {"made": CLASSES, "damaged": CLASSES, "nameless": (), "wnids": WNIDS}
-    for name, classes in names.items():
-        huge = {"fc.weight": torch.full_like(weights["fc.weight"], 3e38)} if name == "damaged" else {}
-        about = {METADATA_KEY: replace(card, classes=classes).to_text()}
-        safetensors.torch.save_file(weights | huge, root / f"{name}.safetensors", metadata=about)
-    return root
-
-
-@pytest.fixture
-def said(root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Said:
-    """Runs the command: exit code, standard output, standard error."""
-    monkeypatch.chdir(root)
-    for name, value in (("STORE", "store"), ("SCRATCH_DIR", "scratch"), ("RUN_ID", "./made.safetensors")):
-        monkeypatch.setenv(f"TRAINER_{name}", value)
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return run
 
 
 def tops(output: str) -> dict[str, list[dict[str, Any]]]:
     return {Path(one["image"]).name: one["top"] for one in json.loads(output)["images"]}
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(3):
-        (folder / f"{number}.jpg").write_bytes(encode(photo(number)))
-    return folder
 
 
 def test_probabilities_are_those_of_validation(said: Said, root: Path, tmp_path: Path) -> None:
@@ -228,28 +170,3 @@ def test_weights_that_are_not_finite_end_it(said: Said, photos: Path) -> None:
     code, output, told = said(photos / "0.jpg", "--model", "./damaged.safetensors")
     assert (code, output) == (Exit.USER, "")
     assert "./damaged.safetensors gives outputs that are not finite" in told
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "no image is named"),
-        (["missing.jpg"], "missing.jpg does not exist"),
-        (["missing-*.jpg"], "no image matches the pattern missing-*.jpg"),
-        (["file:///etc/passwd"], "file:///etc/passwd is not fetched"),
-        (["s3://bucket/cat.jpg"], "copy the image here first"),
-        (["/dev/zero"], "neither a file nor a folder"),
-        ([" "], "no path"),
-        (["{photos}/0.jpg", "--top", "0"], "--top 0"),
-        (["{photos}/0.jpg", "--sheet", "sheet.jpg"], "name a .png file"),
-        (["{photos}/0.jpg", "--device", "cuda"], "torch finds no such device"),
-        (["{photos}/0.jpg", "--model", "unknown"], "unknown"),
-    ],
-)
-def test_what_cannot_be_is_refused_with_its_fix(arguments: list[str], message: str, said: Said, photos: Path) -> None:
-    if "cuda" in arguments and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    code, output, told = said(*(argument.format(photos=photos) for argument in arguments))
-    assert (code, output) == (Exit.USER, "")
-    assert told.startswith("error: ")
-    assert message in told
