@@ -119,7 +119,8 @@ def open_prepared(
     index = read_index(folder)
     opened = Data(folder, index, config)
     if world.is_main:
-        tell_other_data(card, index)
+        tell_other_data(members, index)
+        tell_enlarged(opened, max(sides, default=card.val_resize))
     return ScoredSet(
         name=index.name, prefix="val", classes=index.classes, identity=data_identity(index),
         labels=opened.open("val", card.val_resize).labels, open=lambda pixels: opened.open("val", pixels),
@@ -182,15 +183,27 @@ def own_data(card: ModelCard, scratch: Path, store: ObjectStore) -> str:
     return f"{store.uri.rstrip('/')}/{folder}"
 
 
-def tell_other_data(card: ModelCard, index: Index) -> None:
-    """Say so where the images are not those that the card names: its scores and these cannot be compared."""
-    known_by = "sha256" if card.data.get("sha256") else "fingerprint"
-    before, now = card.data.get(known_by, ""), data_identity(index)[known_by]
-    if before and before != now:
+def tell_other_data(members: Sequence[Member], index: Index) -> None:
+    """Say so where the images are not those that a card names: its scores and these cannot be compared."""
+    for member in members:
+        data = member.card.data
+        known_by = "sha256" if data.get("sha256") else "fingerprint"
+        before, now = data.get(known_by, ""), data_identity(index)[known_by]
+        if before and before != now:
+            say(
+                f"note: the weights of {member.name} were trained with data {data.get('name', '')} "
+                f"{data.get('version', '')} ({known_by} {before[:16]}), and these images are of {index.name} "
+                f"{index.version} ({known_by} {now[:16] or 'unknown'}): compare scores with care"
+            )
+
+
+def tell_enlarged(data: Data, side: int) -> None:
+    """Say so where validation images are stored with less than this short side, the largest that is asked for."""
+    stored = data.open("val", side).short_side
+    if stored < side:
         say(
-            f"note: the weights were trained with data {card.data.get('name', '')} {card.data.get('version', '')} "
-            f"({known_by} {before[:16]}), and these images are of {index.name} {index.version} ({known_by} "
-            f"{now[:16] or 'unknown'}): compare scores with care"
+            f"note: {data.index.name} is stored with {stored} px, so what is resized to more, up to {side} px, is "
+            "enlarged: to score it as sharp as it could be, prepare that size (--val-sides)"
         )
 
 

@@ -18,7 +18,7 @@ import torch
 from trainer.contract import UserError
 from trainer.data.reading.decode import Picture
 from trainer.data.reading.loader import pictures_of
-from trainer.data.reading.split import EncodedImages, PreparedSplit
+from trainer.data.reading.split import EncodedImages
 from trainer.learning.world import World, all_sum, empty_cache
 from trainer.model_card import ModelCard
 from trainer.recipes.config import Config
@@ -30,7 +30,6 @@ from trainer.scoring.members import Member
 from trainer.scoring.passes import show_progress, telling_what_is_short
 from trainer.scoring.probabilities import config_for, log_probabilities
 from trainer.scoring.views import ONE_VIEW, check_pictures, largest_side
-from trainer.text import say
 
 CROP_RATIOS = (0.875, 0.95, 1.0)  # of the crop to the resized short side, as timm's crop_pct
 MOST_RESOLUTIONS = 12
@@ -126,13 +125,7 @@ def run_sweeps(
         raise UserError(f"--sweep chooses sizes on validation images, and {scored.name} has none: leave --sweep out")
     found = {}
     for member, pictures in plans.items():
-        largest = largest_side(pictures)
-        images = scored.open(largest)
-        if isinstance(images, PreparedSplit) and images.short_side < largest and world.is_main:
-            say(
-                f"note: {scored.name} is stored with {images.short_side} px, so what is resized to more, up to "
-                f"{largest} px, is enlarged: to score it as sharp as it could be, prepare that size (--val-sides)"
-            )
+        images = scored.open(largest_side(pictures))
         with (
             telling_what_is_short(scratch, base),
             show_progress(len(images), f"sizes of {member.name}", world) as track,
