@@ -88,6 +88,7 @@ class Results:
 
     members: list[Evaluation]
     together: dict[str, Together]
+    soup: Soup | None = None  # for --write
 
 
 def score_models(options: Options, world: World) -> Results | None:
@@ -98,6 +99,7 @@ def score_models(options: Options, world: World) -> Results | None:
     from trainer.scoring.data import check_all_readable, without_unreadable
     from trainer.scoring.image_sets import narrowed
     from trainer.scoring.passes import predictions_folder, run_passes
+    from trainer.scoring.record import evaluate_answers
     from trainer.scoring.soups import check_soup
     from trainer.scoring.sweep import run_sweeps, sweep_plans
     from trainer.scoring.together import score_ensemble, score_soup
@@ -128,26 +130,23 @@ def score_models(options: Options, world: World) -> Results | None:
             together["ensemble"] = score_ensemble(answers, found, scored, folder)
         if soup is not None:
             together["soup"] = score_soup(soup, evaluate_answers(soup.answers, soup.scored, base, world, views))
-        return Results(members=found, together=together)
+        return Results(members=found, together=together, soup=soup)
 
 
 def stir(
     options: Options, store: ObjectStore, answers: Sequence[Answers], scored: ScoredSet, world: World, folder: Path,
     views: Views,
 ) -> Soup:  # fmt: skip
-    """The soup of the members, which is written if that was asked for. Raises UserError, StoreError."""
+    """The soup of the members. Raises UserError, StoreError."""
     from trainer.scoring.data import open_training, run_config_of
     from trainer.scoring.selection import Kitchen, make_soup
-    from trainer.scoring.soups import soup_card, statistics_pixels, write_soup
+    from trainer.scoring.soups import soup_card, statistics_pixels
 
     scratch, card = open_scratch(options.scratch), answers[0].member.card
     pixels = statistics_pixels(soup_card([one.member.card for one in answers]))
     training = open_training(options.data, scratch, store, card, pixels, world, options.workers)
     kitchen = Kitchen(scored, training, run_config_of(store, card), base_config(options), world, folder, views)
-    soup = make_soup(options.soup, answers, kitchen)
-    if options.write and world.is_main:
-        write_soup(soup.member, soup.chosen, options.write)
-    return soup
+    return make_soup(options.soup, answers, kitchen)
 
 
 def open_members(options: Options, store: ObjectStore) -> list[Member]:
@@ -182,20 +181,6 @@ def open_scored(
     return scored
 
 
-def evaluate_answers(answers: Answers, scored: ScoredSet, base: Config, world: World, views: Views) -> Evaluation:
-    """What the answers of a member are worth, and how fast it gives one."""
-    from trainer.scoring.measures import measure
-    from trainer.scoring.record import Evaluation
-    from trainer.scoring.speed import latency_seconds
-
-    member, prefix = answers.member, scored.prefix if views.is_plain else f"{scored.prefix}_tta"
-    return Evaluation(
-        name=member.name, prefix=prefix, card=member.card, scored=scored, seconds=answers.seconds, base=base,
-        measures=measure(answers.predictions, scored.truth_of(answers.predictions)), device=world.device.type,
-        latency=latency_seconds(member, base, world) if views.is_plain else None, views=views,
-    )  # fmt: skip
-
-
 def base_config(options: Options) -> Config:
     """What does not depend on the weights. Raises UserError."""
     from trainer.recipes.config import Config, DataConfig
@@ -212,27 +197,28 @@ def base_config(options: Options) -> Config:
 
 
 def keep(found: Results, options: Options) -> None:
-    """Print the results and store each with its run; write all into --output. Raises UserError, StoreError."""
+    """Print the results, write the files that were asked for, store each with its run. Raises UserError, StoreError."""
+    from trainer.scoring.record import name_in_store, write_output
+    from trainer.scoring.soups import write_soup
     from trainer.scoring.table import evaluation_text
     from trainer.scoring.together import members_text
-    from trainer.scoring.views import variant_of
-    from trainer.store import naming_the_fix, open_store
+    from trainer.store import open_store
 
     store, records = open_store(options.store), [one.to_json() for one in found.members]
     tell(members_text(found.members) if found.together else evaluation_text(found.members[0]))
     for several in found.together.values():
         tell(f"\n{several.text()}")
+    if found.soup is not None and options.write:
+        write_soup(found.soup.member, found.soup.chosen, options.write)
+        tell(f"written: {options.write}")
+    if options.output:
+        together = {name: several.to_json() for name, several in found.together.items()}
+        write_output(options.output, {"evaluations": records} | together)
+        tell(f"written: {options.output}")
     for one, record in zip(found.members, records, strict=True):
         if one.card.run_id and one.name.partition("@")[0] == one.card.run_id:  # a run of this store
-            name = one.scored.name + variant_of(one.views, options.resize, options.crop)
+            name = name_in_store(one, options.resize, options.crop, options.weights)
             keep_with_run(one, name, record, store)
-    if options.output:
-        with naming_the_fix(f"--output {options.output!r}"):
-            together = {name: several.to_json() for name, several in found.together.items()}
-            Path(options.output).write_text(json.dumps({"evaluations": records} | together, indent=1) + "\n")
-        tell(f"written: {options.output}")
-    if options.write:
-        tell(f"written: {options.write}")
 
 
 def keep_with_run(one: Evaluation, name: str, record: dict[str, Any], store: ObjectStore) -> None:
@@ -265,11 +251,13 @@ def main(arguments: list[str] | None = None) -> int:
     from trainer.learning.device import check_device
     from trainer.learning.world import join
     from trainer.scoring.corruption_record import score_imagenet_c
+    from trainer.scoring.record import check_output
     from trainer.setup import set_backends
     from trainer.store import StoreError, open_store
 
     try:
         base = base_config(options)
+        check_output(options.output)
         with join(base) as world:
             if options.device == "cuda" and world.device.type != "cuda":
                 raise UserError(

@@ -75,6 +75,13 @@ def test_the_newest_evaluations_come_first_and_a_large_picture_stays_out(store: 
     assert len(shown) < 2_000_000
 
 
+def test_the_speed_of_a_pass_that_others_shared_is_not_shown(store: ObjectStore) -> None:
+    shared = RECORD | {"speed": RECORD["speed"] | {"members_in_pass": 3}}
+    store.put(run_key("run", "evaluations/imagenet.json"), json.dumps(shared).encode())
+    assert "images/s" not in page(store)
+    assert "4.2 ms" in page(store)
+
+
 def test_a_page_with_as_many_and_as_large_pictures_as_it_takes_is_below_2_mb(store: ObjectStore) -> None:
     for number in range(MOST_SHOWN):
         store.put(run_key("run", f"evaluations/set-{number}.json"), json.dumps(RECORD).encode())

@@ -76,6 +76,7 @@ def _record_of(given: Mapping[str, Any]) -> dict[str, Any]:
         "images": as_whole("data.images", data.get("images")),
         "scores": {name: float(as_number(name, value)) for name, value in scores.items()},
         "speed": float(as_number("images_per_second", speed.get("images_per_second", 0))),
+        "members_in_pass": as_whole("members_in_pass", speed.get("members_in_pass", 1)),
         "latency": None if latency is None else float(as_number("latency_seconds", latency)),
         "classes": [_class_of(as_object("a class", one)) for one in as_list("classes", given.get("classes", []))],
         "mistakes": [_mistake_of(as_object("a mistake", one)) for one in mistakes],
@@ -105,7 +106,9 @@ def _section(one: Scored) -> str:
     found = one.found
     when = f"{datetime.fromtimestamp(found['time'], UTC):%Y-%m-%d %H:%M} UTC"
     about = f"{found['images']:,} images, step {found['step']:,}, {found['weights'] or 'unknown'} weights, {when}"
-    told = [*_told_scores(found["scores"]), ("images/s", f"{found['speed']:,.0f}")]
+    told = _told_scores(found["scores"])
+    if found["members_in_pass"] == 1:  # else it is the speed of several
+        told.append(("images/s", f"{found['speed']:,.0f}"))
     if found["latency"] is not None:
         told.append(("one image", f"{found['latency'] * 1000:.1f} ms"))
     facts = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in told)

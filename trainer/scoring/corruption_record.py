@@ -19,11 +19,11 @@ from trainer.scoring.image_sets import SetOptions, narrowed
 from trainer.scoring.members import Member
 from trainer.scoring.passes import predictions_folder, run_passes
 from trainer.scoring.predictions import LEFT_OUT, Predictions, Truth
-from trainer.scoring.record import RECORD_FORMAT, evaluation_key
+from trainer.scoring.record import RECORD_FORMAT, evaluation_key, write_output
 from trainer.scoring.robustness import SetRequest, open_parts
 from trainer.scoring.table import columns
 from trainer.scoring.views import ONE_VIEW
-from trainer.store import ObjectStore, naming_the_fix, open_store
+from trainer.store import ObjectStore, open_store
 from trainer.text import show_name, tell
 
 
@@ -134,6 +134,5 @@ def keep_corruptions(found: Sequence[CorruptionEvaluation], store: ObjectStore, 
             store.put(key := evaluation_key(one.card.run_id, one.prefix), json.dumps(record, indent=1).encode())
             tell(f"stored: {store.describe(key)}")
     if output:
-        with naming_the_fix(f"--output {output!r}"):
-            Path(output).write_text(json.dumps({"evaluations": records}, indent=1) + "\n")
+        write_output(output, {"evaluations": records})
         tell(f"written: {output}")

@@ -34,7 +34,8 @@ class Answers:
 
     member: Member
     predictions: Predictions
-    seconds: float  # of the pass, decoding and members of the same geometry included
+    seconds: float  # of the pass, decoding and the other members included
+    members_in_pass: int  # with this one
 
 
 def geometry(card: ModelCard) -> tuple[int, int, str]:
@@ -52,7 +53,7 @@ def run_passes(
     """
     found = {member: Predictions(folder / str(number), len(scored.labels), outputs_of(member))
              for number, member in enumerate(members)}  # fmt: skip
-    seconds = dict[Member, float]()
+    passes = dict[Member, tuple[float, int]]()
     for _, alike in groupby(sorted(members, key=lambda one: geometry(one.card)), lambda one: geometry(one.card)):
         for group in fitting_groups(list(alike), lambda: free_memory(world.device)):
             images = scored.open(largest_side(views.pictures(group[0].card)))
@@ -64,9 +65,9 @@ def run_passes(
                 for member in group:
                     member.model.cpu()
             empty_cache(world)
-            seconds |= dict.fromkeys(group, time.monotonic() - started)
+            passes |= dict.fromkeys(group, (time.monotonic() - started, len(group)))
     barrier(world)
-    return [Answers(member, found[member], seconds[member]) for member in members]
+    return [Answers(member, found[member], *passes[member]) for member in members]
 
 
 @contextmanager

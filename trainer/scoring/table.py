@@ -63,12 +63,15 @@ def calibration_text(evaluation: Evaluation) -> str:
 
 def speed_text(evaluation: Evaluation) -> str:
     """Images per second, and the time of one."""
-    base = evaluation.base
+    base, members = evaluation.base, evaluation.members_in_pass
+    latency = "" if evaluation.latency is None else f"{evaluation.latency * 1000:.1f} ms for one, median"
+    if members > 1:
+        return latency or f"not known of one alone: {members} models shared a pass of {evaluation.seconds:.1f} s"
     text = (
         f"{evaluation.images_per_second:,.0f} images/s with decoding ({evaluation.device}, {base.precision}, "
         f"{base.val_batch_size} at a time)"
     )
-    return text if evaluation.latency is None else f"{text}; {evaluation.latency * 1000:.1f} ms for one, median"
+    return f"{text}; {latency}" if latency else text
 
 
 def worst_lines(evaluation: Evaluation) -> list[str]:

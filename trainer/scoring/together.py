@@ -52,7 +52,8 @@ def score_ensemble(
     evaluation = replace(
         alone[0], name=",".join(names), prefix=f"{alone[0].prefix}_ensemble", sweep=None,
         card=replace(card, network=" + ".join(dict.fromkeys(one.card.network for one in alone)), weights="ensemble"),
-        measures=measure(mean, scored.truth_of(mean)), seconds=sum({one.seconds for one in answers}),  # of each pass
+        measures=measure(mean, scored.truth_of(mean)), members_in_pass=1,
+        seconds=sum({one.seconds for one in answers}),  # of each pass
         latency=None if None in latencies else sum(filter(None, latencies)),
     )  # fmt: skip
     return Together(evaluation, ensemble_json(names, agreement, gain), ensemble_rows(names, agreement, gain))
@@ -73,7 +74,7 @@ def members_text(found: Sequence[Evaluation]) -> str:
         it = one.measures
         rows.append((
             show_name(one.name), f"{it.top1:.2%}", f"{it.top5:.2%}", f"{it.loss:.4f}", f"{it.ece:.2%}",
-            f"{one.images_per_second:,.0f}",
+            f"{one.images_per_second:,.0f}" if one.members_in_pass == 1 else "-",
         ))  # fmt: skip
     lines = columns(rows)
     for one in found:

@@ -66,6 +66,31 @@ def test_a_run_is_scored_on_its_own_images_as_a_plain_loop_scores_it(
     assert record["speed"]["latency_seconds"] > 0
 
 
+def test_checkpoints_and_ways_to_score_a_run_have_records_of_their_own_beside_that_of_the_run_alone(
+    root: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    index = prepare_images(root)
+    store = put_run(root, index)
+    assert main(["made,made@7", "--batch-size", "16"]) == Exit.FINISHED
+    own = store.get(f"runs/made/evaluations/{index.name}.json")
+    assert json.loads(own)["name"] == "made"
+    for options in (["--weights", "model"], ["--precision", "bf16"], ["made@newest", "--precision", "bf16"]):
+        assert main(options) == Exit.FINISHED
+    again = prepare_images(root, val=5)
+    assert main(["--data", str(root / "store/datasets" / again.name / again.version)]) == Exit.FINISHED
+    put_run(root, replace(index, name=again.name), "renamed")  # as if it were an older version of the same data
+    assert main(["renamed", "--data", str(root / "store/datasets" / again.name / again.version)]) == Exit.FINISHED
+    stored = {info.key for info in store.list("runs/") if "evaluations" in info.key and info.key.endswith(".json")}
+    assert stored == {
+        *(
+            f"runs/made/evaluations/{index.name}{other}.json"
+            for other in ("", "-step-7", "-model", "-bf16", "-step-7-bf16")
+        ),
+        f"runs/made/evaluations/{again.name}.json", f"runs/renamed/evaluations/{again.name}-{again.version}.json",
+    }  # fmt: skip
+    assert store.get(f"runs/made/evaluations/{index.name}.json") == own
+
+
 def test_members_of_other_sizes_are_scored_each_by_its_own(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     index = prepare_images(root)
     store = put_run(root, index, "one", seed=1)
@@ -80,6 +105,34 @@ def test_members_of_other_sizes_are_scored_each_by_its_own(root: Path, capfd: py
     assert all(together == pytest.approx(alone, rel=1e-5) for together, alone in found.values())
     assert len({scores[0]["val/loss"] for scores in found.values()}) == 3
     assert {info.key.split("/")[1] for info in store.list("runs/") if "evaluations" in info.key} == set(found)
+
+
+def test_the_speed_of_a_member_is_only_told_where_it_was_alone_in_its_pass(
+    root: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    index = prepare_images(root)
+    store = put_run(root, index, "one", seed=1)
+    put_run(root, index, "two", seed=2, val_resize=40)
+    put_run(root, index, "three", seed=3)
+    assert main(["one,two,three"]) == Exit.FINISHED
+    rows = {line.split()[0]: line.split()[-1] for line in capfd.readouterr().out.splitlines() if "%" in line}
+    assert rows["one"] == rows["three"] == "-"
+    assert float(rows["two"].replace(",", "")) > 0
+    records = {
+        name: json.loads(store.get(f"runs/{name}/evaluations/{index.name}.json"))["speed"]["members_in_pass"]
+        for name in ("one", "two", "three")
+    }
+    assert records == {"one": 2, "two": 1, "three": 2}
+
+
+def test_images_that_are_enlarged_are_said_whatever_asks_for_it(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    put_run(root, prepare_images(root, side=40))
+    for options in (["--resize", "64", "--crop", "64"], ["--views", "scales=1,2"]):
+        assert main(options) == Exit.FINISHED
+        said = capfd.readouterr().err
+        assert said.count("is stored with 40 px, so what is resized to more, up to 64 px, is enlarged") == 1
+    assert main(["--resize", "40"]) == Exit.FINISHED
+    assert "enlarged" not in capfd.readouterr().err
 
 
 def test_other_classes_are_refused_by_name_and_by_number(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -100,6 +153,7 @@ def test_images_that_the_weights_do_not_come_from_are_said(root: Path, capfd: py
     index = prepare_images(root)
     put_run(root, index)
     other = prepare_images(root, val=5)
+    put_run(root, other, "fresh")
     place = root / "store/datasets" / other.name / other.version
     assert main(["--data", str(place)]) == Exit.FINISHED
     told = capfd.readouterr()
@@ -109,12 +163,18 @@ def test_images_that_the_weights_do_not_come_from_are_said(root: Path, capfd: py
     assert "20 of 4 classes" in told.out
     assert main([]) == Exit.FINISHED
     assert "care" not in capfd.readouterr().err
+    assert main(["fresh,made", "--data", str(place)]) == Exit.FINISHED
+    said = capfd.readouterr().err
+    assert said.count("compare scores with care") == 1
+    assert "note: the weights of made were trained with" in said
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["nowhere"], "nowhere"), (["made@12"], "12"), ([","], "names nothing"),
+        (["made", "--output", "no/such/folder/all.json"], "--output 'no/such/folder/all.json': that is a folder, or"),
+        (["made", "--output", "/"], "--output '/': that is a folder, or"),
         (["made", "--batch-size", "0"], "1 image"), (["made", "--device", "cuda"], "--device cuda: torch finds no GPU"),
     ],
 )  # fmt: skip

@@ -21,7 +21,7 @@ from trainer.data.reading.split import PreparedSplit
 from trainer.evaluate import main
 from trainer.learning.model import build_model
 from trainer.model_card import ModelCard
-from trainer.scoring import passes, speed
+from trainer.scoring import passes, speed, sweep
 from trainer.scoring.forward import predict_split
 from trainer.scoring.halves import CHOOSING, SCORING, split_halves
 from trainer.scoring.members import Member
@@ -184,6 +184,19 @@ def test_a_soup_is_chosen_on_one_half_scored_on_the_other_and_its_file_scores_th
     assert again["scores"]["val/top1"] == right.mean()
     assert again["model"]["weights"] in ("soup", "model")
     assert sorted(one["name"] for one in again["classes"]) == sorted(CLASSES)
+
+
+def test_a_soup_is_written_after_everything_is_scored(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "sweep_member", interrupt)
+    file = tmp_path / "soup.safetensors"
+    assert main(["a,b", "--soup", "uniform", "--write", str(file), "--sweep", "32"]) == Exit.INTERRUPTED
+    assert "nothing was stored" in capfd.readouterr().err
+    assert not file.exists()
 
 
 @pytest.mark.parametrize(
