@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from trainer.scoring.selection import Soup
     from trainer.scoring.together import Together
     from trainer.scoring.views import Views
+    from trainer.setup import Data
     from trainer.store import ObjectStore
 
 
@@ -100,6 +101,7 @@ def score_models(options: Options, world: World) -> Results | None:
     from trainer.scoring.image_sets import narrowed
     from trainer.scoring.passes import predictions_folder, run_passes
     from trainer.scoring.record import evaluate_answers
+    from trainer.scoring.selection import open_statistics
     from trainer.scoring.soups import check_soup
     from trainer.scoring.sweep import run_sweeps, sweep_plans
     from trainer.scoring.together import score_ensemble, score_soup
@@ -114,11 +116,14 @@ def score_models(options: Options, world: World) -> Results | None:
     plans = sweep_plans(members, options.sweep)
     sides = [largest_side([*views.pictures(one.card), *plans.get(one, ())]) for one in members]
     scored, scratch = open_scored(options, store, members, world, sides), open_scratch(options.scratch)
+    training = None if options.soup == "none" else open_statistics(
+        members, options.data, bool(options.set), scratch, store, world, options.workers
+    )  # fmt: skip
     with predictions_folder(scratch, world) as folder:
         answers = run_passes(members, scored, base, world, folder, views)
         scored = without_unreadable(scored, world)
         check_all_readable(scored, needed=bool(plans) or options.soup != "none")
-        soup = stir(options, store, answers, scored, world, folder, views) if options.soup != "none" else None
+        soup = stir(options, store, answers, scored, world, folder, views, training) if options.soup != "none" else None
         sweeps = run_sweeps(plans, scored, base, world, scratch)
         if not world.is_main:
             return None
@@ -135,17 +140,14 @@ def score_models(options: Options, world: World) -> Results | None:
 
 def stir(
     options: Options, store: ObjectStore, answers: Sequence[Answers], scored: ScoredSet, world: World, folder: Path,
-    views: Views,
+    views: Views, training: Data | None,
 ) -> Soup:  # fmt: skip
     """The soup of the members. Raises UserError, StoreError."""
-    from trainer.scoring.data import open_training, run_config_of
+    from trainer.scoring.data import run_config_of
     from trainer.scoring.selection import Kitchen, make_soup
-    from trainer.scoring.soups import soup_card, statistics_pixels
 
-    scratch, card = open_scratch(options.scratch), answers[0].member.card
-    pixels = statistics_pixels(soup_card([one.member.card for one in answers]))
-    training = open_training(options.data, scratch, store, card, pixels, world, options.workers)
-    kitchen = Kitchen(scored, training, run_config_of(store, card), base_config(options), world, folder, views)
+    trained = run_config_of(store, answers[0].member.card)
+    kitchen = Kitchen(scored, training, trained, base_config(options), world, folder, views)
     return make_soup(options.soup, answers, kitchen)
 
 

@@ -143,6 +143,11 @@ def show_time_left(seconds: float) -> str:
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
 
 
+def show_share(share: float, decimals: int = 2) -> str:
+    """95.12 %, of a fraction."""
+    return f"{100 * share:.{decimals}f} %"
+
+
 def show_number(value: float) -> str:
     """One decimal, and none where it is a whole number."""
     return f"{value:.1f}".removesuffix(".0")

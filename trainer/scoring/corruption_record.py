@@ -24,7 +24,7 @@ from trainer.scoring.robustness import SetRequest, open_parts
 from trainer.scoring.table import columns
 from trainer.scoring.views import ONE_VIEW
 from trainer.store import ObjectStore, open_store
-from trainer.text import show_name, tell
+from trainer.text import show_name, show_share, tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +103,18 @@ def corruption_text(evaluation: CorruptionEvaluation) -> str:
     rows = [("corruption", "error", *(f"severity {severity}" for severity in SEVERITIES), "over AlexNet's")]
     for name, error in found.by_corruption.items():
         each = (found.errors.get(Corruption(name, severity)) for severity in SEVERITIES)
-        shown = ("" if one is None else f"{one:.1%}" for one in each)
-        rows.append((name, f"{error:.2%}", *shown, f"{error / ALEXNET_ERRORS[name]:.2%}"))
+        shown = ("" if one is None else show_share(one, 1) for one in each)
+        rows.append((name, show_share(error), *shown, show_share(error / ALEXNET_ERRORS[name])))
     parts = len(ALEXNET_ERRORS) * len(SEVERITIES)
-    mce = "none: it takes all parts" if found.mce is None else f"{found.mce:.2%} mean corruption error, over AlexNet's"
+    mce = (
+        "none: it takes all parts"
+        if found.mce is None
+        else f"{show_share(found.mce)} mean corruption error, over AlexNet's"
+    )
     lines = columns([
         ("images", f"{evaluation.images:,} in {len(found.errors)} of {parts} parts, {evaluation.size_text}"),
         (f"{evaluation.prefix}/mce", mce),
-        (f"{evaluation.prefix}/error", f"{found.mean:.2%} mean error"),
+        (f"{evaluation.prefix}/error", f"{show_share(found.mean)} mean error"),
     ])  # fmt: skip
     head = f"{show_name(evaluation.name)} ({network}) on {evaluation.prefix} ({show_name(evaluation.data)})"
     return "\n".join([head, *lines, "", *columns(rows)])

@@ -130,10 +130,15 @@ def open_prepared(
 def open_training(
     data: str, scratch: Path, store: ObjectStore, card: ModelCard, pixels: int, world: World, workers: int
 ) -> Data:
-    """The same data with its training images, for crops of so many pixels. Raises UserError, StoreError."""
+    """The training images of the very data that a card names, for crops of so many pixels; else those of DATA=.
+
+    Raises UserError, StoreError.
+    """
     config = run_config_of(store, card).data
     spans = frozenset({wanted_span(config, "train", pixels)})
-    folder = _staged(data, scratch, store, card, config, {"train": spans}, world, workers)
+    folder = _staged(
+        own_data(card, scratch, store) or data, scratch, store, card, config, {"train": spans}, world, workers
+    )
     return Data(folder, read_index(folder), config)
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from trainer.scoring.halves import CHOOSING_HALF, SCORING_HALF, Halves
 from trainer.scoring.predictions import LogRows, Predictions
-from trainer.text import show_name
+from trainer.text import show_name, show_share
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,16 @@ def ensemble_rows(names: Sequence[str], agreement: Agreement, gain: Gain) -> lis
     """The same for the terminal, as cells. Shares are percent."""
     shown = [show_name(name) for name in names]
     pairs = _pairs(agreement)
-    text = f"all give the same class for {agreement.of_all:.1%} of the images"
+    text = f"all give the same class for {show_share(agreement.of_all, 1)} of the images"
     if len(names) > 2:
-        two = [f"{share:.1%} ({shown[a]} and {shown[b]})" for share, a, b in (min(pairs), max(pairs))]
+        two = [f"{show_share(share, 1)} ({shown[a]} and {shown[b]})" for share, a, b in (min(pairs), max(pairs))]
         text += f"; two of them for {two[0]} to {two[1]}"
     return [
         ("agreement", text),
         (
             "gain",
             f"{100 * (gain.ensemble_top1 - gain.best_top1):+.2f} points over {shown[gain.best]}, the best member on "
-            f"{CHOOSING_HALF}: {gain.ensemble_top1:.2%} and {gain.best_top1:.2%} on {SCORING_HALF}",
+            f"{CHOOSING_HALF}: {show_share(gain.ensemble_top1)} and {show_share(gain.best_top1)} on {SCORING_HALF}",
         ),
     ]  # fmt: skip
 

@@ -13,19 +13,21 @@ from typing import Any, Literal
 
 from trainer.contract import UserError
 from trainer.data.progress import Track
-from trainer.learning.norms import IMAGES
+from trainer.learning.norms import IMAGES, norms_of
 from trainer.learning.world import World
 from trainer.recipes.config import Config
-from trainer.scoring.data import ScoredSet
+from trainer.scoring.data import ScoredSet, open_training, own_data
 from trainer.scoring.ensembles import best_choice
 from trainer.scoring.half_split import half_of
 from trainer.scoring.halves import CHOOSING, CHOOSING_HALF, SCORING, SCORING_HALF, Halves, halves_of, split_halves
 from trainer.scoring.members import Member
 from trainer.scoring.passes import Answers, run_passes
-from trainer.scoring.soups import renew_statistics, soup_of, statistics_config
+from trainer.scoring.plain_folders import is_plain_folder
+from trainer.scoring.soups import renew_statistics, soup_card, soup_of, statistics_config, statistics_pixels
 from trainer.scoring.views import Views
 from trainer.setup import Data
-from trainer.text import show_name
+from trainer.store import ObjectStore
+from trainer.text import show_name, show_share
 
 SoupKind = Literal["none", "uniform", "greedy"]
 
@@ -42,7 +44,8 @@ class Soup:
     answers: Answers  # to the scoring half
     scored: ScoredSet  # these images
     halves: tuple[Halves, ...]  # of all that might be in it
-    images: int  # of training, for the statistics; 0: of one member alone, which keeps its own
+    images: int  # of training, for the statistics; 0: of one member alone, or of networks that have none
+    source: str  # the name of their data
 
 
 @dataclass(frozen=True)
@@ -50,21 +53,21 @@ class Kitchen:
     """What making and tasting soups takes."""
 
     scored: ScoredSet
-    training: Data
+    training: Data | None  # None: these networks have no statistics, see `open_statistics`
     trained: Config  # how training images are shown
     base: Config
     world: World
     folder: Path  # for predictions
     views: Views
 
-    def mean_of(self, members: Sequence[Member], name: str) -> Member:
-        """With statistics from training images."""
+    def mean_of(self, members: Sequence[Member], name: str) -> tuple[Member, int]:
+        """The soup, and how many training images its statistics come from: 0 if it needs none."""
         soup = soup_of(members, name)
-        if len(members) > 1:
-            config = statistics_config(soup.card, self.trained, self.base, self.training.index, self.world)
-            with self._track() as alive:
-                renew_statistics(soup, self.training, config, self.world, alive)
-        return soup
+        if len(members) < 2 or self.training is None:
+            return soup, 0
+        config = statistics_config(soup.card, self.trained, self.base, self.training.index, self.world)
+        with self._track(self.training.index.splits["train"].images) as alive:
+            return soup, renew_statistics(soup, self.training, config, self.world, alive)
 
     def answers_of(self, soup: Member, half: int, name: str) -> Answers:
         """To one half of the images. `name` is that of a new folder."""
@@ -72,18 +75,35 @@ class Kitchen:
         folder.mkdir(exist_ok=True)  # another process may be first
         return run_passes([soup], half_of(self.scored, half), self.base, self.world, folder, self.views)[0]
 
-    @property
-    def images(self) -> int:
-        """That the statistics take."""
-        return min(IMAGES, self.training.index.splits["train"].images)
-
     @contextmanager
-    def _track(self) -> Iterator[Callable[[int], None]]:
+    def _track(self, images: int) -> Iterator[Callable[[int], None]]:
         if not self.world.is_main:
             yield lambda count: None
             return
-        with Track(-(-self.images // self.world.size), "images", "statistics of a soup, from training images") as track:
+        share = -(-min(IMAGES, images) // self.world.size)
+        with Track(share, "images", "statistics of a soup, from training images") as track:
             yield track.add
+
+
+def open_statistics(
+    members: Sequence[Member], data: str, is_set: bool, scratch: Path, store: ObjectStore, world: World, workers: int
+) -> Data | None:
+    """The training images that statistics of a soup come from: of the very data that the first member was trained on.
+
+    Where that is neither on this machine nor in the store, they are those of DATA=, if it has any: a robustness set and
+    a plain folder have none. None for networks without such statistics. All processes call it, before any pass.
+    Raises UserError, StoreError.
+    """
+    first = members[0]
+    if not norms_of(first.model):
+        return None
+    if data and (is_set or is_plain_folder(data)) and not own_data(first.card, scratch, store):
+        raise UserError(
+            f"--soup takes training images for the statistics of BatchNorm. Those that {first.name} was trained on are "
+            f"neither on this machine nor in {store.uri}, and DATA={data} has none: name prepared data, or leave it out"
+        )
+    pixels = statistics_pixels(soup_card([one.card for one in members]))
+    return open_training(data, scratch, store, first.card, pixels, world, workers)
 
 
 def make_soup(kind: SoupKind, answers: Sequence[Answers], kitchen: Kitchen) -> Soup:
@@ -99,7 +119,7 @@ def make_soup(kind: SoupKind, answers: Sequence[Answers], kitchen: Kitchen) -> S
     tried: list[tuple[str, float]] = []
 
     def soup_top1(candidate: tuple[Member, ...]) -> float:
-        soup = kitchen.mean_of(candidate, "soup")
+        soup, _ = kitchen.mean_of(candidate, "soup")
         found = kitchen.answers_of(soup, CHOOSING, f"soup-{len(tried)}")
         top1 = _share_right(found, half_of(kitchen.scored, CHOOSING))
         tried.append((candidate[-1].name, top1))
@@ -108,12 +128,12 @@ def make_soup(kind: SoupKind, answers: Sequence[Answers], kitchen: Kitchen) -> S
     chosen = tuple(members)
     if kind == "greedy":
         chosen = choose_greedily(members, [half.choosing for half in halves], soup_top1)
-    soup = kitchen.mean_of(chosen, f"{kind} soup")
+    soup, images = kitchen.mean_of(chosen, f"{kind} soup")
     return Soup(
         kind=kind, member=soup, names=tuple(one.name for one in members), chosen=tuple(one.name for one in chosen),
         tried=tuple(tried), answers=kitchen.answers_of(soup, SCORING, "soup"),
         scored=half_of(kitchen.scored, SCORING),
-        halves=tuple(halves), images=kitchen.images if len(chosen) > 1 else 0,
+        halves=tuple(halves), images=images, source=kitchen.training.index.name if kitchen.training and images else "",
     )  # fmt: skip
 
 
@@ -153,6 +173,7 @@ def soup_json(soup: Soup, top1: float) -> dict[str, Any]:
         "tried": [{"added": name, "choosing_top1": found} for name, found in soup.tried],
         "best_member": soup.names[best], "best_member_top1": soup.halves[best].scoring,
         "gain": top1 - soup.halves[best].scoring, "statistics_images": soup.images,
+        "statistics_data": soup.source,
     }  # fmt: skip
 
 
@@ -168,14 +189,14 @@ def soup_rows(soup: Soup, top1: float) -> list[tuple[str, str]]:
         (
             "gain",
             f"{100 * (top1 - soup.halves[best].scoring):+.2f} points over {shown[best]}, the best member on "
-            f"{CHOOSING_HALF}: {top1:.2%} and {soup.halves[best].scoring:.2%} on {SCORING_HALF}",
+            f"{CHOOSING_HALF}: {show_share(top1)} and {show_share(soup.halves[best].scoring)} on {SCORING_HALF}",
         ),
     ]
     if soup.images:
-        rows.append(("statistics", f"of BatchNorm, from {soup.images:,} training images"))
+        rows.append(("statistics", f"of BatchNorm, from {soup.images:,} training images of {show_name(soup.source)}"))
     for name, found in soup.tried:
         outcome = "kept" if name in soup.chosen else "left out"
-        rows.append(("", f"with {show_name(name)}: {found:.2%} on {CHOOSING_HALF}, {outcome}"))
+        rows.append(("", f"with {show_name(name)}: {show_share(found)} on {CHOOSING_HALF}, {outcome}"))
     if top1 < min(half.scoring for half in soup.halves):
         rows.append(("note", "it is worse than each member: weights have a good mean where runs began with the same"))
     return rows

@@ -19,7 +19,7 @@ from trainer.contract import UserError
 from trainer.data.format import Index
 from trainer.learning.norms import IMAGES, renew_norms, share_norms
 from trainer.learning.schedule import Clock
-from trainer.learning.world import World
+from trainer.learning.world import World, all_sum
 from trainer.model_card import METADATA_KEY, ModelCard
 from trainer.recipes.config import Config
 from trainer.scoring.members import Member, check_same_classes
@@ -101,19 +101,31 @@ def statistics_config(card: ModelCard, trained: Config, base: Config, index: Ind
     )  # fmt: skip
 
 
-def renew_statistics(member: Member, data: Data, config: Config, world: World, alive: Callable[[int], None]) -> None:
-    """BatchNorm statistics from training images, up to norms.IMAGES of them, the same on all processes.
+def renew_statistics(member: Member, data: Data, config: Config, world: World, alive: Callable[[int], None]) -> int:
+    """BatchNorm statistics from training images, about norms.IMAGES of them, the same on all processes.
 
-    `config` is that of `statistics_config`. The network stays in eval mode, on the device.
+    Gives back how many images all processes took. `config` is that of `statistics_config`. The network stays in eval
+    mode, on the device. Raises UserError where there are fewer images than processes.
     """
-    images = data.index.splits["train"].images
+    images, taken = data.index.splits["train"].images, torch.zeros(1, dtype=torch.float64, device=world.device)
+    if images < config.global_batch_size:
+        raise UserError(
+            f"the {images} training image(s) of {data.index.name} are too few for the BatchNorm statistics of a "
+            f"soup on {world.size} processes, which take one each: start fewer processes, or leave --soup out"
+        )
+
+    def count(batch: int) -> None:
+        taken.add_(batch)
+        alive(batch)
+
     clock = Clock(config=config, steps_per_epoch=images // config.global_batch_size)
     steps = min(clock.steps_per_epoch, -(-IMAGES // config.global_batch_size))
     with telling_full_gpu(config.device_batch_size), open_loader(config, data, clock, world, range(steps)) as batches:
         model = member.model.to(world.device)
-        renew_norms(model, batches, config, world, 0, alive)
+        renew_norms(model, batches, config, world, 0, count)
     share_norms(model, world)
     model.eval()
+    return int(all_sum(taken, world).item())
 
 
 def check_soup(kind: str, file: str, members: Sequence[Member]) -> None:

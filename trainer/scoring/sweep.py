@@ -30,6 +30,7 @@ from trainer.scoring.members import Member
 from trainer.scoring.passes import show_progress, telling_what_is_short
 from trainer.scoring.probabilities import config_for, log_probabilities
 from trainer.scoring.views import ONE_VIEW, check_pictures, largest_side
+from trainer.text import show_share
 
 CROP_RATIOS = (0.875, 0.95, 1.0)  # of the crop to the resized short side, as timm's crop_pct
 MOST_RESOLUTIONS = 12
@@ -169,26 +170,29 @@ def sweep_member(
 def sweep_text(sweep: Sweep) -> list[str]:
     """A table of top-1 by resolution and crop, and the choice, in percent."""
     own, best = sweep.cells[0], sweep.best
-    by_place = {(cell.picture.crop, cell.ratio): f"{cell.top1:.2%}" for cell in sweep.cells if cell.ratio}
+    by_place = {(cell.picture.crop, cell.ratio): show_share(cell.top1) for cell in sweep.cells if cell.ratio}
     resolutions = sorted({crop for crop, _ in by_place})
     lines = [
         "top-1 of all images, by test resolution and its ratio to the resized short side",
-        "  pixels" + "".join(f"{ratio:>9g}" for ratio in CROP_RATIOS),
+        "  pixels" + "".join(f"{ratio:>10g}" for ratio in CROP_RATIOS),
         *(
-            f"  {pixels:>6}" + "".join(f"{by_place[pixels, ratio]:>9}" for ratio in CROP_RATIOS)
+            f"  {pixels:>6}" + "".join(f"{by_place[pixels, ratio]:>10}" for ratio in CROP_RATIOS)
             for pixels in resolutions
         ),
-        f"  the weights' own, {_sizes(own)}: {own.top1:.2%}",
+        f"  the weights' own, {_sizes(own)}: {show_share(own.top1)}",
     ]
     if best is own:
-        return [*lines, f"  on the choosing half nothing is better than the weights' own: {own.halves.choosing:.2%}"]
+        return [
+            *lines,
+            f"  on the choosing half nothing is better than the weights' own: {show_share(own.halves.choosing)}",
+        ]
     gain = 100 * (best.halves.scoring - own.halves.scoring)
     return [
         *lines,
-        f"  best on the choosing half: {_sizes(best)} ({best.halves.choosing:.2%}, the weights' own "
-        f"{own.halves.choosing:.2%})",
-        f"  on the scoring half, which had no say: {best.halves.scoring:.2%}, the weights' own "
-        f"{own.halves.scoring:.2%} ({gain:+.2f} points)",
+        f"  best on the choosing half: {_sizes(best)} ({show_share(best.halves.choosing)}, the weights' own "
+        f"{show_share(own.halves.choosing)})",
+        f"  on the scoring half, which had no say: {show_share(best.halves.scoring)}, the weights' own "
+        f"{show_share(own.halves.scoring)} ({gain:+.2f} points)",
     ]
 
 

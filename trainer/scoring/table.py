@@ -8,7 +8,7 @@ from trainer.imagenet import class_names
 from trainer.scoring.calibration import CALIBRATION_BINS
 from trainer.scoring.record import Evaluation, classes_of
 from trainer.scoring.sweep import sweep_text
-from trainer.text import show_name
+from trainer.text import show_name, show_share
 
 WORST = 8  # classes that are shown
 
@@ -25,7 +25,7 @@ def evaluation_text(evaluation: Evaluation) -> str:
     if not evaluation.views.is_plain:
         shown += f"; the mean probability of {evaluation.views.count} views ({evaluation.views.name})"
     scores = [
-        (f"{evaluation.prefix}/top1", as_percent(found.top1)), (f"{evaluation.prefix}/top5", as_percent(found.top5)),
+        (f"{evaluation.prefix}/top1", show_share(found.top1)), (f"{evaluation.prefix}/top5", show_share(found.top5)),
         (f"{evaluation.prefix}/loss", f"{found.loss:.4f}"), (f"{evaluation.prefix}/ece", calibration_text(evaluation)),
     ]  # fmt: skip
     lines = [
@@ -51,10 +51,10 @@ def notes_of(evaluation: Evaluation) -> list[str]:
 def calibration_text(evaluation: Evaluation) -> str:
     """The calibration error, and what a temperature makes of it."""
     found, after = evaluation.measures, evaluation.measures.calibration
-    text = f"{as_percent(found.ece)} expected calibration error, {CALIBRATION_BINS} bins"
+    text = f"{show_share(found.ece)} expected calibration error, {CALIBRATION_BINS} bins"
     if after is None:
         return text
-    before, mended = as_percent(after.error_before), as_percent(after.error_after)
+    before, mended = show_share(after.error_before), show_share(after.error_after)
     return (
         f"{text}; on one half of the images {before}, and {mended} after division of the logits by "
         f"{after.temperature:.3g}, fitted on the other half"
@@ -82,18 +82,13 @@ def worst_lines(evaluation: Evaluation) -> list[str]:
     rows = [("worst classes", "images", "top-1", "taken for")]
     for one in worst:
         others = ", ".join(f"{called(other['name'])} ({other['images']})" for other in one["taken_for"])
-        rows.append((called(one["name"]), f"{one['images']:,}", as_percent(one["top1"]), others))
+        rows.append((called(one["name"]), f"{one['images']:,}", show_share(one["top1"]), others))
     return ["", *columns(rows)]
 
 
 def called(name: str) -> str:
     """A class by its English name, where it has one."""
     return show_name(class_names([name])[0])
-
-
-def as_percent(share: float) -> str:
-    """95.12 %."""
-    return f"{share * 100:.2f} %"
 
 
 def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -18,7 +18,7 @@ from trainer.scoring.selection import Soup, soup_json, soup_rows
 from trainer.scoring.soups import soup_card
 from trainer.scoring.sweep import sweep_text
 from trainer.scoring.table import columns, evaluation_text
-from trainer.text import show_name
+from trainer.text import show_name, show_share
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def members_text(found: Sequence[Evaluation]) -> str:
     for one in found:
         it = one.measures
         rows.append((
-            show_name(one.name), f"{it.top1:.2%}", f"{it.top5:.2%}", f"{it.loss:.4f}", f"{it.ece:.2%}",
+            show_name(one.name), show_share(it.top1), show_share(it.top5), f"{it.loss:.4f}", show_share(it.ece),
             f"{one.images_per_second:,.0f}" if one.members_in_pass == 1 else "-",
         ))  # fmt: skip
     lines = columns(rows)

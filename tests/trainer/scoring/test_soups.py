@@ -98,7 +98,7 @@ def test_the_statistics_of_a_soup_come_from_training_images_and_its_weights_stay
     before = state(soup)
     config = statistics_config(soup.card, Config(), BASE, data.index, WORLD)
     seen: list[int] = []
-    renew_statistics(soup, data, config, WORLD, seen.append)
+    assert renew_statistics(soup, data, config, WORLD, seen.append) == 12
     assert sum(seen) == 12, "an epoch of the training images, in batches that are filled"
     after, first = state(soup), next(name for name in before if name.endswith("running_mean"))
     assert {name for name in after if not torch.equal(after[name], before[name]) and "num_batches" not in name} == {
@@ -124,6 +124,16 @@ def test_a_gpu_that_is_full_while_a_soup_gets_its_statistics_is_told_with_the_ba
     config = statistics_config(soup.card, Config(), BASE, data.index, WORLD)
     with pytest.raises(UserError, match=r"no memory left for 4 image\(s\) at a time .*: pass --batch-size 2$"):
         renew_statistics(soup, data, config, WORLD, lambda images: None)
+
+
+def test_the_images_that_statistics_took_are_counted_and_too_few_are_refused(data: Data) -> None:
+    soup, five = soup_of([member("a", 0), member("b", 1)], "soup"), replace(BASE, val_batch_size=5)
+    config = statistics_config(soup.card, Config(), five, data.index, WORLD)
+    assert renew_statistics(soup, data, config, WORLD, lambda images: None) == 10, "two of 12 fill no batch"
+    crowd = replace(WORLD, size=13)
+    config = statistics_config(soup.card, Config(), five, data.index, crowd)
+    with pytest.raises(UserError, match=r"the 12 training image\(s\) of folder are too few .* on 13 processes"):
+        renew_statistics(soup, data, config, crowd, lambda images: None)
 
 
 def test_the_training_images_are_shown_as_in_training_and_normalised_as_the_card_says(data: Data) -> None:

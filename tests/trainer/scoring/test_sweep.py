@@ -99,18 +99,18 @@ def test_the_best_is_chosen_on_one_half_and_scored_on_the_other() -> None:
     assert record["own"]["scoring_top1"] == 0.6
     assert Sweep((own, cell(40, 40, 1, 0.5, 0.9))).best is own  # a draw is no reason to change
     (line,) = sweep_text(Sweep((own,)))[-1:]
-    assert line == "  on the choosing half nothing is better than the weights' own: 50.00%"
+    assert line == "  on the choosing half nothing is better than the weights' own: 50.00 %"
 
 
 def test_the_table_says_which_half_chose_and_which_scored(split: PreparedSplit) -> None:
     own, better = cell(40, 32, 0, 0.5, 0.6), [cell(36, 32, 0.875, 0.7, 0.55), cell(33, 32, 0.95, 0.1, 0.2)]
     assert sweep_text(Sweep((own, *better, cell(32, 32, 1, 0.3, 0.3)))) == [
         "top-1 of all images, by test resolution and its ratio to the resized short side",
-        "  pixels    0.875     0.95        1",
-        "      32   62.50%   15.00%   30.00%",
-        "  the weights' own, --resize 40 --crop 32: 55.00%",
-        "  best on the choosing half: --resize 36 --crop 32 (70.00%, the weights' own 50.00%)",
-        "  on the scoring half, which had no say: 55.00%, the weights' own 60.00% (-5.00 points)",
+        "  pixels     0.875      0.95         1",
+        "      32   62.50 %   15.00 %   30.00 %",
+        "  the weights' own, --resize 40 --crop 32: 55.00 %",
+        "  best on the choosing half: --resize 36 --crop 32 (70.00 %, the weights' own 50.00 %)",
+        "  on the scoring half, which had no say: 55.00 %, the weights' own 60.00 % (-5.00 points)",
     ]
     own_is_tried = replace(CARD, val_resize=32)
     one = member(2, own_is_tried)
