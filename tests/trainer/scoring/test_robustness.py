@@ -32,16 +32,23 @@ TURNED = np.random.default_rng(0).permutation(1000)  # an order of ImageNet's cl
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights() -> dict[str, Tensor]:
+    """Those of nearly all runs: they take as long as the tests."""
+    torch.set_num_threads(1)  # as `one_thread` does in a moment: two wait for each other
+    return tensors(WIDE)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, Tensor]) -> Path:
     """A store with runs that know ImageNet's classes, by other names or in another order, and one of four classes."""
     made = tmp_path_factory.mktemp("runs")
-    index, weights = prepare_images(made), tensors(WIDE)
+    index = prepare_images(made)
     turned = weights | {name: weights[name][TURNED] for name in ("fc.weight", "fc.bias")}
     put_run(made, index, "wide", config=WIDE, classes=wnids(), weights=weights)
     put_run(made, index, "enlarging", config=WIDE, classes=wnids(), weights=weights, val_resize=48)
     put_run(made, index, "named", config=WIDE, classes=english_names(), weights=weights)
     put_run(made, index, "turned", config=WIDE, classes=[wnids()[i] for i in TURNED], weights=turned)
-    put_run(made, index, "small")
+    put_run(made, index, "small", weights=weights | {name: weights[name][:4] for name in ("fc.weight", "fc.bias")})
     return made
 
 
@@ -55,10 +62,10 @@ def root(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread
 
 
 @pytest.fixture(scope="module")
-def network() -> nn.Module:
+def network(weights: dict[str, Tensor]) -> nn.Module:
     """That of the run."""
     model = build_model(WIDE.model, initialise=False).eval()
-    model.load_state_dict(tensors(WIDE))
+    model.load_state_dict(weights)
     return model
 
 
