@@ -97,7 +97,7 @@ def score_models(options: Options, world: World) -> Results | None:
 
     Raises UserError, StoreError.
     """
-    from trainer.scoring.data import check_all_readable, without_unreadable
+    from trainer.scoring.data import without_unreadable
     from trainer.scoring.image_sets import narrowed
     from trainer.scoring.passes import predictions_folder, run_passes
     from trainer.scoring.record import evaluate_answers
@@ -122,7 +122,6 @@ def score_models(options: Options, world: World) -> Results | None:
     with predictions_folder(scratch, world) as folder:
         answers = run_passes(members, scored, base, world, folder, views)
         scored = without_unreadable(scored, world)
-        check_all_readable(scored, needed=bool(plans) or options.soup != "none")
         soup = stir(options, store, answers, scored, world, folder, views, training) if options.soup != "none" else None
         sweeps = run_sweeps(plans, scored, base, world, scratch)
         if not world.is_main:

@@ -85,14 +85,6 @@ def without_unreadable(scored: ScoredSet, world: World) -> ScoredSet:
     return scored.without(left_out)
 
 
-def check_all_readable(scored: ScoredSet, needed: bool) -> None:
-    """Raises UserError where an image was left out and sweeps or soups follow, which read all of them again."""
-    if needed and scored.left_out:
-        raise UserError(
-            f"--sweep and --soup take images that can all be read: remove {next(iter(scored.left_out.values()))}"
-        )
-
-
 T = TypeVar("T")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.scoring.halves import CHOOSING_HALF, SCORING_HALF, Halves
-from trainer.scoring.predictions import LogRows, Predictions
+from trainer.scoring.predictions import LEFT_OUT, LogRows, Predictions, Truth
 from trainer.text import show_name, show_share
 
 
@@ -45,14 +45,16 @@ def average_predictions(parts: Sequence[Predictions], mean: Predictions) -> None
         mean.write(np.arange(first, first + len(together)), together)
 
 
-def agreement_of(parts: Sequence[Predictions]) -> Agreement:
-    """Over all images."""
+def agreement_of(parts: Sequence[Predictions], labels: Truth) -> Agreement:
+    """Over all images that count."""
     same, alike = np.zeros((len(parts), len(parts)), np.int64), 0
-    for _, rows in _side_by_side(parts):
-        answers = np.stack([member.argmax(axis=1) for member in rows])  # (members, N)
+    for first, rows in _side_by_side(parts):
+        counted = labels[first : first + len(rows[0])] != LEFT_OUT
+        answers = np.stack([member.argmax(axis=1) for member in rows])[:, counted]  # (members, N)
         same += (answers[:, None] == answers).sum(axis=2)
         alike += int((answers == answers[0]).all(axis=0).sum())
-    return Agreement(alike / parts[0].images, same / parts[0].images)
+    images = int((labels != LEFT_OUT).sum())
+    return Agreement(alike / images, same / images)
 
 
 def _side_by_side(parts: Sequence[Predictions]) -> Iterator[tuple[int, list[LogRows]]]:

@@ -40,6 +40,7 @@ def half_of(scored: ScoredSet, half: int) -> ScoredSet:
     numbers, answers = np.flatnonzero(split_halves(scored.labels) == half), scored.right_answers
     return replace(
         scored, labels=scored.labels[numbers], numbers=numbers,
+        left_out={},  # those are in neither half
         right_answers=None if answers is None else [answers[i] for i in numbers.tolist()],
         open=lambda pixels: HalfSplit(scored.open(pixels), numbers),
     )  # fmt: skip

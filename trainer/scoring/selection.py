@@ -23,6 +23,7 @@ from trainer.scoring.halves import CHOOSING, CHOOSING_HALF, SCORING, SCORING_HAL
 from trainer.scoring.members import Member
 from trainer.scoring.passes import Answers, run_passes
 from trainer.scoring.plain_folders import is_plain_folder
+from trainer.scoring.predictions import LEFT_OUT
 from trainer.scoring.soups import renew_statistics, soup_card, soup_of, statistics_config, statistics_pixels
 from trainer.scoring.views import Views
 from trainer.setup import Data
@@ -112,8 +113,8 @@ def make_soup(kind: SoupKind, answers: Sequence[Answers], kitchen: Kitchen) -> S
     Members are compared, and those of a greedy soup are chosen, on one half of the images; it is scored on the other.
     """
     members, labels = [one.member for one in answers], kitchen.scored.labels
-    if len(labels) < 2 * 2:
-        raise UserError(f"{len(labels)} images are too few for a soup: half of them choose it, the others score it")
+    if (images := int((labels != LEFT_OUT).sum())) < 2 * 2:
+        raise UserError(f"{images} images are too few for a soup: half of them choose it, the others score it")
     parts = split_halves(labels)
     halves = [halves_of(one.predictions, kitchen.scored.truth_of(one.predictions), parts) for one in answers]
     tried: list[tuple[str, float]] = []

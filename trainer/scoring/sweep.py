@@ -28,6 +28,7 @@ from trainer.scoring.forward import open_batches
 from trainer.scoring.halves import CHOOSING_HALF, NEITHER, SCORING_HALF, Halves, split_halves
 from trainer.scoring.members import Member
 from trainer.scoring.passes import show_progress, telling_what_is_short
+from trainer.scoring.predictions import Truth
 from trainer.scoring.probabilities import config_for, log_probabilities
 from trainer.scoring.views import ONE_VIEW, check_pictures, largest_side
 from trainer.text import show_share
@@ -132,7 +133,7 @@ def run_sweeps(
             show_progress(len(images), f"sizes of {member.name}", world) as track,
         ):
             member.model.to(world.device)  # here, and not in inference mode: see run_passes
-            found[member] = sweep_member(member, pictures, images, base, world, track)
+            found[member] = sweep_member(member, pictures, images, scored.labels, base, world, track)
         member.model.cpu()  # the others need the room
         empty_cache(world)
     return found
@@ -140,14 +141,14 @@ def run_sweeps(
 
 @torch.inference_mode()
 def sweep_member(
-    member: Member, pictures: dict[Picture, float], split: EncodedImages, base: Config, world: World,
+    member: Member, pictures: dict[Picture, float], split: EncodedImages, labels: Truth, base: Config, world: World,
     alive: Callable[[int], None],
 ) -> Sweep:  # fmt: skip
     """Top-1 of a member, which is on the device, with each picture, over all processes, which all call it.
 
-    `alive(images)` is called after every batch. Raises UserError.
+    `labels` say which images are left out. `alive(images)` is called after every batch. Raises UserError.
     """
-    halves = split_halves(split.labels)
+    halves = split_halves(labels)
     config = config_for(member.card, base)
     right = torch.zeros(len(pictures), NEITHER + 1, dtype=torch.float64, device=world.device)
     with open_batches(list(pictures), split, base, world) as batches:

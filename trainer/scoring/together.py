@@ -43,7 +43,7 @@ def score_ensemble(
     parts, names = [one.predictions for one in answers], [one.name for one in alone]
     mean = Predictions(folder / "ensemble", parts[0].images, parts[0].classes)
     average_predictions(parts, mean)
-    agreement = agreement_of(parts)
+    agreement = agreement_of(parts, scored.labels)
     halves = split_halves(scored.labels)
     *each, ours = [halves_of(part, scored.truth_of(part), halves) for part in (*parts, mean)]
     gain = gain_of(each, ours)

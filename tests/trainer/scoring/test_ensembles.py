@@ -60,7 +60,7 @@ def test_a_class_that_all_members_exclude_stays_excluded(tmp_path: Path) -> None
 
 def test_agreement_counts_images_with_the_same_answer(tmp_path: Path, rows: list[LogRows]) -> None:
     answers = np.stack([one.argmax(axis=1) for one in rows])
-    found = agreement_of(on_disk(tmp_path, rows))
+    found = agreement_of(on_disk(tmp_path, rows), np.zeros(IMAGES, np.int64))
     assert found.of_all == np.mean([len(set(column)) == 1 for column in answers.T.tolist()])
     assert found.of_pairs.tolist() == [[float((a == b).mean()) for b in answers] for a in answers]
 

@@ -34,7 +34,8 @@ from trainer.scoring.views import ONE_VIEW
 
 
 def swept(one: Member, split: PreparedSplit, *resolutions: int, world: World = WORLD) -> Sweep:
-    return sweep_member(one, sweep_pictures(one.card, resolutions), split, BASE, world, lambda images: None)
+    pictures = sweep_pictures(one.card, resolutions)
+    return sweep_member(one, pictures, split, split.labels, BASE, world, lambda images: None)
 
 
 def test_every_cell_is_what_that_geometry_scores_alone(split: PreparedSplit, tmp_path: Path) -> None:

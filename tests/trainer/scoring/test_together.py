@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from tests.images import decode
+from tests.images import decode, encode, photo
 from tests.trainer.scoring.made import CLASSES, CONFIG, environment, prepare_images, put_run, tensors
 from trainer.contract import Exit
 from trainer.data.format import read_index
@@ -231,6 +231,31 @@ def test_a_soup_is_written_after_everything_is_scored(
     assert main(["a,b", "--soup", "uniform", "--write", str(file), "--sweep", "32"]) == Exit.INTERRUPTED
     assert "nothing was stored" in capfd.readouterr().err
     assert not file.exists()
+
+
+@pytest.mark.parametrize("arguments", [["a", "--sweep", "32"], ["--soup", "greedy"]], ids=["sweep", "soup"])
+def test_an_image_that_cannot_be_read_counts_in_no_half(arguments: list[str], root: Path, tmp_path: Path) -> None:
+    for number in range(16):
+        (folder := tmp_path / CLASSES[number % 4]).mkdir(exist_ok=True)
+        (folder / f"{number:02}.jpg").write_bytes(encode(photo(number, 40, 40)))
+    arguments = [*arguments, "--data", str(tmp_path), "--batch-size", "4"]
+    whole = score(root, *arguments)
+    (tmp_path / "dog" / "99.jpg").write_bytes(b"<html>")
+    found = score(root, *arguments)
+    assert [one["scores"]["val/top1"] for one in found["evaluations"]] == [
+        one["scores"]["val/top1"] for one in whole["evaluations"]
+    ]
+    assert [len(one["data"]["left_out"]) for one in found["evaluations"]] == [1] * len(found["evaluations"])
+    if "--sweep" in arguments:
+        cells, before = (one["evaluations"][0]["sweep"]["cells"] for one in (found, whole))
+        assert [one["top1"] for one in cells] == [one["top1"] for one in before]
+        assert all(one["top1"] == (one["choosing_top1"] + one["scoring_top1"]) / 2 > 0 for one in cells)
+    else:
+        assert found["ensemble"]["scores"]["val_ensemble/top1"] == whole["ensemble"]["scores"]["val_ensemble/top1"]
+        assert found["ensemble"]["agreement"] == whole["ensemble"]["agreement"]
+        assert max(one["share"] for one in found["ensemble"]["agreement"]["pairs"]) > 0
+        assert (found["soup"]["data"]["images"], found["soup"]["data"]["left_out"]) == (8, [])
+        assert found["soup"]["statistics_images"] in (0, 4), "of training, which the folder has not"
 
 
 @pytest.mark.parametrize(
