@@ -16,7 +16,7 @@ import tyro
 
 from trainer.contract import Exit, RunEnv, UserError
 from trainer.predict.sources import Sources, find_sources
-from trainer.text import forgive_output, show_name, tell, tell_json
+from trainer.text import forgive_output, show_name, show_share, tell, tell_json
 
 if TYPE_CHECKING:
     from trainer.predict.answers import ImageAnswer, Unread
@@ -141,7 +141,7 @@ def tell_answers(member: Member, found: Iterable[ImageAnswer | Unread], as_json:
         else:
             tell(answer_text(one, top))
         if path:
-            sheet.add(one.seen.pixels, f"{top[0]['name']}  {show_share(one.top[0][1])}", Path(one.source.name).name)
+            sheet.add(one.seen.pixels, f"{top[0]['name']}  {show_share(one.top[0][1], 1)}", Path(one.source.name).name)
     if as_json:
         tell_json({"model": member.name, "network": member.card.network, "images": images, "unread": unread})
     if path and answered:
@@ -156,13 +156,8 @@ def tell_answers(member: Member, found: Iterable[ImageAnswer | Unread], as_json:
 def answer_text(answer: ImageAnswer, top: list[dict[str, Any]]) -> str:
     """The image and its classes, one a line."""
     odd = f"  ({', '.join(answer.seen.odd)})" if answer.seen.odd else ""
-    lines = [f"{show_share(one['probability']):>9}  {show_name(one['name'])}" for one in top]
+    lines = [f"{show_share(one['probability'], 1):>9}  {show_name(one['name'])}" for one in top]
     return "\n".join([f"{answer.source.name}{odd}", *lines])
-
-
-def show_share(share: float) -> str:
-    """92.1 %."""
-    return f"{100 * share:.1f} %"
 
 
 def main(arguments: list[str] | None = None) -> int:
