@@ -80,9 +80,10 @@ def release_models(options: Options) -> None:
     store = open_store(options.store)
     seeds = read_seeds(store, names_of(options.models)) if "," in options.models else ()
     member = open_member(seeds[0].run_id if seeds else options.models, store, options.weights, options.network)
-    member = replace(member, card=with_sizes(member.card, options.resize, options.crop))
     if seeds:
         say(f"{member.name} is the best of {len(seeds)} seeds by validation: it is released, and all are told")
+    history = history_of(store, member)
+    member = replace(member, card=with_sizes(member.card, options.resize, options.crop))
     folder = Path(options.to).expanduser() if options.to else RELEASES / name_of_release(member)
     there = read_released(folder)
     if there is not None and not options.replace:
@@ -91,7 +92,7 @@ def release_models(options: Options) -> None:
     if destination:
         agree_to_overwrite(destination, present, public=options.public, yes=options.yes)
     if there is None or options.replace:
-        build_release(options, store, member, folder, seeds)
+        build_release(options, member, folder, history, seeds)
     else:
         say(f"{folder} is there: it is uploaded as it is; --replace makes it anew")
     if destination:
@@ -106,21 +107,19 @@ def check_kept(options: Options, member: Member, folder: Path, there: ModelCard)
     if not options.push:
         raise UserError(f"the release {str(folder)!r} is there: {fix}")
     if there != member.card:
-        raise UserError(f"the release {str(folder)!r} has other weights than {member.name!r}: {fix}")
+        raise UserError(f"the release {str(folder)!r} has other weights than {member.name!r}, or other sizes: {fix}")
     if options.license or options.forms:
         raise UserError(f"the release {str(folder)!r} is there, so --license and --forms change nothing: {fix}")
 
 
-def build_release(
-    options: Options, store: ObjectStore, member: Member, folder: Path, seeds: Sequence[SeedScore]
-) -> None:
+def build_release(options: Options, member: Member, folder: Path, history: History, seeds: Sequence[SeedScore]) -> None:
     from trainer.release.making import Told, forms_of_release, make_release
     from trainer.release.readme import UNKNOWN_LICENSE
 
     forms = forms_of_release(options.forms, member.card)
     told = Told(
         name=folder.absolute().name, license=options.license or UNKNOWN_LICENSE,
-        history=history_of(store, member), seeds=seeds,
+        history=history, seeds=seeds,
     )  # fmt: skip
     release = make_release(member, forms, told, folder, replace=options.replace)
     for path in sorted(folder.iterdir()):

@@ -5,18 +5,20 @@ It only reads. What nobody measured is None, or missing.
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from trainer.compare import read_outcomes, unlike_runs
 from trainer.contract import UserError, run_key
 from trainer.report import read_shown
 from trainer.report.summary import PREFIXES, check_result, validation_scores
-from trainer.telemetry.metrics import read_metrics
+from trainer.telemetry.metrics import Row, read_metrics
 from trainer.text import say
-from trainer.values import as_number, as_object, as_text, check_known
+from trainer.values import as_number, as_object, as_text, as_whole, check_known
 
 if TYPE_CHECKING:
     from trainer.model_card import ModelCard
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 IN_COLUMNS = ("top1", "top5", "ece")
 NOT_TOLD = ("loss", "ece_half", "ece_half_calibrated", "temperature")  # no shares of images, or of half of them
+ENERGY = "energy/kwh"  # of a row, or of result.json: what the whole run has used so far
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class ScoreRow:
     top5: float | None = None
     ece: float | None = None
     more: str = ""  # other scores, as text
+    sizes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))  # that these images had
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +47,14 @@ class History:
 
     top1: float | None = None  # of the validation after the step of these weights
     top5: float | None = None
-    is_finished: bool = False
+    sizes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))  # of that validation
+    is_finished: bool | None = None  # None: nobody knows of the run
     steps: int | None = None  # of the whole run, as what follows
     epochs: float | None = None
     seconds: float | None = None  # in training steps
     images_per_second: float | None = None
     usd: float | None = None  # of its machines on AWS
+    kwh: float | None = None
     evaluations: tuple[ScoreRow, ...] = ()
 
 
@@ -62,7 +68,7 @@ class SeedScore:
 
 
 def read_history(store: ObjectStore, card: ModelCard) -> History:
-    """Of the run that a card names. Raises StoreError."""
+    """Of the run that its own card names. Raises StoreError."""
     if card.weights not in PREFIXES:
         return History()
     rows = read_metrics(store, card.run_id)
@@ -72,9 +78,15 @@ def read_history(store: ObjectStore, card: ModelCard) -> History:
     return History(
         top1=scores[-1].top1 if scores else None, top5=scores[-1].top5 if scores else None, is_finished=bool(result),
         steps=result.get("steps"), epochs=result.get("epochs"), seconds=result.get("seconds"),
-        images_per_second=result.get("images_per_second"), usd=spend.get("usd"),
-        evaluations=tuple(read_evaluations(store, card)),
+        images_per_second=result.get("images_per_second"), usd=spend.get("usd"), kwh=_energy(rows, result),
+        sizes=sizes_of(card), evaluations=tuple(read_evaluations(store, card)),
     )  # fmt: skip
+
+
+def _energy(rows: Sequence[Row], result: Mapping[str, Any]) -> float | None:
+    """In kWh, as the end of the run tells it, else the newest row that does."""
+    told = [one[ENERGY] for one in (result, *reversed(rows)) if ENERGY in one]
+    return next((value for value in told if type(value) in (int, float) and 0 <= value < math.inf), None)
 
 
 def _check_spend(spend: dict[str, Any]) -> None:
@@ -85,6 +97,8 @@ def _check_spend(spend: dict[str, Any]) -> None:
 def read_evaluations(store: ObjectStore, card: ModelCard) -> Iterator[ScoreRow]:
     """What `make evaluate` has found of these weights; of other weights of the run there may be more, which is said."""
     for info in store.list(run_key(card.run_id, "evaluations/")):
+        if not info.key.endswith(".json"):  # the sheet of mistakes beside it
+            continue
         record = read_shown(store, info.key, _check_record)
         if not record:
             continue
@@ -97,27 +111,28 @@ def read_evaluations(store: ObjectStore, card: ModelCard) -> Iterator[ScoreRow]:
             prefix, _, score = name.rpartition("/")
             groups.setdefault(prefix, {})[score] = value
         for prefix, scores in groups.items():
-            yield _score_row(prefix, record, card, scores)
+            yield _score_row(prefix, record, scores, sizes_of(card))
 
 
-def _score_row(prefix: str, record: dict[str, Any], card: ModelCard, scores: dict[str, float]) -> ScoreRow:
+def _score_row(prefix: str, record: dict[str, Any], scores: dict[str, float], usual: Mapping[str, int]) -> ScoreRow:
     images = str(record["data"].get("name", "")) if prefix in ("val", "val_tta") else prefix
     if prefix == "val_tta":
         images += f", views {record['views']['name']}"
-    sizes = [(name, record["model"].get(name, usual)) for name, usual in _sizes_of(card).items()]
-    if sizes != [*_sizes_of(card).items()]:
-        images += f", {' '.join(f'{name} {pixels}' for name, pixels in sizes)}"
+    sizes = {name: record["model"].get(name, pixels) for name, pixels in usual.items()}
     more = [f"{name} {100 * value:.2f} %" for name, value in scores.items() if name not in {*IN_COLUMNS, *NOT_TOLD}]
     top1, top5, ece = (scores.get(name) for name in IN_COLUMNS)
-    return ScoreRow(images, top1, top5, ece, ", ".join(more))
+    return ScoreRow(images, top1, top5, ece, ", ".join(more), sizes)
 
 
-def _sizes_of(card: ModelCard) -> dict[str, int]:
+def sizes_of(card: ModelCard) -> dict[str, int]:
+    """Pixels of a side, by their names."""
     return {"val_resize": card.val_resize, "val_crop": card.val_crop}
 
 
 def _check_record(record: dict[str, Any]) -> None:
-    as_object("model", check_known(record, "model"))
+    model = as_object("model", check_known(record, "model"))
+    for name in model.keys() & {"val_resize", "val_crop"}:
+        as_whole(f"model.{name}", model[name])
     as_object("data", check_known(record, "data"))
     as_text("views.name", check_known(as_object("views", check_known(record, "views")), "name"))
     for name, value in as_object("scores", check_known(record, "scores")).items():

@@ -35,7 +35,7 @@ class Told:
 
 def forms_of_release(asked: str, card: ModelCard) -> tuple[WeightForm, ...]:
     """The forms to write: those that were asked for, else those of USUAL_FORMS that there can be. Raises UserError."""
-    if "timm" in asked.split(","):
+    if "timm" in [name.strip() for name in asked.split(",")]:
         raise UserError(f"--forms {asked}: timm loads the file of the form torchvision: write torchvision for both")
     refused = refused_forms(card)
     return choose_forms(asked or ",".join(form for form in USUAL_FORMS if form not in refused) or "program", card)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from trainer.contract import UserError, check_hub_address
-from trainer.release.folder import README_FILE, RELEASE_FILES
-from trainer.release.readme import TIMM_SOURCE
+from trainer.release.folder import FORM_FILES, README_FILE, RELEASE_FILES, read_released
+from trainer.release.readme import TIMM_SOURCE, WHERE_TO_RUN, WHERE_TO_RUN_OF_HUB
 from trainer.text import say
 
 T = TypeVar("T")
@@ -56,8 +56,15 @@ def find_destination(repository: str, secrets_dir: str) -> Destination:
     if not re.fullmatch(HUB_NAME, repository):
         raise UserError(f"--push {repository!r} is no name of the hub: write owner/name, for example somebody/resnet50")
     endpoint = check_hub_address(constants.ENDPOINT)
-    secret = Path(secrets_dir) / "hf_token" if secrets_dir else None
-    token = (secret.read_text().strip() if secret and secret.is_file() else "") or get_token() or ""
+    try:
+        secret = Path(secrets_dir) / "hf_token" if secrets_dir else None
+        token = (secret.read_text("utf-8").strip() if secret and secret.exists() else "") or get_token() or ""
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        file = (error.filename if isinstance(error, OSError) else None) or secret or constants.HF_TOKEN_PATH
+        raise UserError(
+            f"--push {repository}: the token in {str(file)!r} cannot be read ({why}): mend or remove that file"
+        ) from None
     found = Destination(repository, endpoint, token)
     if not token:
         raise UserError(f"--push {repository}: no token was found: {found.give} or by `hf auth login`")
@@ -113,14 +120,12 @@ def push_folder(folder: Path, destination: Destination, present: Present | None,
     name = destination.repository
     if not sys.stderr.isatty():
         disable_progress_bars()
-    if present is None:
-        asked(destination, lambda: api.create_repo(name, private=not public))
-    files = {path.name: path for path in sorted(folder.iterdir())}
+    files = files_to_push(folder, name)
     stale = RELEASE_FILES.intersection(present.files if present else ()) - files.keys()
     operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(one) for one in sorted(stale)]
-    for file, path in files.items():
-        body = readme_for_hub(path.read_text("utf-8"), name).encode() if file == README_FILE else str(path)
-        operations.append(CommitOperationAdd(file, body))
+    operations += [CommitOperationAdd(file, body) for file, body in files.items()]
+    if present is None:
+        asked(destination, lambda: api.create_repo(name, private=not public))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
         warnings.simplefilter("ignore", DeprecationWarning)  # of the client's use of its own libraries
@@ -132,8 +137,33 @@ def push_folder(folder: Path, destination: Destination, present: Present | None,
     return str(commit.commit_url)
 
 
+def files_to_push(folder: Path, repository: str) -> dict[str, str | bytes]:
+    """By name: the text of the README as it is to be on the hub, and the paths of the other files.
+
+    Users may have changed them, so all are read before the hub is told anything. Raises UserError.
+    """
+    fix = "mend it, or make the release anew with --replace"
+    read_released(folder)
+    found: dict[str, str | bytes] = {}
+    for path in sorted(folder.iterdir()):
+        try:
+            with path.open("rb") as file:
+                found[path.name] = (
+                    readme_for_hub(file.read().decode(), repository).encode() if path.name == README_FILE else str(path)
+                )
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--push {repository}: {str(path)!r} cannot be read ({error}): {fix}") from error
+    if README_FILE not in found:
+        raise UserError(f"--push {repository}: {str(folder)!r} has no {README_FILE}: {fix}")
+    if found.keys().isdisjoint(FORM_FILES.values()):
+        raise UserError(f"--push {repository}: {str(folder)!r} has no weights: {fix}")
+    return found
+
+
 def readme_for_hub(text: str, repository: str) -> str:
     """The README, with lines for timm that load from the hub."""
+    if f'"{TIMM_SOURCE}"' in text:
+        text = text.replace(WHERE_TO_RUN, WHERE_TO_RUN_OF_HUB)
     return text.replace(f'"{TIMM_SOURCE}"', f'"hf-hub:{repository}"')
 
 

@@ -13,11 +13,16 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from trainer.export.preprocessing import preprocessing_in_words
 from trainer.model_card import CARD_FILE, ModelCard
-from trainer.release.history import History, ScoreRow, SeedScore, show_mean
+from trainer.release.history import History, ScoreRow, SeedScore, show_mean, sizes_of
+from trainer.scoring.members import TORCHVISIONS
 from trainer.text import show_name, show_number
 
 UNKNOWN_LICENSE = "unknown"  # one of the hub's own words
-TIMM_SOURCE = "local-dir:."  # where the lines for timm load from; on the hub it is the hub
+TIMM_SOURCE = "local-dir:."  # where the lines for timm load from
+WHERE_TO_RUN = "Run these lines in the folder that has the files of this release."
+WHERE_TO_RUN_OF_HUB = (
+    "The lines for timm download what they need. Before you run others, download the files, and go to their folder."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,7 @@ def readme_text(release: Release) -> str:
     card = release.card
     about = f"A {card.network} that tells {release.classes:,} classes apart"
     about += f", trained with the recipe `{_plain(card.recipe)}` of resnet-spot." if card.recipe else "."
+    about += " Its weights are torchvision's." if _is_torchvisions(card) else ""
     parts = [
         f"---\n{front_matter(release)}\n---", f"# {_plain(release.name)}", about,
         "## Load", loading_text(release), "## Prepare an image", preparing_text(card), transforms_text(card),
@@ -55,7 +61,7 @@ def front_matter(release: Release) -> str:
     data = _tag(release.card.data.get("name", ""))
     loads = {"timm": release.has_timm, "onnx": "onnx" in release.files}
     rows = [(data, row) for row in trained_rows(release)]
-    rows += [(_tag(row.images), row) for row in release.history.evaluations]
+    rows += [(_tag(images_of(row, release.card)), row) for row in release.history.evaluations]
     results = [
         EvalResult(
             task_type="image-classification", dataset_type=name, dataset_name=name,
@@ -75,7 +81,7 @@ def front_matter(release: Release) -> str:
 
 def loading_text(release: Release) -> str:
     """Three lines for each library that can load what is there. A test runs them as they are."""
-    card, parts = release.card, ["Run these lines where the files of this release are."]
+    card, parts = release.card, [WHERE_TO_RUN]
     if file := release.files.get("torchvision"):
         parts.append("With torchvision:")
         parts.append(_python(
@@ -123,11 +129,14 @@ def transforms_text(card: ModelCard) -> str:
 
 
 def scores_text(release: Release) -> str:
-    history = release.history
+    card, history = release.card, release.history
     found = [*trained_rows(release), *history.evaluations]
     if not found:
         return "Nobody has measured these weights with this program."
-    rows = [(_plain(row.images), _percent(row.top1), _percent(row.top5), _percent(row.ece), row.more) for row in found]
+    rows = [
+        (_plain(images_of(row, card)), _percent(row.top1), _percent(row.top5), _percent(row.ece), _plain(row.more))
+        for row in found
+    ]
     parts = [markdown_table([("images", "top-1", "top-5", "ECE, 15 bins", "more"), *rows])]
     if history.top1 is not None:
         parts.append(
@@ -142,7 +151,16 @@ def scores_text(release: Release) -> str:
 def trained_rows(release: Release) -> list[ScoreRow]:
     """What training measured of these weights."""
     history = release.history
-    return [] if history.top1 is None else [ScoreRow("validation, while training", history.top1, history.top5)]
+    if history.top1 is None:
+        return []
+    return [ScoreRow("validation, while training", history.top1, history.top5, sizes=history.sizes)]
+
+
+def images_of(row: ScoreRow, card: ModelCard) -> str:
+    """The name of the images, and their sizes where these are not those of the release."""
+    if not row.sizes or row.sizes == sizes_of(card):
+        return row.images
+    return f"{row.images}, {' '.join(f'{name} {pixels}' for name, pixels in row.sizes.items())}"
 
 
 def seeds_text(seeds: Sequence[SeedScore]) -> str:
@@ -158,24 +176,32 @@ def origin_rows(release: Release) -> list[tuple[str, ...]]:
     """What is known, each as a row. What is not known has none."""
     card, history = release.card, release.history
     hours = None if history.seconds is None else history.seconds / 3600
+    step = f", of step {card.step:,}" if card.run_id else ""
+    unfinished = ", not finished" if history.is_finished is False else ""
     rows = {
         "parameters": f"{release.parameters:,}",
         "GMACs": f"{release.gmacs:.3g} for an image of {card.val_crop} x {card.val_crop} pixels",
         "recipe": f"`{_plain(card.recipe)}`" if card.recipe else "",
         "seed": str(card.seed) if card.recipe else "",
-        "weights": f"`{card.weights}`, of step {card.step:,}" if card.weights else "",
+        "weights": f"`{_plain(card.weights)}`{step}" if card.weights else "",
+        "source": "torchvision, which has its own terms for them" if _is_torchvisions(card) else "",
         "trained at": f"{card.train_pixels} pixels, at the end" if card.train_pixels else "",
         "data": _data_of_card(card),
-        "run": f"`{_plain(card.run_id)}`" + ("" if history.is_finished else ", not finished") if card.run_id else "",
+        "run": f"`{_plain(card.run_id)}`{unfinished}" if card.run_id else "",
         "epochs": "" if history.epochs is None else show_number(history.epochs),
         "speed of training": "" if not history.images_per_second else f"{history.images_per_second:,.0f} images/s",
         "hours of training": "" if hours is None else f"{hours:.3g}",
         "machines": "" if history.usd is None else f"${history.usd:,.2f} on AWS",
-        "commit": f"`{card.commit}`" if card.commit else "",
-        "checkpoint": f"SHA-256 of its manifest: `{card.checkpoint_sha256}`" if card.checkpoint_sha256 else "",
+        "energy": "" if history.kwh is None else f"{history.kwh:.3g} kWh",
+        "commit": f"`{_plain(card.commit)}`" if card.commit else "",
+        "checkpoint": f"SHA-256 of its manifest: `{_plain(card.checkpoint_sha256)}`" if card.checkpoint_sha256 else "",
         "license": release.license if release.license != UNKNOWN_LICENSE else "unknown: nobody has stated one",
     }
     return [("", ""), *((name, value) for name, value in rows.items() if value)]
+
+
+def _is_torchvisions(card: ModelCard) -> bool:
+    return not card.run_id and bool(TORCHVISIONS.fullmatch(card.weights))
 
 
 def _data_of_card(card: ModelCard) -> str:

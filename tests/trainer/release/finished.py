@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -15,9 +16,11 @@ from trainer.imagenet import wnids
 from trainer.model_card import CARD_FILE, card_of_config
 from trainer.recipes.config import Config, DataConfig, ModelConfig
 from trainer.recipes.fields import to_json
+from trainer.release.__main__ import main
 from trainer.store import ObjectStore, open_store
 from trainer.telemetry.metrics import start_row
 
+NAME = "somebody/tiny"  # on the hub
 STEP, TOP1, TOP5 = 8, 0.8125, 0.9875
 FINGERPRINT = "ab" * 32
 CONFIG = Config(
@@ -65,3 +68,21 @@ def put_checkpoint(store: ObjectStore, machine: Path, config: Config, seed: int 
             ownership, STEP, state, is_best=True, config=to_json(config), data={"fingerprint": FINGERPRINT},
             counters={"best": {"top1": TOP1, "step": STEP, "weights": "ema"}},
         )  # fmt: skip
+
+
+def put_evaluation(
+    store: ObjectStore, file: str, model: dict[str, Any], scores: dict[str, float], views: str = "none"
+) -> None:
+    """As `make evaluate` does."""
+    data = {"name": "tiny-imagenet"}
+    record = {"format": 1, "model": model, "data": data, "scores": scores, "views": {"name": views}}
+    store.put(run_key(RUN, f"evaluations/{file}.json"), json.dumps(record).encode())
+
+
+def release(store: ObjectStore, folder: Path, *arguments: str, models: str = RUN) -> int:
+    return main([models, "--store", store.uri, "--to", str(folder), *arguments])
+
+
+def push(store: ObjectStore, folder: Path, *arguments: str, name: str = NAME) -> int:
+    forms = () if folder.exists() else ("--forms", "torchvision")
+    return main([RUN, "--store", store.uri, "--to", str(folder), "--push", name, *forms, *arguments])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,63 +13,19 @@ import torch
 
 from tests.checkpoints import RUN
 from tests.hub import Answer
-from tests.model_hub import WRITER, ModelHub, Repository
-from tests.trainer.release.finished import CONFIG, SMALL, make_store
+from tests.model_hub import ModelHub, Repository
+from tests.trainer.release.finished import NAME, push, release
 from trainer.contract import Exit
-from trainer.release.__main__ import main
 from trainer.scoring.members import open_member
 from trainer.store import ObjectStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-NAME = "somebody/tiny"
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> ObjectStore:
-    return make_store(tmp_path_factory.mktemp("store"), SMALL)
-
-
-@pytest.fixture
-def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelHub]:
-    """A hub. Its client reads its environment once, so in this process its constants are changed."""
-    hub = ModelHub()
-    for name, value in {
-        "ENDPOINT": hub.endpoint,
-        "HUGGINGFACE_CO_URL_TEMPLATE": f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-        "HF_HUB_CACHE": str(tmp_path / "cache"),
-        "HF_TOKEN_PATH": str(tmp_path / "no-token"),
-        "HF_HUB_DISABLE_XET": True,
-    }.items():
-        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
-    monkeypatch.setenv("HF_TOKEN", WRITER)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-    monkeypatch.setattr("sys.stdin", io.StringIO())
-    yield hub
-    hub.close()
-
-
-@pytest.fixture
-def told(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
-    """What was printed so far. The token never is."""
-    texts: list[str] = []
-
-    def read() -> str:
-        texts.append("".join(capfd.readouterr()))
-        return texts[-1]
-
-    yield read
-    assert WRITER not in "".join([*texts, read()])
-
-
-def push(store: ObjectStore, folder: Path, *arguments: str, name: str = NAME) -> int:
-    forms = () if folder.exists() else ("--forms", "torchvision")
-    return main([RUN, "--store", store.uri, "--to", str(folder), "--push", name, *forms, *arguments])
 
 
 def test_a_release_is_one_commit_of_a_private_repository(
-    models: ModelHub, store: ObjectStore, tmp_path: Path, told: Callable[[], str]
+    models: ModelHub, small_store: ObjectStore, tmp_path: Path, told: Callable[[], str]
 ) -> None:
-    assert push(store, tmp_path / "tiny") == Exit.FINISHED
+    assert push(small_store, tmp_path / "tiny") == Exit.FINISHED
     made = models.repositories[NAME]
     assert made.is_private
     assert len(made.commits) == 1
@@ -79,13 +35,12 @@ def test_a_release_is_one_commit_of_a_private_repository(
 
 
 def test_timm_loads_what_was_pushed_by_the_lines_of_the_readme_there(
-    models: ModelHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: ModelHub, store: ObjectStore, folder: Path
 ) -> None:
-    store = make_store(tmp_path, CONFIG)
-    assert push(store, tmp_path / "tiny") == Exit.FINISHED
-    assert (
-        f'timm.create_model("hf-hub:{NAME}", pretrained=True)' in models.repositories[NAME].files["README.md"].decode()
-    )
+    assert push(store, folder) == Exit.FINISHED
+    readme = models.repositories[NAME].files["README.md"].decode()
+    assert f'timm.create_model("hf-hub:{NAME}", pretrained=True)' in readme
+    assert "download the files, and go to their folder" in readme
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         theirs = timm.create_model(f"hf-hub:{NAME}", pretrained=True).eval()(images)
@@ -93,9 +48,9 @@ def test_timm_loads_what_was_pushed_by_the_lines_of_the_readme_there(
 
 
 def test_nothing_is_asked_of_the_hub_where_no_push_was_typed(
-    models: ModelHub, store: ObjectStore, tmp_path: Path
+    models: ModelHub, small_store: ObjectStore, tmp_path: Path
 ) -> None:
-    assert main([RUN, "--store", store.uri, "--to", str(tmp_path / "tiny"), "--forms", "torchvision"]) == Exit.FINISHED
+    assert release(small_store, tmp_path / "tiny", "--forms", "torchvision") == Exit.FINISHED
     assert models.requests == []
 
 
@@ -106,14 +61,14 @@ def present(models: ModelHub, *, is_private: bool = True) -> Repository:
 
 
 def test_what_is_there_is_overwritten_only_with_yes(
-    models: ModelHub, store: ObjectStore, tmp_path: Path, told: Callable[[], str]
+    models: ModelHub, small_store: ObjectStore, tmp_path: Path, told: Callable[[], str]
 ) -> None:
     there = present(models)
-    assert push(store, tmp_path / "tiny") == Exit.USER
+    assert push(small_store, tmp_path / "tiny") == Exit.USER
     assert "is there, with 3 files (README.md, model.onnx, photo.png): add --yes to overwrite them" in told()
     assert not (tmp_path / "tiny").exists()
     assert not there.commits
-    assert push(store, tmp_path / "tiny", "--yes") == Exit.FINISHED
+    assert push(small_store, tmp_path / "tiny", "--yes") == Exit.FINISHED
     assert there.files["README.md"] != b"old"
     assert there.files["photo.png"] == b"mine"
     assert "model.onnx" not in there.files  # it would be of other weights
@@ -129,44 +84,28 @@ class Typing(io.StringIO):
 
 @pytest.mark.parametrize(("answer", "code"), [("yes\n", Exit.FINISHED), ("y\n", Exit.USER), ("", Exit.USER)])
 def test_at_a_terminal_the_user_is_asked(
-    answer: str, code: int, models: ModelHub, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    answer: str, code: int, models: ModelHub, small_store: ObjectStore, copy: Path, monkeypatch: pytest.MonkeyPatch,
     told: Callable[[], str],
 ) -> None:  # fmt: skip
     there = present(models)
     monkeypatch.setattr("sys.stdin", Typing(answer))
-    assert push(store, tmp_path / "tiny") == code
+    assert push(small_store, copy) == code
     assert "Overwrite them? Type yes:" in told()
     assert len(there.commits) == (code == Exit.FINISHED)
 
 
 def test_a_public_repository_gets_weights_only_where_public_was_typed(
-    models: ModelHub, store: ObjectStore, tmp_path: Path, told: Callable[[], str]
+    models: ModelHub, small_store: ObjectStore, copy: Path, told: Callable[[], str]
 ) -> None:
     there = present(models, is_private=False)
-    assert push(store, tmp_path / "tiny", "--yes") == Exit.USER
+    assert push(small_store, copy, "--yes") == Exit.USER
     assert "is public, so everybody would see these weights: add --public if you mean that" in told()
     assert not there.commits
-    assert push(store, tmp_path / "tiny", "--yes", "--public") == Exit.FINISHED
+    assert push(small_store, copy, "--yes", "--public") == Exit.FINISHED
     assert ", public, as one commit" in told()
     there.is_private = True
-    assert push(store, tmp_path / "tiny", "--yes", "--public") == Exit.FINISHED
+    assert push(small_store, copy, "--yes", "--public") == Exit.FINISHED
     assert ", private, as one commit" in told()  # as it was made
-
-
-def test_a_folder_that_is_there_is_pushed_with_the_users_changes(
-    models: ModelHub, store: ObjectStore, tmp_path: Path, told: Callable[[], str]
-) -> None:
-    assert push(store, tmp_path / "tiny") == Exit.FINISHED
-    (tmp_path / "tiny/README.md").write_text("my own words")
-    assert push(store, tmp_path / "tiny", "--yes") == Exit.FINISHED
-    assert models.repositories[NAME].files["README.md"] == b"my own words"
-    assert "it is uploaded as it is" in told()
-    assert push(store, tmp_path / "tiny", "--yes", "--license", "mit") == Exit.USER
-    assert "is there, so --license and --forms change nothing: add --replace" in told()
-    card = json.loads((tmp_path / "tiny/model.json").read_text())
-    (tmp_path / "tiny/model.json").write_text(json.dumps(card | {"step": 1}))
-    assert push(store, tmp_path / "tiny", "--yes") == Exit.USER
-    assert f"has other weights than '{RUN}'" in told()
 
 
 def says(status: int, message: str = "", at: str = "") -> Callable[[str, str], Answer | None]:
@@ -202,80 +141,49 @@ REFUSALS = {
 
 @pytest.mark.parametrize("why", REFUSALS)
 def test_a_hub_that_refuses_is_one_message_and_the_folder_stays(
-    why: str, models: ModelHub, store: ObjectStore, tmp_path: Path, told: Callable[[], str]
+    why: str, models: ModelHub, small_store: ObjectStore, tmp_path: Path, told: Callable[[], str]
 ) -> None:
     models.fault, message = REFUSALS[why]
-    assert push(store, tmp_path / "tiny") == Exit.USER
+    assert push(small_store, tmp_path / "tiny") == Exit.USER
     text = told()
     assert f"error: --push {NAME}: " in text
     assert message in text
     assert (tmp_path / "tiny/model.safetensors").exists() == (why != "no hub")  # which was asked before
     models.fault = lambda method, path: None
-    assert push(store, tmp_path / "tiny") == Exit.FINISHED
+    assert push(small_store, tmp_path / "tiny") == Exit.FINISHED
 
 
 def test_a_commit_of_somebody_else_meanwhile_is_not_overwritten(
-    models: ModelHub, store: ObjectStore, tmp_path: Path, told: Callable[[], str]
+    models: ModelHub, small_store: ObjectStore, copy: Path, told: Callable[[], str]
 ) -> None:
     there = present(models)
     models.fault = changes(models)
-    assert push(store, tmp_path / "tiny", "--yes") == Exit.USER
+    assert push(small_store, copy, "--yes") == Exit.USER
     assert "somebody has changed" in told()
     assert there.files["README.md"] == b"old"
 
 
 def test_a_readme_that_the_hub_does_not_take_is_said(
-    models: ModelHub, store: ObjectStore, tmp_path: Path, told: Callable[[], str]
+    models: ModelHub, small_store: ObjectStore, tmp_path: Path, told: Callable[[], str]
 ) -> None:
     wrong = json.dumps({"errors": [{"message": '"license" must be one of [apache-2.0, ...]'}], "warnings": []})
     models.fault = lambda method, path: (400, {}, wrong.encode()) if path == "/api/validate-yaml" else None
-    assert push(store, tmp_path / "tiny", "--license", "beerware") == Exit.USER
+    assert push(small_store, tmp_path / "tiny", "--license", "beerware") == Exit.USER
     text = told()
     assert '"license" must be one of' in text
     assert "another --license may be what it wants" in text
 
 
-@pytest.mark.parametrize(
-    ("token", "message"),
-    [
-        ("", "no token was found: make a token that may write at"),
-        (
-            "hf_wrong",
-            "refused the token (401, 'Invalid credentials in Authorization header'): it is wrong or has expired",
-        ),
-        ("hf_\u00fcber", "the token has letters that none has (it is not shown)"),
-    ],
-)
-def test_a_token_that_does_not_open_the_hub_is_said_before_anything_is_made(
-    token: str, message: str, models: ModelHub, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    told: Callable[[], str],
-) -> None:  # fmt: skip
-    monkeypatch.setenv("HF_TOKEN", token)
-    assert push(store, tmp_path / "tiny") == Exit.USER
-    text = told()
-    assert message in text
-    assert not token or token not in text
-    assert not (tmp_path / "tiny").exists()
-
-
-def test_the_token_of_the_secrets_folder_counts(
-    models: ModelHub, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    (tmp_path / "hf_token").write_text(f"{WRITER}\n")
-    assert push(store, tmp_path / "tiny", "--secrets-dir", str(tmp_path)) == Exit.FINISHED
-
-
 def test_names_and_addresses_that_cannot_be_are_refused(
-    models: ModelHub, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Callable[[], str]
+    models: ModelHub, small_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Callable[[], str]
 ) -> None:
-    assert push(store, tmp_path / "tiny", name="tiny") == Exit.USER
+    assert push(small_store, tmp_path / "tiny", name="tiny") == Exit.USER
     assert "'tiny' is no name of the hub: write owner/name" in told()
-    assert push(store, tmp_path / "tiny", name="foreign/tiny") == Exit.USER
+    assert push(small_store, tmp_path / "tiny", name="foreign/tiny") == Exit.USER
     assert 'forbids this (403, "You don\'t have the rights to create a model under foreign/tiny")' in told()
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://hub.example")
-    assert push(store, tmp_path / "tiny") == Exit.USER
+    assert push(small_store, tmp_path / "tiny") == Exit.USER
     assert "is not asked, since a token would travel without TLS" in told()
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    assert push(store, tmp_path / "tiny") == Exit.USER
+    assert push(small_store, tmp_path / "tiny") == Exit.USER
     assert "cannot be reached" in told()

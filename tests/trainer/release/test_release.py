@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import replace
@@ -13,58 +12,21 @@ import numpy as np
 import pytest
 import timm
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor
 
 from tests.checkpoints import RUN
 from tests.images import photo
-from tests.trainer.release.finished import CONFIG, FINGERPRINT, SMALL, STEP, make_store, put_outcome
-from trainer.checkpoint.export import export
-from trainer.contract import Exit, run_key
+from tests.trainer.release.finished import CONFIG, SMALL, make_store, put_outcome, release
+from trainer.contract import Exit
 from trainer.imagenet import english_names, wnids
 from trainer.model_card import ModelCard
-from trainer.release.__main__ import main
-from trainer.release.timm_config import crop_share
+from trainer.release.readme import transforms_text
+from trainer.release.timm_config import crop_share, timm_config
 from trainer.scoring.members import open_member
 from trainer.store import ObjectStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> ObjectStore:
-    return make_store(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
-def folder(store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A release of a run of which the store knows all that it can."""
-    store.put(run_key(RUN, "spend.json"), json.dumps({"usd": 3.456, "machines": []}).encode())
-    card = open_member(RUN, store).card
-    model = {"step": STEP, "weights": "ema", "checkpoint_sha256": card.checkpoint_sha256}
-    put_evaluation(store, "tiny-imagenet", model, {"val/top1": 0.81, "val/top5": 0.98, "val/ece": 0.045, "val/loss": 1})
-    put_evaluation(store, "imagenet-c", model, {"imagenet-c/top1": 0.4, "imagenet-c/mce": 0.767})
-    flips = {"val_tta/top1": 0.82, "val_tta/top5": 0.99}
-    put_evaluation(store, "tiny-imagenet-flip", model, flips, views="flip")
-    put_evaluation(store, "tiny-imagenet-resize-40", model | {"val_resize": 40, "val_crop": 32}, {"val/top1": 0.7})
-    put_evaluation(store, "older", model | {"step": 4}, {"val/top1": 0.123})
-    folder = tmp_path_factory.mktemp("releases") / "tiny"
-    assert release(store, folder, "--license", "apache-2.0", "--forms", "torchvision") == Exit.FINISHED
-    return folder
-
-
-def put_evaluation(
-    store: ObjectStore, file: str, model: dict[str, Any], scores: dict[str, float], views: str = "none"
-) -> None:
-    """As `make evaluate` does."""
-    data = {"name": "tiny-imagenet"}
-    record = {"format": 1, "model": model, "data": data, "scores": scores, "views": {"name": views}}
-    store.put(run_key(RUN, f"evaluations/{file}.json"), json.dumps(record).encode())
-
-
-def release(store: ObjectStore, folder: Path, *arguments: str, models: str = RUN) -> int:
-    return main([models, "--store", store.uri, "--to", str(folder), *arguments])
 
 
 def ours(store: ObjectStore, images: Tensor) -> Tensor:
@@ -118,23 +80,31 @@ def test_weights_with_blur_pool_are_released_as_programs_that_hold_the_blur(
     assert "There is no file for timm: trained with --model.blur-pool convs" in Path("README.md").read_text()
 
 
-def test_a_file_of_exported_weights_is_released_with_what_its_card_tells(store: ObjectStore, tmp_path: Path) -> None:
-    file = tmp_path / "best.safetensors"
-    export(store, RUN, str(file), which="best", step=None, weights="auto")
-    assert release(store, tmp_path / "tiny", "--forms", "torchvision", models=str(file)) == Exit.FINISHED
-    text = (tmp_path / "tiny/README.md").read_text()
-    assert FINGERPRINT in text
-    assert f"`ema`, of step {STEP}" in text
-    assert "Nobody has measured these weights" in text
-    assert ModelCard.from_json((tmp_path / "tiny/model.json").read_bytes()) == open_member(RUN, store).card
-
-
 def test_timm_prepares_an_image_as_the_lines_for_torchvision_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    image = Image.fromarray(np.asarray(photo(3, 70, 50)))
-    timms = run_block(folder, "timm", {})["transform"](image)
-    lines = run_block(folder, "torch\n", {})["transform"](image)
-    assert timms.shape == (3, 32, 32)
+    timms = run_block(folder, "timm", {})["transform"]
+    lines = run_block(folder, "torch\n", {})["transform"]
+    for height, width in ((70, 50), (36, 90), (20, 31), (33, 33)):
+        image = Image.fromarray(np.asarray(photo(3, height, width)))
+        assert timms(image).shape == (3, 32, 32)
+        assert (timms(image) - lines(image)).abs().max() <= 1e-5, (height, width)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("resize", "crop"), [(36, 32), (32, 32), (14, 9), (235, 224)])
+def test_timm_prepares_any_size_and_mode_as_the_lines_for_torchvision_do(resize: int, crop: int, mode: str) -> None:
+    about = ModelCard(
+        network="resnet18", classes=(), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25), val_resize=resize, val_crop=crop,
+        resize_mode=mode,
+    )  # fmt: skip
+    tensors = {"conv1.weight": torch.zeros(8, 3, 7, 7), "fc.weight": torch.zeros(10, 512)}
+    theirs: Any = timm.data
+    known = theirs.resolve_data_config({}, pretrained_cfg=timm_config(about, tensors)["pretrained_cfg"])
+    found: dict[str, Any] = {}
+    exec(transforms_text(about).removeprefix("```python\n").removesuffix("```"), found)
+    image = Image.fromarray(np.asarray(photo(4, 150, 71)))
+    timms, lines = theirs.create_transform(**known, is_training=False)(image), found["transform"](image)
+    assert timms.shape == (3, crop, crop)
     assert (timms - lines).abs().max() <= 1e-5
 
 
@@ -149,42 +119,6 @@ def test_timm_knows_the_names_of_the_classes_and_makes_a_new_head(folder: Path) 
     config = model.pretrained_cfg
     assert tuple(config["label_names"]) == wnids()[:10]
     assert config["label_descriptions"][wnids()[1]] == english_names()[1]
-
-
-def test_the_card_tells_what_the_store_knows_and_its_first_lines_are_the_hubs(folder: Path) -> None:
-    text = (folder / "README.md").read_text()
-    for told in (
-        "| validation, while training | 81.25 % | 98.75 % | - |", "| tiny-imagenet | 81.00 % | 98.00 % | 4.50 % |",
-        "| tiny-imagenet, views flip | 82.00 % | 99.00 % |", "| tiny-imagenet, val_resize 40 val_crop 32 | 70.00 % |",
-        "| imagenet-c | 40.00 % | - | - | mce 76.70 % |",
-        f"`ema`, of step {STEP}", "11,181,642", FINGERPRINT, "`digits`", "c" * 40,
-        "| speed of training | 1,234 images/s |", "| hours of training | 1.5 |", "| machines | $3.46 on AWS |",
-        "| license | apache-2.0 |",
-    ):  # fmt: skip
-        assert told in text, told
-    assert "12.30 %" not in text  # of other weights
-    head = yaml.safe_load(text.split("---\n")[1])
-    assert head["license"] == "apache-2.0"
-    assert head["library_name"] == "timm"
-    assert head["datasets"] == ["tiny-imagenet"]
-    results = {one["dataset"]["name"]: one["metrics"] for one in head["model-index"][0]["results"]}
-    assert results.keys() >= {"tiny-imagenet", "imagenet-c", "tiny-imagenet-views-flip"}
-    assert [one["value"] for one in results["tiny-imagenet"]] == [0.81, 0.98]
-    card = ModelCard.from_json((folder / "model.json").read_bytes())
-    assert (card.run_id, card.step, card.weights) == (RUN, STEP, "ema")
-
-
-def test_what_nobody_has_measured_or_stated_is_not_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    store = make_store(tmp_path, SMALL)
-    (Path(store.uri) / run_key(RUN, "result.json")).unlink()
-    assert release(store, tmp_path / "tiny", "--forms", "torchvision") == Exit.FINISHED
-    text = (tmp_path / "tiny/README.md").read_text()
-    assert "license: unknown" in text
-    assert "not finished" in text
-    assert not re.search(r"\$|hours|images/s|kWh|import timm|library_name", text)
-    assert not (tmp_path / "tiny/config.json").exists()
-    assert "timm has no network with the tensors of torchvision's squeezenet1_1" in text
-    assert "--license" in capfd.readouterr().err
 
 
 def test_of_several_seeds_the_best_is_released_and_all_are_told(tmp_path: Path) -> None:
@@ -202,9 +136,9 @@ def test_of_several_seeds_the_best_is_released_and_all_are_told(tmp_path: Path) 
 
 
 def test_runs_that_differ_in_more_than_the_seed_are_no_seeds(
-    tmp_path: Path, store: ObjectStore, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, small_store: ObjectStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put_outcome(store, "longer", replace(CONFIG, seed=1, epochs=99))
-    assert release(store, tmp_path / "tiny", models=f"{RUN},longer") == Exit.USER
+    put_outcome(small_store, "longer", replace(SMALL, seed=1, epochs=99))
+    assert release(small_store, tmp_path / "tiny", models=f"{RUN},longer") == Exit.USER
     assert "differs from job in more than the seed: epochs" in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
