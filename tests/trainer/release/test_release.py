@@ -19,6 +19,7 @@ from tests.checkpoints import RUN
 from tests.images import photo
 from tests.trainer.release.finished import CONFIG, SMALL, make_store, put_outcome, release
 from trainer.contract import Exit
+from trainer.data.reading.decode import ResizeMode
 from trainer.imagenet import english_names, wnids
 from trainer.model_card import ModelCard
 from trainer.release.readme import transforms_text
@@ -92,7 +93,9 @@ def test_timm_prepares_an_image_as_the_lines_for_torchvision_do(folder: Path, mo
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("resize", "crop"), [(36, 32), (32, 32), (14, 9), (235, 224)])
-def test_timm_prepares_any_size_and_mode_as_the_lines_for_torchvision_do(resize: int, crop: int, mode: str) -> None:
+def test_timm_prepares_any_size_and_mode_as_the_lines_for_torchvision_do(
+    resize: int, crop: int, mode: ResizeMode
+) -> None:
     about = ModelCard(
         network="resnet18", classes=(), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25), val_resize=resize, val_crop=crop,
         resize_mode=mode,
