@@ -274,6 +274,10 @@ bench-parity: $(VENV)/.bench ## train with many seeds beside torchvision's and t
 bench-evaluate: $(VENV)/.bench ## measure what an evaluation costs beyond its forward passes, and its memory (ARGS="--images N")
 	@$(PY_ARGS) benchmarks.evaluate
 
+.PHONY: bench-predict
+bench-predict: $(VENV)/.dev ## measure make predict for one JPEG from a fresh start, against importing torch and torchvision (ARGS="--rounds N")
+	@$(PY_ARGS) benchmarks.predict
+
 .PHONY: bench-gpu
 bench-gpu: $(VENV)/.trainer ## measure this GPU: ours, peers, compile, saves, loader, whole runs (ARGS="--seconds 480 --only A,B"; ARGS=--help)
 	@$(PY_ARGS) benchmarks.gpu
