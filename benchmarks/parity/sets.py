@@ -54,7 +54,7 @@ DIGITS = Settings(
 )  # fmt: skip
 SETS = {
     "photographs": Settings(
-        images="photographs", train=1080, val=900, pixels=64, resize=73, original=PATCH, epochs=15, batch=60,
+        images="photographs", train=1080, val=900, pixels=64, resize=73, original=PATCH, epochs=8, batch=60,
         peak_lr=0.1,
     ),
     "digits": DIGITS,
