@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that a user works in, below the home folder of the test."""
-    (here := tmp_path / "home" / "work").mkdir(parents=True)
+    (here := tmp_path / "home" / "project").mkdir(parents=True)
     (tmp_path / "store").mkdir()
     monkeypatch.setenv("HOME", str(here.parent))
     monkeypatch.setenv("TRAINER_STORE", str(tmp_path / "store"))
@@ -59,7 +59,7 @@ def test_a_card_with_impossible_values_is_refused(
 
 def test_a_file_without_a_card_goes_where_its_network_says_whatever_run_it_names(tmp_path: Path) -> None:
     assert main([save({"run": "../../../x", "model": SMALL}), "--forms", "torchvision"]) == Exit.FINISHED
-    assert exported(tmp_path) == [f"home/work/exports/{SMALL}/{SMALL}.torchvision.safetensors"]
+    assert exported(tmp_path) == [f"home/project/exports/{SMALL}/{SMALL}.torchvision.safetensors"]
 
 
 def test_a_file_without_a_card_is_exported_with_the_sizes_that_the_user_says(
