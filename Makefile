@@ -41,9 +41,10 @@ BASE   ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
 INFRA  := .venv-infra
+TRACK  := .venv-trackers
 
 # No value is pasted into a recipe, where a shell would read it as a command: it arrives in the environment.
-export PYTHON VENV BIN INFRA
+export PYTHON VENV BIN INFRA TRACK
 export TRAINER_STORE = $(STORE)
 export TRAINER_RUN_ID = $(RUN)
 export TRAINER_DATA = $(DATA)
@@ -130,7 +131,7 @@ docker-train: ## train in the image, on all GPUs where there are any; results in
 
 .PHONY: clean
 clean: ## remove results, scratch and environment of this checkout
-	rm -rf -- out .scratch gpu-kit cdk.out node_modules "$$VENV" "$$INFRA"
+	rm -rf -- out .scratch gpu-kit cdk.out node_modules "$$VENV" "$$INFRA" "$$TRACK"
 
 ## Data
 
@@ -308,6 +309,7 @@ lock: $(VENV)/.dev ## renew requirements/*.txt from pyproject.toml
 	$(COMPILE) --group export -c requirements/trainer.txt -o requirements/export.txt
 	$(COMPILE) --group dev -c requirements/export.txt -o requirements/dev.txt
 	$(COMPILE) --group bench -c requirements/dev.txt -o requirements/bench.txt
+	$(COMPILE) --group trackers -o requirements/trackers.txt
 	$(COMPILE) --group infra -o requirements/infra.txt
 	$(COMPILE) --group infra-dev -c requirements/infra.txt -o requirements/infra-dev.txt
 
@@ -317,6 +319,7 @@ ci-deps: ## install and start what the tests need (root, Debian): Docker engine,
 
 # Set-up: once, and again only when a lock changes. torch's Linux wheels bring CUDA, hence the size.
 TORCH_SIZE = the first time downloads about 3 GB, torch with CUDA, and takes 6 GB of disk
+TRACK_SIZE = the first time takes 370 MB of disk
 INFRA_SIZE = the first time downloads CDK and Node.js, and takes 550 MB of disk
 define set-up
 $(need-python)
@@ -343,6 +346,10 @@ $(VENV)/.dev: requirements/dev.txt requirements/uv.txt
 $(VENV)/.bench: requirements/bench.txt requirements/uv.txt
 	$(call set-up,VENV,bench,$(TORCH_SIZE))
 	@touch "$$VENV/.bench" "$$VENV/.dev" "$$VENV/.export" "$$VENV/.trainer"
+
+$(TRACK)/.trackers: requirements/trackers.txt requirements/uv.txt
+	$(call set-up,TRACK,trackers,$(TRACK_SIZE))
+	@touch "$$TRACK/.trackers"
 
 $(INFRA)/.infra: requirements/infra.txt requirements/uv.txt
 	$(call set-up,INFRA,infra,$(INFRA_SIZE))

@@ -1,0 +1,1 @@
+"""Alerts: what a person should hear of a run while it runs, and how it reaches them."""

@@ -1,0 +1,1 @@
+"""`make runs STORE=…`: every run of a store, the newest first."""

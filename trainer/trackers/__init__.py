@@ -1,0 +1,1 @@
+"""Trackers of others: they get the committed metrics of a run."""
