@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests import PATIENCE
 from trainer.contract import Exit, UserError, manifest_key, metrics_key, run_key
-from trainer.report import summary_text, write_report
+from trainer.report import build_report, summary_text, write_report
 from trainer.report.__main__ import main
 from trainer.report.charts import MOST_POINTS, series
 from trainer.report.page import DARK, LIGHT
@@ -125,6 +125,27 @@ def test_the_store_holds_the_page_and_real_pngs(store: ObjectStore) -> None:
         image = Image.open(io.BytesIO(store.get(f"{folder}{chart}.png"))).convert("RGB")
         assert image.width > 800
         assert len(image.getcolors(maxcolors=1 << 20) or []) > 20, "a curve was drawn"
+
+
+def test_a_report_into_a_folder_is_the_same_and_leaves_the_store_as_it_is(store: ObjectStore, tmp_path: Path) -> None:
+    put_finished_run(store)
+    before = list(store.list(""))
+    folder = tmp_path / "new" / "report"
+    assert main(["--store", str(tmp_path / "out"), "--run-id", "digits", "--into", str(folder)]) == Exit.FINISHED
+    assert list(store.list("")) == before
+    written = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert written == build_report(store, "digits").files
+    assert b"</html>" in written["index.html"]
+
+
+def test_a_folder_that_cannot_be_is_an_error_that_names_it(
+    store: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_finished_run(store)
+    (tmp_path / "file").write_text("")
+    into = str(tmp_path / "file" / "report")
+    assert main(["--store", str(tmp_path / "out"), "--run-id", "digits", "--into", into]) == Exit.USER
+    assert f"cannot write the report into {into}: Not a directory" in capsys.readouterr().err
 
 
 def test_the_page_needs_neither_network_nor_scripts(store: ObjectStore) -> None:

@@ -7,7 +7,8 @@ mean; `charts` and `page` show them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainer.checkpoint.line import list_manifests
@@ -20,11 +21,30 @@ from trainer.values import parse_object
 if TYPE_CHECKING:
     from trainer.store import ObjectStore
 
-__all__ = ["Summary", "summary_text", "write_report"]
+__all__ = ["Report", "Summary", "build_report", "summary_text", "write_report"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The report of a run, in memory: its main facts, and its files by name, index.html and a PNG for each chart."""
+
+    summary: Summary
+    files: Mapping[str, bytes]
 
 
 def write_report(store: ObjectStore, run_id: str) -> Summary:
     """Read the run, put `report/index.html` and `report/*.png` beside it, return the summary."""
+    report = build_report(store, run_id)
+    for name, body in report.files.items():
+        store.put(run_key(run_id, f"report/{name}"), body)
+    return report.summary
+
+
+def build_report(store: ObjectStore, run_id: str) -> Report:
+    """Read the run, which may still go on, and make the files of its report. Nothing is written.
+
+    Raises UserError if there is no such run, StoreError if the store fails.
+    """
     # These are heavy to import, and `--help` does not need them.
     from trainer.report.charts import draw_charts
     from trainer.report.page import render_page
@@ -48,12 +68,10 @@ def write_report(store: ObjectStore, run_id: str) -> Summary:
         report=store.describe(run_key(run_id, "report/index.html")),
     )
     charts = draw_charts(rows, summary.steps_per_epoch)
-    for name, (png, _) in charts.items():
-        store.put(run_key(run_id, f"report/{name}.png"), png)
     svgs = {name: svg for name, (_, svg) in charts.items()}
     page = render_page(summary, rows, config, svgs, read_scored(store, run_id))
-    store.put(run_key(run_id, "report/index.html"), page.encode())
-    return summary
+    pngs = {f"{name}.png": png for name, (png, _) in charts.items()}
+    return Report(summary=summary, files=pngs | {"index.html": page.encode()})  # the page last: it is what people open
 
 
 def read_shown(store: ObjectStore, key: str, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

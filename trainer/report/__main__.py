@@ -1,10 +1,15 @@
-"""The command: `python -m trainer.report --store out --run-id digits`. Parses, reports, prints."""
+"""The command: `python -m trainer.report --store out --run-id digits`. Parses, reports, prints.
+
+With `--into FOLDER` it writes the files there, and nothing into the store: so a run that goes on is drawn beside it.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 
@@ -20,6 +25,8 @@ class Options:
     """Where the run lives: s3://bucket/prefix or a directory; else $TRAINER_STORE."""
     run_id: str
     """The run to report on; else $TRAINER_RUN_ID."""
+    into: str = ""
+    """Write the files of the report into this folder, not into the store."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,11 +37,15 @@ def main(arguments: list[str] | None = None) -> int:
         return Exit.USER if stop.code else Exit.FINISHED
 
     # These are heavy to import, and `--help` does not need them.
-    from trainer.report import summary_text, write_report
+    from trainer.report import build_report, summary_text, write_report
     from trainer.store import StoreError, open_store
 
     try:
-        tell(summary_text(write_report(open_store(options.store), options.run_id)))
+        store = open_store(options.store)
+        if options.into:
+            write_files(build_report(store, options.run_id).files, Path(options.into))
+        else:
+            tell(summary_text(write_report(store, options.run_id)))
     except UserError as error:
         tell(error, sys.stderr)
         return Exit.USER
@@ -42,6 +53,18 @@ def main(arguments: list[str] | None = None) -> int:
         tell(error, sys.stderr)
         return 1
     return Exit.FINISHED
+
+
+def write_files(files: Mapping[str, bytes], folder: Path) -> None:
+    """Write each file whole: who reads the folder meanwhile sees the old one or the new one. UserError if it cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, body in files.items():
+            written = folder / f".{name}.tmp"
+            written.write_bytes(body)
+            written.replace(folder / name)
+    except OSError as error:
+        raise UserError(f"cannot write the report into {folder}: {error.strerror}; name another with --into") from error
 
 
 if __name__ == "__main__":
