@@ -197,7 +197,7 @@ synth: node_modules/.package-lock.json ## write the CloudFormation templates to 
 ## Checks
 
 .PHONY: test
-test: $(VENV)/.dev $(INFRA)/.dev node_modules/.package-lock.json ## run all tests; FAST=1: the quick ones; ARGS="tests/test_make.py -k help"; STRICT=1: a skip fails
+test: $(VENV)/.dev $(INFRA)/.dev $(TRACK)/.trackers node_modules/.package-lock.json ## run all tests; FAST=1: the quick ones; ARGS="tests/test_make.py -k help"; STRICT=1: a skip fails
 	@$(PY_ARGS) tests
 
 .PHONY: test-infra

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests import ROOT
 from tests.seconds import SECONDS_FILE, cpu_seconds, table
 
 # tests/infra runs in an environment of its own, .venv-infra, which has CDK but not torch; all others in .venv.
@@ -44,8 +45,11 @@ FAST = os.environ.get("FAST") == "1"  # leave out what is marked slow, and whate
 BOOTS = ("tests/infra/boot/test_boot.py", "tests/infra/boot/test_boot_ends.py")
 STACKS = "tests/infra/stacks/"
 SLOW_FIXTURES = frozenset(
-    {"aws_server", "chromium", "digits_folder", "engine", "hub", "new_run", "s3_endpoint", "template"}
-)
+    {
+        "aws_server", "chromium", "digits_folder", "engine", "hub", "new_run", "s3_endpoint", "template",
+        "trackers_python",
+    }
+)  # fmt: skip
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -63,6 +67,15 @@ def chromium() -> str:
         if path := shutil.which(name):
             return path
     pytest.skip("no chromium (make ci-deps, as root, installs one)")
+
+
+@pytest.fixture(scope="session")
+def trackers_python() -> str:
+    """The interpreter of .venv-trackers, which has TensorBoard and the trackers of others; skips without one."""
+    path = ROOT / ".venv-trackers/bin/python"
+    if not path.exists():
+        pytest.skip("no .venv-trackers (make test sets it up)")
+    return str(path)
 
 
 def refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

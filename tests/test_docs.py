@@ -65,7 +65,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with suppress(FileNotFoundError):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    for name in (".venv", ".venv-infra", "node_modules"):
+    for name in (".venv", ".venv-infra", ".venv-trackers", "node_modules"):
         if (ROOT / name).exists():
             (folder / name).symlink_to(ROOT / name)
     return folder

@@ -17,7 +17,7 @@ from tests import ROOT
 TARGETS = re.findall(r"^\.PHONY: (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
 DEFAULTED = re.findall(r"^(\w+) *\?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
 OTHERS = ["FROM", "HOURS", "BUDGET", "TYPES", "PURGE", "YES", "ON", "FAST", "AWS_ENDPOINT_URL", "HF_TOKEN", "UNKNOWN"]
-PROGRAMS = ["PYTHON", "VENV", "BIN", "INFRA"]  # whoever sets these chooses a program, but no second one
+PROGRAMS = ["PYTHON", "VENV", "BIN", "INFRA", "TRACK"]  # whoever sets these chooses a program, but no second one
 STAND_IN = f"""#!/bin/sh
 case "$2" in trainer.words | trainer.container) exec {sys.executable} "$@" ;; esac
 printf '%s\\0' "${{0##*/}}" "$@" >> "$LOG.arguments"
@@ -42,11 +42,11 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / ".ci").mkdir()
     (tmp_path / ".ci/deps").touch()
     (tmp_path / "requirements").mkdir()
-    for name in ("trainer", "export", "dev", "bench", "infra", "infra-dev", "uv"):
+    for name in ("trainer", "export", "dev", "bench", "infra", "infra-dev", "trackers", "uv"):
         (tmp_path / f"requirements/{name}.txt").touch()
     (tmp_path / "package-lock.json").touch()
     programs = [f".venv/bin/{name}" for name in ("python", "uv", "ruff", "lint-imports", "mypy")]
-    for name in [*programs, ".venv-infra/bin/python", "bin/docker", "bin/git"]:
+    for name in [*programs, ".venv-infra/bin/python", ".venv-trackers/bin/python", "bin/docker", "bin/git"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(STAND_IN)
         (tmp_path / name).chmod(0o755)
@@ -54,6 +54,7 @@ def checkout(tmp_path: Path) -> Path:
         (tmp_path / f".venv/.{stamp}").touch()
     for stamp in ("infra", "dev"):
         (tmp_path / f".venv-infra/.{stamp}").touch()
+    (tmp_path / ".venv-trackers/.trackers").touch()
     (tmp_path / "node_modules").mkdir()
     (tmp_path / "node_modules/.package-lock.json").touch()
     return tmp_path
