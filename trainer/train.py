@@ -58,6 +58,7 @@ def loop(run: Run) -> tuple[Exit, str]:
     Before a step that compiles or captures kernels they ask once more for a stop.
     """
     state, clock, world = run.state, run.clock, run.world
+    run.status.step = state.step
     run.status.enter(Phase.COMPILING if run.makes_kernels else Phase.TRAINING)
     run.console.start(state.step)
     stops = False
@@ -130,7 +131,11 @@ def look_at_steps(run: Run, *, until: int = 0) -> None:
 
     Steps up to `until` are reported in any case, and waited for.
     """
-    run.state.seconds += run.log.look({"checkpoint/lag_seconds": run.checkpointer.lag_seconds})
+    saves = {
+        "checkpoint/lag_seconds": run.checkpointer.lag_seconds,
+        "checkpoint/stall_seconds": run.checkpointer.take_stall_seconds(),
+    }
+    run.state.seconds += run.log.look(saves, run.state.loss_scale())
     report_steps(run, until)
 
 

@@ -112,7 +112,7 @@ def memory_peak(place: Place) -> Found:
 def _nvml() -> Any:
     """NVML and the handle of the first GPU, or None where Python has no binding of it."""
     try:
-        import pynvml  # type: ignore[import-not-found]
+        import pynvml
 
         pynvml.nvmlInit()
         return pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)

@@ -85,8 +85,8 @@ def test_c_a_run_that_is_resumed_at_a_due_validation_validates_before_it_steps(l
     assert lab.uploader.steps() == [2, 4]
     assert [row["step"] for row in lab.rows() if "val/top1" in row] == [2]
     assert lab.train()[0] == Exit.FINISHED
-    began = lab.phases.index((Phase.TRAINING, 0))
-    assert lab.phases[began + 1] == (Phase.EVALUATING, 0), "before any step of this attempt"
+    began = lab.phases.index((Phase.TRAINING, 4))  # the step that it goes on from
+    assert lab.phases[began + 1] == (Phase.EVALUATING, 4), "before any step of this attempt"
     assert [row["step"] for row in lab.rows() if "val/top1" in row] == [2, 4, 6]
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -148,6 +148,20 @@ class Checkpointer:
         self.saved_at, self.saved_step, self.committed = time.monotonic(), *restored[:2]
         self.committed_sha256, self.restored_counters = restored_sha256, restored[2]
         self.last_lag = 0.0
+        self.stall_seconds = 0.0  # see take_stall_seconds
+
+    @contextmanager
+    def _stalling(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.stall_seconds += time.monotonic() - began
+
+    def take_stall_seconds(self) -> float:
+        """How long saves have held the training thread since the last call: copies, and waits for copies."""
+        taken, self.stall_seconds = self.stall_seconds, 0.0
+        return taken
 
     @property
     def lag_seconds(self) -> float:
@@ -183,6 +197,10 @@ class Checkpointer:
             return False
         if step == self.saved_step and (self.seq or counters == self.restored_counters):
             return True
+        with self._stalling():
+            return self._begin(step, counters, is_best, before_sending)
+
+    def _begin(self, step: int, counters: Mapping[str, Any], is_best: bool, before_sending: Callable[[], None]) -> bool:
         self._hand_over(wait=True)  # of the save before
         if (free := self._take_snapshot(is_best)) is None:
             self.saved_at = time.monotonic()  # wait as long again, not one step
@@ -236,7 +254,8 @@ class Checkpointer:
         """Hand over a save whose copy is done, or wait for that; and read the uploader's answers."""
         if self.channel is None:
             return
-        self._hand_over(wait=wait)
+        with self._stalling():
+            self._hand_over(wait=wait)
         for answer in self.channel.pending():
             self._take_answer(answer)
 

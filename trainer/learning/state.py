@@ -68,6 +68,14 @@ class State:
             counters |= {"swa_step": self.swa_step} | ({"swa_count": self.swa_count} if self.swa_count >= 0 else {})
         return counters
 
+    def loss_scale(self) -> Tensor | None:
+        """() float32 on the device, the scale of fp16, for which nothing waits; None in other precisions."""
+        if not self.scaler.is_enabled():
+            return None
+        one = torch.ones((), device=next(self.model.parameters()).device)
+        scaled: Tensor = self.scaler.scale(one)
+        return scaled
+
     def load_counters(self, counters: Any) -> None:
         """Take over what `counters` gave. Raises UserError if something of it is missing."""
         missing = sorted({*COUNTERS, "scaler"} - counters.keys())

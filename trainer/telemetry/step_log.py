@@ -6,8 +6,10 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +34,7 @@ class Look:
 
     steps: list[tuple[int, float]]  # number and learning rate
     table: Tensor  # (steps, 4) float32, on the host: sums over all processes; valid behind the event
+    scale: Tensor | None  # () float32, on the host, likewise: the loss scale of fp16
     event: Any
     time: float
     speed_seconds: float  # of the host, between two looks; 0 for a warm-up, which has no speed
@@ -57,6 +60,8 @@ class Look:
         ]  # fmt: skip
         if self.speed_seconds:
             rows[-1]["speed/images_per_second"] = sum(row[3] for row in table) / self.speed_seconds
+        if self.scale is not None:
+            rows[-1]["train/loss_scale"] = float(self.scale)
         rows[-1] |= self.values
         return rows
 
@@ -72,6 +77,7 @@ class StepLog:
     def __init__(self, world: World, loader: Loader, steps_per_epoch: int):
         self.world, self.loader, self.steps_per_epoch = world, loader, steps_per_epoch
         self.pending: list[tuple[int, float, Tensor]] = []
+        self.ends: list[float] = []  # when the host was done with each pending step
         self.looks: deque[Look] = deque()  # that are not read yet
         self.resolution = 0  # of the last step
         self.is_warm_up = False  # the pending step is the first of its size: kernels are compiled or chosen in it
@@ -85,6 +91,7 @@ class StepLog:
     def add(self, step: int, settings: Settings, sums: Tensor) -> None:
         """Step `step` is given to the device; sums of (loss, top-1, top-5 hits, images) of this process, (4,)."""
         self.pending.append((step, settings.lr, sums))
+        self.ends.append(time.perf_counter())
         self.is_warm_up = settings.resolution != self.resolution
         self.resolution = settings.resolution
 
@@ -106,8 +113,9 @@ class StepLog:
         self.restart_clock()
         return seconds
 
-    def look(self, values: Mapping[str, float]) -> float:
-        """Send the sums of the pending steps to the host. `values` join the row of the last one.
+    def look(self, values: Mapping[str, float], scale: Tensor | None = None) -> float:
+        """Send the sums of the pending steps to the host. `values` join the row of the last one; so does the loss
+        `scale` of fp16, a tensor on the device.
 
         Returns the seconds that these steps add to the time of the run. A warm-up is to be looked at by itself; it
         counts as long as the steps after it.
@@ -118,15 +126,21 @@ class StepLog:
         seconds, mine = time.perf_counter() - self.started, dict(values)
         if not self.is_warm_up:
             mine["speed/data_wait_fraction"] = (self.loader.wait_seconds - self.waited) / seconds
+            mine |= quantiles([end - begin for begin, end in pairwise([self.started, *self.ends])])
         if self.world.device.type == "cuda":
             mine["gpu/memory_bytes"] = torch.cuda.max_memory_allocated(self.world.device)
+            mine["gpu/memory_reserved_bytes"] = torch.cuda.max_memory_reserved(self.world.device)
+        if scale is not None:
+            scale = scale.to("cpu", non_blocking=True)
         steps, event = [(step, lr) for step, lr, _ in self.pending], event_behind(self.pending[-1][2])
         speed_seconds = 0.0 if self.is_warm_up else seconds
         self.looks.append(
-            Look(steps=steps, table=table, event=event, time=time.time(), speed_seconds=speed_seconds, values=mine)
-        )
+            Look(steps=steps, table=table, scale=scale, event=event, time=time.time(), speed_seconds=speed_seconds,
+                 values=mine)
+        )  # fmt: skip
         counted = self._counted(seconds, len(steps))
         self.pending.clear()
+        self.ends.clear()
         self.is_warm_up = False
         self.restart_clock()
         return counted
@@ -143,6 +157,15 @@ class StepLog:
         """The rows of each look up to step `until`, which are waited for, and of any later one that has arrived."""
         while self.looks and self.looks[0].is_due(until):
             yield self.looks.popleft().rows(self.steps_per_epoch)
+
+
+def quantiles(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, 95th percentile and maximum of the times of steps, as the host sees them: a full queue paces it."""
+    p50, p95 = np.quantile(seconds, [0.5, 0.95])
+    return {
+        "speed/step_seconds_p50": float(p50), "speed/step_seconds_p95": float(p95),
+        "speed/step_seconds_max": max(seconds),
+    }  # fmt: skip
 
 
 def summary(rows: Sequence[Row]) -> dict[str, float]:

@@ -131,6 +131,15 @@ def test_the_lag_is_that_of_the_last_commit_and_grows_while_none_comes(pair: tup
     assert checkpointer.lag_seconds == lag
 
 
+def test_what_a_save_holds_the_training_up_is_counted_until_it_is_taken(pair: tuple[Channel, Channel]) -> None:
+    ours, _ = pair
+    checkpointer = Checkpointer(state(1), ours, {})
+    checkpointer.save(1, {}, before_sending=lambda: time.sleep(0.2))
+    time.sleep(0.2)  # training goes on
+    assert 0.2 <= checkpointer.take_stall_seconds() < 0.4
+    assert checkpointer.take_stall_seconds() == 0
+
+
 def test_the_end_of_the_deadline_or_of_the_uploader_is_an_error_not_a_success(pair: tuple[Channel, Channel]) -> None:
     ours, theirs = pair
     checkpointer = Checkpointer(state(1), ours, {})

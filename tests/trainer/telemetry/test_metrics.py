@@ -212,6 +212,26 @@ def step_log() -> StepLog:
     return StepLog(World(0, 0, 1, torch.device("cpu")), cast(Loader, SimpleNamespace(wait_seconds=0.0)), 10)
 
 
+def test_a_look_tells_how_long_steps_took_and_the_loss_scale_of_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("trainer.telemetry.step_log.time.perf_counter", lambda: now[0])
+    log = step_log()
+    log.resolution = 32
+    for step, seconds in enumerate([0.1] * 18 + [0.5, 2.0], start=1):
+        now[0] += seconds
+        log.add(step, Settings(0.1, 0.1, 32), torch.tensor([8.0, 1.0, 3.0, 4.0]))
+    now[0] += 1.0  # a save, say: no step
+    log.look({}, torch.tensor(1024.0))
+    now[0] += 0.1
+    log.add(21, Settings(0.1, 0.1, 32), torch.tensor([8.0, 1.0, 3.0, 4.0]))
+    log.look({})
+    rows, later = log.read(21)
+    times = [rows[-1][f"speed/step_seconds_{name}"] for name in ("p50", "p95", "max")]
+    assert times == pytest.approx([0.1, 0.575, 2.0])
+    assert (rows[-1]["train/loss_scale"], "train/loss_scale" in rows[0]) == (1024.0, False)
+    assert "train/loss_scale" not in later[-1]
+
+
 def test_rows_of_a_gpu_come_when_they_are_waited_for_or_have_arrived_with_the_times_of_their_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
