@@ -5,7 +5,6 @@ It only reads. What nobody measured is None, or missing.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from trainer.compare import read_outcomes, unlike_runs
 from trainer.contract import UserError, run_key
 from trainer.report import read_shown
 from trainer.report.summary import PREFIXES, check_result, validation_scores
-from trainer.telemetry.metrics import Row, read_metrics
+from trainer.telemetry.metrics import read_metrics
+from trainer.telemetry.samples import kwh_of, read_samples
 from trainer.text import say
 from trainer.values import as_number, as_object, as_text, as_whole, check_known
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 IN_COLUMNS = ("top1", "top5", "ece")
 NOT_TOLD = ("loss", "ece_half", "ece_half_calibrated", "temperature")  # no shares of images, or of half of them
-ENERGY = "energy/kwh"  # of a row, or of result.json: what the whole run has used so far
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class History:
     seconds: float | None = None  # in training steps
     images_per_second: float | None = None
     usd: float | None = None  # of its machines on AWS
-    kwh: float | None = None
+    kwh: float | None = None  # of its GPUs, in all attempts
     evaluations: tuple[ScoreRow, ...] = ()
 
 
@@ -78,15 +77,10 @@ def read_history(store: ObjectStore, card: ModelCard) -> History:
     return History(
         top1=scores[-1].top1 if scores else None, top5=scores[-1].top5 if scores else None, is_finished=bool(result),
         steps=result.get("steps"), epochs=result.get("epochs"), seconds=result.get("seconds"),
-        images_per_second=result.get("images_per_second"), usd=spend.get("usd"), kwh=_energy(rows, result),
+        images_per_second=result.get("images_per_second"), usd=spend.get("usd"),
+        kwh=kwh_of(read_samples(store, card.run_id)),
         sizes=sizes_of(card), evaluations=tuple(read_evaluations(store, card)),
     )  # fmt: skip
-
-
-def _energy(rows: Sequence[Row], result: Mapping[str, Any]) -> float | None:
-    """In kWh, as the end of the run tells it, else the newest row that does."""
-    told = [one[ENERGY] for one in (result, *reversed(rows)) if ENERGY in one]
-    return next((value for value in told if type(value) in (int, float) and 0 <= value < math.inf), None)
 
 
 def _check_spend(spend: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ the machine did that work. No torch here.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -43,6 +44,7 @@ def kwh_of(samples: Iterable[Row]) -> float | None:
     """What the GPUs of all attempts drew, in kWh; None where nothing measured it. Each attempt counts from 0."""
     totals: dict[int, float] = {}
     for row in samples:
-        if "energy/kwh" in row:
-            totals[row["attempt"]] = max(totals.get(row["attempt"], 0.0), row["energy/kwh"])
+        kwh = row.get("energy/kwh", -1.0)
+        if 0 <= kwh < math.inf:
+            totals[row["attempt"]] = max(totals.get(row["attempt"], 0.0), kwh)
     return sum(totals.values()) if totals else None

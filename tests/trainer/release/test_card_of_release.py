@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,13 @@ import yaml
 from safetensors.torch import save_file
 
 from tests.checkpoints import RUN
-from tests.trainer.release.finished import FINGERPRINT, SMALL, STEP, TOP1, make_store, put_evaluation, release
+from tests.trainer.release.finished import FINGERPRINT, SMALL, STEP, make_store, put_evaluation, release
 from trainer.checkpoint.export import export
-from trainer.contract import Exit, metrics_key, run_key
+from trainer.contract import Exit, run_key
 from trainer.model_card import METADATA_KEY, ModelCard
 from trainer.scoring.members import open_member
 from trainer.store import ObjectStore
-from trainer.telemetry.metrics import start_row
+from trainer.telemetry.samples import samples_key
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -123,18 +124,13 @@ def test_the_sheet_of_mistakes_beside_an_evaluation_is_no_evaluation(
     assert "| tiny-imagenet | 81.00 % |" in (tmp_path / "tiny/README.md").read_text()
 
 
-def test_energy_is_told_where_a_row_or_the_result_has_it(tmp_path: Path) -> None:
+def test_energy_is_that_of_all_attempts_as_their_samples_tell_it(tmp_path: Path) -> None:
     store = make_store(tmp_path, SMALL)
-    rows = [start_row(1, 0, 0)]
-    rows += [{"step": STEP, "time": 1.0, "val_ema/top1": TOP1, "energy/kwh": 1.234}]
-    segment = metrics_key(RUN, 1, f"{0:08d}-{STEP:08d}.jsonl")
-    store.put(segment, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    for attempt, totals in {1: (0.25, 1.0), 2: (0.234,), 3: (math.nan, -5.0)}.items():
+        rows = [{"step": STEP, "time": float(i), "energy/kwh": kwh} for i, kwh in enumerate(totals)]
+        store.put(samples_key(RUN, attempt, 1), "".join(json.dumps(row) + "\n" for row in rows).encode())
     assert release(store, tmp_path / "tiny", "--forms", "torchvision") == Exit.FINISHED
     assert "| energy | 1.23 kWh |" in (tmp_path / "tiny/README.md").read_text()
-    result = json.loads(store.get(run_key(RUN, "result.json"))) | {"energy/kwh": 2.5}
-    store.put(run_key(RUN, "result.json"), json.dumps(result).encode())
-    assert release(store, tmp_path / "tiny", "--forms", "torchvision", "--replace") == Exit.FINISHED
-    assert "| energy | 2.5 kWh |" in (tmp_path / "tiny/README.md").read_text()
 
 
 def test_other_sizes_are_those_of_the_release_and_scores_say_theirs(small_store: ObjectStore, tmp_path: Path) -> None:
