@@ -51,5 +51,5 @@ class MomentStore(DirectoryStore):
     def put(self, key: str, body: bytes | BinaryIO) -> str:
         return self._ask(lambda: super(MomentStore, self).put(key, body))
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        return iter(self._ask(lambda: [*super(MomentStore, self).list(prefix)]))
+    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
+        return iter(self._ask(lambda: [*super(MomentStore, self).list(prefix, after)]))

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import re
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -93,8 +93,13 @@ class ObjectStore(Protocol):
     def replace(self, key: str, body: bytes, etag: str) -> str:
         """Write only if the object still has this etag, else (or if there is none) ConflictError."""
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """All objects whose key starts with the prefix (a string, not a folder), sorted by key, page by page."""
+    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
+        """All objects whose key starts with the prefix (a string, not a folder), sorted by key, page by page. `after`
+        leaves out the keys up to that one, which then cost nothing."""
+
+    def folders(self, folder: str) -> Sequence[str]:
+        """The names of the folders directly below one, such as "runs/", sorted. However much is in them, that costs
+        little. A store in a folder names empty ones, too."""
 
     def retire(self, key: str) -> None:
         """Give up a superseded object. A directory removes it now, S3 lets it expire. A missing one is no fault."""

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -129,12 +129,20 @@ class DirectoryStore:
             temporary.replace(path)
             return _file_etag(path.stat())
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         start = self._root / check_prefix(prefix).rpartition("/")[0]
         with self._errors("list", prefix, reading=False):
             self._root.stat()  # a missing store is no empty one
-            found = [info for info in self._walk(start) if info.key.startswith(prefix)]
+            found = [info for info in self._walk(start) if info.key.startswith(prefix) and info.key > after]
         yield from sorted(found, key=lambda info: info.key)
+
+    def folders(self, folder: str) -> Sequence[str]:
+        with self._errors("list", folder, reading=False):
+            self._root.stat()  # a missing store is no empty one
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                there = (self._root / check_prefix(folder)).iterdir()
+                return sorted(path.name for path in there if path.is_dir() and not path.name.startswith(RESERVED))
+        return []
 
     def retire(self, key: str) -> None:
         path = self._path(key)

@@ -6,7 +6,7 @@ import contextlib
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,7 @@ from trainer.store.checksum import Checksums
 from trainer.store.probe import MISWRITTEN, PROBE, probe_conditions, probe_store
 from trainer.store.s3_client import S3Settings, connect
 from trainer.store.s3_probe import DELETE, KEEP, TAG, TAGGING, UNSIGNED, Ways, find_ways, refuses
-from trainer.store.s3_read import Body
+from trainer.store.s3_read import Body, list_entries
 from trainer.store.s3_write import abort_uploads, put_file, put_view
 
 if TYPE_CHECKING:
@@ -138,16 +138,20 @@ class S3Store:
             etag = etag.strip('"')
         return self._put_if("replace", key, body, partial(self._write, self._place(key), body, IfMatch=etag))
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        whole = self._prefix + check_prefix(prefix)
+    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         with self._errors("list", prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=whole, PaginationConfig={"PageSize": self._settings.page_keys}
-            )
-            for page in pages:
-                for found in page.get("Contents", []):
-                    if not found["Key"].endswith("/"):  # the console makes such keys to show a folder
-                        yield ObjectInfo(found["Key"].removeprefix(self._prefix), found["Size"], found["ETag"])
+            for found in self._listed("Contents", prefix, {"StartAfter": self._prefix + after} if after else {}):
+                if not found["Key"].endswith("/"):  # the console makes such keys to show a folder
+                    yield ObjectInfo(found["Key"].removeprefix(self._prefix), found["Size"], found["ETag"])
+
+    def folders(self, folder: str) -> Sequence[str]:
+        with self._errors("list", folder):
+            named = [found["Prefix"] for found in self._listed("CommonPrefixes", folder, {"Delimiter": "/"})]
+        return sorted(name.removeprefix(self._prefix + folder).removesuffix("/") for name in named)
+
+    def _listed(self, kind: str, prefix: str, options: Mapping[str, str]) -> Iterator[Any]:
+        whole, size = self._prefix + check_prefix(prefix), self._settings.page_keys
+        return list_entries(self._client, self._bucket, whole, size, kind, options)
 
     def retire(self, key: str) -> None:
         """Tag the object, so that the bucket's lifecycle expires it: on AWS no role may delete. Until then it can be

@@ -1,14 +1,26 @@
-"""Reads an object of S3, and goes on where a connection was cut."""
+"""Reads S3: the answers to a listing, and an object, where it goes on if a connection was cut."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import BotoCoreError, FlexibleChecksumError
 from urllib3.exceptions import HTTPError
 
 from trainer.store import READ_BYTES, StoreError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+def list_entries(
+    client: S3Client, bucket: str, prefix: str, page_keys: int, kind: str, options: Mapping[str, str]
+) -> Iterator[Any]:
+    """What the answers to a listing have of a kind, Contents or CommonPrefixes, one answer after the other."""
+    pages: Any = client.get_paginator("list_objects_v2")
+    for page in pages.paginate(Bucket=bucket, Prefix=prefix, PaginationConfig={"PageSize": page_keys}, **options):
+        yield from page.get(kind, [])
 
 
 class Body:

@@ -98,6 +98,17 @@ def test_a_list_is_by_prefix_sorted_and_shows_nothing_but_objects(store: ObjectS
     assert list(store.list("runs/c/")) == []
     assert list(store.list("runs/ab/")) == []
     assert list(store.list("runs/ab")) == [store.info("runs/ab")]
+    assert [info.key for info in store.list("runs/", after="runs/a/10")] == ["runs/a/2", "runs/ab", "runs/b/1"]
+    assert [info.key for info in store.list("runs/a", after="runs/a/2/~")] == ["runs/ab"]
+    assert list(store.list("runs/a/", after="runs/b")) == []
+
+
+def test_the_folders_below_a_folder_are_named_and_nothing_else(store: ObjectStore) -> None:
+    for key in ("runs/b/1", "runs/a/2", "runs/a/deeper/10", "runs/ab", "runs.txt", "checkpoints/a"):
+        store.put(key, b"body")
+    assert store.folders("runs/") == ["a", "b"]
+    assert store.folders("runs/a/") == ["deeper"]
+    assert store.folders("nothing/") == []
 
 
 def test_create_writes_once(store: ObjectStore) -> None:
