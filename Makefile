@@ -52,7 +52,7 @@ export TRAINER_SCRATCH_DIR = $(SCRATCH)
 train lr-find docker-train: export RECIPE := $(RECIPE)
 image docker-train bench-image: export IMAGE := $(IMAGE)
 image: export BASE := $(BASE)
-docker-train: export PYTHONPATH := $(patsubst %Makefile,%.,$(lastword $(MAKEFILE_LIST)))
+docker-train test-alert: export PYTHONPATH := $(patsubst %Makefile,%.,$(lastword $(MAKEFILE_LIST)))
 
 # A module of either environment; with the words of ARGS= behind its own, which no shell reads.
 PY = "$$BIN/python" -m
@@ -128,6 +128,11 @@ image: ## build the container image (BASE= another base with Python 3.11)
 docker-train: ## train in the image, on all GPUs where there are any; results in STORE= (a folder, or s3://)
 	$(need-python)
 	@$(CHOOSE) exec $(CHOSEN) -m trainer.container
+
+.PHONY: test-alert
+test-alert: ## send a test alert to the webhook that TRAINER_WEBHOOK or a secret file names (docs/watching.md)
+	$(need-python)
+	@$(CHOOSE) exec $(CHOSEN) -m trainer.alerts
 
 .PHONY: clean
 clean: ## remove results, scratch and environment of this checkout
