@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -14,9 +15,13 @@ import pynvml
 
 KIB = 1024  # NVML calls it KB
 MOST_EVENTS = 100  # of one look: a card that reports more is broken anyway
-# What the next answer of a lost card is; any other error of a single call leaves out its metric.
 GONE = {pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED, pynvml.NVML_ERROR_GPU_NOT_FOUND}
-ASK_AGAIN = {pynvml.NVML_ERROR_UNINITIALIZED, pynvml.NVML_ERROR_DRIVER_NOT_LOADED}  # the driver was loaded anew
+# What concerns more than one question. Any other error leaves out the metric that was asked for.
+DRIVER_LOADED_ANEW = {pynvml.NVML_ERROR_UNINITIALIZED, pynvml.NVML_ERROR_DRIVER_NOT_LOADED}
+
+
+class GpuLostError(Exception):
+    """A GPU of the run does not answer any more: it fell off the bus, or needs a reset."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,23 @@ class Question:
 
 
 def find_cards(environ: Mapping[str, str]) -> list[Card]:
-    """The GPUs of CUDA_VISIBLE_DEVICES, or all of them; one for each process of the run. Raises NVMLError.
+    """The GPUs of CUDA_VISIBLE_DEVICES, or all of them; one for each process of the run.
 
     As CUDA does, it takes the names up to the first that it does not know. Indices count as in nvidia-smi.
+    Raises GpuLostError, NVMLError.
     """
     count = pynvml.nvmlDeviceGetCount()
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     cards: list[Card] = []
     for name in map(str, range(count)) if visible is None else visible.split(","):
-        card = _find_card(name.strip(), count)
+        try:
+            card = _find_card(name.strip(), count)
+        except pynvml.NVMLError_NotFound:
+            card = None
+        except pynvml.NVMLError as error:
+            if error.value in GONE:
+                raise GpuLostError(f"GPU {name}: NVML says {str(error)!r}") from error
+            raise
         if card is None:
             break
         cards.append(card)
@@ -60,6 +73,9 @@ def _find_card(name: str, count: int) -> Card | None:
         share = pynvml.nvmlDeviceGetHandleByUUID(name)
         return _card(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(share), share)
     if name.startswith("GPU-"):
+        with suppress(pynvml.NVMLError_NotFound):
+            handle = pynvml.nvmlDeviceGetHandleByUUID(name)
+            return _card(handle, handle)
         handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(count))
         found = [handle for handle in handles if pynvml.nvmlDeviceGetUUID(handle).startswith(name)]
         return _card(found[0], found[0]) if len(found) == 1 else None
@@ -73,12 +89,17 @@ def _card(handle: Any, share: Any) -> Card:
     return Card(f"GPU {pynvml.nvmlDeviceGetIndex(handle)} ({pynvml.nvmlDeviceGetName(handle)})", handle, share)
 
 
-def answer_of(card: Card, ask: Callable[[Card], float], most: float) -> float | None:
-    """The answer of a card; None where it has none, or one that cannot be true. Raises NVMLError where it is lost."""
+def _answer(card: Card, ask: Callable[[Card], float], most: float) -> float | None:
+    """The answer of a card; None where it has none, or one that cannot be true.
+
+    Raises GpuLostError where the card is lost, NVMLError where the driver was loaded anew.
+    """
     try:
         answer = float(ask(card))
     except pynvml.NVMLError as error:
-        if error.value in GONE | ASK_AGAIN:
+        if error.value in GONE:
+            raise GpuLostError(f"{card.name}: NVML says {str(error)!r}") from error
+        if error.value in DRIVER_LOADED_ANEW:
             raise
         return None
     return answer if math.isfinite(answer) and 0 <= answer <= most else None
@@ -88,28 +109,31 @@ def read_all(cards: Sequence[Card]) -> dict[str, float]:
     """The metrics that every card knows, by name. Of some cards alone, a sum or a mean would be wrong."""
     metrics: dict[str, float] = {"gpu/count": float(len(cards))}
     for question in QUESTIONS:
-        answers = [answer_of(card, question.ask, question.most) for card in cards]
-        known = [answer for answer in answers if answer is not None]
-        if len(known) == len(cards):
-            metrics[question.name] = question.together(known)
+        answers = _answers(cards, question.ask, question.most)
+        if answers is not None:
+            metrics[question.name] = question.together(answers)
     return metrics | _fullest(cards)
 
 
 def read_joules(cards: Sequence[Card]) -> float | None:
     """What all cards have drawn since the driver was loaded; None where one of them does not count it."""
-    asked = [
-        answer_of(card, lambda one: pynvml.nvmlDeviceGetTotalEnergyConsumption(one.handle), 1e18) for card in cards
-    ]
-    known = [millijoules for millijoules in asked if millijoules is not None]
-    return sum(known) / 1e3 if len(known) == len(cards) else None
+    counted = _answers(cards, lambda card: pynvml.nvmlDeviceGetTotalEnergyConsumption(card.handle) / 1000, 1e15)
+    return None if counted is None else sum(counted)
+
+
+def _answers(cards: Sequence[Card], ask: Callable[[Card], float], most: float) -> list[float] | None:
+    """One answer of each card, also of one that several MIG instances share; None unless all have one."""
+    answers = [_answer(card, ask, most) for card in {card.name: card for card in cards}.values()]
+    known = [answer for answer in answers if answer is not None]
+    return known if len(known) == len(answers) else None
 
 
 def _fullest(cards: Sequence[Card]) -> dict[str, float]:
     """Memory of the card that has the largest share of it in use."""
     pairs: list[tuple[float, float]] = []
     for card in cards:
-        total = answer_of(card, lambda one: pynvml.nvmlDeviceGetMemoryInfo(one.share).total, 1e15)
-        used = answer_of(card, lambda one: pynvml.nvmlDeviceGetMemoryInfo(one.share).used, total or 0.0)
+        total = _answer(card, lambda one: pynvml.nvmlDeviceGetMemoryInfo(one.share).total, 1e15)
+        used = _answer(card, lambda one: pynvml.nvmlDeviceGetMemoryInfo(one.share).used, total or 0.0)
         if not total or used is None:
             return {}
         pairs.append((used, total))

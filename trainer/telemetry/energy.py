@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 JOULES_PER_KWH = 3.6e6
 MOST_GAP_SECONDS = 60.0  # between two samples; over more, nobody knows what was drawn
+MOST_WATTS = 1e5  # of all GPUs of a machine
 
 
 @dataclass
@@ -20,13 +21,14 @@ class Energy:
     def add(self, watts: float | None, at_monotonic: float, joules: float | None = None) -> float:
         """Count what was drawn since the last call, and return the kWh so far.
 
-        `joules` is a counter of the cards, exact whatever lies between two calls; one that went back adds nothing.
-        Without it the mean of both `watts` counts, unless more than MOST_GAP_SECONDS lie between them.
+        `joules` is a counter of the cards, exact whatever lies between two calls. Without it, and where it went back,
+        the mean of both `watts` counts, unless more than MOST_GAP_SECONDS lie between them.
         """
         seconds = at_monotonic - self.at
-        if joules is not None and self.joules is not None:
-            self.kwh += max(0.0, joules - self.joules) / JOULES_PER_KWH
-        elif watts is not None and self.watts is not None and 0 < seconds <= MOST_GAP_SECONDS:
-            self.kwh += (self.watts + watts) / 2 * seconds / JOULES_PER_KWH
+        drawn = -1.0 if joules is None or self.joules is None else joules - self.joules
+        if not 0 <= drawn <= MOST_WATTS * seconds:
+            is_known = watts is not None and self.watts is not None and 0 < seconds <= MOST_GAP_SECONDS
+            drawn = ((watts or 0.0) + (self.watts or 0.0)) / 2 * seconds if is_known else 0.0
+        self.kwh += drawn / JOULES_PER_KWH
         self.watts, self.joules, self.at = watts, joules, at_monotonic
         return self.kwh

@@ -6,107 +6,98 @@ Counters become rates by monotonic time. A metric is absent where the system doe
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 
 import psutil
 
 Counters = dict[str, float]
-VIRTUAL = ("lo", "veth", "docker", "br-", "virbr")  # what passes them is counted again at a card, or stays here
+LEAST_SECONDS = 1.0  # of a rate: the system counts processor time in hundredths of a second
+# What psutil raises where /proc lacks a file, a line or a word that it expects.
+NOT_READABLE = (psutil.Error, OSError, NotImplementedError, LookupError, RuntimeError, TypeError, ValueError)
+VIRTUAL = ("lo", "veth", "docker", "br-", "virbr")  # what passes them passes a real card, too, or never leaves
 
 
 class ThisMachine:
-    """What the machine and the processes of a run do. Rates are of the time since the last `sample`.
+    """What the machine and the processes of a run do. A rate is of the time since the `sample` before.
 
     `processes` gives the process ids of each name (trainer, uploader, observer) at the moment; some may have ended.
     """
 
     def __init__(self, scratch: Path, processes: Callable[[], Mapping[str, Sequence[int]]]):
         self.scratch, self.processes = scratch, processes
-        self.before: dict[str, Counters] = {}
-        self.at = time.monotonic()
-        self.sample()
+        self.before: dict[str, tuple[float, Counters]] = {}
+        self.sample()  # what the first rates begin from
 
     def sample(self) -> dict[str, float]:
         """The metrics that this system tells, by name: `machine/…`, `process/…`, `disk/…`, `network/…`."""
-        now = time.monotonic()
-        seconds, self.at = now - self.at, now
         metrics: dict[str, float] = {}
         for look in (self._processor, self._memory, self._scratch, self._disks, self._network, self._processes):
-            with suppress(psutil.Error, OSError, NotImplementedError, RuntimeError, ValueError):
-                metrics |= look(seconds)
+            with suppress(*NOT_READABLE):
+                metrics |= look()
         return metrics
 
-    def _growth(self, name: str, counters: Counters) -> Counters | None:
-        """How much each counter has grown since the last look; None where one has come, gone, or gone back."""
-        before = self.before.get(name)
-        self.before[name] = counters
-        if before is None or before.keys() != counters.keys():
-            return None
-        growth = {key: value - before[key] for key, value in counters.items()}
-        return None if any(value < 0 for value in growth.values()) else growth
-
-    def _processor(self, seconds: float) -> dict[str, float]:
-        times = psutil.cpu_times()
-        idle = times.idle + getattr(times, "iowait", 0.0)
-        twice = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # within user and nice
-        growth = self._growth("processor", {"idle": idle, "all": sum(times) - twice})
-        if growth is None or growth["all"] <= 0:
+    def _rates(self, name: str, counters: Counters) -> Counters:
+        """The growth of each counter per second; {} where one has come, gone or gone back, or too soon."""
+        now = monotonic()
+        then, before = self.before.get(name, (now, counters))
+        if 0 < now - then < LEAST_SECONDS:
             return {}
-        return {"machine/cpu_fraction": max(0.0, 1 - growth["idle"] / growth["all"])}
+        self.before[name] = (now, counters)
+        if now <= then or before.keys() != counters.keys():
+            return {}
+        growth = {key: value - before[key] for key, value in counters.items()}
+        is_whole = all(value >= 0 for value in growth.values())
+        return {key: value / (now - then) for key, value in growth.items()} if is_whole else {}
 
-    def _memory(self, seconds: float) -> dict[str, float]:
-        memory = psutil.virtual_memory()
-        cached = memory.cached - memory.shared  # files in memory count as shared, and cannot be dropped
-        return {
-            "machine/memory_available_bytes": float(memory.available),
-            "machine/page_cache_bytes": float(max(0, cached)),
-        }
+    def _processor(self) -> dict[str, float]:
+        times = psutil.cpu_times()
+        twice = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # within user and nice
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        rates = self._rates("processor", {"idle": idle, "all": sum(times) - twice})
+        return {"machine/cpu_fraction": max(0.0, 1 - rates["idle"] / rates["all"])} if rates.get("all") else {}
 
-    def _scratch(self, seconds: float) -> dict[str, float]:
+    def _memory(self) -> dict[str, float]:
+        # Not psutil.virtual_memory(): it puts 0 for what is not told.
+        lines = Path(psutil.PROCFS_PATH, "meminfo").read_text().splitlines()
+        sizes = {name: 1024.0 * int(size.split()[0]) for name, _, size in (line.partition(":") for line in lines)}
+        files = sizes["Cached"] - sizes["Shmem"]  # shared memory counts as cached, and cannot be dropped
+        return {"machine/memory_available_bytes": sizes["MemAvailable"], "machine/page_cache_bytes": max(0.0, files)}
+
+    def _scratch(self) -> dict[str, float]:
         usage = shutil.disk_usage(self.scratch)
         return {"disk/scratch_used_bytes": float(usage.used), "disk/scratch_free_bytes": float(usage.free)}
 
-    def _disks(self, seconds: float) -> dict[str, float]:
+    def _disks(self) -> dict[str, float]:
         found = psutil.disk_io_counters(nowrap=False)
         counters = {"read": float(found.read_bytes), "write": float(found.write_bytes)} if found else {}
-        growth = self._growth("disks", counters)
-        if not growth or seconds <= 0:
-            return {}
-        return {f"disk/{way}_bytes_per_second": count / seconds for way, count in growth.items()}
+        return {f"disk/{way}_bytes_per_second": rate for way, rate in self._rates("disks", counters).items()}
 
-    def _network(self, seconds: float) -> dict[str, float]:
-        counters: Counters = {}
-        for card, found in psutil.net_io_counters(pernic=True, nowrap=False).items():
-            if not card.startswith(VIRTUAL):
-                counters |= {f"received {card}": float(found.bytes_recv), f"sent {card}": float(found.bytes_sent)}
-        growth = self._growth("network", counters)
-        if not growth or seconds <= 0:
-            return {}
-        return {
-            f"network/{way}_bytes_per_second": sum(count for name, count in growth.items() if name.startswith(way))
-            / seconds
-            for way in ("received", "sent")
-        }
+    def _network(self) -> dict[str, float]:
+        found = psutil.net_io_counters(pernic=True, nowrap=False)
+        cards = {name: card for name, card in found.items() if not name.startswith(VIRTUAL)}
+        received = self._rates("received", {name: float(card.bytes_recv) for name, card in cards.items()})
+        sent = self._rates("sent", {name: float(card.bytes_sent) for name, card in cards.items()})
+        rates = {"network/received_bytes_per_second": received, "network/sent_bytes_per_second": sent}
+        return {name: sum(rate.values()) for name, rate in rates.items() if rate}
 
-    def _processes(self, seconds: float) -> dict[str, float]:
+    def _processes(self) -> dict[str, float]:
         metrics: dict[str, float] = {}
         for name, pids in self.processes().items():
             spent: Counters = {}
             memory = threads = 0.0
             for pid in pids:
                 with suppress(psutil.Error, OSError):
-                    process = psutil.Process(pid)  # anew each time: the system may have given its number to another
+                    process = psutil.Process(pid)  # anew each time: its number may be that of another by now
                     with process.oneshot():
                         times = process.cpu_times()
-                        spent[f"{pid} {process.create_time()}"] = times.user + times.system
                         memory += process.memory_info().rss
                         threads += process.num_threads()
-            growth = self._growth(f"process {name}", spent)
-            if growth and seconds > 0:
-                metrics[f"process/{name}_cores"] = sum(growth.values()) / seconds
+                        spent[f"{pid} {process.create_time()}"] = times.user + times.system
+            if rates := self._rates(f"process {name}", spent):
+                metrics[f"process/{name}_cores"] = sum(rates.values())
             if spent and name == "trainer":
                 metrics |= {"process/trainer_memory_bytes": memory, "process/trainer_threads": threads}
         return metrics
