@@ -20,6 +20,9 @@ override MEANT := $(foreach switch,$(MEANT),$(if $(filter $(switch) $(addprefix 
   $(subst MAKEFLAGS=, ,$(FLAGS))),,$(switch)))
 $(foreach switch,$(SWITCHES),$(if $(filter $(switch),$(MEANT)),,$(eval unexport $(switch))))
 
+# Of some shells, an exported NAME= is the computer's.
+$(if $(filter NAME,$(TYPED)),,$(eval unexport NAME))
+
 # Whose weights: what was typed counts, and an exported MODEL= or RUNS= does not: it would beat a RUN= that was typed.
 override WHOSE := $(filter RUN MODEL RUNS,$(TYPED))
 $(foreach name,MODEL RUNS,$(if $(filter $(name),$(TYPED)),,$(eval unexport $(name))))
@@ -188,7 +191,7 @@ shell: $(INFRA)/.infra ## a shell on the machine, through Session Manager
 	@$(OPERATE_ARGS) $@
 
 .PHONY: secret
-secret: node_modules/.package-lock.json ## store the Hugging Face token, from standard input
+secret: node_modules/.package-lock.json ## store the Hugging Face token, from standard input; NAME=webhook: the address that alerts go to
 	@$(OPERATE_ARGS) $@
 
 .PHONY: destroy

@@ -20,6 +20,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from trainer.alerts.webhook import FORM_VARIABLE, WEBHOOK_FILE, WEBHOOK_VARIABLE
 from trainer.contract import DRAIN_SECONDS, Exit, UserError
 from trainer.process.scratch import open_scratch
 from trainer.recipes.named import default_data
@@ -33,9 +34,9 @@ AWS_KEYS = {  # a variable of this machine, and its name in a file of credential
     "AWS_SECRET_ACCESS_KEY": "aws_secret_access_key",
     "AWS_SESSION_TOKEN": "aws_session_token",
 }
-AWS_SETTINGS = (  # no secrets
+SETTINGS = (  # no secrets
     "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_REQUEST_CHECKSUM_CALCULATION",
-    "AWS_RESPONSE_CHECKSUM_VALIDATION",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION", FORM_VARIABLE,
 )  # fmt: skip
 WALLS = (
     "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--read-only",
@@ -54,10 +55,12 @@ def run_options(environ: Mapping[str, str], secrets: Path) -> list[str]:
     options += ["-t"] * os.isatty(2) + ["--gpus", "all"] * bool(shutil.which("nvidia-smi"))
     if is_local(environ.get("AWS_ENDPOINT_URL", "")):
         options += ["--network", "host"]  # on its own network, the container's localhost is another one
-    for name in AWS_SETTINGS:
+    for name in SETTINGS:
         options += ["-e", name]
+    handed = {WEBHOOK_FILE: environ.get(WEBHOOK_VARIABLE, "")}
     if "-v" not in data and source != "digits" and not source.startswith("s3://"):  # else no hub is asked
-        options += token_options(environ, secrets)
+        handed["hf_token"] = environ.get("HF_TOKEN", "")
+    options += secret_options(handed, secrets)
     if environ["TRAINER_STORE"].startswith("s3://") or environ["TRAINER_DATA"].startswith("s3://"):
         options += aws_options(environ, secrets, scratch)
     return [*options, "-v", f"{secrets}:{SECRETS}:ro", "-v", mounted(scratch, "/scratch"), *store, *data]
@@ -111,11 +114,12 @@ def is_local(address: str) -> bool:
     return any(one.is_loopback or one.is_unspecified for one in found)
 
 
-def token_options(environ: Mapping[str, str], secrets: Path) -> list[str]:
-    """The hub's token, as a file."""
-    if not (token := environ.get("HF_TOKEN")):
+def secret_options(handed: Mapping[str, str], secrets: Path) -> list[str]:
+    """What is not empty, each as a file of its name: the hub's token, the webhook."""
+    if not (given := {name: text for name, text in handed.items() if text}):
         return []
-    write_secret(secrets / "hf_token", token)
+    for name, text in given.items():
+        write_secret(secrets / name, text)
     return ["-e", f"TRAINER_SECRETS_DIR={SECRETS}"]
 
 

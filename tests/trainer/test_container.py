@@ -24,6 +24,7 @@ from tests.engine import LABEL
 from trainer.container import private_folder, run_container, run_options
 from trainer.contract import Exit, UserError
 
+WEBHOOK = "https://hooks.example.org/planted"
 TOKEN, KEY, SECRET = "hf_plantedPLANTED", "AKIAPLANTED", "planted/secret+key=%s"
 KEYS = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_SESSION_TOKEN": "planted-session"}
 
@@ -77,6 +78,18 @@ def test_a_secret_goes_only_where_the_run_needs_it(options: Callable[..., list[s
     assert not list(secrets.iterdir())
     options(TRAINER_DATA="s3://b/data", **KEYS)
     assert [file.name for file in secrets.iterdir()] == ["aws-credentials"]
+
+
+def test_the_webhook_is_a_file_whatever_the_data_are(options: Callable[..., list[str]], secrets: Path) -> None:
+    for data, more in (("digits", set()), ("org/images", {"hf_token"})):
+        found = options(TRAINER_DATA=data, HF_TOKEN=TOKEN, TRAINER_WEBHOOK=WEBHOOK, TRAINER_WEBHOOK_FORM="slack")
+        assert {file.name for file in secrets.iterdir()} == {"webhook"} | more
+        assert (secrets / "webhook").read_text() == WEBHOOK
+        assert stat.S_IMODE((secrets / "webhook").stat().st_mode) == 0o400
+        assert found.count("TRAINER_SECRETS_DIR=/run/secrets") == 1
+        assert "TRAINER_WEBHOOK_FORM" in found
+        assert "TRAINER_WEBHOOK" not in found
+        assert not [word for word in found if WEBHOOK in word]
 
 
 def test_a_key_with_a_line_break_is_refused_and_not_shown(options: Callable[..., list[str]]) -> None:

@@ -1,20 +1,46 @@
-"""The Hugging Face token in Secrets Manager, for everything but the command `secret`."""
+"""The installation's one secret in Secrets Manager: the Hugging Face token, and the webhook that alerts go to."""
 
 from __future__ import annotations
+
+import json
 
 import botocore.exceptions
 
 from infra.operate.session import Aws
 
+SECRET_PARTS = ("hf_token", "webhook")
+
 
 def stored_token(aws: Aws, name: str) -> str | None:
-    """The token. None if there is no such secret, or if it is still empty."""
+    """The token. None if there is no such secret, or if it has none."""
+    return stored_parts(aws, name).get("hf_token")
+
+
+def stored_parts(aws: Aws, name: str) -> dict[str, str]:
+    """What the secret of this name holds, by SECRET_PARTS. {} if there is no such secret, or if it is still empty.
+
+    A secret that is no JSON object is a token alone.
+    """
     try:
-        return str(aws.client("secretsmanager").get_secret_value(SecretId=name)["SecretString"])
+        text = str(aws.client("secretsmanager").get_secret_value(SecretId=name)["SecretString"])
     except botocore.exceptions.ClientError as error:
         if error.response["Error"].get("Code") == "ResourceNotFoundException":
-            return None
+            return {}
         raise
+    try:
+        parts = json.loads(text)
+    except (ValueError, RecursionError):
+        parts = None
+    if not isinstance(parts, dict):
+        parts = {"hf_token": text.strip()}
+    return {name: parts[name] for name in SECRET_PARTS if isinstance(parts.get(name), str) and parts[name]}
+
+
+def store_part(aws: Aws, name: str, part: str, value: str) -> None:
+    """Put one part into the secret; the other stays. A token alone is stored as it is, which older machines read."""
+    parts = stored_parts(aws, name) | {part: value}
+    text = value if parts.keys() == {"hf_token"} else json.dumps(parts)
+    aws.client("secretsmanager").put_secret_value(SecretId=name, SecretString=text)
 
 
 def secret_exists(aws: Aws, name: str) -> bool:

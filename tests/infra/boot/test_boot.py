@@ -18,6 +18,7 @@ from tests.infra.boot.boot_machines import CANARY, DEADLINE, ECR, Machine, poll
 
 pytestmark = pytest.mark.engine
 SPY = "while :; do cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ >>/var/tmp/seen; sleep 0.02; done"
+WEBHOOK = "https://hooks.example.org/canary"
 LOST = "InternalServiceError"  # with status 400, at which the CLI itself does not try again
 
 
@@ -79,6 +80,10 @@ def test_an_interrupted_run_goes_on_but_not_on_a_machine_that_is_reclaimed_and_a
     machine.files["var/lib/resnet-spot/starts"] = b"2\n"  # after two crashes; that AWS gives no credentials is none
     machine.settings["CREDENTIALS_SECONDS"] = "1"
     machine.launched().aws.fault("sts.AssumeRole", LOST, "no role")
+    secrets = json.dumps({"hf_token": CANARY, "webhook": WEBHOOK})
+    machine.aws.client("secretsmanager").put_secret_value(
+        SecretId=machine.installation.secret_name, SecretString=secrets
+    )
     machine.boot("exit 75", "serve", "serve", "exit 0")
     machine.wait_for("there are no credentials for the container")
     machine.aws.heal()
@@ -87,8 +92,7 @@ def test_an_interrupted_run_goes_on_but_not_on_a_machine_that_is_reclaimed_and_a
     machine.wait_for("this machine is reclaimed")
     assert (machine.scratch / "saved.2").exists()
     assert (machine.lives(), machine.desired()) == (2, 1)
-    assert "secretsmanager.GetSecretValue" not in machine.aws.calls()  # its data are in the bucket
-    assert (machine.scratch / "secrets.2").read_text() == ""
+    assert (machine.scratch / "secrets.2").read_text() == WEBHOOK  # and no token: its data are in the bucket
 
     machine.cut_power()  # as the reclaim does; only that this one comes back
     machine.imds.documents = {path: text for path, text in machine.imds.documents.items() if "/spot/" not in path}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.boot.handover import MARGIN_SECONDS, Credentials, Folder, Relay, session_policy
+from infra.boot.handover import MARGIN_SECONDS, Credentials, Folder, Relay, hand_over_secret, session_policy
 from tests.emulator.imds import NOTICE, REBALANCE, Imds
 
 STATEMENTS = "s3:GetObject", "s3:PutObject", "s3:ListBucket"
@@ -134,3 +134,24 @@ def test_the_documents_are_copied_and_go_as_they_come_and_only_a_look_that_succe
     metadata.look()
     assert copied() == machine | {REBALANCE: told[REBALANCE]} | {"/alive": "3"}
     assert len([one for one in imds.answers if one[0].startswith("PUT")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("secret", "names", "expected"),
+    [
+        ("hf_token-alone\n", ["webhook", "hf_token"], {"hf_token": "hf_token-alone"}),
+        ("hf_token-alone\n", ["webhook"], {}),
+        ('{"hf_token": "t", "webhook": "w"}\n', ["webhook", "hf_token"], {"hf_token": "t", "webhook": "w"}),
+        ('{"hf_token": "t", "webhook": "w"}\n', ["webhook"], {"webhook": "w"}),
+        ('{"webhook": "w", "other": "o"}', ["webhook", "hf_token"], {"webhook": "w"}),
+        ('{"webhook": 1, "hf_token": ""}', ["webhook", "hf_token"], {}),
+        ("[" * 100_000, ["webhook"], {}),
+    ],
+)
+def test_of_the_secret_a_container_gets_the_parts_that_it_needs(
+    secret: str, names: list[str], expected: dict[str, str], folder: Folder
+) -> None:
+    folder.path.mkdir()
+    hand_over_secret(secret, names, folder)
+    assert {path.name: path.read_text() for path in folder.path.iterdir()} == expected
+    assert {path.stat().st_mode & 0o777 for path in folder.path.iterdir()} <= {0o400}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import io
+import json
 import os
 import pty
 import subprocess
@@ -14,12 +16,16 @@ from pathlib import Path
 import pytest
 
 from infra.config import Installation
+from infra.operate.commands.secret import PARTS, read_secret
+from infra.operate.installation.token import store_part, stored_token
 from tests import ROOT
 from tests.emulator.aws import Aws
 from tests.infra import deployed, hub
-from tests.infra.operator import infra, stand_in_for_cdk
+from tests.infra.operator import infra, operator, stand_in_for_cdk
+from trainer.contract import UserError
 
 NAME = Installation().secret_name
+WEBHOOK = "https://hooks.slack.com/services/T0/B0/canary"
 
 
 def stored(aws: Aws) -> str:
@@ -58,6 +64,41 @@ def test_what_is_no_token_is_refused_without_showing_it(aws: Aws, stdin: str, me
     assert message in ended.error
     assert not stdin.strip() or stdin.strip() not in ended.said + ended.error
     assert aws.calls() == []
+
+
+def test_a_webhook_and_the_token_are_parts_of_one_secret_and_each_leaves_the_other(aws: Aws) -> None:
+    deployed.deploy(aws)
+    store_part(operator(), NAME, "hf_token", hub.TOKEN)
+    ended = infra("--make", "secret", stdin=f" {WEBHOOK}\n", NAME="webhook")
+    assert ended.code == 0, ended.error
+    assert json.loads(stored(aws)) == {"hf_token": hub.TOKEN, "webhook": WEBHOOK}
+    assert WEBHOOK not in ended.said + ended.error
+    assert "send alerts to it" in ended.said
+    store_part(operator(), NAME, "hf_token", "hf_new")
+    assert json.loads(stored(aws)) == {"hf_token": "hf_new", "webhook": WEBHOOK}
+    assert stored_token(operator(), NAME) == "hf_new"
+
+
+def test_a_webhook_needs_no_token(aws: Aws) -> None:
+    deployed.deploy(aws)
+    store_part(operator(), NAME, "webhook", WEBHOOK)
+    assert json.loads(stored(aws)) == {"webhook": WEBHOOK}
+    assert stored_token(operator(), NAME) is None
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["http://hooks.slack.com/KEY", "https://hooks.slack.com/", "https://me:KEY@hooks.slack.com/KEY", hub.TOKEN,
+     "https://hooks.slack.com/KEY and more", "https://hooks.slack.com/\x1b[2JKEY", f"https://a.b/{'KEY' * 1000}"],
+)  # fmt: skip
+def test_what_is_no_address_of_a_webhook_is_refused_without_showing_it(
+    typed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{typed}\n"))
+    with pytest.raises(UserError, match="is not a webhook's address") as refused:
+        read_secret(PARTS["webhook"])
+    assert "KEY" not in str(refused.value)
+    assert hub.TOKEN not in str(refused.value)
 
 
 def test_what_is_typed_on_a_terminal_is_not_echoed(aws: Aws) -> None:
