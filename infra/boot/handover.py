@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Hands into the container what it cannot fetch: credentials for its run alone, and the metadata service's documents.
 
-Standard library only, for the AMI's own Python. Everything is written whole, below /run/resnet-spot/handover. With the
-word `secret` and names, it only hands over these parts of the secret on standard input, below /run/resnet-spot/secrets.
+Standard library only, for the AMI's own Python. Everything is written whole, below /run/resnet-spot/handover.
 """
 
 from __future__ import annotations
@@ -139,15 +138,10 @@ class Credentials:
 
 
 def hand_over_secret(text: str, names: list[str], folder: Folder) -> None:
-    """Write these parts of the secret as files, those that it has. A secret that is no JSON object is a token alone."""
-    try:
-        parts = json.loads(text)
-    except (ValueError, RecursionError):
-        parts = None
-    if not isinstance(parts, dict):
-        parts = {"hf_token": text.strip()}
+    """Write these parts of the secret, which is a JSON object, or a token alone."""
+    parts = json.loads(text) if text.startswith("{") else {"hf_token": text.strip()}
     for name in names:
-        if isinstance(parts.get(name), str) and parts[name]:
+        if parts.get(name):
             folder.write(name, parts[name], 0o400)
 
 
@@ -175,8 +169,8 @@ def keep_credentials(credentials: Credentials, retry_seconds: float) -> None:
 
 def main() -> None:
     live, environ = Path("/run/resnet-spot"), os.environ
-    if sys.argv[1:2] == ["secret"]:
-        hand_over_secret(sys.stdin.read(), sys.argv[2:], Folder(live / "secrets"))
+    if names := sys.argv[1:]:
+        hand_over_secret(sys.stdin.read(), names, Folder(live / "secrets"))
         return
     folder = Folder(live / "handover")
     source = f"[default]\ncredential_process = cat {CONTAINER}/credentials.json\n"

