@@ -287,6 +287,10 @@ bench-evaluate: $(VENV)/.bench ## measure what an evaluation costs beyond its fo
 bench-predict: $(VENV)/.dev ## measure make predict for one JPEG from a fresh start, against importing torch and torchvision (ARGS="--rounds N")
 	@$(PY_ARGS) benchmarks.predict
 
+.PHONY: bench-telemetry
+bench-telemetry: $(VENV)/.dev ## measure what a sample of the GPUs and the machine costs (ARGS="--rounds N")
+	@$(PY_ARGS) benchmarks.telemetry
+
 .PHONY: bench-gpu
 bench-gpu: $(VENV)/.trainer ## measure this GPU: ours, peers, compile, saves, loader, whole runs (ARGS="--seconds 480 --only A,B"; ARGS=--help)
 	@$(PY_ARGS) benchmarks.gpu
