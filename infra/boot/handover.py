@@ -138,7 +138,7 @@ class Credentials:
 
 
 def hand_over_secret(text: str, names: list[str], folder: Folder) -> None:
-    """Write these parts of the secret, which is a JSON object, or a token alone."""
+    """The secret is a JSON object of parts, or a token alone."""
     parts = json.loads(text) if text.startswith("{") else {"hf_token": text.strip()}
     for name in names:
         if parts.get(name):
