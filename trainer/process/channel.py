@@ -102,6 +102,11 @@ def leave_exit(folder: Path, code: int, message: str, *, run_failed: bool = Fals
     mine.unlink(missing_ok=True)
 
 
+def observer_socket(path: str) -> Path:
+    """The socket for the observer, beside that of the trainer. Both paths have the same length."""
+    return Path(path).with_name("observer")
+
+
 def listen() -> tuple[socket.socket, str]:
     """A listening Unix socket and its path, in a temporary folder. Raises UserError where none can be made."""
     places, reasons = ["/tmp", "/dev/shm"], []

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from trainer.process.channel import Message
 from trainer.text import say
 
 GPU_COUNT = "TRAINER_GPUS"  # tells the trainer how many GPUs there are, so that it notices when torch cannot use one
+OBSERVER_SECONDS = 5.0  # from the end of the trainer to that of the observer
+END_LETTERS = 500  # of a reason to end, for the observer: the message fits into any pipe, so nobody waits
 KILL_SECONDS = 75  # from a signal to the SIGKILL of a trainer, or of an uploader that is still starting
 
 
@@ -96,6 +99,59 @@ class UploaderProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             return CRASH
+
+
+class ObserverProcess:
+    """The observer as the supervisor sees it. It may die or hang at any time, and the run goes on and ends without it.
+
+    It has a session of its own, so that it can be ended together with the report that it may be making.
+    """
+
+    def __init__(self, environ: dict[str, str], uploader: UploaderProcess):
+        self.process: subprocess.Popen[bytes] | None = None
+        self.told = math.inf  # when it was told to end
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "trainer.observer", str(uploader.process.pid)],
+                stdin=subprocess.PIPE, env=environ, start_new_session=True, bufsize=0,
+            )  # fmt: skip
+        except OSError as error:
+            say(f"nothing is measured in this attempt: the observer cannot be started ({error}); training goes on")
+        else:
+            self.reaper = threading.Thread(target=self._reap, args=[self.process], daemon=True, name="observer")
+            self.reaper.start()
+
+    def _reap(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait for its end, so that it does not stay a zombie, and tell of one that nobody asked for."""
+        code = process.wait()
+        self._kill(process)  # a report that it left
+        if self.told == math.inf:
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            say(f"the observer has died ({how}): training goes on, without samples and alerts from here on")
+
+    def _kill(self, process: subprocess.Popen[bytes]) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    def tell_end(self, ended: Message) -> None:
+        """Tell how the attempt `ended`: from now on it has OBSERVER_SECONDS to end. Never waits."""
+        if self.process is None or self.process.stdin is None:
+            return
+        self.told = time.monotonic()
+        short = ended | {"message": ended["message"][:END_LETTERS]}
+        with contextlib.suppress(OSError):  # it has died
+            self.process.stdin.write(json.dumps(short).encode() + b"\n")
+
+    def finish(self) -> None:
+        """Wait until it has ended, or end it: even one in a driver's call that no signal interrupts is left behind."""
+        if self.process is None or self.process.stdin is None:
+            return
+        self.reaper.join(max(0.1, self.told + OBSERVER_SECONDS - time.monotonic()))
+        if self.reaper.is_alive():
+            say(f"the observer has not ended in {OBSERVER_SECONDS:.0f} s: killing it")
+            self._kill(self.process)
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
 
 
 class TrainerProcess:

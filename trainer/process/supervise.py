@@ -1,4 +1,4 @@
-"""The entry, on a laptop and as PID 1 of the container. It starts the uploader and then the trainer.
+"""The entry, on a laptop and as PID 1 of the container. It starts uploader, observer and trainer.
 
 Standard library only. Nothing here waits for the store: the uploader does whatever needs it. The uploader has a
 session of its own, so that it can finish a checkpoint after the trainer has died.
@@ -25,7 +25,7 @@ from typing import Any
 from trainer.contract import CRASH, DRAIN_SECONDS, Exit, RunEnv, UserError, attempt_key, run_key
 from trainer.process import spot
 from trainer.process.channel import SOCKET_VARIABLE, Message, attempt_dir, read_json
-from trainer.process.children import TrainerProcess, UploaderProcess, torch_environ
+from trainer.process.children import ObserverProcess, TrainerProcess, UploaderProcess, torch_environ
 from trainer.process.scratch import open_scratch
 from trainer.text import forgive_output, say
 
@@ -180,19 +180,23 @@ def supervise(arguments: Sequence[str]) -> int:
     spec = {"recipe": recipe["recipe"], "arguments": list(arguments), "data": env.data}
     uploader.ask(op="create", key=run_key(env.run_id, "spec.json"), body=spec)
     uploader.ask(op="put", key=attempt_key(env.run_id, uploader.attempt), body=begun)
+    observer = ObserverProcess(environ, uploader)
     ended = run_trainer(arguments, environ, attempt_dir(env), signals)
-    return finish_attempt(uploader, env, environ, signals, begun, ended)
+    observer.tell_end(ended | {"reason": signals.reason})
+    return finish_attempt(uploader, observer, env, environ, signals, begun, ended)
 
 
 def finish_attempt(
-    uploader: UploaderProcess, env: RunEnv, environ: dict[str, str], signals: Signals, begun: Message, ended: Message
-) -> int:
+    uploader: UploaderProcess, observer: ObserverProcess, env: RunEnv, environ: dict[str, str], signals: Signals,
+    begun: Message, ended: Message,
+) -> int:  # fmt: skip
     """Wait for the last uploads, record how the attempt `ended` beside how it had `begun`, and return its exit code."""
     code, message = int(ended["code"]), ended["message"]
     patience = DRAIN_SECONDS / 2
     if code == Exit.FINISHED:
         patience = max(DRAIN_SECONDS, float(env.deadline or time.time() + PATIENCE_SECONDS) - time.time())
     answer = uploader.flush(signals.upload_until(patience))
+    observer.finish()
     saved, local_copy = answer.get("drained", False), answer.get("kept")
     if code == Exit.FINISHED and saved:
         report(environ)

@@ -67,6 +67,7 @@ class Sender:
         self.snapshots: dict[int, Snapshot] = {}  # by inode: mapped once
         self.stored_seq = 0  # the newest save that is committed
         self.told_size = False  # of what stays for ever
+        self.tell_commit: Callable[[Message], None] = lambda note: None  # who else hears of a commit, by its note
 
     def put_soon(self, request: Message, fd: int | None) -> None:
         """Store in another thread what a request has, so that checkpoints need not wait for a slow store.
@@ -79,8 +80,11 @@ class Sender:
             os.close(fd)
         self.puts = unfinished(self.puts) | {self.pool.submit(self.put, request, segment)}
         if segment is not None:
-            copy = self.copy_pool.submit(self.put_events, request["key"], segment)
-            self.events = unfinished(self.events) | {copy}
+            self.copy_soon(request["key"], segment)
+
+    def copy_soon(self, key: str, segment: bytes) -> None:
+        """Make TensorBoard's copy of a segment in another thread."""
+        self.events = unfinished(self.events) | {self.copy_pool.submit(self.put_events, key, segment)}
 
     def put_events(self, key: str, segment: bytes) -> None:
         """Store TensorBoard's copy of a segment of metrics. The run goes on, and ends well, without it.
@@ -197,6 +201,7 @@ class Sender:
             if not self.failed and done_in_time(self.retry, f"step {note['step']}", work):
                 answer |= {"committed": name, "sha256": commit.sha256}
                 self.stored_seq = max(self.stored_seq, note["seq"])
+                self.tell_commit(note)
             else:
                 self.save_here(lambda: save_checkpoint_here(self.env, note, body))
         except LostRunError as error:

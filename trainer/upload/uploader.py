@@ -34,6 +34,7 @@ from trainer.process.channel import Channel, DisconnectedError, attempt_dir, lis
 from trainer.store import NotFoundError, ObjectStore, StoreError, may_pass, open_store
 from trainer.store.retry import Retry
 from trainer.text import forgive_output, say
+from trainer.upload.observed import ObserverPort, read_observed
 from trainer.upload.owner import RENEWALS_PER_LEASE, MachineLock, Ownership, claim_attempt
 from trainer.upload.queue import Sender, done_in_time, say_as_uploader
 from trainer.upload.unsaved import resend
@@ -50,6 +51,8 @@ class Uploader:
         self.sender = Sender(self.env, store, ownership)
         self.retry = self.sender.retry
         self.readers: list[threading.Thread] = []
+        self.observer = ObserverPort(store, ownership, self.sender.copy_soon)
+        self.sender.tell_commit = self.observer.tell_commit
 
     def claim(self) -> None:
         """Take the run for this attempt, finish what the last attempt began, and renew the lease from now on."""
@@ -107,6 +110,7 @@ class Uploader:
                 work = partial(self.sender.commit, request["seq"], self.sender.snapshot(fd), self.sender.puts, channel)
                 self.sender.jobs.put(work)
             else:
+                self.observer.tell_segment(request, fd)
                 self.sender.put_soon(request, fd)
 
     def read_supervisor(self) -> None:
@@ -131,6 +135,7 @@ class Uploader:
             reader.join(timeout=5)
         if not any(reader.is_alive() for reader in self.readers):
             self.sender.save_waiting_here()
+        self.observer.drain(seconds)
 
     def stop(self) -> None:
         self.beat()
@@ -142,6 +147,7 @@ class Uploader:
     def beat(self) -> None:
         """Store the trainer's status file as the heartbeat, unless another attempt may be alive."""
         status = read_json(attempt_dir(self.env) / "status.json") or {}
+        status |= read_observed(attempt_dir(self.env))
         body = status | {"time": time.time(), "attempt": self.ownership.attempt, "owner": platform.node()}
         try:
             if not self.ownership.is_held_by_another():
@@ -156,6 +162,7 @@ class Uploader:
 
     def run(self) -> None:
         server, path = listen()
+        self.observer.open(path)
 
         def accept() -> None:
             while True:
@@ -171,6 +178,7 @@ class Uploader:
             while True:
                 self.sender.jobs.get()()
         finally:
+            self.observer.close()
             Path(path).unlink(missing_ok=True)
             Path(path).parent.rmdir()
 
