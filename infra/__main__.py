@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 usage, 3 preflight failed, 4 AWS refused, 5 left-overs fou
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -67,5 +68,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may lack a letter
     sys.excepthook = show_traceback
     sys.exit(main())

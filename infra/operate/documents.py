@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from infra.run.values import MOST, check_number, check_object, check_text, check_whole
+from infra.run.values import MOST, check_number, check_object, check_text, check_whole, printable
 
 METRICS = (
     "train/epoch",
@@ -21,7 +21,74 @@ METRICS = (
     "val_swa/top1",
     "speed/images_per_second",
 )  # that are shown
+CURVES = ("time", "train/loss", "speed/data_wait_fraction")  # likewise, where they are numbers
+MOST_OF_SAMPLE = 1e20  # bytes, or a mask of 64 bits
+MOST_NAMES, MOST_ALERTS = 100, 20  # of an observation
+TOLD_LEVELS = ("info", "warning", "error")
 Measured = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedAlert:
+    """Something that the run's observer told."""
+
+    id: str
+    time: float  # Unix seconds
+    step: int
+    kind: str
+    level: str  # one of TOLD_LEVELS
+    text: str  # one line
+
+    @classmethod
+    def from_json(cls, value: object) -> TimedAlert:
+        found = check_object("an alert", value)
+        texts = {name: " ".join(check_text(name, found.get(name)).split()) for name in ("id", "kind", "text")}
+        return cls(
+            time=check_number("time", found.get("time")), step=check_whole("step", found.get("step", 0)),
+            level=check_text("level", found.get("level"), TOLD_LEVELS),
+            id=printable(texts["id"], 100), kind=printable(texts["kind"], 40), text=printable(texts["text"], 400),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What the machine measured of itself last, and what it told, the oldest first. What is odd of it is left out."""
+
+    sample: Mapping[str, float] = field(default_factory=dict)  # `gpu/utilization`, …; "time" if it says when
+    alerts: tuple[TimedAlert, ...] = ()
+    problem: str = ""  # what was odd first
+
+    @classmethod
+    def from_json(cls, value: object) -> Observation:
+        if value is None:
+            return cls()
+        odd: list[str] = []
+        try:
+            found = check_object("observed", value)
+            sample = parse_numbers(check_object("observed.sample", found.get("sample") or {}), odd)
+        except ValueError as error:
+            return cls(problem=str(error))
+        alerts, told = list[TimedAlert](), found.get("alerts") or []
+        for one in told[-MOST_ALERTS:] if isinstance(told, list) else [told]:
+            try:
+                alerts.append(TimedAlert.from_json(one))
+            except ValueError as error:
+                odd.append(str(error))
+        return cls(sample=sample, alerts=tuple(alerts), problem=odd[0] if odd else "")
+
+
+def parse_numbers(value: Mapping[str, Any], odd: list[str]) -> Measured:
+    """The numbers of a row whose names have slashes, and "time". Adds to `odd` what is none, or cannot be."""
+    found: Measured = {}
+    for name, one in list(value.items())[:MOST_NAMES]:
+        if name != "time" and not re.fullmatch(r"[a-z0-9_]{1,40}(/[a-z0-9_]{1,40})+", name):
+            continue
+        most = MOST if name == "time" else 1.0 if name.endswith(("utilization", "fraction")) else MOST_OF_SAMPLE
+        try:
+            found[name] = check_number(name, one, most)
+        except ValueError as error:
+            odd.append(str(error))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +97,13 @@ class Beat:
     step: int = 0
     progress: int = 0  # within the phase
     attempt: int = 0
+    observed: Observation = Observation()
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Beat:
         counts = {name: check_whole(name, value.get(name, 0)) for name in ("step", "progress", "attempt")}
-        return cls(phase=check_text("phase", value.get("phase", "")), **counts)
+        observed = Observation.from_json(value.get("observed"))
+        return cls(phase=check_text("phase", value.get("phase", "")), observed=observed, **counts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +160,29 @@ def check_attempt(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def parse_measured(line: bytes) -> Measured:
     """What is shown of a row of metrics, and its step. Only the step if it is no row of a training or a validation."""
-    try:
-        row = check_object("the line", json.loads(line))
-    except RecursionError:
-        raise ValueError("the line is nested too deeply") from None
+    row = parse_line(line)
     found: Measured = {"step": check_whole("step", row.get("step"))}
     if "event" in row:
         return found
-    return found | {name: check_number(name, row[name]) for name in METRICS if name in row}
+    found |= {name: check_number(name, row[name]) for name in METRICS if name in row}
+    return found | parse_numbers({name: row[name] for name in CURVES if name in row}, [])
+
+
+def parse_sample(line: bytes) -> Measured:
+    """The numbers of a row of telemetry; {} if it is no sample."""
+    row, odd = parse_line(line), list[str]()
+    found = parse_numbers({} if "event" in row else row, odd)
+    if odd:
+        raise ValueError(odd[0])
+    return found
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+    """The object of a line of JSON. Raises ValueError if there is none."""
+    try:
+        return check_object("the line", json.loads(line))
+    except RecursionError:
+        raise ValueError("the line is nested too deeply") from None
 
 
 def segment_steps(key: str) -> tuple[int, int]:

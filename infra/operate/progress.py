@@ -5,20 +5,62 @@ It reads a few small objects, however long the run is. It knows their formats on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from infra.operate.documents import Beat, Checkpoint, Measured, Shape, parse_measured, segment_steps
-from infra.operate.runs import ExplainedBucket, ListedObject, read_attempts
+from infra.operate.documents import Beat, Checkpoint, Measured, Shape
+from infra.operate.runs import ExplainedBucket, read_attempts
+from infra.operate.tails import KeptRows, read_metrics_tail, read_samples_tail
 from infra.run.values import MOST
-from trainer.contract import HEAD_FILE, Lease, UserError, checkpoint_key, metrics_key, run_key
+from trainer.contract import HEAD_FILE, Lease, UserError, checkpoint_key, run_key
 
-SEGMENT_BYTES = 64 << 20  # of metrics, at most
 ATTEMPTS_SHOWN = 50  # more are not read
+MEAN_SECONDS = 60.0  # over which the wait for data is a mean
 T = TypeVar("T")
+Curve = tuple[tuple[float, float], ...]  # Unix seconds and value, in order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recent:
+    """What was measured in the newest segments, and the newest sample of the machine."""
+
+    loss: Curve = ()
+    speed: Curve = ()  # images/s
+    data_wait: Curve = ()  # the share of the time in which the GPU waits for images
+    utilization: Curve = ()  # of the GPUs, from 0 to 1
+    sample: Measured = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, rows: Sequence[Measured], samples: Sequence[Measured]) -> Recent:
+        return cls(
+            loss=curve(rows, "train/loss"), speed=curve(rows, "speed/images_per_second"),
+            data_wait=curve(rows, "speed/data_wait_fraction"), utilization=curve(samples, "gpu/utilization"),
+            sample=samples[-1] if samples else {},
+        )  # fmt: skip
+
+    @property
+    def data_wait_mean(self) -> float | None:
+        """The wait for data over the last minute that was measured. None if none was."""
+        last = [value for at, value in self.data_wait if at >= self.data_wait[-1][0] - MEAN_SECONDS]
+        return sum(last) / len(last) if last else None
+
+
+def curve(rows: Iterable[Measured], name: str) -> Curve:
+    return tuple((row["time"], row[name]) for row in rows if name in row and "time" in row)
+
+
+@dataclass
+class KeptTails:
+    """What was read of a run before. Whoever watches it keeps this, and reads no segment twice."""
+
+    metrics: KeptRows = field(default_factory=KeptRows)
+    samples: KeptRows = field(default_factory=KeptRows)
+
+    def problems(self) -> list[str]:
+        return [problem for one in (self.metrics, self.samples) for problem in one.problems.values() if problem]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +77,7 @@ class Progress:
     val_top1: float | None  # of the last validation, the best one of the model and its averages
     checkpoint: Checkpoint | None
     attempts: tuple[dict[str, Any], ...]  # the ledger, oldest first
+    recent: Recent = Recent()
     skipped: tuple[str, ...] = ()  # what no machine of ours writes
 
     @property
@@ -56,47 +99,58 @@ NO_PROGRESS = Progress(
 )  # fmt: skip
 
 
-def read_progress(bucket: ExplainedBucket, run_id: str) -> Progress:
-    skipped: list[str] = []
-
-    def read(key: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
-        try:
-            return parse(found) if key and (found := bucket.read_json(key)) else None
-        except UserError:
-            raise
-        except ValueError as error:
-            skipped.append(f"{key}, which no machine of ours writes: {error}")
-            return None
-
+def read_progress(bucket: ExplainedBucket, run_id: str, kept: KeptTails | None = None) -> Progress:
+    """Whoever reads again and again passes `kept`, which has the segments that were read before."""
+    skipped, kept = list[str](), kept or KeptTails()
     with ThreadPoolExecutor(8) as pool:
-        config = pool.submit(read, run_key(run_id, "config.json"), Shape.from_json)
-        checkpoint = pool.submit(lambda: read(newest_key(bucket, run_id), Checkpoint.from_json))
+        config = pool.submit(read_document, bucket, run_key(run_id, "config.json"), Shape.from_json, skipped)
+        checkpoint = pool.submit(read_checkpoint, bucket, run_id, skipped)
         attempts = pool.submit(read_attempts, bucket, run_id, ATTEMPTS_SHOWN)
         beat = next((o for o in bucket.list(run_key(run_id, "heartbeat.json"))), None)
-        heartbeat = read(run_key(run_id, "heartbeat.json"), Beat.from_json) if beat else None
-        segments = list_segments(bucket, run_id, heartbeat.attempt if heartbeat else 0)
-        validated = found.validated if (found := checkpoint.result()) else 0
-        wanted = {o.key for o in segments[-2:]} | {o.key for o in segments if covers(o.key, validated)}
-        bodies = {key: pool.submit(bucket.read, key, SEGMENT_BYTES) for key in sorted(wanted)}
-        rows = [row for key, body in bodies.items() for row in parse_rows(key, body.result(), skipped)]
-    newest, shape = newest_of(rows), config.result() or Shape()
+        heartbeat = read_document(bucket, run_key(run_id, "heartbeat.json"), Beat.from_json, skipped) if beat else None
+        attempt = heartbeat.attempt if heartbeat else 0
+        samples = pool.submit(read_samples_tail, bucket, run_id, attempt, kept.samples)
+        found = checkpoint.result()
+        step, validated = step_of(heartbeat, found), found.validated if found else 0
+        segments, keys = read_metrics_tail(bucket, run_id, attempt, step, validated, kept.metrics)
+        measured, ledger, shape = samples.result(), attempts.result(), config.result() or Shape()
+    newest = newest_of(row for key in keys for row in kept.metrics.rows[key])
+    top1s = [newest[name] for name in ("val/top1", "val_ema/top1", "val_swa/top1") if name in newest]
+    if heartbeat and (odd := heartbeat.observed.problem):
+        skipped.append(f"{run_key(run_id, 'heartbeat.json')}, of which no machine of ours writes this: {odd}")
+    return Progress(
+        heartbeat=heartbeat, heartbeat_at=beat.modified.timestamp() if beat else 0.0, step=step,
+        total_steps=total_of(newest, shape), images_per_second=newest.get("speed/images_per_second", 0.0),
+        global_batch_size=shape.global_batch_size, train_top1=newest.get("train/top1"),
+        val_top1=max(top1s, default=None), checkpoint=found, attempts=tuple(ledger),
+        recent=Recent.of(kept.metrics.newest(segments), measured),
+        skipped=(*skipped, *kept.problems(), *(one["problem"] for one in ledger if "problem" in one)),
+    )  # fmt: skip
+
+
+def read_document(
+    bucket: ExplainedBucket, key: str, parse: Callable[[dict[str, Any]], T], skipped: list[str]
+) -> T | None:
+    """What is in a file of JSON. None if there is none, or if no machine of ours wrote it: `skipped` then says so."""
+    try:
+        return parse(found) if key and (found := bucket.read_json(key)) else None
+    except UserError:
+        raise
+    except ValueError as error:
+        skipped.append(f"{key}, which no machine of ours writes: {error}")
+        return None
+
+
+def read_checkpoint(bucket: ExplainedBucket, run_id: str, skipped: list[str]) -> Checkpoint | None:
+    """The newest checkpoint that HEAD.json names."""
+    return read_document(bucket, newest_key(bucket, run_id), Checkpoint.from_json, skipped)
+
+
+def total_of(newest: Measured, shape: Shape) -> int:
+    """The steps of the whole run; 0 if they are not known yet."""
     epoch = newest.get("train/epoch")
     per_epoch = round(min(newest["step"] / epoch, MOST)) if epoch else 0
-    top1s = [newest[name] for name in ("val/top1", "val_ema/top1", "val_swa/top1") if name in newest]
-    ledger = attempts.result()
-    return Progress(
-        heartbeat=heartbeat,
-        heartbeat_at=beat.modified.timestamp() if beat else 0.0,
-        step=step_of(heartbeat, found),
-        total_steps=round(per_epoch * shape.epochs),
-        images_per_second=newest.get("speed/images_per_second", 0.0),
-        global_batch_size=shape.global_batch_size,
-        train_top1=newest.get("train/top1"),
-        val_top1=max(top1s, default=None),
-        checkpoint=found,
-        attempts=tuple(ledger),
-        skipped=(*skipped, *(one["problem"] for one in ledger if "problem" in one)),
-    )
+    return round(per_epoch * shape.epochs)
 
 
 def step_of(heartbeat: Beat | None, checkpoint: Checkpoint | None) -> int:
@@ -105,30 +159,6 @@ def step_of(heartbeat: Beat | None, checkpoint: Checkpoint | None) -> int:
     if checkpoint is None:
         return beat.step
     return checkpoint.step if checkpoint.attempt > beat.attempt else max(beat.step, checkpoint.step)
-
-
-def list_segments(bucket: ExplainedBucket, run_id: str, attempt: int) -> list[ListedObject]:
-    """The metrics segments of an attempt, in order. They are called `<first step>-<last step>.jsonl`."""
-    found = bucket.list(metrics_key(run_id, attempt, "")) if attempt else ()
-    return [o for o in found if segment_steps(o.key) != (0, 0)]
-
-
-def covers(key: str, step: int) -> bool:
-    """Whether a segment has the rows of a step."""
-    first, last = segment_steps(key)
-    return step > 0 and first <= step <= last
-
-
-def parse_rows(key: str, body: bytes | None, skipped: list[str]) -> Iterator[Measured]:
-    """The rows of a segment. Adds to `skipped` if there are lines that no trainer writes."""
-    odd: list[str] = []
-    for line in (body or b"").splitlines():
-        try:
-            yield parse_measured(line)
-        except ValueError as error:
-            odd.append(str(error))
-    if odd:
-        skipped.append(f"{len(odd)} lines of {key}, which no machine of ours writes: {odd[0]}")
 
 
 def newest_of(rows: Iterable[Measured]) -> Measured:

@@ -70,16 +70,17 @@ class ExplainedBucket:
             return {}
         return value if isinstance(value, dict) else {}
 
-    def list(self, prefix: str, after: str = "") -> Iterator[ListedObject]:
+    def list(self, prefix: str, after: str = "", page: int = 1_000) -> Iterator[ListedObject]:
         """The objects below a prefix, in the order of their keys. `after` leaves out the keys up to that one.
 
-        Raises AwsError if the endpoint names a key that is not below the prefix.
+        Each request asks for `page` keys. Raises AwsError if the endpoint names a key that is not below the prefix.
         """
         start = {"StartAfter": after} if after else {}
         with explained(f"list s3://{self.name}/{prefix}"):
-            pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix, **start)
-            for page in pages:
-                for found in page.get("Contents", []):
+            lister = self.s3.get_paginator("list_objects_v2")
+            pages = lister.paginate(Bucket=self.name, Prefix=prefix, MaxKeys=page, **start)
+            for answer in pages:
+                for found in answer.get("Contents", []):
                     if not found["Key"].startswith(prefix):
                         raise AwsError(
                             f"s3://{self.name} was asked for the keys that begin with {prefix!r} and named "

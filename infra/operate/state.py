@@ -10,7 +10,7 @@ from typing import Any
 
 from infra.config import Installation
 from infra.guard.rules import SILENCE_SECONDS
-from infra.operate.progress import NO_PROGRESS, Progress, read_progress
+from infra.operate.progress import NO_PROGRESS, KeptTails, Progress, read_progress
 from infra.operate.runs import Ending, ExplainedBucket, group_of, launched_at, read_ending, read_spec, read_spend
 from infra.operate.session import Aws, explained
 from infra.operate.text import duration
@@ -90,7 +90,10 @@ class RunState:
         return "running", f"{self.phase}, heard {duration(silent)} ago"
 
 
-def read_state(aws: Aws, installation: Installation, bucket: ExplainedBucket, run_id: str) -> RunState:
+def read_state(
+    aws: Aws, installation: Installation, bucket: ExplainedBucket, run_id: str, kept: KeptTails | None = None
+) -> RunState:
+    """The state of one run. Whoever reads it again and again passes `kept`."""
     spec = read_spec(bucket, run_id)
     name = group_of(installation, spec)
     with explained("the machines of the run"):
@@ -100,7 +103,7 @@ def read_state(aws: Aws, installation: Installation, bucket: ExplainedBucket, ru
         is_waiting = bool(group and group.desired and group.run_id == run_id and not any(m.is_billing for m in seen))
         since = launched_at(bucket, run_id) if is_waiting else 0.0
         refusals = tuple(fleet.why_no_machine(autoscaling, name, since)) if is_waiting else ()
-    return replace(_state_of(bucket, run_id, spec, group, seen), refusals=refusals)
+    return replace(_state_of(bucket, run_id, spec, group, seen, kept), refusals=refusals)
 
 
 def read_states(
@@ -137,12 +140,13 @@ def _state_of(
     spec: Spec | None,
     group: fleet.Group | None,
     seen: Sequence[fleet.FleetMachine],
+    kept: KeptTails | None = None,
 ) -> RunState:
     return RunState(
         now=time.time(), run_id=run_id, spec=spec, group=group,
         machines=billing(seen), refusals=(),
         spend=settle(read_spend(bucket, run_id), seen), guard=bucket.read_json(run_key(run_id, "guard.json")),
-        ending=read_ending(bucket, run_id), progress=read_progress(bucket, run_id),
+        ending=read_ending(bucket, run_id), progress=read_progress(bucket, run_id, kept),
     )  # fmt: skip
 
 

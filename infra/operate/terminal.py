@@ -22,11 +22,13 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from infra.operate.sparkline import BARS, PLAIN_BARS
 from infra.run.values import STEERING, printable, printable_lines
 
 __all__ = [
-    "Cell", "Group", "LiveLine", "RenderableType", "Text", "ask", "clear", "display", "display_commands",
-    "display_json", "display_line", "next_commands", "plain", "show_line", "show_traceback", "styled", "table",
+    "Cell", "Group", "LiveLine", "RenderableType", "Text", "ask", "bars", "display", "display_commands", "display_json",
+    "display_line", "fitted", "next_commands", "plain", "room", "show_line", "show_screen", "show_traceback", "styled",
+    "table",
 ]  # fmt: skip
 PLAIN_WIDTH = 100_000  # where no terminal says how wide it is, nothing is wrapped
 Cell = str | Text
@@ -136,9 +138,37 @@ def next_commands(*commands: tuple[str, str]) -> None:
     display("\nnext:", table(commands, indent=2))
 
 
-def clear() -> None:
-    """Clear the terminal. In a file, nothing happens."""
-    console().clear()
+def room() -> tuple[int, int] | None:
+    """Columns and lines of the terminal. None in a file, where nothing is wrapped or cut."""
+    to = console()
+    return (to.size.width, to.size.height) if to.is_terminal else None
+
+
+def bars() -> str:
+    """The letters of which a curve is drawn, the lowest first: what the terminal can show."""
+    return BARS if (sys.stdout.encoding or "utf").lower().startswith("utf") else PLAIN_BARS
+
+
+def fitted(text: Text, width: int, lines: int) -> list[Text]:
+    """The text on at most so many lines of this width. What is too long ends with an ellipsis."""
+    wrapped = list(text.wrap(console(), width))
+    if len(wrapped) > lines:
+        last = Text().join(wrapped[lines - 1 :])
+        last.truncate(width, overflow="ellipsis")
+        wrapped[lines - 1 :] = [last]
+    return wrapped
+
+
+def show_screen(lines: Sequence[Text]) -> None:
+    """Show the lines in place of what is on the terminal, at once. In a file, they come after those before."""
+    to = console()
+    if not to.is_terminal:
+        print(plain(*lines, Text()), flush=True)
+        return
+    with to:  # writes at its end
+        to.clear()
+        for line in lines:
+            to.print(line, soft_wrap=True)
 
 
 class LiveLine:

@@ -9,152 +9,39 @@ import argparse
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from types import MappingProxyType
+from dataclasses import asdict
 from typing import Any
 
 from infra.config import Installation
 from infra.operate.command_line import CommandLine
+from infra.operate.facts import gpu_sample, problems, status_rows
 from infra.operate.installation.standing import kept_data, kept_image, print_kept
-from infra.operate.progress import Progress
+from infra.operate.progress import KeptTails
 from infra.operate.runs import ExplainedBucket, active_run, choose_run, open_bucket
+from infra.operate.screen import curve_width, page_command, screen, title
 from infra.operate.session import Aws, AwsError, ExitCode
 from infra.operate.state import RunState, read_state
 from infra.operate.terminal import (
-    Cell,
     Group,
     RenderableType,
-    Text,
-    clear,
     display,
     display_json,
     next_commands,
+    room,
     show_line,
+    show_screen,
     styled,
     table,
-)  # fmt: skip
-from infra.operate.text import duration, usd, weekday_time
-from infra.run.values import printable
-from trainer.contract import Exit, UserError
+)
+from trainer.contract import UserError
 
 HELP = "step, images/s, accuracy, ETA, dollars, checkpoint age, interruptions, and machines, or why there is none"
 WATCH_SECONDS = 5.0
-LATE_CHECKPOINT_SECONDS = 120.0  # twice what the promise allows
-StatusRow = tuple[str, Cell]
-
-
-STATE_STYLES = MappingProxyType(
-    {"done": "green", "failed": "red", "silent": "red", "stopped": "yellow", "waiting": "yellow"}
-)
-
-
-def state_line(state: RunState) -> Cell:
-    """What the run does, or why it does nothing."""
-    word, said = state.summary()
-    return styled(said, STATE_STYLES.get(word, ""))
-
-
-def rows(state: RunState) -> list[StatusRow]:
-    """The labels and texts of the table, in order."""
-    spec, found = state.spec, list[StatusRow]([("state", state_line(state))])
-    if state.refusals:
-        found += [("no machine", str(refusal)) for refusal in state.refusals]
-    found += training_rows(state)
-    found += [("skipped", printable(problem)) for problem in state.progress.skipped]
-    found.append(("cost", cost(state)))
-    found += machine_rows(state)
-    if spec and not state.ending:
-        left = state.deadline - state.now
-        found.append(
-            ("deadline", f"{weekday_time(state.deadline)}, {f'in {duration(left)}' if left > 0 else 'passed'}")
-        )
-    return found
-
-
-def training_rows(state: RunState) -> list[StatusRow]:
-    progress, found = state.progress, list[StatusRow]()
-    if progress.total_steps:
-        share = 100 * progress.step / progress.total_steps
-        found.append(("step", f"{progress.step:,} of {progress.total_steps:,} ({share:.1f} %)"))
-    elif progress.heartbeat:
-        found.append(("progress", f"{progress.heartbeat.progress:,} in this phase"))
-    if progress.images_per_second:
-        found.append(("speed", f"{progress.images_per_second:,.0f} images/s"))
-    if top1 := accuracy(progress):
-        found.append(("top-1", top1))
-    if progress.seconds_left is not None and state.machines and not state.ending:
-        eta = state.now + progress.seconds_left
-        found.append(("ETA", f"{duration(progress.seconds_left)}, {weekday_time(eta)}, at the present speed"))
-    if checkpoint := progress.checkpoint:
-        age = state.now - checkpoint.time
-        text = f"step {checkpoint.step:,}, {duration(age)} old"
-        is_late = age > LATE_CHECKPOINT_SECONDS and progress.phase == "training" and state.machines
-        found.append(("checkpoint", styled(text, "red") if is_late else text))
-    if progress.attempts:
-        found.append(("interruptions", interruptions(progress, is_over=bool(state.ending))))
-    return found
-
-
-def accuracy(progress: Progress) -> str:
-    parts = []
-    if progress.val_top1 is not None:
-        parts.append(f"{100 * progress.val_top1:.2f} % in validation")
-    if progress.checkpoint and progress.checkpoint.best_top1:
-        parts.append(f"best {100 * progress.checkpoint.best_top1:.2f} % at step {progress.checkpoint.best_step:,}")
-    if not parts and progress.train_top1 is not None:
-        parts.append(f"{100 * progress.train_top1:.1f} % on training images")
-    return ", ".join(parts)
-
-
-def interruptions(progress: Progress, *, is_over: bool) -> str:
-    """How many attempts were interrupted. The last attempt does not count: it runs, or it ended the run.
-
-    A rewind does not count either. It is an attempt that ends with 0, and later ones follow it.
-    """
-    *before, last = progress.attempts
-    before = [attempt for attempt in before if attempt.get("exit") != Exit.FINISHED]
-    saved = sum(attempt.get("exit") == Exit.INTERRUPTED for attempt in before)
-    text = f"{len(before)} ({saved} with a last save, {len(before) - saved} without)" if before else "none"
-    types = sorted({type for attempt in progress.attempts if (type := (attempt.get("machine") or {}).get("type"))})
-    if len(types) > 1:
-        text += f"; ran on {', '.join(types)}: not bit for bit the same as on one type"
-    return text + ("" if is_over else f"; attempt {last['attempt']} is the newest")
-
-
-def cost(state: RunState) -> Text:
-    spent, hourly = state.spend.usd(state.now), state.spend.usd_per_hour()
-    text = Text(f"{usd(spent)} spent")
-    if hourly and not state.ending:
-        text.append(f", {usd(hourly)} an hour")
-    projected, budget = state.projected_usd, state.spec.budget_usd if state.spec else 0.0
-    if projected is not None and not state.ending:
-        over = budget and projected > budget
-        text.append(", ").append(f"{usd(projected)} projected", "red" if over else "green")
-    if budget:
-        text.append(f", of a budget of {usd(budget)}")
-    return text.append("" if state.spend.at else " (the guard has not counted yet)")
-
-
-def machine_rows(state: RunState) -> list[StatusRow]:
-    found: list[StatusRow] = [
-        (
-            "machine",
-            f"{machine.id}, {machine.type} in {machine.zone}, {machine.market}, {machine.state}, "
-            f"{duration(state.now - machine.launched)} old",
-        )
-        for machine in state.machines
-    ]
-    if found:
-        found.append(
-            ("", "a resume gives the same bits on the same machine type; on another type it differs by rounding")
-        )
-    return found
 
 
 def shown(state: RunState) -> RenderableType:
-    kind = state.spec.kind if state.spec else "train"
-    recipe = f", recipe {state.spec.recipe}" if state.spec and state.spec.recipe else ""
-    title = Text.assemble((f"run {state.run_id}", "bold"), f" ({kind}{recipe})")
-    return Group(title, table(rows(state), indent=2))
+    columns, _ = room() or (None, 0)
+    return Group(title(state), table(status_rows(state, curve_width(columns)), indent=2))
 
 
 def show_standing(aws: Aws, installation: Installation, bucket: ExplainedBucket) -> None:
@@ -163,14 +50,15 @@ def show_standing(aws: Aws, installation: Installation, bucket: ExplainedBucket)
     print_kept([*kept_image(aws, installation), *kept_data(bucket, installation)])
 
 
-def show_next(state: RunState) -> None:
+def show_next(state: RunState, bucket: ExplainedBucket) -> None:
     run_id = state.run_id
+    page = (page_command(bucket.name, run_id), "the curves, on a page that updates itself")
     if state.machines or state.is_wanted:
-        next_commands(("make logs", "follow what it prints"), ("make stop", "save and stop it"))
+        next_commands(("make logs", "follow what it prints"), ("make stop", "save and stop it"), page)
     elif state.ending and state.ending.how == "done":
-        next_commands(("make pull", "copy results here"), ("make destroy", "remove what bills; the data stays"))
+        next_commands(("make pull", "copy results here"), page, ("make destroy", "remove what bills; the data stays"))
     else:
-        next_commands(("make logs", "its last lines"), (f"make launch RUN={run_id}", "continue it"),
+        next_commands(("make logs", "its last lines"), (f"make launch RUN={run_id}", "continue it"), page,
                       ("make destroy", "remove what bills; the data stays"))  # fmt: skip
 
 
@@ -178,6 +66,7 @@ def status_document(state: RunState) -> dict[str, Any]:
     """What `--json` prints. Fields are added, never renamed. None means that the value is not known yet."""
     word, said = state.summary()
     progress, spec, checkpoint = state.progress, state.spec, state.progress.checkpoint
+    gpu, measured = gpu_sample(state)
     return {
         "run": state.run_id,
         "kind": spec.kind if spec else None,
@@ -207,6 +96,11 @@ def status_document(state: RunState) -> dict[str, Any]:
             for one in state.machines
         ],
         "refusals": [str(refusal) for refusal in state.refusals],
+        "problems": [problem.plain for problem in problems(state)],
+        "alerts": [asdict(alert) for alert in progress.heartbeat.observed.alerts] if progress.heartbeat else [],
+        "gpu": gpu | {"age_seconds": state.now - measured} if gpu else None,
+        "data_wait": progress.recent.data_wait_mean,
+        "train_loss": progress.recent.loss[-1][1] if progress.recent.loss else None,
     }  # fmt: skip
 
 
@@ -234,8 +128,9 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     if not bucket or not run_id:
         show_nothing(aws, installation, bucket, why, as_json=options.json)
     elif options.watch:
+        kept = KeptTails()
         with suppress(KeyboardInterrupt):
-            watch(lambda: read_state(aws, installation, bucket, run_id))
+            watch(lambda: read_state(aws, installation, bucket, run_id, kept), bucket.name)
     else:
         state = read_state(aws, installation, bucket, run_id)
         if options.json:
@@ -244,7 +139,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
         display(shown(state))
         if not active and not state.machines:
             show_standing(aws, installation, bucket)
-        show_next(state)
+        show_next(state, bucket)
     return ExitCode.DONE
 
 
@@ -262,13 +157,14 @@ def show_nothing(
         next_commands(("make preflight", "what is missing for a deploy"), ("make deploy", "start"))
 
 
-def watch(read: Callable[[], RunState]) -> None:
-    """Show the status again and again, in the same place on a terminal. If AWS does not answer, it tries again."""
+def watch(read: Callable[[], RunState], bucket: str) -> None:
+    """Show one screen again and again. If AWS does not answer, it shows the last state, and tries again."""
+    state: RunState | None = None
     while True:
+        trouble = ""
         try:
-            text = shown(read())
+            state = read()
         except AwsError as error:
-            text = f"{error}; trying again"
-        clear()
-        display(text, "")
+            trouble = f"{error}; trying again"
+        show_screen(screen(state, bucket, trouble) if state else [styled(trouble, "red")])
         time.sleep(WATCH_SECONDS)

@@ -18,7 +18,9 @@ from infra.operate.commands.runs import row, run_document
 from infra.operate.planning import datasets
 from infra.operate.progress import NO_PROGRESS, read_progress
 from infra.operate.runs import ExplainedBucket, ListedObject, read_attempts, read_ending
+from infra.operate.screen import screen
 from infra.operate.state import RunState
+from infra.operate.terminal import plain
 from infra.run import fleet
 from infra.run.spend import Spend
 from infra.run.values import MOST_BYTES
@@ -30,8 +32,11 @@ from trainer.contract import Lease, UserError, attempt_key, checkpoint_key, mani
 MANIFEST = manifest_key(RUN, 150, 1)
 ENDINGS = ("done.json", "failed.json")
 BEST = {"top1": 0.63, "step": 100, "weights": "ema"}
+ALERT = {"id": "1-1", "time": 5.0, "step": 149, "kind": "starved", "level": "warning", "text": "data wait 23 %"}
+OBSERVED = {"sample": {"gpu/utilization": 0.9, "time": 5.0}, "alerts": [ALERT]}
 HONEST: dict[str, Any] = {
-    run_key(RUN, "heartbeat.json"): {"phase": "training", "step": 150, "progress": 150, "attempt": 1},
+    run_key(RUN, "heartbeat.json"): {"phase": "training", "step": 150, "progress": 150, "attempt": 1,
+                                     "observed": OBSERVED},
     run_key(RUN, "config.json"): {"epochs": 10, "global_batch_size": 256},
     run_key(RUN, "guard.json"): {"reason": "over", "at": 7.0},
     run_key(RUN, "done.json"): {"message": "done", "ended": 5.0, "attempt": 1},
@@ -40,7 +45,9 @@ HONEST: dict[str, Any] = {
     MANIFEST: {"step": 150, "attempt": 1, "time": 5.0, "counters": {"validated": 100, "best": BEST},
                "object": {"key": "checkpoints/x", "bytes": 5}},
     metrics_key(RUN, 1, "00000100-00000149.jsonl"): {"step": 149, "train/epoch": 1.5, "speed/images_per_second": 9.0,
-                                                     "val/top1": 0.5},
+                                                     "val/top1": 0.5, "time": 5.0, "train/loss": 2.0,
+                                                     "speed/data_wait_fraction": 0.2},
+    run_key(RUN, "telemetry/1/000000.jsonl"): {"step": 149, "time": 5.0, "gpu/utilization": 0.9},
 }  # fmt: skip
 
 
@@ -61,9 +68,9 @@ class Files(ExplainedBucket):
     def read(self, key: str, most: int = MOST_BYTES) -> bytes | None:
         return self.files.get(key)
 
-    def list(self, prefix: str, after: str = "") -> Iterator[ListedObject]:
+    def list(self, prefix: str, after: str = "", page: int = 1000) -> Iterator[ListedObject]:
         for key in sorted(self.files):
-            if key.startswith(prefix):
+            if key.startswith(prefix) and key > after:
                 yield ListedObject(key, len(self.files[key]), NOW)
 
 
@@ -79,6 +86,7 @@ def test_what_is_shown_of_a_run_is_shown_without_a_forged_document(key: str) -> 
         attempts = read_attempts(bucket, RUN)
         noticed += bool(progress.skipped)
         assert status.shown(state)
+        assert plain(*screen(state, "bucket"))
         assert row(state, {RUN: NOW})
         assert [cost.attempt_row(one) for one in attempts]
         documents = [status.status_document(state), run_document(state, {RUN: NOW}), *attempts]
