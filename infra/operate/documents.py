@@ -51,7 +51,7 @@ class TimedAlert:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Observation:
+class Observed:
     """What the machine measured of itself last, and what it told, the oldest first. What is odd of it is left out."""
 
     sample: Mapping[str, float] = field(default_factory=dict)  # `gpu/utilization`, …; "time" if it says when
@@ -59,7 +59,7 @@ class Observation:
     problem: str = ""  # what was odd first
 
     @classmethod
-    def from_json(cls, value: object) -> Observation:
+    def from_json(cls, value: object) -> Observed:
         if value is None:
             return cls()
         odd: list[str] = []
@@ -97,12 +97,12 @@ class Beat:
     step: int = 0
     progress: int = 0  # within the phase
     attempt: int = 0
-    observed: Observation = Observation()
+    observed: Observed = Observed()
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Beat:
         counts = {name: check_whole(name, value.get(name, 0)) for name in ("step", "progress", "attempt")}
-        observed = Observation.from_json(value.get("observed"))
+        observed = Observed.from_json(value.get("observed"))
         return cls(phase=check_text("phase", value.get("phase", "")), observed=observed, **counts)
 
 

@@ -10,7 +10,7 @@ from infra.operate.state import RunState
 from infra.operate.terminal import Cell, Text, fitted, room, styled
 
 LABEL_LETTERS = 15  # of the first column
-TEXT_LETTERS = 45  # of a row, beside its curve
+CELL_LETTERS = 45  # of a row, beside its curve
 MOST_CURVE = 60  # letters
 LEAST_LINES = 4  # of rows: a smaller terminal shows no command
 ROW_LINES = 2  # of the screen, at most, for each row
@@ -18,7 +18,7 @@ ROW_LINES = 2  # of the screen, at most, for each row
 
 def curve_width(columns: int | None) -> int:
     """How wide the curves are. 0 where there is no terminal, or a narrow one."""
-    return max(0, min(columns - LABEL_LETTERS - TEXT_LETTERS, MOST_CURVE)) if columns else 0
+    return max(0, min(columns - LABEL_LETTERS - CELL_LETTERS, MOST_CURVE)) if columns else 0
 
 
 def title(state: RunState) -> Text:
