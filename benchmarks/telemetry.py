@@ -21,7 +21,6 @@ from typing import Any
 import pynvml
 
 from benchmarks.machine import write
-from tests.trainer.telemetry.nvml import build_nvml
 from trainer.telemetry.gpu import Gpus
 from trainer.telemetry.machine import ThisMachine
 from trainer.telemetry.samples import SAMPLE_SECONDS
@@ -34,13 +33,13 @@ IMPORT = "import time; import trainer.telemetry.gpu, trainer.telemetry.machine; 
 
 
 def cpu_ms(work: Callable[[], Mapping[str, float]], rounds: int) -> dict[str, Any]:
-    """Milliseconds of processor time of one call, all threads together, with a pause before each."""
+    """Milliseconds of processor time of a call, all threads together, with a pause before each; what the last told."""
     spent: list[float] = []
-    metrics = 0
+    metrics: Mapping[str, float] = {}
     for _ in range(rounds):
         time.sleep(PAUSE_SECONDS)
         before = time.process_time()
-        metrics = len(work())
+        metrics = work()
         spent.append(1000 * (time.process_time() - before))
     return {"median": round(statistics.median(spent), 3), "most": round(max(spent), 3), "metrics": metrics}
 
@@ -49,6 +48,8 @@ def open_gpus(folder: Path) -> tuple[Gpus, str]:
     """The GPUs of this machine, or two of the stand-in, and which it is."""
     if gpus := Gpus.open(say):
         return gpus, ", ".join(card.name for card in gpus.cards)
+    from tests.trainer.telemetry.nvml import build_nvml  # a GPU box may lack the tests
+
     pynvml.nvmlLib = ctypes.CDLL(str(build_nvml(folder)))
     gpus = Gpus.open(say)
     assert gpus is not None
