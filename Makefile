@@ -95,6 +95,10 @@ lr-find: $(VENV)/.trainer ## try learning rates for RECIPE= and suggest one (DAT
 report: $(VENV)/.trainer ## draw the curves of RUN= again and print its summary
 	@$(PY) trainer.report
 
+.PHONY: watch
+watch: $(VENV)/.trainer ## show RUN= in STORE= as it runs, on a page of this machine (ARGS="--port 9000 --open"); waits for a run that is not there
+	@$(PY_ARGS) trainer.watch
+
 .PHONY: compare
 compare: $(VENV)/.trainer ## compare runs in STORE=: mean and deviation of top-1 and time, curves in one page (RUNS=digits-0,digits-1, ARGS="--output FILE")
 	$(call one-of,RUNS)
@@ -170,9 +174,11 @@ status: $(INFRA)/.infra ## step, images/s, accuracy, dollars, why no machine com
 logs: $(INFRA)/.infra ## follow the log of RUN= (the newest); SINCE=2h, ARGS=--no-follow
 	@$(OPERATE_ARGS) $@
 
+# A STORE= that was typed is listed from here, without the installation on AWS.
+override HERE := $(filter STORE,$(TYPED))
 .PHONY: runs
-runs: $(INFRA)/.infra ## list every run: state, step, accuracy, dollars, age; ARGS=--json, which status, cost and preflight take, too
-	@$(OPERATE_ARGS) $@
+runs: $(if $(HERE),$(VENV)/.trainer,$(INFRA)/.infra) ## list every run: state, step, accuracy, dollars, age; STORE=out: those of a store; ARGS=--json, which status, cost and preflight take, too
+	@$(if $(HERE),$(PY_ARGS) trainer.runs,$(OPERATE_ARGS) $@)
 
 .PHONY: cost
 cost: $(INFRA)/.infra ## what a run of RECIPE= would cost; what RUN= did cost
