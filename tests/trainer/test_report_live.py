@@ -22,7 +22,7 @@ from trainer.contract import manifest_key, run_key
 from trainer.learning.schedule import Clock
 from trainer.recipes.fields import to_json
 from trainer.report import Report, build_report, charts, summary_text
-from trainer.report.alert_table import MOST_ALERTS
+from trainer.report.alert_table import MOST_TOLD
 from trainer.report.curves import MOST_POINTS, curve_of, curves_of, machine_seconds
 from trainer.report.plan import plan_of
 from trainer.store import ObjectStore, open_store
@@ -170,7 +170,7 @@ def test_forged_samples_and_alerts_are_left_out(tmp_path: Path) -> None:
     store.put(samples_key("made-up", 1, 7), "\n".join(json.dumps(row) for row in rows).encode())
     page = page_of(build_report(store, "made-up"))
     assert "of no level" not in page
-    assert f"All {MOST_ALERTS} alerts" in page
+    assert f"All {MOST_TOLD} alerts" in page
     assert len(page) < 1_000_000
     assert not re.search(r"[ \"](?:nan|inf)\b", page[page.index("</style>") :])
 

@@ -11,31 +11,31 @@ from trainer.telemetry.metrics import Row
 from trainer.values import as_text
 
 SHOWN_AT_FIRST = 5  # the others unfold
-MOST_ALERTS = 200  # the newest
+MOST_TOLD = 200  # the newest
 MOST_LETTERS_OF_ONE = 400  # of one
-LEVELS = ("info", "warning", "error")
+ALERT_LEVELS = ("info", "warning", "error")
 
 
 @dataclass(frozen=True)
-class ShownAlert:
+class ToldAlert:
     """One that is as the observer writes it."""
 
     time: float  # unix seconds
     step: int
-    level: str  # of LEVELS
+    level: str  # of ALERT_LEVELS
     text: str
 
 
-def shown_alerts(rows: Sequence[Row]) -> list[ShownAlert]:
+def shown_alerts(rows: Sequence[Row]) -> list[ToldAlert]:
     """The newest first. What is odd is left out."""
     found = []
     for row in rows:
         try:
-            level, text = as_text("level", row.get("level"), "|".join(LEVELS)), as_text("text", row.get("text"))
+            level, text = as_text("level", row.get("level"), "|".join(ALERT_LEVELS)), as_text("text", row.get("text"))
         except ValueError:
             continue
-        found.append(ShownAlert(row["time"], row["step"], level, text[:MOST_LETTERS_OF_ONE]))
-    return sorted(found, key=lambda one: -one.time)[:MOST_ALERTS]
+        found.append(ToldAlert(row["time"], row["step"], level, text[:MOST_LETTERS_OF_ONE]))
+    return sorted(found, key=lambda one: -one.time)[:MOST_TOLD]
 
 
 def alert_section(rows: Sequence[Row]) -> str:
@@ -50,11 +50,11 @@ def alert_section(rows: Sequence[Row]) -> str:
     return f"<section><h2>Alerts</h2>{_list(first)}{more}</section>"
 
 
-def _list(alerts: Sequence[ShownAlert]) -> str:
+def _list(alerts: Sequence[ToldAlert]) -> str:
     return f'<ul class="alerts">{"".join(_item(one) for one in alerts)}</ul>'
 
 
-def _item(one: ShownAlert) -> str:
+def _item(one: ToldAlert) -> str:
     when = f"{show_moment(one.time)}, step {one.step:,}"
     level = f"<b>{one.level}</b> " if one.level != "info" else ""
     return f'<li class="{one.level}"><span>{when}</span><p>{level}{html.escape(one.text)}</p></li>'

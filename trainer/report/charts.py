@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from trainer.report.curves import Curve, curve_until, curves_of, machine_seconds
+from trainer.report.curves import MetricCurve, curve_until, curves_of, machine_seconds
 from trainer.report.page import LIGHT, Chart
 from trainer.report.panels import MACHINE_CHARTS, STEP_CHARTS, TRAINING_CHARTS, Lines, Panel
 from trainer.report.summary import restarts
@@ -43,7 +43,7 @@ class Ruler:
 
 
 def draw_charts(
-    rows: Sequence[Row], samples: Sequence[Row], plan: Mapping[str, Curve], steps_per_epoch: float | None
+    rows: Sequence[Row], samples: Sequence[Row], plan: Mapping[str, MetricCurve], steps_per_epoch: float | None
 ) -> tuple[dict[str, Chart], dict[str, Chart]]:
     """Charts by name, those that have something to show: along the steps, and along the machine's time.
 
@@ -77,7 +77,7 @@ def _time_ruler(samples: Sequence[Row], seconds: Sequence[float]) -> Ruler:
 
 
 def _draw_all(
-    charts: Mapping[str, Sequence[Panel]], curves: Mapping[str, Curve], ruler: Ruler, *, is_file: bool = False
+    charts: Mapping[str, Sequence[Panel]], curves: Mapping[str, MetricCurve], ruler: Ruler, *, is_file: bool = False
 ) -> dict[str, Chart]:
     drawn = {}
     for name, panels in charts.items():
@@ -89,7 +89,7 @@ def _draw_all(
     return drawn
 
 
-def _draw(panels: Sequence[Panel], curves: Mapping[str, Curve], ruler: Ruler) -> Figure:
+def _draw(panels: Sequence[Panel], curves: Mapping[str, MetricCurve], ruler: Ruler) -> Figure:
     figure = Figure(figsize=(4.3, 2.9), facecolor=LIGHT["paper"])
     ratios = [1.7, 1.0][: len(panels)]
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
@@ -101,7 +101,7 @@ def _draw(panels: Sequence[Panel], curves: Mapping[str, Curve], ruler: Ruler) ->
     return figure
 
 
-def _draw_panel(axis: Axes, panel: Panel, curves: Mapping[str, Curve], ruler: Ruler) -> None:
+def _draw_panel(axis: Axes, panel: Panel, curves: Mapping[str, MetricCurve], ruler: Ruler) -> None:
     plotted = _plot(axis, panel.lines, curves, ruler.size, panel.scale)
     for mark in ruler.marks:
         axis.axvline(mark / ruler.size, color=LIGHT["muted"], linewidth=0.7, linestyle=(0, (2, 2)))
@@ -127,7 +127,7 @@ def _draw_panel(axis: Axes, panel: Panel, curves: Mapping[str, Curve], ruler: Ru
         )
 
 
-def _plot(axis: Axes, lines: Lines, curves: Mapping[str, Curve], size: float, scale: float) -> list[Line2D]:
+def _plot(axis: Axes, lines: Lines, curves: Mapping[str, MetricCurve], size: float, scale: float) -> list[Line2D]:
     """Lines of the means; behind each a band from the lowest to the highest value, where points stand for several."""
     plotted = []
     for metric, (label, colour, style) in lines.items():
@@ -154,7 +154,7 @@ def _plot(axis: Axes, lines: Lines, curves: Mapping[str, Curve], size: float, sc
     return plotted
 
 
-def _end(lines: Iterable[str], curves: Mapping[str, Curve], ruler: Ruler) -> float:
+def _end(lines: Iterable[str], curves: Mapping[str, MetricCurve], ruler: Ruler) -> float:
     """A plan reaches beyond what is done."""
     return max([ruler.end, *(float(curves[name].at[-1]) for name in lines if name in curves)])
 
@@ -172,7 +172,7 @@ def _dress_right(axis: Axes, right: Axes) -> None:
     axis.patch.set_visible(False)
 
 
-def _words(panels: Sequence[Panel], curves: Mapping[str, Curve], ruler: Ruler) -> str:
+def _words(panels: Sequence[Panel], curves: Mapping[str, MetricCurve], ruler: Ruler) -> str:
     """The chart in numbers."""
     told = []
     for panel in panels:

@@ -28,7 +28,7 @@ class Extreme:
 
 
 @dataclass(frozen=True)
-class Curve:
+class MetricCurve:
     """One metric. The arrays have one item for each point, at most MOST_POINTS; all values are finite."""
 
     at: Numbers  # steps or seconds
@@ -45,7 +45,7 @@ class Curve:
         return bool(np.any(self.low < self.high))
 
 
-def curve_of(at: Sequence[float], values: Sequence[float]) -> Curve | None:
+def curve_of(at: Sequence[float], values: Sequence[float]) -> MetricCurve | None:
     """The curve of a metric whose values were measured at these places; None where none is finite."""
     places, found = np.asarray(at, np.float64), np.asarray(values, np.float64)
     kept = np.isfinite(found)
@@ -55,7 +55,7 @@ def curve_of(at: Sequence[float], values: Sequence[float]) -> Curve | None:
     starts = np.arange(0, len(found), -(-len(found) // MOST_POINTS))
     counts = np.diff([*starts, len(found)])
     low, high = int(found.argmin()), int(found.argmax())
-    return Curve(
+    return MetricCurve(
         at=np.add.reduceat(places, starts) / counts,
         mean=np.add.reduceat(found, starts) / counts,
         low=np.minimum.reduceat(found, starts),
@@ -66,7 +66,9 @@ def curve_of(at: Sequence[float], values: Sequence[float]) -> Curve | None:
     )
 
 
-def curves_of(rows: Iterable[Row], names: Iterable[str], places: Iterable[float] | None = None) -> dict[str, Curve]:
+def curves_of(
+    rows: Iterable[Row], names: Iterable[str], places: Iterable[float] | None = None
+) -> dict[str, MetricCurve]:
     """The curves of those metrics that the rows have, by name. Without `places` they lie at the steps of the rows."""
     found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
     wanted = found.keys()
@@ -94,7 +96,7 @@ def machine_seconds(samples: Sequence[Row]) -> Numbers:
     return np.cumsum(steps)
 
 
-def curve_until(curve: Curve, end: float) -> Curve:
+def curve_until(curve: MetricCurve, end: float) -> MetricCurve:
     """The part of a curve of single values up to `end`, and one point there."""
     kept = max(1, int(np.searchsorted(curve.at, end, side="right")))
     found = curve_of([*curve.at[:kept], max(end, curve.at[0])], [*curve.mean[:kept], curve.mean[kept - 1]])

@@ -9,12 +9,12 @@ from trainer.contract import UserError
 from trainer.learning.schedule import Clock
 from trainer.recipes.config import Config
 from trainer.recipes.fields import from_json
-from trainer.report.curves import MOST_POINTS, Curve, curve_of
+from trainer.report.curves import MOST_POINTS, MetricCurve, curve_of
 
 MOST_PLANNED_EPOCHS = 1_000_000  # a plan of more is no plan
 
 
-def plan_of(config: Mapping[str, Any], steps_per_epoch: float | None) -> dict[str, Curve]:
+def plan_of(config: Mapping[str, Any], steps_per_epoch: float | None) -> dict[str, MetricCurve]:
     """`plan/lr` and `plan/resolution` by step; {} where config or epoch is unknown, or of another version."""
     if not steps_per_epoch or not round(steps_per_epoch) >= 1 or "optim" not in config:
         return {}
