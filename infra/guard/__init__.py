@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from infra.guard import reading, rules
+from infra.guard import notices, reading, rules
 from infra.guard.memory import Memory
 from infra.guard.reading import CautiousBucket, KnownRun
 from infra.guard.rules import Decision, Facts
@@ -25,6 +25,7 @@ from infra.run.values import printable
 from trainer.contract import run_key
 
 MAIL_LETTERS = 1_000  # of a mail: a machine wrote parts of it, and it comes from AWS's own address
+NEWS_EVENT = "news"  # the one event that comes again and again
 STORE_SECONDS = 300.0  # while a machine bills, the tally is stored so often: its time shows that the guard runs
 
 
@@ -136,6 +137,9 @@ class Guard:
         """Does what was decided and returns the new memory. What fails is tried again at the next tick."""
         group, memory = facts.group, decision.memory
         messages = dict(memory.untold)  # event: the message to SNS
+        news, memory = notices.due(facts, memory)
+        if news:
+            messages[NEWS_EVENT] = "\n".join(filter(None, (messages.get(NEWS_EVENT), news)))[:MAIL_LETTERS]
         if decision.stop:
             with noted(problems, f"scaling {group.name} to 0"):
                 if group.desired:
@@ -171,7 +175,7 @@ class Guard:
         return self.notify(group.run_id, messages, memory, problems)
 
     def notify(self, run_id: str, messages: Mapping[str, str], memory: Memory, problems: list[str]) -> Memory:
-        """Tells SNS of each event once. What SNS refuses is told again at the next tick."""
+        """Tells SNS of each event once, and of news. What SNS refuses is told again at the next tick."""
         told = list(memory.told)
         for event, message in messages.items():
             with noted(problems, "a notice"):
@@ -179,7 +183,7 @@ class Guard:
                     self.tell(f"run {run_id or '(none)'}", message)
                     told.append(event)
         untold = {event: message for event, message in messages.items() if event not in told}
-        return replace(memory, told=tuple(told), untold=untold)
+        return replace(memory, told=tuple(event for event in told if event != NEWS_EVENT), untold=untold)
 
     def terminate(self, machines: Mapping[str, str], problems: list[str]) -> list[str]:
         """Terminates machines one by one, since one refusal would spare them all. Returns those that EC2 accepted."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, fields, replace
 
-from infra.run.values import check_number, check_object, check_text, check_texts
+from infra.run.values import check_number, check_object, check_text, check_texts, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,12 @@ class Memory:
     marked: float = 0.0  # the time of the first heartbeat with this mark
     without_machine: float = 0.0  # since when the group wants machines and has none
     unwanted: dict[str, float] = field(default_factory=dict)  # machine that must go: since when
+    attempt: int = 0  # the newest attempt that was seen at work
+    is_interrupted: bool = False  # its machine was found gone
+    budget_percent: int = 0  # so much of the budget was told to be spent
+    alert: str = ""  # the id of the newest alert that the machine told
+    mails: tuple[float, ...] = ()  # when news was mailed in the last hour
+    unmailed: int = 0  # lines of news that were too many since then
     told: tuple[str, ...] = ()  # events that SNS was told of
     untold: dict[str, str] = field(default_factory=dict)  # event that SNS refused: its message
 
@@ -33,10 +39,13 @@ class Memory:
         return json.dumps(vars(self)).encode()
 
     def for_launch(self, deadline: float) -> Memory:
-        """The memory for a new launch: empty, but it keeps the mark of the last heartbeat and what SNS was told."""
+        """The memory for a new launch: empty, but for the marks of the last attempt and what was told."""
         if deadline in (0.0, self.deadline):
             return self
-        return Memory(deadline=deadline, mark=self.mark, marked=self.marked, told=self.told, untold=self.untold)
+        return Memory(
+            deadline=deadline, mark=self.mark, marked=self.marked, told=self.told, untold=self.untold,
+            attempt=self.attempt, is_interrupted=True, alert=self.alert, mails=self.mails, unmailed=self.unmailed,
+        )  # fmt: skip
 
     def changed(self, before: Memory) -> bool:
         """Whether anything but the times of the ticks differs."""
@@ -50,13 +59,18 @@ class Memory:
         memory = cls(**{name: content for name, content in value.items() if name in known})
         for name in ("at", "deadline", "active", "stopped", "hang_kills", "suspected", "marked", "without_machine"):
             check_number(name, getattr(memory, name))
-        for name in ("reason", "checkpoint", "mark"):
+        for name in ("reason", "checkpoint", "mark", "alert"):
             check_text(name, getattr(memory, name))
-        if not isinstance(memory.is_over, bool) or not isinstance(memory.is_schedule_deleted, bool):
-            raise ValueError("is_over and is_schedule_deleted must be true or false")
+        for name in ("attempt", "budget_percent", "unmailed"):
+            check_whole(name, getattr(memory, name))
+        if not all(
+            isinstance(one, bool) for one in (memory.is_over, memory.is_schedule_deleted, memory.is_interrupted)
+        ):
+            raise ValueError("is_over, is_schedule_deleted and is_interrupted must be true or false")
         for id, since in check_object("unwanted", memory.unwanted).items():
             check_number(id, since)
         for event, message in check_object("untold", memory.untold).items():
             check_text(event, message)
         object.__setattr__(memory, "told", check_texts("told", memory.told))
+        object.__setattr__(memory, "mails", tuple(check_number("mails", at) for at in memory.mails))
         return memory

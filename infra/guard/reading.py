@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from infra.guard.memory import Memory
+from infra.guard.observed import observed_alerts
 from infra.guard.rules import Heartbeat, Signs
 from infra.run.fleet import SPOT, FleetMachine
 from infra.run.spec import Spec
@@ -145,10 +146,13 @@ def read_signs(
     mark = f"attempt {attempt}, {phase}, step {step or 0}, {progress or 0}"
     ended = get(attempt_key(run_id, attempt)) if now - beat.at > 60 else None
     return Signs(
-        heartbeat=Heartbeat(at=beat.at, mark=mark),
+        heartbeat=Heartbeat(
+            at=beat.at, mark=mark, attempt=attempt, phase=phase, step=_int(body.get("step")),
+            alerts=observed_alerts(body),
+        ),
         paused=ended.at if ended and "exit" in ended.json() else 0.0,
         checkpoint=_newest(get(checkpoint_key(run_id, HEAD_FILE))) if is_suspect else "",
-    ), problems
+    ), problems  # fmt: skip
 
 
 def price(ec2: Any, spec: Spec, spend: Spend, machines: Iterable[FleetMachine], now: float) -> dict[str, float]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from infra.guard.memory import Memory
+from infra.guard.observed import ObservedAlert
 from infra.run.fleet import ON_DEMAND, FleetMachine, Group
 from infra.run.spec import Spec
 from infra.run.spend import Spend
@@ -33,6 +34,10 @@ class Heartbeat:
 
     at: float
     mark: str = ""  # attempt, phase, step and progress counter: they change while the run proceeds
+    attempt: int = 0
+    phase: str = ""
+    step: int = 0
+    alerts: tuple[ObservedAlert, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

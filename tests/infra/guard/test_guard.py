@@ -20,6 +20,8 @@ def test_nothing_happens_to_a_run_that_is_well(lab: Lab) -> None:
     assert lab.tick(1) == []
     assert lab.desired() == 1
     assert len(lab.billing()) == 1
+    assert lab.mail() == [f"resnet-spot: run {RUN}: the run has started: training, step 1"]
+    assert lab.tick(2) == []
     assert lab.mail() == []
     in_an_hour = lab.spend().usd_at_most(lab.began + 3600)
     assert in_an_hour == pytest.approx(0.8048 * 0.4 + 0.05, rel=0.05)  # spot, and the extras
