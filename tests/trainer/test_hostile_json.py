@@ -166,7 +166,7 @@ def test_forged_metrics_are_skipped_and_said(store: ObjectStore, capfd: pytest.C
     good = json.dumps(start).encode() + b"\n" + json.dumps(honest).encode()
     bodies = [*forgeries(honest), *forgeries(start)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(charts, "draw_charts", lambda rows, per_epoch: {})
+        patch.setattr(charts, "draw_charts", lambda *_: ({}, {}))
         for body in bodies:
             store.put(metrics_key(RUN, 1, "0.jsonl"), good + b"\n" + body.replace(b"\n", b""))
             rows = read_metrics(store, RUN)
@@ -184,7 +184,7 @@ def test_forged_metrics_are_skipped_and_said(store: ObjectStore, capfd: pytest.C
 def test_a_forged_config_or_result_is_skipped_and_said(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(charts, "draw_charts", lambda rows, per_epoch: {})
+    monkeypatch.setattr(charts, "draw_charts", lambda *_: ({}, {}))
     result = {
         "run_id": RUN, "recipe": "rn50", "steps": 2, "epochs": 1, "steps_per_epoch": 2, "seconds": 1.0, "attempts": 1,
         "images_per_second": 7.0, "best": BEST, "checkpoint": "checkpoints/x", "parameters": 5,

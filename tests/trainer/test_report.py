@@ -18,7 +18,7 @@ from tests import PATIENCE
 from trainer.contract import Exit, UserError, manifest_key, metrics_key, run_key
 from trainer.report import build_report, summary_text, write_report
 from trainer.report.__main__ import main
-from trainer.report.charts import MOST_POINTS, series
+from trainer.report.curves import MOST_POINTS, series
 from trainer.report.page import DARK, LIGHT
 from trainer.store import ObjectStore, open_store
 from trainer.telemetry.metrics import Row

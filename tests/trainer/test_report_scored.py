@@ -31,7 +31,7 @@ RECORD: dict[str, Any] = {
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    monkeypatch.setattr(charts, "draw_charts", lambda rows, per_epoch: {})
+    monkeypatch.setattr(charts, "draw_charts", lambda *_: ({}, {}))
     store = open_store(str(tmp_path))
     store.put(run_key("run", "config.json"), b'{"recipe": "rn50"}')
     return store

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trainer.checkpoint.line import list_manifests
 from trainer.contract import RUN_ID_RULE, UserError, run_key
+from trainer.report.outlook import check_budget, check_spend, look_ahead
 from trainer.report.summary import Summary, check_result, check_shown_config, summarise, summary_text
 from trainer.telemetry.metrics import Row, read_metrics
+from trainer.telemetry.samples import alerts_of, read_samples
 from trainer.text import say
-from trainer.values import parse_object
+from trainer.values import as_object, as_text, parse_object
 
 if TYPE_CHECKING:
+    from trainer.report.scored import Scored
     from trainer.store import ObjectStore
 
 __all__ = ["Report", "Summary", "build_report", "summary_text", "write_report"]
@@ -45,9 +48,6 @@ def build_report(store: ObjectStore, run_id: str) -> Report:
 
     Raises UserError if there is no such run, StoreError if the store fails.
     """
-    # These are heavy to import, and `--help` does not need them.
-    from trainer.report.charts import draw_charts
-    from trainer.report.page import render_page
     from trainer.report.scored import read_scored
 
     if not re.fullmatch(RUN_ID_RULE, run_id):
@@ -57,6 +57,7 @@ def build_report(store: ObjectStore, run_id: str) -> Report:
     rows: Sequence[Row] = read_metrics(store, run_id)
     if not rows and not config and not result:
         raise UserError(no_such_run(store, run_id))
+    samples = read_samples(store, run_id)
     newest = str(result.get("checkpoint") or next(iter(list_manifests(store, run_id)[1]), ""))
     summary = summarise(
         run_id,
@@ -67,11 +68,46 @@ def build_report(store: ObjectStore, run_id: str) -> Report:
         metrics=store.describe(run_key(run_id, "metrics")),
         report=store.describe(run_key(run_id, "report/index.html")),
     )
-    charts = draw_charts(rows, summary.steps_per_epoch)
-    svgs = {name: svg for name, (_, svg) in charts.items()}
-    page = render_page(summary, rows, config, svgs, read_scored(store, run_id))
-    pngs = {f"{name}.png": png for name, (png, _) in charts.items()}
-    return Report(summary=summary, files=pngs | {"index.html": page.encode()})  # the page last: it is what people open
+    spend = read_shown(store, run_key(run_id, "spend.json"), check_spend)
+    spec = read_shown(store, run_key(run_id, "spec.json"), check_budget)
+    steps_left = max(0, summary.total_steps - summary.steps) if summary.total_steps else None
+    outlook = look_ahead(rows, samples, config, spend, spec, steps_left=0 if summary.is_finished else steps_left)
+    versions = read_shown(store, newest, check_versions).get("versions", {}) if newest else {}
+    return draw_report(replace(summary, outlook=outlook), rows, samples, config, versions, read_scored(store, run_id))
+
+
+def draw_report(
+    summary: Summary, rows: Sequence[Row], samples: Sequence[Row], config: Mapping[str, Any],
+    versions: Mapping[str, str], scored: Sequence[Scored],
+) -> Report:  # fmt: skip
+    # These are heavy to import, and `--help` does not need them.
+    from trainer.report.charts import draw_charts
+    from trainer.report.machine_facts import machine_facts
+    from trainer.report.page import Shown, render_page
+    from trainer.report.plan import plan_of
+
+    training, machine = draw_charts(rows, samples, plan_of(config, summary.steps_per_epoch), summary.steps_per_epoch)
+    page = render_page(
+        summary,
+        rows,
+        Shown(
+            config=config,
+            versions=versions,
+            training=training,
+            machine=machine,
+            machine_facts=machine_facts(samples, rows),
+            alerts=alerts_of(samples),
+            scored=scored,
+        ),
+    )
+    files = {f"{name}.png": chart.png for name, chart in training.items() if chart.png}
+    return Report(summary=summary, files=files | {"index.html": page.encode()})  # the page last: it is what people open
+
+
+def check_versions(manifest: dict[str, Any]) -> None:
+    """Raises ValueError if a manifest's versions are not text by name. It may have none."""
+    for name, version in as_object("versions", manifest.get("versions", {})).items():
+        as_text(f"versions.{name}", version)
 
 
 def read_shown(store: ObjectStore, key: str, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

@@ -1,13 +1,12 @@
-"""Draws the curves of a run from its rows: as PNG for files, and as SVG for the page.
+"""Draws the curves of a run: as SVG for the page, and those of the training as PNG for files, too.
 
-It uses matplotlib without pyplot, which has global state. The table CHARTS says which chart shows which metric.
+It uses matplotlib without pyplot, which has global state. `panels` says which chart shows which metric.
 """
 
 from __future__ import annotations
 
 import io
-import math
-import statistics
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,105 +15,106 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from trainer.report.page import LIGHT
+from trainer.report.curves import MetricCurve, curve_until, curves_of, machine_seconds
+from trainer.report.page import LIGHT, Chart
+from trainer.report.panels import MACHINE_CHARTS, STEP_CHARTS, TRAINING_CHARTS, Lines, Panel
 from trainer.report.summary import restarts
 from trainer.telemetry.metrics import Row
 
-MOST_POINTS = 400  # a chart cannot show more; neighbours are averaged
+MOST_MARKED = 50  # of an evaluation: so many are marked each
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One pair of axes: its metrics, and how they are drawn."""
+class Ruler:
+    """What the charts of a group lie along: its end, where attempts begin, and how its numbers are called."""
 
-    title: str
-    lines: dict[str, tuple[str, str, str]]  # metric -> label in the legend, colour, line style
-    scale: float = 1.0
-    is_from_zero: bool = False
+    end: float
+    marks: Sequence[float]
+    unit: str  # "step", or a unit of time
+    size: float = 1.0  # of one unit, in what the curves lie along
+    steps_per_epoch: float | None = None
 
-
-def _by_split(
-    name: str, style: str = "-", labels: Sequence[str] = ("train", "validation", "EMA", "SWA")
-) -> dict[str, tuple[str, str, str]]:
-    splits = (("train", "train"), ("val", "val"), ("val_ema", "ema"), ("val_swa", "swa"))
-    return {f"{split}/{name}": (label, colour, style) for (split, colour), label in zip(splits, labels, strict=True)}
+    def place(self, at: float) -> str:
+        number = f"{at / self.size:,.0f}" if self.unit == "step" else f"{at / self.size:,.1f}"
+        return f"step {number}" if self.unit == "step" else f"{number} {self.unit}"
 
 
-CHARTS = {
-    "loss": [Panel(title="Loss", lines=_by_split("loss"))],
-    "accuracy": [
-        Panel(
-            title="Accuracy (%)", scale=100.0, lines=_by_split("top1") | _by_split("top5", ":", ("", "top-5", "", ""))
-        )
-    ],
-    "learning-rate": [Panel(title="Learning rate", lines={"train/lr": ("", "train", "-")}, is_from_zero=True)],
-    "throughput": [
-        Panel(title="Images per second", lines={"speed/images_per_second": ("", "train", "-")}, is_from_zero=True),
-        Panel(
-            title="Time spent waiting for data (%)",
-            lines={"speed/data_wait_fraction": ("", "val", "-")},
-            scale=100.0,
-            is_from_zero=True,
-        ),
-    ],
-}
+def draw_charts(
+    rows: Sequence[Row], samples: Sequence[Row], plan: Mapping[str, MetricCurve], steps_per_epoch: float | None
+) -> tuple[dict[str, Chart], dict[str, Chart]]:
+    """Charts by name, those that have something to show: along the steps, and along the machine's time.
+
+    `plan` has curves of what the run plans, by step.
+    """
+    curves = curves_of(rows, _metrics(TRAINING_CHARTS | STEP_CHARTS))
+    last = max((int(row["step"]) for row in rows), default=0)
+    curves |= plan if rows else {}
+    if "plan/resolution" in plan and rows:
+        curves["done/resolution"] = curve_until(plan["plan/resolution"], last)
+    steps = Ruler(end=max(1, last), marks=restarts(rows), unit="step", steps_per_epoch=steps_per_epoch)
+    measured = [row for row in samples if "event" not in row]
+    seconds = machine_seconds(measured)
+    times = _time_ruler(measured, seconds.tolist())
+    of_machine = curves_of(measured, _metrics(MACHINE_CHARTS), seconds.tolist())
+    with mpl.rc_context({"path.simplify": False}):  # curves are short already, and every point of theirs is shown
+        along_steps = _draw_all(TRAINING_CHARTS, curves, steps, is_file=True) | _draw_all(STEP_CHARTS, curves, steps)
+        return along_steps, _draw_all(MACHINE_CHARTS, of_machine, times)
 
 
-def series(rows: Iterable[Row], name: str) -> tuple[list[float], list[float]]:
-    """The steps and values of one metric. A long series is averaged down to MOST_POINTS."""
-    points = [(float(row["step"]), float(row[name])) for row in rows if name in row]
-    points = [point for point in points if math.isfinite(point[1])]
-    width = -(-len(points) // MOST_POINTS) or 1
-    bins = [points[i : i + width] for i in range(0, len(points), width)]
-    return [statistics.fmean(s for s, _ in b) for b in bins], [statistics.fmean(v for _, v in b) for b in bins]
+def _metrics(charts: Mapping[str, Sequence[Panel]]) -> set[str]:
+    return {metric for panels in charts.values() for panel in panels for metric in panel.lines | panel.right}
 
 
-def draw_charts(rows: Sequence[Row], steps_per_epoch: float | None) -> dict[str, tuple[bytes, str]]:
-    """Name -> (PNG, SVG for the page), for each chart that has something to show."""
-    charts = {}
-    for name, panels in CHARTS.items():
-        shown = [panel for panel in panels if any(series(rows, metric)[0] for metric in panel.lines)]
+def _time_ruler(samples: Sequence[Row], seconds: Sequence[float]) -> Ruler:
+    """`seconds` is where each sample lies."""
+    begins = [seconds[i] for i in range(1, len(samples)) if samples[i]["attempt"] != samples[i - 1]["attempt"]]
+    end = seconds[-1] if seconds else 0.0
+    unit, size = ("min", 60.0) if end < 7200 else ("h", 3600.0)
+    return Ruler(end=max(1.0, end), marks=begins, unit=unit, size=size)
+
+
+def _draw_all(
+    charts: Mapping[str, Sequence[Panel]], curves: Mapping[str, MetricCurve], ruler: Ruler, *, is_file: bool = False
+) -> dict[str, Chart]:
+    drawn = {}
+    for name, panels in charts.items():
+        shown = [panel for panel in panels if not curves.keys().isdisjoint(panel.lines)]
         if shown:
-            charts[name] = _export(_draw(shown, rows, steps_per_epoch))
-    return charts
+            figure = _draw(shown, curves, ruler)
+            png = _to_png(figure) if is_file else b""
+            drawn[name] = Chart(svg=to_svg(figure, LIGHT), png=png, words=_words(shown, curves, ruler))
+    return drawn
 
 
-def _draw(panels: Sequence[Panel], rows: Sequence[Row], steps_per_epoch: float | None) -> Figure:
+def _draw(panels: Sequence[Panel], curves: Mapping[str, MetricCurve], ruler: Ruler) -> Figure:
     figure = Figure(figsize=(4.3, 2.9), facecolor=LIGHT["paper"])
-    ratios = [2.2, 1.0][: len(panels)]
+    ratios = [1.7, 1.0][: len(panels)]
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
-    figure.subplots_adjust(left=0.13, right=0.96, top=0.885, bottom=0.185 if steps_per_epoch else 0.12, hspace=0.42)
+    bottom = 0.185 if ruler.steps_per_epoch else 0.12
+    figure.subplots_adjust(left=0.13, right=0.96, top=0.885, bottom=bottom, hspace=0.42)
     for axis, panel in zip(axes, panels, strict=True):
-        _draw_panel(axis, panel, rows)
-    _label_steps(axes[-1], steps_per_epoch)
+        _draw_panel(axis, panel, curves, ruler)
+    _label_steps(axes[-1], ruler)
     return figure
 
 
-def _draw_panel(axis: Axes, panel: Panel, rows: Sequence[Row]) -> None:
-    for metric, (label, colour, style) in panel.lines.items():
-        steps, values = series(rows, metric)
-        marker = "o" if len(steps) == 1 or (colour != "train" and len(steps) <= 50 and style == "-" and label) else ""
-        if steps:
-            axis.plot(
-                steps,
-                [value * panel.scale for value in values],
-                style,
-                marker=marker,
-                color=LIGHT[colour],
-                label=label,
-                linewidth=1.5,
-                markersize=3,
-                zorder=3,
-                clip_on=False,
-            )
-    for step in restarts(rows):
-        axis.axvline(step, color=LIGHT["muted"], linewidth=0.7, linestyle=(0, (2, 2)))
-    axis.set_xlim(0, max(1, *(int(row["step"]) for row in rows)))
+def _draw_panel(axis: Axes, panel: Panel, curves: Mapping[str, MetricCurve], ruler: Ruler) -> None:
+    plotted = _plot(axis, panel.lines, curves, ruler.size, panel.scale)
+    for mark in ruler.marks:
+        axis.axvline(mark / ruler.size, color=LIGHT["muted"], linewidth=0.7, linestyle=(0, (2, 2)))
+    axis.set_xlim(0, _end(panel.lines, curves, ruler) / ruler.size)
     dress(axis, panel.title, is_from_zero=panel.is_from_zero)
-    if len([line for line in axis.get_lines() if not str(line.get_label()).startswith("_")]) > 1:
+    if not curves.keys().isdisjoint(panel.right):
+        right = axis.twinx()
+        plotted += _plot(right, panel.right, curves, ruler.size, 1.0)
+        _dress_right(axis, right)
+    named = [line for line in plotted if not str(line.get_label()).startswith("_")]
+    if len(named) > 1:
         axis.legend(
+            handles=named,
             loc="lower right",
             bbox_to_anchor=(1.028, 0.985),
             ncols=4,
@@ -125,6 +125,71 @@ def _draw_panel(axis: Axes, panel: Panel, rows: Sequence[Row]) -> None:
             handletextpad=0.5,
             columnspacing=1.0,
         )
+
+
+def _plot(axis: Axes, lines: Lines, curves: Mapping[str, MetricCurve], size: float, scale: float) -> list[Line2D]:
+    """Lines of the means; behind each a band from the lowest to the highest value, where points stand for several."""
+    plotted = []
+    for metric, (label, colour, style) in lines.items():
+        if (curve := curves.get(metric)) is None:
+            continue
+        steps = curve.at / size
+        is_evaluation = metric.startswith("val") and style == "-" and len(steps) <= MOST_MARKED
+        plotted += axis.plot(
+            steps,
+            curve.mean * scale,
+            style,
+            marker="o" if len(steps) == 1 or is_evaluation else "",
+            color=LIGHT[colour],
+            label=label,
+            linewidth=1.5 if colour != "muted" else 1.1,
+            markersize=3,
+            zorder=3,
+            clip_on=False,
+            gid=metric,
+        )
+        if curve.is_thinned and style == "-":
+            low, high = curve.low * scale, curve.high * scale
+            axis.fill_between(steps, low, high, color=LIGHT[colour], alpha=0.22, linewidth=0, gid=f"{metric}/range")
+    return plotted
+
+
+def _end(lines: Iterable[str], curves: Mapping[str, MetricCurve], ruler: Ruler) -> float:
+    """A plan reaches beyond what is done."""
+    return max([ruler.end, *(float(curves[name].at[-1]) for name in lines if name in curves)])
+
+
+def _dress_right(axis: Axes, right: Axes) -> None:
+    """The second scale of a panel, on its right side: the main one keeps the front."""
+    low, high = right.get_ylim()
+    right.set_ylim(low - 0.06 * (high - low), high + 0.02 * (high - low))
+    right.set_facecolor("none")
+    right.spines[:].set_visible(False)
+    right.tick_params(length=0, pad=3, labelsize=9, labelcolor=LIGHT["ema"])
+    right.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axis.figure.subplots_adjust(right=0.9)
+    axis.set_zorder(right.get_zorder() + 1)
+    axis.patch.set_visible(False)
+
+
+def _words(panels: Sequence[Panel], curves: Mapping[str, MetricCurve], ruler: Ruler) -> str:
+    """The chart in numbers."""
+    told = []
+    for panel in panels:
+        numbers = [
+            f"{label or 'measured'} {_number(curve.last * scale)} at the end, "
+            f"lowest {_number(curve.lowest.value * scale)} at {ruler.place(curve.lowest.at)}, "
+            f"highest {_number(curve.highest.value * scale)} at {ruler.place(curve.highest.at)}"
+            for lines, scale in ((panel.lines, panel.scale), (panel.right, 1.0))
+            for metric, (label, _, _) in lines.items()
+            if (curve := curves.get(metric)) is not None and (label or len(lines) == 1)
+        ]
+        told.append(f"{panel.title}: {'; '.join(numbers)}.")
+    return " ".join(told)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def dress(axis: Axes, title: str, *, is_from_zero: bool) -> None:
@@ -139,14 +204,16 @@ def dress(axis: Axes, title: str, *, is_from_zero: bool) -> None:
     axis.spines[["top", "left", "right"]].set_visible(False)
     axis.spines["bottom"].set_color(LIGHT["muted"])
     axis.locator_params(axis="y", nbins=5 if axis.bbox.height > 100 else 3)
+    if axis.get_ylim()[1] >= 1000:
+        axis.yaxis.set_major_formatter("{x:,.0f}")
 
 
-def _label_steps(axis: Axes, steps_per_epoch: float | None) -> None:
-    """Two rows of numbers under the lowest axes: steps, and below them epochs."""
-    names = ["step"]
+def _label_steps(axis: Axes, ruler: Ruler) -> None:
+    """Numbers under the lowest axes: of steps, and in a row below them of epochs; or of time."""
+    names = [ruler.unit]
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axis.xaxis.set_major_formatter("{x:,.0f}")
-    if steps_per_epoch:
+    if steps_per_epoch := ruler.steps_per_epoch:
         to_epochs, to_steps = partial(np.multiply, 1 / steps_per_epoch), partial(np.multiply, steps_per_epoch)
         epochs = axis.secondary_xaxis(0, functions=(to_epochs, to_steps))
         epochs.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -172,20 +239,24 @@ def name_numbers(axis: Axes, names: Sequence[str]) -> None:
         )
 
 
-def _export(figure: Figure) -> tuple[bytes, str]:
-    """The figure as a PNG, and as SVG for the page."""
+def _to_png(figure: Figure) -> bytes:
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=200, bbox_inches=figure.bbox_inches.padded(0.12))
-    return png.getvalue(), to_svg(figure, LIGHT)
+    return png.getvalue()
 
 
 def to_svg(figure: Figure, colours: Mapping[str, str]) -> str:
-    """The figure as SVG whose text is text and whose colours are the page's variables, of these names."""
+    """The figure as SVG whose text is text and whose colours are the page's variables, of these names.
+
+    Coordinates have two digits, which is less than a pixel, and only our own names and clip paths are ids.
+    """
     svg = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
         figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = svg.getvalue()
     text = text[text.index("<svg") :]
+    text = re.sub(r'<!--.*?-->\s*|(?<=<g) id="[A-Za-z.\d]+_\d+"', "", text, flags=re.DOTALL)
+    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), text)
     for name, colour in colours.items():
         text = text.replace(colour, f"var(--{name})")
     return text

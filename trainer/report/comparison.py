@@ -9,6 +9,7 @@ import html
 from collections.abc import Mapping, Sequence
 from string import Template
 
+from trainer.report.elements import wide_table
 from trainer.report.page import DARK, LIGHT, as_variables, stylesheet
 
 # The colours of lines, in their order, told apart in both modes; after the last one they begin again, with dashes.
@@ -84,7 +85,7 @@ def render_comparison(
         scores=_scores(scores, len(names)),
         notes=f"<ul>{said}</ul>" if said else "",
         curves=f'<div class="charts">{figures}</div>' if figures else '<p class="note">Nothing measured yet.</p>',
-        options=_table(options[0], [_cells(row) for row in options[1:]])
+        options=wide_table("Options", options[0], [_cells(row) for row in options[1:]])
         if options[1:]
         else '<p class="note">All runs have the same.</p>',
         origin=html.escape(origin),
@@ -94,7 +95,7 @@ def render_comparison(
 def _scores(rows: Sequence[Sequence[str]], runs: int) -> str:
     body = [_cells(row, key=_key(number)) for number, row in enumerate(rows[1 : 1 + runs])]
     body += [_cells(row).replace("<tr>", '<tr class="mean">') for row in rows[1 + runs :]]
-    return _table(rows[0], body)
+    return wide_table("Scores", rows[0], body)
 
 
 def _key(number: int) -> str:
@@ -108,8 +109,3 @@ def _key(number: int) -> str:
 def _cells(row: Sequence[str], key: str = "") -> str:
     first, *others = (html.escape(cell) for cell in row)
     return f"<tr><td>{key}{first}</td>{''.join(f'<td>{cell}</td>' for cell in others)}</tr>"
-
-
-def _table(head: Sequence[str], body: Sequence[str]) -> str:
-    titles = "".join(f"<th>{html.escape(title)}</th>" for title in head)
-    return f'<div class="wide"><table><thead><tr>{titles}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from trainer.report.charts import dress, name_numbers, series, to_svg
+from trainer.report.charts import dress, name_numbers, to_svg
 from trainer.report.comparison import RUNS_LIGHT, line_of
+from trainer.report.curves import series
 from trainer.report.page import LIGHT
 from trainer.telemetry.metrics import Row
 

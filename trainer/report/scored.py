@@ -9,11 +9,11 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from trainer.contract import SHEET_COLUMNS, run_key
 from trainer.imagenet import class_names
+from trainer.report.elements import fact_list, show_moment, wide_table
 from trainer.report.summary import percent
 from trainer.text import say
 from trainer.values import as_list, as_number, as_object, as_text, as_time, as_whole, parse_object
@@ -104,17 +104,17 @@ def scored_section(every: Sequence[Scored]) -> str:
 
 def _section(one: Scored) -> str:
     found = one.found
-    when = f"{datetime.fromtimestamp(found['time'], UTC):%Y-%m-%d %H:%M} UTC"
+    when = show_moment(found["time"])
     about = f"{found['images']:,} images, step {found['step']:,}, {found['weights'] or 'unknown'} weights, {when}"
     told = _told_scores(found["scores"])
     if found["members_in_pass"] == 1:  # else it is the speed of several
         told.append(("images/s", f"{found['speed']:,.0f}"))
     if found["latency"] is not None:
         told.append(("one image", f"{found['latency'] * 1000:.1f} ms"))
-    facts = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in told)
     return (
-        f"<h2>Scored on {html.escape(one.name)}</h2>"
-        f'<p class="note above">{html.escape(about)}</p><dl>{facts}</dl>{_worst(found["classes"])}{_mistakes(one)}'
+        f"<section><h2>Scored on {html.escape(one.name)}</h2>"
+        f'<p class="note above">{html.escape(about)}</p>{fact_list(told)}{_worst(found["classes"])}{_mistakes(one)}'
+        "</section>"
     )
 
 
@@ -136,9 +136,7 @@ def _worst(classes: Sequence[tuple[str, int, float, list[tuple[str, int]]]]) -> 
         taken = ", ".join(f"{_called(other)} ({count:,})" for other, count in others)
         cells = f"<td>{_called(name)}</td><td>{images:,}</td><td>{percent(top1)}</td><td>{taken}</td>"
         body.append(f"<tr>{cells}</tr>")
-    head = "".join(f"<th>{label}</th>" for label in ("worst classes", "images", "top-1", "taken for"))
-    table = f'<table class="worst"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
-    return f'<div class="wide below">{table}</div>'
+    return wide_table("Worst classes", ("worst classes", "images", "top-1", "taken for"), body, "worst below")
 
 
 def _mistakes(one: Scored) -> str:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.contract import check_key
+from trainer.report.outlook import NOTHING_AHEAD, Outlook
 from trainer.telemetry.metrics import Row
-from trainer.text import show_duration, show_number
+from trainer.text import show_duration, show_estimate, show_number
 from trainer.values import as_number, as_object, as_text, as_whole, check_known
 
 PREFIXES = {"model": "val", "ema": "val_ema", "swa": "val_swa"}  # of the scores of each set of weights
@@ -53,6 +54,7 @@ class Summary:
     checkpoint: str  # a full path or URI; "" if there is none yet
     metrics: str
     report: str
+    outlook: Outlook = NOTHING_AHEAD
 
 
 def check_shown_config(config: dict[str, Any]) -> None:
@@ -112,7 +114,8 @@ def summarise(
     report: str,
 ) -> Summary:
     """The facts of `result.json` if the run is finished, else the same facts from the rows so far."""
-    model, ema, swa = (validation_scores(rows, weights) for weights in PREFIXES)
+    evaluated = evaluations(rows)
+    model, ema, swa = (validation_scores(evaluated, weights) for weights in PREFIXES)
     best = max(model + ema + swa, key=lambda score: score.top1, default=None)
     if told := result.get("best"):
         same = [s.top5 for s in model + ema + swa if (s.step, s.weights) == (told["step"], told["weights"])]
@@ -188,13 +191,28 @@ def facts(summary: Summary) -> dict[str, str]:
         steps += f" of {summary.total_steps:,}"
     epochs = show_number(summary.steps / summary.steps_per_epoch) if summary.steps_per_epoch else "-"
     rate = summary.images_per_second
-    return {
+    told = {
         "steps": steps,
         "epochs": epochs,
         "wall time": show_duration(summary.seconds),
         "speed": "-" if rate is None else f"{rate:,.0f} images/s",
         "attempts": str(summary.attempts),
     }
+    return told | _costs(summary.outlook, is_finished=summary.is_finished)
+
+
+def _costs(ahead: Outlook, *, is_finished: bool) -> dict[str, str]:
+    """Time that is left, dollars and energy, as far as they are known."""
+    told = {}
+    if ahead.seconds_left is not None and not is_finished:
+        told["time left"] = f"about {show_estimate(ahead.seconds_left)}"
+    projected = None if is_finished else ahead.projected_usd
+    for name, usd in (("spent", ahead.spent_usd), ("projected", projected), ("budget", ahead.budget_usd)):
+        if usd is not None:
+            told[name] = f"${usd:,.2f}"
+    if ahead.kwh is not None:
+        told["GPU energy"] = f"{ahead.kwh:,.3g} kWh"
+    return told
 
 
 def finished_text(summary: Summary) -> str:

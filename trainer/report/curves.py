@@ -1,0 +1,104 @@
+"""Curves: what a metric did, in as many points as a chart can show, with the lowest and highest values between them.
+
+Pure functions of rows. Nothing here draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.telemetry.metrics import Row
+
+MOST_POINTS = 400  # a chart cannot show more; neighbours become one point
+MOST_PAUSE_SECONDS = 60.0  # between two samples: the rest was a pause, or a clock that jumped
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Extreme:
+    """The lowest or highest value of a metric, and where it was."""
+
+    value: float
+    at: float
+
+
+@dataclass(frozen=True)
+class MetricCurve:
+    """One metric. The arrays have one item for each point, at most MOST_POINTS; all values are finite."""
+
+    at: Numbers  # steps or seconds
+    mean: Numbers
+    low: Numbers  # of the values that the point stands for
+    high: Numbers
+    lowest: Extreme
+    highest: Extreme
+    last: float
+
+    @property
+    def is_thinned(self) -> bool:
+        """Whether a point stands for several values."""
+        return bool(np.any(self.low < self.high))
+
+
+def curve_of(at: Sequence[float], values: Sequence[float]) -> MetricCurve | None:
+    """The curve of a metric whose values were measured at these places; None where none is finite."""
+    places, found = np.asarray(at, np.float64), np.asarray(values, np.float64)
+    kept = np.isfinite(found)
+    places, found = places[kept], found[kept]
+    if not len(found):
+        return None
+    starts = np.arange(0, len(found), -(-len(found) // MOST_POINTS))
+    counts = np.diff([*starts, len(found)])
+    low, high = int(found.argmin()), int(found.argmax())
+    return MetricCurve(
+        at=np.add.reduceat(places, starts) / counts,
+        mean=np.add.reduceat(found, starts) / counts,
+        low=np.minimum.reduceat(found, starts),
+        high=np.maximum.reduceat(found, starts),
+        lowest=Extreme(float(found[low]), float(places[low])),
+        highest=Extreme(float(found[high]), float(places[high])),
+        last=float(found[-1]),
+    )
+
+
+def curves_of(
+    rows: Iterable[Row], names: Iterable[str], places: Iterable[float] | None = None
+) -> dict[str, MetricCurve]:
+    """The curves of those metrics that the rows have, by name. Without `places` they lie at the steps of the rows."""
+    found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
+    wanted = found.keys()
+    rows = list(rows)
+    for row, place in zip(rows, places if places is not None else [row["step"] for row in rows], strict=True):
+        for name in row.keys() & wanted:
+            found[name][0].append(place)
+            found[name][1].append(row[name])
+    curves = {name: curve_of(*points) for name, points in found.items()}
+    return {name: curve for name, curve in curves.items() if curve is not None}
+
+
+def series(rows: Iterable[Row], name: str) -> tuple[list[float], list[float]]:
+    """The steps and values of one metric. A long series is averaged down to MOST_POINTS."""
+    curve = curves_of(rows, [name]).get(name)
+    return (curve.at.tolist(), curve.mean.tolist()) if curve else ([], [])
+
+
+def machine_seconds(samples: Sequence[Row]) -> Numbers:
+    """For how long the run had a machine at each sample. Pauses, as between attempts, are left out."""
+    times = np.asarray([row["time"] for row in samples], np.float64)
+    steps = np.clip(np.diff(times, prepend=times[:1]), 0.0, MOST_PAUSE_SECONDS)
+    starts = [i for i in range(1, len(samples)) if samples[i]["attempt"] != samples[i - 1]["attempt"]]
+    steps[starts] = 0.0
+    return np.cumsum(steps)
+
+
+def curve_until(curve: MetricCurve, end: float) -> MetricCurve:
+    """The part of a curve of single values up to `end`, and one point there."""
+    kept = max(1, int(np.searchsorted(curve.at, end, side="right")))
+    found = curve_of([*curve.at[:kept], max(end, curve.at[0])], [*curve.mean[:kept], curve.mean[kept - 1]])
+    assert found is not None
+    return found
