@@ -107,7 +107,8 @@ class Observer:
         """Rows and commits, as the uploader tells them."""
         for message, segment in self.link.heard():
             if "segment" in message:
-                self.take_rows([parse_row(line) for line in segment.splitlines()])
+                with contextlib.suppress(ValueError):  # no trainer of ours wrote it
+                    self.take_rows([parse_row(line) for line in segment.splitlines()])
             elif message.get("is_best"):
                 self.tell(best(self.rows, message["committed"]), message["committed"])
 
@@ -199,7 +200,7 @@ class Observer:
         """`observed.json`, which the uploader adds to the heartbeat."""
         newest = self.samples[-1].values if self.samples else {}
         with contextlib.suppress(OSError):  # a full disk, or the folder is not there yet
-            write_json(self.folder / "observed.json", {"sample": newest, "alerts": list(self.telling.newest)})
+            write_json(self.folder / "observed.json", self.telling.observed(newest))
 
     def finish(self, end: dict[str, Any]) -> None:
         """Tell how the attempt ended, and hand over what is left."""

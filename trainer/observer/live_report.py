@@ -10,8 +10,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from trainer.text import say
+
 REPORT_SECONDS = 300.0  # from the beginning of one report to that of the next
 LONGEST_REPORT_SECONDS = 120.0
+MOST_SHARE = 0.1  # of the time in which reports are made: the pauses grow with them
 REPORT_NICENESS = 19
 
 
@@ -21,11 +24,13 @@ class LiveReport:
     def __init__(self, folder: Path, environ: Mapping[str, str]):
         self.folder, self.environ = folder, environ
         self.began = time.monotonic()
+        self.pause = REPORT_SECONDS
+        self.has_failed = False
         self.process: subprocess.Popen[bytes] | None = None
 
     def start_if_due(self, *, has_news: bool) -> bool:
         """Whether one was started: not sooner than REPORT_SECONDS after the last one, and only if there is news."""
-        if self.process is not None or not has_news or time.monotonic() < self.began + REPORT_SECONDS:
+        if self.process is not None or not has_news or time.monotonic() < self.began + self.pause:
             return False
         self.began = time.monotonic()
         self.process = subprocess.Popen(
@@ -39,20 +44,29 @@ class LiveReport:
     def finished(self) -> dict[str, bytes]:
         """The files of a report that has just been made, the page last; {} where there is none.
 
-        One that takes too long is ended, and one that fails is left out: the next one may work, and the end of the run
-        makes its own.
+        One that takes too long is ended. One that fails is left out, and that is said once: the next one may work, and
+        the end of the run makes its own.
         """
         if self.process is None:
             return {}
+        seconds = time.monotonic() - self.began
         if self.process.poll() is None:
-            if time.monotonic() > self.began + LONGEST_REPORT_SECONDS:
+            if seconds > LONGEST_REPORT_SECONDS:
                 self.kill()
+                self._complain(f"it took more than {LONGEST_REPORT_SECONDS:.0f} s")
             return {}
+        self.pause = max(REPORT_SECONDS, seconds / MOST_SHARE)
         worked, self.process = self.process.returncode == 0, None
         if not worked:
+            self._complain("`make report` says why")
             return {}
         paths = sorted(self.folder.glob("[!.]*.*"), key=lambda path: (path.suffix == ".html", path.name))
         return {path.name: path.read_bytes() for path in paths}
+
+    def _complain(self, why: str) -> None:
+        if not self.has_failed:
+            say(f"the report could not be made while training goes on: {why}")
+        self.has_failed = True
 
     def kill(self) -> None:
         if self.process is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from trainer.alerts import HEALTH_KINDS, Alert
@@ -15,6 +17,7 @@ from trainer.text import say
 
 NEWEST_ALERTS = 20  # in observed.json
 TEXT_LETTERS = 400  # of an alert
+OBSERVED_BYTES = 16_000  # of observed.json, which every heartbeat has
 
 
 class Telling:
@@ -45,3 +48,10 @@ class Telling:
         row = {"step": step, "time": alert.time, "kind": alert.kind, "level": alert.level, "text": text}
         self.newest.append({"id": f"{self.attempt}-{self.count}"} | row)
         return [row | {"event": "alert"}]
+
+    def observed(self, sample: Mapping[str, float]) -> dict[str, Any]:
+        """What the heartbeat is to have: the newest sample, and as many of the newest alerts as fit."""
+        found: dict[str, Any] = {"sample": dict(sample), "alerts": list(self.newest)}
+        while len(json.dumps(found)) > OBSERVED_BYTES and found["alerts"]:
+            found["alerts"] = found["alerts"][1:]
+        return found

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import run_key
+from trainer.contract import metrics_key, run_key
 from trainer.process.channel import Channel, DisconnectedError, Message, observer_socket
 from trainer.store import ObjectStore, StoreError
 from trainer.store.retry import Retry
@@ -36,6 +36,7 @@ class ObserverPort:
     def __init__(self, store: ObjectStore, ownership: Ownership, copy: Callable[[str, bytes], None]):
         self.store, self.ownership, self.copy = store, ownership, copy
         run_id, attempt = ownership.run_id, ownership.attempt
+        self.metrics = metrics_key(run_id, attempt, "")
         self.samples, self.report = run_key(run_id, f"telemetry/{attempt}/"), run_key(run_id, "report/")
         self.retry = Retry(lambda line: say(f"uploader: {line}"))
         self.idle = threading.Event()  # nothing is being stored
@@ -96,7 +97,7 @@ class ObserverPort:
 
     def tell_segment(self, request: Message, fd: int | None) -> None:
         """What the trainer has just handed over, if it is a segment of metrics."""
-        if fd is not None:
+        if fd is not None and str(request["key"]).startswith(self.metrics):
             self.tell({"segment": request["key"]}, fd)
 
     def tell_commit(self, note: Message) -> None:

@@ -123,6 +123,7 @@ def test_a_store_that_fails_or_is_lost_takes_nothing_of_it_and_delays_nothing(
 
     link = Link(observer_socket(attempt.environ[SOCKET_VARIABLE]))
     link.open()
+    wait_until(lambda: is_connected(attempt))
     attempt.ownership.is_mine = False
     assert link.put("runs/job/report/index.html", b"of another attempt")
     attempt.port.drain(5)
