@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trainer.text import say
 
-REPORT_SECONDS = 300.0  # from the beginning of one report to that of the next
+LIVE_REPORT_SECONDS = 300.0  # from the beginning of one report to that of the next
 LONGEST_REPORT_SECONDS = 120.0
 MOST_SHARE = 0.1  # of the time in which reports are made: the pauses grow with them
 REPORT_NICENESS = 19
@@ -24,12 +24,12 @@ class LiveReport:
     def __init__(self, folder: Path, environ: Mapping[str, str]):
         self.folder, self.environ = folder, environ
         self.began = time.monotonic()
-        self.pause = REPORT_SECONDS
+        self.pause = LIVE_REPORT_SECONDS
         self.has_failed = False
         self.process: subprocess.Popen[bytes] | None = None
 
     def start_if_due(self, *, has_news: bool) -> bool:
-        """Whether one was started: not sooner than REPORT_SECONDS after the last one, and only if there is news."""
+        """Whether one was started: not sooner than the pause after the last one began, and only if there is news."""
         if self.process is not None or not has_news or time.monotonic() < self.began + self.pause:
             return False
         self.began = time.monotonic()
@@ -55,7 +55,7 @@ class LiveReport:
                 self.kill()
                 self._complain(f"it took more than {LONGEST_REPORT_SECONDS:.0f} s")
             return {}
-        self.pause = max(REPORT_SECONDS, seconds / MOST_SHARE)
+        self.pause = max(LIVE_REPORT_SECONDS, seconds / MOST_SHARE)
         worked, self.process = self.process.returncode == 0, None
         if not worked:
             self._complain("`make report` says why")

@@ -120,7 +120,7 @@ def test_a_report_is_made_when_there_is_news_and_not_too_often(tmp_path: Path, m
     monkeypatch.setattr(sys, "executable", program(tmp_path, script))
     report = LiveReport(tmp_path / "report", {"PATH": "/usr/bin:/bin"})
     assert not report.start_if_due(has_news=True), "not at once: a short run has one at its end"
-    report.began -= live_report.REPORT_SECONDS
+    report.began -= live_report.LIVE_REPORT_SECONDS
     assert not report.start_if_due(has_news=False)
     assert report.start_if_due(has_news=True)
     assert not report.start_if_due(has_news=True)
