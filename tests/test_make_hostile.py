@@ -16,7 +16,9 @@ from tests import ROOT
 
 TARGETS = re.findall(r"^\.PHONY: (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
 DEFAULTED = re.findall(r"^(\w+) *\?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
-OTHERS = ["FROM", "HOURS", "BUDGET", "TYPES", "PURGE", "YES", "ON", "FAST", "AWS_ENDPOINT_URL", "HF_TOKEN", "UNKNOWN"]
+OTHERS = [
+    "FROM", "HOURS", "BUDGET", "TYPES", "PURGE", "YES", "NAME", "ON", "FAST", "AWS_ENDPOINT_URL", "HF_TOKEN", "UNKNOWN",
+]  # fmt: skip
 PROGRAMS = ["PYTHON", "VENV", "BIN", "INFRA", "TRACK"]  # whoever sets these chooses a program, but no second one
 STAND_IN = f"""#!/bin/sh
 case "$2" in trainer.words | trainer.container) exec {sys.executable} "$@" ;; esac
@@ -101,7 +103,8 @@ def test_no_value_of_any_variable_is_run_by_any_target_and_each_arrives_whole(or
     words = shlex.split(values["ARGS"])
     at = arguments.index("trainer.process.supervise")
     assert arguments[at + 1 : at + 2 + len(words)] == [values["RECIPE"], *words]
-    assert ("YES=" + values["YES"] in environ) == (origin == "typed")
+    for name in ("YES", "NAME"):
+        assert (f"{name}={values[name]}" in environ) == (origin == "typed")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
