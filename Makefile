@@ -305,6 +305,10 @@ bench-gpu: $(VENV)/.trainer ## measure this GPU: ours, peers, compile, saves, lo
 gpu-kit: $(VENV)/.trainer ## make a folder that measures on a GPU box without network (docs/gpu-box.md; ARGS="--python 3.13")
 	@$(PY_ARGS) benchmarks.gpu_kit
 
+.PHONY: bench-status
+bench-status: $(INFRA)/.dev ## measure make status for 100,000 rows and make runs for 200 runs, against the emulated S3
+	@"$$INFRA/bin/python" -m benchmarks.status
+
 .PHONY: bench-logs
 bench-logs: $(INFRA)/.dev ## measure the log's way from a container to the terminal (root: starts a Docker engine of its own)
 	@$(INFRA_ARGS) benchmarks.logs

@@ -142,6 +142,25 @@ class Checkpoint:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What the trainer says of a finished run."""
+
+    steps: int
+    total_steps: int
+    top1: float | None  # of the last validation, else the best one
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Result:
+        epochs, per_epoch = (check_number(name, value.get(name)) for name in ("epochs", "steps_per_epoch"))
+        last = check_object("last", value.get("last") or {})
+        top1s = [check_number(name, last[name]) for name in METRICS if name.endswith("/top1") and name in last]
+        best = check_object("best", value.get("best") or {})
+        top1s = top1s or ([check_number("best.top1", best.get("top1"))] if best.get("step") else [])
+        steps = check_whole("steps", value.get("steps"))
+        return cls(steps=steps, total_steps=round(min(epochs * per_epoch, MOST)), top1=max(top1s, default=None))
+
+
 def check_attempt(value: Mapping[str, Any]) -> dict[str, Any]:
     """The record of an attempt's start and end. An attempt that was killed wrote no end."""
     for name in ("started", "ended"):

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from infra.operate.documents import Beat, Checkpoint, Measured, Shape
-from infra.operate.runs import ExplainedBucket, read_attempts
-from infra.operate.tails import KeptRows, read_metrics_tail, read_samples_tail
+from infra.operate.documents import Beat, Checkpoint, Measured, Result, Shape
+from infra.operate.runs import ExplainedBucket, parse_object_or_nothing, read_attempts
+from infra.operate.tails import NEWEST, KeptRows, read_metrics_tail, read_samples_tail
 from infra.run.values import MOST
-from trainer.contract import HEAD_FILE, Lease, UserError, checkpoint_key, run_key
+from trainer.contract import HEAD_FILE, Lease, checkpoint_key, run_key
 
 ATTEMPTS_SHOWN = 50  # more are not read
 MEAN_SECONDS = 60.0  # over which the wait for data is a mean
@@ -106,25 +106,66 @@ def read_progress(bucket: ExplainedBucket, run_id: str, kept: KeptTails | None =
         config = pool.submit(read_document, bucket, run_key(run_id, "config.json"), Shape.from_json, skipped)
         checkpoint = pool.submit(read_checkpoint, bucket, run_id, skipped)
         attempts = pool.submit(read_attempts, bucket, run_id, ATTEMPTS_SHOWN)
-        beat = next((o for o in bucket.list(run_key(run_id, "heartbeat.json"))), None)
-        heartbeat = read_document(bucket, run_key(run_id, "heartbeat.json"), Beat.from_json, skipped) if beat else None
-        attempt = heartbeat.attempt if heartbeat else 0
-        samples = pool.submit(read_samples_tail, bucket, run_id, attempt, kept.samples)
+        beat, heartbeat_at = read_heartbeat(bucket, run_id, skipped)
+        samples = pool.submit(read_samples_tail, bucket, run_id, beat.attempt if beat else 0, kept.samples)
         found = checkpoint.result()
-        step, validated = step_of(heartbeat, found), found.validated if found else 0
-        segments, keys = read_metrics_tail(bucket, run_id, attempt, step, validated, kept.metrics)
+        newest, rows = read_measured(bucket, run_id, beat, found, kept.metrics)
         measured, ledger, shape = samples.result(), attempts.result(), config.result() or Shape()
-    newest = newest_of(row for key in keys for row in kept.metrics.rows[key])
+    progress = progress_of(beat, heartbeat_at, found, shape, newest)
+    problems = (*skipped, *kept.problems(), *(one["problem"] for one in ledger if "problem" in one))
+    return replace(progress, attempts=tuple(ledger), recent=Recent.of(rows, measured), skipped=problems)
+
+
+def read_headline(bucket: ExplainedBucket, run_id: str) -> Progress:
+    """Step and accuracy of one run of many, with few requests: no ledger, no curve, nothing of its machine."""
+    skipped = list[str]()
+    beat, heartbeat_at = read_heartbeat(bucket, run_id, skipped)
+    shape = read_document(bucket, run_key(run_id, "config.json"), Shape.from_json, skipped) or Shape()
+    found = read_checkpoint(bucket, run_id, skipped)
+    newest, _ = read_measured(bucket, run_id, beat, found, KeptRows(), count=2)
+    return replace(progress_of(beat, heartbeat_at, found, shape, newest), skipped=tuple(skipped))
+
+
+def read_finished(bucket: ExplainedBucket, run_id: str) -> Progress:
+    """As `read_headline`, for a finished run: its result says it all."""
+    result = read_document(bucket, run_key(run_id, "result.json"), Result.from_json, [])
+    if result is None:  # a preparation, or what no machine of ours writes
+        return read_headline(bucket, run_id)
+    return replace(NO_PROGRESS, step=result.steps, total_steps=result.total_steps, val_top1=result.top1)
+
+
+def read_heartbeat(bucket: ExplainedBucket, run_id: str, skipped: list[str]) -> tuple[Beat | None, float]:
+    """The newest heartbeat, and when S3 got it: 0 before the first."""
+    key = run_key(run_id, "heartbeat.json")
+    stored = bucket.get(key)
+    found = parse_object_or_nothing(stored.body) if stored else {}
+    beat = parse_document(key, found, Beat.from_json, skipped) if found else None
+    if beat and (odd := beat.observed.problem):
+        skipped.append(f"{key}, of which no machine of ours writes this: {odd}")
+    return beat, stored.modified.timestamp() if stored else 0.0
+
+
+def read_measured(
+    bucket: ExplainedBucket, run_id: str, beat: Beat | None, checkpoint: Checkpoint | None, kept: KeptRows,
+    count: int = NEWEST,
+) -> tuple[Measured, list[Measured]]:  # fmt: skip
+    """The newest value of each metric, and the rows of the newest `count` segments, or more that are kept."""
+    attempt, validated = beat.attempt if beat else 0, checkpoint.validated if checkpoint else 0
+    segments, keys = read_metrics_tail(bucket, run_id, attempt, step_of(beat, checkpoint), validated, kept, count)
+    return newest_of(row for key in keys for row in kept.rows[key]), kept.newest(segments)
+
+
+def progress_of(
+    beat: Beat | None, heartbeat_at: float, checkpoint: Checkpoint | None, shape: Shape, newest: Measured
+) -> Progress:
+    epoch = newest.get("train/epoch")
+    per_epoch = round(min(newest["step"] / epoch, MOST)) if epoch else 0
     top1s = [newest[name] for name in ("val/top1", "val_ema/top1", "val_swa/top1") if name in newest]
-    if heartbeat and (odd := heartbeat.observed.problem):
-        skipped.append(f"{run_key(run_id, 'heartbeat.json')}, of which no machine of ours writes this: {odd}")
     return Progress(
-        heartbeat=heartbeat, heartbeat_at=beat.modified.timestamp() if beat else 0.0, step=step,
-        total_steps=total_of(newest, shape), images_per_second=newest.get("speed/images_per_second", 0.0),
+        heartbeat=beat, heartbeat_at=heartbeat_at, step=step_of(beat, checkpoint),
+        total_steps=round(per_epoch * shape.epochs), images_per_second=newest.get("speed/images_per_second", 0.0),
         global_batch_size=shape.global_batch_size, train_top1=newest.get("train/top1"),
-        val_top1=max(top1s, default=None), checkpoint=found, attempts=tuple(ledger),
-        recent=Recent.of(kept.metrics.newest(segments), measured),
-        skipped=(*skipped, *kept.problems(), *(one["problem"] for one in ledger if "problem" in one)),
+        val_top1=max(top1s, default=None), checkpoint=checkpoint, attempts=(),
     )  # fmt: skip
 
 
@@ -132,10 +173,14 @@ def read_document(
     bucket: ExplainedBucket, key: str, parse: Callable[[dict[str, Any]], T], skipped: list[str]
 ) -> T | None:
     """What is in a file of JSON. None if there is none, or if no machine of ours wrote it: `skipped` then says so."""
+    return parse_document(key, found, parse, skipped) if key and (found := bucket.read_json(key)) else None
+
+
+def parse_document(
+    key: str, value: dict[str, Any], parse: Callable[[dict[str, Any]], T], skipped: list[str]
+) -> T | None:
     try:
-        return parse(found) if key and (found := bucket.read_json(key)) else None
-    except UserError:
-        raise
+        return parse(value)
     except ValueError as error:
         skipped.append(f"{key}, which no machine of ours writes: {error}")
         return None
@@ -144,13 +189,6 @@ def read_document(
 def read_checkpoint(bucket: ExplainedBucket, run_id: str, skipped: list[str]) -> Checkpoint | None:
     """The newest checkpoint that HEAD.json names."""
     return read_document(bucket, newest_key(bucket, run_id), Checkpoint.from_json, skipped)
-
-
-def total_of(newest: Measured, shape: Shape) -> int:
-    """The steps of the whole run; 0 if they are not known yet."""
-    epoch = newest.get("train/epoch")
-    per_epoch = round(min(newest["step"] / epoch, MOST)) if epoch else 0
-    return round(per_epoch * shape.epochs)
 
 
 def step_of(heartbeat: Beat | None, checkpoint: Checkpoint | None) -> int:

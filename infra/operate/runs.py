@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +17,7 @@ import botocore.exceptions
 
 from infra.config import Installation, Output
 from infra.operate.documents import check_attempt, number_or_zero
-from infra.operate.session import Aws, AwsError, explained
+from infra.operate.session import MOST_CONNECTIONS, Aws, AwsError, explained
 from infra.run import fleet
 from infra.run.spec import Spec
 from infra.run.spend import Spend
@@ -34,17 +34,26 @@ class ListedObject:
 
 
 @dataclass(frozen=True)
+class DatedBody:
+    """An object as it was read."""
+
+    body: bytes
+    modified: datetime
+
+
+@dataclass(frozen=True)
 class ExplainedBucket:
     """The store, read from the operator's machine. Its errors are AwsErrors with a fix."""
 
     s3: Any
     name: str
 
-    def read(self, key: str, most: int = MOST_BYTES) -> bytes | None:
-        """The object's bytes. None if there is no such object. Raises UserError if there are more than `most`."""
+    def get(self, key: str, most: int = MOST_BYTES) -> DatedBody | None:
+        """The object. None if there is no such object. Raises UserError if it has more than `most` bytes."""
         with explained(f"read s3://{self.name}/{key}"):
             try:
-                stream = self.s3.get_object(Bucket=self.name, Key=key)["Body"]
+                answer = self.s3.get_object(Bucket=self.name, Key=key)
+                stream = answer["Body"]
                 body = bytes(stream.read(most + 1))
                 if len(body) <= most:
                     stream.read()  # at the end, this compares length and checksum: a body that was cut raises
@@ -58,17 +67,16 @@ class ExplainedBucket:
                 f"s3://{self.name}/{key} is larger than {most:,} bytes, which no run writes: find out who wrote it, "
                 "then delete it"
             )
-        return body
+        return DatedBody(body, answer["LastModified"])
+
+    def read(self, key: str, most: int = MOST_BYTES) -> bytes | None:
+        """The bytes of `get`."""
+        found = self.get(key, most)
+        return found.body if found else None
 
     def read_json(self, key: str) -> dict[str, Any]:
         """The JSON object under a key. Returns {} if there is none, or if the body is not a JSON object."""
-        try:
-            value = json.loads(self.read(key) or b"{}")
-        except UserError:
-            raise
-        except (ValueError, RecursionError):
-            return {}
-        return value if isinstance(value, dict) else {}
+        return parse_object_or_nothing(self.read(key) or b"")
 
     def list(self, prefix: str, after: str = "", page: int = 1_000) -> Iterator[ListedObject]:
         """The objects below a prefix, in the order of their keys. `after` leaves out the keys up to that one.
@@ -88,15 +96,28 @@ class ExplainedBucket:
                         )
                     yield ListedObject(found["Key"], found["Size"], found["LastModified"], found["ETag"])
 
-    def runs(self) -> dict[str, datetime]:
-        """Every run that was launched, and when its spec was written. What is not named like a run is none."""
+    def run_names(self) -> Sequence[str]:
+        """The folders that are named like runs."""
         with explained(f"list the runs in s3://{self.name}"):
             pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix="runs/", Delimiter="/")
             folders = [found["Prefix"] for page in pages for found in page.get("CommonPrefixes", [])]
-        names = [found[1] for folder in folders if (found := re.fullmatch(f"runs/({RUN_ID_RULE})/", folder))]
-        with ThreadPoolExecutor(16) as pool:
-            specs = pool.map(lambda name: next(self.list(run_key(name, "spec.json")), None), names)
+        return [found[1] for folder in folders if (found := re.fullmatch(f"runs/({RUN_ID_RULE})/", folder))]
+
+    def runs(self) -> dict[str, datetime]:
+        """Every run that was launched, and when its spec was written."""
+        names = self.run_names()
+        with ThreadPoolExecutor(MOST_CONNECTIONS) as pool:
+            specs = pool.map(lambda name: self.get(run_key(name, "spec.json")), names)
         return {name: spec.modified for name, spec in zip(names, specs, strict=True) if spec}
+
+
+def parse_object_or_nothing(body: bytes) -> dict[str, Any]:
+    """The JSON object; {} if it is none."""
+    try:
+        value = json.loads(body or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -145,7 +166,7 @@ def read_spec(bucket: ExplainedBucket, run_id: str) -> Spec | None:
 
 def launched_at(bucket: ExplainedBucket, run_id: str) -> float:
     """Unix seconds of the last launch, which wrote the spec. `created` in the spec is the time of the first launch."""
-    spec = next((found for found in bucket.list(run_key(run_id, "spec.json"))), None)
+    spec = bucket.get(run_key(run_id, "spec.json"))
     return spec.modified.timestamp() if spec else 0.0
 
 

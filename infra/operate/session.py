@@ -21,7 +21,11 @@ from botocore.config import Config
 from infra.config import ROOT, Installation, context_key
 from trainer.contract import UserError
 
-BOTO_CONFIG = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "max_attempts": 4})
+MOST_CONNECTIONS = 32  # to a service at once; what more threads open is thrown away after each request
+BOTO_CONFIG = Config(
+    connect_timeout=5, read_timeout=20, max_pool_connections=MOST_CONNECTIONS,
+    retries={"mode": "standard", "max_attempts": 4},
+)  # fmt: skip
 
 
 class ExitCode(IntEnum):

@@ -10,17 +10,15 @@ from typing import Any
 
 from infra.config import Installation
 from infra.guard.rules import SILENCE_SECONDS
-from infra.operate.progress import NO_PROGRESS, KeptTails, Progress, read_progress
+from infra.operate.progress import NO_PROGRESS, KeptTails, Progress, read_finished, read_headline, read_progress
 from infra.operate.runs import Ending, ExplainedBucket, group_of, launched_at, read_ending, read_spec, read_spend
-from infra.operate.session import Aws, explained
+from infra.operate.session import MOST_CONNECTIONS, Aws, explained
 from infra.operate.text import duration
 from infra.run import fleet
 from infra.run.spec import Spec
 from infra.run.spend import Machine, Spend
 from infra.run.values import printable
 from trainer.contract import UserError, run_key
-
-PARALLEL_RUNS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +35,7 @@ class RunState:
     guard: dict[str, Any]  # guard.json
     ending: Ending | None
     progress: Progress
+    launched: float = 0.0  # Unix seconds of the last launch; 0: it was not asked for
     problem: str = (
         ""  # why the run's files cannot be read; what comes from them is then empty, and no dollars are known
     )
@@ -94,60 +93,66 @@ def read_state(
     aws: Aws, installation: Installation, bucket: ExplainedBucket, run_id: str, kept: KeptTails | None = None
 ) -> RunState:
     """The state of one run. Whoever reads it again and again passes `kept`."""
-    spec = read_spec(bucket, run_id)
-    name = group_of(installation, spec)
-    with explained("the machines of the run"):
-        autoscaling = aws.client("autoscaling")
-        group = fleet.group_state(autoscaling, name)
-        seen = fleet.machines(aws.client("ec2"), installation.name, run_id)
-        is_waiting = bool(group and group.desired and group.run_id == run_id and not any(m.is_billing for m in seen))
-        since = launched_at(bucket, run_id) if is_waiting else 0.0
-        refusals = tuple(fleet.why_no_machine(autoscaling, name, since)) if is_waiting else ()
-    return replace(_state_of(bucket, run_id, spec, group, seen, kept), refusals=refusals)
+    with ThreadPoolExecutor(4) as pool:
+        progress = pool.submit(read_progress, bucket, run_id, kept)
+        ending = pool.submit(read_ending, bucket, run_id)
+        spend = pool.submit(read_spend, bucket, run_id)
+        guard = pool.submit(bucket.read_json, run_key(run_id, "guard.json"))
+        spec = read_spec(bucket, run_id)
+        name = group_of(installation, spec)
+        with explained("the machines of the run"):
+            autoscaling = aws.client("autoscaling")
+            group = fleet.group_state(autoscaling, name)
+            seen = fleet.machines(aws.client("ec2"), installation.name, run_id)
+            is_waiting = bool(group and group.desired and group.run_id == run_id and not billing(seen))
+            since = launched_at(bucket, run_id) if is_waiting else 0.0
+            refusals = tuple(fleet.why_no_machine(autoscaling, name, since)) if is_waiting else ()
+    return RunState(
+        now=time.time(), run_id=run_id, spec=spec, group=group, machines=billing(seen), refusals=refusals,
+        spend=settle(spend.result(), seen), guard=guard.result(), ending=ending.result(), progress=progress.result(),
+    )  # fmt: skip
 
 
 def read_states(
     aws: Aws, installation: Installation, bucket: ExplainedBucket, run_ids: Iterable[str]
 ) -> list[RunState]:
-    """The states of several runs. EC2 is asked once for all, and why a run has no machine is left out."""
+    """The states of several runs, without those that were never launched.
+
+    EC2 is asked once for all. Why a run has no machine, its attempts and its curves are left out.
+    """
     names = (installation.train_group, installation.prepare_group)
     with explained("the machines of the runs"):
         groups = {name: fleet.group_state(aws.client("autoscaling"), name) for name in names}
         seen = fleet.machines(aws.client("ec2"), installation.name)
 
-    def state_of(run_id: str) -> RunState:
+    def state_of(run_id: str) -> RunState | None:
+        stored = bucket.get(run_key(run_id, "spec.json"))
+        if stored is None:
+            return None
         try:
-            spec = read_spec(bucket, run_id)
+            spec = Spec.from_json(stored.body)
         except UserError:  # begun by a local `make train`
             spec = None
         mine = [machine for machine in seen if machine.run_id == run_id]
-        group = groups[group_of(installation, spec)]
+        known = RunState(
+            now=time.time(), run_id=run_id, spec=spec, group=groups[group_of(installation, spec)],
+            machines=billing(mine), refusals=(), spend=Spend(), guard={}, ending=None, progress=NO_PROGRESS,
+            launched=stored.modified.timestamp(),
+        )  # fmt: skip
         try:
-            return _state_of(bucket, run_id, spec, group, mine)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # one damaged run does not hide the others
-            return RunState(
-                now=time.time(), run_id=run_id, spec=spec, group=group, machines=billing(mine), refusals=(),
-                spend=Spend(), guard={}, ending=None, progress=NO_PROGRESS, problem=str(error),
+            ending = read_ending(bucket, run_id)
+            is_done = ending is not None and ending.how == "done"
+            return replace(
+                known,
+                spend=settle(read_spend(bucket, run_id), mine), ending=ending,
+                progress=read_finished(bucket, run_id) if is_done else read_headline(bucket, run_id),
+                guard={} if ending else bucket.read_json(run_key(run_id, "guard.json")),
             )  # fmt: skip
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # one damaged run does not hide the others
+            return replace(known, problem=str(error))
 
-    with ThreadPoolExecutor(PARALLEL_RUNS) as pool:
-        return list(pool.map(state_of, run_ids))
-
-
-def _state_of(
-    bucket: ExplainedBucket,
-    run_id: str,
-    spec: Spec | None,
-    group: fleet.Group | None,
-    seen: Sequence[fleet.FleetMachine],
-    kept: KeptTails | None = None,
-) -> RunState:
-    return RunState(
-        now=time.time(), run_id=run_id, spec=spec, group=group,
-        machines=billing(seen), refusals=(),
-        spend=settle(read_spend(bucket, run_id), seen), guard=bucket.read_json(run_key(run_id, "guard.json")),
-        ending=read_ending(bucket, run_id), progress=read_progress(bucket, run_id, kept),
-    )  # fmt: skip
+    with ThreadPoolExecutor(MOST_CONNECTIONS) as pool:
+        return [state for state in pool.map(state_of, run_ids) if state]
 
 
 def billing(seen: Sequence[fleet.FleetMachine]) -> tuple[fleet.FleetMachine, ...]:

@@ -19,7 +19,7 @@ SEGMENT_BYTES = 64 << 20  # at most
 NEWEST = 6  # segments of each kind are read: some minutes of a run
 STEPS_BACK = 256  # where the list begins, before the step that is wanted; 16 times as far if that is too near
 PAGE = 1_000  # keys, as S3 lists them
-MARKS = range(PAGE, 16 * PAGE, PAGE)  # numbers of telemetry's segments, after which the list may begin
+MARKS = (1_000, 2_000, 3_000, 4_000, 6_000, 8_000)  # numbers of telemetry's segments, after which the list may begin
 MOST_KEPT = 240  # segments
 
 
@@ -64,14 +64,14 @@ def segment_rows(key: str, body: bytes, parse: Callable[[bytes], Measured]) -> t
 
 
 def read_metrics_tail(
-    bucket: ExplainedBucket, run_id: str, attempt: int, step: int, validated: int, kept: KeptRows
+    bucket: ExplainedBucket, run_id: str, attempt: int, step: int, validated: int, kept: KeptRows, count: int = NEWEST
 ) -> tuple[list[ListedObject], list[str]]:
-    """Read an attempt's newest segments of metrics, and the one of its last validation.
+    """Read an attempt's newest `count` segments of metrics, and the one of its last validation.
 
     Returns the newest segments in order, and the keys of all that were read.
     """
     segments = list_segments(bucket, metrics_key(run_id, attempt, ""), min(step, validated or step)) if attempt else []
-    keys = [o.key for o in segments[-NEWEST:]] + [o.key for o in segments if covers(o.key, validated)]
+    keys = [o.key for o in segments[-count:]] + [o.key for o in segments if covers(o.key, validated)]
     kept.read(bucket, keys, parse_measured)
     return segments, sorted(set(keys))
 
@@ -106,7 +106,7 @@ def read_samples_tail(bucket: ExplainedBucket, run_id: str, attempt: int, kept: 
 def list_numbered(bucket: ExplainedBucket, folder: str, after: str = "") -> list[ListedObject]:
     """The segments after a key, or the last of them where they are many. They are called `<number>.jsonl`.
 
-    They are numbered without gaps. So where one page does not end the list, all thousands are asked for at once.
+    They are numbered without gaps. So where one page does not end the list, these numbers are asked for at once.
     """
     found = list(islice(bucket.list(folder, after=after), PAGE))
     if len(found) == PAGE:

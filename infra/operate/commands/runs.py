@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from infra.config import Installation
@@ -25,9 +25,10 @@ def configure(parser: CommandLine) -> None:
 
 def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> int:
     bucket = open_bucket(aws, installation)
-    launched = bucket.runs() if bucket else {}
-    newest_first = sorted(launched, key=lambda name: (launched[name], name), reverse=True)
-    states = read_states(aws, installation, bucket, newest_first) if bucket and launched else []
+    names = bucket.run_names() if bucket else []
+    states = read_states(aws, installation, bucket, names) if bucket and names else []
+    states.sort(key=lambda state: (state.launched, state.run_id), reverse=True)
+    launched = {state.run_id: datetime.fromtimestamp(state.launched, UTC) for state in states}
     if options.json:
         display_json({"runs": [run_document(state, launched) for state in states]})
         return ExitCode.DONE
@@ -36,7 +37,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
         next_commands(("make launch", "start one") if bucket else ("make deploy", "start"))
         return ExitCode.DONE
     display(table([row(state, launched) for state in states], HEADER))
-    newest = newest_first[0]
+    newest = states[0].run_id
     next_commands((f"make status RUN={newest}", "more of one run"), (f"make cost RUN={newest}", "what it has cost"))
     return ExitCode.DONE
 

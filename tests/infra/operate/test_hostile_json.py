@@ -16,8 +16,8 @@ from infra.operate.commands import cost, status
 from infra.operate.commands.pull import checkpoint_objects
 from infra.operate.commands.runs import row, run_document
 from infra.operate.planning import datasets
-from infra.operate.progress import NO_PROGRESS, read_progress
-from infra.operate.runs import ExplainedBucket, ListedObject, read_attempts, read_ending
+from infra.operate.progress import NO_PROGRESS, read_finished, read_progress
+from infra.operate.runs import DatedBody, ExplainedBucket, ListedObject, read_attempts, read_ending
 from infra.operate.screen import screen
 from infra.operate.state import RunState
 from infra.operate.terminal import plain
@@ -65,8 +65,8 @@ class Files(ExplainedBucket):
 
     files: dict[str, bytes] = field(default_factory=dict)
 
-    def read(self, key: str, most: int = MOST_BYTES) -> bytes | None:
-        return self.files.get(key)
+    def get(self, key: str, most: int = MOST_BYTES) -> DatedBody | None:
+        return DatedBody(self.files[key], NOW) if key in self.files else None
 
     def list(self, prefix: str, after: str = "", page: int = 1000) -> Iterator[ListedObject]:
         for key in sorted(self.files):
@@ -94,6 +94,15 @@ def test_what_is_shown_of_a_run_is_shown_without_a_forged_document(key: str) -> 
         with suppress(UserError):
             checkpoint_objects(bucket, RUN)
     assert noticed > 20 or key.endswith((*ENDINGS, "guard.json"))
+
+
+def test_a_forged_result_is_no_news_of_a_run() -> None:
+    honest = {"steps": 150, "epochs": 1.5, "steps_per_epoch": 100, "last": {"val/top1": 0.5}, "best": BEST}
+    for body in forgeries(honest):
+        bucket = Files(None, "bucket", {run_key(RUN, "result.json"): body})
+        found = read_finished(bucket, RUN)
+        assert row(replace(STATE, progress=found), {RUN: NOW})
+        assert json.dumps(run_document(replace(STATE, progress=found), {RUN: NOW}), allow_nan=False)
 
 
 def test_status_says_what_it_skipped(deployed: Deployed, capsys: pytest.CaptureFixture[str]) -> None:

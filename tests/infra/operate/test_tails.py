@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 import pytest
 
 from infra.operate.progress import KeptTails, read_progress
-from infra.operate.runs import ExplainedBucket, ListedObject
+from infra.operate.runs import DatedBody, ExplainedBucket, ListedObject
 from infra.operate.sparkline import sparkline
 from infra.operate.tails import MOST_KEPT
 from infra.run.values import MOST_BYTES
-from tests.infra.deployed import RUN
+from tests.infra.deployed import RUN, Deployed
+from tests.infra.operator import operate
 from trainer.contract import Lease, checkpoint_key, manifest_key, metrics_key, run_key
 
 NOW = datetime.now(UTC)
@@ -28,9 +29,9 @@ class CountedBucket(ExplainedBucket):
     listed: list[str] = field(default_factory=list)
     read_keys: list[str] = field(default_factory=list)
 
-    def read(self, key: str, most: int = MOST_BYTES) -> bytes | None:
+    def get(self, key: str, most: int = MOST_BYTES) -> DatedBody | None:
         self.read_keys.append(key)
-        return self.files.get(key)
+        return DatedBody(self.files[key], NOW) if key in self.files else None
 
     def list(self, prefix: str, after: str = "", page: int = 1000) -> Iterator[ListedObject]:
         for key in sorted(key for key in self.files if key.startswith(prefix) and key > after):
@@ -126,6 +127,30 @@ def test_whoever_watches_reads_each_segment_once_and_sees_ever_more(bucket: Coun
     beat(bucket, 5, attempt=2)  # another machine, with nothing yet
     assert read_progress(bucket, RUN, kept).recent.loss == ()
     assert len(kept.metrics.rows) <= MOST_KEPT
+
+
+def test_a_finished_run_among_many_is_four_small_objects(
+    deployed: Deployed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployed.launch()
+    deployed.train_to(950)
+    deployed.end("done", "1,000 steps are done")
+    result = {"steps": 1000, "epochs": 10, "steps_per_epoch": 100, "last": {"val/top1": 0.61, "val_ema/top1": 0.64},
+              "best": {"top1": 0.65, "step": 900}}  # fmt: skip
+    deployed.put(run_key(RUN, "result.json"), result)
+    operate("runs", "--json")  # the first makes clients
+    deployed.aws.clear_calls()
+    capsys.readouterr()
+    operate("runs", "--json")
+    (found,) = json.loads(capsys.readouterr().out)["runs"]
+    assert (found["step"], found["total_steps"], found["top1"], found["state"]) == (1000, 1000, 0.64, "done")
+    assert deployed.aws.calls().count("s3.GetObject") == 4
+    assert deployed.aws.calls().count("s3.ListObjectsV2") == 1
+    for damaged in (b"{", json.dumps(result | {"steps": -1}).encode()):
+        deployed.put(run_key(RUN, "result.json"), damaged)
+        operate("runs", "--json")
+        (found,) = json.loads(capsys.readouterr().out)["runs"]
+        assert (found["step"], found["total_steps"], found["top1"]) == (950, 1000, 0.625)
 
 
 def test_a_curve_has_the_means_of_its_values() -> None:
