@@ -187,7 +187,7 @@ def parse_measured(line: bytes) -> Measured:
     return found | parse_numbers({name: row[name] for name in CURVES if name in row}, [])
 
 
-def parse_sample(line: bytes) -> Measured:
+def parse_telemetry(line: bytes) -> Measured:
     """The numbers of a row of telemetry; {} if it is no sample."""
     row, odd = parse_line(line), list[str]()
     found = parse_numbers({} if "event" in row else row, odd)

@@ -132,7 +132,7 @@ def measured_rows(state: RunState, width: int) -> list[StatusRow]:
         change = f", {first:.4g} {duration(at - begin)} before" if at > begin else ""
         found.append(("loss", with_curve(f"{loss:.4g}{change}{aged(state, at)}", recent.loss, width)))
     gpu, at = gpu_sample(state)
-    if text := gpu_text(gpu):
+    if text := gpu_figures(gpu):
         found.append(("GPU", with_curve(f"{text}{aged(state, at)}", recent.utilization, width, 0.0, 1.0)))
     return found
 
@@ -163,7 +163,7 @@ def gpu_sample(state: RunState) -> tuple[dict[str, float], float]:
     return {}, 0.0
 
 
-def gpu_text(gpu: dict[str, float]) -> str:
+def gpu_figures(gpu: dict[str, float]) -> str:
     parts = [f"{gpu['count']:.0f} GPUs"] if gpu.get("count", 1) > 1 else []
     if "utilization" in gpu:
         parts.append(f"{100 * gpu['utilization']:.0f} % busy")

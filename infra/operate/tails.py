@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
-from infra.operate.documents import Measured, parse_measured, parse_sample, segment_steps
+from infra.operate.documents import Measured, parse_measured, parse_telemetry, segment_steps
 from infra.operate.runs import ExplainedBucket, ListedObject
 from trainer.contract import metrics_key, run_key
 
@@ -99,7 +99,7 @@ def read_samples_tail(bucket: ExplainedBucket, run_id: str, attempt: int, kept: 
     folder = run_key(run_id, f"telemetry/{attempt}/")
     known = sorted(key for key in kept.rows if key.startswith(folder))
     segments = list_numbered(bucket, folder, after=known[0][:-1] if known else "") if attempt else []
-    kept.read(bucket, [o.key for o in segments[-NEWEST:]], parse_sample)
+    kept.read(bucket, [o.key for o in segments[-NEWEST:]], parse_telemetry)
     return kept.newest(segments)
 
 
