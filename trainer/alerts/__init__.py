@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LIFECYCLE_KINDS = ("started", "interrupted", "resumed", "best", "finished", "failed", "budget")
 HEALTH_KINDS = (
     "starved", "hung", "throttled", "loss-jump", "not-finite", "store-stalled", "disk-full", "gpu-lost", "idle-gpu",
 )  # fmt: skip
-ALERT_LEVELS = ("info", "warning", "error")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alert:
-    """One thing to tell: `kind` is one of LIFECYCLE_KINDS and HEALTH_KINDS, `level` of ALERT_LEVELS."""
+    """One thing to tell."""
 
-    kind: str
-    level: str
+    kind: str  # of HEALTH_KINDS, or: started, interrupted, resumed, best, finished, failed, budget
+    level: str  # info, warning or error
     text: str
     run_id: str
     step: int
