@@ -33,6 +33,7 @@ class Look:
     """Steps whose sums are on their way to the host, and what was measured when they were sent."""
 
     steps: list[tuple[int, float]]  # number and learning rate
+    resolution: int  # pixels of a side, in all of these steps
     table: Tensor  # (steps, 4) float32, on the host: sums over all processes; valid behind the event
     scale: Tensor | None  # () float32, on the host, likewise: the loss scale of fp16
     event: Any
@@ -55,7 +56,8 @@ class Look:
         table = self.table.tolist()
         rows: list[Row] = [
             {"step": step, "time": round(self.time, 3), "train/loss": loss / images, "train/top1": top1 / images,
-             "train/top5": top5 / images, "train/lr": lr, "train/epoch": step / steps_per_epoch}
+             "train/top5": top5 / images, "train/lr": lr, "train/epoch": step / steps_per_epoch,
+             "train/resolution": self.resolution}
             for (step, lr), (loss, top1, top5, images) in zip(self.steps, table, strict=True)
         ]  # fmt: skip
         if self.speed_seconds:
@@ -136,7 +138,7 @@ class StepLog:
         speed_seconds = 0.0 if self.is_warm_up else seconds
         self.looks.append(
             Look(steps=steps, table=table, scale=scale, event=event, time=time.time(), speed_seconds=speed_seconds,
-                 values=mine)
+                 values=mine, resolution=self.resolution)
         )  # fmt: skip
         counted = self._counted(seconds, len(steps))
         self.pending.clear()

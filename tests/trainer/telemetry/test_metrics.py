@@ -198,6 +198,7 @@ def test_the_log_gives_means_per_step_and_the_share_of_time_spent_waiting_for_da
         first, second = rows
         assert (first["train/loss"], first["train/top1"], first["train/top5"]) == (2.0, 0.25, 0.75)
         assert (second["train/loss"], second["train/lr"], second["train/epoch"]) == (1.0, 0.2, 0.2)
+        assert (first["train/resolution"], second["train/resolution"]) == (32, 32)
         assert "speed/images_per_second" not in first
         assert 40 < second["speed/images_per_second"] <= 80
         assert 0.2 < second["speed/data_wait_fraction"] <= 0.5
