@@ -38,6 +38,7 @@ class ObserverPort:
         run_id, attempt = ownership.run_id, ownership.attempt
         self.metrics = metrics_key(run_id, attempt, "")
         self.samples, self.report = run_key(run_id, f"telemetry/{attempt}/"), run_key(run_id, "report/")
+        self.metrics = run_key(run_id, "metrics/")
         self.retry = Retry(lambda line: say(f"uploader: {line}"))
         self.idle = threading.Event()  # nothing is being stored
         self.idle.set()

@@ -11,9 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-from trainer.contract import LostRunError, RunEnv, tensorboard_key
+from trainer.contract import LostRunError, RunEnv
 from trainer.manifest import data_key
 from trainer.process.channel import Channel, Message
 from trainer.process.snapshot import Snapshot
@@ -22,7 +23,7 @@ from trainer.store.checksum import Checksums
 from trainer.store.retry import LONGEST_PAUSE_SECONDS, Retry
 from trainer.text import say, show_bytes
 from trainer.upload.commit import Commit
-from trainer.upload.events import event_file
+from trainer.upload.copies import copy_of, is_copy, missing_copies
 from trainer.upload.owner import Ownership
 from trainer.upload.unsaved import forget_checkpoint_here, save_checkpoint_here, save_file_here
 
@@ -72,40 +73,63 @@ class Sender:
     def put_soon(self, request: Message, fd: int | None) -> None:
         """Store in another thread what a request has, so that checkpoints need not wait for a slow store.
 
-        A file behind a descriptor is a segment of metrics, and TensorBoard gets a copy of it.
+        A file behind a descriptor may be a segment, of which TensorBoard gets a copy, or for TensorBoard alone.
         """
-        segment = None
+        file = None
         if fd is not None:
-            segment = os.pread(fd, os.fstat(fd).st_size, 0)
+            file = os.pread(fd, os.fstat(fd).st_size, 0)
             os.close(fd)
-        self.puts = unfinished(self.puts) | {self.pool.submit(self.put, request, segment)}
-        if segment is not None:
-            self.copy_soon(request["key"], segment)
+        if not is_copy(self.env.run_id, request["key"]):
+            self.puts = unfinished(self.puts) | {self.pool.submit(self.put, request, file)}
+        if file is not None:
+            self.copy_soon(request["key"], file)
 
-    def copy_soon(self, key: str, segment: bytes) -> None:
-        """Make TensorBoard's copy of a segment in another thread."""
-        self.events = unfinished(self.events) | {self.copy_pool.submit(self.put_events, key, segment)}
+    def copy_soon(self, key: str, file: bytes) -> None:
+        """Store TensorBoard's copy of a file in another thread, if it has one."""
+        self.in_copy_thread(f"of {key}, and maybe of others", partial(self.put_copy, key, file))
 
-    def put_events(self, key: str, segment: bytes) -> None:
-        """Store TensorBoard's copy of a segment of metrics. The run goes on, and ends well, without it.
+    def mend_copies(self) -> None:
+        """Make the copies that attempts before this one were killed before making, in another thread."""
+        self.in_copy_thread("of what attempts before stored", self.put_missing_copies)
+
+    def in_copy_thread(self, what: str, work: Callable[[], None]) -> None:
+        self.events = unfinished(self.events) | {self.copy_pool.submit(self.try_to_copy, what, work)}
+
+    def try_to_copy(self, what: str, work: Callable[[], None]) -> None:
+        """The run goes on, and ends well, where it fails."""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001  # whatever it is: the segments themselves have all metrics
+            if not self.has_told_events:
+                say_as_uploader(f"TensorBoard has no copy {what}: {error!r}")
+            self.has_told_events = True
+
+    def put_copy(self, key: str, file: bytes) -> None:
+        """Store TensorBoard's copy of a file, if it has one.
 
         In an outage of the whole store it is saved on this machine, as the segment is.
         """
-        try:
-            name, events = event_file(segment, Path(key).stem)
-            copy = tensorboard_key(self.env.run_id, self.ownership.attempt, name)
+        copy = copy_of(self.env.run_id, key, file)
+        if copy is None:
+            return
+        name, events = copy
 
-            def work() -> None:
-                if self.failed:
-                    save_file_here(self.env, copy, events)
-                else:
-                    self.store.put(copy, events)
+        def work() -> None:
+            if self.failed:
+                save_file_here(self.env, name, events)
+            else:
+                self.store.put(name, events)
 
-            self.copy_retry.until_done(work, lambda left: f"the store fails, trying {copy} again, and training goes on")
-        except Exception as error:  # noqa: BLE001  # whatever it is: the segment itself has all metrics
-            if not self.has_told_events:
-                say_as_uploader(f"TensorBoard has no copy of {key}, and maybe of others: {error!r}")
-            self.has_told_events = True
+        self.copy_retry.until_done(work, lambda left: f"the store fails, trying {name} again, and training goes on")
+
+    def put_missing_copies(self) -> None:
+        for key in missing_copies(self.store, self.env.run_id, self.ownership.attempt):
+            if time.monotonic() < self.copy_retry.deadline:  # else the next attempt goes on here
+
+                def work(key: str = key) -> None:
+                    self.put_copy(key, self.store.get(key))
+
+                self.try_to_copy(f"of {key}, and maybe of others", work)
 
     def in_order(self, work: Callable[[], None]) -> None:
         """Queue work that has to come after all puts so far. Copies are given up if they alone are left."""

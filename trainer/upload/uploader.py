@@ -70,6 +70,7 @@ class Uploader:
         sweep = partial(done_in_time, self.retry, "retiring what was left", self.ownership.sweep)
         for target in (self.renew_forever, sweep):
             threading.Thread(target=self.unless_lost, args=[target], daemon=True).start()
+        self.sender.mend_copies()
 
     def unless_lost(self, work: Callable[[], Any]) -> None:
         try:

@@ -11,15 +11,19 @@ from typing import Any
 import pytest
 
 from tests.checkpoints import RUN, names, note, owning
+from tests.curves import summary_values
 from tests.uploads import Connect, Start, in_memory, is_drained, send_segment, wait_until
 from trainer.contract import RunEnv
 from trainer.process.channel import Channel
 from trainer.process.snapshot import Snapshot
 from trainer.store import StoreError, open_store
 from trainer.telemetry.metrics import start_row
+from trainer.telemetry.samples import samples_key
 from trainer.upload import queue
-from trainer.upload.events import event_file
+from trainer.upload.copies import copy_of
+from trainer.upload.events import event_file, sample_file
 from trainer.upload.queue import Sender
+from trainer.upload.records import head
 
 
 def segment(rows: list[dict[str, Any]]) -> bytes:
@@ -57,7 +61,22 @@ def test_an_event_file_is_to_the_byte_what_tensorboardx_writes(
                 if "/" in metric:
                     writer.add_scalar(metric, row[metric], global_step=row["step"], walltime=row["time"])
     (theirs,) = tmp_path.iterdir()
-    assert event_file(segment(rows), "x") == (theirs.name, theirs.read_bytes())
+    ours = theirs.name.replace(f".{socket.gethostname()}.", ".trainer.")  # the same, whichever machine makes it again
+    assert event_file(segment(rows), "x") == (ours, theirs.read_bytes())
+
+
+def test_of_samples_each_step_has_the_last_value_also_where_the_segment_before_has_it() -> None:
+    def sample(step: int, watts: float, **more: Any) -> dict[str, Any]:
+        return {"step": step, "time": 1.5, "phase": "training", "gpu/power_watts": watts} | more
+
+    told = {"step": 7, "time": 1.5, "event": "alert", "kind": "starved", "level": "warning", "text": "a/b"}
+    rows = [sample(7, 1.0, **{"gpu/utilization": 0.5}), told, sample(7, 2.0), sample(9, 3.0)]
+    name, body = sample_file(segment(rows), "000002")
+    assert name == "events.out.tfevents.1.trainer.000002"
+    assert [(step, value.tag, value.simple_value) for step, value in summary_values(body)] == [
+        (7, "gpu/power_watts", 2.0), (7, "gpu/utilization", 0.5), (9, "gpu/power_watts", 3.0),
+    ]  # fmt: skip
+    assert body.startswith(head(1.5, 7))
 
 
 @pytest.mark.slow
@@ -144,3 +163,47 @@ def test_a_store_that_refuses_the_copies_alone_keeps_nothing_waiting_and_the_att
     assert capfd.readouterr().err.count("TensorBoard has no copy of") == 1
     for end in ends:
         end.close()
+
+
+def test_an_attempt_makes_the_copies_that_those_before_it_lack_and_none_twice(
+    folder_uri: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = open_store(folder_uri)
+
+    def key(attempt: int, name: str) -> str:
+        return f"runs/{RUN}/metrics/{attempt}/{name}.jsonl"
+
+    whole, cut, other = segment(rows_from(1)), segment(rows_from(1))[:-9], samples_key(RUN, 1, 1)
+    for name in (key(1, "1-2"), key(1, "3-4"), key(1, "3-4_2"), key(2, "5-6"), key(3, "7-8"), other):
+        store.put(name, whole)
+    store.put(key(1, "0-0"), cut)  # comes first, and is no obstacle
+    store.put(f"runs/{RUN}/metrics/1/.DS_Store", b"of a file manager")
+    older = f"runs/{RUN}/tensorboard/1/events.out.tfevents.1790000001.my.laptop.local.3-4"  # as they were called
+    store.put(older, b"made already")
+    env = RunEnv(store=store.uri, run_id=RUN, scratch_dir=str(tmp_path), attempt="3")
+    with owning(store, 3, tmp_path) as ownership:
+        sender = Sender(env, store, ownership)
+        sender.mend_copies()
+        sender.in_order(lambda: None)
+        sender.jobs.get()()
+    made = [copy_of(RUN, name, whole) for name in (key(1, "1-2"), key(1, "3-4_2"), key(2, "5-6"), other)]
+    expected = dict(copy for copy in made if copy is not None) | {older: b"made already"}
+    assert {info.key: store.get(info.key) for info in store.list(f"runs/{RUN}/tensorboard/")} == expected
+    assert capfd.readouterr().err.count("TensorBoard has no copy of") == 1
+
+
+def test_a_file_for_tensorboard_alone_is_stored_as_it_is_and_no_checkpoint_waits_for_it(
+    folder_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(folder_uri)
+    env = RunEnv(store=store.uri, run_id=RUN, scratch_dir=str(tmp_path), attempt="1")
+    with owning(store, 1, tmp_path) as ownership:
+        sender = Sender(env, store, ownership)
+        key, page = f"runs/{RUN}/tensorboard/1/events.out.tfevents.0.x", f"runs/{RUN}/report/index.html"
+        sender.put_soon({"op": "put", "key": key}, in_memory(b"pictures"))
+        assert not sender.puts
+        sender.put_soon({"op": "put", "key": page}, in_memory(b"<html>"))
+        sender.in_order(lambda: None)
+        sender.jobs.get()()
+        assert (store.get(key), store.get(page)) == (b"pictures", b"<html>")
+        assert len(list(store.list(f"runs/{RUN}/tensorboard/"))) == 1
