@@ -44,6 +44,7 @@ from trainer.store import ObjectStore, may_pass, naming_the_fix, open_store
 from trainer.store.retry import patiently
 from trainer.telemetry.console import Console
 from trainer.telemetry.metrics import MetricsWriter
+from trainer.telemetry.opening import with_opening
 from trainer.telemetry.status import Status
 from trainer.telemetry.step_log import StepLog
 from trainer.text import show_bytes, tell
@@ -234,9 +235,12 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
         read(lambda: check_room(store, env.run_id, checkpointer.bytes))
     execution = Execution.of(config, state, world, console.say, class_weights(config, data))
     loader = resources.enter_context(open_loader(config, data, clock, world, range(state.step, clock.total_steps)))
+    batches = iter(loader)
+    if restored is None and world.is_main:
+        batches = with_opening(batches, config, world, state.models(), metrics)
     return Run(
         config=config, env=env, world=world, clock=clock, data=data, state=state, execution=execution,
-        batches=iter(loader), log=StepLog(world, loader, clock.steps_per_epoch), metrics=metrics,
+        batches=batches, log=StepLog(world, loader, clock.steps_per_epoch), metrics=metrics,
         checkpointer=checkpointer, console=console, status=status, interruption=interruption, channel=channel,
     )  # fmt: skip
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,8 +34,7 @@ def train_step(
         seeds = generator(MIX, config.seed, 0, state.step).integers(2**63, size=1 + world.rank)
         torch.manual_seed(int(seeds[world.rank]))
     for micro in range(accum):
-        draw = partial(generator, MIX, config.seed, 1 + micro * world.size + world.rank, state.step)
-        inputs = inputs_of(next(batches), config, draw)
+        inputs = inputs_of(next(batches), config, draws_of(config, state.step, micro, world))
         sums += execution.forward_backward(inputs, is_last=micro == accum - 1)
     execution.update(settings.lr)
     raise_counts(state.batch_counts, accum)
@@ -44,3 +44,8 @@ def train_step(
     if state.swa is not None and settings.swa_number:
         state.move_mean(settings)
     return sums
+
+
+def draws_of(config: Config, step: int, micro: int, world: World) -> Callable[[], np.random.Generator]:
+    """Gives the random numbers by which a micro-batch of this process is mixed."""
+    return partial(generator, MIX, config.seed, 1 + micro * world.size + world.rank, step)

@@ -59,16 +59,17 @@ class MetricsWriter:
         if name in self.names:  # a validation and two saves can meet at one step
             name += f"_{len(self.names)}"
         self.names.add(name)
-        self.send_file(f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        key = metrics_key(self.run_id, self.attempt, f"{name}.jsonl")
+        self.send_file(key, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
         self.rows = []
 
-    def send_file(self, name: str, body: bytes) -> None:
-        """Hand a segment to the uploader, in memory: a full disk does not stop it."""
+    def send_file(self, key: str, body: bytes) -> None:
+        """Hand a file to the uploader, in memory: a full disk does not stop it."""
         assert self.channel is not None
-        fd = os.memfd_create(name)
+        fd = os.memfd_create("file")
         try:
             os.write(fd, body)
-            self.channel.send({"op": "put", "key": metrics_key(self.run_id, self.attempt, name)}, fd)
+            self.channel.send({"op": "put", "key": key}, fd)
         finally:
             os.close(fd)
 
