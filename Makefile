@@ -302,6 +302,10 @@ bench-predict: $(VENV)/.dev ## measure make predict for one JPEG from a fresh st
 bench-telemetry: $(VENV)/.dev ## measure what a sample of the GPUs and the machine costs (ARGS="--rounds N")
 	@$(PY_ARGS) benchmarks.telemetry
 
+.PHONY: bench-report
+bench-report: $(VENV)/.dev ## measure the report of a run of 100,000 steps and 3 attempts: seconds from a fresh start, bytes (ARGS="--rounds N")
+	@$(PY_ARGS) benchmarks.report
+
 .PHONY: bench-gpu
 bench-gpu: $(VENV)/.trainer ## measure this GPU: ours, peers, compile, saves, loader, whole runs (ARGS="--seconds 480 --only A,B"; ARGS=--help)
 	@$(PY_ARGS) benchmarks.gpu

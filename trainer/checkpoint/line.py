@@ -70,7 +70,11 @@ def read_begin(store: ObjectStore, run_id: str, attempt: int) -> Begin | None:
 
 def parse_row(line: bytes) -> dict[str, Any]:
     """A row of metrics. Raises ValueError if a trainer did not write it."""
-    row = parse_object(line)
+    return check_row(parse_object(line))
+
+
+def check_row(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, which has a time from here on. Raises ValueError if a trainer did not write it."""
     as_whole("step", check_known(row, "step"))
     as_time("time", row.setdefault("time", 0.0))
     if "event" in row:

@@ -6,6 +6,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trainer.alerts import ALERT_LEVELS
 from trainer.report.elements import show_moment
 from trainer.telemetry.metrics import Row
 from trainer.values import as_text
@@ -13,7 +14,6 @@ from trainer.values import as_text
 SHOWN_AT_FIRST = 5  # the others unfold
 MOST_TOLD = 200  # the newest
 MOST_LETTERS_OF_ONE = 400  # of one
-ALERT_LEVELS = ("info", "warning", "error")
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,8 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -198,7 +196,7 @@ def dress(axis: Axes, title: str, *, is_from_zero: bool) -> None:
     if is_from_zero:
         axis.set_ylim(0, max(axis.get_ylim()[1], 1e-9))
     axis.set_facecolor(LIGHT["paper"])
-    axis.set_title(title, loc="left", x=-0.152, pad=7, fontsize=10, weight="bold", color=LIGHT["ink"])
+    axis.set_title(title, loc="left", x=-0.152, y=1.0, pad=7, fontsize=10, weight="bold", color=LIGHT["ink"])
     axis.grid(axis="y", color=LIGHT["rule"], linewidth=0.7)
     axis.tick_params(length=0, pad=5, labelsize=9, labelcolor=LIGHT["muted"])
     axis.spines[["top", "left", "right"]].set_visible(False)
@@ -213,14 +211,27 @@ def _label_steps(axis: Axes, ruler: Ruler) -> None:
     names = [ruler.unit]
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axis.xaxis.set_major_formatter("{x:,.0f}")
-    if steps_per_epoch := ruler.steps_per_epoch:
-        to_epochs, to_steps = partial(np.multiply, 1 / steps_per_epoch), partial(np.multiply, steps_per_epoch)
-        epochs = axis.secondary_xaxis(0, functions=(to_epochs, to_steps))
-        epochs.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        epochs.tick_params(length=0, pad=19, labelsize=9, labelcolor=LIGHT["muted"])
-        epochs.spines["bottom"].set_visible(False)
+    if ruler.steps_per_epoch:
+        _label_epochs(axis, ruler.steps_per_epoch)
         names.append("epoch")
     name_numbers(axis, names)
+
+
+def _label_epochs(axis: Axes, steps_per_epoch: float) -> None:
+    end = axis.get_xlim()[1] / steps_per_epoch
+    for epoch in MaxNLocator(8, integer=True).tick_values(0, end):
+        if 0 <= epoch <= end:
+            axis.annotate(
+                f"{epoch:,.0f}",
+                (epoch * steps_per_epoch, 0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, -19),
+                textcoords="offset points",
+                ha="center",
+                va="top",
+                fontsize=9,
+                color=LIGHT["muted"],
+            )
 
 
 def name_numbers(axis: Axes, names: Sequence[str]) -> None:
@@ -256,7 +267,7 @@ def to_svg(figure: Figure, colours: Mapping[str, str]) -> str:
     text = svg.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'<!--.*?-->\s*|(?<=<g) id="[A-Za-z.\d]+_\d+"', "", text, flags=re.DOTALL)
-    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), text)
+    text = re.sub(r' d="[^"]+"', lambda path: re.sub(r"(?<=\.\d\d)\d+", "", path[0]), text)
     for name, colour in colours.items():
         text = text.replace(colour, f"var(--{name})")
     return text

@@ -71,8 +71,7 @@ def curves_of(
 ) -> dict[str, MetricCurve]:
     """The curves of those metrics that the rows have, by name. Without `places` they lie at the steps of the rows."""
     found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
-    wanted = found.keys()
-    rows = list(rows)
+    wanted, rows = found.keys(), list(rows)
     for row, place in zip(rows, places if places is not None else [row["step"] for row in rows], strict=True):
         for name in row.keys() & wanted:
             found[name][0].append(place)

@@ -83,8 +83,9 @@ def check_result(result: dict[str, Any]) -> None:
 def evaluations(rows: Iterable[Row]) -> list[Row]:
     """One row for each evaluated step, with the numbers of the model and of its averages."""
     by_step: dict[int, Row] = {}
+    scores = {f"{prefix}/top1" for prefix in PREFIXES.values()}
     for row in rows:
-        if any(f"{prefix}/top1" in row for prefix in PREFIXES.values()):
+        if not scores.isdisjoint(row):
             by_step.setdefault(int(row["step"]), {}).update(row)
     return [by_step[step] for step in sorted(by_step)]
 

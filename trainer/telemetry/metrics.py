@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.checkpoint.line import follow_back, is_segment, parse_row
+from trainer.checkpoint.line import check_row, follow_back, is_segment, parse_row
 from trainer.contract import manifest_key, metrics_key, run_key
 from trainer.process.channel import Channel
 from trainer.store import ObjectInfo, ObjectStore
@@ -111,14 +111,31 @@ def read_segment(store: ObjectStore, info: ObjectInfo) -> list[Row]:
         say(f"{store.describe(info.key)} has {info.bytes:,} bytes, and no trainer writes so many: skipped")
         return []
     rows, odd = list[Row](), list[str]()
-    for line in store.get(info.key).splitlines():
+    body = store.get(info.key)
+    for line in flat_objects(body) or body.splitlines():
         try:
-            rows.append(parse_row(line))
+            rows.append(parse_row(line) if isinstance(line, bytes) else check_row(line))
         except ValueError as error:
             odd.append(str(error))
     if odd:
         say(f"{store.describe(info.key)} has {len(odd)} lines that are no metrics ({odd[0]}): skipped")
     return rows
+
+
+def flat_objects(body: bytes) -> list[Row]:
+    """The lines as objects, parsed at once, if each is one object without another in it: for a third of the time.
+
+    [] if that is not certain. It is where each line begins with a brace, no other opens, and as many objects come out.
+    """
+    lines = body.splitlines()
+    is_flat = body.count(b"{") == len(lines) and b"[" not in body and all(line.startswith(b"{") for line in lines)
+    if not is_flat:
+        return []
+    try:
+        found = json.loads(b"[" + b",".join(lines) + b"]")
+    except ValueError:
+        return []
+    return found if len(found) == len(lines) and all(type(one) is dict for one in found) else []
 
 
 def last_attempt(store: ObjectStore, run_id: str, begins: Mapping[int, Row]) -> int:
