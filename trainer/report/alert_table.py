@@ -6,7 +6,6 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.alerts import ALERT_LEVELS
 from trainer.report.elements import show_moment
 from trainer.telemetry.metrics import Row
 from trainer.values import as_text
@@ -22,7 +21,7 @@ class ToldAlert:
 
     time: float  # unix seconds
     step: int
-    level: str  # of ALERT_LEVELS
+    level: str  # info, warning or error
     text: str
 
 
@@ -31,7 +30,7 @@ def shown_alerts(rows: Sequence[Row]) -> list[ToldAlert]:
     found = []
     for row in rows:
         try:
-            level, text = as_text("level", row.get("level"), "|".join(ALERT_LEVELS)), as_text("text", row.get("text"))
+            level, text = as_text("level", row.get("level"), "info|warning|error"), as_text("text", row.get("text"))
         except ValueError:
             continue
         found.append(ToldAlert(row["time"], row["step"], level, text[:MOST_LETTERS_OF_ONE]))
