@@ -71,7 +71,7 @@ def test_a_set_up_environment_is_not_set_up_again() -> None:
 
 def recorder(path: Path, said: str = "") -> Path:
     """A command that only prints its arguments, one a line, into a file beside it; a Python also runs trainer.words."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     words = f'[ "$2" != trainer.words ] || exec {sys.executable} "$@"'
     path.write_text(f"#!/bin/sh\n{words}\nprintf '%s\\n' \"$@\" >> '{path}.log'\necho {said}\n")
     path.chmod(0o755)
@@ -87,6 +87,19 @@ def test_folders_with_spaces_reach_the_preparation_as_they_are(tmp_path: Path) -
     assert arguments == ["-m", "trainer.prepare", "--store", str(store), "--data", str(data), "--quality", "80"]
     assert make("prepare", f"BIN={python.parent}").returncode == 0
     assert Path(f"{python}.log").read_text().splitlines()[-3:] == ["out", "--data", "ILSVRC/imagenet-1k"]
+
+
+def test_runs_are_those_of_a_store_that_was_typed_else_those_on_aws(tmp_path: Path) -> None:
+    here, aws = (recorder(tmp_path / name / "bin" / "python") for name in ("here", "aws"))
+    environments = (f"VENV={here.parents[1]}", f"INFRA={aws.parents[1]}")
+    for python, stamp in ((here, ".trainer"), (aws, ".infra")):
+        (python.parents[1] / stamp).touch()
+    ended = make("runs", *environments, f"STORE={tmp_path}/my runs", "ARGS=--json")
+    assert ended.returncode == 0, ended.stderr
+    assert Path(f"{here}.log").read_text().splitlines() == ["-m", "trainer.runs", "--json"]
+    assert not Path(f"{aws}.log").exists()
+    assert make("runs", *environments, STORE="exported").returncode == 0
+    assert Path(f"{aws}.log").read_text().splitlines() == ["-m", "infra", "--make", "runs"]
 
 
 def test_folders_with_spaces_reach_the_container_and_no_other_folder_is_made(tmp_path: Path) -> None:

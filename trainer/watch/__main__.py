@@ -72,7 +72,10 @@ def watch_run(store: ObjectStore, options: Options) -> None:
         reader.start()
         if options.open:
             webbrowser.open(server.address)
-        server.serve_forever()
+        try:
+            server.serve_forever()
+        finally:
+            reader.stop()
 
 
 def main(arguments: list[str] | None = None) -> int:

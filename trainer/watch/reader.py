@@ -47,11 +47,17 @@ class RunReader:
         self._asked = threading.Event()
         self._asked_at = time.monotonic()
         self._changed = threading.Event()
+        self._stopped = threading.Event()
         self._beat: tuple[Any, float] = (None, time.monotonic())  # the newest heartbeat, and since when it is so
 
     def start(self) -> None:
         for work in (self._look_forever, self._build_forever):
             threading.Thread(target=work, daemon=True).start()
+
+    def stop(self) -> None:
+        """Let the threads end, after what they are reading."""
+        for event in (self._stopped, self._asked, self._changed):
+            event.set()
 
     def document(self, now: float) -> dict[str, Any]:
         """What the page shows at `now`, in Unix seconds. It reads nothing, and wakes the threads that do."""
@@ -112,16 +118,16 @@ class RunReader:
                 self.report, self.report_number = page, self.report_number + 1
 
     def _look_forever(self) -> None:
-        while True:
+        while not self._stopped.is_set():
             if time.monotonic() > self._asked_at + UNWATCHED_SECONDS:
                 self._asked.clear()
                 self._asked.wait()
             self.look()
-            time.sleep(self.seconds)
+            self._stopped.wait(self.seconds)
 
     def _build_forever(self) -> None:
-        while True:
+        while not self._stopped.is_set():
             self._changed.wait()
             self._changed.clear()
             self.build()
-            time.sleep(REPORT_SECONDS)
+            self._stopped.wait(REPORT_SECONDS)

@@ -38,6 +38,7 @@ def serving(reader: RunReader, port: int | None = 0) -> Iterator[PageServer]:
         finally:
             server.shutdown()
             thread.join()
+            reader.stop()
 
 
 def ask(server: PageServer, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -219,6 +220,7 @@ def test_the_store_is_read_little_and_not_at_all_while_nobody_looks(
     while len(asked) == before and time.monotonic() < deadline:
         time.sleep(0.02)
     assert len(asked) > before, "somebody looks again"
+    reader.stop()
 
 
 def test_ctrl_c_ends_the_command_at_once_though_a_browser_is_connected(folder: ObjectStore, tmp_path: Path) -> None:
