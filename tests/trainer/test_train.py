@@ -16,6 +16,7 @@ from tests.images import CLASSES, image_folder, parquet_folder
 from tests.runs import NETWORK, QUICK, QUICK_STEPS, Run, is_pending
 from tests.trainer.rows import learned, merged
 from trainer.contract import Exit, Phase
+from trainer.telemetry.samples import alerts_of, read_samples
 
 NewRun = Callable[..., Run]
 
@@ -52,6 +53,11 @@ def test_a_run_leaves_everything_that_the_key_table_names(whole: Run) -> None:
     assert any(re.fullmatch(r"runs/quick/metrics/1/\d{8}-\d{8}\.jsonl", key) for key in keys)
     assert any("/tensorboard/1/events.out.tfevents." in key for key in keys)
     assert any(re.fullmatch(r"checkpoints/quick/manifest/step-00000010\.1\.json", key) for key in keys)
+    told = [row["kind"] for row in alerts_of(read_samples(whole.store, "quick"))]
+    assert (told[0], told[-1]) == ("started", "finished")
+    observed = whole.json("heartbeat.json")["observed"]
+    assert [alert["kind"] for alert in observed["alerts"]] == told
+    assert observed["sample"]["process/observer_cores"] >= 0
     attempt = whole.json("attempts/1.json")
     assert attempt["exit"] == 0
     assert attempt["ended"] > attempt["started"]

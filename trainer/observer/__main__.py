@@ -109,6 +109,7 @@ class Observer:
             if "segment" in message:
                 with contextlib.suppress(ValueError):  # no trainer of ours wrote it
                     self.take_rows([parse_row(line) for line in segment.splitlines()])
+                self.tell_lifecycle()
             elif message.get("is_best"):
                 self.tell(best(self.rows, message["committed"]), message["committed"])
 
