@@ -107,13 +107,23 @@ def read_progress(bucket: ExplainedBucket, run_id: str, kept: KeptTails | None =
         checkpoint = pool.submit(read_checkpoint, bucket, run_id, skipped)
         attempts = pool.submit(read_attempts, bucket, run_id, ATTEMPTS_SHOWN)
         beat, heartbeat_at = read_heartbeat(bucket, run_id, skipped)
-        samples = pool.submit(read_samples_tail, bucket, run_id, beat.attempt if beat else 0, kept.samples)
+        samples = pool.submit(
+            lambda: read_samples_tail(
+                bucket, run_id, beat.attempt if beat else 0, age_of(attempts.result(), beat, heartbeat_at), kept.samples
+            )
+        )
         found = checkpoint.result()
         newest, rows = read_measured(bucket, run_id, beat, found, kept.metrics)
         measured, ledger, shape = samples.result(), attempts.result(), config.result() or Shape()
     progress = progress_of(beat, heartbeat_at, found, shape, newest)
     problems = (*skipped, *kept.problems(), *(one["problem"] for one in ledger if "problem" in one))
     return replace(progress, attempts=tuple(ledger), recent=Recent.of(rows, measured), skipped=problems)
+
+
+def age_of(attempts: Iterable[dict[str, Any]], beat: Beat | None, heartbeat_at: float) -> float:
+    """The seconds from an attempt's start to its newest heartbeat; 0 if nobody wrote its start down."""
+    started = [one.get("started", 0.0) for one in attempts if beat and one["attempt"] == beat.attempt]
+    return max(0.0, heartbeat_at - started[0]) if started and started[0] else 0.0
 
 
 def read_headline(bucket: ExplainedBucket, run_id: str) -> Progress:

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 
 from infra.operate.documents import Measured, parse_measured, parse_telemetry, segment_steps
 from infra.operate.runs import ExplainedBucket, ListedObject
@@ -18,8 +17,8 @@ from trainer.contract import metrics_key, run_key
 SEGMENT_BYTES = 64 << 20  # at most
 NEWEST = 6  # segments of each kind are read: some minutes of a run
 STEPS_BACK = 256  # where the list begins, before the step that is wanted; 16 times as far if that is too near
-PAGE = 1_000  # keys, as S3 lists them
-MARKS = (1_000, 2_000, 3_000, 4_000, 6_000, 8_000)  # numbers of telemetry's segments, after which the list may begin
+SEGMENTS_BACK = 16  # where the list of samples begins, before the number that is guessed
+SAMPLES_SECONDS = 60.0  # of a segment of samples: only a guess
 MOST_KEPT = 240  # segments
 
 
@@ -94,24 +93,28 @@ def covers(key: str, step: int) -> bool:
     return step > 0 and first <= step <= last
 
 
-def read_samples_tail(bucket: ExplainedBucket, run_id: str, attempt: int, kept: KeptRows) -> list[Measured]:
-    """The newest samples of an attempt's telemetry, in the order of their segments."""
+def read_samples_tail(
+    bucket: ExplainedBucket, run_id: str, attempt: int, seconds: float, kept: KeptRows
+) -> list[Measured]:
+    """The newest samples of an attempt that has run for so long, in the order of their segments."""
     folder = run_key(run_id, f"telemetry/{attempt}/")
     known = sorted(key for key in kept.rows if key.startswith(folder))
-    segments = list_numbered(bucket, folder, after=known[0][:-1] if known else "") if attempt else []
+    after = known[0][:-1] if known else ""  # just before the key
+    segments = list_numbered(bucket, folder, int(seconds / SAMPLES_SECONDS), after) if attempt else []
     kept.read(bucket, [o.key for o in segments[-NEWEST:]], parse_telemetry)
     return kept.newest(segments)
 
 
-def list_numbered(bucket: ExplainedBucket, folder: str, after: str = "") -> list[ListedObject]:
-    """The segments after a key, or the last of them where they are many. They are called `<number>.jsonl`.
+def list_numbered(bucket: ExplainedBucket, folder: str, guess: int, after: str = "") -> list[ListedObject]:
+    """The segments after a key, else the newest and some before. They are called `<number>.jsonl`.
 
-    They are numbered without gaps. So where one page does not end the list, these numbers are asked for at once.
+    They are looked for at the guessed number, then further and further before it.
     """
-    found = list(islice(bucket.list(folder, after=after), PAGE))
-    if len(found) == PAGE:
-        with ThreadPoolExecutor(len(MARKS)) as pool:
-            begun = pool.map(lambda n: next(bucket.list(folder, f"{folder}{n + NEWEST:06d}", page=1), None), MARKS)
-        last = max((number for number, one in zip(MARKS, begun, strict=True) if one), default=0)
-        found = list(bucket.list(folder, after=f"{folder}{last:06d}"))
-    return [o for o in found if re.fullmatch(r"[0-9]{1,15}\.jsonl", o.key.removeprefix(folder))]
+    back = SEGMENTS_BACK
+    while True:
+        begin = max(0, guess - back)
+        listed = bucket.list(folder, after=after or (f"{folder}{begin:06d}" if begin else ""))
+        found = [o for o in listed if re.fullmatch(r"[0-9]{1,15}\.jsonl", o.key.removeprefix(folder))]
+        if after or not begin or len(found) >= NEWEST:
+            return found
+        back *= 4

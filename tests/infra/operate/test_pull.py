@@ -35,11 +35,12 @@ def test_it_copies_the_run_with_the_layout_of_a_store(
     deployed: Deployed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     of_weights = {f"runs/{RUN}/model.json", f"runs/{RUN}/evaluations/imagenet-v2.json"}
-    for key in of_weights:
+    of_machine = {f"runs/{RUN}/telemetry/1/000000.jsonl"}
+    for key in of_weights | of_machine:
         deployed.put(key, {"network": "resnet50"})
     assert operate("pull", "--to", str(tmp_path)) == 0
     found = files(tmp_path)
-    assert of_weights < found
+    assert of_weights | of_machine < found
     assert {f"runs/{RUN}/report/index.html", f"runs/{RUN}/config.json", f"runs/{RUN}/spec.json"} < found
     assert sum(name.startswith(f"runs/{RUN}/metrics/1/") for name in found) == 3
     assert not any(name.startswith("checkpoints/") for name in found)

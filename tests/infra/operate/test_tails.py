@@ -16,7 +16,7 @@ from infra.operate.tails import MOST_KEPT
 from infra.run.values import MOST_BYTES
 from tests.infra.deployed import RUN, Deployed
 from tests.infra.operator import operate
-from trainer.contract import Lease, checkpoint_key, manifest_key, metrics_key, run_key
+from trainer.contract import Lease, attempt_key, checkpoint_key, manifest_key, metrics_key, run_key
 
 NOW = datetime.now(UTC)
 
@@ -68,6 +68,8 @@ def long_run() -> CountedBucket:
     add_segments(found, 0, 3334)
     add_samples(found, 0, 3334)
     beat(found, 100_019)
+    started = NOW.timestamp() - 3334 * 60
+    found.files[attempt_key(RUN, 1)] = json.dumps({"attempt": 1, "started": started}).encode()
     return found
 
 
@@ -83,8 +85,17 @@ def test_only_the_end_of_a_long_run_is_listed_and_read(bucket: CountedBucket) ->
     assert progress.recent.sample["gpu/utilization"] == pytest.approx(0.33)
     assert sum("metrics" in key for key in bucket.listed) < 20
     assert sum("metrics" in key for key in bucket.read_keys) == 6
-    assert sum("telemetry" in key for key in bucket.listed) < 1400
+    assert sum("telemetry" in key for key in bucket.listed) < 20
     assert sum("telemetry" in key for key in bucket.read_keys) == 6
+
+
+@pytest.mark.parametrize("started", [0.0, 5e9, 1e9])
+def test_the_newest_samples_are_found_wherever_they_are(bucket: CountedBucket, started: float) -> None:
+    body = {"attempt": 1, "started": NOW.timestamp() - 10 * 3334 * 60 if started == 1e9 else started}
+    bucket.files[attempt_key(RUN, 1)] = json.dumps(body).encode()  # not told, a clock that jumped, segments that lack
+    assert [at for at, _ in read_progress(bucket, RUN).recent.utilization] == [
+        1e9 + number for number in range(3328, 3334)
+    ]
 
 
 @pytest.mark.parametrize("steps", [1, 30, 600])
