@@ -23,7 +23,7 @@ METRICS = (
 )  # that are shown
 CURVES = ("time", "train/loss", "speed/data_wait_fraction")  # likewise, where they are numbers
 MOST_OF_SAMPLE = 1e20  # bytes, or a mask of 64 bits
-MOST_NAMES, MOST_TOLD = 100, 20  # of an observation
+MOST_NAMES, ALERTS_SHOWN = 100, 20  # of an observation
 TOLD_LEVELS = ("info", "warning", "error")
 Measured = dict[str, float]
 
@@ -69,7 +69,7 @@ class Observed:
         except ValueError as error:
             return cls(problem=str(error))
         alerts, told = list[TimedAlert](), found.get("alerts") or []
-        for one in told[-MOST_TOLD:] if isinstance(told, list) else [told]:
+        for one in told[-ALERTS_SHOWN:] if isinstance(told, list) else [told]:
             try:
                 alerts.append(TimedAlert.from_json(one))
             except ValueError as error:
