@@ -104,6 +104,10 @@ watch: $(VENV)/.trainer ## show RUN= in STORE= as it runs, on a page of this mac
 tensorboard: $(TRACK)/.trackers ## open TensorBoard on RUN= in STORE= (a folder, or s3://), and follow the run (ARGS="--port 7000")
 	@$(TRACK_ARGS) trainer.tensorboard
 
+.PHONY: track
+track: $(TRACK)/.trackers ## give RUN= to a tracker as it trains: TO=wandb, mlflow or trackio; again: goes on (ARGS=--once)
+	@$(TRACK_ARGS) trainer.trackers --to "$$TO"
+
 .PHONY: compare
 compare: $(VENV)/.trainer ## compare runs in STORE=: mean and deviation of top-1 and time, curves in one page (RUNS=digits-0,digits-1, ARGS="--output FILE")
 	$(call one-of,RUNS)

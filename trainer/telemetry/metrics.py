@@ -21,6 +21,7 @@ from trainer.store import ObjectInfo, ObjectStore
 from trainer.text import say
 
 Row = dict[str, Any]
+Segments = dict[str, list[Row]]  # by key; what is stored under one never changes
 SHIP_SECONDS = 30
 MOST_SEGMENT_BYTES = 64 << 20  # at most: a trainer writes one each half minute
 
@@ -91,18 +92,43 @@ def read_metrics(store: ObjectStore, run_id: str) -> list[Row]:
     An attempt begins with a row that says from which step of which attempt it goes on. From the last attempt that way
     leads back to the first; what an attempt logged beyond, or beside it, does not belong to the run.
     """
+    attempts = read_attempts(store, run_id)
+    return rows_until(attempts, last_attempt(store, run_id, begins_of(attempts)), float("inf"))
+
+
+def read_attempts(store: ObjectStore, run_id: str, known: Segments | None = None) -> dict[int, list[Row]]:
+    """The rows of each attempt. Segments that are `known` are not read again, and those that are read become known."""
     rows: dict[int, list[Row]] = {}
     folder = run_key(run_id, "metrics/")
     for info in store.list(folder):
         attempt, _, name = info.key.removeprefix(folder).partition("/")
         if re.fullmatch(r"[0-9]{1,15}", attempt) and is_segment(name):
-            rows.setdefault(int(attempt), []).extend(read_segment(store, info))
-    begins = {attempt: found[0] for attempt, found in rows.items() if found and found[0].get("event") == "start"}
-    ends = follow_back(begins.get, last_attempt(store, run_id, begins), float("inf")).ends
+            rows.setdefault(int(attempt), []).extend(read_unknown(store, info, known))
+    return rows
+
+
+def begins_of(attempts: Mapping[int, list[Row]]) -> dict[int, Row]:
+    """The first row of each attempt that says how it begins."""
+    return {attempt: found[0] for attempt, found in attempts.items() if found and found[0].get("event") == "start"}
+
+
+def rows_until(attempts: Mapping[int, list[Row]], attempt: int, step: float) -> list[Row]:
+    """The rows on the way from the start of the run to this step of this attempt, each step once."""
+    begins = begins_of(attempts)
+    ends = follow_back(begins.get, attempt, step).ends
     way = [
-        row for attempt in sorted(ends) if attempt in begins for row in rows[attempt] if row["step"] <= ends[attempt]
+        row for number in sorted(ends) if number in begins for row in attempts[number] if row["step"] <= ends[number]
     ]
     return merged(way)
+
+
+def read_unknown(store: ObjectStore, info: ObjectInfo, known: Segments | None) -> list[Row]:
+    """The rows of a segment, which is not read again if it is known. They are the caller's to change."""
+    if known is None:
+        return read_segment(store, info)
+    if info.key not in known:
+        known[info.key] = read_segment(store, info)
+    return [dict(row) for row in known[info.key]]
 
 
 def read_segment(store: ObjectStore, info: ObjectInfo) -> list[Row]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from trainer.contract import run_key
 from trainer.store import ObjectStore
-from trainer.telemetry.metrics import Row, read_segment
+from trainer.telemetry.metrics import Row, Segments, read_unknown
 
 SAMPLE_SECONDS = 10.0
 FOLDER = "telemetry/"
@@ -24,14 +24,17 @@ def samples_key(run_id: str, attempt: int, number: int) -> str:
     return run_key(run_id, f"{FOLDER}{attempt}/{number:06d}.jsonl")
 
 
-def read_samples(store: ObjectStore, run_id: str) -> list[Row]:
-    """All rows of all attempts, in the order of attempts and time. Each has "attempt". Raises StoreError."""
+def read_samples(store: ObjectStore, run_id: str, known: Segments | None = None) -> list[Row]:
+    """All rows of all attempts, in the order of attempts and time. Each has "attempt". Raises StoreError.
+
+    Segments that are `known` are not read again, and those that are read become known.
+    """
     folder = run_key(run_id, FOLDER)
     rows: list[Row] = []
     for info in store.list(folder):
         found = re.fullmatch(r"([0-9]{1,15})/[0-9]{1,15}\.jsonl", info.key.removeprefix(folder))
         if found:
-            rows += [row | {"attempt": int(found[1])} for row in read_segment(store, info)]
+            rows += [row | {"attempt": int(found[1])} for row in read_unknown(store, info, known)]
     return sorted(rows, key=lambda row: (row["attempt"], row["time"]))
 
 
