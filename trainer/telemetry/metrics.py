@@ -92,11 +92,11 @@ def read_metrics(store: ObjectStore, run_id: str) -> list[Row]:
     An attempt begins with a row that says from which step of which attempt it goes on. From the last attempt that way
     leads back to the first; what an attempt logged beyond, or beside it, does not belong to the run.
     """
-    attempts = read_attempts(store, run_id)
+    attempts = rows_by_attempt(store, run_id)
     return rows_until(attempts, last_attempt(store, run_id, begins_of(attempts)), float("inf"))
 
 
-def read_attempts(store: ObjectStore, run_id: str, known: Segments | None = None) -> dict[int, list[Row]]:
+def rows_by_attempt(store: ObjectStore, run_id: str, known: Segments | None = None) -> dict[int, list[Row]]:
     """The rows of each attempt. Segments that are `known` are not read again, and those that are read become known."""
     rows: dict[int, list[Row]] = {}
     folder = run_key(run_id, "metrics/")

@@ -23,7 +23,7 @@ from trainer.contract import CRASH, Exit, RunEnv, UserError
 from trainer.store import ObjectStore, StoreError, open_store
 from trainer.telemetry.metrics import Row
 from trainer.text import forgive_output, say, tell
-from trainer.trackers.committed import CommittedRows, check_exists, read_config
+from trainer.trackers.committed import CommittedRows, check_exists, config_of
 from trainer.trackers.tracker import (
     TRACKERS,
     Position,
@@ -34,7 +34,7 @@ from trainer.trackers.tracker import (
     open_tracker,
 )
 
-POLL_SECONDS = 20.0
+LOOK_SECONDS = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class Feed:
 
     def give(self, rows: Sequence[Row], began: float) -> None:
         if self.tracker is None:
-            run = TrackedRun(self.run_id, began, read_config(self.store, self.run_id))
+            run = TrackedRun(self.run_id, began, config_of(self.store, self.run_id))
             self.tracker = open_tracker(self.to, run)
             self.position = self.tracker.position()
         if complaint := undone(rows, self.position):
@@ -117,7 +117,7 @@ def undone(rows: Sequence[Row], position: Position | None) -> str:
     )
 
 
-def follow(feed: Feed, *, once: bool) -> None:
+def feed_until_end(feed: Feed, *, once: bool) -> None:
     """Until the run ends. Raises UserError; and StoreError and TrackerError, if it is for once."""
     while True:
         try:
@@ -125,21 +125,21 @@ def follow(feed: Feed, *, once: bool) -> None:
         except (StoreError, TrackerError) as error:
             if once:
                 raise
-            feed.tell_once(f"{error}: trying again every {POLL_SECONDS:.0f} s")
+            feed.tell_once(f"{error}: trying again every {LOOK_SECONDS:.0f} s")
         if once or feed.ended:
             return
-        time.sleep(POLL_SECONDS)
+        time.sleep(LOOK_SECONDS)
 
 
 @contextmanager
-def alone(store: ObjectStore, run_id: str, to: str) -> Iterator[None]:
+def only_one(store: ObjectStore, run_id: str, to: str) -> Iterator[None]:
     """Raises UserError while another process of this machine feeds the same: both would give the same steps."""
     digest = hashlib.sha256(f"{store.uri} {run_id} {to}".encode()).hexdigest()[:16]
     with Path(tempfile.gettempdir(), f"resnet-spot-track-{os.getuid()}-{digest}.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another `make track` gives run {run_id!r} to {TRACKERS[to]}: end it first") from None
+            raise UserError(f"another `make track` gives run {run_id!r} to {TRACKERS[to][1]}: end it first") from None
         yield
 
 
@@ -149,9 +149,9 @@ def track(options: Options) -> Exit:
     store = open_store(options.store)
     check_exists(store, options.run_id)
     feed = Feed(store, options.run_id, to)
-    with alone(store, options.run_id, to):
+    with only_one(store, options.run_id, to):
         try:
-            follow(feed, once=options.once)
+            feed_until_end(feed, once=options.once)
         finally:
             feed.close()
     if feed.ended:
@@ -160,9 +160,10 @@ def track(options: Options) -> Exit:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = {name: os.environ.get(RunEnv.variable(name)) or tyro.MISSING for name in ("store", "run_id")}
+    store, run_id = (os.environ.get(RunEnv.variable(name)) or tyro.MISSING for name in ("store", "run_id"))
+    given = Options(store=store, run_id=run_id)
     try:
-        options = tyro.cli(Options, default=Options(**given), prog="python -m trainer.trackers", args=arguments)
+        options = tyro.cli(Options, default=given, prog="python -m trainer.trackers", args=arguments)
     except SystemExit as stop:  # tyro has said what is wrong
         return Exit.USER if stop.code else Exit.FINISHED
     signal.signal(signal.SIGTERM, signal.default_int_handler)

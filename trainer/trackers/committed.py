@@ -7,7 +7,7 @@ one. So the rows below the newest checkpoint's step count, and all of them once 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from trainer.checkpoint.line import list_manifests
 from trainer.contract import UserError, attempt_key, parse_manifest_key, run_key
 from trainer.store import NotFoundError, ObjectStore
-from trainer.telemetry.metrics import Row, Segments, begins_of, last_attempt, read_attempts, rows_until
+from trainer.telemetry.metrics import Row, Segments, begins_of, last_attempt, rows_by_attempt, rows_until
 from trainer.telemetry.samples import read_samples
 from trainer.values import as_whole, parse_object
 
@@ -56,7 +56,7 @@ class CommittedRows:
         """With the rows of events."""
         if not (newest or is_finished):
             return []
-        attempts = read_attempts(self.store, self.run_id, self.segments)
+        attempts = rows_by_attempt(self.store, self.run_id, self.segments)
         if is_finished:
             return rows_until(attempts, last_attempt(self.store, self.run_id, begins_of(attempts)), float("inf"))
         attempt, step = parse_manifest_key(newest) or (0, 0)
@@ -89,7 +89,7 @@ def check_exists(store: ObjectStore, run_id: str) -> None:
         raise UserError(f"{store.uri} has no run {run_id!r}: check the names (RUN=, STORE=); `make runs` lists them")
 
 
-def read_config(store: ObjectStore, run_id: str) -> dict[str, Any]:
+def config_of(store: ObjectStore, run_id: str) -> dict[str, Any]:
     """The config of the run; {} where there is none that can be read. Raises StoreError."""
     try:
         return parse_object(store.get(run_key(run_id, "config.json")))
@@ -97,7 +97,7 @@ def read_config(store: ObjectStore, run_id: str) -> dict[str, Any]:
         return {}
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Its options with their values as text: ("optim.peak_lr", "0.4")."""
     for name, value in config.items():
         if isinstance(value, dict):

@@ -20,11 +20,8 @@ from trainer.text import say
 from trainer.trackers.committed import FAILED, FINISHED, flat
 from trainer.trackers.tracker import PROJECT, Position, TrackedRun, TrackerError, numbers, without_secrets
 
-TAG = "resnet-spot.run"
+RUN_TAG = "resnet-spot.run"
 METRICS_OF_A_BATCH, OPTIONS_OF_A_BATCH, LETTERS_OF_AN_OPTION = 1000, 100, 6000  # MLflow takes no more
-
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before it is imported
-os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # else MLflow 3.7 and later refuse a folder
 
 
 def tracking_address() -> str:
@@ -41,10 +38,12 @@ def tracking_address() -> str:
     return Path(unquote(urlsplit(given).path) or "mlruns").absolute().as_uri()
 
 
-class Experiment:
+class ExperimentRun:
     """The run in an experiment: that of MLFLOW_EXPERIMENT_NAME, else resnet-spot."""
 
     def __init__(self, run: TrackedRun) -> None:
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before it is imported
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # else MLflow 3 refuses a folder
         from mlflow import MlflowClient
 
         address = tracking_address()
@@ -65,13 +64,15 @@ class Experiment:
         experiment = self.client.get_experiment_by_name(self.name)
         if experiment is None:
             return ""
-        found = self.client.search_runs([experiment.experiment_id], f"tags.`{TAG}` = '{run.key}'")
+        found = self.client.search_runs([experiment.experiment_id], f"tags.`{RUN_TAG}` = '{run.key}'")
         return str(found[0].info.run_id) if found else ""
 
     def create(self, run: TrackedRun) -> str:
         experiment = self.client.get_experiment_by_name(self.name)
         at = experiment.experiment_id if experiment else self.client.create_experiment(self.name)
-        made = self.client.create_run(at, start_time=int(run.began * 1000), tags={TAG: run.key}, run_name=run.run_id)
+        made = self.client.create_run(
+            at, start_time=int(run.began * 1000), tags={RUN_TAG: run.key}, run_name=run.run_id
+        )
         return str(made.info.run_id)
 
     def put_config(self, run: TrackedRun) -> None:
@@ -86,8 +87,6 @@ class Experiment:
     def position(self) -> Position | None:
         """The last step before the newest, of which the last batch may have brought a part."""
         times: dict[int, float] = {}
-        if self.folder:
-            remove_empty(self.folder.glob(f"*/{self.id}/metrics/**/*"))
         with mlflow_errors():
             for name in self.client.get_run(self.id).data.metrics:
                 for metric in self.client.get_metric_history(self.id, name):
@@ -123,7 +122,8 @@ class Experiment:
 
 
 def clear_cut_files(folder: Path) -> None:
-    """Remove the experiments and runs that a killed command has begun and left empty: MLflow fails on them."""
+    """Remove the experiments, runs and metrics that a killed command has begun and left empty: MLflow fails on them."""
+    remove_empty(folder.glob("*/*/metrics/**/*"))
     begun = [path for path in folder.glob("*") if path.name.isdecimal()]
     begun += [path for path in folder.glob("*/*") if re.fullmatch(r"[0-9a-f]{32}", path.name)]
     for path in begun:
@@ -147,7 +147,3 @@ def mlflow_errors() -> Iterator[None]:
         yield
     except (MlflowException, OSError) as error:
         raise TrackerError(f"MLflow: {without_secrets(str(error))}") from error
-
-
-def connect(run: TrackedRun) -> Experiment:
-    return Experiment(run)

@@ -15,8 +15,12 @@ from trainer.telemetry.metrics import Row
 
 PROJECT = "resnet-spot"  # where runs go, unless the tracker's own variable names another
 
-# To add one: a module of its name beside this one, with `connect(run: TrackedRun) -> Tracker`, and its name here.
-TRACKERS = {"wandb": "Weights & Biases", "mlflow": "MLflow", "trackio": "Trackio"}
+# To add one: its class, in a module of its name beside this one, and here the class and what people call it.
+TRACKERS = {
+    "wandb": ("HostedRun", "Weights & Biases"),
+    "mlflow": ("ExperimentRun", "MLflow"),
+    "trackio": ("LocalRun", "Trackio"),
+}
 
 METRIC_NAME = re.compile(r"[A-Za-z0-9_.-]{1,60}(/[A-Za-z0-9_.-]{1,60}){1,4}")
 
@@ -66,7 +70,7 @@ class Tracker(Protocol):
 def open_tracker(name: str, run: TrackedRun) -> Tracker:
     """The run at the tracker, which is made if it is not there. Raises UserError, TrackerError."""
     module = import_module(f"trainer.trackers.{check_tracker(name)}")
-    tracker: Tracker = module.connect(run)
+    tracker: Tracker = getattr(module, TRACKERS[name][0])(run)
     return tracker
 
 

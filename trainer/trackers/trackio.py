@@ -16,15 +16,17 @@ from trainer.telemetry.metrics import Row
 from trainer.text import say
 from trainer.trackers.tracker import PROJECT, Position, TrackedRun, TrackerError, numbers
 
-ROWS = 500  # in one transaction
-
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+ROWS_OF_A_TRANSACTION = 500
 
 
-class LocalProject:
-    """The run in Trackio's database."""
+class LocalRun:
+    """The run in Trackio's database. It stays on this machine, also where a Space is named."""
 
     def __init__(self, run: TrackedRun) -> None:
+        for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
+            if os.environ.get(name):
+                say(f"{name} is set: rows go into the local database; `trackio sync --project {PROJECT}` sends them")
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before it is imported
         from trackio.sqlite_storage import SQLiteStorage
         from trackio.utils import TRACKIO_DIR
 
@@ -47,8 +49,8 @@ class LocalProject:
         began = datetime.fromtimestamp(self.run.began, UTC).isoformat()
         config = {"_Created": began, "_Username": None, "_Group": None, **self.run.config}
         with database_errors():
-            for first in range(0, len(rows), ROWS):
-                some = rows[first : first + ROWS]
+            for first in range(0, len(rows), ROWS_OF_A_TRANSACTION):
+                some = rows[first : first + ROWS_OF_A_TRANSACTION]
                 self.storage.bulk_log(
                     PROJECT, self.run.run_id, [numbers(row) for row in some], [row["step"] for row in some],
                     timestamps=[datetime.fromtimestamp(row["time"], UTC).isoformat() for row in some],
@@ -65,11 +67,3 @@ def database_errors() -> Iterator[None]:
         yield
     except (sqlite3.Error, OSError) as error:
         raise TrackerError(f"Trackio: {error}") from error
-
-
-def connect(run: TrackedRun) -> LocalProject:
-    """Rows stay on this machine, also where a Space is named: `trackio sync` sends them."""
-    for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
-        if os.environ.get(name):
-            say(f"{name} is set: rows go into the local database, and `trackio sync --project {PROJECT}` sends them")
-    return LocalProject(run)

@@ -21,17 +21,16 @@ from trainer.trackers.committed import FAILED
 from trainer.trackers.tracker import PROJECT, Position, TrackedRun, TrackerError, numbers, without_secrets
 
 BLOCK = 32 << 10  # of LevelDB's log format, in which W&B writes its files, after 7 bytes of its own
-FILE_HEADER, HEADER = 7, struct.Struct("<IHB")  # checksum, length, kind
-WHOLE, LAST = 1, 4  # kinds of a record's part; others are followed by more
-PATIENCE_SECONDS = 120.0
-
-os.environ["WANDB_ERROR_REPORTING"] = "false"  # before it is imported
+FILE_HEADER, PART_HEADER = 7, struct.Struct("<IHB")  # checksum, length, kind
+ENDS_RECORD = (1, 4)  # kinds of a part: the whole of a record, or its last; others are followed by more
+WRITERS_SECONDS = 120.0
 
 
 class HostedRun:
     """The run at W&B, or in a file that `wandb sync` takes there."""
 
     def __init__(self, run: TrackedRun) -> None:
+        os.environ["WANDB_ERROR_REPORTING"] = "false"  # before it is imported
         import wandb
         from pydantic import ValidationError
 
@@ -50,7 +49,7 @@ class HostedRun:
             raise UserError(f"W&B does not take a setting: {wrong}; correct its WANDB_… variable") from None
         self.offline = settings._offline
         check_mode(settings.mode, [] if self.offline else before)
-        self.written = newest_of(before) if self.offline else None
+        self.written = newest_written(before) if self.offline else None
         with wandb_errors():
             self.hosted = wandb.init(id=run.key, name=run.run_id, config=dict(run.config), resume="allow", settings=own)
         self.where = f"W&B's run {run.key} {f'in {self.folder}' if self.offline else f'at {self.hosted.url}'}"
@@ -86,7 +85,7 @@ def check_mode(mode: str, before: Sequence[Path]) -> None:
         raise UserError(f"this run has files written offline: first `wandb sync --id {waiting[0].stem[4:]} {folders}`")
 
 
-def newest_of(files: Sequence[Path]) -> Position | None:
+def newest_written(files: Sequence[Path]) -> Position | None:
     """The newest step in these files. What was cut at their ends does not count."""
     steps = (step for file in files for step in history(file.read_bytes()))
     return max(steps, key=lambda one: one.step, default=None)
@@ -108,25 +107,25 @@ def records(body: bytes) -> Iterator[bytes]:
     at, parts = FILE_HEADER, b""
     while True:
         left = BLOCK - at % BLOCK
-        if left < HEADER.size:  # too short for another part: it is zeros
+        if left < PART_HEADER.size:  # too short for another part: it is zeros
             at += left
             continue
-        if at + HEADER.size > len(body):
+        if at + PART_HEADER.size > len(body):
             return
-        _, length, kind = HEADER.unpack_from(body, at)
-        at += HEADER.size
+        _, length, kind = PART_HEADER.unpack_from(body, at)
+        at += PART_HEADER.size
         if at + length > len(body):
             return
         parts += body[at : at + length]
         at += length
-        if kind in (WHOLE, LAST):
+        if kind in ENDS_RECORD:
             yield parts
             parts = b""
 
 
 def wait_for_writers(files: Sequence[Path]) -> None:
     """Wait until nobody writes these: W&B's own process lives on for a moment after a command that was killed."""
-    names, deadline = {str(file.resolve()) for file in files}, time.monotonic() + PATIENCE_SECONDS
+    names, deadline = {str(file.resolve()) for file in files}, time.monotonic() + WRITERS_SECONDS
     while names and names & opened():
         if time.monotonic() > deadline:
             raise TrackerError(f"another process has files of this run open in {files[0].parent.parent}")
@@ -152,7 +151,3 @@ def wandb_errors() -> Iterator[None]:
         raise UserError(f"W&B: {without_secrets(str(error))}") from error
     except (wandb.Error, OSError) as error:
         raise TrackerError(f"W&B: {without_secrets(str(error))}") from error
-
-
-def connect(run: TrackedRun) -> HostedRun:
-    return HostedRun(run)

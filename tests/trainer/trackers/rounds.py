@@ -26,9 +26,7 @@ IMPORTED = {
     "trackio": ["trackio.sqlite_storage"],
 }
 OURS = "trainer/trackers/"
-
-
-PARTS = ("connect", "feed", "close")  # functions of our modules about a tracker: what happens there may be cut
+PARTS = ("open_tracker", "feed", "close")  # functions of our modules about a tracker: what happens there may be cut
 
 
 def play(
@@ -83,7 +81,7 @@ def history_rows(paths: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    command.POLL_SECONDS = 0.1
+    command.LOOK_SECONDS = 0.1
     for name in IMPORTED[sys.argv[1]]:
         import_module(name)
     for line in sys.stdin:

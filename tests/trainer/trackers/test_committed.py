@@ -11,7 +11,7 @@ from tests.trainer.trackers.growing import Growing, lines
 from trainer.contract import Exit, attempt_key, metrics_key, run_key
 from trainer.store import ObjectStore, open_store
 from trainer.telemetry.metrics import read_metrics, start_row
-from trainer.trackers.__main__ import alone, main
+from trainer.trackers.__main__ import main, only_one
 from trainer.trackers.committed import FAILED, FINISHED, CommittedRows
 from trainer.trackers.tracker import TRACKERS, TrackedRun, numbers, without_secrets
 
@@ -123,7 +123,7 @@ def test_a_run_without_a_checkpoint_has_nothing_to_give_and_no_tracker_is_opened
 
 @pytest.mark.parametrize("to", TRACKERS)
 def test_two_commands_do_not_feed_one_run_at_once(to: str, run: Growing, capfd: pytest.CaptureFixture[str]) -> None:
-    with alone(run.store, RUN, to):
+    with only_one(run.store, RUN, to):
         status, text = said(capfd, "--store", run.store.uri, "--run-id", RUN, "--to", to, "--once")
     assert status == Exit.USER
     assert "another `make track`" in text

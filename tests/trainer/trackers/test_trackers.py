@@ -8,6 +8,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.trainer.trackers.conftest import Rounds, Values
 from tests.trainer.trackers.growing import Growing
 from trainer.contract import Exit
@@ -15,7 +17,7 @@ from trainer.store import open_store
 from trainer.telemetry.metrics import read_metrics
 
 STEPS = 150
-KILLED_IN = ("connect", "feed", "feed", "close", "feed", "connect", "feed", "feed", "close", "feed")
+KILLED_IN = ("open_tracker", "feed", "feed", "close", "feed", "open_tracker", "feed", "feed", "close", "feed")
 
 
 def logged(uri: str, run_id: str) -> Values:
@@ -104,3 +106,58 @@ def test_ctrl_c_ends_it_cleanly_and_the_next_one_goes_on(rounds: Rounds, tmp_pat
     run.finish()
     assert rounds.track(uri, "stopped")["status"] == Exit.FINISHED
     assert as_text(without_samples(rounds.held("stopped"))) == as_text(logged(uri, "stopped"))
+
+
+@pytest.mark.parametrize("rounds", ["trackio"], indirect=True)
+def test_a_run_in_s3_is_given_too(rounds: Rounds, s3_uri: str, aws_environ: dict[str, str]) -> None:
+    run = Growing(open_store(s3_uri), "in-s3")
+    run.grow(20)
+    run.grow(20, whole=True)
+    run.finish()
+    ended = rounds.track(s3_uri, "in-s3", environ=aws_environ)
+    assert ended["status"] == Exit.FINISHED, ended["said"]
+    assert as_text(without_samples(rounds.held("in-s3"))) == as_text(logged(s3_uri, "in-s3"))
+
+
+@pytest.mark.parametrize("rounds", ["mlflow"], indirect=True)
+def test_what_a_killed_mlflow_left_empty_is_no_obstacle(rounds: Rounds, tmp_path: Path) -> None:
+    run = Growing(open_store(uri := str(tmp_path)), "begun")
+    run.grow(20)
+    (rounds.folder / "123456").mkdir(parents=True)
+    (rounds.folder / "234567").mkdir()
+    (rounds.folder / "234567/meta.yaml").touch()
+    assert rounds.track(uri, "begun", "--once")["status"] == Exit.FINISHED
+    tag = next(path for path in rounds.folder.glob("*/*/tags/mlflow.runName") if path.read_text() == "begun")
+    for name in ("0" * 32, "1" * 32):
+        (tag.parents[2] / name).mkdir()
+    (tag.parents[2] / ("1" * 32) / "meta.yaml").touch()
+    (tag.parents[1] / "metrics/val/top1").unlink(missing_ok=True)
+    (tag.parents[1] / "metrics/val").mkdir(exist_ok=True)
+    (tag.parents[1] / "metrics/val/top1").touch()
+    run.grow(60, whole=True)
+    run.finish()
+    ended = rounds.track(uri, "begun")
+    assert ended["status"] == Exit.FINISHED, ended["said"]
+    assert as_text(without_samples(rounds.held("begun"))) == as_text(logged(uri, "begun"))
+
+
+@pytest.mark.parametrize("rounds", ["wandb"], indirect=True)
+def test_steps_that_wait_offline_are_not_given_again_online_and_no_key_is_told(rounds: Rounds, tmp_path: Path) -> None:
+    run = Growing(open_store(uri := str(tmp_path)), "offline")
+    run.grow(20)
+    assert rounds.track(uri, "offline", "--once")["status"] == Exit.FINISHED
+    online = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "sesame-sesame"}
+    ended = rounds.track(uri, "offline", "--once", environ=online)
+    assert ended["status"] == Exit.USER, ended["said"]
+    assert "first `wandb sync --id offline-" in ended["said"]
+    assert "sesame" not in ended["said"]
+
+
+@pytest.mark.parametrize("rounds", ["mlflow"], indirect=True)
+def test_a_database_of_mlflow_is_refused_with_the_way_round(rounds: Rounds, tmp_path: Path) -> None:
+    run = Growing(open_store(uri := str(tmp_path)), "databank")
+    run.grow(20)
+    ended = rounds.track(uri, "databank", "--once", environ={"MLFLOW_TRACKING_URI": "postgresql://me:open@host/x"})
+    assert ended["status"] == Exit.USER, ended["said"]
+    assert "mlflow server" in ended["said"]
+    assert "open" not in ended["said"]
