@@ -67,14 +67,23 @@ class Aws:
 
     def outputs(self, stack: str) -> dict[str, str]:
         """The outputs of a stack. Returns {} if there is no such stack."""
+        with explained(f"the stack {stack}"):
+            found = self.stack(stack)
+        return {output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", [])}
+
+    def stack(self, name: str) -> dict[str, Any]:
+        """CloudFormation's description of a stack. Returns {} where CloudFormation itself says that there is none.
+
+        Raises what botocore raises. "Token for me does not exist" of a login is no word of CloudFormation.
+        """
         try:
-            with explained(f"the stack {stack}"):
-                (found,) = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"]
-        except AwsError as error:
-            if "does not exist" in str(error.__cause__):
+            (found,) = self.client("cloudformation").describe_stacks(StackName=name)["Stacks"]
+        except botocore.exceptions.ClientError as error:
+            said = error.response["Error"]
+            if said.get("Code") == "ValidationError" and "does not exist" in said.get("Message", ""):
                 return {}
             raise
-        return {output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", [])}
+        return dict(found)
 
 
 @cache

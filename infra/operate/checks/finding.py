@@ -10,7 +10,7 @@ from infra.operate.planning.plan import Plan
 from infra.operate.planning.refusals import types_of
 from infra.operate.planning.work import work_of
 from infra.operate.runs import ExplainedBucket
-from infra.operate.session import Aws
+from infra.operate.session import Aws, AwsError
 
 INFRA = ".venv-infra/bin/python -m infra"  # for what no make target says
 
@@ -47,7 +47,7 @@ class Wanted:
     installation: Installation
     request: Request
     plan: Plan | None = None  # where it was made already
-    outputs: dict[str, str] = field(default_factory=dict)  # of both stacks, as far as they exist
+    outputs: dict[str, str] | AwsError = field(default_factory=dict)  # of the storage stack, {} if there is none
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -66,6 +66,9 @@ class Wanted:
 
     @property
     def bucket(self) -> ExplainedBucket | None:
+        """None if the storage stack is not deployed. Raises AwsError if AWS did not tell whether it is."""
+        if isinstance(self.outputs, AwsError):
+            raise self.outputs
         name = self.outputs.get(Output.BUCKET)
         return ExplainedBucket(self.aws.client("s3"), name) if name else None
 

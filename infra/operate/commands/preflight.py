@@ -157,8 +157,8 @@ def make(one: Check, wanted: Wanted) -> Finding:
         return Finding("unknown", account.why(error))
 
 
-def _outputs(wanted: Wanted) -> dict[str, str]:
+def _outputs(wanted: Wanted) -> dict[str, str] | AwsError:
     try:
         return wanted.aws.outputs(wanted.installation.storage_stack)
-    except AwsError:
-        return {}
+    except AwsError as error:
+        return error

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from botocore.exceptions import ClientError
-
 from infra.config import Installation, Tag
 from infra.operate.session import Aws, explained
 from infra.run import fleet
@@ -165,13 +163,8 @@ def stack(aws: Aws, name: str) -> list[LeftOver]:
 
 def stack_status(aws: Aws, name: str) -> str:
     """The status of a stack, or "" if it does not exist."""
-    try:
-        (stack,) = aws.client("cloudformation").describe_stacks(StackName=name)["Stacks"]
-    except ClientError as error:
-        if "does not exist" in str(error):
-            return ""
-        raise
-    return "" if stack["StackStatus"] == "DELETE_COMPLETE" else str(stack["StackStatus"])
+    status = str(aws.stack(name).get("StackStatus", ""))
+    return "" if status == "DELETE_COMPLETE" else status
 
 
 def tagged(installation: Installation) -> list[dict[str, Any]]:
