@@ -6,16 +6,19 @@ Exit codes: 0 done, 2 usage, 3 preflight failed, 4 AWS refused, 5 left-overs fou
 from __future__ import annotations
 
 import argparse
+import getpass
 import io
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 
 import boto3
+from botocore.exceptions import BotoCoreError, ClientError
 
 from infra.operate.command_line import CommandLine
-from infra.operate.session import Aws, AwsError, ExitCode, load_installation
+from infra.operate.session import Aws, AwsError, ExitCode, explained, load_installation, reason_of, sentence
 from infra.operate.terminal import show_line, show_traceback
 from trainer.contract import UserError
 
@@ -48,17 +51,29 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> argparse.Name
     return parser.parse_args(arguments)
 
 
+def open_session() -> boto3.Session:
+    """Raises AwsError if AWS_PROFILE names no profile."""
+    region = os.environ.get("AWS_REGION") or None  # boto3 alone reads only AWS_DEFAULT_REGION
+    with explained("your AWS credentials"):
+        return boto3.Session(region_name=region)
+
+
 def main() -> int:
+    warnings.simplefilter("error", getpass.GetPassWarning)  # nobody could type an MFA code
     options = parse(sys.argv[1:], os.environ)
+    aws: Aws | None = None
     try:
         installation = load_installation(options.context)
-        region = os.environ.get("AWS_REGION") or None  # boto3 alone reads only AWS_DEFAULT_REGION
-        return int(options.run(Aws(boto3.Session(region_name=region)), installation, options))
+        aws = Aws(open_session())
+        return int(options.run(aws, installation, options))
     except UserError as error:
         show_line(f"error: {error}", file=sys.stderr)
         return ExitCode.USAGE
     except AwsError as error:
-        show_line(f"error: {error}", file=sys.stderr)
+        show_line(f"error: {reason_of(aws, error) if aws else error}", file=sys.stderr)
+        return ExitCode.REFUSED
+    except (BotoCoreError, ClientError) as error:
+        show_line(f"error: {sentence(error)}", file=sys.stderr)
         return ExitCode.REFUSED
     except BrokenPipeError:
         return ExitCode.DONE

@@ -5,6 +5,7 @@ Every call to AWS of the operator's commands goes through `Aws.client`.
 
 from __future__ import annotations
 
+import getpass
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import botocore.exceptions
 from botocore.config import Config
 
 from infra.config import ROOT, Installation, context_key
+from infra.operate import credentials
 from trainer.contract import UserError
 
 MOST_CONNECTIONS = 32  # to a service at once; what more threads open is thrown away after each request
@@ -26,6 +28,8 @@ BOTO_CONFIG = Config(
     connect_timeout=5, read_timeout=20, max_pool_connections=MOST_CONNECTIONS,
     retries={"mode": "standard", "max_attempts": 4},
 )  # fmt: skip
+QUICK_CONFIG = Config(connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 1})
+OF_AWS = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, OSError)
 
 
 class ExitCode(IntEnum):
@@ -51,7 +55,9 @@ class Aws:
     session: boto3.Session
 
     def client(self, service: str) -> Any:
-        return _client(self.session, service)
+        """Raises AwsError if the profile's credentials cannot be read."""
+        with explained("your AWS credentials"):
+            return _client(self.session, service)
 
     @property
     def region(self) -> str:
@@ -96,23 +102,48 @@ def explained(what: str) -> Iterator[None]:
     """Turn botocore's errors into AwsErrors. The usual ones say how to fix them."""
     try:
         yield
-    except botocore.exceptions.NoCredentialsError as error:
-        raise AwsError(
-            f"{what}: there are no AWS credentials: export AWS_PROFILE=… or AWS_ACCESS_KEY_ID=… and "
-            "AWS_SECRET_ACCESS_KEY=…, or run `aws configure` or `aws sso login`"
-        ) from error
     except botocore.exceptions.NoRegionError as error:
         raise AwsError(f"{what}: no AWS region is set: export AWS_REGION=us-east-1, or run `aws configure`") from error
-    except botocore.exceptions.ClientError as error:
+    except (*OF_AWS, EOFError, getpass.GetPassWarning) as error:
+        raise AwsError(f"{what}: {sentence(error)}") from error
+
+
+def sentence(error: BaseException) -> str:
+    """What botocore's error means, and what to do."""
+    if trouble := credentials.trouble(error):
+        return trouble
+    if isinstance(error, botocore.exceptions.ClientError):
         code, said = error.response["Error"].get("Code", ""), error.response["Error"].get("Message", "")
-        fix = ""
-        if code in ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidClientTokenId"):
-            fix = ": renew your credentials (`aws sso login`, or export new ones)"
-        elif "AccessDenied" in code or "Unauthorized" in code:
-            fix = ": your user or role lacks this permission; ask the account's administrator"
-        raise AwsError(f"{what}: AWS refused ({code}): {said}{fix}") from error
-    except (botocore.exceptions.BotoCoreError, OSError) as error:
-        raise AwsError(f"{what}: AWS cannot be reached: {error}; check the network and AWS_REGION") from error
+        is_denied = "AccessDenied" in code or "Unauthorized" in code
+        fix = ": your user or role lacks this permission; ask the account's administrator" if is_denied else ""
+        return f"AWS refused ({code}): {said}{fix}"
+    if isinstance(error, OSError) and error.filename:
+        return str(error)
+    return f"AWS cannot be reached: {error}; check the network and AWS_REGION"
+
+
+def reason_of(aws: Aws, error: AwsError) -> str:
+    """What the error says. Where AWS does not know the keys, that the region is closed, if it is."""
+    cause = error.__cause__
+    is_unknown = isinstance(cause, botocore.exceptions.ClientError) and (
+        cause.response["Error"].get("Code") in credentials.UNKNOWN_KEYS
+    )
+    return closed_region(aws) or str(error) if is_unknown else str(error)
+
+
+def closed_region(aws: Aws) -> str:
+    """Says that the account has not enabled the region, where that is so. AWS knows no keys of the account there."""
+    home = aws.session.client("ec2", region_name="us-east-1", config=QUICK_CONFIG)
+    try:
+        (found,) = home.describe_regions(RegionNames=[aws.region], AllRegions=True)["Regions"]
+    except (*OF_AWS, ValueError):
+        return ""
+    if found.get("OptInStatus") != "not-opted-in":
+        return ""
+    return (
+        f"this account has not enabled the region {aws.region}: "
+        f"`aws account enable-region --region us-east-1 --region-name {aws.region}`, or export AWS_REGION=us-east-1"
+    )
 
 
 def load_installation(overrides: Sequence[str], root: Path = ROOT) -> Installation:

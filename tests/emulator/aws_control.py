@@ -83,8 +83,10 @@ def rest_operations(service: str) -> list[tuple[str, str, re.Pattern[str], set[s
 def call_of(environ: WSGIEnvironment) -> str:
     """`service.Action` of a request, with the service's name in boto3; "" where it is no call of AWS."""
     scope = re.search(r"Credential=[^/]+/\d+/[^/]+/([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
-    if not scope:
-        return ""
+    if not scope:  # a token signs for who asks, in one call
+        is_form = environ.get("CONTENT_TYPE", "").startswith("application/x-www-form-urlencoded")
+        named = is_form and parse_qs(read_body(environ).decode()).get("Action") == ["AssumeRoleWithWebIdentity"]
+        return "sts.AssumeRoleWithWebIdentity" if named else ""
     service = SIGNING_NAMES.get(scope[1], scope[1])
     if target := environ.get("HTTP_X_AMZ_TARGET"):
         return f"{service}.{target.rpartition('.')[2]}"

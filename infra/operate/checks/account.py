@@ -13,11 +13,12 @@ import subprocess
 import botocore.exceptions
 
 from infra.config import ROOT, ZONES
+from infra.operate import credentials as logins
 from infra.operate.checks.finding import INFRA, Finding, Wanted, ok, unneeded, wrong
 from infra.operate.installation import cdk
 from infra.operate.installation.leftovers import stack_status
 from infra.operate.installation.zones import zones_of_region
-from infra.operate.session import Aws, AwsError
+from infra.operate.session import Aws, AwsError, explained, reason_of
 
 LEAST_BOOTSTRAP = 6  # what the synthesised stacks require
 VPC_QUOTA = "L-F678F1CE"
@@ -32,7 +33,11 @@ KEEPING = dict.fromkeys(  # for the storage stack, which `destroy` never touches
 
 
 def credentials(wanted: Wanted) -> Finding:
-    caller = wanted.aws.client("sts").get_caller_identity()
+    try:
+        with explained("who am I"):
+            caller = wanted.aws.client("sts").get_caller_identity()
+    except AwsError as error:
+        return wrong(reason_of(wanted.aws, error), logins.fix())
     return ok(f"account {caller['Account']}, {caller['Arn'].rpartition(':')[2]}")
 
 
@@ -157,6 +162,10 @@ def stacks(wanted: Wanted) -> Finding:
 
 def why(error: BaseException) -> str:
     """The reason why a check could not be made, as text."""
+    if isinstance(error, AwsError):
+        return str(error)
+    if trouble := logins.trouble(error):
+        return trouble
     if isinstance(error, botocore.exceptions.ClientError):
         return f"AWS refused ({error.response['Error'].get('Code', '')}): {error.response['Error'].get('Message', '')}"
-    return str(error) if isinstance(error, AwsError) else f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}"

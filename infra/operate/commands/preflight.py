@@ -152,8 +152,6 @@ def make(one: Check, wanted: Wanted) -> Finding:
     except UserError as error:
         return Finding("failed", str(error), "do what the message says")
     except Exception as error:  # noqa: BLE001  # the others' findings count, whatever happened to this one
-        if one is account.credentials:
-            return Finding("failed", account.why(error), "aws configure (or `aws sso login`, or export AWS_PROFILE=…)")
         return Finding("unknown", account.why(error))
 
 
