@@ -60,6 +60,11 @@ class Login:
         return f"`aws login --profile {profile}`, or `aws configure --profile {profile}`"
 
     @property
+    def is_configured(self) -> bool:
+        """Whether the user ever set something up. A machine's role, and half a key, do not count."""
+        return self.has_keys or bool(self.values)
+
+    @property
     def whose(self) -> str:
         return "the keys in the environment" if self.has_keys else f"the credentials of profile {self.profile!r}"
 
@@ -98,8 +103,9 @@ def trouble(error: BaseException) -> str:
 def fix() -> str:
     """The command alone, for a table of commands."""
     login = find_login()
-    is_configured = login.has_keys or login.values
-    return login.renewal.strip("`") if is_configured else "aws configure (or `aws login`, or export AWS_PROFILE=…)"
+    return (
+        login.renewal.strip("`") if login.is_configured else "aws configure (or `aws login`, or export AWS_PROFILE=…)"
+    )
 
 
 def _not_found(error: BaseException) -> str:

@@ -103,7 +103,7 @@ def explained(what: str) -> Iterator[None]:
     try:
         yield
     except botocore.exceptions.NoRegionError as error:
-        raise AwsError(f"{what}: no AWS region is set: export AWS_REGION=us-east-1, or run `aws configure`") from error
+        raise AwsError("no AWS region is set: export AWS_REGION=us-east-1, or run `aws configure`") from error
     except (*OF_AWS, EOFError, getpass.GetPassWarning) as error:
         raise AwsError(f"{what}: {sentence(error)}") from error
 

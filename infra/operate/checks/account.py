@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+from typing import Any
 
 import botocore.exceptions
 
@@ -18,8 +19,9 @@ from infra.operate.checks.finding import INFRA, Finding, Wanted, ok, unneeded, w
 from infra.operate.installation import cdk
 from infra.operate.installation.leftovers import stack_status
 from infra.operate.installation.zones import zones_of_region
-from infra.operate.session import Aws, AwsError, explained, reason_of
+from infra.operate.session import BOTO_CONFIG, Aws, AwsError, explained, reason_of
 
+HOME_REGION = "us-east-1"
 LEAST_BOOTSTRAP = 6  # what the synthesised stacks require
 VPC_QUOTA = "L-F678F1CE"
 ENDED_BADLY = {  # status of a stack: the one command that helps
@@ -35,25 +37,34 @@ KEEPING = dict.fromkeys(  # for the storage stack, which `destroy` never touches
 def credentials(wanted: Wanted) -> Finding:
     try:
         with explained("who am I"):
-            caller = wanted.aws.client("sts").get_caller_identity()
+            caller = sts_of(wanted.aws).get_caller_identity()
     except AwsError as error:
         return wrong(reason_of(wanted.aws, error), logins.fix())
     return ok(f"account {caller['Account']}, {caller['Arn'].rpartition(':')[2]}")
 
 
 def is_region(aws: Aws) -> bool:
-    """Whether AWS has a region of this name. With a wrong name, no call to AWS would say what is wrong."""
+    """Whether AWS has a region of this name. Without one or with a wrong one, no call would say what is wrong."""
     session = aws.session
     try:
-        return aws.region in session.get_available_regions("ec2", session.get_partition_for_region(aws.region))
+        return bool(session.region_name) and aws.region in session.get_available_regions(
+            "ec2", session.get_partition_for_region(aws.region)
+        )
     except botocore.exceptions.UnknownRegionError:
         return False
 
 
+def sts_of(aws: Aws) -> Any:
+    """Where no region is known yet, the first one tells as well who asks."""
+    return aws.client("sts") if is_region(aws) else aws.session.client("sts", HOME_REGION, config=BOTO_CONFIG)
+
+
 def region(wanted: Wanted) -> Finding:
+    if not wanted.aws.session.region_name:
+        return wrong("no region is set", f"export AWS_REGION={HOME_REGION}")
     name = wanted.aws.region
     if not is_region(wanted.aws):
-        return wrong(f"{name!r} is not a region of AWS", "export AWS_REGION=us-east-1")
+        return wrong(f"{name!r} is not a region of AWS", f"export AWS_REGION={HOME_REGION}")
     installation, zones = wanted.installation, zones_of_region(wanted.aws)
     told = f"{INFRA} -c zones={','.join(zones[:ZONES])} deploy"
     if missing := sorted(set(filter(None, installation.zones.split(","))) - set(zones)):

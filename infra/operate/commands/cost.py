@@ -13,6 +13,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from botocore.exceptions import NoCredentialsError, NoRegionError
+
 from infra.config import OLD_SUPERSEDED_DAYS, SUPERSEDED_DAYS, Installation
 from infra.operate.command_line import CommandLine
 from infra.operate.installation.standing import S3_USD_PER_GB_MONTH, Kept, kept_data, kept_image, print_kept
@@ -29,12 +31,13 @@ from infra.operate.runs import (
     read_spec,
     read_spend,
 )
-from infra.operate.session import Aws, ExitCode, explained
+from infra.operate.session import Aws, AwsError, ExitCode, explained
 from infra.operate.terminal import display, display_json, next_commands, show_line, styled, table
 from infra.operate.text import date_time, duration, size, usd
 from infra.run.spec import Spec
 from infra.run.spend import Spend
 
+NOBODY = (NoCredentialsError, NoRegionError)  # there is no account, or not yet
 HELP = "estimate before, spend after, and what is paid while nothing runs"
 # List prices of us-east-1: aws.amazon.com/cloudwatch/pricing, /lambda/pricing, /s3/pricing
 ALARM_USD_PER_MONTH = 0.10
@@ -62,21 +65,29 @@ def configure(parser: CommandLine) -> None:
 
 def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
     request, as_json = options.request_and_json(given)
-    bucket, now = open_bucket(aws, installation), time.time()
+    (bucket, trouble), now = find_bucket(aws, installation), time.time()
     plan = None
     if not request.run_id:
-        plan = make_plan(aws, installation, bucket, options.without_limits(request), now)
+        plan = make_plan(None if trouble else aws, installation, bucket, options.without_limits(request), now)
     if plan and not as_json:  # at once: what comes after may be refused
         title = f"estimate: {plan.spec.recipe}, {plan.spec.data or 'the data of the recipe'}"
         display(styled(title, "bold"), describe(plan), extras(plan.spec))
+    if trouble and (request.run_id or not isinstance(trouble.__cause__, NOBODY)):
+        raise trouble
     run_id = chosen(aws, installation, bucket, request.run_id) if bucket else ""
     kept = kept_data(bucket, installation) + standing(aws, installation) if bucket else []
     if as_json:
         spent = spent_document(bucket, run_id, now) if bucket and run_id else None
         display_json({
             "estimate": estimate_document(plan.spec, plan.offered) if plan else None, "spent": spent,
-            "standing": [{"what": one.what, "name": one.name, "usd_per_month": one.usd_per_month} for one in kept],
+            "standing": None if trouble else [
+                {"what": one.what, "name": one.name, "usd_per_month": one.usd_per_month} for one in kept
+            ],
         })  # fmt: skip
+        return ExitCode.DONE
+    if trouble:
+        show_line(f"\nwhat runs have cost, and what is paid while nothing runs, only AWS can tell. {trouble}")
+        next_commands(("make preflight", "what a first run needs"), ("make recipes", "what other recipes would cost"))
         return ExitCode.DONE
     if bucket and run_id:
         display(styled(f"\nspent: {run_id}", "bold"))
@@ -90,6 +101,14 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
         ("make destroy", "remove all but the data and the token"),
     )
     return ExitCode.DONE
+
+
+def find_bucket(aws: Aws, installation: Installation) -> tuple[ExplainedBucket | None, AwsError | None]:
+    """The installation's bucket, None before the first deploy; or why AWS does not tell whether there is one."""
+    try:
+        return open_bucket(aws, installation), None
+    except AwsError as error:
+        return None, error
 
 
 def estimate_document(spec: Spec, offered: Sequence[Estimate]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from infra.config import Installation
-from infra.operate.checks import account, machines
+from infra.operate.checks import account, beginning, machines
 from infra.operate.checks import run as run_checks
 from infra.operate.checks.finding import Finding, Wanted
 from infra.operate.command_line import CommandLine
@@ -88,7 +88,9 @@ def preflight(aws: Aws, installation: Installation, request: Request, plan: Plan
     )
     if failures:
         display("\nfix:")
-        display_commands([(name, one.fix) for name, one in failures.items()])
+        display_commands([(name, one.fix) for name, one in findings.items() if one.fix])
+        if beginning.ACCOUNT in findings:
+            display("\nin this order:", *beginning.hints(findings))
     return not failures
 
 
@@ -116,12 +118,12 @@ def find_all(wanted: Wanted, selected: Mapping[str, Check]) -> dict[str, Finding
     it.
     """
     deadline = time.monotonic() + LIMIT_SECONDS
-    first = make(account.credentials, wanted) if account.is_region(wanted.aws) else Finding("unknown", "needs a region")
-    if first.state != "ok":
-        why = Finding("unknown", "needs credentials" if first.state == "failed" else first.said)
-        offline = OFFLINE if first.state == "failed" else (*OFFLINE, "region")
+    first, is_region = make(account.credentials, wanted), account.is_region(wanted.aws)
+    if first.state != "ok" or not is_region:
+        why = Finding("unknown", "needs credentials" if first.state != "ok" else "needs a region")
+        offline = OFFLINE if is_region else (*OFFLINE, "region")
         asked = {name: make(one, wanted) for name, one in selected.items() if name in offline}
-        return {"credentials": first, **dict.fromkeys(selected, why), **asked}
+        return beginning.first_hour(wanted, {"credentials": first, **dict.fromkeys(selected, why), **asked})
     for service in ASKED_SERVICES:  # making a client is not for several threads
         wanted.aws.client(service)
     wanted = replace(wanted, outputs=_outputs(wanted))

@@ -17,7 +17,7 @@ from infra.operate.planning import catalog, datasets, disks
 from infra.operate.planning.datasets import Dataset
 from infra.operate.planning.estimate import DataSize, Estimate, data_of, estimate, estimate_prepare, offered
 from infra.operate.planning.options import Request, go_on, recipe_of, spec_values
-from infra.operate.planning.prices import Prices, find_prices
+from infra.operate.planning.prices import Prices, dated_prices, find_prices
 from infra.operate.planning.refusals import (
     MOST_HOURS,
     check,
@@ -91,9 +91,12 @@ def find_existing(bucket: ExplainedBucket, run_id: str, now: float) -> Existing 
 
 
 def make_plan(
-    aws: Aws, installation: Installation, bucket: ExplainedBucket | None, request: Request, now: float
+    aws: Aws | None, installation: Installation, bucket: ExplainedBucket | None, request: Request, now: float
 ) -> Plan:
-    """Plan a launch. `bucket` is None before the first deploy. Raises UserError if the request is not possible."""
+    """Plan a launch. `bucket` is None before the first deploy; without `aws`, prices are those of the dated tables.
+
+    Raises UserError if the request is not possible.
+    """
     check(request, installation)
     asked = request
     existing = find_existing(bucket, request.run_id, now) if bucket and request.run_id else None
@@ -103,7 +106,8 @@ def make_plan(
         check(request, installation)  # its spec lies in the bucket, where others may have written it
     check_name(request)
     check_gpus(request, installation)
-    prices = find_prices(aws, types_of(request, installation))
+    types = types_of(request, installation)
+    prices = find_prices(aws, types) if aws else dated_prices(types)
     dataset = find_dataset(bucket, request) if bucket and request.kind == "train" else None
     if dataset and not existing:
         request = replace(request, data=dataset.uri)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import queue
 import threading
@@ -25,7 +26,9 @@ QUICK = Config(
 )
 CREDENTIALS_SECONDS = 1.0  # a role of a machine needs no longer; elsewhere its address does not answer at all
 PRICES_SECONDS = 8.0
-UNREACHABLE = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, OSError)
+UNREACHABLE = (
+    botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, OSError, EOFError, getpass.GetPassWarning,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from infra import __main__ as program
 from infra.config import Installation
 from infra.operate.commands import destroy, logs, preflight, stop
 from infra.operate.planning.options import Request
@@ -87,3 +90,30 @@ def look(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
         return capsys.readouterr().out
 
     return shown
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """`python -m infra …` in this process: exit code, standard output, standard error."""
+
+    def ended(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["infra", *arguments])
+        code = program.main()
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return ended
+
+
+@pytest.fixture
+def use(aws: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Take away the keys, and use the profile `me` of this configuration."""
+
+    def used(configuration: str, profile: str = "me") -> None:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        (tmp_path / "config").write_text(configuration)
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+        monkeypatch.setenv("AWS_PROFILE", profile)
+
+    return used

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from infra import __main__ as program
 from tests import ROOT
 from tests.emulator.aws import Aws
 from tests.infra import deployed
@@ -33,33 +32,6 @@ sso_start_url = https://example.awsapps.com/start
 ANSWER_SECONDS = 2.0  # of the processor
 BUSY_SECONDS = 10.0  # on a machine with much else to do
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`python -m infra …` in this process: exit code, standard output, standard error."""
-
-    def ended(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["infra", *arguments])
-        code = program.main()
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return ended
-
-
-@pytest.fixture
-def use(aws: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Take away the keys, and use the profile `me` of this configuration."""
-
-    def used(configuration: str, profile: str = "me") -> None:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.delenv(name)
-        (tmp_path / "config").write_text(configuration)
-        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-        monkeypatch.setenv("AWS_PROFILE", profile)
-
-    return used
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "pull", "stop", "runs"])
