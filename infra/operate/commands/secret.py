@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from infra.config import Installation
 from infra.operate.command_line import CommandLine
 from infra.operate.installation import cdk
-from infra.operate.installation.token import store_part
+from infra.operate.installation.token import deleted_secret, find_secret, store_part
 from infra.operate.session import Aws, ExitCode, explained
 from infra.operate.terminal import next_commands, show_line
 from trainer.contract import UserError
@@ -62,13 +62,18 @@ def configure(parser: CommandLine) -> None:
 
 def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> int:
     part = PARTS[options.name]
-    value = read_secret(part)
-    if not aws.outputs(installation.storage_stack):
+    value, name = read_secret(part), installation.secret_name
+    has_stack = bool(aws.outputs(installation.storage_stack))
+    with explained(f"the secret {name}"):
+        deleted = deleted_secret(find_secret(aws, name), name, has_stack=has_stack)
+    if deleted:
+        raise UserError("{}: `{}`, then `make secret` again".format(*deleted))
+    if not has_stack:
         show_line(f"the secret belongs to the stack {installation.storage_stack}, which is deployed first")
         cdk.deploy(aws, installation, installation.storage_stack)
-    with explained(f"put the {part.what} into the secret {installation.secret_name}"):
-        store_part(aws, installation.secret_name, options.name, value)
-    show_line(f"the {part.what} is in the secret {installation.secret_name}; {part.stored}")
+    with explained(f"put the {part.what} into the secret {name}"):
+        store_part(aws, name, options.name, value)
+    show_line(f"the {part.what} is in the secret {name}; {part.stored}")
     next_commands(part.then)
     return ExitCode.DONE
 

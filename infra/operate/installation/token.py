@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import botocore.exceptions
 
@@ -43,11 +45,27 @@ def store_part(aws: Aws, name: str, part: str, value: str) -> None:
     aws.client("secretsmanager").put_secret_value(SecretId=name, SecretString=text)
 
 
-def secret_exists(aws: Aws, name: str) -> bool:
+def find_secret(aws: Aws, name: str) -> dict[str, Any]:
+    """What Secrets Manager tells of the secret, without its value. {} if there is none."""
     try:
-        aws.client("secretsmanager").describe_secret(SecretId=name)
+        return dict(aws.client("secretsmanager").describe_secret(SecretId=name))
     except botocore.exceptions.ClientError as error:
         if error.response["Error"].get("Code") == "ResourceNotFoundException":
-            return False
+            return {}
         raise
-    return True
+
+
+def deleted_secret(found: Mapping[str, Any], name: str, *, has_stack: bool) -> tuple[str, str] | None:
+    """Why a secret that was deleted by hand blocks, and the command that helps. None if it was not deleted.
+
+    AWS keeps it for 7 to 30 days, and until then it can neither be read nor made anew.
+    """
+    if not found.get("DeletedDate"):
+        return None
+    said = f"the secret {name} was deleted by hand, and AWS keeps it for 7 to 30 days"
+    if has_stack:
+        return f"{said}: nobody can read or change it", f"aws secretsmanager restore-secret --secret-id {name}"
+    return (
+        f"{said}: until then no stack can make it anew",
+        f"aws secretsmanager delete-secret --force-delete-without-recovery --secret-id {name}",
+    )

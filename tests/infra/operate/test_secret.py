@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from infra.operate.installation.token import store_part, stored_token
 from tests import ROOT
 from tests.emulator.aws import Aws
 from tests.infra import deployed, hub
-from tests.infra.operator import infra, operator, stand_in_for_cdk
+from tests.infra.operator import fixes, infra, operator, rows, stand_in_for_cdk
 from trainer.contract import UserError
 
 NAME = Installation().secret_name
@@ -147,3 +148,32 @@ def test_before_the_first_deploy_the_stack_of_the_secret_is_deployed_alone(
     assert call[:2] == ["deploy", Installation().storage_stack]
     assert hub.TOKEN not in str(call)
     assert hub.TOKEN not in ended.said + ended.error
+
+
+def test_a_secret_that_was_deleted_by_hand_is_restored_where_its_stack_stands(
+    aws: Aws, look: Callable[..., str]
+) -> None:
+    deployed.deploy(aws)
+    aws.client("secretsmanager").delete_secret(SecretId=NAME, RecoveryWindowInDays=7)
+    said = look()
+    assert "was deleted by hand, and AWS keeps it for 7 to 30 days" in rows(said)["token"][1]
+    assert fixes(said)["token"] == f"aws secretsmanager restore-secret --secret-id {NAME}"
+    ended = infra("secret", stdin=hub.TOKEN)
+    assert ended.code == 2
+    assert f"`aws secretsmanager restore-secret --secret-id {NAME}`, then `make secret` again" in ended.error
+    aws.client("secretsmanager").restore_secret(SecretId=NAME)
+    assert infra("secret", stdin=hub.TOKEN).code == 0
+    assert stored(aws) == hub.TOKEN
+
+
+def test_a_secret_that_was_deleted_by_hand_is_deleted_at_once_where_no_stack_stands(
+    ready: Aws, look: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready.client("cloudformation").delete_stack(StackName=Installation().storage_stack)
+    ready.client("secretsmanager").delete_secret(SecretId=NAME, RecoveryWindowInDays=7)
+    calls = stand_in_for_cdk(tmp_path, monkeypatch)
+    delete = f"aws secretsmanager delete-secret --force-delete-without-recovery --secret-id {NAME}"
+    assert fixes(look())["token"] == delete
+    ended = infra("secret", stdin=hub.TOKEN)
+    assert (ended.code, calls()) == (2, [])
+    assert f"until then no stack can make it anew: `{delete}`" in ended.error
