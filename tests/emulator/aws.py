@@ -22,6 +22,7 @@ Settings (aws_control.py has the defaults):
     session_seconds   a role that was taken on ends so long from now, and later ones after as long; 0: as asked
     log_delay_seconds FilterLogEvents shows an event only so long after it came in
     log_page_events   FilterLogEvents gives at most so many at once, and a token
+    account_plan      FREE or PAID: freetier GetAccountPlanState
     registry          host:port of the Docker registry behind ECR (fixture `registry` of registry.py)
     faults            see `Aws.fault`: call (`*` matches), code ("network": hangs up), message, status, times
 

@@ -1,5 +1,5 @@
 """What tests set and ask of the AWS emulator, inside its process: one JSON document at /fake/settings, faults by
-action, and the list of the calls. Also answers the one service that moto does not know: the Price List.
+action, and the list of the calls. Also answers the services that moto does not know: the Price List and the plan.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Settings:
     session_seconds: float = 0.0
     log_delay_seconds: float = 0.0
     log_page_events: int = 0
+    account_plan: str = "PAID"
     registry: str = "127.0.0.1:1"
 
     def change(self, changes: dict[str, Any]) -> None:
@@ -161,6 +162,8 @@ class Front:
             if refused := self.refusal(environ):
                 answered = {"code": refused[0], "message": refused[1], "status": 403}
                 return refuse(call, answered, environ, start)
+        if call == "freetier.GetAccountPlanState":
+            return answer(start, {"accountPlanType": SETTINGS.account_plan, "accountPlanStatus": "ACTIVE"})
         if call == "pricing.GetProducts":
             return answer(start, price_list(json.loads(read_body(environ))), "application/x-amz-json-1.1")
         return self.moto(environ, start)

@@ -25,6 +25,8 @@ from infra.operate.planning.disks import (
 )
 from infra.operate.planning.plan import asked_work, find_dataset
 
+PAID = "aws freetier upgrade-account-plan --account-plan-type PAID --region us-east-1"
+
 
 def quota(wanted: Wanted) -> Finding:
     return _quota(wanted, wanted.market)
@@ -50,10 +52,21 @@ def _quota(wanted: Wanted, market: str) -> Finding:
         f"--quota-code {code} --desired-value {used + most:g}"
     )
     if least > allowed - used:
+        if not allowed and _is_on_free_plan(wanted):
+            return wrong(f"{said}: the free plan starts no GPU: change to the paid plan, then ask for vCPUs", PAID)
         return wrong(f"{said}, at least {least} needed", fix)
     if small := [type.name for type in types if type.vcpus > allowed - used]:
         return ok(f"{said}; too few for {', '.join(small)}")
     return ok(said)
+
+
+def _is_on_free_plan(wanted: Wanted) -> bool:
+    """Where AWS tells. An account of before July 2025 has no plan, and a user may not ask."""
+    try:
+        plan = wanted.aws.client("freetier").get_account_plan_state()
+    except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError):
+        return False
+    return bool(plan["accountPlanType"] == "FREE")
 
 
 def _used_vcpus(wanted: Wanted, code: str, market: str) -> float:

@@ -56,7 +56,18 @@ DEPLOY: Mapping[str, Check] = MappingProxyType(
     }
 )
 OFFLINE = ("CDK command line", "Docker")  # need no credentials
-ASKED_SERVICES = ("cloudformation", "ec2", "iam", "s3", "secretsmanager", "service-quotas", "ssm", "sts", "autoscaling")
+ASKED_SERVICES = (
+    "cloudformation",
+    "ec2",
+    "freetier",
+    "iam",
+    "s3",
+    "secretsmanager",
+    "service-quotas",
+    "ssm",
+    "sts",
+    "autoscaling",
+)
 CHECK_STYLES = MappingProxyType(
     {"ok": "green", "warning": "yellow", "failed": "red", "unknown": "yellow", "not needed": "dim"}
 )

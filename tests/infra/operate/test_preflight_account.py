@@ -35,6 +35,17 @@ def test_a_quota_that_machines_use_already_counts_as_used(ready: Aws, look: Call
     assert "16 vCPUs, 16 in use, at least 4 needed" in rows(look())["vCPU quota"][1]
 
 
+def test_an_account_on_the_free_plan_is_told_to_change_it_before_it_asks_for_a_quota(
+    ready: Aws, look: Callable[..., str]
+) -> None:
+    ready.set(quotas={"L-3819A6DF": 0.0}, account_plan="FREE")
+    said = look()
+    assert "the free plan starts no GPU: change to the paid plan" in rows(said)["vCPU quota"][1]
+    assert fixes(said)["vCPU quota"].startswith("aws freetier upgrade-account-plan --account-plan-type PAID")
+    ready.fault("freetier.*", code="AccessDeniedException")
+    assert "request-service-quota-increase" in fixes(look())["vCPU quota"]
+
+
 def test_types_that_the_quota_is_too_small_for_are_named(ready: Aws, look: Callable[..., str]) -> None:
     ready.set(quotas={"L-3819A6DF": 8.0})
     state, text = rows(look())["vCPU quota"]
