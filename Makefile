@@ -348,6 +348,10 @@ lock: $(VENV)/.dev ## renew requirements/*.txt from pyproject.toml
 	$(COMPILE) --group infra -o requirements/infra.txt
 	$(COMPILE) --group infra-dev -c requirements/infra.txt -o requirements/infra-dev.txt
 
+.PHONY: docs-pictures
+docs-pictures: $(VENV)/.dev ## draw the pictures of the README anew: the report of made-up numbers, on a desk and on a phone (needs chromium)
+	@$(PY) tests.pictures
+
 .PHONY: ci-deps
 ci-deps: ## install and start what the tests need (root, Debian): Docker engine, debootstrap, chromium
 	@sh .ci/deps
