@@ -131,11 +131,12 @@ def look_at_steps(run: Run, *, until: int = 0) -> None:
 
     Steps up to `until` are reported in any case, and waited for.
     """
-    saves = {
-        "checkpoint/lag_seconds": run.checkpointer.lag_seconds,
-        "checkpoint/stall_seconds": run.checkpointer.take_stall_seconds(),
-    }
-    run.state.seconds += run.log.look(saves, run.state.loss_scale())
+    if run.log.pending:
+        saves = {
+            "checkpoint/lag_seconds": run.checkpointer.lag_seconds,
+            "checkpoint/stall_seconds": run.checkpointer.take_stall_seconds(),
+        }
+        run.state.seconds += run.log.look(saves, run.state.loss_scale())
     report_steps(run, until)
 
 

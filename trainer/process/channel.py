@@ -55,6 +55,7 @@ def write_json(path: Path, value: Message) -> None:
         temporary.unlink(missing_ok=True)
         with path.open("r+b") as file:
             file.write(body)
+            file.truncate()  # not all values are of one length
 
 
 def read_json(path: Path) -> Message | None:

@@ -181,8 +181,7 @@ def supervise(arguments: Sequence[str]) -> int:
     uploader.ask(op="create", key=run_key(env.run_id, "spec.json"), body=spec)
     uploader.ask(op="put", key=attempt_key(env.run_id, uploader.attempt), body=begun)
     observer = ObserverProcess(environ, uploader)
-    ended = run_trainer(arguments, environ, attempt_dir(env), signals)
-    observer.tell_end(ended | {"reason": signals.reason})
+    ended = run_trainer(arguments, environ, attempt_dir(env), signals) | {"reason": signals.reason}
     return finish_attempt(uploader, observer, env, environ, signals, begun, ended)
 
 
@@ -195,9 +194,13 @@ def finish_attempt(
     patience = DRAIN_SECONDS / 2
     if code == Exit.FINISHED:
         patience = max(DRAIN_SECONDS, float(env.deadline or time.time() + PATIENCE_SECONDS) - time.time())
+    else:
+        observer.tell_end(ended)  # it ends meanwhile
     answer = uploader.flush(signals.upload_until(patience))
-    observer.finish()
     saved, local_copy = answer.get("drained", False), answer.get("kept")
+    if code == Exit.FINISHED:  # which is only true now
+        observer.tell_end(ended if saved else ended | {"code": CRASH, "message": f"not all of it is in {env.store}"})
+    observer.finish()
     if code == Exit.FINISHED and saved:
         report(environ)
     body = begun | {"exit": code, "message": message, "ended": time.time()}

@@ -26,6 +26,7 @@ from trainer.learning.world import World
 from trainer.recipes.config import Config
 from trainer.recipes.fields import flatten, to_json
 from trainer.telemetry.metrics import MetricsWriter
+from trainer.text import say
 from trainer.upload import summaries
 from trainer.upload.records import head, value_record
 
@@ -37,11 +38,15 @@ def with_opening(
 ) -> Iterator[Batch]:
     """The micro-batches of a new run as they come. With the first one, the opening goes to the uploader.
 
-    `models` are scored in this run: val, val_ema. Only the main process does this.
+    `models` are scored in this run: val, val_ema. Only the main process does this. A run goes on without it.
     """
     first = next(batches)
-    body = opening(first_images(first, config, draws_of(config, 0, 0, world)), config, models)
-    metrics.send_file(tensorboard_key(metrics.run_id, metrics.attempt, summaries.OPENING), body)
+    try:
+        body = opening(first_images(first, config, draws_of(config, 0, 0, world)), config, models)
+    except Exception as error:  # noqa: BLE001  # whatever it is: it is a picture
+        say(f"TensorBoard gets no first images and no config: {type(error).__name__}: {error}")
+    else:
+        metrics.send_file(tensorboard_key(metrics.run_id, metrics.attempt, summaries.OPENING), body)
     yield first
     yield from batches
 

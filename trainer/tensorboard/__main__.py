@@ -21,7 +21,7 @@ from trainer.store.retry import Retry
 from trainer.tensorboard.mirror import Mirror
 from trainer.text import forgive_output, say, tell
 
-LOOK_SECONDS = 10.0  # between two looks into the store
+MIRROR_SECONDS = 10.0  # between two looks into the store
 PORTS = 100  # that are tried, from the given one on
 POINTS = "scalars=10000"  # of a curve that TensorBoard keeps: its own 1,000 would drop steps of a short run
 
@@ -69,7 +69,7 @@ def follow_forever(follow: Callable[[], int]) -> None:
             had = has
         except StoreError as error:
             retry.complain(f"the store fails, and is asked again: {error}")
-        time.sleep(LOOK_SECONDS)
+        time.sleep(MIRROR_SECONDS)
 
 
 def main(words: Sequence[str]) -> int:

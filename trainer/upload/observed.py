@@ -86,6 +86,8 @@ class ObserverPort:
             os.close(fd)
         if not key.startswith((self.samples, self.report)) or not self.ownership.is_mine:
             return
+        if key.startswith(self.report) and self.retry.has_an_end:  # the report of the whole run is made then
+            return
         try:
             self.retry.until_done(
                 lambda: self.store.put(key, body),

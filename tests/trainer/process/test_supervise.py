@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,12 +10,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from tests import ROOT
 from tests.emulator.s3 import FaultyProxy, refuse
-from trainer.contract import Exit, Lease, RunEnv, UserError
+from trainer.contract import CRASH, Exit, Lease, RunEnv, UserError
+from trainer.process import supervise
 from trainer.process.channel import leave_exit, read_json, write_json
 from trainer.process.children import UploaderProcess, gpu_count, process_count
 
@@ -185,6 +189,48 @@ def test_a_small_file_is_replaced_at_once_and_its_absence_is_not_an_error(tmp_pa
         write_json(tmp_path / "some.json", {"value": value})
     assert read_json(tmp_path / "some.json") == {"value": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["some.json"]
+
+
+def test_on_a_full_disk_a_shorter_value_leaves_nothing_of_a_longer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path, body: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_json(tmp_path / "some.json", {"value": "x" * 2000})
+    monkeypatch.setattr(Path, "write_bytes", fails)
+    write_json(tmp_path / "some.json", {"value": "y" * 1000})
+    assert read_json(tmp_path / "some.json") == {"value": "y" * 1000}
+
+
+@pytest.mark.parametrize(("drained", "told"), [(True, Exit.FINISHED), (False, CRASH)])
+def test_a_run_is_told_to_be_finished_once_all_of_it_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drained: bool, told: int
+) -> None:
+    """And an attempt that ends otherwise is told at once, since its machine may have seconds left."""
+    calls: list[Any] = []
+
+    def flush(until: Any) -> dict[str, Any]:
+        calls.append("flush")
+        return {"drained": drained, "kept": ""}
+
+    uploader = SimpleNamespace(
+        attempt=1,
+        flush=flush,
+        ask=lambda **request: None,
+        finish=lambda seconds: int(not drained),
+    )
+    observer = SimpleNamespace(tell_end=lambda ended: calls.append(ended["code"]), finish=lambda: calls.append("end"))
+    signals = SimpleNamespace(upload_until=lambda patience: time.monotonic, seconds_since=lambda: 0.0)
+    monkeypatch.setattr(supervise, "report", lambda environ: True)
+    env = RunEnv(store=str(tmp_path), run_id="some", scratch_dir=str(tmp_path), attempt="1")
+    for code, expected in [(Exit.FINISHED, ["flush", told, "end"]), (Exit.INTERRUPTED, [75, "flush", "end"])]:
+        calls.clear()
+        ended = {"code": code, "message": "so", "reason": "stopping", "run_failed": False}
+        supervise.finish_attempt(
+            cast(Any, uploader), cast(Any, observer), env, {}, cast(Any, signals), {"attempt": 1}, ended
+        )
+        assert calls == expected
 
 
 def test_processes_are_as_many_as_share_the_batch_and_fewer_than_gpus_is_said(

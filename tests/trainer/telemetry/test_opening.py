@@ -160,3 +160,11 @@ def test_a_run_opens_once_before_its_first_rows_and_not_when_it_is_continued(lab
     assert {"train/images", "config/text_summary"} < tags
     assert lab.train()[0] == Exit.FINISHED
     assert not [key for kind, key in lab.uploader.events if kind == "put" and "/tensorboard/" in key]
+
+
+def test_a_run_whose_first_images_cannot_be_shown_goes_on_and_says_so(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trainer.telemetry.opening.make_grid", lambda *arguments, **options: 1 / 0)
+    assert lab.train()[0] == Exit.FINISHED
+    assert "TensorBoard gets no first images and no config: ZeroDivisionError" in capfd.readouterr().err
