@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from infra.operate.commands import status
+from infra.operate.progress import Recent
 from infra.operate.screen import screen
 from infra.operate.session import AwsError
 from infra.operate.state import RunState
@@ -150,6 +151,15 @@ def test_without_a_machine_the_last_values_are_shown_with_their_age() -> None:
     assert found["GPU"] == f"{GPU_TEXT}, 3 h 00 min ago"
     assert found["loss"].endswith(", 3 h 00 min ago")
     assert "wrong" not in found
+
+
+def test_figures_of_an_observer_that_died_have_their_age_while_the_run_goes_on() -> None:
+    state = running()
+    old = [sample | {"time": sample["time"] - 600} for sample in samples()]
+    state = replace(state, progress=replace(state.progress, recent=Recent.of(metrics(), old)))
+    found = {line[2:17].strip(): line[17:] for line in drawn(state)}
+    assert found["GPU"].endswith("10 min ago")
+    assert found["speed"] == "250 images/s"
 
 
 def test_what_a_machine_tells_is_read_from_the_bucket(deployed: Deployed, capsys: pytest.CaptureFixture[str]) -> None:
