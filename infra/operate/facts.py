@@ -18,7 +18,7 @@ LATE_CHECKPOINT_SECONDS = 120.0  # twice what the promise allows
 ALERT_SECONDS = 900.0  # so long an alert is shown
 STARVED_FRACTION = 0.1  # of the time in which the GPU waits for images
 FRESH_SECONDS = 90.0  # what is older has its age
-OBSERVER_SECONDS = 300.0  # rows of a living observer are younger: it sends them each minute
+OLD_SAMPLE_SECONDS = 300.0  # rows of a living observer are younger: it sends them each minute
 LOOKS = 2  # at least, for a curve
 StatusRow = tuple[str, Cell]
 STATE_STYLES = MappingProxyType(
@@ -160,7 +160,7 @@ def gpu_sample(state: RunState) -> tuple[dict[str, float], float]:
     """
     progress, row = state.progress, state.progress.recent.sample
     observed = progress.heartbeat.observed.sample if progress.heartbeat else {}
-    has_died = "time" in row and row["time"] < progress.heartbeat_at - OBSERVER_SECONDS
+    has_died = "time" in row and row["time"] < progress.heartbeat_at - OLD_SAMPLE_SECONDS
     for sample, at in ((row, 0.0), (observed, 0.0)) if has_died else ((observed, progress.heartbeat_at), (row, 0.0)):
         gpu = {name.removeprefix("gpu/"): value for name, value in sample.items() if name.startswith("gpu/")}
         if gpu:
