@@ -112,7 +112,7 @@ def _not_found(error: BaseException) -> str:
     if isinstance(error, exceptions.NoCredentialsError):
         if half := _half_set():
             return half
-        return "there are no AWS credentials: `aws login`, or `aws configure sso`, or export AWS_PROFILE=…"
+        return "there are no AWS credentials: export AWS_PROFILE=… of a profile, or `aws login`, or `aws configure sso`"
     if isinstance(error, exceptions.PartialCredentialsError):
         return _half_set() or (
             f"{find_login().whose} are half of what is needed ({error}): "

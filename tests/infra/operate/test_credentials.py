@@ -110,7 +110,7 @@ def test_a_profile_that_gives_no_credentials_is_one_sentence_with_the_command_th
     [
         ({"AWS_ACCESS_KEY_ID": "AKIA0123456789ABCDEF"}, "AWS_ACCESS_KEY_ID is set without AWS_SECRET_ACCESS_KEY"),
         ({"AWS_SECRET_ACCESS_KEY": "x"}, "`export AWS_ACCESS_KEY_ID=…`, or `unset AWS_SECRET_ACCESS_KEY`"),
-        ({}, "there are no AWS credentials: `aws login`, or `aws configure sso`, or export AWS_PROFILE=…"),
+        ({}, "there are no AWS credentials: export AWS_PROFILE=… of a profile, or `aws login`, or `aws configure sso`"),
         ({"AWS_WEB_IDENTITY_TOKEN_FILE": "/nowhere/token", "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/ci"},
          "the web identity's token '/nowhere/token' cannot be read"),
     ],

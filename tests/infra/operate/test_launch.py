@@ -191,7 +191,7 @@ def test_the_schedule_of_an_earlier_run_does_not_stop_this_one(place: Deployed) 
     assert stop_schedules(place.aws.client("scheduler"), INSTALLATION.schedule_group) == ["later"]
 
 
-@pytest.mark.parametrize("command", ["launch", "cost", "secret", "prepare"])
+@pytest.mark.parametrize("command", ["launch", "stop", "secret", "prepare"])
 def test_without_credentials_every_command_says_how_to_get_some(
     aws: Aws, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:

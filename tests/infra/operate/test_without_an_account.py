@@ -40,6 +40,15 @@ def test_an_estimate_needs_neither_credentials_nor_region(nobody: Aws, run: Run)
     assert document["estimate"]["types"]
 
 
+def test_with_a_region_alone_the_estimate_says_how_to_get_credentials(
+    nobody: Aws, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    code, said, error = run("cost", "--recipe", "finetune")
+    assert (code, error) == (0, "")
+    assert "there are no AWS credentials: export AWS_PROFILE=" in said
+
+
 def test_what_a_run_has_cost_is_an_error_without_credentials(nobody: Aws, run: Run) -> None:
     assert run("cost", "--run", "r1")[::2] == (
         4, "error: no AWS region is set: export AWS_REGION=us-east-1, or run `aws configure`\n"
