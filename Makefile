@@ -310,6 +310,10 @@ bench-telemetry: $(VENV)/.dev ## measure what a sample of the GPUs and the machi
 bench-report: $(VENV)/.dev ## measure the report of a run of 100,000 steps and 3 attempts: seconds from a fresh start, bytes (ARGS="--rounds N")
 	@$(PY_ARGS) benchmarks.report
 
+.PHONY: bench-runs
+bench-runs: $(VENV)/.dev ## measure make runs for 200 runs in a folder and in an emulated S3 (ARGS="--runs N")
+	@$(PY_ARGS) benchmarks.runs
+
 .PHONY: bench-gpu
 bench-gpu: $(VENV)/.trainer ## measure this GPU: ours, peers, compile, saves, loader, whole runs (ARGS="--seconds 480 --only A,B"; ARGS=--help)
 	@$(PY_ARGS) benchmarks.gpu

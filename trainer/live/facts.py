@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from trainer.checkpoint.line import read_lease
-from trainer.contract import RUN_ID_RULE, UserError, run_key
+from trainer.contract import RUN_ID_RULE, Exit, UserError, run_key
 from trainer.live.documents import (
     AttemptRecord,
     Finish,
@@ -109,13 +109,18 @@ def read_facts(store: ObjectStore, run_id: str) -> RunFacts:
     attempts = _newest_attempt(store, run_id)
     newest = documents.read(f"attempts/{attempts}.json", parse_attempt) if attempts else None
     first = newest if attempts == 1 else documents.read("attempts/1.json", parse_attempt) if attempts else None
-    failed_at, failed = documents.read("failed.json", _parse_failed) or (-1, None)
+    failed_at, failed = -1, None
+    if newest is None or newest.code not in (Exit.FINISHED, Exit.INTERRUPTED):
+        failed_at, failed = documents.read("failed.json", _parse_failed) or (-1, None)
     spec = documents.read("spec.json", _parse_launch)
+    may_be_done = newest is None or newest.code == Exit.FINISHED  # which is written before
+    is_counted = spec is None or spec["budget_usd"] is not None  # by the guard on AWS
     return RunFacts(
         run_id=run_id, spec=spec, pulse=pulse, attempts=attempts, first=first, newest=newest,
-        done=documents.read("done.json", parse_attempt),
+        done=documents.read("done.json", parse_attempt) if may_be_done else None,
         failed=failed if failed_at >= attempts else None,
-        saved=_read_saved(documents), money=_read_money(documents, spec), skipped=tuple(documents.skipped),
+        saved=_read_saved(documents), money=_read_money(documents, spec) if is_counted else Money(),
+        skipped=tuple(documents.skipped),
     )  # fmt: skip
 
 
