@@ -234,6 +234,9 @@ def test_ctrl_c_ends_the_command_at_once_though_a_browser_is_connected(folder: O
     assert [line.strip() for line in said[1:]] == ["there is no such run yet", "the store has: digits"]
     port = int(said[0].split("/")[2].rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE):
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as other:
+            other.sendall(b"GET /live HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            assert other.recv(100).startswith(b"HTTP/1.0 200"), "it serves now"
         started = time.monotonic()
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=PATIENCE)
