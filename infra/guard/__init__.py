@@ -125,7 +125,7 @@ class Guard:
             problems += unread
             facts = replace(facts, signs=signs)
         decision = rules.decide(facts, self.without)
-        memory = self.act(facts, decision, problems)
+        memory = self.act(facts, decision, problems, has_news=run.memory is not None)
         if group.run_id:
             self.remember(run, memory, problems)
             if not facts.is_active and run.spend and not run.spend.open:
@@ -133,13 +133,13 @@ class Guard:
         else:
             self.runs[""] = replace(run, memory=memory)
 
-    def act(self, facts: Facts, decision: Decision, problems: list[str]) -> Memory:
-        """Does what was decided and returns the new memory. What fails is tried again at the next tick."""
+    def act(self, facts: Facts, decision: Decision, problems: list[str], *, has_news: bool = False) -> Memory:
+        """Does what was decided and returns the new memory. What fails is tried again at the next tick.
+
+        News comes last. Only a memory that will be stored may have news, or it would be mailed every minute.
+        """
         group, memory = facts.group, decision.memory
         messages = dict(memory.untold)  # event: the message to SNS
-        news, memory = notices.due(facts, memory)
-        if news:
-            messages[NEWS_EVENT] = "\n".join(filter(None, (messages.get(NEWS_EVENT), news)))[:MAIL_LETTERS]
         if decision.stop:
             with noted(problems, f"scaling {group.name} to 0"):
                 if group.desired:
@@ -172,6 +172,11 @@ class Guard:
                 with suppress(self.scheduler.exceptions.ResourceNotFoundException):
                     self.scheduler.delete_schedule(GroupName=self.settings.installation, Name=group.run_id)
                 memory = replace(memory, is_schedule_deleted=True)
+        if has_news:
+            with noted(problems, NEWS_EVENT):  # whatever is wrong with it, what was done above is remembered
+                news, memory = notices.due(facts, memory)
+                if news:
+                    messages[NEWS_EVENT] = "\n".join(filter(None, (messages.get(NEWS_EVENT), news)))[:MAIL_LETTERS]
         return self.notify(group.run_id, messages, memory, problems)
 
     def notify(self, run_id: str, messages: Mapping[str, str], memory: Memory, problems: list[str]) -> Memory:

@@ -227,4 +227,4 @@ def _newest(found: ReadObject | None) -> str:
 
 
 def _int(value: object) -> int:
-    return value if isinstance(value, int) else 0
+    return value if type(value) is int else 0  # True is an int, too, and the guard could not read its memory again
