@@ -87,7 +87,7 @@ class Feed:
         if new := beyond(rows, self.position):
             self.tracker.feed(new)
             self.position = Position(new[-1]["step"], new[-1]["time"])
-            say(f"{len(new):,} steps up to {new[-1]['step']:,} given to {self.tracker.where}")
+            say(f"steps {new[0]['step']:,} to {new[-1]['step']:,} given to {self.tracker.where}")
 
     def tell_once(self, text: str) -> None:
         if text != self.told:

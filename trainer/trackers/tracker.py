@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.contract import UserError
@@ -84,6 +86,12 @@ def check_tracker(name: str) -> str:
 def numbers(row: Row) -> dict[str, float]:
     """The metrics of a row. A name that no trainer writes is left out."""
     return {name: value for name, value in row.items() if METRIC_NAME.fullmatch(name) and ".." not in name}
+
+
+def program(name: str) -> str:
+    """The program of this environment, for a command that a person may copy."""
+    path, here = Path(sys.executable).parent / name, Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def without_secrets(text: str) -> str:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from trainer.telemetry.metrics import Row
 from trainer.text import say
-from trainer.trackers.tracker import PROJECT, Position, TrackedRun, TrackerError, numbers
+from trainer.trackers.tracker import PROJECT, Position, TrackedRun, TrackerError, numbers, program
 
 ROWS_OF_A_TRANSACTION = 500
 
@@ -25,7 +25,7 @@ class LocalRun:
     def __init__(self, run: TrackedRun) -> None:
         for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
             if os.environ.get(name):
-                say(f"{name} is set: rows go into the local database; `trackio sync --project {PROJECT}` sends them")
+                say(f"{name} is set: rows go into the local database; `{program('trackio')} sync` sends them")
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before it is imported
         from trackio.sqlite_storage import SQLiteStorage
         from trackio.utils import TRACKIO_DIR
@@ -58,7 +58,7 @@ class LocalRun:
                 )  # fmt: skip
 
     def close(self, ended: str) -> None:
-        say(f"`trackio show --project {PROJECT}` draws them")
+        say(f"`{program('trackio')} show --project {PROJECT}` draws them")
 
 
 @contextlib.contextmanager

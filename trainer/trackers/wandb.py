@@ -18,7 +18,7 @@ from trainer.contract import UserError
 from trainer.telemetry.metrics import Row
 from trainer.text import say
 from trainer.trackers.committed import FAILED
-from trainer.trackers.tracker import PROJECT, Position, TrackedRun, TrackerError, numbers, without_secrets
+from trainer.trackers.tracker import PROJECT, Position, TrackedRun, TrackerError, numbers, program, without_secrets
 
 BLOCK = 32 << 10  # of LevelDB's log format, in which W&B writes its files, after 7 bytes of its own
 FILE_HEADER, PART_HEADER = 7, struct.Struct("<IHB")  # checksum, length, kind
@@ -72,7 +72,7 @@ class HostedRun:
         with wandb_errors():
             self.hosted.finish(exit_code=int(ended == FAILED))
         if self.offline:
-            say(f"`wandb sync --id {self.run.key} {self.folder}/offline-run-*-{self.run.key}*` sends them")
+            say(f"`{program('wandb')} sync --id {self.run.key} {self.folder}/offline-run-*-{self.run.key}*` sends them")
 
 
 def check_mode(mode: str, before: Sequence[Path]) -> None:
@@ -82,7 +82,9 @@ def check_mode(mode: str, before: Sequence[Path]) -> None:
     waiting = [path for path in before if "offline-" in str(path) and not path.with_suffix(".wandb.synced").exists()]
     if waiting:
         folders = " ".join(str(path.parent) for path in waiting)
-        raise UserError(f"this run has files written offline: first `wandb sync --id {waiting[0].stem[4:]} {folders}`")
+        raise UserError(
+            f"this run has files written offline: first `{program('wandb')} sync --id {waiting[0].stem[4:]} {folders}`"
+        )
 
 
 def newest_written(files: Sequence[Path]) -> Position | None:
