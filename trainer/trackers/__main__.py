@@ -34,7 +34,7 @@ from trainer.trackers.tracker import (
     open_tracker,
 )
 
-LOOK_SECONDS = 20.0
+FEED_SECONDS = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +125,10 @@ def feed_until_end(feed: Feed, *, once: bool) -> None:
         except (StoreError, TrackerError) as error:
             if once:
                 raise
-            feed.tell_once(f"{error}: trying again every {LOOK_SECONDS:.0f} s")
+            feed.tell_once(f"{error}: trying again every {FEED_SECONDS:.0f} s")
         if once or feed.ended:
             return
-        time.sleep(LOOK_SECONDS)
+        time.sleep(FEED_SECONDS)
 
 
 @contextmanager

@@ -79,12 +79,12 @@ def check_mode(mode: str, before: Sequence[Path]) -> None:
     """Raises UserError where nothing would be fed, or where the server lacks what earlier commands wrote offline."""
     if mode == "disabled":
         raise UserError("WANDB_MODE=disabled feeds nothing: leave it unset, or set WANDB_MODE=offline")
-    waiting = [path for path in before if "offline-" in str(path) and not path.with_suffix(".wandb.synced").exists()]
+    offline = [path for path in before if path.parent.name.startswith("offline-run-")]
+    waiting = [path for path in offline if not path.with_suffix(".wandb.synced").exists()]
     if waiting:
         folders = " ".join(str(path.parent) for path in waiting)
-        raise UserError(
-            f"this run has files written offline: first `{program('wandb')} sync --id {waiting[0].stem[4:]} {folders}`"
-        )
+        sync = f"{program('wandb')} sync --id {waiting[0].stem[4:]} {folders}"
+        raise UserError(f"this run has files that were written offline: first `{sync}`")
 
 
 def newest_written(files: Sequence[Path]) -> Position | None:

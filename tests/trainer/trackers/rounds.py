@@ -81,7 +81,7 @@ def history_rows(paths: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    command.LOOK_SECONDS = 0.1
+    command.FEED_SECONDS = 0.1
     for name in IMPORTED[sys.argv[1]]:
         import_module(name)
     for line in sys.stdin:

@@ -6,10 +6,12 @@ import json
 import random
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests import PATIENCE
 from tests.trainer.trackers.conftest import Rounds, Values
 from tests.trainer.trackers.growing import Growing
 from trainer.contract import Exit
@@ -24,6 +26,15 @@ def logged(uri: str, run_id: str) -> Values:
     """What the run itself has of each step."""
     rows = [row for row in read_metrics(open_store(uri), run_id) if "event" not in row]
     return {row["step"]: {name: value for name, value in row.items() if "/" in name} for row in rows}
+
+
+def written(folder: Path) -> int:
+    """Bytes, and files and folders."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += 1 + path.stat().st_size
+    return total
 
 
 def without_samples(values: Values) -> Values:
@@ -79,12 +90,15 @@ def test_a_run_is_followed_until_it_ends_and_its_samples_are_with_its_steps(roun
     run.grow(20)
 
     def train() -> None:
+        while written(rounds.folder) == before and time.monotonic() < deadline:
+            time.sleep(0.05)
         for _ in range(3):
-            time.sleep(0.3)
+            time.sleep(0.2)
             run.grow(20)
         run.grow(20, whole=True)
         run.finish()
 
+    before, deadline = written(rounds.folder), time.monotonic() + PATIENCE
     trainer = threading.Thread(target=train)
     trainer.start()
     ended = rounds.track(uri, "followed")
