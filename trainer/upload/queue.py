@@ -60,6 +60,7 @@ class Sender:
         self.puts: set[Future[None]] = set()  # of metrics; a new set replaces it, since other threads read it
         self.copy_pool = ThreadPoolExecutor(1)  # of its own: a segment never waits for a copy
         self.events: set[Future[None]] = set()  # TensorBoard's copies, for which no checkpoint waits; likewise
+        self.queueing = threading.Lock()  # the trainer's, the observer's and the main thread queue copies
         self.has_told_events = False  # that a copy could not be made or stored
         self.retry, self.copy_retry = Retry(say_as_uploader), Retry(say_as_uploader)
         self.failed = False  # something did not reach the store by the deadline
@@ -93,7 +94,8 @@ class Sender:
         self.in_copy_thread("of what attempts before stored", self.put_missing_copies)
 
     def in_copy_thread(self, what: str, work: Callable[[], None]) -> None:
-        self.events = unfinished(self.events) | {self.copy_pool.submit(self.try_to_copy, what, work)}
+        with self.queueing:  # else one of two at once would be forgotten, and nothing would wait for it
+            self.events = unfinished(self.events) | {self.copy_pool.submit(self.try_to_copy, what, work)}
 
     def try_to_copy(self, what: str, work: Callable[[], None]) -> None:
         """The run goes on, and ends well, where it fails."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +209,39 @@ def test_a_file_for_tensorboard_alone_is_stored_as_it_is_and_no_checkpoint_waits
         sender.jobs.get()()
         assert (store.get(key), store.get(page)) == (b"pictures", b"<html>")
         assert len(list(store.list(f"runs/{RUN}/tensorboard/"))) == 1
+
+
+def test_copies_that_several_threads_queue_at_once_are_all_waited_for(
+    folder_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(folder_uri)
+    env = RunEnv(store=store.uri, run_id=RUN, scratch_dir=str(tmp_path), attempt="1")
+    both, unfinished = threading.Barrier(2), queue.unfinished
+
+    def slow(found: set[Future[None]]) -> set[Future[None]]:
+        left = unfinished(found)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.3)  # the other thread may look at the same set
+        return left
+
+    monkeypatch.setattr(queue, "unfinished", slow)
+    gate, made = threading.Event(), list[str]()
+    with owning(store, 1, tmp_path) as ownership:
+        sender = Sender(env, store, ownership)
+
+        def copy_late(key: str, file: bytes) -> None:
+            assert gate.wait(20)
+            made.append(key)
+
+        monkeypatch.setattr(sender, "put_copy", copy_late)
+        threads = [threading.Thread(target=sender.copy_soon, args=[name, b""]) for name in ("metrics", "samples")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(sender.events) == 2
+        sender.in_order(lambda: made.append("the end"))
+        gate.set()
+        sender.jobs.get()()
+        assert sorted(made[:2]) == ["metrics", "samples"]
+        assert made[2:] == ["the end"]
