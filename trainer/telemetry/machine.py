@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import psutil
 
@@ -18,6 +19,7 @@ LEAST_SECONDS = 1.0  # of a rate: the system counts processor time in hundredths
 # What psutil raises where /proc lacks a file, a line or a word that it expects.
 NOT_READABLE = (psutil.Error, OSError, NotImplementedError, LookupError, RuntimeError, TypeError, ValueError)
 VIRTUAL = ("lo", "veth", "docker", "br-", "virbr")  # what passes them passes a real card, too, or never leaves
+SYS = Path("/sys")  # has a link `device` for each disk and network card that is one, and stands on no other
 
 
 class ThisMachine:
@@ -71,13 +73,18 @@ class ThisMachine:
         return {"disk/scratch_used_bytes": float(usage.used), "disk/scratch_free_bytes": float(usage.free)}
 
     def _disks(self) -> dict[str, float]:
-        found = psutil.disk_io_counters(nowrap=False)
-        counters = {"read": float(found.read_bytes), "write": float(found.write_bytes)} if found else {}
-        return {f"disk/{way}_bytes_per_second": rate for way, rate in self._rates("disks", counters).items()}
+        disks = real(psutil.disk_io_counters(perdisk=True, nowrap=False), "block")
+        if not disks:  # this system does not tell which ones are: then all, without partitions
+            whole = psutil.disk_io_counters(nowrap=False)
+            disks = {"all": whole} if whole else {}
+        read = self._rates("disks read", {name: float(disk.read_bytes) for name, disk in disks.items()})
+        write = self._rates("disks write", {name: float(disk.write_bytes) for name, disk in disks.items()})
+        rates = {"disk/read_bytes_per_second": read, "disk/write_bytes_per_second": write}
+        return {name: sum(rate.values()) for name, rate in rates.items() if rate}
 
     def _network(self) -> dict[str, float]:
         found = psutil.net_io_counters(pernic=True, nowrap=False)
-        cards = {name: card for name, card in found.items() if not name.startswith(VIRTUAL)}
+        cards = real(found, "class/net") or {n: card for n, card in found.items() if not n.startswith(VIRTUAL)}
         received = self._rates("received", {name: float(card.bytes_recv) for name, card in cards.items()})
         sent = self._rates("sent", {name: float(card.bytes_sent) for name, card in cards.items()})
         rates = {"network/received_bytes_per_second": received, "network/sent_bytes_per_second": sent}
@@ -101,3 +108,11 @@ class ThisMachine:
             if spent and name == "trainer":
                 metrics |= {"process/trainer_memory_bytes": memory, "process/trainer_threads": threads}
         return metrics
+
+
+def real(found: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Those with a device of their own: no volume (LVM, RAID, loop), bond, VLAN or tunnel counts beside what it uses.
+
+    `kind` is the folder in /sys that has them. {} where the system does not tell, as in a container.
+    """
+    return {name: counters for name, counters in found.items() if (SYS / kind / name / "device").exists()}

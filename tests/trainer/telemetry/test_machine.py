@@ -44,19 +44,36 @@ class Proc:
         self.folder = folder
         (folder / "net").mkdir(parents=True)
         monkeypatch.setattr(psutil, "PROCFS_PATH", str(folder))
+        self.sys = folder.parent / "sys"  # which tells of no device at first
+        monkeypatch.setattr(machine, "SYS", self.sys)
         self.write()
 
-    def write(self, busy: int = 0, idle: int = 0, sectors: int = 0, cards: dict[str, int] | None = None) -> None:
-        """Hundredths of seconds of all processors, sectors of 512 bytes, bytes of each network card."""
+    def write(
+        self,
+        busy: int = 0,
+        idle: int = 0,
+        sectors: int = 0,
+        cards: dict[str, int] | None = None,
+        disks: dict[str, int] | None = None,
+    ) -> None:
+        """Hundredths of seconds of all processors, sectors of 512 bytes, bytes of each network card.
+
+        All `sectors` are those of one disk; `disks` has those of several instead.
+        """
         (self.folder / "stat").write_text(f"cpu {busy} 0 0 {idle} 0 0 0 0 0 0\nbtime 1\n")
         (self.folder / "meminfo").write_text(
             "MemTotal: 1000 kB\nMemFree: 100 kB\nMemAvailable: 400 kB\nBuffers: 0 kB\nCached: 300 kB\nShmem: 50 kB\n"
         )
-        (self.folder / "diskstats").write_text(
-            f"1 0 {BLOCK[0] if BLOCK else 'sda'} 1 0 {sectors} 1 1 0 {2 * sectors} 1 0 1 1\n"
-        )
+        disks = disks or {BLOCK[0] if BLOCK else "sda": sectors}
+        lines = [f"1 0 {name} 1 0 {count} 1 1 0 {2 * count} 1 0 1 1\n" for name, count in disks.items()]
+        (self.folder / "diskstats").write_text("".join(lines))
         lines = [f"{name}: {count} 1 0 0 0 0 0 0 {count // 2} 1 0 0 0 0 0 0" for name, count in (cards or {}).items()]
         (self.folder / "net" / "dev").write_text("\n".join(["head", "head", *lines, ""]))
+
+    def plug_in(self, *devices: str) -> None:
+        """Devices as in `block/sda` or `class/net/eth0`."""
+        for device in devices:
+            (self.sys / device / "device").mkdir(parents=True)
 
 
 @pytest.fixture
@@ -103,6 +120,20 @@ def test_the_network_is_what_passes_real_cards(tmp_path: Path, proc: Proc, clock
     sample = seen.sample()
     assert sample["network/received_bytes_per_second"] == 300
     assert sample["network/sent_bytes_per_second"] == 150
+
+
+def test_what_passes_a_volume_a_bond_or_a_tunnel_counts_once(tmp_path: Path, proc: Proc, clock: Clock) -> None:
+    proc.plug_in("block/nvme0n1", "block/nvme1n1", "class/net/ens5", "class/net/ens6")
+    names = ("nvme0n1", "nvme1n1", "nvme0n1p1", "md0", "dm-0", "loop0")
+    cards = ("lo", "ens5", "ens6", "bond0", "bond0.7", "wg0", "tun0", "docker0")
+    proc.write(disks=dict.fromkeys(names, 0), cards=dict.fromkeys(cards, 0))
+    seen = of(tmp_path)
+    proc.write(disks=dict.fromkeys(names, 2000), cards=dict.fromkeys(cards, 1000))
+    clock.now += 10
+    sample = seen.sample()
+    assert sample["disk/read_bytes_per_second"] == 2 * 2000 * 512 / 10
+    assert sample["disk/write_bytes_per_second"] == 4 * 2000 * 512 / 10
+    assert (sample["network/received_bytes_per_second"], sample["network/sent_bytes_per_second"]) == (200, 100)
 
 
 def test_counters_that_go_back_wrap_come_or_go_give_nothing_once(tmp_path: Path, proc: Proc, clock: Clock) -> None:
