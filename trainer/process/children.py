@@ -143,7 +143,11 @@ class ObserverProcess:
             self.process.stdin.write(json.dumps(short).encode() + b"\n")
 
     def finish(self) -> None:
-        """Wait until it has ended, or end it: even one in a driver's call that no signal interrupts is left behind."""
+        """Wait until it has ended, or end it. The wait has an end in any case.
+
+        No signal ends a process in a driver's call that cannot be interrupted: it is left behind. In a container it is
+        not: the kernel ends the container only after it, so there it holds up the end until the driver answers.
+        """
         if self.process is None or self.process.stdin is None:
             return
         self.reaper.join(max(0.1, self.told + OBSERVER_SECONDS - time.monotonic()))
