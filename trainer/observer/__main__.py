@@ -52,7 +52,7 @@ class Observer:
         self.env, self.attempt, self.folder = env, int(env.attempt), attempt_dir(env)
         self.link = Link(observer_socket(os.environ[SOCKET_VARIABLE]))
         self.telling = Telling(env.run_id, self.attempt, Delivery.open(os.environ, say))
-        self.report = LiveReport(self.folder / "report", os.environ)
+        self.report = LiveReport(self.folder / "report", self.folder.parent / "segments", os.environ)
         gpus = int(os.environ.get(GPU_COUNT) or 0)
         self.surroundings = Surroundings(has_gpu=gpus > 0, cores=len(os.sched_getaffinity(0)))
         self.gpus = Sensor("gpus", open_gpus) if gpus else None

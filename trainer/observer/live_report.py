@@ -15,14 +15,18 @@ from trainer.text import say
 LIVE_REPORT_SECONDS = 300.0  # from the beginning of one report to that of the next
 LONGEST_REPORT_SECONDS = 120.0
 MOST_SHARE = 0.1  # of the time in which reports are made: the pauses grow with them
+LONGER_PAUSE = 2.0  # after each report that took too long
 REPORT_NICENESS = 19
 
 
 class LiveReport:
-    """At most one process at a time. The folder is its own."""
+    """At most one process at a time. The folder is its own.
 
-    def __init__(self, folder: Path, environ: Mapping[str, str]):
-        self.folder, self.environ = folder, environ
+    Segments of the run that one report has read are `kept` in another folder, so that the next one reads only new ones.
+    """
+
+    def __init__(self, folder: Path, kept: Path, environ: Mapping[str, str]):
+        self.folder, self.kept, self.environ = folder, kept, environ
         self.began = time.monotonic()
         self.pause = LIVE_REPORT_SECONDS
         self.has_failed = False
@@ -34,7 +38,8 @@ class LiveReport:
             return False
         self.began = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.report", "--into", str(self.folder)], env=dict(self.environ),
+            [sys.executable, "-m", "trainer.report", "--into", str(self.folder), "--keep", str(self.kept)],
+            env=dict(self.environ),
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         with contextlib.suppress(OSError):  # it has ended already
@@ -44,14 +49,15 @@ class LiveReport:
     def finished(self) -> dict[str, bytes]:
         """The files of a report that has just been made, the page last; {} where there is none.
 
-        One that takes too long is ended. One that fails is left out, and that is said once: the next one may work, and
-        the end of the run makes its own.
+        One that takes too long is ended, and the pause before the next one grows each time. One that fails is left out,
+        and that is said once: the next one may work, and the end of the run makes its own.
         """
         if self.process is None:
             return {}
         seconds = time.monotonic() - self.began
         if self.process.poll() is None:
             if seconds > LONGEST_REPORT_SECONDS:
+                self.pause = max(self.pause * LONGER_PAUSE, seconds / MOST_SHARE)
                 self.kill()
                 self._complain(f"it took more than {LONGEST_REPORT_SECONDS:.0f} s")
             return {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.checkpoint.line import list_manifests
@@ -43,9 +44,10 @@ def write_report(store: ObjectStore, run_id: str) -> Summary:
     return report.summary
 
 
-def build_report(store: ObjectStore, run_id: str) -> Report:
-    """Read the run, which may still go on, and make the files of its report. Nothing is written.
+def build_report(store: ObjectStore, run_id: str, kept: Path | None = None) -> Report:
+    """Read the run, which may still go on, and make the files of its report. Nothing is written to the store.
 
+    Segments in the folder `kept` are not read from the store, and those that are read are kept there.
     Raises UserError if there is no such run, StoreError if the store fails.
     """
     from trainer.report.scored import read_scored
@@ -54,10 +56,10 @@ def build_report(store: ObjectStore, run_id: str) -> Report:
         raise UserError(f"{run_id!r} is not a run id: use {RUN_ID_RULE}, for example --run-id digits")
     config = read_shown(store, run_key(run_id, "config.json"), check_shown_config)
     result = read_shown(store, run_key(run_id, "result.json"), check_result)
-    rows: Sequence[Row] = read_metrics(store, run_id)
+    rows: Sequence[Row] = read_metrics(store, run_id, kept)
     if not rows and not config and not result:
         raise UserError(no_such_run(store, run_id))
-    samples = read_samples(store, run_id)
+    samples = read_samples(store, run_id, kept=kept)
     newest = str(result.get("checkpoint") or next(iter(list_manifests(store, run_id)[1]), ""))
     summary = summarise(
         run_id,

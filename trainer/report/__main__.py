@@ -27,6 +27,8 @@ class Options:
     """The run to report on; else $TRAINER_RUN_ID."""
     into: str = ""
     """Write the files of the report into this folder, not into the store."""
+    keep: str = ""
+    """With --into: keep the metrics that are read in this folder, so that the next report reads only new ones."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         store = open_store(options.store)
         if options.into:
-            write_files(build_report(store, options.run_id).files, Path(options.into))
+            kept = Path(options.keep) if options.keep else None
+            write_files(build_report(store, options.run_id, kept).files, Path(options.into))
         else:
             tell(summary_text(write_report(store, options.run_id)))
     except UserError as error:

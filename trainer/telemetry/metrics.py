@@ -11,7 +11,12 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.line import check_row, follow_back, is_segment, parse_row
@@ -24,6 +29,8 @@ Row = dict[str, Any]
 Segments = dict[str, list[Row]]  # by key; what is stored under one never changes
 SHIP_SECONDS = 30
 MOST_SEGMENT_BYTES = 64 << 20  # at most: a trainer writes one each half minute
+GETS_AT_ONCE = 8  # S3 takes 20 ms for each
+MOST_UNPARSED = 64  # segments that are in memory as they were read
 
 
 class MetricsWriter:
@@ -86,24 +93,31 @@ def put_rewind(store: ObjectStore, run_id: str, attempt: int, step: int, origin:
     store.put(metrics_key(run_id, attempt, f"{step:08d}-{step:08d}.jsonl"), f"{json.dumps(row)}\n".encode())
 
 
-def read_metrics(store: ObjectStore, run_id: str) -> list[Row]:
+def read_metrics(store: ObjectStore, run_id: str, kept: Path | None = None) -> list[Row]:
     """All rows of a run, each step once: what an attempt redid stands as the later one saw it.
 
     An attempt begins with a row that says from which step of which attempt it goes on. From the last attempt that way
     leads back to the first; what an attempt logged beyond, or beside it, does not belong to the run.
+    `kept` is as for `segment_body`. Raises StoreError.
     """
-    attempts = rows_by_attempt(store, run_id)
+    attempts = rows_by_attempt(store, run_id, kept=kept)
     return rows_until(attempts, last_attempt(store, run_id, begins_of(attempts)), float("inf"))
 
 
-def rows_by_attempt(store: ObjectStore, run_id: str, known: Segments | None = None) -> dict[int, list[Row]]:
-    """The rows of each attempt. Segments that are `known` are not read again, and those that are read become known."""
-    rows: dict[int, list[Row]] = {}
+def rows_by_attempt(
+    store: ObjectStore, run_id: str, known: Segments | None = None, kept: Path | None = None
+) -> dict[int, list[Row]]:
+    """The rows of each attempt. `known` and `kept` are as for `read_segments`."""
     folder = run_key(run_id, "metrics/")
+    found: list[tuple[int, ObjectInfo]] = []
     for info in store.list(folder):
         attempt, _, name = info.key.removeprefix(folder).partition("/")
         if re.fullmatch(r"[0-9]{1,15}", attempt) and is_segment(name):
-            rows.setdefault(int(attempt), []).extend(read_unknown(store, info, known))
+            found.append((int(attempt), info))
+    rows: dict[int, list[Row]] = {}
+    segments = read_segments(store, [info for _, info in found], known, kept)
+    for (number, _), segment in zip(found, segments, strict=True):
+        rows.setdefault(number, []).extend(segment)
     return rows
 
 
@@ -122,29 +136,63 @@ def rows_until(attempts: Mapping[int, list[Row]], attempt: int, step: float) -> 
     return merged(way)
 
 
-def read_unknown(store: ObjectStore, info: ObjectInfo, known: Segments | None) -> list[Row]:
-    """The rows of a segment, which is not read again if it is known. They are the caller's to change."""
-    if known is None:
-        return read_segment(store, info)
-    if info.key not in known:
-        known[info.key] = read_segment(store, info)
-    return [dict(row) for row in known[info.key]]
+def read_segments(
+    store: ObjectStore, infos: Sequence[ObjectInfo], known: Segments | None = None, kept: Path | None = None
+) -> list[list[Row]]:
+    """The rows of each segment, in this order and the caller's to change. Several are read at once.
+
+    Segments that are `known` are not read again, and those that are read become known. `kept` is as for `segment_body`.
+    Raises StoreError.
+    """
+    found: Segments = {} if known is None else known
+    new = [info for info in infos if info.key not in found]
+    with ThreadPoolExecutor(GETS_AT_ONCE) as pool:
+        for start in range(0, len(new), MOST_UNPARSED):
+            some = new[start : start + MOST_UNPARSED]
+            for info, body in zip(some, pool.map(partial(segment_body, store, kept=kept), some), strict=True):
+                found[info.key] = parse_segment(store.describe(info.key), body)
+    return [found[info.key] if known is None else [dict(row) for row in found[info.key]] for info in infos]
 
 
 def read_segment(store: ObjectStore, info: ObjectInfo) -> list[Row]:
     """The rows of a segment. What no trainer writes is skipped, with a message."""
+    return parse_segment(store.describe(info.key), segment_body(store, info))
+
+
+def segment_body(store: ObjectStore, info: ObjectInfo, kept: Path | None = None) -> bytes:
+    """The bytes of a segment; b"", with a message, where it is too large.
+
+    `kept` is a folder on this machine. What is read from the store is kept there, and never asked for again.
+    """
     if info.bytes > MOST_SEGMENT_BYTES:
         say(f"{store.describe(info.key)} has {info.bytes:,} bytes, and no trainer writes so many: skipped")
-        return []
-    rows, odd = list[Row](), list[str]()
+        return b""
+    if kept is None:
+        return store.get(info.key)
+    path = kept / f"{sha256(repr((store.uri, info.key, info.etag)).encode()).hexdigest()}.jsonl"
+    with suppress(OSError):
+        body = path.read_bytes()
+        if len(body) == info.bytes:  # else the machine went down while it was written
+            return body
     body = store.get(info.key)
+    with suppress(OSError):  # such as a full disk: it is read from the store the next time, too
+        kept.mkdir(parents=True, exist_ok=True)
+        written = path.with_suffix(".tmp")
+        written.write_bytes(body)
+        written.replace(path)
+    return body
+
+
+def parse_segment(what: str, body: bytes) -> list[Row]:
+    """The rows in the bytes of a segment. What no trainer writes is skipped, with a message that says `what` it is."""
+    rows, odd = list[Row](), list[str]()
     for line in flat_objects(body) or body.splitlines():
         try:
             rows.append(parse_row(line) if isinstance(line, bytes) else check_row(line))
         except ValueError as error:
             odd.append(str(error))
     if odd:
-        say(f"{store.describe(info.key)} has {len(odd)} lines that are no metrics ({odd[0]}): skipped")
+        say(f"{what} has {len(odd)} lines that are no metrics ({odd[0]}): skipped")
     return rows
 
 

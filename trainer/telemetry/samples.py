@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from trainer.contract import run_key
-from trainer.store import ObjectStore
-from trainer.telemetry.metrics import Row, Segments, read_unknown
+from trainer.store import ObjectInfo, ObjectStore
+from trainer.telemetry.metrics import Row, Segments, read_segments
 
 SAMPLE_SECONDS = 10.0
 FOLDER = "telemetry/"
@@ -24,17 +25,21 @@ def samples_key(run_id: str, attempt: int, number: int) -> str:
     return run_key(run_id, f"{FOLDER}{attempt}/{number:06d}.jsonl")
 
 
-def read_samples(store: ObjectStore, run_id: str, known: Segments | None = None) -> list[Row]:
+def read_samples(store: ObjectStore, run_id: str, known: Segments | None = None, kept: Path | None = None) -> list[Row]:
     """All rows of all attempts, in the order of attempts and time. Each has "attempt". Raises StoreError.
 
-    Segments that are `known` are not read again, and those that are read become known.
+    `known` and `kept` are as for `read_segments`.
     """
     folder = run_key(run_id, FOLDER)
-    rows: list[Row] = []
+    found: list[tuple[int, ObjectInfo]] = []
     for info in store.list(folder):
-        found = re.fullmatch(r"([0-9]{1,15})/[0-9]{1,15}\.jsonl", info.key.removeprefix(folder))
-        if found:
-            rows += [row | {"attempt": int(found[1])} for row in read_unknown(store, info, known)]
+        name = re.fullmatch(r"([0-9]{1,15})/[0-9]{1,15}\.jsonl", info.key.removeprefix(folder))
+        if name:
+            found.append((int(name[1]), info))
+    segments = read_segments(store, [info for _, info in found], known, kept)
+    rows = [
+        row | {"attempt": attempt} for (attempt, _), segment in zip(found, segments, strict=True) for row in segment
+    ]
     return sorted(rows, key=lambda row: (row["attempt"], row["time"]))
 
 

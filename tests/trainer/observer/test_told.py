@@ -118,7 +118,7 @@ def program(tmp_path: Path, script: str) -> str:
 def test_a_report_is_made_when_there_is_news_and_not_too_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = 'mkdir -p "$4"; cd "$4"; touch a.png; echo "$3" > index.html; echo no > .x.tmp; sleep 0.3; nice > b.png'
     monkeypatch.setattr(sys, "executable", program(tmp_path, script))
-    report = LiveReport(tmp_path / "report", {"PATH": "/usr/bin:/bin"})
+    report = LiveReport(tmp_path / "report", tmp_path / "segments", {"PATH": "/usr/bin:/bin"})
     assert not report.start_if_due(has_news=True), "not at once: a short run has one at its end"
     report.began -= live_report.LIVE_REPORT_SECONDS
     assert not report.start_if_due(has_news=False)
@@ -138,9 +138,9 @@ def test_a_report_that_fails_or_hangs_is_left_out_and_said_once(
 ) -> None:
     monkeypatch.setattr(sys, "executable", program(tmp_path, script))
     monkeypatch.setattr(live_report, "LONGEST_REPORT_SECONDS", 0.1)
-    report = LiveReport(tmp_path / "report", {"PATH": "/usr/bin:/bin"})
+    report = LiveReport(tmp_path / "report", tmp_path / "segments", {"PATH": "/usr/bin:/bin"})
     for _ in range(2):
-        report.pause = 0.0
+        report.began -= report.pause
         assert report.start_if_due(has_news=True)
 
         def is_over() -> bool:
