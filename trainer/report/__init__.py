@@ -36,9 +36,9 @@ class Report:
     files: Mapping[str, bytes]
 
 
-def write_report(store: ObjectStore, run_id: str) -> Summary:
+def write_report(store: ObjectStore, run_id: str, kept: Path | None = None) -> Summary:
     """Read the run, put `report/index.html` and `report/*.png` beside it, return the summary."""
-    report = build_report(store, run_id)
+    report = build_report(store, run_id, kept)
     for name, body in report.files.items():
         store.put(run_key(run_id, f"report/{name}"), body)
     return report.summary

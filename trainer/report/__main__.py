@@ -28,7 +28,7 @@ class Options:
     into: str = ""
     """Write the files of the report into this folder, not into the store."""
     keep: str = ""
-    """With --into: keep the metrics that are read in this folder, so that the next report reads only new ones."""
+    """Keep the metrics that are read in this folder, so that the next report reads only new ones."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,11 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         store = open_store(options.store)
+        kept = Path(options.keep) if options.keep else None
         if options.into:
-            kept = Path(options.keep) if options.keep else None
             write_files(build_report(store, options.run_id, kept).files, Path(options.into))
         else:
-            tell(summary_text(write_report(store, options.run_id)))
+            tell(summary_text(write_report(store, options.run_id, kept)))
     except UserError as error:
         tell(error, sys.stderr)
         return Exit.USER
