@@ -25,6 +25,7 @@ from trainer.report import Report, build_report, charts, summary_text
 from trainer.report.alert_table import MOST_TOLD
 from trainer.report.curves import MOST_POINTS, curve_of, curves_of, machine_seconds
 from trainer.report.plan import plan_of
+from trainer.report.scored import MOST_SHEET_BYTES, MOST_SHOWN
 from trainer.store import ObjectStore, open_store
 from trainer.telemetry.metrics import Row
 from trainer.telemetry.samples import samples_key
@@ -173,6 +174,20 @@ def test_forged_samples_and_alerts_are_left_out(tmp_path: Path) -> None:
     assert f"All {MOST_TOLD} alerts" in page
     assert len(page) < 1_000_000
     assert not re.search(r"[ \"](?:nan|inf)\b", page[page.index("</style>") :])
+
+
+def test_a_page_with_all_that_it_can_have_is_below_2_mb(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    long = replace(MADE, steps_per_epoch=750, done=11_900, continues=(4_000, 8_000), seconds_per_step=1.0)
+    long.put(store)
+    for number in range(MOST_SHOWN):
+        store.put(run_key("made-up", f"evaluations/set-{number}.json"), json.dumps(RECORD).encode())
+        store.put(run_key("made-up", f"evaluations/set-{number}.jpg"), b"x" * MOST_SHEET_BYTES)
+    page = page_of(build_report(store, "made-up"))
+    assert page.count("data:image/jpeg") == MOST_SHOWN
+    ranges = set(re.findall(r'id="([^"]+)/range"', page))
+    assert {"train/loss", "speed/images_per_second", "gpu/utilization", "disk/read_bytes_per_second"} <= ranges
+    assert len(page) < 2_000_000
 
 
 @pytest.mark.browser

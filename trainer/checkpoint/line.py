@@ -21,7 +21,7 @@ from trainer.contract import (
 )
 from trainer.manifest import newest_manifest
 from trainer.store import NotFoundError, ObjectStore
-from trainer.values import as_text, as_time, as_whole, check_known, is_measured, parse_object, show
+from trainer.values import MOST_VALUE, as_text, as_time, as_whole, check_known, is_measured, parse_object, show
 
 Begin = Mapping[str, Any]  # the first row of an attempt's metrics: it goes on from `step` of attempt `origin`
 
@@ -84,6 +84,8 @@ def check_row(row: dict[str, Any]) -> dict[str, Any]:
     if row.get("event") == "start":
         check_known(row, "origin")
     for name, value in row.items():
+        if type(value) is float and -MOST_VALUE <= value <= MOST_VALUE:
+            continue  # nearly all, so they are asked first: of a long run there are a million
         if "/" in name and not is_measured(value):
             raise ValueError(f"{show(name)} is {show(value)}, not a number")
     return row

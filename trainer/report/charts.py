@@ -252,14 +252,15 @@ def name_numbers(axis: Axes, names: Sequence[str]) -> None:
 
 def _to_png(figure: Figure) -> bytes:
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=200, bbox_inches=figure.bbox_inches.padded(0.12))
+    around, quick = figure.bbox_inches.padded(0.12), {"compress_level": 2}
+    figure.savefig(png, format="png", dpi=200, bbox_inches=around, pil_kwargs=quick)
     return png.getvalue()
 
 
 def to_svg(figure: Figure, colours: Mapping[str, str]) -> str:
     """The figure as SVG whose text is text and whose colours are the page's variables, of these names.
 
-    Coordinates have two digits, which is less than a pixel, and only our own names and clip paths are ids.
+    Coordinates are tenths of a point, which is less than a pixel. Only our own names and clip paths are ids.
     """
     svg = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
@@ -267,7 +268,7 @@ def to_svg(figure: Figure, colours: Mapping[str, str]) -> str:
     text = svg.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'<!--.*?-->\s*|(?<=<g) id="[A-Za-z.\d]+_\d+"', "", text, flags=re.DOTALL)
-    text = re.sub(r' d="[^"]+"', lambda path: re.sub(r"(?<=\.\d\d)\d+", "", path[0]), text)
+    text = re.sub(r' d="[^"]+"', lambda path: re.sub(r"(?<=\.\d)\d+", "", path[0]), text)
     for name, colour in colours.items():
         text = text.replace(colour, f"var(--{name})")
     return text

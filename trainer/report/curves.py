@@ -71,11 +71,12 @@ def curves_of(
 ) -> dict[str, MetricCurve]:
     """The curves of those metrics that the rows have, by name. Without `places` they lie at the steps of the rows."""
     found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
-    wanted, rows = found.keys(), list(rows)
+    rows = list(rows)
     for row, place in zip(rows, places if places is not None else [row["step"] for row in rows], strict=True):
-        for name in row.keys() & wanted:
-            found[name][0].append(place)
-            found[name][1].append(row[name])
+        for name, value in row.items():
+            if name in found:
+                found[name][0].append(place)
+                found[name][1].append(value)
     curves = {name: curve_of(*points) for name, points in found.items()}
     return {name: curve for name, curve in curves.items() if curve is not None}
 
