@@ -140,7 +140,7 @@ def parse_attempt(value: Mapping[str, Any]) -> AttemptRecord:
 
 
 def parse_finish(value: Mapping[str, Any]) -> Finish:
-    best = as_object("best", value.get("best") or {})
+    top1, best_step = _parse_best(value.get("best"))
     epochs, per_epoch = (as_number(name, value.get(name, 0), MOST_TOLD_STEPS) for name in ("epochs", "steps_per_epoch"))
     rate = value.get("images_per_second")
     return Finish(
@@ -149,15 +149,16 @@ def parse_finish(value: Mapping[str, Any]) -> Finish:
         total_steps=round(epochs * per_epoch) or None,
         seconds=float(as_number("seconds", value.get("seconds", 0))),
         attempts=as_whole("attempts", value.get("attempts", 1)),
-        top1=_share(check_known(best, "top1")) if best else None,
-        best_step=as_whole("best.step", best.get("step", 0)),
+        top1=top1,
+        best_step=best_step,
         images_per_second=None if rate is None else float(as_number("images_per_second", rate)),
     )
 
 
 def parse_saved(value: Mapping[str, Any]) -> Saved:
     counters, config = (as_object(name, value.get(name) or {}) for name in ("counters", "config"))
-    best, scores = (as_object(name, counters.get(name) or {}) for name in ("best", "scores"))
+    scores = as_object("scores", counters.get("scores") or {})
+    top1, best_step = _parse_best(counters.get("best"))
     top1s = [_share(scores[name]) for name in ("val/top1", "val_ema/top1", "val_swa/top1") if name in scores]
     return Saved(
         step=as_whole("step", check_known(value, "step")),
@@ -166,10 +167,17 @@ def parse_saved(value: Mapping[str, Any]) -> Saved:
         recipe=as_text("recipe", config.get("recipe", "")),
         epochs=float(as_number("epochs", config.get("epochs", 0), MOST_TOLD_STEPS)),
         batch=as_whole("global_batch_size", config.get("global_batch_size", 0)),
-        top1=_share(check_known(best, "top1")) if best else None,
-        best_step=as_whole("best.step", best.get("step", 0)),
+        top1=top1,
+        best_step=best_step,
         last_top1=max(top1s, default=None),
     )
+
+
+def _parse_best(value: object) -> tuple[float | None, int]:
+    """Its accuracy and step. Before the first validation a trainer writes step 0, and an accuracy of -1."""
+    best = as_object("best", value or {})
+    step = as_whole("best.step", best.get("step", 0))
+    return _share(check_known(best, "top1")) if step else None, step
 
 
 def _share(value: object) -> float:

@@ -36,9 +36,9 @@ class RunFacts:
     done: AttemptRecord | None = None
     failed: AttemptRecord | None = None  # only if no later attempt was started
     pulse: Pulse | None = None
-    attempts: int = 0  # the number of the newest
+    attempts: int = 0  # the number of the newest, unless another one still has the run
     first: AttemptRecord | None = None
-    newest: AttemptRecord | None = None
+    newest: AttemptRecord | None = None  # the one of that number
     saved: Saved | None = None  # the newest checkpoint
     money: Money = field(default_factory=Money)
     skipped: tuple[str, ...] = ()  # what no machine of ours writes, and why
@@ -106,8 +106,7 @@ def read_facts(store: ObjectStore, run_id: str) -> RunFacts:
         money = _read_money(documents, None) if first is None or first.machine else Money()
         return replace(facts, money=money, skipped=tuple(documents.skipped))
     pulse = documents.read("heartbeat.json", parse_pulse)
-    attempts = _newest_attempt(store, run_id)
-    newest = documents.read(f"attempts/{attempts}.json", parse_attempt) if attempts else None
+    attempts, newest = _read_newest(documents, pulse)
     first = newest if attempts == 1 else documents.read("attempts/1.json", parse_attempt) if attempts else None
     failed_at, failed = -1, None
     if newest is None or newest.code not in (Exit.FINISHED, Exit.INTERRUPTED):
@@ -122,6 +121,24 @@ def read_facts(store: ObjectStore, run_id: str) -> RunFacts:
         saved=_read_saved(documents), money=_read_money(documents, spec) if is_counted else Money(),
         skipped=tuple(documents.skipped),
     )  # fmt: skip
+
+
+def _read_newest(documents: RunDocuments, pulse: Pulse | None) -> tuple[int, AttemptRecord | None]:
+    """The number and the record of the newest attempt; 0 without one.
+
+    It may be a second start, which waits for the run or was refused, while the attempt of the heartbeat works on. Then
+    that one counts.
+    """
+    number = _newest_attempt(documents.store, documents.run_id)
+    newest = documents.read(f"attempts/{number}.json", parse_attempt) if number else None
+    if newest is None or pulse is None or not 0 < pulse.attempt < number:
+        return number, newest
+    is_refused = newest.code == Exit.HELD
+    if is_refused or (newest.code is None and pulse.time > newest.started):
+        holder = documents.read(f"attempts/{pulse.attempt}.json", parse_attempt)
+        if holder is not None and (is_refused or holder.code is None):
+            return pulse.attempt, holder
+    return number, newest
 
 
 def _newest_attempt(store: ObjectStore, run_id: str) -> int:

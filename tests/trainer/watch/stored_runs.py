@@ -39,8 +39,10 @@ def manifest_of(run_id: str, step: int = 1200, attempt: int = 1, at: float = NOW
     return told | {"object": {}, "parent": {}}
 
 
-def put_checkpoint(store: ObjectStore, run_id: str, step: int = 1200, attempt: int = 1, at: float = NOW - 34) -> None:
-    key, body = manifest_key(run_id, step, attempt), seal(manifest_of(run_id, step, attempt, at))
+def put_checkpoint(
+    store: ObjectStore, run_id: str, step: int = 1200, attempt: int = 1, at: float = NOW - 34, **changes: Any
+) -> None:
+    key, body = manifest_key(run_id, step, attempt), seal(manifest_of(run_id, step, attempt, at) | changes)
     store.put(key, body)
     lease = Lease(attempt=attempt, owner="box", newest=key, best=key, sha256={key: hashlib.sha256(body).hexdigest()})
     store.put(checkpoint_key(run_id, HEAD_FILE), lease.to_json())

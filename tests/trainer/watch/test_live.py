@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.trainer.watch.stored_runs import (
     rows_of,
 )
 from trainer.contract import HEAD_FILE, Exit, checkpoint_key, manifest_key, metrics_key, run_key
+from trainer.learning.state import State
 from trainer.live.condition import condition_of
 from trainer.live.reading import Live, read_live
 from trainer.store import ObjectStore, open_store
@@ -119,6 +121,46 @@ def test_a_run_is_missing_waiting_starting_silent_failed_or_finished(folder: Obj
     assert word_of(folder)[0] == "starting"  # a later attempt: it has not failed
     put_finished(folder, "digits")
     assert word_of(folder) == ("finished", "finished: 5,000 steps in 14 min 40 s")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "beat", "word", "attempt"),
+    [
+        ({}, {"started": NOW - 60, "exit": Exit.HELD}, NOW - 12, "running", 1),  # refused
+        ({}, {"started": NOW - 60}, NOW - 12, "running", 1),  # it waits
+        ({}, {"started": NOW - 600, "exit": Exit.HELD}, NOW - 300, "silent", 1),
+        ({"exit": Exit.INTERRUPTED}, {"started": NOW - 60, "exit": Exit.HELD}, NOW - 12, "interrupted", 1),
+        ({"exit": Exit.INTERRUPTED}, {"started": NOW - 60}, NOW - 12, "starting", 2),  # its turn has come
+        ({}, {"started": NOW - 60}, NOW - 70, "starting", 2),  # the first one was killed
+        ({}, {"started": NOW - 60, "exit": 1}, NOW - 12, "crashed", 2),
+    ],
+)
+def test_a_second_start_leaves_the_attempt_that_works_in_sight(
+    folder: ObjectStore, first: dict[str, Any], second: dict[str, Any], beat: float, word: str, attempt: int
+) -> None:
+    put_running(folder, "digits")
+    put_attempt_record(folder, "digits", 1, **first)
+    put_attempt_record(folder, "digits", 2, **second)
+    put_json(folder, run_key("digits", "heartbeat.json"), pulse_of(time=beat))
+    live = read_live(folder, "digits", NOW)
+    figures = dict(shown(live)["figures"])
+    assert (condition_of(live.facts, NOW).word, figures["attempt"][:1]) == (word, str(attempt))
+    if word == "running":
+        assert (figures["speed"], "time left" in figures) == ("2,560 images/s", True)
+
+
+def test_a_checkpoint_before_the_first_validation_counts(folder: ObjectStore) -> None:
+    put_running(folder, "digits")
+    first = next(field.default_factory for field in fields(State) if field.name == "best")
+    assert callable(first)
+    counters = {"step": 1200, "validated": 0, "scores": {}, "best": first()}
+    put_checkpoint(folder, "digits", at=NOW - 200, counters=counters)
+    told = shown(read_live(folder, "digits", NOW))
+    figures = dict(told["figures"])
+    assert (figures["step"], figures["checkpoint"]) == ("1,240 of 5,000 (24.8 %)", "step 1,200, 3 min 20 s old")
+    assert "time left" in figures
+    assert "top-1" not in figures
+    assert told["wrong"] == ["the newest checkpoint is 3 min 20 s old: so much work would be lost now"]
 
 
 def test_a_clock_that_is_ahead_is_told_and_hides_no_silence(folder: ObjectStore) -> None:
