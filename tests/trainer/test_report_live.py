@@ -23,7 +23,8 @@ from trainer.learning.schedule import Clock
 from trainer.recipes.fields import to_json
 from trainer.report import Report, build_report, charts, summary_text
 from trainer.report.alert_table import MOST_TOLD
-from trainer.report.curves import MOST_POINTS, curve_of, curves_of, machine_seconds
+from trainer.report.curves import MOST_POINTS, curve_of, curves_of, done_resolution, machine_seconds
+from trainer.report.outlook import look_ahead
 from trainer.report.plan import plan_of
 from trainer.report.scored import MOST_SHEET_BYTES, MOST_SHOWN
 from trainer.store import ObjectStore, open_store
@@ -45,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> ObjectStore:
     odd |= {"mistakes": [{"image": 1, "label": EVIL, "answer": EVIL, "probability": 0.9}] * 10}
     store.put(run_key("made-up", "evaluations/imagenet.json"), json.dumps(RECORD | odd).encode())
     store.put(run_key("made-up", "evaluations/imagenet.jpg"), encode(photo(0, 8 * 96, 2 * 96), quality=80))
-    told = alert_row({"step": 2_600, "time": BEGIN + 1.1e4}, "hung", "error", f"no step for 5 min {EVIL}")
+    told = alert_row({"step": 2_600, "time": BEGIN + 1.03e4}, "hung", "error", f"no step for 5 min {EVIL}")
     store.put(samples_key("made-up", 3, 2), json.dumps(told).encode())
     return store
 
@@ -83,6 +84,42 @@ def test_a_run_without_speed_budget_or_machine_promises_nothing(tmp_path: Path) 
     ahead = report.summary.outlook
     assert (ahead.seconds_left, ahead.spent_usd, ahead.projected_usd, ahead.budget_usd, ahead.kwh) == (None,) * 5
     assert not {"Machine", "Alerts", "Versions"} & set(re.findall(r"<(?:h2|summary)>(\w+)<", page_of(report)))
+
+
+def test_dollars_count_from_the_last_count_on_and_only_while_a_machine_runs() -> None:
+    rows: list[Row] = [{"step": 10, "time": BEGIN + 600, "speed/images_per_second": 256.0}]
+    config, machine = {"global_batch_size": 256}, {"usd_per_hour": 1.2, "ended": 0.0}
+    spend: dict[str, Any] = {"at": BEGIN, "usd": 2.0, "machines": [machine, {"usd_per_hour": 9.0, "ended": BEGIN}]}
+    ahead = look_ahead(rows, [], config, spend, {}, steps_left=3000)
+    assert ahead.seconds_left == 3000
+    assert ahead.projected_usd == pytest.approx(2.0 + 1.2 * (600 + 3000) / 3600)
+    ended = look_ahead(rows, [], config, spend | {"machines": [machine | {"ended": BEGIN}]}, {}, steps_left=3000)
+    assert (ended.spent_usd, ended.projected_usd) == (2.0, None)
+
+
+def test_all_is_done_only_at_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charts, "draw_charts", lambda *_: ({}, {}))
+    store = open_store(str(tmp_path))
+    begin: Row = {"step": 0, "time": BEGIN, "event": "start", "attempt": 1, "origin": 0}
+    put_rows(store, "made-up", 1, [begin, *MADE.rows(Random(0), MADE.total - 20, MADE.total - 1, BEGIN)])
+    MADE.put_documents(store, BEGIN)
+    page = page_of(build_report(store, "made-up"))
+    assert "<b>99 %</b> done" in page
+    assert 'aria-label="99 percent of the steps are done"' in page
+
+
+def test_the_resolution_as_done_is_the_measured_one() -> None:
+    plan = plan_of(json.loads(json.dumps(to_json(MADE.config))), float(MADE.steps_per_epoch))
+    planned = MADE.config.resolution_at(0)
+    old = list(MADE.rows(Random(0), 0, 10, BEGIN))
+    new = [row | {"train/resolution": 96 if row["step"] < 16 else 64} for row in MADE.rows(Random(0), 10, 20, BEGIN)]
+    along_steps, _ = charts.draw_charts([*old, *new], [], plan, float(MADE.steps_per_epoch))
+    words = along_steps["learning-rate"].words
+    assert f"pixels 64 at the end, lowest 64 at step 16, highest {planned} at step 1." in words
+    curve = done_resolution([*old, *new], plan["plan/resolution"])
+    assert curve is not None
+    stretches = [(place, size) for place, size in zip(curve.at, curve.mean, strict=True) if place >= 10]
+    assert stretches == [(10, planned), (11, 96), (15, 96), (16, 64), (20, 64)]
 
 
 def test_what_the_machine_did_and_what_was_told_stand_in_the_page(report: Report) -> None:

@@ -12,6 +12,8 @@ from trainer.values import as_list, as_number, as_object, as_text, as_time, as_w
 
 MOST_ALERTS = 20
 MOST_TOLD_STEPS = 1e12  # and epochs: more cannot be done
+MOST_SAMPLED = 2.0**64  # of bytes, watts, degrees and bits
+SHARES = ("utilization", "_fraction")  # how the names of those end
 LEVELS = ("info", "warning", "error")
 
 
@@ -107,9 +109,11 @@ def parse_pulse(value: Mapping[str, Any]) -> Pulse:
 
 
 def parse_sample(value: object) -> dict[str, float]:
-    """The measured values by their names; others are left out. Raises ValueError if it is no object."""
-    given = as_object("sample", value)
-    return {name: float(one) for name, one in given.items() if "/" in name and is_measured(one)}
+    """The values by their names. What no machine can measure is left out. Raises ValueError if it is no object."""
+    measured = {
+        name: float(one) for name, one in as_object("sample", value).items() if "/" in name and is_measured(one)
+    }
+    return {name: one for name, one in measured.items() if 0 <= one <= (1.0 if name.endswith(SHARES) else MOST_SAMPLED)}
 
 
 def parse_alerts(value: object) -> tuple[ShownAlert, ...]:
@@ -142,11 +146,12 @@ def parse_attempt(value: Mapping[str, Any]) -> AttemptRecord:
 def parse_finish(value: Mapping[str, Any]) -> Finish:
     top1, best_step = _parse_best(value.get("best"))
     epochs, per_epoch = (as_number(name, value.get(name, 0), MOST_TOLD_STEPS) for name in ("epochs", "steps_per_epoch"))
-    rate = value.get("images_per_second")
+    rate, steps = value.get("images_per_second"), as_whole("steps", value.get("steps", 0))
+    total = round(epochs * per_epoch)
     return Finish(
         recipe=as_text("recipe", value.get("recipe", "")),
-        steps=as_whole("steps", value.get("steps", 0)),
-        total_steps=round(epochs * per_epoch) or None,
+        steps=steps,
+        total_steps=total if total and total >= steps else None,
         seconds=float(as_number("seconds", value.get("seconds", 0))),
         attempts=as_whole("attempts", value.get("attempts", 1)),
         top1=top1,

@@ -49,12 +49,12 @@ def read_live(store: ObjectStore, run_id: str, now: float) -> Live:
     rows = [row for info in segments[-TAIL_SEGMENTS:] for row in _segment_rows(store, info, odd)]
     pulse = facts.pulse
     sample, alerts = (pulse.sample, pulse.alerts) if pulse else ({}, ())
-    samples: Sequence[ObjectInfo] = ()
-    if attempt and not facts.finish and not sample:  # the heartbeat of an older version has none
-        samples = _segments(store, run_key(run_id, f"{FOLDER}{attempt}/"), 0)[-TAIL_SEGMENTS:]
-        sampled = [row for info in samples for row in _segment_rows(store, info, odd)]
+    samples = _segments(store, run_key(run_id, f"{FOLDER}{attempt}/"), 0) if attempt else []
+    if not facts.finish and not sample:  # the heartbeat of an older version has none
+        sampled = [row for info in samples[-TAIL_SEGMENTS:] for row in _segment_rows(store, info, odd)]
         sample, alerts = parse_sample(_newest_values(sampled)), (*alerts, *_alerts_of(sampled))
-    shown = [info.key for info in store.list(run_key(run_id, "evaluations/"))] if facts.exists else []
+    others = ("evaluations/", "done.json") if facts.exists else ()
+    shown = [info.key for name in others for info in store.list(run_key(run_id, name))]
     parts = (facts.finish, facts.failed, facts.attempts, facts.saved, *segments[-1:], *samples[-1:], shown)
     return Live(
         now=now, facts=facts, measured=_newest_values(rows), sample=sample, alerts=alerts,
@@ -107,4 +107,5 @@ def _total_steps(facts: RunFacts, rows: Iterable[Row]) -> int | None:
         return facts.finish.total_steps
     epochs = facts.saved.epochs if facts.saved else 0
     told = [(row["step"], row["train/epoch"]) for row in rows if 0 < row.get("train/epoch", 0) < math.inf]
-    return round(min(epochs * told[-1][0] / told[-1][1], MOST_TOLD_STEPS)) if told and epochs else None
+    total = epochs * told[-1][0] / told[-1][1] if told else 0.0
+    return round(total) if 0 < total < MOST_TOLD_STEPS and round(total) >= facts.step else None

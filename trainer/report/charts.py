@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from trainer.report.curves import MetricCurve, curve_until, curves_of, machine_seconds
+from trainer.report.curves import MetricCurve, curves_of, done_resolution, machine_seconds
 from trainer.report.page import LIGHT, Chart
 from trainer.report.panels import MACHINE_CHARTS, STEP_CHARTS, TRAINING_CHARTS, Lines, Panel
 from trainer.report.summary import restarts
@@ -50,8 +50,8 @@ def draw_charts(
     curves = curves_of(rows, _metrics(TRAINING_CHARTS | STEP_CHARTS))
     last = max((int(row["step"]) for row in rows), default=0)
     curves |= plan if rows else {}
-    if "plan/resolution" in plan and rows:
-        curves["done/resolution"] = curve_until(plan["plan/resolution"], last)
+    if rows and (done := done_resolution(rows, plan.get("plan/resolution"))):
+        curves["done/resolution"] = done
     steps = Ruler(end=max(1, last), marks=restarts(rows), unit="step", steps_per_epoch=steps_per_epoch)
     measured = [row for row in samples if "event" not in row]
     seconds = machine_seconds(measured)

@@ -96,6 +96,24 @@ def machine_seconds(samples: Sequence[Row]) -> Numbers:
     return np.cumsum(steps)
 
 
+def done_resolution(rows: Sequence[Row], plan: MetricCurve | None) -> MetricCurve | None:
+    """Pixels by step, as measured: the ends of each stretch of one size. None where nothing is known.
+
+    Rows of older versions do not have it: up to the first that does, the plan counts.
+    """
+    measured = [row for row in rows if "train/resolution" in row]
+    steps = np.asarray([row["step"] for row in measured], np.float64)
+    sizes = np.asarray([row["train/resolution"] for row in measured], np.float64)
+    changes = np.flatnonzero(sizes[1:] != sizes[:-1])
+    ends = sorted({*range(len(sizes))[:1], *changes, *(changes + 1), *range(len(sizes))[-1:]})
+    at, pixels = steps[ends].tolist(), sizes[ends].tolist()
+    before = [row["step"] for row in rows if not at or ("train/loss" in row and row["step"] < at[0])]
+    if before and plan:
+        old = curve_until(plan, max(before))
+        at, pixels = [*old.at.tolist(), *at], [*old.mean.tolist(), *pixels]
+    return curve_of(at, pixels)
+
+
 def curve_until(curve: MetricCurve, end: float) -> MetricCurve:
     """The part of a curve of single values up to `end`, and one point there."""
     kept = max(1, int(np.searchsorted(curve.at, end, side="right")))

@@ -38,6 +38,7 @@ NOTHING_AHEAD = Outlook(as_of=None, seconds_left=None, spent_usd=None, projected
 def check_spend(spend: dict[str, Any]) -> None:
     """Raises ValueError if what is used of the guard's `spend.json` is not what it writes. All of it may be missing."""
     _positive("usd", spend.get("usd", 0))
+    as_time("at", spend.get("at", 0))
     for machine in as_list("machines", spend.get("machines", [])):
         _positive("usd_per_hour", as_object("a machine", machine).get("usd_per_hour", 0))
         as_time("ended", machine.get("ended", 0))
@@ -60,16 +61,27 @@ def look_ahead(
 ) -> Outlook:  # fmt: skip
     """`steps_left` is None where nobody knows the last step."""
     seconds = seconds_for(steps_left, rows, config)
-    rate = sum(one.get("usd_per_hour", 0) for one in spend.get("machines", []) if not one.get("ended"))
+    as_of = max((row["time"] for row in (*rows[-1:], *samples[-1:])), default=None)
     kwh = kwh_of(samples)
     return Outlook(
-        as_of=max((row["time"] for row in (*rows[-1:], *samples[-1:])), default=None),
+        as_of=as_of,
         seconds_left=seconds,
         spent_usd=spend.get("usd"),
-        projected_usd=spend["usd"] + seconds / 3600 * rate if "usd" in spend and seconds is not None else None,
+        projected_usd=None if as_of is None or seconds is None else _usd_at(spend, as_of + seconds),
         budget_usd=spec.get("budget_usd") or None,
         kwh=kwh if kwh is not None and math.isfinite(kwh) else None,
     )
+
+
+def _usd_at(spend: Mapping[str, Any], end: float) -> float | None:
+    """What the machines that run will have cost until `end`, in Unix seconds. None: none runs, or nobody has counted.
+
+    The guard has counted until `at`.
+    """
+    rates = [one.get("usd_per_hour", 0) for one in spend.get("machines", []) if not one.get("ended")]
+    if not rates or "usd" not in spend or "at" not in spend:
+        return None
+    return float(spend["usd"] + max(0.0, end - spend["at"]) / 3600 * sum(rates))
 
 
 def seconds_for(steps: int | None, rows: Sequence[Row], config: Mapping[str, Any]) -> float | None:

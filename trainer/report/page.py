@@ -138,13 +138,14 @@ def _state(summary: Summary) -> str:
     if not summary.total_steps:
         return state
     share = min(1.0, summary.steps / summary.total_steps)
-    told.append(f"<b>{100 * share:.0f} %</b> done")
+    percents = min(100, 100 * summary.steps // summary.total_steps)  # 100 once all is done
+    told.append(f"<b>{percents} %</b> done")
     if ahead.seconds_left is not None and ahead.end is not None:
         told.append(f"about {show_estimate(ahead.seconds_left)} left")
         told.append(f"ends about {show_moment(ahead.end)} if nothing interrupts it")
     if ahead.as_of:
         told.append(f"as of {show_moment(ahead.as_of)}")
-    bar = f'<progress value="{share:.4f}" aria-label="{100 * share:.0f} percent of the steps are done"></progress>'
+    bar = f'<progress value="{share:.4f}" aria-label="{percents} percent of the steps are done"></progress>'
     return f'{state}<div class="way">{bar}<p>{" · ".join(told)}</p></div>'
 
 

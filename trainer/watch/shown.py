@@ -18,6 +18,7 @@ from trainer.text import show_bytes, show_duration, show_estimate, show_share
 RECENT_SECONDS = 900.0  # older alerts stand in the report
 OLD_CHECKPOINT_SECONDS = 120.0  # of a checkpoint, while a run trains: twice what is promised
 MOST_PROBLEMS = 12
+MOST_SPEED = 1e9  # images/s: no machine does more
 TONES = {"finished": "good", "running": "good", "starting": "good", "failed": "bad", "crashed": "bad", "silent": "bad"}
 
 
@@ -36,11 +37,12 @@ def shown_document(live: Live, condition: Condition, now: float) -> dict[str, An
 
 def problems_of(live: Live, condition: Condition, now: float) -> list[str]:
     """What is wrong, or was told in the last quarter of an hour, the newest first."""
-    recent = [one for one in live.alerts if one.level != "info" and now - one.time < RECENT_SECONDS]
-    told = [
-        f"{show_duration(max(0.0, now - one.time))} ago: {one.text}" for one in sorted(recent, key=lambda a: -a.time)
-    ]
     found, saved, heard = list[str](), live.facts.saved, unheard_seconds(live.facts, now)
+    there = now - min(0.0, heard or 0.0)  # by the clock of the run's machine, where that is ahead
+    recent = [one for one in live.alerts if one.level != "info" and -AHEAD_SECONDS < there - one.time < RECENT_SECONDS]
+    told = [
+        f"{show_duration(max(0.0, there - one.time))} ago: {one.text}" for one in sorted(recent, key=lambda a: -a.time)
+    ]
     if condition.is_active and heard is not None and heard < -AHEAD_SECONDS:
         found.append(f"the clock of the run's machine is {show_duration(-heard)} ahead of this one: ages are not right")
     if condition.word == "running" and saved and live.facts.pulse and live.facts.pulse.phase == Phase.TRAINING:
@@ -55,15 +57,15 @@ def problems_of(live: Live, condition: Condition, now: float) -> list[str]:
 def figures_of(live: Live, condition: Condition, now: float) -> dict[str, str]:
     """Label and text of each figure, in order; "" where it is not known."""
     facts, measured = live.facts, live.measured if condition.is_active else {}
-    wait = measured.get("speed/data_wait_fraction")
-    speed = measured.get("speed/images_per_second", facts.finish.images_per_second if facts.finish else None)
+    wait = measured.get("speed/data_wait_fraction", math.nan)
+    speed = measured.get("speed/images_per_second", (facts.finish and facts.finish.images_per_second) or math.nan)
     return {
         "step": _step_text(live),
         "time left": _time_left_text(live, now) if condition.word == "running" else "",
         "top-1": _top1_text(live),
         "loss": f"{measured['train/loss']:.4g} in training" if "train/loss" in measured else "",
-        "speed": "" if speed is None else f"{min(speed, 1e12):,.0f} images/s",
-        "data wait": "" if wait is None else show_share(wait, 1),
+        "speed": f"{speed:,.0f} images/s" if 0 <= speed <= MOST_SPEED else "",
+        "data wait": show_share(wait, 1) if 0 <= wait <= 1 else "",
         "GPU": gpu_text(live.sample) if condition.is_active else "",
         "dollars": _money_text(live),
         "checkpoint": _checkpoint_text(live, condition, now),
@@ -76,7 +78,7 @@ def figures_of(live: Live, condition: Condition, now: float) -> dict[str, str]:
 def _step_text(live: Live) -> str:
     step, total = live.facts.step, live.total_steps
     if total:
-        return f"{step:,} of {total:,} ({show_share(step / total, 1)})"
+        return f"{step:,} of {total:,} ({1000 * step // total / 10:.1f} %)"  # 100.0 % once all is done
     return f"{step:,}" if step else ""
 
 

@@ -79,13 +79,16 @@ def put_running(store: ObjectStore, run_id: str, at: float = NOW) -> None:
     put_json(store, run_key(run_id, "heartbeat.json"), pulse_of(at))
 
 
-def put_finished(store: ObjectStore, run_id: str, *, started: float = BEGUN, top1: float = 0.9877) -> None:
-    """A run at its end."""
+def put_finished(
+    store: ObjectStore, run_id: str, *, started: float = BEGUN, top1: float = 0.9877, done: bool = True
+) -> None:
+    """A run at its end; `done`: all of it is stored."""
     put_attempt_record(store, run_id, 1, started=started, exit=0, message="5000 steps are done", ended=started + 900)
     best = {"top1": top1, "step": 5000, "weights": "model"}
     result = {"run_id": run_id, "recipe": "digits", "steps": 5000, "epochs": 10, "steps_per_epoch": 500, "best": best}
     result |= {"seconds": 880.0, "attempts": 1, "images_per_second": 1450.0, "last": {"val/top1": top1}}
     put_json(store, run_key(run_id, "config.json"), CONFIG)
     put_json(store, run_key(run_id, "result.json"), result)
-    put_json(store, run_key(run_id, "done.json"), {"attempt": 1, "exit": 0, "ended": started + 900})
+    if done:
+        put_json(store, run_key(run_id, "done.json"), {"attempt": 1, "exit": 0, "ended": started + 900})
     put_json(store, run_key(run_id, "heartbeat.json"), pulse_of(started + 900, phase="saving", step=5000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,44 @@ def test_what_is_wrong_stands_first_and_old_or_harmless_alerts_do_not(folder: Ob
         "the newest checkpoint is 3 min 20 s old: so much work would be lost now", "the loss is not finite",
         "30 s ago: disk full", "5 min 0 s ago: data wait 23 %",
     ]  # fmt: skip
+
+
+def test_what_comes_late_builds_the_report_again(folder: ObjectStore) -> None:
+    def mark() -> str:
+        return read_live(folder, "digits", NOW).mark
+
+    put_running(folder, "digits")
+    marks = [mark()]
+    folder.put(samples_key("digits", 1, 1), b'{"step": 1, "time": 1, "phase": "training"}\n')
+    marks.append(mark())
+    put_finished(folder, "digits", done=False)
+    marks.append(mark())
+    told = {"step": 5000, "time": NOW, "event": "alert", "kind": "finished", "level": "info", "text": "all is done"}
+    folder.put(samples_key("digits", 1, 2), json.dumps(told).encode())
+    marks.append(mark())
+    put_finished(folder, "digits")
+    marks.append(mark())
+    assert len(set(marks)) == len(marks), "each of them is something new to show"
+    assert mark() == marks[-1]
+
+
+def test_figures_that_cannot_be_are_not_shown(folder: ObjectStore) -> None:
+    put_running(folder, "digits")
+    sample = {"gpu/count": 1e100, "gpu/utilization": 1.5, "gpu/memory_used_bytes": -1.0, "gpu/power_watts": math.inf}
+    sample |= {"gpu/temperature_celsius": math.nan}
+    alert = {"time": NOW + 7200, "kind": "hung", "level": "error", "text": "of a time to come"}
+    body = pulse_of(observed={"sample": sample, "alerts": [alert]})
+    put_json(folder, run_key("digits", "heartbeat.json"), body)
+    odd = {"train/epoch": 1e-9, "speed/images_per_second": math.inf, "speed/data_wait_fraction": 7.0}
+    put_segment(folder, "digits", [row | odd for row in rows_of(1231, 1240)])
+    told = shown(read_live(folder, "digits", NOW))
+    figures = dict(told["figures"])
+    assert (figures["step"], told["progress"], told["wrong"]) == ("1,240", None, [])
+    assert not {"GPU", "speed", "data wait", "time left"} & figures.keys()
+    put_segment(folder, "digits", [row | {"train/epoch": 9.99} for row in rows_of(1241, 1250)])
+    assert dict(shown(read_live(folder, "digits", NOW))["figures"])["step"] == "1,240 of 1,251 (99.1 %)"
+    put_segment(folder, "digits", [row | {"train/epoch": 20.0} for row in rows_of(1251, 1260)])
+    assert dict(shown(read_live(folder, "digits", NOW))["figures"])["step"] == "1,240", "no end lies before it"
 
 
 def test_dollars_are_those_of_the_guard_and_the_budget_that_of_the_launch(folder: ObjectStore) -> None:
