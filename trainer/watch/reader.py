@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from trainer.watch.shown import shown_document
 
 FOLDER_SECONDS, S3_SECONDS = 2.0, 10.0  # between two looks at a store; a heartbeat comes every 30 s
 REPORT_SECONDS = 10.0  # between two reports, at least
+STALE_READ_SECONDS = 20.0  # a look that is later than that tells nothing about now
 UNWATCHED_SECONDS = 150.0  # a browser asks once a minute for a page that is hidden
 MOST_KNOWN = 50  # other runs that are named
 NO_STORE = ("ENOENT", "ENOTDIR", "NoSuchBucket")
@@ -41,6 +43,7 @@ class RunReader:
     def __init__(self, store: ObjectStore, run_id: str, *, seconds: float = 0.0):
         self.store, self.run_id = KeptStore.around(store), run_id
         self.seconds = seconds or (S3_SECONDS if store.uri.startswith("s3://") else FOLDER_SECONDS)
+        self.token = uuid.uuid4().hex  # tells a page that stays open that another reader answers it
         self.reading: Reading | None = None
         self.fault, self.fault_since = "", 0.0
         self.report, self.report_number, self.report_fault = b"", 0, ""
@@ -63,17 +66,21 @@ class RunReader:
         """What the page shows at `now`, in Unix seconds. It reads nothing, and wakes the threads that do."""
         self._asked_at = time.monotonic()
         self._asked.set()
-        told: dict[str, Any] = {"run": self.run_id, "store": self.store.uri, "report": self.report_number, "wrong": []}
-        told["report_fault"] = self.report_fault
+        told: dict[str, Any] = {"run": self.run_id, "store": self.store.uri, "reader": self.token, "wrong": []}
+        told |= {"report": self.report_number, "report_fault": self.report_fault}
         reading, fault = self.reading, self.fault
         if reading is None:
             told |= {"word": "reading", "state": "reading the store", "tone": "open", "figures": [], "progress": None}
         else:
             live = reading.live
-            at = live.now if fault else now  # nobody knows more than at the last look
-            condition = condition_of(live.facts, at, 0.0 if fault else time.monotonic() - self._beat[1])
+            is_old = bool(fault) or now - live.now > self.seconds + STALE_READ_SECONDS
+            at = live.now if is_old else now  # nobody knows more than at the last look
+            condition = condition_of(live.facts, at, 0.0 if is_old else time.monotonic() - self._beat[1])
             told |= shown_document(live, condition, at)
             told["others"] = list(reading.others)
+            if is_old and not fault:  # nobody looked for a while, the machine slept, or the store takes long
+                ago = show_duration(now - live.now)
+                told["wrong"] = [f"what is shown was read {ago} ago, and is being read again", *told["wrong"]]
         if fault:
             since = show_duration(max(0.0, now - self.fault_since))
             last = f"; what is shown was read {show_duration(max(0.0, now - reading.live.now))} ago" if reading else ""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from trainer.text import tell
 from trainer.watch.reader import RunReader
 
 ADDRESS = "127.0.0.1"
@@ -54,13 +56,25 @@ class PageServer(ThreadingHTTPServer):
     def __init__(self, reader: RunReader, port: int):
         super().__init__((ADDRESS, port), PageHandler)
         self.reader = reader
+        self.complaints: set[str] = set()
 
     @property
     def address(self) -> str:
         return f"http://{ADDRESS}:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that went away is no news."""
+        """A browser that went away is no news. Anything else is said."""
+        error = sys.exception()
+        if error is not None and not isinstance(error, ConnectionError | TimeoutError):
+            self.complain(error)
+
+    def complain(self, error: BaseException) -> str:
+        """Say once what went wrong. Returns what was said."""
+        text = f"the page cannot be answered: {type(error).__name__}: {error}"
+        if text not in self.complaints:
+            self.complaints.add(text)
+            tell(f"error: {text}", sys.stderr)
+        return text
 
 
 class PageHandler(BaseHTTPRequestHandler):
@@ -75,17 +89,22 @@ class PageHandler(BaseHTTPRequestHandler):
         if not _OWN_HOST.fullmatch(self.headers.get("Host", "")):
             self.answer(403, f"this page is at {self.server.address}, and under no other name\n".encode(), "text/plain")
             return
-        path = self.path.partition("?")[0]
+        try:
+            status, body, kind = self.found(self.path.partition("?")[0])
+        except Exception as error:  # noqa: BLE001  # whatever it is: the page says it, and goes on asking
+            status, body, kind = 500, f"{self.server.complain(error)}\n".encode(), "text/plain; charset=utf-8"
+        self.answer(status, body, kind)
+
+    def found(self, path: str) -> tuple[int, bytes, str]:
+        """Status, body and type of the answer."""
         if path in _FILES:
             name, kind = _FILES[path]
-            self.answer(200, own_file(name), kind)
-        elif path == "/live":
-            body = json.dumps(self.server.reader.document(time.time())).encode()
-            self.answer(200, body, "application/json")
-        elif path == "/report":
-            self.answer(200, self.server.reader.report, "text/html; charset=utf-8")
-        else:
-            self.answer(404, b"there is no such page\n", "text/plain")
+            return 200, own_file(name), kind
+        if path == "/live":
+            return 200, json.dumps(self.server.reader.document(time.time())).encode(), "application/json"
+        if path == "/report":
+            return 200, self.server.reader.report, "text/html; charset=utf-8"
+        return 404, b"there is no such page\n", "text/plain"
 
     def answer(self, status: int, body: bytes, kind: str) -> None:
         self.send_response(status)

@@ -4,6 +4,7 @@
 const POLL_MS = 2000;
 const at = (id) => document.getElementById(id);
 let shownReport = 0;
+let shownReader = "";
 
 function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
@@ -83,17 +84,39 @@ async function showReport(number) {
   shownReport = number;
 }
 
+// Another `make watch` answers now. It counts its reports anew, and may show another run.
+function meet(told) {
+  shownReader = told.reader;
+  shownReport = 0;
+  if (at("run").textContent !== told.run || at("store").textContent !== told.store) at("report").replaceChildren();
+}
+
+function complain(text) {
+  document.body.classList.add("cut");
+  fill(at("wrong"), [text], () => document.createElement("li"));
+}
+
 async function poll() {
+  let answer, text;
   try {
-    const answer = await fetch("/live", { cache: "no-store" });
-    const told = await answer.json();
-    if (told.report > shownReport || (told.report && told.report < shownReport)) await showReport(told.report);
+    answer = await fetch("/live", { cache: "no-store" });
+    text = await answer.text();
+  } catch (error) {
+    complain("`make watch` has ended, or cannot be reached: what is below no longer changes. If it is started again, this page goes on.");
+    return;
+  }
+  if (!answer.ok) {
+    complain(`What is below no longer changes: ${text}`);
+    return;
+  }
+  try {
+    const told = JSON.parse(text);
+    if (told.reader !== shownReader) meet(told);
+    if (told.report && told.report !== shownReport) await showReport(told.report);
     show(told);
     document.body.classList.remove("cut");
   } catch (error) {
-    document.body.classList.add("cut");
-    fill(at("wrong"), ["`make watch` has ended, or cannot be reached: what is below no longer changes. If it is started again, this page goes on."],
-      () => document.createElement("li"));
+    complain(`This page cannot show what \`make watch\` answers (${error}): load it again`);
   }
 }
 

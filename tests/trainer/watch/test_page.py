@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,3 +122,42 @@ def test_the_page_waits_for_a_run_and_for_its_own_server(tab: Tab, folder: Objec
     again.start()
     with serving(again, port):
         tab.until("!document.getElementById('wrong').textContent.includes('has ended')")
+
+
+def test_another_run_on_the_same_port_has_its_own_report_and_the_same_run_keeps_its_place(
+    tab: Tab, folder: ObjectStore
+) -> None:
+    put_running(folder, "digits", at=time.time())
+    reader = RunReader(folder, "digits", seconds=0.1)
+    reader.start()
+    with serving(reader) as server:
+        port = server.server_port
+        tab.open(server.address)
+        tab.until("document.querySelector('#report main h1')")
+        tab.value("document.querySelector('#report main').mark = 1; 0")
+    with serving(again := RunReader(folder, "digits", seconds=0.1), port):
+        again.start()
+        tab.until("document.getElementById('word').textContent === 'running' && !document.querySelector('.cut')")
+        assert tab.value("document.querySelector('#report main').mark") == 1
+    with serving(other := RunReader(folder, "other", seconds=0.1), port):
+        other.start()
+        tab.until("document.getElementById('run').textContent === 'other'")
+        assert tab.value("document.getElementById('report').textContent") == ""
+        put_finished(folder, "other")
+        tab.until("document.querySelector('#report h1')?.textContent.includes('other')")
+
+
+def test_an_error_of_the_server_is_shown_as_what_it_is(
+    tab: Tab, folder: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(now: float) -> dict[str, Any]:
+        raise KeyError("epoch")
+
+    reader = RunReader(folder, "digits")
+    monkeypatch.setattr(reader, "document", broken)
+    with serving(reader) as server:
+        tab.open(server.address)
+        tab.until("document.querySelector('#wrong li')")
+        said = tab.value("document.getElementById('wrong').textContent")
+    assert "cannot be answered: KeyError: 'epoch'" in said
+    assert "has ended" not in said
