@@ -16,6 +16,7 @@ import select
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Observer:
         self.report = LiveReport(self.folder / "report", self.folder.parent / "segments", os.environ)
         gpus = int(os.environ.get(GPU_COUNT) or 0)
         self.surroundings = Surroundings(has_gpu=gpus > 0, cores=len(os.sched_getaffinity(0)))
-        self.gpus = Sensor("gpus", open_gpus) if gpus else None
+        self.gpus = Sensor("gpus", open_gpus)
         self.machine = ThisMachine(
             Path(env.scratch_dir).absolute(),
             lambda: {"trainer": self.workers(), "uploader": [uploader], "observer": [os.getpid()]},
@@ -67,12 +68,22 @@ class Observer:
         self.status: dict[str, Any] = {}
         self.moved_at = time.monotonic()
         self.facts: StoreFacts | None = None
+        self.reached: Sensor | None = None
         self.cost: Sensor | None = None
         self.start: Row | None = None  # until it is told
         self.begun_at = 0.0
-        self.stage = -1.0  # of the budget, told; negative before the first look
+        self.stage = 0.0  # of the budget, told in this attempt
         self.has_news = False  # rows since the last report
         self.faults: set[str] = set()  # that were said
+
+    def do_part(self, part: Callable[..., None], *given: Any) -> None:
+        """Do a part of the work. One that fails is left out this time, which is said once for each kind of error."""
+        try:
+            part(*given)
+        except Exception as error:  # noqa: BLE001  # a machine at its limits: the other parts, and later ones, may work
+            if (kind := f"{part.__name__}: {type(error).__name__}") not in self.faults:
+                self.faults.add(kind)
+                say(f"the observer has left out a part of its work ({part.__name__}: {error!r}); training goes on")
 
     def workers(self) -> list[int]:
         with contextlib.suppress(OSError):
@@ -97,7 +108,7 @@ class Observer:
             channel = self.link.channel
             ends = [0] if channel is None else [0, channel.connection.fileno()]
             ready = select.select(ends, [], [], left)[0]
-            self.hear()
+            self.do_part(self.hear)
             if 0 in ready:
                 line = os.read(0, 1 << 16)
                 return dict(json.loads(line)) if line else {}
@@ -107,37 +118,55 @@ class Observer:
         """Rows and commits, as the uploader tells them."""
         for message, segment in self.link.heard():
             if "segment" in message:
-                with contextlib.suppress(ValueError):  # no trainer of ours wrote it
-                    self.take_rows([parse_row(line) for line in segment.splitlines()])
-                self.tell_lifecycle()
+                self.do_part(self.take_rows, segment)
+                self.do_part(self.tell_lifecycle)
             elif message.get("is_best"):
-                self.tell(best(self.rows, message["committed"]), message["committed"])
+                self.do_part(self.tell_best, message["committed"])
 
-    def take_rows(self, rows: list[Row]) -> None:
+    def tell_best(self, step: int) -> None:
+        self.tell(best(self.rows, step), step)
+
+    def take_rows(self, segment: bytes) -> None:
+        try:
+            rows = [parse_row(line) for line in segment.splitlines()]
+        except ValueError:  # no trainer of ours wrote it
+            return
+        if not rows:
+            return
         self.has_news = True
         for row in rows:
             if row.get("event") == "start":
                 self.start, self.begun_at = row, time.monotonic()
                 self.facts = StoreFacts(self.env.store, self.env.run_id, self.attempt, row["origin"])
-                self.cost = Sensor("facts", self.facts.open, FACTS_SECONDS)
+                self.reached = Sensor("reached", self.facts.find_reached, REACHED_SECONDS / 4)
+                self.cost = Sensor("cost", self.facts.open_cost, FACTS_SECONDS)
         self.rows.extend(rows)
         for found in judge_rows(list(self.rows), self.surroundings, self.samples[-1] if self.samples else None):
             self.tell(found, rows[-1]["step"])
 
     def look(self) -> None:
         """Take a sample, judge it, tell, hand over what is due, and make a report where that is due."""
-        self.take_sample()
+        for part in (
+            self.take_sample, self.judge, self.tell_faults, self.tell_lifecycle, self.hand_over, self.renew_report,
+            self.write_observed,
+        ):  # fmt: skip
+            self.do_part(part)
+
+    def judge(self) -> None:
         for found in judge_samples(list(self.samples)):
             self.tell(found, self.step)
-        for sensor, what in ((self.gpus, "what the GPU does"), (self.cost, "what the run has cost")):
+
+    def tell_faults(self) -> None:
+        """What cannot be measured, or read of the store, once; and a GPU that is lost."""
+        has_budget = self.facts is not None and self.facts.budget_usd > 0
+        cost = "what the run has cost" if has_budget else "whether the run has a budget"
+        named = ((self.gpus, "what the GPU does"), (self.reached, "how many steps are done again"), (self.cost, cost))
+        for sensor, what in named:
             if sensor is not None and isinstance(sensor.fault, LostDeviceError):
                 self.tell(Observation("gpu-lost", "error", str(sensor.fault)), self.step)
             elif sensor is not None and sensor.fault is not None and what not in self.faults:
                 self.faults.add(what)
-                say(f"{what} is not known: {sensor.fault!r}; training goes on")
-        self.tell_lifecycle()
-        self.hand_over()
-        self.write_observed()
+                say(f"{what} is not known for now: {sensor.fault!r}; training goes on")
 
     @property
     def step(self) -> int:
@@ -151,7 +180,7 @@ class Observer:
         if status != self.status:
             self.status, self.moved_at = status, now
         values = self.machine.sample() | {"heartbeat/age_seconds": now - self.moved_at}
-        for sensor in (self.gpus, self.cost):
+        for sensor in (self.gpus, self.reached, self.cost):
             values |= sensor.newest() if sensor is not None else {}
         values = {name: round(float(value), 6) for name, value in values.items() if math.isfinite(value)}
         phase = str(status.get("phase", Phase.STARTING))
@@ -176,22 +205,27 @@ class Observer:
         usd = self.cost.newest().get("cost/usd") if self.cost is not None else None
         if usd is not None and self.facts is not None:
             stage = budget_stage(usd, self.facts.budget_usd)
-            if stage > max(self.stage, 0.0) and (self.stage >= 0 or not self.facts.origin):
+            if stage > max(self.stage, budget_stage(self.facts.told_usd, self.facts.budget_usd)):
                 self.tell(spent(stage, usd, self.facts.budget_usd), self.step)
-            self.stage = max(stage, self.stage)
+                self.stage = stage
 
-    def hand_over(self, *, at_once: bool = False) -> None:
-        """Samples to the uploader once a minute, and a report that is done. What it does not take waits.
+    def hand_over(self) -> None:
+        """Samples to the uploader once a minute. What it does not take waits.
 
         Nothing of an attempt that has not begun yet, and may never have the run.
         """
         if self.status.get("phase") not in OWNED:
             return
-        if self.waiting and (at_once or time.monotonic() >= self.sent_at + SEGMENT_SECONDS):
+        if self.waiting and time.monotonic() >= self.sent_at + SEGMENT_SECONDS:
             body = "".join(json.dumps(row) + "\n" for row in self.waiting).encode()
             if self.link.put(samples_key(self.env.run_id, self.attempt, self.segments + 1), body):
                 self.segments, self.sent_at = self.segments + 1, time.monotonic()
                 self.waiting.clear()
+
+    def renew_report(self) -> None:
+        """Hand a report over that is done, and begin another where it is due. Likewise."""
+        if self.status.get("phase") not in OWNED:
+            return
         for name, content in self.report.finished().items():
             self.link.put(run_key(self.env.run_id, f"report/{name}"), content)
         if self.report.start_if_due(has_news=self.has_news):
@@ -205,16 +239,21 @@ class Observer:
 
     def finish(self, end: dict[str, Any]) -> None:
         """Tell how the attempt ended, and hand over what is left."""
-        self.report.kill()
-        self.take_sample()
-        self.hear()
-        self.tell_lifecycle()
-        self.tell(ended(end, self.rows), self.step)
-        self.write_observed()
-        self.hand_over(at_once=True)
+        for part in (self.report.kill, self.take_sample, self.hear, self.tell_lifecycle):
+            self.do_part(part)
+        self.do_part(self.tell_end, end)
+        self.do_part(self.write_observed)
+        self.do_part(self.hand_over_rest)
         self.link.close()
         if self.telling.delivery is not None:
             self.telling.delivery.close(DELIVERY_SECONDS)
+
+    def tell_end(self, end: dict[str, Any]) -> None:
+        self.tell(ended(end, self.rows), self.step)
+
+    def hand_over_rest(self) -> None:
+        self.sent_at = -math.inf
+        self.hand_over()
 
 
 def read_status(folder: Path) -> dict[str, Any]:

@@ -37,7 +37,10 @@ class Link:
         """Hand an object over, in memory. Returns False if the uploader does not take it now."""
         if self.channel is None:
             return False
-        fd = os.memfd_create("observed")
+        try:
+            fd = os.memfd_create("observed")
+        except OSError:  # no memory, or no descriptor is left
+            return False
         try:
             os.write(fd, body)
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))]

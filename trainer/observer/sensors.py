@@ -14,18 +14,30 @@ Values = Mapping[str, float]
 
 class Sensor:
     """`open` is called once, in the thread, and returns what is then called every so many seconds, or None. What
-    fails is tried again."""
+    fails is tried again; so is the start of the thread, at each look at the newest answer."""
 
     def __init__(self, name: str, open: Callable[[], Callable[[], Values] | None], seconds: float = SAMPLE_SECONDS):
         self.open, self.seconds = open, seconds
         self.values: Values = {}
         self.at = float("-inf")
         self.fault: Exception | None = None  # the last question had no answer
-        threading.Thread(target=self._work, daemon=True, name=name).start()
+        self.name = name
+        self.has_begun = False
+        self._begin()
 
     def newest(self) -> Values:
         """The last answer; {} if it is older than two that should have come since."""
+        self._begin()
         return self.values if time.monotonic() < self.at + 2.5 * self.seconds else {}
+
+    def _begin(self) -> None:
+        if not self.has_begun:
+            try:
+                self.fault = None
+                threading.Thread(target=self._work, daemon=True, name=self.name).start()
+                self.has_begun = True
+            except RuntimeError as error:  # this machine has no thread left
+                self.fault = error
 
     def _work(self) -> None:
         read: Callable[[], Values] | None = None
@@ -33,6 +45,7 @@ class Sensor:
             try:
                 read = read or self.open()
                 if read is None:
+                    self.fault = None
                     return
                 self.values = read()
                 self.at, self.fault = time.monotonic(), None

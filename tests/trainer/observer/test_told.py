@@ -32,7 +32,8 @@ def test_a_run_that_goes_on_tells_what_it_lost(store: ObjectStore) -> None:
     for attempt, name in ((1, "00000000-00000900"), (2, "00000800-00001035"), (2, "00001000-00001000_2")):
         store.put(f"runs/job/metrics/{attempt}/{name}.jsonl", b"")
     facts = StoreFacts(store.uri, "job", attempt=3, origin=1)
-    assert facts.open() is None, "nobody counts dollars"
+    assert facts.open_cost() is None, "nobody counts dollars"
+    facts.find_reached()
     assert facts.reached == 1035
     assert begun(start_row(3, 1000, 1), facts.reached).text == (
         "training goes on from step 1000, in attempt 3; steps that are done again: 35"
@@ -68,7 +69,7 @@ def test_dollars_are_counted_as_the_guard_counts_them_until_it_falls_silent(stor
         assert read_cost(store, "job") == {}
     store.put("runs/job/spec.json", b'{"budget_usd": 40.0}')
     facts = StoreFacts(store.uri, "job", attempt=1, origin=0)
-    assert facts.open() is not None
+    assert facts.open_cost() is not None
     assert facts.budget_usd == 40.0
 
 
