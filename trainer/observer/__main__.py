@@ -31,7 +31,7 @@ from trainer.observer.sensors import LostDeviceError, Sensor, open_gpus
 from trainer.observer.telling import Telling
 from trainer.process.channel import SOCKET_VARIABLE, attempt_dir, observer_socket, read_json, write_json
 from trainer.process.children import GPU_COUNT
-from trainer.telemetry.health import Moment, Observation, Surroundings, judge_rows, judge_samples
+from trainer.telemetry.health import Course, Moment, Observation, Surroundings, is_validation, judge_rows, judge_samples
 from trainer.telemetry.machine import ThisMachine
 from trainer.telemetry.metrics import Row
 from trainer.telemetry.samples import SAMPLE_SECONDS, samples_key
@@ -39,7 +39,7 @@ from trainer.text import forgive_output, say
 
 NICENESS = 15  # the trainer goes first, then the uploader
 SEGMENT_SECONDS = 60.0  # how often samples go to the store; the newest one is in the heartbeat sooner
-ROWS_KEPT, SAMPLES_KEPT, ROWS_WAITING = 2000, 60, 5000
+VALIDATIONS_KEPT, SAMPLES_KEPT, ROWS_WAITING = 100, 120, 5000
 DELIVERY_SECONDS = 3.0  # for the last alert; the supervisor ends this process two seconds later
 REACHED_SECONDS = 20.0  # how long the news of a resumed run waits for what it has lost
 SHORTEST_SPAN_SECONDS = 1.0  # between two samples
@@ -61,7 +61,9 @@ class Observer:
             Path(env.scratch_dir).absolute(),
             lambda: {"trainer": self.workers(), "uploader": [uploader], "observer": [os.getpid()]},
         )
-        self.rows: deque[Row] = deque(maxlen=ROWS_KEPT)  # of metrics
+        self.course = Course()  # of the rows of metrics
+        self.validations: deque[Row] = deque(maxlen=VALIDATIONS_KEPT)  # the newest validations
+        self.has_begun = False
         self.samples: deque[Moment] = deque(maxlen=SAMPLES_KEPT)
         self.waiting: deque[Row] = deque(maxlen=ROWS_WAITING)  # samples and alerts that are not handed over yet
         self.segments, self.sent_at = 0, time.monotonic()
@@ -124,7 +126,7 @@ class Observer:
                 self.do_part(self.tell_best, message["committed"])
 
     def tell_best(self, step: int) -> None:
-        self.tell(best(self.rows, step), step)
+        self.tell(best(self.validations, step), step)
 
     def take_rows(self, segment: bytes) -> None:
         try:
@@ -136,12 +138,13 @@ class Observer:
         self.has_news = True
         for row in rows:
             if row.get("event") == "start":
-                self.start, self.begun_at = row, time.monotonic()
+                self.start, self.begun_at, self.has_begun = row, time.monotonic(), True
                 self.facts = StoreFacts(self.env.store, self.env.run_id, self.attempt, row["origin"])
                 self.reached = Sensor("reached", self.facts.find_reached, REACHED_SECONDS / 4)
                 self.cost = Sensor("cost", self.facts.open_cost, FACTS_SECONDS)
-        self.rows.extend(rows)
-        for found in judge_rows(list(self.rows), self.surroundings, self.samples[-1] if self.samples else None):
+        self.validations.extend(filter(is_validation, rows))
+        before, self.course = self.course, self.course.plus(rows)
+        for found in judge_rows(before, rows, self.surroundings, self.samples[-1] if self.samples else None):
             self.tell(found, rows[-1]["step"])
 
     def look(self) -> None:
@@ -249,7 +252,7 @@ class Observer:
             self.telling.delivery.close(DELIVERY_SECONDS)
 
     def tell_end(self, end: dict[str, Any]) -> None:
-        self.tell(ended(end, self.rows), self.step)
+        self.tell(ended(end, self.validations, has_begun=self.has_begun), self.step)
 
     def hand_over_rest(self) -> None:
         self.sent_at = -math.inf

@@ -41,18 +41,18 @@ def last_score(rows: Sequence[Row]) -> str:
     return ""
 
 
-def ended(end: Mapping[str, Any], rows: Sequence[Row]) -> Observation | None:
+def ended(end: Mapping[str, Any], rows: Sequence[Row], *, has_begun: bool) -> Observation | None:
     """How an attempt ended, as the supervisor tells it: `code`, `message`, and `reason` where it was interrupted.
 
-    None where nothing had begun, and where another attempt has the run.
+    `rows` are its validations, if it `has_begun`. None where nothing had begun, and where another attempt has the run.
     """
     code, message = end.get("code"), str(end.get("message", ""))
     if code == Exit.FINISHED:
         score = f"; the last top-1: {found}" if (found := last_score(rows)) else ""
         return Observation("finished", "info", f"the run is finished: {message}{score}")
     if code == Exit.INTERRUPTED:
-        began = any(row.get("event") == "start" for row in rows)
-        return Observation("interrupted", "warning", f"{end.get('reason', 'stopping')}: {message}") if began else None
+        told = f"{end.get('reason', 'stopping')}: {message}"
+        return Observation("interrupted", "warning", told) if has_begun else None
     return None if code in (None, Exit.HELD) else Observation("failed", "error", message)
 
 

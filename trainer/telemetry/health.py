@@ -1,7 +1,8 @@
 """What is wrong with a run, from its newest rows of metrics and its newest samples: pure functions, no clock, no I/O.
 
-A rule looks at one thing and returns an Observation or None. How often something is told is not decided here. Rules of
-rows measure time by the rows' own clock, rules of samples by the monotonic clock of whoever took them.
+`Course` is what the rules keep of the rows. A rule looks at one thing and returns an Observation or None. How often
+something is told is not decided here. Rules of rows measure time by the rows' own clock, rules of samples by the
+monotonic clock of whoever took them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ STALLED_SECONDS = 120.0  # from a copy of the state to its commit
 STILL_SECONDS = 300.0  # without any progress; on AWS the guard replaces the machine after 600
 STILL_SECONDS_OF_COMPILER = 540.0
 JUMP_STEPS, STEPS_BEFORE_JUMP = 20, 100
+STEPS_KEPT, LOOKS_KEPT, LOOKS_SECONDS = 220, 10_000, 600.0
 LEAST_JUMP = 0.5  # of the loss: smaller ones are noise
 SETTLED_STEPS = 200  # in which fp16 may look for its scale
 SCALE_FALL = 16.0  # four halvings, each for a step whose gradient was not finite
@@ -62,9 +64,43 @@ class Surroundings:
     cores: int
 
 
-def judge_rows(rows: Sequence[Row], surroundings: Surroundings, newest: Moment | None) -> Iterator[Observation]:
-    """What the rows of this attempt say, the oldest first. To be asked when new ones have come."""
-    for found in (starved(rows, surroundings, newest), loss_jump(rows), not_finite(rows), store_stalled(rows)):
+@dataclass(frozen=True)
+class Course:
+    """What the rules of rows know of an attempt so far, the oldest first."""
+
+    steps: tuple[Row, ...] = ()  # as many as a jump of the loss is judged by
+    looks: tuple[Row, ...] = ()  # the last step of each look, starts and validations, of the last ten minutes
+    begin: int | None = None  # the first step
+
+    def plus(self, rows: Sequence[Row]) -> Course:
+        """Together with these rows, which come after."""
+        if not rows:
+            return self
+        since = rows[-1]["time"] - LOOKS_SECONDS
+        looks = [row for row in (*self.looks, *filter(ends_look, rows)) if row["time"] >= since]
+        steps = [*self.steps, *(row for row in rows if "train/loss" in row)]
+        begin = rows[0]["step"] if self.begin is None else self.begin
+        return Course(tuple(steps[-STEPS_KEPT:]), tuple(looks[-LOOKS_KEPT:]), begin)
+
+
+def is_validation(row: Row) -> bool:
+    return any(name.startswith("val") for name in row)
+
+
+def ends_look(row: Row) -> bool:
+    """Whether this is more than a step inside a look."""
+    return "checkpoint/lag_seconds" in row or "event" in row or is_validation(row)
+
+
+def judge_rows(
+    before: Course, rows: Sequence[Row], surroundings: Surroundings, newest: Moment | None
+) -> Iterator[Observation]:
+    """What the new rows of an attempt say, the oldest first, after what came before them."""
+    now = before.plus(rows)
+    for found in (
+        starved(now.looks, surroundings, newest), loss_jump(before.steps, rows), not_finite(rows), scale_fell(now),
+        store_stalled(rows),
+    ):  # fmt: skip
         if found is not None:
             yield found
 
@@ -76,12 +112,12 @@ def judge_samples(samples: Sequence[Moment]) -> Iterator[Observation]:
             yield found
 
 
-def starved(rows: Sequence[Row], surroundings: Surroundings, newest: Moment | None) -> Observation | None:
-    """Training waits for data. Not told of a minute in which there was a start, a validation or a compilation."""
-    share = data_wait_of_minute(rows)
+def starved(looks: Sequence[Row], surroundings: Surroundings, newest: Moment | None) -> Observation | None:
+    """Training waits for data. Starts, validations and compilations do not count."""
+    share = data_wait_of_minute(looks)
     if share is None or share < (STARVED_SHARE if surroundings.has_gpu else STARVED_SHARE_OF_CPU):
         return None
-    said = f"data wait {100 * share:.0f} % over the last minute: "
+    said = f"data wait {100 * share:.0f} % over the last minute of training: "
     busy = newest.values.get("machine/cpu_fraction", 0.0) if newest is not None else 0.0
     if not surroundings.has_gpu:
         said += f"decoding and training share {surroundings.cores} cores, which are the limit; more cores, or a GPU"
@@ -92,56 +128,66 @@ def starved(rows: Sequence[Row], surroundings: Surroundings, newest: Moment | No
     return Observation("starved", "warning", said)
 
 
-def data_wait_of_minute(rows: Sequence[Row]) -> float | None:
-    """The share of the last minute that training waited for data; None unless it trained all the time."""
-    looks: list[Row] = []
-    for row in reversed(rows):
-        if "event" in row or any(name.startswith("val") for name in row):
+def data_wait_of_minute(looks: Sequence[Row]) -> float | None:
+    """The share of the last minute of training that was spent waiting for data; None if there is less of it.
+
+    A warm-up has no speed, and does not count. Nor does a validation.
+    """
+    total, waited = 0.0, 0.0
+    for older, newer in reversed(list(pairwise(looks))):
+        seconds = newer["time"] - older["time"]
+        if seconds < 0:  # a clock that jumped back
             return None
-        if "checkpoint/lag_seconds" not in row:  # a step inside a look
-            continue
-        if "speed/data_wait_fraction" not in row:  # a warm-up
-            return None
-        looks.append(row)
-        seconds = looks[0]["time"] - row["time"]
-        if seconds >= MINUTE or seconds < 0:  # a clock that jumped back
-            break
-    else:
-        return None
-    spans = [(newer["time"] - older["time"], newer["speed/data_wait_fraction"]) for newer, older in pairwise(looks)]
-    total = sum(seconds for seconds, _ in spans)
-    if total < MINUTE or min(seconds for seconds, _ in spans) < 0:
-        return None
-    return float(sum(seconds * share for seconds, share in spans) / total)
+        if is_validation(older):  # which lies between the two: the steps alone count, as they usually take
+            seconds = min(seconds, (newer["step"] - older["step"]) * newer.get("speed/step_seconds_p50", 0.0))
+        if "speed/data_wait_fraction" in newer and "event" not in older:
+            total, waited = total + seconds, waited + seconds * newer["speed/data_wait_fraction"]
+        if total >= MINUTE:
+            return float(waited / total)
+    return None
 
 
-def loss_jump(rows: Sequence[Row]) -> Observation | None:
-    """The loss of the last steps is far above that of the steps before."""
-    steps = [row for row in rows[-JUMP_STEPS - 2 * STEPS_BEFORE_JUMP :] if "train/loss" in row]
-    before, after = steps[:-JUMP_STEPS], steps[-JUMP_STEPS:]
+def loss_jump(before: Sequence[Row], rows: Sequence[Row]) -> Observation | None:
+    """The loss of some of the last steps is far above that of the steps before. Judged at every 20th new step."""
+    steps = [*before, *(row for row in rows if "train/loss" in row)]
+    ends = range(len(steps), len(before), -JUMP_STEPS)
+    return next(
+        (found for end in reversed(ends) if (found := loss_jump_at(steps[max(0, end - STEPS_KEPT) : end]))), None
+    )
+
+
+def loss_jump_at(steps: Sequence[Row]) -> Observation | None:
+    """The same, of the last of these steps."""
+    losses = [row["train/loss"] for row in steps]
+    before, after = losses[:-JUMP_STEPS], losses[-JUMP_STEPS:]
     if len(before) < STEPS_BEFORE_JUMP:
         return None
-    first, _, third = quantiles((row["train/loss"] for row in before), n=4)
-    was, now = median(row["train/loss"] for row in before), median(row["train/loss"] for row in after)
+    first, was, third = quantiles(before, n=4, method="inclusive")
+    now = median(after)
     if not now - was > max(LEAST_JUMP, 0.3 * abs(was), 5 * (third - first)):
         return None
     return Observation(
         "loss-jump", "warning",
-        f"the loss has jumped from {was:.3f} to {now:.3f} by step {after[-1]['step']}: if it does not come down, go "
+        f"the loss has jumped from {was:.3f} to {now:.3f} by step {steps[-1]['step']}: if it does not come down, go "
         'back to an older step (make checkpoints ARGS="rewind STEP") with a lower --optim.peak-lr',
     )  # fmt: skip
 
 
 def not_finite(rows: Sequence[Row]) -> Observation | None:
-    """Gradients under fp16 that are not finite, step after step; or a validation whose loss is not finite."""
-    newest = rows[-1] if rows else {}
-    for name, value in newest.items():
-        if name.startswith("val") and name.endswith("/loss") and not math.isfinite(value):
-            return Observation(
-                "not-finite", "warning", f"{name} of step {newest['step']} is {value}: it should be finite"
-            )
-    scales = [(row["step"], row["train/loss_scale"]) for row in rows if "train/loss_scale" in row]
-    scales = [(step, scale) for step, scale in scales if step >= rows[0]["step"] + SETTLED_STEPS]
+    """The loss of a validation is not finite."""
+    for row in filter(is_validation, rows):
+        for name, value in row.items():
+            if name.startswith("val") and name.endswith("/loss") and not math.isfinite(value):
+                said = f"{name} of step {row['step']} is {value}: it should be finite"
+                return Observation("not-finite", "warning", said)
+    return None
+
+
+def scale_fell(course: Course) -> Observation | None:
+    """Gradients under fp16 are not finite, step after step."""
+    since = (course.begin or 0) + SETTLED_STEPS
+    known = [(row["step"], row["train/loss_scale"]) for row in course.looks if "train/loss_scale" in row]
+    scales = [(step, scale) for step, scale in known if step >= since]
     if not scales or scales[-1][1] * SCALE_FALL > (most := max(scale for _, scale in scales)):
         return None
     step, scale = scales[-1]
@@ -154,7 +200,7 @@ def not_finite(rows: Sequence[Row]) -> Observation | None:
 
 def store_stalled(rows: Sequence[Row]) -> Observation | None:
     """A checkpoint waits too long for the store."""
-    lag = next((row["checkpoint/lag_seconds"] for row in reversed(rows) if "checkpoint/lag_seconds" in row), 0.0)
+    lag = max((row.get("checkpoint/lag_seconds", 0.0) for row in rows), default=0.0)
     if lag < STALLED_SECONDS:
         return None
     return Observation(
@@ -165,14 +211,22 @@ def store_stalled(rows: Sequence[Row]) -> Observation | None:
 
 
 def of_training(samples: Sequence[Moment], seconds: float) -> list[Moment]:
-    """The samples of the last seconds, if training went on all the time; else []."""
-    recent = [sample for sample in samples if sample.at >= samples[-1].at - seconds]
-    whole = len(recent) >= SHORTEST_SERIES and samples[0].at <= samples[-1].at - seconds
-    return recent if whole and all(sample.phase == Phase.TRAINING for sample in recent) else []
+    """The samples of the last seconds of training; [] if there were fewer, or the newest is of another phase."""
+    if samples[-1].phase != Phase.TRAINING:
+        return []
+    found, total = [samples[-1]], 0.0
+    for older, newer in reversed(list(pairwise(samples))):
+        if older.phase == newer.phase == Phase.TRAINING:
+            total += newer.at - older.at
+        if older.phase == Phase.TRAINING:
+            found.append(older)
+        if total >= seconds:
+            return found if len(found) >= SHORTEST_SERIES else []
+    return []
 
 
 def throttled(samples: Sequence[Moment]) -> Observation | None:
-    """The GPU has slowed itself down in most samples of the last minute. A power limit that is reached is no fault."""
+    """The GPU has slowed itself down in most samples of a minute. A power limit that is reached is no fault."""
     recent = of_training(samples, MINUTE)
     masks = [int(sample.values.get("gpu/throttle_reasons", 0)) for sample in recent]
     if 2 * sum(bool(mask & (SLOWDOWN_HOT | SLOWDOWN_BRAKE)) for mask in masks) <= len(masks):

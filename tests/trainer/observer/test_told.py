@@ -43,15 +43,14 @@ def test_a_run_that_goes_on_tells_what_it_lost(store: ObjectStore) -> None:
 
 
 def test_the_end_is_told_with_its_reason_unless_nothing_was_lost_or_won() -> None:
-    start: dict[str, Any] = start_row(1, 0, 0)
     notice = {"code": Exit.INTERRUPTED, "message": "step 7 of 10 is saved", "reason": "spot notice: reclaimed at 12:00"}
-    told = ended(notice, [start])
+    told = ended(notice, [], has_begun=True)
     assert told == Observation("interrupted", "warning", "spot notice: reclaimed at 12:00: step 7 of 10 is saved")
-    assert ended({"code": Exit.INTERRUPTED, "message": "nothing had begun"}, []) is None
-    assert ended({"code": Exit.HELD, "message": "attempt 2 has it"}, []) is None
-    assert ended({}, [start]) is None, "the supervisor is gone, and nobody knows"
+    assert ended({"code": Exit.INTERRUPTED, "message": "nothing had begun"}, [], has_begun=False) is None
+    assert ended({"code": Exit.HELD, "message": "attempt 2 has it"}, [], has_begun=False) is None
+    assert ended({}, [], has_begun=True) is None, "the supervisor is gone, and nobody knows"
     for code in (1, Exit.USER):
-        assert ended({"code": code, "message": "why"}, []) == Observation("failed", "error", "why")
+        assert ended({"code": code, "message": "why"}, [], has_begun=False) == Observation("failed", "error", "why")
 
 
 def test_dollars_are_counted_as_the_guard_counts_them_until_it_falls_silent(store: ObjectStore) -> None:

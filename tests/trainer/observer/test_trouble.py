@@ -15,7 +15,7 @@ import pytest
 
 from tests.trainer.observer.conftest import START, Attempt
 from tests.uploads import wait_until
-from trainer.contract import Phase
+from trainer.contract import Exit, Phase
 from trainer.observer import __main__ as observing
 from trainer.observer.__main__ import Observer
 from trainer.observer.live_report import LIVE_REPORT_SECONDS
@@ -178,3 +178,11 @@ def test_a_stage_of_the_budget_that_was_crossed_between_two_attempts_is_told_and
     for _ in range(2):
         observer.look()
     assert [alert["text"][:4] for alert in observer.telling.newest if alert["kind"] == "budget"] == told
+
+
+def test_an_interruption_is_told_however_many_steps_came_before_it(attempt: Attempt, observer: Observer) -> None:
+    rows = [{"step": step, "time": 1000.0 + step, "train/loss": 1.0} for step in range(1, 5001)]
+    observer.take_rows("\n".join(map(json.dumps, [START, *rows])).encode())
+    observer.take_rows("\n".join(map(json.dumps, [row | {"step": row["step"] + 5000} for row in rows])).encode())
+    observer.tell_end({"code": Exit.INTERRUPTED, "message": "step 10000 is saved", "reason": "spot notice"})
+    assert observer.telling.newest[-1]["text"] == "spot notice: step 10000 is saved"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trainer.contract import Phase
-from trainer.telemetry.health import Moment, Observation, Surroundings, judge_rows, judge_samples
+from trainer.telemetry.health import Course, Moment, Observation, Surroundings, judge_rows, judge_samples
 
 GPU, CPU = Surroundings(has_gpu=True, cores=4), Surroundings(has_gpu=False, cores=2)
 
@@ -33,14 +33,15 @@ def series(seconds: int, **values: float) -> list[Moment]:
 
 
 def rows_say(rows: list[dict[str, Any]], to: Surroundings = GPU, newest: Moment | None = None) -> list[Observation]:
-    return list(judge_rows(rows, to, newest))
+    return list(judge_rows(Course(), rows, to, newest))
 
 
 def test_a_minute_of_waiting_for_data_is_told_with_what_to_do() -> None:
     (found,) = rows_say(minute(0.23))
     assert (found.kind, found.level) == ("starved", "warning")
     assert found.text == (
-        "data wait 23 % over the last minute: the loader is the limit; more --data.workers or a type with more vCPU"
+        "data wait 23 % over the last minute of training: the loader is the limit; more --data.workers or a type with "
+        "more vCPU"
     )
     assert rows_say(minute(0.05)) == []
 
