@@ -38,6 +38,7 @@ class Pulse:
     progress: int = 0  # within the phase
     owner: str = ""  # the machine's name
     sample: Mapping[str, float] = field(default_factory=dict)
+    sample_time: float = 0.0  # Unix seconds; 0: not known
     alerts: tuple[ShownAlert, ...] = ()
 
 
@@ -93,9 +94,11 @@ def parse_pulse(value: Mapping[str, Any]) -> Pulse:
     """What an older version did not write is empty. `observed` is dropped alone if it is damaged."""
     try:
         observed = as_object("observed", value.get("observed", {}))
-        sample, alerts = parse_sample(observed.get("sample", {})), parse_alerts(observed.get("alerts", []))
+        measured = as_object("sample", observed.get("sample", {}))
+        sample, alerts = parse_sample(measured), parse_alerts(observed.get("alerts", []))
+        sample_time = as_time("sample.time", measured.get("time", 0))
     except ValueError:
-        sample, alerts = {}, ()
+        sample, alerts, sample_time = {}, (), 0.0
     return Pulse(
         time=as_time("time", check_known(value, "time")),
         attempt=as_whole("attempt", value.get("attempt", 0)),
@@ -104,6 +107,7 @@ def parse_pulse(value: Mapping[str, Any]) -> Pulse:
         progress=as_whole("progress", value.get("progress", 0)),
         owner=as_text("owner", value.get("owner", "")),
         sample=sample,
+        sample_time=sample_time,
         alerts=alerts,
     )
 

@@ -25,7 +25,8 @@ class Live:
     now: float
     facts: RunFacts
     measured: Mapping[str, float]  # the newest value of each metric of the trainer
-    sample: Mapping[str, float]  # and of its machine
+    sample: Mapping[str, float]  # and of its machine,
+    sample_time: float  # at this time; 0: not known
     alerts: tuple[ShownAlert, ...]  # oldest first
     total_steps: int | None
     mark: str  # another one after each change of what a report shows
@@ -48,17 +49,18 @@ def read_live(store: ObjectStore, run_id: str, now: float) -> Live:
     segments = _segments(store, metrics_key(run_id, attempt, ""), since) if attempt and not facts.finish else []
     rows = [row for info in segments[-TAIL_SEGMENTS:] for row in _segment_rows(store, info, odd)]
     pulse = facts.pulse
-    sample, alerts = (pulse.sample, pulse.alerts) if pulse else ({}, ())
+    sample, sample_time, alerts = (pulse.sample, pulse.sample_time, pulse.alerts) if pulse else ({}, 0.0, ())
     samples = _segments(store, run_key(run_id, f"{FOLDER}{attempt}/"), 0) if attempt else []
-    if not facts.finish and not sample:  # the heartbeat of an older version has none
+    if not facts.finish and not sample:  # no new one, or the heartbeat of an older version
         sampled = [row for info in samples[-TAIL_SEGMENTS:] for row in _segment_rows(store, info, odd)]
-        sample, alerts = parse_sample(_newest_values(sampled)), (*alerts, *_alerts_of(sampled))
+        sample, alerts = parse_sample(_newest_values(sampled)), alerts or _alerts_of(sampled)
+        sample_time = max((row["time"] for row in sampled if "event" not in row), default=0.0)
     others = ("evaluations/", "done.json") if facts.exists else ()
     shown = [info.key for name in others for info in store.list(run_key(run_id, name))]
     parts = (facts.finish, facts.failed, facts.attempts, facts.saved, *segments[-1:], *samples[-1:], shown)
     return Live(
-        now=now, facts=facts, measured=_newest_values(rows), sample=sample, alerts=alerts,
-        total_steps=_total_steps(facts, rows), mark=repr(parts), skipped=(*facts.skipped, *odd),
+        now=now, facts=facts, measured=_newest_values(rows), sample=sample, sample_time=sample_time,
+        alerts=alerts, total_steps=_total_steps(facts, rows), mark=repr(parts), skipped=(*facts.skipped, *odd),
     )  # fmt: skip
 
 

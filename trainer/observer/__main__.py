@@ -42,6 +42,7 @@ SEGMENT_SECONDS = 60.0  # how often samples go to the store; the newest one is i
 VALIDATIONS_KEPT, SAMPLES_KEPT, ROWS_WAITING = 100, 120, 5000
 DELIVERY_SECONDS = 3.0  # for the last alert; the supervisor ends this process two seconds later
 REACHED_SECONDS = 20.0  # how long the news of a resumed run waits for what it has lost
+REACHED_RETRY_SECONDS = 5.0
 SHORTEST_SPAN_SECONDS = 1.0  # between two samples
 OWNED = (Phase.COMPILING, Phase.TRAINING, Phase.EVALUATING, Phase.SAVING)  # phases in which the trainer has the run
 
@@ -140,7 +141,7 @@ class Observer:
             if row.get("event") == "start":
                 self.start, self.begun_at, self.has_begun = row, time.monotonic(), True
                 self.facts = StoreFacts(self.env.store, self.env.run_id, self.attempt, row["origin"])
-                self.reached = Sensor("reached", self.facts.find_reached, REACHED_SECONDS / 4)
+                self.reached = Sensor("reached", self.facts.find_reached, REACHED_RETRY_SECONDS)
                 self.cost = Sensor("cost", self.facts.open_cost, FACTS_SECONDS)
         self.validations.extend(filter(is_validation, rows))
         before, self.course = self.course, self.course.plus(rows)
@@ -236,7 +237,10 @@ class Observer:
 
     def write_observed(self) -> None:
         """`observed.json`, which the uploader adds to the heartbeat."""
-        newest = self.samples[-1].values if self.samples else {}
+        newest: dict[str, float] = {}
+        if self.samples:
+            age = time.monotonic() - self.samples[-1].at
+            newest = {"time": round(time.time() - age, 3)} | dict(self.samples[-1].values)
         with contextlib.suppress(OSError):  # a full disk, or the folder is not there yet
             write_json(self.folder / "observed.json", self.telling.observed(newest))
 

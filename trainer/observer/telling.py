@@ -50,7 +50,7 @@ class Telling:
         return [row | {"event": "alert"}]
 
     def observed(self, sample: Mapping[str, float]) -> dict[str, Any]:
-        """What the heartbeat is to have: the newest sample, and as many of the newest alerts as fit."""
+        """What the heartbeat is to have: the newest sample, with its time, and as many of the newest alerts as fit."""
         found: dict[str, Any] = {"sample": dict(sample), "alerts": list(self.newest)}
         while len(json.dumps(found)) > OBSERVED_BYTES and found["alerts"]:
             found["alerts"] = found["alerts"][1:]

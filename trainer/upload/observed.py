@@ -26,6 +26,7 @@ from trainer.text import say
 from trainer.upload.owner import Ownership
 
 OBSERVED_FILE_BYTES = 1 << 16  # of observed.json at most: the observer writes a quarter of it
+OLDEST_SAMPLE_SECONDS = 60.0  # an observer that works writes every ten
 GRACE_SECONDS = 2.0  # how long the end of an attempt waits for what the observer has sent
 MOST_OBSERVED_BYTES = 16 << 20  # of one object: a report has a tenth of it
 
@@ -136,11 +137,20 @@ class ObserverPort:
 
 
 def read_observed(folder: Path) -> dict[str, Any]:
-    """What the observer has left in `observed.json` for the heartbeat; {} where there is nothing of use."""
+    """What the observer has left in `observed.json` for the heartbeat; {} where there is nothing of use.
+
+    The sample of one that has died or hangs is left out: it would pass for one of now.
+    """
     try:
         with (folder / "observed.json").open("rb") as file:
             body = file.read(OBSERVED_FILE_BYTES + 1)
         found = json.loads(body) if len(body) <= OBSERVED_FILE_BYTES else {}
     except (OSError, ValueError, RecursionError):
         return {}
-    return {"observed": found} if isinstance(found, dict) and found else {}
+    if not isinstance(found, dict):
+        return {}
+    sample = found.get("sample")
+    at = sample.get("time") if isinstance(sample, dict) else None
+    if not isinstance(at, int | float) or not abs(time.time() - at) <= OLDEST_SAMPLE_SECONDS:
+        found.pop("sample", None)
+    return {"observed": found} if found else {}

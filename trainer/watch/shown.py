@@ -17,6 +17,7 @@ from trainer.text import show_bytes, show_duration, show_estimate, show_share
 
 RECENT_SECONDS = 900.0  # older alerts stand in the report
 OLD_CHECKPOINT_SECONDS = 120.0  # of a checkpoint, while a run trains: twice what is promised
+OLD_SAMPLE_SECONDS = 60.0
 MOST_PROBLEMS = 12
 MOST_SPEED = 1e9  # images/s: no machine does more
 TONES = {"finished": "good", "running": "good", "starting": "good", "failed": "bad", "crashed": "bad", "silent": "bad"}
@@ -66,7 +67,7 @@ def figures_of(live: Live, condition: Condition, now: float) -> dict[str, str]:
         "loss": f"{measured['train/loss']:.4g} in training" if "train/loss" in measured else "",
         "speed": f"{speed:,.0f} images/s" if 0 <= speed <= MOST_SPEED else "",
         "data wait": show_share(wait, 1) if 0 <= wait <= 1 else "",
-        "GPU": gpu_text(live.sample) if condition.is_active else "",
+        "GPU": gpu_text(live.sample) + _age_text(live, now) if condition.is_active else "",
         "dollars": _money_text(live),
         "checkpoint": _checkpoint_text(live, condition, now),
         "attempt": _attempt_text(live),
@@ -99,6 +100,13 @@ def _top1_text(live: Live) -> str:
     last = saved.last_top1 if saved else None
     text = f"{show_share(best)} best" + (f", step {at:,}" if at else "")
     return text if last is None or last == best else f"{text}; {show_share(last)} last"
+
+
+def _age_text(live: Live, now: float) -> str:
+    """How old the sample of the GPU is, unless it is of now or there is none."""
+    age = now - live.sample_time
+    is_old = gpu_text(live.sample) and live.sample_time and age > OLD_SAMPLE_SECONDS
+    return f", {show_duration(age)} ago" if is_old else ""
 
 
 def gpu_text(sample: Mapping[str, float]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import signal
 import sys
@@ -48,6 +50,7 @@ def test_an_attempt_of_a_second_leaves_a_sample_its_alerts_and_no_process(attemp
     observed = attempt.observed()
     assert [alert["id"] for alert in observed["alerts"]] == ["1-1", "1-2", "1-3"]
     assert observed["sample"]["machine/memory_available_bytes"] > 0
+    assert abs(observed["sample"]["time"] - time.time()) < 10
     assert attempt.copied == ["runs/job/telemetry/1/000001.jsonl"], "TensorBoard gets a copy"
 
 
@@ -151,3 +154,14 @@ def test_a_file_of_the_observer_that_makes_no_sense_is_left_out_of_the_heartbeat
 ) -> None:
     (attempt.folder / "observed.json").write_text(content)
     assert attempt.observed() == {}
+
+
+@pytest.mark.parametrize("age", [-7200.0, 0.0, 50.0, 70.0, math.nan, None])
+def test_the_sample_of_one_that_has_died_or_hangs_is_not_passed_off_as_one_of_now(
+    attempt: Attempt, age: float | None
+) -> None:
+    sample = {"gpu/utilization": 0.9} | ({} if age is None else {"time": time.time() - age})
+    (attempt.folder / "observed.json").write_text(json.dumps({"sample": sample, "alerts": [{"id": "1-1"}]}))
+    observed = attempt.observed()
+    assert observed["alerts"] == [{"id": "1-1"}]
+    assert ("sample" in observed) == (age in (0.0, 50.0))

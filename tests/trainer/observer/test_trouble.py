@@ -107,17 +107,17 @@ def test_a_gpu_that_may_not_be_asked_is_said_also_where_nothing_has_listed_it(
     wait_until(lambda: bool(asked))
 
 
-def fail_once(monkeypatch: pytest.MonkeyPatch, name: str, part: str) -> None:
-    """The first call of this method of a store for such a key fails."""
-    real, failed = getattr(DirectoryStore, name), list[str]()
+def break_store(monkeypatch: pytest.MonkeyPatch, name: str, part: str) -> threading.Event:
+    """Until the event is set, this method of a store fails for such a key."""
+    real, is_mended = getattr(DirectoryStore, name), threading.Event()
 
     def call(self: DirectoryStore, key: str, *more: Any) -> Any:
-        if part in key and not failed:
-            failed.append(key)
+        if part in key and not is_mended.is_set():
             raise StoreError("SlowDown", "SlowDown")
         return real(self, key, *more)
 
     monkeypatch.setattr(DirectoryStore, name, call)
+    return is_mended
 
 
 def test_a_store_that_fails_once_at_the_start_does_not_switch_the_dollars_off(
@@ -127,10 +127,12 @@ def test_a_store_that_fails_once_at_the_start_does_not_switch_the_dollars_off(
     machine = {"launched": now - 3600, "usd_per_hour": 6.0}
     attempt.store.put("runs/job/spec.json", b'{"budget_usd": 10.0}')
     attempt.store.put("runs/job/spend.json", json.dumps({"at": now, "machines": [machine]}).encode())
-    fail_once(monkeypatch, "get", "spec.json")
+    is_mended = break_store(monkeypatch, "get", "spec.json")
     observer.take_rows(json.dumps(START).encode())
     cost = observer.cost
     assert cost is not None
+    wait_until(lambda: cost.fault is not None)
+    is_mended.set()
     wait_until(lambda: "cost/usd" in cost.newest())
     observer.look()
     assert "50 % of the budget" in observer.telling.newest[-1]["text"]
@@ -140,14 +142,15 @@ def test_a_list_that_fails_once_is_no_word_about_dollars_and_is_asked_again(
     attempt: Attempt, observer: Observer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     attempt.store.put("runs/job/metrics/1/00000000-00000900.jsonl", b"")
-    monkeypatch.setattr(observing, "REACHED_SECONDS", 2.0)
+    monkeypatch.setattr(observing, "REACHED_RETRY_SECONDS", 0.05)
     observer.attempt = 2
-    fail_once(monkeypatch, "list", "metrics/")
+    is_mended = break_store(monkeypatch, "list", "metrics/")
     observer.take_rows(json.dumps(START | {"attempt": 2, "origin": 1, "step": 880}).encode())
     reached = observer.reached
     assert reached is not None
     wait_until(lambda: reached.fault is not None)
     observer.look()
+    is_mended.set()
     wait_until(lambda: observer.facts is not None and observer.facts.reached is not None)
     observer.look()
     assert observer.telling.newest[-1]["text"].endswith("attempt 2; steps that are done again: 20")
