@@ -17,7 +17,7 @@ from trainer.text import show_bytes, show_duration, show_estimate, show_share
 
 RECENT_SECONDS = 900.0  # older alerts stand in the report
 OLD_CHECKPOINT_SECONDS = 120.0  # of a checkpoint, while a run trains: twice what is promised
-OLD_SAMPLE_SECONDS = 60.0
+AGED_SAMPLE_SECONDS = 60.0
 MOST_PROBLEMS = 12
 MOST_SPEED = 1e9  # images/s: no machine does more
 TONES = {"finished": "good", "running": "good", "starting": "good", "failed": "bad", "crashed": "bad", "silent": "bad"}
@@ -105,7 +105,7 @@ def _top1_text(live: Live) -> str:
 def _age_text(live: Live, now: float) -> str:
     """How old the sample of the GPU is, unless it is of now or there is none."""
     age = now - live.sample_time
-    is_old = gpu_text(live.sample) and live.sample_time and age > OLD_SAMPLE_SECONDS
+    is_old = gpu_text(live.sample) and live.sample_time and age > AGED_SAMPLE_SECONDS
     return f", {show_duration(age)} ago" if is_old else ""
 
 

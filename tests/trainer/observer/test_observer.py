@@ -129,7 +129,7 @@ def test_a_store_that_fails_or_is_lost_takes_nothing_of_it_and_delays_nothing(
     wait_until(lambda: is_connected(attempt))
     attempt.ownership.is_mine = False
     assert link.put("runs/job/report/index.html", b"of another attempt")
-    attempt.port.drain(5)
+    wait_until(attempt.port.is_done)
     attempt.ownership.is_mine = True
     for foreign in ("runs/job/done.json", "checkpoints/job/HEAD.json", "runs/job/telemetry/2/000001.jsonl"):
         assert link.put(foreign, b"x")
