@@ -23,3 +23,4 @@ class Alert:
     run_id: str
     step: int
     time: float  # Unix seconds
+    id: str = ""  # unique in the run: of a message that comes twice it is the same

@@ -32,7 +32,7 @@ def main() -> int:
             )
         run_id = os.environ.get("TRAINER_RUN_ID") or "test"
         text = "this is a test: alerts of your runs arrive here"
-        alert = Alert(kind="test", level="info", text=text, run_id=run_id, step=0, time=time.time())
+        alert = Alert(kind="test", level="info", text=text, run_id=run_id, step=0, time=time.time(), id="test")
         Post(webhook, message(alert, webhook.form)).wait(REQUEST_SECONDS)
     except UserError as error:
         say(f"error: {error}")

@@ -1,4 +1,4 @@
-"""Which alerts are told: nothing twice, no complaint more than once in a quarter of an hour, no flood of messages.
+"""Which alerts are told: nothing twice, no complaint of one level more than once in a quarter of an hour, no flood.
 
 Both filters know the time from the alerts alone. A clock that jumps lets at most one alert through too early.
 """
@@ -9,7 +9,7 @@ from collections import deque
 
 from trainer.alerts import HEALTH_KINDS, Alert
 
-REPEAT_SECONDS = 900.0  # from one alert to the next of the same kind
+REPEAT_SECONDS = 900.0  # from one alert to the next of the same kind and level
 TOLD_REMEMBERED = 256  # alerts that are never told again
 MESSAGES_IN_AN_HOUR = 30
 NEVER_LIMITED = ("finished", "failed")
@@ -20,15 +20,15 @@ class AlertFilter:
     """Remembers what was told."""
 
     def __init__(self) -> None:
-        self.last: dict[str, float] = {}  # the time of the last alert of each quietened kind
+        self.last: dict[tuple[str, str], float] = {}  # the time of the last alert of each quietened kind, by level
         self.told: deque[tuple[str, str]] = deque(maxlen=TOLD_REMEMBERED)
 
     def admits(self, alert: Alert) -> bool:
         """Whether this alert is to be told. It then counts as told."""
         if alert.kind in QUIETENED:
-            if abs(alert.time - self.last.get(alert.kind, float("-inf"))) < REPEAT_SECONDS:
+            if abs(alert.time - self.last.get((alert.kind, alert.level), float("-inf"))) < REPEAT_SECONDS:
                 return False
-            self.last[alert.kind] = alert.time
+            self.last[alert.kind, alert.level] = alert.time
             return True
         if (alert.kind, alert.text) in self.told:
             return False

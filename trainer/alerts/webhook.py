@@ -11,7 +11,8 @@ import json
 import re
 import ssl
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib import request
@@ -124,7 +125,13 @@ def message(alert: Alert, form: str, more: int = 0) -> bytes:
     text = show_name(alert.text[: MOST_ALERT_LETTERS + 1])
     text = text if len(text) <= MOST_ALERT_LETTERS else f"{text[: MOST_ALERT_LETTERS - 1]}…"
     if form == "json":
-        value: dict[str, object] = {"run": alert.run_id, "kind": alert.kind, "level": alert.level, "text": text}
+        value: dict[str, object] = {
+            "run": alert.run_id,
+            "id": alert.id,
+            "kind": alert.kind,
+            "level": alert.level,
+            "text": text,
+        }
         return json.dumps(value | {"step": alert.step, "time": alert.time, "not_sent_before": more}).encode()
     missing = f" ({more} alerts before this one were not sent)" if more else ""
     line = f"{alert.level.upper()}, run {alert.run_id}, step {alert.step}, {alert.kind}: {text}{missing}"
@@ -141,26 +148,39 @@ def message(alert: Alert, form: str, more: int = 0) -> bytes:
 
 
 class Post:
-    """One request in a thread of its own: a server can make a client wait in places that have no timeout."""
+    """One request in a thread of its own: a server can make a client wait in places that have no timeout.
 
-    def __init__(self, webhook: Webhook, body: bytes) -> None:
+    `changed` is told when there is an answer. Raises RefusedAlertError where this machine has no thread left.
+    """
+
+    def __init__(self, webhook: Webhook, body: bytes, changed: threading.Condition | None = None) -> None:
+        self.changed = changed or threading.Condition()
         self.answer: list[RefusedAlertError | None] = []
-        self.thread = threading.Thread(target=self._send, args=(webhook, body), daemon=True, name="webhook")
-        self.thread.start()
+        try:
+            threading.Thread(target=self._send, args=(webhook, body), daemon=True, name="webhook").start()
+        except RuntimeError as error:
+            raise RefusedAlertError(f"it cannot be asked ({error})", pause=0) from None
 
     def _send(self, webhook: Webhook, body: bytes) -> None:
-        self.answer.append(_sent(webhook, body))
+        answer = _sent(webhook, body)
+        with self.changed:
+            self.answer.append(answer)
+            self.changed.notify_all()
 
-    def wait(self, seconds: float) -> None:
-        """Raises RefusedAlertError unless the webhook has taken the message by then."""
-        self.thread.join(max(0.0, seconds))
-        failure = self.answer[0] if self.answer else _no_answer(seconds)
+    def wait(self, seconds: float, end: Callable[[], float] = lambda: float("inf")) -> None:
+        """Raises RefusedAlertError unless the webhook has taken the message by then, or by the monotonic time `end`,
+        which may come nearer while this waits."""
+        began = time.monotonic()
+        with self.changed:
+            while not self.answer and (left := min(began + seconds, end()) - time.monotonic()) > 0:
+                self.changed.wait(left)
+            failure = self.answer[0] if self.answer else _no_answer(time.monotonic() - began)
         if failure:
             raise failure
 
     @property
     def is_stuck(self) -> bool:
-        return self.thread.is_alive()
+        return not self.answer
 
 
 def _sent(webhook: Webhook, body: bytes) -> RefusedAlertError | None:

@@ -36,8 +36,9 @@ class Telling:
         """
         text = found.text if len(found.text) <= TEXT_LETTERS else f"{found.text[: TEXT_LETTERS - 1]}…"
         alert = Alert(
-            kind=found.kind, level=found.level, text=text, run_id=self.run_id, step=step, time=round(time.time(), 3)
-        )
+            kind=found.kind, level=found.level, text=text, run_id=self.run_id, step=step, time=round(time.time(), 3),
+            id=f"{self.attempt}-{self.count + 1}",
+        )  # fmt: skip
         if not self.filter.admits(alert):
             return []
         self.count += 1
@@ -46,7 +47,7 @@ class Telling:
         if self.delivery is not None:
             self.delivery.send(alert)
         row = {"step": step, "time": alert.time, "kind": alert.kind, "level": alert.level, "text": text}
-        self.newest.append({"id": f"{self.attempt}-{self.count}"} | row)
+        self.newest.append({"id": alert.id} | row)
         return [row | {"event": "alert"}]
 
     def observed(self, sample: Mapping[str, float]) -> dict[str, Any]:

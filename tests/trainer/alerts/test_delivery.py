@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from http.server import BaseHTTPRequestHandler
 
@@ -163,6 +164,62 @@ def test_the_end_takes_no_longer_than_it_may(receiver: Receiver) -> None:
     opened.close(0.3)
     assert time.monotonic() - began < 1.5
     assert "429" in opened.said[0]
+
+
+def hangs_for_ever(handler: BaseHTTPRequestHandler) -> None:
+    time.sleep(10)
+
+
+@pytest.mark.parametrize("kind", ["finished", "failed"])
+def test_the_end_of_a_run_is_told_also_behind_a_message_that_the_server_never_answers(
+    receiver: Receiver, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivering, "REQUEST_SECONDS", 15.0)
+    monkeypatch.setattr(webhooks, "PACKET_SECONDS", 10.0)
+    receiver.answers = [hangs_for_ever, answering(204)]
+    opened = Opened(receiver)
+    opened.tell("one")
+    wait_for(lambda: receiver.got)
+    opened.tell("two", "three")
+    opened.delivery.send(made(kind, "the end"))
+    began = time.monotonic()
+    said = opened.close(1.5)
+    assert time.monotonic() - began < 2.5
+    assert said == []
+    assert receiver.texts() == ["one", "the end", "one", "two", "three"], "then what waits, as far as the time goes"
+
+
+def test_a_server_that_is_slow_but_answers_gets_all_in_their_order(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "PACKET_SECONDS", 5.0)
+    monkeypatch.setattr(delivering, "REQUEST_SECONDS", 5.0)
+
+    def slow(handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.2)
+        answering(204)(handler)
+
+    receiver.answers = [slow]
+    opened = Opened(receiver)
+    opened.tell("one", "two")
+    opened.delivery.send(made("finished", "the end"))
+    assert opened.close(9.0) == []
+    assert receiver.texts() == ["one", "two", "the end"]
+
+
+def test_a_machine_without_a_thread_left_sends_the_alert_later(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    opened = Opened(receiver)
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        opened.tell("one")
+    opened.tell("two")
+    assert opened.close() == []
+    assert receiver.texts() == ["one", "two"]
 
 
 def test_nobody_at_the_address_is_a_line_without_it(receiver: Receiver) -> None:

@@ -15,6 +15,14 @@ def test_each_complaint_is_told_once_in_a_quarter_of_an_hour_whatever_its_words(
         assert passed == [0.0, 900.0, 1800.0], kind
 
 
+def test_a_complaint_that_has_become_graver_is_told_at_once() -> None:
+    told = AlertFilter()
+    assert told.admits(made("store-stalled", "a checkpoint is late", 0.0, "warning"))
+    assert told.admits(made("store-stalled", "the run waits for the store", 400.0, "error"))
+    assert not told.admits(made("store-stalled", "the run waits for the store", 700.0, "error"))
+    assert not told.admits(made("store-stalled", "a checkpoint is late", 700.0, "warning"))
+
+
 def test_what_happens_to_a_run_is_told_whenever_it_is_new_and_never_twice() -> None:
     told = AlertFilter()
     texts = ["attempt 2 goes on from step 100", "attempt 3 goes on from step 100", "attempt 2 goes on from step 100"]

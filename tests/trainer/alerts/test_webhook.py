@@ -118,12 +118,13 @@ def test_discord_gets_text_that_calls_nobody_and_formats_nothing() -> None:
 
 
 def test_another_program_gets_the_fields_and_text_that_is_not_too_long() -> None:
-    body = json.loads(message(replace(made(text="x" * 5000), level="warning"), "json", more=3))
+    body = json.loads(message(replace(made(text="x" * 5000), level="warning", id="2-7"), "json", more=3))
     text = body.pop("text")
     assert len(text) == 1000
     assert text.endswith("…")
     assert body == {
-        "run": "rn50-1", "kind": "best", "level": "warning", "step": 1200, "time": 1000.0, "not_sent_before": 3,
+        "run": "rn50-1", "id": "2-7", "kind": "best", "level": "warning", "step": 1200, "time": 1000.0,
+        "not_sent_before": 3,
     }  # fmt: skip
 
 

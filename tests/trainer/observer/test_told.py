@@ -99,6 +99,7 @@ def test_what_is_wrong_is_told_once_in_a_quarter_of_an_hour_to_all(capfd: pytest
     telling.tell(Observation("finished", "info", "x" * 9000), 20)
     assert capfd.readouterr().err == "", "the supervisor says so"
     assert [alert["id"] for alert in telling.newest] == ["2-1", "2-2"]
+    assert [alert.id for alert in webhook.taken] == ["2-1", "2-2"]
     for step in range(50):
         telling.tell(Observation("failed", "error", f"{step} " + "é" * 500), step)
     assert len(telling.newest) == NEWEST_ALERTS
