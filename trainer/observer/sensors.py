@@ -22,7 +22,7 @@ class Sensor:
         self.at = float("-inf")
         self.fault: Exception | None = None  # the last question had no answer
         self.name = name
-        self.has_begun = False
+        self.thread: threading.Thread | None = None
         self._begin()
 
     def newest(self) -> Values:
@@ -31,11 +31,12 @@ class Sensor:
         return self.values if time.monotonic() < self.at + 2.5 * self.seconds else {}
 
     def _begin(self) -> None:
-        if not self.has_begun:
+        if self.thread is None:
+            thread = threading.Thread(target=self._work, daemon=True, name=self.name)
             try:
                 self.fault = None
-                threading.Thread(target=self._work, daemon=True, name=self.name).start()
-                self.has_begun = True
+                thread.start()
+                self.thread = thread
             except RuntimeError as error:  # this machine has no thread left
                 self.fault = error
 

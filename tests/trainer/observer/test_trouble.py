@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from trainer.contract import Exit, Phase
 from trainer.observer import __main__ as observing
 from trainer.observer.__main__ import Observer
 from trainer.observer.live_report import LIVE_REPORT_SECONDS
+from trainer.observer.sensors import Sensor
 from trainer.store import StoreError
 from trainer.store.directory import DirectoryStore
 from trainer.telemetry.gpu import Gpus
@@ -38,6 +40,14 @@ def observer(attempt: Attempt, monkeypatch: pytest.MonkeyPatch) -> Iterator[Obse
     wait_until(lambda: attempt.port.channel is not None)
     yield made
     made.link.close()
+    for sensor in (made.reached, made.cost):
+        if sensor is not None and (thread := sensor.thread) is not None:
+            last, sensor.seconds = sensor.at, 3600.0  # no more questions to a store, which another test may count
+            wait_until(partial(has_come_to_rest, sensor, thread, last))
+
+
+def has_come_to_rest(sensor: Sensor, thread: threading.Thread, last: float) -> bool:
+    return sensor.at != last or not thread.is_alive()
 
 
 def refuse(*_: object, **__: object) -> Any:
