@@ -250,27 +250,6 @@ def test_without_samples_in_the_heartbeat_those_of_the_store_are_shown(folder: O
     assert told["wrong"] == ["1 min 0 s ago: hot"]
 
 
-def test_a_sample_that_is_not_of_now_has_its_age(folder: ObjectStore) -> None:
-    put_running(folder, "digits")
-    for age, text in ((9, "87 % busy"), (150, "87 % busy, 2 min 30 s ago")):
-        sample = {"gpu/utilization": 0.87, "time": NOW - age}
-        put_json(folder, run_key("digits", "heartbeat.json"), pulse_of(observed={"sample": sample, "alerts": []}))
-        assert ["GPU", text] in shown(read_live(folder, "digits", NOW))["figures"]
-
-
-def test_of_an_observer_that_has_died_the_stored_samples_are_shown_with_their_age_and_its_alerts_once(
-    folder: ObjectStore,
-) -> None:
-    put_running(folder, "digits")
-    alert = {"step": 2, "time": NOW - 90, "kind": "throttled", "level": "warning", "text": "hot"}
-    put_json(folder, run_key("digits", "heartbeat.json"), pulse_of(observed={"alerts": [alert]}))
-    lines = [{"step": 2, "time": NOW - 120, "phase": "training", "gpu/utilization": 0.5}, alert | {"event": "alert"}]
-    folder.put(samples_key("digits", 1, 7), "".join(json.dumps(line) + "\n" for line in lines).encode())
-    told = shown(read_live(folder, "digits", NOW))
-    assert ["GPU", "50 % busy, 2 min 0 s ago"] in told["figures"]
-    assert told["wrong"] == ["1 min 30 s ago: hot"]
-
-
 def test_a_metrics_file_that_was_cut_in_a_line_shows_its_whole_lines(folder: ObjectStore) -> None:
     put_running(folder, "digits")
     put_segment(folder, "digits", rows_of(1231, 1240), cut=20)
