@@ -10,10 +10,9 @@ import hashlib
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from trainer.trackers.tracker import (
     TrackerError,
     check_tracker,
     open_tracker,
+    target_of,
 )
 
 FEED_SECONDS = 20.0
@@ -98,6 +98,13 @@ class Feed:
         if self.tracker is not None:
             self.tracker.close(self.ended)
 
+    def close_after_error(self) -> None:
+        """The error that ends the command is on its way: that of the end is said, and does not hide it."""
+        try:
+            self.close()
+        except (TrackerError, UserError) as error:
+            say(f"the end could not be told to the tracker: {error}")
+
 
 def beyond(rows: Sequence[Row], position: Position | None) -> Sequence[Row]:
     """The rows that a tracker at this position lacks."""
@@ -133,13 +140,19 @@ def feed_until_end(feed: Feed, *, once: bool) -> None:
 
 @contextmanager
 def only_one(store: ObjectStore, run_id: str, to: str) -> Iterator[None]:
-    """Raises UserError while another process of this machine feeds the same: both would give the same steps."""
-    digest = hashlib.sha256(f"{store.uri} {run_id} {to}".encode()).hexdigest()[:16]
-    with Path(tempfile.gettempdir(), f"resnet-spot-track-{os.getuid()}-{digest}.lock").open("a") as file:
+    """Raises UserError while another process of this user feeds the same: both would give the same steps."""
+    digest = hashlib.sha256(f"{store.uri} {run_id} {to} {target_of(to)}".encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "resnet-spot")
+    path = folder / f"track-{digest}.lock"
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context(path.open("a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another `make track` gives run {run_id!r} to {TRACKERS[to][1]}: end it first") from None
+        except OSError as error:
+            fix = "make the folder yours, or set XDG_CACHE_HOME to one that is"
+            raise UserError(f"{path}, which keeps two commands apart, cannot be locked ({error}): {fix}") from error
         yield
 
 
@@ -152,8 +165,10 @@ def track(options: Options) -> Exit:
     with only_one(store, options.run_id, to):
         try:
             feed_until_end(feed, once=options.once)
-        finally:
-            feed.close()
+        except BaseException:
+            feed.close_after_error()
+            raise
+        feed.close()
     if feed.ended:
         say(f"run {options.run_id!r} is {feed.ended}")
     return Exit.FINISHED

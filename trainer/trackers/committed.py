@@ -2,13 +2,18 @@
 
 A step may be done again until a later checkpoint is committed, and a validation may still join the row of the newest
 one. So the rows below the newest checkpoint's step count, and all of them once the run is finished.
+
+Samples reach the store up to a minute later than the rows of their time. So a row waits for them, for three minutes at
+most.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -20,6 +25,7 @@ from trainer.telemetry.samples import read_samples
 from trainer.values import as_whole, parse_object
 
 FINISHED, FAILED = "finished", "failed"
+UNSAMPLED_SECONDS = 180.0  # a row that is older waits for no samples: an observer may have died
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Committed:
 
     rows: list[Row]  # by step, each once, without events
     began: float | None  # Unix seconds of the first row, which tell apart runs of one name; None: there is no row yet
-    ended: str  # FINISHED or FAILED; "": it goes on, or may
+    ended: str  # FINISHED or FAILED; "": it goes on, or may, or rows of it wait for their samples
 
 
 class CommittedRows:
@@ -41,16 +47,19 @@ class CommittedRows:
         self.seen: tuple[str, str] | None = None
 
     def read(self) -> Committed | None:
-        """None where no commit has come since the last call. Raises StoreError."""
+        """None where no commit has come since the last call, and no row waits. Raises StoreError."""
         ended = self.ended()  # first, since it comes last
         newest = next(iter(list_manifests(self.store, self.run_id)[1]), "")
         if (ended, newest) == self.seen:
             return None
         rows = self.rows(newest, is_finished=ended == FINISHED)
-        self.seen = (ended, newest)
+        is_whole = ended == FAILED or (ended == FINISHED and self.has("done.json"))  # it comes after the last sample
+        samples = samples_of(rows, read_samples(self.store, self.run_id, self.samples))
         steps = [row for row in rows if "event" not in row]
-        sampled = with_samples(steps, read_samples(self.store, self.run_id, self.samples))
-        return Committed(sampled, rows[0]["time"] if rows else None, ended)
+        ready = steps if is_whole else until_unsampled(steps, samples, time.time())
+        waits = len(ready) < len(steps)
+        self.seen = None if waits else (ended, newest)
+        return Committed(with_samples(ready, samples), rows[0]["time"] if rows else None, "" if waits else ended)
 
     def rows(self, newest: str, *, is_finished: bool) -> list[Row]:
         """With the rows of events."""
@@ -106,9 +115,26 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
 
 
+def samples_of(rows: Sequence[Row], samples: Sequence[Row]) -> list[Row]:
+    """Those that belong to steps: no alerts, and none from before their attempt went on from its checkpoint."""
+    begins = {row["attempt"]: row["step"] for row in rows if row.get("event") == "start" and "attempt" in row}
+    return [one for one in samples if "event" not in one and one["step"] >= begins.get(one["attempt"], 0)]
+
+
+def until_unsampled(rows: Sequence[Row], samples: Sequence[Row], now: float) -> list[Row]:
+    """The rows before the first one, by step, for which a sample may still come."""
+    newest = max(samples, key=lambda one: float(one["time"]), default={"step": 0, "time": 0.0})
+
+    def is_ready(row: Row) -> bool:
+        has_all = row["step"] < newest["step"] and row["time"] <= newest["time"]
+        return has_all or bool(row["time"] < now - UNSAMPLED_SECONDS)
+
+    return list(takewhile(is_ready, rows))
+
+
 def with_samples(rows: Sequence[Row], samples: Sequence[Row]) -> list[Row]:
     """Each row with the newest sample since the row before. A value that the row has itself stays."""
-    waiting = sorted((one for one in samples if "event" not in one), key=lambda one: (one["step"], one["time"]))
+    waiting = sorted(samples, key=lambda one: (one["step"], one["time"]))
     found, at = list[Row](), 0
     for row in rows:
         sampled: Row = {}

@@ -84,6 +84,10 @@ class ExperimentRun:
         for first in range(0, len(options), OPTIONS_OF_A_BATCH):
             self.client.log_batch(self.id, params=options[first : first + OPTIONS_OF_A_BATCH])
 
+    @staticmethod
+    def target() -> str:
+        return f"{tracking_address()} {os.environ.get('MLFLOW_EXPERIMENT_NAME') or PROJECT}"
+
     def position(self) -> Position | None:
         """The last step before the newest, of which the last batch may have brought a part."""
         times: dict[int, float] = {}

@@ -57,7 +57,11 @@ class Tracker(Protocol):
     """A run at a tracker. Every method raises TrackerError."""
 
     where: str
-    """The place that is fed, for messages and for what keeps two commands from feeding it at once."""
+    """The place that is fed, for messages."""
+
+    @staticmethod
+    def target() -> str:
+        """The place that the variables name, for what keeps two commands from feeding it at once. Raises UserError."""
 
     def position(self) -> Position | None:
         """What the tracker itself says that it has of the run. None: nothing."""
@@ -69,10 +73,19 @@ class Tracker(Protocol):
         """Hand over what waits, and say that the run is "finished" or "failed"; "": it may go on."""
 
 
+def target_of(name: str) -> str:
+    """The place that the tracker's variables name. Raises UserError."""
+    target: str = tracker_class(name).target()
+    return target
+
+
+def tracker_class(name: str) -> Any:
+    return getattr(import_module(f"trainer.trackers.{check_tracker(name)}"), TRACKERS[name][0])
+
+
 def open_tracker(name: str, run: TrackedRun) -> Tracker:
     """The run at the tracker, which is made if it is not there. Raises UserError, TrackerError."""
-    module = import_module(f"trainer.trackers.{check_tracker(name)}")
-    tracker: Tracker = getattr(module, TRACKERS[name][0])(run)
+    tracker: Tracker = tracker_class(name)(run)
     return tracker
 
 

@@ -33,6 +33,10 @@ class LocalRun:
         self.storage, self.run = SQLiteStorage, run
         self.where = f"Trackio's project {PROJECT} in {TRACKIO_DIR}"
 
+    @staticmethod
+    def target() -> str:
+        return os.environ.get("TRACKIO_DIR", "")
+
     def position(self) -> Position | None:
         path = self.storage.get_project_db_path(PROJECT)
         if not path.exists():

@@ -58,6 +58,14 @@ class HostedRun:
         """What earlier commands wrote of the run, and this one."""
         return sorted(self.folder.glob(f"*run-*/run-{self.run.key}.wandb"))
 
+    @staticmethod
+    def target() -> str:
+        """The same for all folders: online, W&B counts the run once whichever folder has its files."""
+        return " ".join(
+            os.environ.get(name) or usual
+            for name, usual in (("WANDB_BASE_URL", "https://api.wandb.ai"), ("WANDB_PROJECT", PROJECT))
+        )
+
     def position(self) -> Position | None:
         if self.offline:
             return self.written

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.trainer.trackers.growing import Growing, lines
-from trainer.contract import Exit, attempt_key, metrics_key, run_key
+from trainer.contract import Exit, UserError, attempt_key, metrics_key, run_key
 from trainer.store import ObjectStore, open_store
-from trainer.telemetry.metrics import read_metrics, start_row
+from trainer.telemetry.metrics import Row, read_metrics, start_row
+from trainer.telemetry.samples import samples_key
+from trainer.trackers import __main__ as command
 from trainer.trackers.__main__ import main, only_one
 from trainer.trackers.committed import FAILED, FINISHED, CommittedRows
-from trainer.trackers.tracker import TRACKERS, TrackedRun, numbers, without_secrets
+from trainer.trackers.tracker import TRACKERS, TrackedRun, TrackerError, numbers, without_secrets
 
 RUN = "digits"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where locks lie."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -68,6 +79,44 @@ def test_a_validation_that_the_next_attempt_does_joins_its_step_before_it_is_giv
     found = source.read()
     assert found is not None
     assert found.rows[-1].keys() >= {"train/loss", "val/top1"}
+
+
+def test_a_step_waits_for_the_samples_of_its_time_so_that_who_follows_gets_what_once_gives(run: Growing) -> None:
+    run.clock, run.attempt, run.step = time.time(), 1, 10
+    live, given = CommittedRows(run.store, RUN), dict[int, Row]()
+
+    def look() -> tuple[int, str]:
+        found = live.read()
+        for row in found.rows if found else ():
+            given.setdefault(row["step"], row)
+        return max(given, default=0), found.ended if found else ""
+
+    def put_samples(number: int, at: dict[float, int]) -> None:
+        rows = [{"step": step, "time": run.clock + late, "gpu/power_watts": 100.0 + late} for late, step in at.items()]
+        run.store.put(samples_key(RUN, run.attempt, number), lines(rows))
+
+    run.put_rows([start_row(1, 0, 0), *(run.row(step) for step in range(1, 13))])
+    run.commit()
+    assert look() == (0, "")
+    put_samples(1, {-1.5: 4, 0.5: 6})
+    assert look() == (5, "")
+    put_samples(2, {1.5: 6, 2.5: 6})  # a validation
+    assert look() == (5, "")
+    run.attempt, run.clock = 2, run.clock + 10
+    run.put_rows([start_row(2, 10, 1) | {"time": run.clock}, *(run.row(step) for step in range(11, 21))])
+    put_samples(1, {-2.0: 0, 0.1: 15})  # the first while it loads its checkpoint
+    run.step = 20
+    run.commit()
+    assert look() == (14, "")
+    run.store.put(run_key(RUN, "result.json"), b"{}")
+    assert look() == (14, "")
+    put_samples(2, {0.2: 20})
+    run.finish()
+    assert look() == (20, FINISHED)
+    once = CommittedRows(run.store, RUN).read()
+    assert once is not None
+    assert [*given.values()] == once.rows
+    assert [row["step"] for row in once.rows if "gpu/power_watts" in row] == [4, 6, 15, 20]
 
 
 def test_a_failure_counts_until_a_later_attempt_has_begun(run: Growing) -> None:
@@ -127,6 +176,56 @@ def test_two_commands_do_not_feed_one_run_at_once(to: str, run: Growing, capfd: 
         status, text = said(capfd, "--store", run.store.uri, "--run-id", RUN, "--to", to, "--once")
     assert status == Exit.USER
     assert "another `make track`" in text
+
+
+def test_the_lock_lies_in_the_users_cache_for_each_target_and_a_folder_that_cannot_be_written_is_told(
+    run: Growing, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    with only_one(run.store, RUN, "mlflow"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        with only_one(run.store, RUN, "mlflow"):
+            assert len([*(cache / "resnet-spot").glob("*.lock")]) == 2
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    with (
+        pytest.raises(UserError, match=r"/proc/none.*cannot be locked.*set XDG_CACHE_HOME"),
+        only_one(run.store, RUN, "mlflow"),
+    ):
+        pass
+
+
+class FailingTracker:
+    where = "a tracker"
+
+    def position(self) -> None:
+        """It has nothing."""
+
+    def feed(self, rows: Sequence[Row]) -> None:
+        """It takes all."""
+
+    def close(self, ended: str) -> None:
+        raise TrackerError("it takes no end")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (UserError("what really happened"), Exit.USER, "error: what really happened"),
+        (KeyboardInterrupt(), Exit.INTERRUPTED, "the same command goes on from there"),
+    ],
+)
+def test_an_error_at_the_end_is_said_and_hides_no_other(
+    error: BaseException, status: int, told: str, run: Growing, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def interrupt(rows: Sequence[Row]) -> None:
+        raise error
+
+    run.grow(10)
+    tracker = FailingTracker()
+    monkeypatch.setattr(tracker, "feed", interrupt)
+    monkeypatch.setattr(command, "open_tracker", lambda to, of: tracker)
+    found, text = said(capfd, "--store", run.store.uri, "--run-id", RUN, "--to", "mlflow", "--once")
+    assert (found, told in text, "it takes no end" in text) == (status, True, True)
 
 
 def test_what_no_trainer_writes_is_no_metric_and_no_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
