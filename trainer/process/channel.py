@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import tempfile
@@ -131,6 +132,13 @@ def listen() -> tuple[socket.socket, str]:
         f"no socket can be made ({'; '.join(reasons)}): its path may have {SOCKET_PATH_BYTES} bytes, and the file "
         "system must take sockets; name a short folder on a local disk, for example TMPDIR=/tmp"
     )
+
+
+def may_be_read(fd: int, seconds: float | None) -> bool:
+    """Whether there is something to read, or the end, within this time (None: wait). Takes every number of a file."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(None if seconds is None else seconds * 1000))
 
 
 class DisconnectedError(ConnectionError):

@@ -9,7 +9,6 @@ import contextlib
 import json
 import math
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract import CRASH
-from trainer.process.channel import Message
+from trainer.process.channel import Message, may_be_read
 from trainer.text import say
 
 GPU_COUNT = "TRAINER_GPUS"  # tells the trainer how many GPUs there are, so that it notices when torch cannot use one
@@ -64,7 +63,7 @@ class UploaderProcess:
 
     def has_answered(self) -> bool:
         """Wait a moment for an answer, or for the end of the process."""
-        return self.process.stdout is None or bool(select.select([self.process.stdout], [], [], 0.5)[0])
+        return self.process.stdout is None or may_be_read(self.process.stdout.fileno(), 0.5)
 
     def answer(self) -> Message:
         """The next line that it prints; {} when it has ended."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import socket
 import threading
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract import metrics_key, run_key
-from trainer.process.channel import Channel, DisconnectedError, Message, observer_socket
+from trainer.process.channel import Channel, DisconnectedError, Message, may_be_read, observer_socket
 from trainer.store import ObjectStore, StoreError
 from trainer.store.retry import Retry
 from trainer.text import say
@@ -67,7 +66,7 @@ class ObserverPort:
             try:
                 while True:
                     self.idle.set()
-                    select.select([self.channel.connection], [], [])
+                    may_be_read(self.channel.connection.fileno(), None)
                     self.idle.clear()  # before the message is taken, so that `is_done` is never wrong
                     self.take(*self.channel.receive())
             except (DisconnectedError, OSError):
@@ -126,7 +125,7 @@ class ObserverPort:
         """Whether all that the observer has sent so far is stored, or given up."""
         channel = self.channel
         try:
-            is_read = channel is None or not select.select([channel.connection], [], [], 0)[0]
+            is_read = channel is None or not may_be_read(channel.connection.fileno(), 0)
         except (OSError, ValueError):  # it was closed a moment ago
             return False
         return is_read and self.idle.is_set()

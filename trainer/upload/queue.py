@@ -91,7 +91,9 @@ class Sender:
 
     def mend_copies(self) -> None:
         """Make the copies that attempts before this one were killed before making, in another thread."""
-        self.in_copy_thread("of what attempts before stored", self.put_missing_copies)
+        said = "the store fails, trying TensorBoard's copies again, and training goes on"
+        work = partial(self.copy_retry.until_done, self.put_missing_copies, lambda left: said)
+        self.in_copy_thread("of what attempts before stored", work)
 
     def in_copy_thread(self, what: str, work: Callable[[], None]) -> None:
         with self.queueing:  # else one of two at once would be forgotten, and nothing would wait for it

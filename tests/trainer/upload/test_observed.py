@@ -57,7 +57,7 @@ def test_samples_are_stored_once_the_trainer_has_the_run_and_the_heartbeat_has_t
 ) -> None:
     local = attempt_dir(RunEnv(store=folder_uri, run_id=RUN, scratch_dir=str(tmp_path / "scratch"), attempt="1"))
     local.mkdir(parents=True)
-    observed = {"sample": {"gpu/utilization": 0.5}, "alerts": []}
+    observed = {"sample": {"time": time.time(), "gpu/utilization": 0.5}, "alerts": []}
     write_json(local / "observed.json", observed)
     uploader, store = start(folder_uri), open_store(folder_uri)
     link = observe(uploader)
