@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import metrics_key, run_key
+from trainer.contract import run_key
 from trainer.process.channel import Channel, DisconnectedError, Message, may_be_read, observer_socket
 from trainer.store import ObjectStore, StoreError
 from trainer.store.retry import Retry
@@ -36,7 +36,6 @@ class ObserverPort:
     def __init__(self, store: ObjectStore, ownership: Ownership, copy: Callable[[str, bytes], None]):
         self.store, self.ownership, self.copy = store, ownership, copy
         run_id, attempt = ownership.run_id, ownership.attempt
-        self.metrics = metrics_key(run_id, attempt, "")
         self.samples, self.report = run_key(run_id, f"telemetry/{attempt}/"), run_key(run_id, "report/")
         self.metrics = run_key(run_id, "metrics/")
         self.retry = Retry(lambda line: say(f"uploader: {line}"))
