@@ -244,7 +244,7 @@ def destroy_but_keep_the_data(aws: Aws, registry: Registry, checkout: Checkout, 
     assert pushed(registry) == {}
     checkout.make("destroy")
     aws.fault("sts.GetCallerIdentity", "ExpiredToken")
-    assert "renew your credentials" in checkout.make("destroy", code=ExitCode.REFUSED)
+    assert "keys in the environment have expired: export new" in checkout.make("destroy", code=ExitCode.REFUSED)
     aws.heal()
 
 
