@@ -17,7 +17,8 @@ CONTEXT_PREFIX = "resnet-spot:"  # CDK keeps keys of its own in the same context
 GPU_TYPES = "g6.xlarge,g6.2xlarge,g6.4xlarge,g5.xlarge,g5.2xlarge,g5.4xlarge,g6e.xlarge,g6e.2xlarge,g6e.4xlarge"
 CPU_TYPES = "c7a.2xlarge,c7i.2xlarge,c6a.2xlarge,c6i.2xlarge,m7a.2xlarge,m7i.2xlarge,m6a.2xlarge,m6i.2xlarge"
 # The SSM parameter that names the machines' AMI: Ubuntu with Docker, AWS's command line and the NVIDIA driver.
-# CPU machines use the same AMI, so that both kinds boot the same way.
+# CPU machines use the same AMI, so that both kinds boot the same way. AWS lists it for GPU types only, but nothing
+# that we start there needs the driver.
 AMI = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
 AMI_GIB = 75  # of a machine's root volume: the AMI's snapshot
 PREPARE_DISK_GIB = 450  # disk of a CPU machine: AMI_GIB, 150 GB for ImageNet's parquet files, 200 for the prepared form

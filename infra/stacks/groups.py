@@ -1,4 +1,4 @@
-"""The two Auto Scaling groups, with the launch templates and the user data of their machines.
+"""The two Auto Scaling groups, with the launch templates of their machines.
 
 A group has no machine until `launch` asks for one, so a deploy never waits for capacity. The user data carries
 `infra/boot/`, which decides what happens on a machine.
@@ -6,14 +6,8 @@ A group has no machine until `launch` asks for one, so a deploy never waits for 
 
 from __future__ import annotations
 
-import base64
-import bz2
-import io
-import json
-import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import aws_cdk as cdk
 from aws_cdk import aws_autoscaling as autoscaling
@@ -22,16 +16,12 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
-from infra.config import AMI, PREPARE_DISK_GIB, ROOT, Installation, Tag
+from infra.config import AMI, PREPARE_DISK_GIB, Installation, Tag
 from infra.stacks.acknowledge import acknowledge
 from infra.stacks.network import Network
-from trainer.contract import UserError
+from infra.stacks.user_data import user_data
 
-BOOT = ROOT / "infra/boot"
-ARCHIVE = "/opt/resnet-spot/boot.tar.bz2"
 ROOT_DEVICE = "/dev/sda1"
-USER_DATA_BYTES = 16384  # EC2's limit, before base64
-VALUES_BYTES = 1500  # reserved for the values that CloudFormation fills into /etc/resnet-spot.env: ARNs, names, image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,34 +170,3 @@ class MachineGroup(Construct):
                 template.LaunchTemplateTagSpecificationProperty(resource_type="launch-template", tags=tags)
             ],
         )
-
-
-def user_data(environment: Mapping[str, str], boot: Path = BOOT) -> str:
-    """The machine's cloud-init instructions: unpack `infra/boot/`, write the environment, then run `install`.
-
-    They are written as JSON, which is valid YAML.
-    """
-    lines = "".join(f"{name}={value}\n" for name, value in environment.items())
-    files = [
-        {"path": ARCHIVE, "encoding": "b64", "content": base64.b64encode(archive(boot)).decode()},
-        {"path": "/etc/resnet-spot.env", "permissions": "0644", "content": lines},
-    ]
-    unpack = ["python3", "-m", "tarfile", "--extract", ARCHIVE, "/opt/resnet-spot"]
-    text = "#cloud-config\n" + json.dumps({"write_files": files, "runcmd": [unpack, ["/opt/resnet-spot/install"]]})
-    if (size := len(text) + VALUES_BYTES) > USER_DATA_BYTES:
-        raise UserError(
-            f"the files in {boot} make {size} bytes of user data, and EC2 takes {USER_DATA_BYTES}: shorten them"
-        )
-    return text
-
-
-def archive(boot: Path) -> bytes:
-    """The files of a folder, in one archive, so that they are packed together. The same files make the same bytes."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        for file in sorted(boot.iterdir()):
-            if file.is_file():
-                member = tarfile.TarInfo(file.name)
-                member.size, member.mode = file.stat().st_size, 0o755
-                tar.addfile(member, io.BytesIO(file.read_bytes()))
-    return bz2.compress(packed.getvalue())  # of so little text it makes less than xz

@@ -23,13 +23,12 @@ from docker.models.containers import Container
 
 from infra.config import Installation, Tag
 from infra.run.spec import Spec
-from tests import ROOT
+from infra.stacks.user_data import travelling
 from tests.emulator.aws import ACCOUNT, REGION, Aws
 from tests.emulator.imds import Imds
 from tests.emulator.principals import put_role
 from tests.engine import LABEL
 
-BOOT = ROOT / "infra/boot"
 STAND_INS = Path(__file__).with_name("boot_machine")
 MACHINE_IMAGE = "resnet-spot-test-machine:bookworm"
 UP = ("running", "degraded")
@@ -130,10 +129,11 @@ class Machine:
             "/latest/meta-data/iam/security-credentials/role": json.dumps(credentials),
         }
 
-    def boot(self, *plan: str, spy: str = "") -> None:
+    def boot(self, *plan: str, before: str = "true", spy: str = "") -> None:
         """Power on for the first time, with the files and the one command of the user data.
 
-        What the trainer does in each life is said in boot_machine/trainer; `spy` runs beside all that.
+        What the trainer does in each life is said in boot_machine/trainer. `before` runs before that command, and
+        `spy` beside all that.
         """
         self.scratch.mkdir(exist_ok=True)
         (self.scratch / "plan").write_text("\n".join(plan) + "\n")
@@ -146,6 +146,7 @@ class Machine:
         self.write_files()
         self.power_on()
         poll("systemd is up", lambda: self._exec("systemctl", "is-system-running")[1].strip() in UP)
+        self.sh(before)
         if spy:
             self._exec("sh", "-c", f"({spy}) >/dev/null 2>&1 &")
         self.sh("/opt/resnet-spot/install")
@@ -179,7 +180,7 @@ class Machine:
             "AWS_ENDPOINT_URL": f"http://{OUTSIDE}:{urlsplit(self.aws.endpoint).port}",
         } | NO_WAITS | self.settings  # fmt: skip
         files = (
-            {f"opt/resnet-spot/{path.name}": path.read_bytes() for path in BOOT.iterdir() if path.is_file()}
+            {f"opt/resnet-spot/{name}": content for name, content in travelling().items()}
             | {
                 "etc/resnet-spot.env": "".join(f"{name}={value}\n" for name, value in environment.items()).encode(),
                 "etc/docker/daemon.json": json.dumps(daemon).encode(),

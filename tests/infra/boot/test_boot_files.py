@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -9,8 +10,9 @@ from collections.abc import Callable, Iterator
 import docker
 import pytest
 
+from infra.stacks.user_data import BOOT, bare, travelling
 from tests.engine import LABEL
-from tests.infra.boot.boot_machines import BOOT, CAPABILITIES
+from tests.infra.boot.boot_machines import CAPABILITIES
 
 SCRIPTS = sorted(path.name for path in BOOT.iterdir() if path.is_file() and path.suffix[1:] not in ("service", "py"))
 NO_DISK = "/var/lib/resnet-spot/scratch"
@@ -26,6 +28,28 @@ def test_shellcheck_finds_nothing(script: str) -> None:
         cwd=BOOT.parents[1], capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert checked.returncode == 0, checked.stdout
+
+
+def program(script: bytes) -> str:
+    """A script as bash has understood it: without comments, and each command written in the one form."""
+    whole = f"whole() {{\n{script.decode()}\n}}\ndeclare -f whole"
+    read = subprocess.run(["bash", "-c", whole], capture_output=True, text=True, check=True)
+    assert read.stderr == ""
+    return read.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_travels_as_the_same_program_and_without_its_comments(script: str) -> None:
+    here, there = (BOOT / script).read_bytes(), travelling()[script]
+    assert program(there) == program(here)
+    assert there.splitlines()[0] == here.splitlines()[0] or script == "lib.sh"  # which is only sourced
+    assert not re.search(rb"^\s*#(?!!)", there, re.MULTILINE)
+
+
+def test_what_is_no_comment_travels_in_any_case() -> None:
+    script = b'#!/bin/sh\n# why\n  # shellcheck\necho "${line#*:}" # here\n#\n'
+    assert bare(script) == b'#!/bin/sh\necho "${line#*:}" # here\n'
+    assert program(bare(b"echo one\n# two\n")) != program(b"echo two\n")
 
 
 Shell = Callable[[str], tuple[int, str]]

@@ -18,8 +18,8 @@ import pytest
 
 from infra.config import Installation, Output, Tag
 from infra.operate.commands.cost import ALARMS
-from infra.stacks.groups import USER_DATA_BYTES, user_data
 from infra.stacks.guards import GUARD_CODE
+from infra.stacks.user_data import USER_DATA_BYTES, travelling, user_data
 from tests import ROOT
 from tests.infra.synthesized import VARIANTS, flat, stacks
 from trainer.contract import UserError
@@ -196,8 +196,8 @@ def test_the_user_data_carries_every_file_of_the_boot_and_installs_it(machine: s
     with tarfile.open(fileobj=io.BytesIO(base64.b64decode(packed["content"]))) as tar:
         carried = {one.name: (one.mode, tar.extractfile(one)) for one in tar}
         found = {name: (mode, file.read()) for name, (mode, file) in carried.items() if file}
-    boot = [file for file in (ROOT / "infra" / "boot").iterdir() if file.is_file()]
-    assert found == {file.name: (0o755, file.read_bytes()) for file in boot}
+    assert found == {name: (0o755, content) for name, content in travelling().items()}
+    assert found.keys() == {file.name for file in (ROOT / "infra/boot").iterdir() if file.is_file()}
     assert config.keys() == {"write_files", "runcmd"}
 
 
