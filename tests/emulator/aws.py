@@ -18,6 +18,7 @@ Settings (aws_control.py has the defaults):
     launch_failures   by Auto Scaling group: it launches nothing, and a Failed scaling activity has this StatusMessage;
                       set to "" again, the group gets its machines with the next describe
     stack_status      by stack name: CloudFormation tells this status (ROLLBACK_COMPLETE, …) until it is deleted
+    create_failures   by stack name: its creation fails for this reason and is rolled back; "" again: it can be made
     delete_failures   by stack name: DeleteStack ends in DELETE_FAILED with this reason; "" again: it can be deleted
     session_seconds   a role that was taken on ends so long from now, and later ones after as long; 0: as asked
     log_delay_seconds FilterLogEvents shows an event only so long after it came in
@@ -156,10 +157,11 @@ def serve() -> None:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
     from werkzeug.serving import make_server
 
-    from tests.emulator import aws_images, aws_machines, aws_stacks, enforcement
+    from tests.emulator import aws_images, aws_machines, aws_rollbacks, aws_stacks, enforcement
     from tests.emulator.aws_control import Front
 
-    controls = aws_stacks.patch() | aws_machines.patch() | aws_images.patch() | enforcement.patch()
+    patched = (aws_stacks, aws_rollbacks, aws_machines, aws_images, enforcement)
+    controls = {name: follow for one in patched for name, follow in one.patch().items()}
     front = Front(DomainDispatcherApplication(create_backend_app), controls, enforcement.refusal)
     server = make_server("127.0.0.1", 0, front, threaded=True, request_handler=MotoRequestHandler)
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()

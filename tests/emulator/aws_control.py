@@ -43,6 +43,7 @@ class Settings:
     quotas: dict[str, float] = field(default_factory=lambda: dict(QUOTAS))
     parameters: dict[str, str] = field(default_factory=dict)
     launch_failures: dict[str, str] = field(default_factory=dict)
+    create_failures: dict[str, str] = field(default_factory=dict)
     delete_failures: dict[str, str] = field(default_factory=dict)
     stack_status: dict[str, str] = field(default_factory=dict)
     faults: list[dict[str, Any]] = field(default_factory=list)

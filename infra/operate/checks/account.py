@@ -17,20 +17,34 @@ from infra.config import ROOT, ZONES
 from infra.operate import credentials as logins
 from infra.operate.checks.finding import INFRA, Finding, Wanted, ok, unneeded, wrong
 from infra.operate.installation import cdk
-from infra.operate.installation.leftovers import stack_status
+from infra.operate.installation.stack_states import DEAD, has_stack, stack_status
 from infra.operate.installation.zones import zones_of_region
 from infra.operate.session import BOTO_CONFIG, Aws, AwsError, explained, reason_of
 
 HOME_REGION = "us-east-1"
 LEAST_BOOTSTRAP = 6  # what the synthesised stacks require
 VPC_QUOTA = "L-F678F1CE"
-ENDED_BADLY = {  # status of a stack: the one command that helps
+WAIT = "aws cloudformation wait {} --stack-name {{stack}}"
+STUCK = {  # status of a stack with which no deploy can go on: the one command that helps
     "DELETE_FAILED": "make destroy",
     "ROLLBACK_FAILED": "make destroy",
+    "IMPORT_ROLLBACK_FAILED": "make destroy",
+    "UPDATE_FAILED": "aws cloudformation rollback-stack --stack-name {stack}",
     "UPDATE_ROLLBACK_FAILED": "aws cloudformation continue-update-rollback --stack-name {stack}",
+    # Each of these waiters ends, with or without an error, where that operation ends (botocore's waiters-2.json)
+    "CREATE_IN_PROGRESS": WAIT.format("stack-create-complete"),
+    "ROLLBACK_IN_PROGRESS": WAIT.format("stack-create-complete"),
+    "DELETE_IN_PROGRESS": WAIT.format("stack-delete-complete"),
+    "UPDATE_IN_PROGRESS": WAIT.format("stack-update-complete"),
+    "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS": WAIT.format("stack-update-complete"),
+    "UPDATE_ROLLBACK_IN_PROGRESS": WAIT.format("stack-rollback-complete"),
+    "UPDATE_ROLLBACK_COMPLETE_CLEANUP_IN_PROGRESS": WAIT.format("stack-rollback-complete"),
+    "IMPORT_IN_PROGRESS": WAIT.format("stack-import-complete"),
+    "IMPORT_ROLLBACK_IN_PROGRESS": "sleep 60; make preflight",  # there is no waiter for it
 }
 KEEPING = dict.fromkeys(  # for the storage stack, which `destroy` never touches, and whose parts all outlive it
-    ("DELETE_FAILED", "ROLLBACK_FAILED"), "aws cloudformation delete-stack --stack-name {stack}"
+    ("DELETE_FAILED", "ROLLBACK_FAILED", "IMPORT_ROLLBACK_FAILED"),
+    "aws cloudformation delete-stack --stack-name {stack}",
 )
 
 
@@ -128,7 +142,7 @@ def vpc(wanted: Wanted) -> Finding:
     ec2, installation = wanted.aws.client("ec2"), wanted.installation
     if installation.vpc_id:
         return _given_vpc(wanted)
-    if stack_status(wanted.aws, installation.training_stack):
+    if has_stack(wanted.aws, installation.training_stack):
         return unneeded("the stack has its own already")
     there, allowed = len(ec2.describe_vpcs()["Vpcs"]), quota_value(wanted, VPC_QUOTA, "vpc")
     if there >= allowed:
@@ -155,19 +169,16 @@ def _given_vpc(wanted: Wanted) -> Finding:
 
 
 def stacks(wanted: Wanted) -> Finding:
-    found = {}
+    said = []
     storage, training = wanted.installation.storage_stack, wanted.installation.training_stack
     for name in (storage, training):
         status = stack_status(wanted.aws, name)
-        found[name] = status
-        if status in ENDED_BADLY:
+        if status in STUCK:
             is_alone = name == storage and not stack_status(wanted.aws, training)  # else its outputs are in use
-            fixes = ENDED_BADLY | (KEEPING if is_alone else {})
+            fixes = STUCK | (KEEPING if is_alone else {})
             return wrong(f"{name} is in {status}", fixes[status].format(stack=name))
-        if status.endswith("_IN_PROGRESS") and status != "REVIEW_IN_PROGRESS":
-            verb = {"DELETE": "delete", "CREATE": "create"}.get(status.partition("_")[0], "update")
-            return wrong(f"{name} is in {status}", f"aws cloudformation wait stack-{verb}-complete --stack-name {name}")
-    said = [f"{name}: {status or 'not there yet'}" for name, status in found.items()]
+        dead = ", from a deploy that failed: the next one deletes it first" if status in DEAD else ""
+        said.append(f"{name}: {status or 'not there yet'}{dead}")
     return ok(", ".join(said))
 
 

@@ -13,9 +13,9 @@ import botocore.exceptions
 
 from infra.config import Tag
 from infra.operate.checks.finding import INFRA, Finding, Wanted, doubtful, ok, unneeded, wrong
-from infra.operate.installation.leftovers import stack_status
+from infra.operate.installation.stack_states import has_stack
 from infra.operate.installation.standing import is_bucket_of
-from infra.operate.installation.token import deleted_secret, find_secret, stored_token
+from infra.operate.installation.token import blocking_secret, find_secret, stored_token
 from infra.operate.installation.versions import keeps_versions
 from infra.operate.planning import catalog, datasets
 from infra.operate.planning.disks import RoomError
@@ -30,16 +30,10 @@ ANSWERS_SECONDS = 8
 
 def token(wanted: Wanted) -> Finding:
     name, aws = wanted.installation.secret_name, wanted.aws
-    found, has_stack = find_secret(aws, name), bool(stack_status(aws, wanted.installation.storage_stack))
-    if deleted := deleted_secret(found, name, has_stack=has_stack):
-        return wrong(*deleted)
+    is_deployed = has_stack(aws, wanted.installation.storage_stack)
+    if blocking := blocking_secret(find_secret(aws, name), name, is_deployed=is_deployed):
+        return wrong(*blocking)
     value = stored_token(aws, name)
-    if found and not has_stack:
-        return wrong(
-            f"the secret {name} is there without its stack, and a new stack can neither adopt nor replace it: "
-            "delete it, then store the token with `make secret`",
-            f"aws secretsmanager delete-secret --force-delete-without-recovery --secret-id {name}",
-        )
     if not _needs_hub(wanted):
         return unneeded(f"the data is {wanted.data}")
     if value:

@@ -14,7 +14,7 @@ from infra.operate.commands.destroy import delete_stack
 from infra.operate.commands.launch import launch
 from infra.operate.commands.preflight import preflight
 from infra.operate.installation import cdk, leftovers
-from infra.operate.installation.leftovers import stack_status
+from infra.operate.installation.stack_states import DEAD, stack_status
 from infra.operate.installation.versions import keep_versions
 from infra.operate.installation.zones import zones_of_subnets
 from infra.operate.planning import options
@@ -23,7 +23,6 @@ from infra.operate.session import Aws, ExitCode, explained
 from infra.operate.terminal import display, next_commands, show_line, styled
 
 HELP = "check, deploy both stacks, and launch a run"
-DEAD = ("ROLLBACK_COMPLETE", "REVIEW_IN_PROGRESS")  # a first deploy that failed: CloudFormation can only delete it
 
 
 def configure(parser: CommandLine) -> None:

@@ -16,8 +16,9 @@ from infra.guard import Guard, GuardSettings
 from infra.operate.command_line import CommandLine
 from infra.operate.commands.stop import ASK_SECONDS, delete_schedules, empty_groups, wait_until_gone
 from infra.operate.installation import leftovers
-from infra.operate.installation.leftovers import LeftOver, stack_status
+from infra.operate.installation.leftovers import LeftOver
 from infra.operate.installation.purge import confirm_purge, purge
+from infra.operate.installation.stack_states import stack_status
 from infra.operate.installation.standing import kept_buckets, kept_data, print_kept
 from infra.operate.runs import active_run, open_bucket
 from infra.operate.session import Aws, AwsError, ExitCode, explained

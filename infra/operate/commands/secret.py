@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from infra.config import Installation
 from infra.operate.command_line import CommandLine
 from infra.operate.installation import cdk
-from infra.operate.installation.token import deleted_secret, find_secret, store_part
+from infra.operate.installation.stack_states import has_stack
+from infra.operate.installation.token import blocking_secret, find_secret, store_part
 from infra.operate.session import Aws, ExitCode, explained
 from infra.operate.terminal import next_commands, show_line
 from trainer.contract import UserError
@@ -63,12 +64,12 @@ def configure(parser: CommandLine) -> None:
 def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> int:
     part = PARTS[options.name]
     value, name = read_secret(part), installation.secret_name
-    has_stack = bool(aws.outputs(installation.storage_stack))
     with explained(f"the secret {name}"):
-        deleted = deleted_secret(find_secret(aws, name), name, has_stack=has_stack)
-    if deleted:
-        raise UserError("{}: `{}`, then `make secret` again".format(*deleted))
-    if not has_stack:
+        is_deployed = has_stack(aws, installation.storage_stack)
+        blocking = blocking_secret(find_secret(aws, name), name, is_deployed=is_deployed)
+    if blocking:
+        raise UserError("{}: `{}`, then `make secret` again".format(*blocking))
+    if not is_deployed:
         show_line(f"the secret belongs to the stack {installation.storage_stack}, which is deployed first")
         cdk.deploy(aws, installation, installation.storage_stack)
     with explained(f"put the {part.what} into the secret {name}"):

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from infra.config import Installation, Tag
+from infra.operate.installation.stack_states import stack_status
 from infra.operate.session import Aws, explained
 from infra.run import fleet
 
@@ -159,12 +160,6 @@ def stack(aws: Aws, name: str) -> list[LeftOver]:
         return []
     delete = partial(aws.client("cloudformation").delete_stack, StackName=name)
     return [LeftOver("CloudFormation stack", name, f"aws cloudformation delete-stack --stack-name {name}", delete)]
-
-
-def stack_status(aws: Aws, name: str) -> str:
-    """The status of a stack, or "" if it does not exist."""
-    status = str(aws.stack(name).get("StackStatus", ""))
-    return "" if status == "DELETE_COMPLETE" else status
 
 
 def tagged(installation: Installation) -> list[dict[str, Any]]:

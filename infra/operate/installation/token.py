@@ -55,17 +55,22 @@ def find_secret(aws: Aws, name: str) -> dict[str, Any]:
         raise
 
 
-def deleted_secret(found: Mapping[str, Any], name: str, *, has_stack: bool) -> tuple[str, str] | None:
-    """Why a secret that was deleted by hand blocks, and the command that helps. None if it was not deleted.
+def blocking_secret(found: Mapping[str, Any], name: str, *, is_deployed: bool) -> tuple[str, str] | None:
+    """Why the secret blocks a deploy, and the command that helps. None if it does not.
 
-    AWS keeps it for 7 to 30 days, and until then it can neither be read nor made anew.
+    One that was deleted by hand stays with AWS for 7 to 30 days, and until then it can neither be read nor made anew.
+    One without its stack comes from a storage stack that is gone: no new stack can take it over.
     """
-    if not found.get("DeletedDate"):
-        return None
-    said = f"the secret {name} was deleted by hand, and AWS keeps it for 7 to 30 days"
-    if has_stack:
-        return f"{said}: nobody can read or change it", f"aws secretsmanager restore-secret --secret-id {name}"
-    return (
-        f"{said}: until then no stack can make it anew",
-        f"aws secretsmanager delete-secret --force-delete-without-recovery --secret-id {name}",
-    )
+    delete = f"aws secretsmanager delete-secret --force-delete-without-recovery --secret-id {name}"
+    if found.get("DeletedDate"):
+        said = f"the secret {name} was deleted by hand, and AWS keeps it for 7 to 30 days"
+        if is_deployed:
+            return f"{said}: nobody can read or change it", f"aws secretsmanager restore-secret --secret-id {name}"
+        return f"{said}: until then no stack can make it anew", delete
+    if found and not is_deployed:
+        return (
+            f"the secret {name} is there without its stack, and a new stack can neither adopt nor replace it: "
+            "delete it, then store the token with `make secret`",
+            delete,
+        )
+    return None

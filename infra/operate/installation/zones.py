@@ -6,7 +6,7 @@ from collections import Counter
 from ipaddress import ip_network
 
 from infra.config import ZONES, Installation
-from infra.operate.installation.leftovers import stack_status
+from infra.operate.installation.stack_states import has_stack
 from infra.operate.session import Aws, explained
 
 
@@ -28,7 +28,7 @@ def zones_of_region(aws: Aws) -> list[str]:
 def _deployed(aws: Aws, installation: Installation) -> list[str]:
     name = installation.training_stack
     with explained(f"the zones of {name}"):
-        if not stack_status(aws, name):
+        if not has_stack(aws, name):
             return []
         pages = aws.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=name)
         ids = [

@@ -20,7 +20,7 @@ from botocore.credentials import Credentials
 from infra.config import Installation, Output, Tag
 from infra.operate.commands.deploy import prune_images
 from infra.operate.installation import cdk
-from infra.operate.installation.leftovers import stack_status
+from infra.operate.installation.stack_states import DEAD, stack_status
 from infra.operate.session import Aws as Operator
 from tests import ROOT
 from tests.emulator.aws import Aws
@@ -78,14 +78,15 @@ def test_a_cdk_that_fails_launches_nothing(account: Aws, tmp_path: Path, monkeyp
     assert "launched" not in ended.said
 
 
+@pytest.mark.parametrize("status", DEAD)
 def test_stacks_that_failed_at_first_are_deleted_and_made_again(
-    account: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    account: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
 ) -> None:
     deployed.deploy(account)
-    account.set(stack_status={INSTALLATION.training_stack: "ROLLBACK_COMPLETE"})
+    account.set(stack_status={INSTALLATION.training_stack: status})
     calls = stand_in_for_cdk(tmp_path, monkeypatch)
     ended = infra(*IMAGE, "deploy", "--no-launch", "--recipe", "digits")
-    assert f"{INSTALLATION.training_stack} is in ROLLBACK_COMPLETE, from a deploy that failed" in ended.said
+    assert f"{INSTALLATION.training_stack} is in {status}, from a deploy that failed: it is" in ended.said
     assert stack_status(Operator(session()), INSTALLATION.training_stack) == ""
     assert stack_status(Operator(session()), INSTALLATION.storage_stack) == "CREATE_COMPLETE"
     assert len(calls()) == 1

@@ -119,23 +119,6 @@ def test_a_region_of_two_zones_has_to_be_told_them(aws: Aws, monkeypatch: pytest
     assert rows(infra("-c", "zones=us-west-1a,us-west-1b", "preflight").said)["region"] == ("ok", "us-west-1, 2 zones")
 
 
-@pytest.mark.parametrize(
-    ("status", "fix"),
-    [
-        ("DELETE_FAILED", "make destroy"),
-        ("UPDATE_ROLLBACK_FAILED", f"aws cloudformation continue-update-rollback --stack-name {TRAINING}"),
-        ("UPDATE_IN_PROGRESS", f"aws cloudformation wait stack-update-complete --stack-name {TRAINING}"),
-    ],
-)
-def test_a_stack_that_cannot_be_updated_has_its_command(
-    installed: Aws, look: Callable[..., str], status: str, fix: str
-) -> None:
-    installed.set(stack_status={TRAINING: status})
-    said = look()
-    assert status in rows(said)["stacks"][1]
-    assert fixes(said)["stacks"] == fix
-
-
 def test_no_room_for_a_vpc_is_told(aws: Aws, look: Callable[..., str]) -> None:
     prepare_account(aws)
     aws.set(quotas={"L-F678F1CE": 1.0})

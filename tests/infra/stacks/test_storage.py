@@ -86,9 +86,31 @@ def test_objects_are_encrypted_and_keep_old_versions(template: Template) -> None
     )
 
 
-@pytest.mark.parametrize("type", ["AWS::S3::Bucket", "AWS::SecretsManager::Secret"])
-def test_what_is_stored_survives_the_stack(template: Template, type: str) -> None:
-    template.has_resource(type, {"DeletionPolicy": "Retain", "UpdateReplacePolicy": "Retain"})
+def test_what_is_stored_survives_the_stack_and_a_first_deploy_that_rolls_back_leaves_nothing(
+    template: Template, aws: Aws
+) -> None:
+    cloudformation, s3, secrets = (aws.client(name) for name in ("cloudformation", "s3", "secretsmanager"))
+    body = json.dumps({"Resources": template.to_json()["Resources"]})  # its parameter is of a bootstrapped account
+
+    def create() -> str:
+        cloudformation.create_stack(StackName="new", TemplateBody=body)
+        (stack,) = cloudformation.describe_stacks(StackName="new")["Stacks"]
+        return str(stack["StackStatus"])
+
+    aws.set(create_failures={"new": "a policy of the organisation denies s3:PutBucketPolicy"})
+    assert create() == "ROLLBACK_COMPLETE"
+    assert (s3.list_buckets()["Buckets"], secrets.list_secrets()["SecretList"]) == ([], [])
+    cloudformation.delete_stack(StackName="new")
+    aws.set(create_failures={"new": ""})
+    assert create() == "CREATE_COMPLETE"
+    cloudformation.delete_stack(StackName="new")
+    assert len(s3.list_buckets()["Buckets"]) == len(secrets.list_secrets()["SecretList"]) == 1
+
+
+def test_a_bucket_with_a_name_stays_whatever_is_rolled_back_since_it_may_have_data_of_before() -> None:
+    named = template_of(Installation(bucket_name="my-imagenet"))
+    named.has_resource("AWS::S3::Bucket", {"DeletionPolicy": "Retain", "UpdateReplacePolicy": "Retain"})
+    named.has_resource("AWS::SecretsManager::Secret", {"DeletionPolicy": "RetainExceptOnCreate"})
 
 
 def test_the_secret_has_a_fixed_name_and_no_value_of_its_own(template: Template) -> None:
