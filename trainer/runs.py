@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trainer.live.facts import RunFacts
     from trainer.store import ObjectStore
 
-AT_ONCE = 16  # runs; an S3 store has as many connections
+AT_ONCE = 32  # runs; an S3 store has as many connections
 HEADINGS = ("run", "state", "step", "top-1", "dollars", "age")
 
 

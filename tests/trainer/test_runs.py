@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,29 @@ import pytest
 from tests.trainer.watch.stored_runs import (
     NOW,
     pulse_of,
-    put_attempt_record,
     put_finished,
     put_json,
     put_running,
 )
 from trainer.contract import Exit, run_key
-from trainer.runs import main
+from trainer.live.facts import read_facts
+from trainer.runs import cells_of, document_of, list_runs, main
 from trainer.store import ObjectStore, StoreError, open_store
 from trainer.store.directory import DirectoryStore
+from trainer.values import parse_object
+
+
+def watched_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of all objects that are read, or asked for, from here on."""
+    asked, get = list[str](), DirectoryStore.get
+
+    def counted(store: DirectoryStore, key: str) -> bytes:
+        asked.append(key)
+        return get(store, key)
+
+    monkeypatch.setattr(DirectoryStore, "get", counted)
+    return asked
+
 
 HOSTILE = "<script>alert(1)</script>\x1b[2J"
 
@@ -34,9 +49,8 @@ def at_now(monkeypatch: pytest.MonkeyPatch) -> None:
 def put_some(store: ObjectStore) -> None:
     put_finished(store, "first", started=NOW - 90_000)
     put_running(store, "second")
-    put_finished(store, "third", started=NOW - 1000, top1=0.5)
+    put_finished(store, "third", started=NOW - 1000, top1=0.5, machine={"type": "g6.xlarge"})
     put_json(store, run_key("third", "spend.json"), {"usd": 1234.5})
-    put_attempt_record(store, "third", 1, started=NOW - 1000, machine={"type": "g6.xlarge"})
     store.put("runs/Not-A-Run/x.json", b"{}")
     store.put("runs/note.txt", b"mine")
 
@@ -69,6 +83,39 @@ def test_json_has_the_fields_of_the_runs_on_aws(tmp_path: Path, capsys: pytest.C
     fields = {"run", "kind", "recipe", "state", "message", "phase", "step", "total_steps", "top1", "usd", "budget_usd"}
     fields |= {"launched", "age_seconds"}
     assert all(fields <= run.keys() for run in told["runs"])
+
+
+@pytest.mark.parametrize("machine", [{}, {"type": "g6.xlarge", "zone": "us-east-1b"}])
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_a_finished_run_is_one_object_and_on_aws_its_dollars_another_but_an_older_one_has_the_same_row(
+    tmp_path: Path, attempts: int, machine: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older version wrote no copies into done.json, and before that the record of another attempt than the first."""
+    store = open_store(str(tmp_path))
+    for name, copies in (("run", True), ("old", False)):
+        put_finished(store, name, copies=copies, attempts=attempts, machine=machine)
+        put_json(store, run_key(name, "spend.json"), {"usd": 12.5})
+    asked = watched_reads(monkeypatch)
+    (old, run) = sorted(list_runs(store, NOW), key=lambda found: found.run_id)
+    files = ["done.json", "spend.json"] if machine else ["done.json"]
+    assert [key for key in asked if "/run/" in key] == [run_key("run", file) for file in files]
+    assert len([key for key in asked if "/old/" in key]) > len(files)
+    assert run.facts is not None
+    assert old.facts is not None
+    assert run.facts == replace(old.facts, run_id="run")
+    assert cells_of(run, NOW)[1:] == cells_of(old, NOW)[1:]
+    assert document_of(run, NOW) == document_of(old, NOW) | {"run": "run"}
+    assert run.facts.money.spent == (12.5 if machine else None)
+
+
+@pytest.mark.parametrize("damage", [{"result": []}, {"result": {"steps": -1}}, {"first": 3}, {"started": "noon"}])
+def test_a_damaged_copy_is_told_and_the_files_themselves_are_read(tmp_path: Path, damage: dict[str, Any]) -> None:
+    put_finished(store := open_store(str(tmp_path)), "run", attempts=3)
+    whole = read_facts(store, "run")
+    put_json(store, run_key("run", "done.json"), parse_object(store.get(run_key("run", "done.json"))) | damage)
+    found = read_facts(store, "run")
+    assert replace(found, skipped=()) == whole
+    assert "runs/run/done.json is not what a run writes" in found.skipped[0]
 
 
 def test_damaged_and_hostile_runs_hide_no_other_and_steer_no_terminal(

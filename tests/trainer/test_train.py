@@ -75,6 +75,7 @@ def test_every_step_has_its_metrics_and_the_result_is_that_of_the_last_validatio
     assert result["last"]["val/top1"] == steps[10]["val/top1"]
     assert result["best"]["top1"] == max(steps[s][f"{name}/top1"] for s in (5, 10) for name in ("val", "val_ema"))
     assert result["steps"] == QUICK_STEPS
+    assert whole.json("done.json")["result"] == result
     assert result["checkpoint"] == "checkpoints/quick/manifest/step-00000010.1.json"
 
 
@@ -129,6 +130,8 @@ def test_interrupted_on_s3_and_continued_with_other_workers_it_ends_bit_for_bit_
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
     assert merged(learned(run.metrics())) == merged(learned(whole.metrics()))
+    done = run.json("done.json")
+    assert (done["attempt"], done["result"], done["first"]) == (2, run.json("result.json"), run.json("attempts/1.json"))
 
 
 def test_a_killed_trainer_and_a_dead_uploader_are_crashes_and_the_next_start_goes_on(new_run: NewRun) -> None:

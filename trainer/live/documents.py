@@ -68,6 +68,17 @@ class Finish:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Done:
+    """`done.json`: the record of the attempt that finished, and copies of what a list of runs needs. None where it has
+    none: an older version wrote it, or the run is a preparation.
+    """
+
+    record: AttemptRecord
+    finish: Finish | None
+    first: AttemptRecord | None  # the start of the run
+
+
+@dataclass(frozen=True, kw_only=True)
 class Saved:
     """What the manifest of the newest checkpoint says."""
 
@@ -161,6 +172,17 @@ def parse_finish(value: Mapping[str, Any]) -> Finish:
         top1=top1,
         best_step=best_step,
         images_per_second=None if rate is None else float(as_number("images_per_second", rate)),
+    )
+
+
+def parse_done(value: Mapping[str, Any]) -> Done:
+    record, first = parse_attempt(value), value.get("first")
+    if value.get("attempt") == 1 and {"started", "machine"} <= value.keys():
+        first = value
+    return Done(
+        record=record,
+        finish=parse_finish(as_object("result", value["result"])) if "result" in value else None,
+        first=None if first is None else parse_attempt(as_object("first", first)),
     )
 
 

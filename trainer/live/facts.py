@@ -16,6 +16,7 @@ from trainer.live.documents import (
     Pulse,
     Saved,
     parse_attempt,
+    parse_done,
     parse_finish,
     parse_pulse,
     parse_saved,
@@ -98,10 +99,11 @@ class RunDocuments:
 
 
 def read_facts(store: ObjectStore, run_id: str) -> RunFacts:
-    """What is known of a run. Of a finished one it reads three objects. Raises StoreError."""
+    """What is known of a run. Of a finished one it reads `done.json`, and what that lacks. Raises StoreError."""
     documents = RunDocuments(store, run_id)
-    if finish := documents.read("result.json", parse_finish):
-        first = documents.read("attempts/1.json", parse_attempt)
+    done = documents.read("done.json", parse_done)
+    if finish := (done and done.finish) or documents.read("result.json", parse_finish):
+        first = (done and done.first) or documents.read("attempts/1.json", parse_attempt)
         facts = RunFacts(run_id=run_id, finish=finish, attempts=finish.attempts, first=first, newest=first)
         money = _read_money(documents, None) if first is None or first.machine else Money()
         return replace(facts, money=money, skipped=tuple(documents.skipped))
@@ -112,11 +114,10 @@ def read_facts(store: ObjectStore, run_id: str) -> RunFacts:
     if newest is None or newest.code not in (Exit.FINISHED, Exit.INTERRUPTED):
         failed_at, failed = documents.read("failed.json", _parse_failed) or (-1, None)
     spec = documents.read("spec.json", _parse_launch)
-    may_be_done = newest is None or newest.code == Exit.FINISHED  # which is written before
     is_counted = spec is None or spec["budget_usd"] is not None  # by the guard on AWS
     return RunFacts(
         run_id=run_id, spec=spec, pulse=pulse, attempts=attempts, first=first, newest=newest,
-        done=documents.read("done.json", parse_attempt) if may_be_done else None,
+        done=done.record if done else None,
         failed=failed if failed_at >= attempts else None,
         saved=_read_saved(documents), money=_read_money(documents, spec) if is_counted else Money(),
         skipped=tuple(documents.skipped),

@@ -53,6 +53,7 @@ class UploaderProcess:
         answer = self.answer()
         self.state: str = answer.get("state", "failed")
         self.attempt: int = answer.get("attempt", 0)
+        self.first: Message = answer.get("first", {})
         self.socket: str = answer.get("socket", "")
 
     def ask(self, **request: Any) -> None:

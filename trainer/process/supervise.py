@@ -185,6 +185,13 @@ def supervise(arguments: Sequence[str]) -> int:
     return finish_attempt(uploader, observer, env, environ, signals, begun, ended)
 
 
+def copies(uploader: UploaderProcess, env: RunEnv) -> Message:
+    """What `done.json` repeats of other files, so that a list of many runs reads one of each: the result, and how the
+    first attempt began. What is not known is left out."""
+    found = {"result": read_json(attempt_dir(env) / "result.json"), "first": uploader.first}
+    return {name: value for name, value in found.items() if value}
+
+
 def finish_attempt(
     uploader: UploaderProcess, observer: ObserverProcess, env: RunEnv, environ: dict[str, str], signals: Signals,
     begun: Message, ended: Message,
@@ -206,7 +213,7 @@ def finish_attempt(
     body = begun | {"exit": code, "message": message, "ended": time.time()}
     uploader.ask(op="put", key=attempt_key(env.run_id, uploader.attempt), body=body)
     if code == Exit.FINISHED and saved:
-        uploader.ask(op="create", key=run_key(env.run_id, "done.json"), body=body)
+        uploader.ask(op="create", key=run_key(env.run_id, "done.json"), body=body | copies(uploader, env))
     if code == Exit.USER and ended["run_failed"]:
         uploader.ask(op="put", key=run_key(env.run_id, "failed.json"), body=body)
     if code not in (Exit.FINISHED, Exit.INTERRUPTED):

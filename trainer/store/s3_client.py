@@ -19,7 +19,7 @@ class S3Settings:
     attempts: int = 3  # of one request, the first one included
     part_bytes: int = 16 << 20  # larger bodies go in parts of this size …
     parts_at_once: int = 4  # … and so many at a time, which also bounds the memory
-    connections: int = 16
+    connections: int = 32  # at most
     page_keys: int = 1000  # per request of a listing; S3 gives no more
     adds_checksums: bool = True  # boto3 adds a CRC32 to every body, which not every endpoint knows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from trainer.contract import Exit, LostRunError, MachineError, RefusedError, RunEnv, UserError, run_key
@@ -10,7 +11,7 @@ from trainer.learning.device import gpu_fault
 from trainer.learning.schedule import Clock
 from trainer.learning.state import State
 from trainer.learning.world import World
-from trainer.process.channel import Channel, DisconnectedError, leave_exit
+from trainer.process.channel import Channel, DisconnectedError, attempt_dir, leave_exit, write_json
 from trainer.process.interruption import Interrupted
 from trainer.store import StoreError
 
@@ -46,7 +47,7 @@ def tell_outcome(work: Callable[[], tuple[Exit, str]], local: Path, world: World
 
 def put_result(channel: Channel | None, env: RunEnv, clock: Clock, state: State, checkpoint: str, sha256: str) -> None:
     """Hand `result.json` of a finished run to the uploader. `checkpoint` is the key of its last manifest, which has
-    this SHA-256."""
+    this SHA-256. A copy stays on this machine for the supervisor, which repeats it in `done.json`."""
     if channel is None:  # not the main process
         return
     config = clock.config
@@ -59,3 +60,5 @@ def put_result(channel: Channel | None, env: RunEnv, clock: Clock, state: State,
         "parameters": sum(p.numel() for p in state.model.parameters()),
     }  # fmt: skip
     channel.send({"op": "put", "key": run_key(env.run_id, "result.json"), "body": body})
+    with suppress(OSError):  # a full disk: whoever lists runs then reads result.json itself
+        write_json(attempt_dir(env) / "result.json", body)

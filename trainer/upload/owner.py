@@ -36,6 +36,7 @@ from trainer.manifest import check_manifest, data_key, is_best, newest_manifest
 from trainer.store import ConflictError, NotFoundError, ObjectStore, StoreError
 from trainer.text import show_sha256
 from trainer.upload.commit import attempt_of
+from trainer.values import parse_object
 
 RENEWALS_PER_LEASE = 4
 UNKNOWN = "unknown"  # the etag after a write that may or may not have taken effect
@@ -54,6 +55,14 @@ def claim_attempt(store: ObjectStore, run_id: str) -> int:
             attempt += 1
         else:
             return attempt
+
+
+def read_first(store: ObjectStore, run_id: str) -> dict[str, Any]:
+    """How the first attempt began, as it wrote it; {} where nobody can tell, which stops no start."""
+    try:
+        return parse_object(store.get(attempt_key(run_id, 1)))
+    except (StoreError, ValueError):
+        return {}
 
 
 class MachineLock:

@@ -35,7 +35,7 @@ from trainer.store import NotFoundError, ObjectStore, StoreError, may_pass, open
 from trainer.store.retry import Retry
 from trainer.text import forgive_output, say
 from trainer.upload.observed import ObserverPort, read_observed
-from trainer.upload.owner import RENEWALS_PER_LEASE, MachineLock, Ownership, claim_attempt
+from trainer.upload.owner import RENEWALS_PER_LEASE, MachineLock, Ownership, claim_attempt, read_first
 from trainer.upload.queue import Sender, done_in_time, say_as_uploader
 from trainer.upload.unsaved import resend
 
@@ -48,6 +48,7 @@ class Uploader:
 
     def __init__(self, env: RunEnv, store: ObjectStore, ownership: Ownership):
         self.env, self.store, self.ownership = replace(env, attempt=str(ownership.attempt)), store, ownership
+        self.first = read_first(store, env.run_id) if ownership.attempt > 1 else {}
         self.sender = Sender(self.env, store, ownership)
         self.retry = self.sender.retry
         self.readers: list[threading.Thread] = []
@@ -174,7 +175,8 @@ class Uploader:
 
         for target in (accept, self.read_supervisor, self.beat_forever):
             threading.Thread(target=target, daemon=True).start()
-        print(json.dumps({"state": "ready", "attempt": self.ownership.attempt, "socket": path}), flush=True)
+        ready = {"state": "ready", "attempt": self.ownership.attempt, "socket": path, "first": self.first}
+        print(json.dumps(ready), flush=True)
         try:
             while True:
                 self.sender.jobs.get()()

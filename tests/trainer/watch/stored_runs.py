@@ -80,15 +80,22 @@ def put_running(store: ObjectStore, run_id: str, at: float = NOW) -> None:
 
 
 def put_finished(
-    store: ObjectStore, run_id: str, *, started: float = BEGUN, top1: float = 0.9877, done: bool = True
-) -> None:
-    """A run at its end; `done`: all of it is stored."""
-    put_attempt_record(store, run_id, 1, started=started, exit=0, message="5000 steps are done", ended=started + 900)
+    store: ObjectStore, run_id: str, *, started: float = BEGUN, top1: float = 0.9877, done: bool = True,
+    copies: bool = True, attempts: int = 1, machine: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """A run at its end. `done`: all of it is stored. Without `copies` an older version wrote its `done.json`."""
+    begun = {"attempt": 1, "started": started, "machine": machine or {}}
+    end = {"exit": 0, "message": "5000 steps are done", "ended": started + 900}
+    put_json(store, attempt_key(run_id, 1), begun | (end if attempts == 1 else {}))
+    if attempts > 1:
+        put_attempt_record(store, run_id, attempts, started=started + 500, machine=machine or {}, **end)
+        end |= {"attempt": attempts, "started": started + 500}
     best = {"top1": top1, "step": 5000, "weights": "model"}
     result = {"run_id": run_id, "recipe": "digits", "steps": 5000, "epochs": 10, "steps_per_epoch": 500, "best": best}
-    result |= {"seconds": 880.0, "attempts": 1, "images_per_second": 1450.0, "last": {"val/top1": top1}}
+    result |= {"seconds": 880.0, "attempts": attempts, "images_per_second": 1450.0, "last": {"val/top1": top1}}
     put_json(store, run_key(run_id, "config.json"), CONFIG)
     put_json(store, run_key(run_id, "result.json"), result)
     if done:
-        put_json(store, run_key(run_id, "done.json"), {"attempt": 1, "exit": 0, "ended": started + 900})
+        copied = {"result": result} | ({"first": begun} if attempts > 1 else {})
+        put_json(store, run_key(run_id, "done.json"), begun | end | (copied if copies else {}))
     put_json(store, run_key(run_id, "heartbeat.json"), pulse_of(started + 900, phase="saving", step=5000))
