@@ -339,7 +339,7 @@ bench-image: $(VENV)/.dev ## measure what IMAGE= weighs, compressed, and which p
 .PHONY: help
 help: ## list these targets
 	@echo "resnet-spot: ResNet-50 on ImageNet, on one spot GPU. Variables: RECIPE= RUN= DATA= STORE= SCRATCH= ARGS=\"--epochs 4\""
-	@echo "of a run on AWS, too: HOURS= BUDGET=dollars MARKET=on-demand TYPES=g6.xlarge ON_DEMAND_AFTER=minutes ANYWAY=1"
+	@echo "of a run on AWS, too: HOURS= BUDGET=dollars MARKET=on-demand TYPES=g6.xlarge ON_DEMAND_AFTER=minutes KEEP=30m ANYWAY=1"
 	@awk -F':.*## ' '/^## /{print "\n" substr($$0, 4)} /^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 .PHONY: lock

@@ -28,6 +28,7 @@ class Memory:
     unwanted: dict[str, float] = field(default_factory=dict)  # machine that must go: since when
     attempt: int = 0  # the newest attempt that was seen at work
     is_interrupted: bool = False  # its machine was found gone
+    kept: float = 0.0  # the failure of which it was told that its machine is kept
     budget_percent: int = 0  # so much of the budget was told to be spent
     alert: str = ""  # the id of the newest alert that the machine told
     mails: tuple[float, ...] = ()  # when news was mailed in the last hour
@@ -57,7 +58,8 @@ class Memory:
         value = check_object("the file", json.loads(body))
         known = {f.name for f in fields(cls)}
         memory = cls(**{name: content for name, content in value.items() if name in known})
-        for name in ("at", "deadline", "active", "stopped", "hang_kills", "suspected", "marked", "without_machine"):
+        times = ("at", "deadline", "active", "stopped", "suspected", "marked", "without_machine", "kept")
+        for name in (*times, "hang_kills"):
             check_number(name, getattr(memory, name))
         for name in ("reason", "checkpoint", "mark", "alert"):
             check_text(name, getattr(memory, name))

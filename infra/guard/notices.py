@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from infra.guard.memory import Memory
 from infra.guard.observed import parse_alert_id
-from infra.guard.rules import Facts
+from infra.guard.rules import Facts, kept_until
 from trainer.contract import Phase
 
 MAILS_IN_AN_HOUR = 6
@@ -68,7 +69,17 @@ def noticed(facts: Facts, memory: Memory) -> News:
     return [one.text for one in new], replace(memory, alert=f"{new[-1].attempt}-{new[-1].number}")
 
 
-NEWS: tuple[Callable[[Facts, Memory], News], ...] = (attempt_at_work, machine_gone, budget_share, noticed)
+def machine_kept(facts: Facts, memory: Memory) -> News:
+    """The run has failed, and its machine waits for the user."""
+    until = kept_until(facts)
+    if not until or memory.kept == facts.signs.failed or memory.stopped:
+        return [], memory
+    ends = f"{datetime.fromtimestamp(until, UTC):%H:%M} UTC"
+    said = f"the run has failed: {facts.signs.failure}; its machine is kept until {ends} for `make shell`, and bills: "
+    return [f"{said}`make stop` ends it"], replace(memory, kept=facts.signs.failed)
+
+
+NEWS: tuple[Callable[[Facts, Memory], News], ...] = (attempt_at_work, machine_gone, machine_kept, budget_share, noticed)
 
 
 def due(facts: Facts, memory: Memory) -> tuple[str, Memory]:

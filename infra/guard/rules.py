@@ -109,8 +109,15 @@ def finished(facts: Facts) -> str:
 
 
 def failed(facts: Facts) -> str:
-    at = facts.signs.failed
+    at = max(facts.signs.failed, kept_until(facts))
     return f"the run has failed: {facts.signs.failure}" if at and facts.now >= at + EXIT_SECONDS else ""
+
+
+def kept_until(facts: Facts) -> float:
+    """Until when the machine on which the run failed stays on for the user. 0: it does not, or it is gone."""
+    at, minutes = facts.signs.failed, facts.spec.keep_minutes if facts.spec else 0.0
+    is_there = facts.machines is None or any(machine.launched <= at for machine in facts.billing)
+    return at + 60 * minutes if at and minutes and is_there else 0.0
 
 
 def budget_spent(facts: Facts) -> str:
@@ -209,8 +216,7 @@ def decide(facts: Facts, without: Collection[str] = ()) -> Decision:
         return Decision(memory=facts.memory)
     facts = replace(facts, memory=remember(facts))
     stop = next((reason for rule in STOPS if rule.__name__ not in without and (reason := rule(facts))), "")
-    terminate: dict[str, str] = {}
-    is_hang = False
+    terminate, is_hang = dict[str, str](), False
     for rule in TERMINATIONS:
         if rule.__name__ in without or (rule is hung and stop):
             continue
@@ -220,7 +226,7 @@ def decide(facts: Facts, without: Collection[str] = ()) -> Decision:
         kills, newest = _hang_kills(facts) + 1, facts.signs.checkpoint or facts.memory.checkpoint
         facts = replace(facts, memory=replace(facts.memory, hang_kills=kills, checkpoint=newest, suspected=0.0))
     market = ON_DEMAND if not stop and "on_demand_due" not in without and on_demand_due(facts) else ""
-    nodes = too_many(facts) if not stop and "too_many" not in without else 0
+    nodes = 0 if stop or "too_many" in without else too_many(facts)
     return Decision(stop=stop, terminate=terminate, is_hang=is_hang, market=market, nodes=nodes, memory=facts.memory)
 
 

@@ -212,10 +212,18 @@ def read_ending(bucket: ExplainedBucket, run_id: str) -> Ending | None:
     """How the run ended. None while it can go on. A `failed.json` counts only if no later attempt was started."""
     if done := bucket.read_json(run_key(run_id, "done.json")):
         return Ending("done", printable(str(done.get("message", ""))), number_or_zero(done.get("ended")))
-    failed = bucket.read_json(run_key(run_id, "failed.json"))
-    if failed and number_or_zero(failed.get("attempt")) >= newest_attempt(bucket, run_id):
-        return Ending("failed", printable(str(failed.get("message", ""))), number_or_zero(failed.get("ended")))
+    found = bucket.get(run_key(run_id, "failed.json"))
+    failed = parse_object_or_nothing(found.body) if found else {}
+    if found and failed and number_or_zero(failed.get("attempt")) >= newest_attempt(bucket, run_id):
+        return Ending("failed", printable(str(failed.get("message", ""))), found.modified.timestamp())
     return None
+
+
+def machine_stays_until(ending: Ending | None, spec: Spec | None, deadline: float) -> float:
+    """Until when the machine on which the run failed stays on, if it is still there. 0: the run keeps none."""
+    if not ending or ending.how != "failed" or not spec or not spec.keep_minutes:
+        return 0.0
+    return min(ending.at + spec.keep_minutes * 60, deadline)
 
 
 def group_of(installation: Installation, spec: Spec | None) -> str:

@@ -11,9 +11,18 @@ from typing import Any
 from infra.config import Installation
 from infra.guard.rules import SILENCE_SECONDS
 from infra.operate.progress import NO_PROGRESS, KeptTails, Progress, read_finished, read_headline, read_progress
-from infra.operate.runs import Ending, ExplainedBucket, group_of, launched_at, read_ending, read_spec, read_spend
+from infra.operate.runs import (
+    Ending,
+    ExplainedBucket,
+    group_of,
+    launched_at,
+    machine_stays_until,
+    read_ending,
+    read_spec,
+    read_spend,
+)
 from infra.operate.session import MOST_CONNECTIONS, Aws, explained
-from infra.operate.text import duration
+from infra.operate.text import duration, weekday_time
 from infra.run import fleet
 from infra.run.spec import Spec
 from infra.run.spend import Machine, Spend
@@ -65,6 +74,11 @@ class RunState:
         return tagged or (self.spec.deadline if self.spec else 0.0)
 
     @property
+    def kept_until(self) -> float:
+        """Until when the machine on which the run failed stays on for the user. 0: there is none."""
+        return machine_stays_until(self.ending, self.spec, self.deadline) if self.machines else 0.0
+
+    @property
     def phase(self) -> str:
         """The phase in the newest heartbeat."""
         return printable(self.progress.phase or "unknown", 40)
@@ -75,7 +89,9 @@ class RunState:
             bills = f"; machines that bill: {', '.join(one.id for one in self.machines)}" if self.machines else ""
             return "unreadable", f"{printable(self.problem)}{bills}"
         if ending := self.ending:
-            return ending.how, f"{ending.how}: {ending.message}"
+            until = self.kept_until
+            kept = f"; its machine is kept until {weekday_time(until)} for make shell, and bills" if until else ""
+            return ending.how, f"{ending.how}: {ending.message}{kept}"
         if not self.is_wanted:
             return "stopped", f"stopped: {printable(str(self.guard.get('reason') or '')) or 'its group is at 0'}"
         if not self.machines:

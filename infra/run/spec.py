@@ -25,6 +25,7 @@ class Spec:
     market: str = "spot"  # or "on-demand"
     types: tuple[str, ...] = ()  # only these instance types; (): the installation's, ordered by dollars per image
     on_demand_after_minutes: float = 0.0  # after so long without a machine, the guard changes to on-demand; 0: never
+    keep_minutes: float = 0.0  # a machine on which the run fails stays on for so long, for `make shell`
     budget_usd: float
     hours: float
     created: float
@@ -68,7 +69,8 @@ def _check_values(spec: Spec) -> None:
     check_text("market", spec.market, ("spot", "on-demand"))
     for name in ("arguments", "types"):
         check_texts(name, getattr(spec, name))
-    for name in ("on_demand_after_minutes", "budget_usd", "hours", "created", "deadline", "extras_usd_per_hour"):
+    amounts = ("on_demand_after_minutes", "keep_minutes", "budget_usd", "hours", "created", "deadline")
+    for name in (*amounts, "extras_usd_per_hour"):
         check_number(name, getattr(spec, name))
     if check_number("nodes", spec.nodes, 99) != int(spec.nodes):
         raise ValueError(f"nodes is {spec.nodes!r}, not a whole number")

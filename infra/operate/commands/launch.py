@@ -17,7 +17,7 @@ from infra.operate.planning.options import Request
 from infra.operate.planning.plan import Plan, describe, make_plan, merge
 from infra.operate.planning.refusals import check
 from infra.operate.planning.start import Place, check_policy, is_running, start_run
-from infra.operate.runs import open_bucket
+from infra.operate.runs import open_bucket, read_ending
 from infra.operate.session import Aws, ExitCode, explained
 from infra.operate.terminal import ask, display, next_commands, show_line, styled
 from infra.operate.text import usd
@@ -40,6 +40,11 @@ def launch(aws: Aws, installation: Installation, request: Request, *, is_checked
     check(request, installation)
     place = find_place(aws, installation, request.kind)
     if is_running(aws.client, place, request.kind, request.run_id):
+        bucket = open_bucket(aws, installation)
+        if bucket and (ending := read_ending(bucket, request.run_id)) and ending.how == "failed":
+            again = f"make stop, then make launch RUN={request.run_id}"
+            show_line(f"{request.run_id} has failed ({ending.message}), and its machine is still there: {again}")
+            return ExitCode.DONE
         show_line(f"{request.run_id} is running already")
         if options.changes_limits(request):
             show_line(f"to change its limits: make stop, then make launch RUN={request.run_id} with the new ones")

@@ -45,6 +45,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     machine = choose_machine(machines, options.instance)
     running = [other.id for other in machines if other.state == "running"]
     others = f" (of {len(running)}: {', '.join(running)}; --instance chooses)" if len(running) > 1 else ""
-    show_line(f"{machine.id}: {machine.type} in {machine.zone}{others}; the log: sudo journalctl -f; leave: exit")
+    show_line(f"{machine.id}: {machine.type} in {machine.zone}{others}; leave: exit")
+    show_line("the machine's log: sudo journalctl -f; the container's output: sudo docker logs resnet-spot")
     sys.stdout.flush()
     os.execvp("aws", ["aws", "ssm", "start-session", "--target", machine.id, "--region", aws.region])

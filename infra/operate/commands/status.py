@@ -53,7 +53,10 @@ def show_standing(aws: Aws, installation: Installation, bucket: ExplainedBucket)
 def show_next(state: RunState, bucket: ExplainedBucket) -> None:
     run_id = state.run_id
     page = (page_command(bucket.name, run_id), "the curves, on a page that updates itself")
-    if state.machines or state.is_wanted:
+    if state.kept_until:
+        next_commands(("make shell", "look at the machine"), ("make logs", "what it printed, and each end"),
+                      ("make stop", "end it now"), page)  # fmt: skip
+    elif state.machines or state.is_wanted:
         next_commands(("make logs", "follow what it prints"), ("make stop", "save and stop it"), page)
     elif state.ending and state.ending.how == "done":
         next_commands(("make pull", "copy results here"), page, ("make destroy", "remove what bills; the data stays"))

@@ -8,6 +8,7 @@ line.
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -60,6 +61,13 @@ def by_commas(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
 
 
+def minutes(text: str) -> float:
+    """The minutes in 30m or 2h. Raises argparse.ArgumentTypeError."""
+    if not (found := re.fullmatch(r"([0-9]{1,4})([mh])", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: give minutes or hours, 30m or 2h")
+    return float(found[1]) * (60 if found[2] == "h" else 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What the user asked for. A field is "", 0 or () if the user gave nothing."""
@@ -91,6 +99,10 @@ class Request:
     on_demand_after_minutes: float = option(
         "on-demand-after", "change to on-demand after so many minutes without a machine", default=0.0, parse=float,
         metavar="MINUTES", spec="on_demand_after_minutes",
+    )  # fmt: skip
+    keep_minutes: float = option(
+        "keep", "if the run fails, keep its machine so long for `make shell` (default: not)", default=0.0,
+        parse=minutes, show="{:g}m".format, metavar="30m", spec="keep_minutes",
     )  # fmt: skip
     nodes: int = option(
         "nodes", "how many machines train the run (only 1 so far)", default=1, parse=int, kinds=("train",), spec="nodes"

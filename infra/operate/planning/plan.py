@@ -275,6 +275,7 @@ def describe(plan: Plan) -> RenderableType:
         *hours_and_gaps(plan),
         f"budget    {usd(spec.budget_usd)}{spent}; at the budget everything stops",
         f"deadline  {ends}, in {duration(spec.hours * SECONDS_PER_HOUR)}; then everything stops",
+        *([f"failure   its machine is kept for {duration(60 * spec.keep_minutes)}"] if spec.keep_minutes else []),
     )
 
 

@@ -54,6 +54,17 @@ class Watch:
         return self.look(Signs(heartbeat=beat))
 
 
+def test_a_machine_that_is_kept_after_a_failure_is_told_once_while_there_is_something_to_look_at() -> None:
+    watch = Watch()
+    watch.facts = replace(watch.facts, spec=replace(SPEC, keep_minutes=30.0))
+    failed = Signs(failed=NOW + 60, failure="no such class")
+    assert [bool(watch.look(failed)) for _ in range(40)] == [True] + 39 * [False]
+    assert "has failed: no such class; its machine is kept until 08:31 UTC for `make shell`" in watch.mails[0]
+    assert "make stop" in watch.mails[0]
+    watch = Watch()
+    assert watch.look(failed) == ""  # without KEEP= the guard's own mail tells
+
+
 def test_a_run_is_told_to_have_started_once_it_does_its_work() -> None:
     watch = Watch()
     assert watch.beat(phase="starting") == ""

@@ -114,6 +114,24 @@ def test_the_exit_path_has_two_minutes_before_the_guard_takes_over() -> None:
     assert "no GPU" in decide(replace(WELL, signs=Signs(failed=NOW - 121, failure="no GPU"))).stop
 
 
+def test_the_machine_of_a_failure_is_kept_as_long_as_the_spec_says_and_within_all_other_guards() -> None:
+    kept = replace(WELL, signs=Signs(failed=NOW, failure="no GPU"), spec=replace(SPEC, keep_minutes=30.0))
+    ends = NOW + 30 * MINUTE + rules.EXIT_SECONDS
+    assert looks(replace(kept, now=NOW + 300), 3).stop == ""
+    assert dict(looks(replace(kept, now=NOW + 1200), 3).terminate) == {}  # it is silent, and no hang
+    assert decide(replace(kept, now=ends - 1)).stop == ""
+    assert "no GPU" in decide(replace(kept, now=ends)).stop
+    unknown = replace(kept, now=NOW + 300, machines=None)
+    assert decide(unknown).stop == ""  # EC2 does not answer: that is no sign that the machine is gone
+    another = replace(MACHINE, id="i-2", launched=NOW + 60)  # it finds the failure, and can only leave
+    for gone in ((), (another,), (replace(MACHINE, state="terminated"), another)):
+        assert "no GPU" in decide(replace(kept, now=NOW + 300, machines=gone)).stop
+    assert "deadline" in decide(replace(kept, group=replace(GROUP, deadline=NOW + 10), now=NOW + 11)).stop
+    machine = Machine(id="i-1", type="g6.xlarge", zone="a", market="spot", launched=NOW - 3600, usd_per_hour=9.9)
+    assert "budget" in decide(replace(kept, spend=Spend(at=NOW, machines=(machine,)))).stop
+    assert decide(replace(kept, now=NOW + 121, spec=SPEC)).stop  # and without KEEP= it goes as before
+
+
 def test_silence_is_a_hang_only_when_two_looks_in_a_row_find_it() -> None:
     silent = replace(WELL, signs=beat(181))
     assert dict(decide(silent).terminate) == {}

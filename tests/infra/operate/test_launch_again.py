@@ -64,6 +64,17 @@ def test_a_run_that_runs_is_left_alone_by_a_second_launch(place: Deployed) -> No
     assert group(place).desired == 1
 
 
+def test_a_failed_run_whose_machine_is_kept_is_told_to_be_stopped_first(place: Deployed) -> None:
+    assert begin(place, Request(recipe="digits", run_id="mine", keep_minutes=30.0)).keep_minutes == 30.0
+    place.put(run_key("mine", "failed.json"), {"attempt": 1, "message": "the token was missing"})
+    ended = infra("launch", "--run", "mine")
+    assert ended.code == 0
+    again = "mine has failed (the token was missing), and its machine is still there: make stop, then make launch"
+    assert again in ended.said
+    stop(place)
+    assert begin(place, Request(run_id="mine")).keep_minutes == 30.0
+
+
 def test_a_stopped_run_goes_on_with_what_it_computes_and_new_limits(place: Deployed) -> None:
     limits: dict[str, Any] = {"run_id": "mine", "hours": 1.0, "budget_usd": 2.0}
     first = begin(place, Request(recipe="digits", arguments=("--epochs", "3"), **limits))

@@ -35,6 +35,7 @@ GIVEN: dict[str, tuple[str, Any]] = {  # field: the words of an option, and what
     "market": ("on-demand", "on-demand"),
     "types": ("g6.xlarge,g5.xlarge", ("g6.xlarge", "g5.xlarge")),
     "on_demand_after_minutes": ("15", 15.0),
+    "keep_minutes": ("2h", 120.0),
     "nodes": ("2", 2),
     "anyway": ("1", True),
 }
@@ -92,6 +93,7 @@ def test_without_make_a_variable_of_the_shell_means_nothing() -> None:
     ("environ", "said"),
     [
         ({"HOURS": "many"}, "argument --hours: invalid float value: 'many'"),
+        ({"KEEP": "30"}, "argument --keep: '30' is no time: give minutes or hours, 30m or 2h"),
         ({"ARGS": "--name 'open"}, '"--name \'open" is not a list of words (No closing quotation): close the quote'),
     ],
 )

@@ -6,10 +6,12 @@ import re
 import signal
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from infra.operate.session import AwsError
+from infra.operate.text import weekday_time
 from tests.emulator.aws import Aws
 from tests.infra.deployed import INSTALLATION, RUN, Deployed
 from tests.infra.operator import Commands, operate
@@ -149,6 +151,20 @@ def test_after_a_stop_the_spend_stands_still_and_the_reason_is_the_guards(
     assert "cost $0.80 spent, of a budget" in text
     assert "ETA" not in text
     assert f"make launch RUN={RUN}" in text
+
+
+def test_a_machine_that_is_kept_after_a_failure_is_shown_until_when(
+    deployed: Deployed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = replace(deployed.launch(hours=1), keep_minutes=90.0)
+    deployed.put(run_key(RUN, "spec.json"), spec.to_json())
+    deployed.end("failed", "the loss is not finite")
+    text = shown(capsys)
+    until = weekday_time(spec.deadline)  # which comes first
+    assert f"state failed: the loss is not finite; its machine is kept until {until} for make shell, and bills" in text
+    assert "make shell" in text.partition("and bills")[2]
+    operate("stop")
+    assert "is kept" not in shown(capsys)
 
 
 def test_how_a_run_ended_is_said_and_a_failure_counts_only_for_the_newest_attempt(
