@@ -65,7 +65,7 @@ class Installation:
     bucket_name: str = ""  # unique in all of S3; "": AWS makes one up
     instance_types: str = GPU_TYPES  # a type in a zone is a pool; with twelve pools or more, spot capacity is likely
     prepare_instance_types: str = CPU_TYPES
-    market: str = "spot"
+    market: str = "spot"  # in which a run begins
     zones: str = ""
     email: str = ""  # gets a mail when the guard acts
     vpc_id: str = ""
@@ -117,13 +117,27 @@ class Installation:
 
     @property
     def train_group(self) -> str:
-        """The Auto Scaling group of GPU machines."""
+        """The Auto Scaling group of GPU machines, all of them spot."""
         return f"{self.name}-train"
+
+    @property
+    def on_demand_group(self) -> str:
+        """The Auto Scaling group of the same GPU machines, all of them on-demand."""
+        return f"{self.name}-on-demand"
 
     @property
     def prepare_group(self) -> str:
         """The Auto Scaling group of the CPU machines, which `prepare` uses."""
         return f"{self.name}-prepare"
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """All Auto Scaling groups. One that an older deploy did not make is still asked for."""
+        return (*self.groups_of("train"), *self.groups_of("prepare"))
+
+    def groups_of(self, kind: str) -> tuple[str, ...]:
+        """The groups from which a run of this kind may have machines."""
+        return (self.train_group, self.on_demand_group) if kind == "train" else (self.prepare_group,)
 
     @property
     def log_group(self) -> str:
@@ -162,6 +176,14 @@ class Installation:
                     f"use one of {', '.join(map(context_key, known))}"
                 )
         return cls(**values)  # type: ignore[arg-type]  # __post_init__ refuses what is not a string
+
+
+def schedule_names(run_id: str) -> tuple[str, str]:
+    """The names that a run's stop schedules have: of its first group, and of the on-demand group.
+
+    AWS takes 64 letters. A run id has at most 63, and no capital.
+    """
+    return run_id, f"{run_id}D"
 
 
 def context_key(name: str) -> str:

@@ -4,7 +4,6 @@
 HERE=/opt/resnet-spot
 LIVE=/run/resnet-spot      # in memory: a reboot clears it
 STATE=/var/lib/resnet-spot # survives a reboot
-GROUP=$INSTALLATION-$KIND
 BUCKET=${STORE#s3://}
 IMDS=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}
 IMDS=${IMDS%/}

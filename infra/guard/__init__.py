@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import time
-import traceback
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from infra.guard import notices, reading, rules
+from infra.config import schedule_names
+from infra.guard import acting, notices, reading, rules
+from infra.guard.acting import noted
 from infra.guard.memory import Memory
 from infra.guard.reading import CautiousBucket, KnownRun
 from infra.guard.rules import Decision, Facts
@@ -36,14 +37,13 @@ class GuardSettings:
     installation: str
     bucket: str
     topic: str
-    train_group: str
-    prepare_group: str
+    groups: tuple[str, ...]  # the names of all Auto Scaling groups, by ','
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> GuardSettings:
         return cls(
             installation=environ["INSTALLATION"], bucket=environ["BUCKET"], topic=environ["TOPIC"],
-            train_group=environ["TRAIN_GROUP"], prepare_group=environ["PREPARE_GROUP"],
+            groups=tuple(environ["GROUPS"].split(",")),
         )  # fmt: skip
 
 
@@ -65,60 +65,57 @@ class Guard:
         machines: list[FleetMachine] | None = None
         with noted(problems, "the machines"):
             machines = fleet.machines(self.ec2, self.settings.installation)
-        names = (self.settings.train_group, self.settings.prepare_group)
-        groups = self.read_groups(names, machines or [], problems)
-        for group in groups:
-            mine = None if machines is None else tuple(m for m in machines if m.group == group.name)
+        groups = self.read_groups(machines or [], problems)
+        for of_run in acting.together(groups):
+            names = {group.name for group in of_run}
+            mine = None if machines is None else tuple(m for m in machines if m.group in names)
             is_tended = False
-            with noted(problems, f"the run {group.run_id!r}"):
-                self.tend(group, mine, now, problems)
+            with noted(problems, f"the run {of_run[0].run_id!r}"):
+                self.tend(of_run, mine, now, problems)
                 is_tended = True
             if not is_tended:  # apply the rules that need no file of the run: its deadline above all
-                with noted(problems, f"the group {group.name}"):
-                    facts = Facts(now=now, group=group, machines=mine, unknown_budget=problems[-1])
+                with noted(problems, f"the groups {', '.join(sorted(names))}"):
+                    facts = Facts(now=now, groups=of_run, machines=mine, unknown_budget=problems[-1])
                     self.act(facts, rules.decide(facts, self.without), problems)
         if machines:
             for run_id in {m.run_id for m in machines} - {group.run_id for group in groups} - {""}:
                 with noted(problems, f"the tally of {run_id}"):
                     self.settle(run_id, [m for m in machines if m.run_id == run_id], now)
-            if "outside" not in self.without and (lost := rules.outside(machines, names, now)):
+            if "outside" not in self.without and (lost := rules.outside(machines, self.settings.groups, now)):
                 self.terminate(lost, problems)
                 with noted(problems, "a notice"):
                     self.tell("terminated", "\n".join(f"{id}: {reason}" for id, reason in lost.items()))
         return problems
 
-    def read_groups(self, names: Iterable[str], machines: list[FleetMachine], problems: list[str]) -> list[Group]:
-        """The groups that exist. If AWS does not answer for a group, the tags of its machines describe it."""
-        groups: list[Group | None] = []
-        for name in names:
-            try:
-                groups.append(fleet.group_state(self.autoscaling, name))
-            except Exception as error:  # noqa: BLE001  # as in `noted`
-                problems.append(printable(f"the group {name}: {error}"))
-                groups.append(presume(name, machines))
-        return [group for group in groups if group]
+    def read_groups(self, machines: list[FleetMachine], problems: list[str]) -> list[Group]:
+        """The groups that exist. If AWS does not answer, the tags of their machines describe them."""
+        with noted(problems, "the groups"):
+            return fleet.read_groups(self.autoscaling, self.settings.groups)
+        return [group for name in self.settings.groups if (group := presume(name, machines))]
 
-    def tend(self, group: Group, machines: tuple[FleetMachine, ...] | None, now: float, problems: list[str]) -> None:
-        """Reads, decides and acts for one group and its run."""
-        launch = (group.run_id, group.deadline)
-        self.settled.discard((group.run_id, 0.0))
-        facts = Facts(now=now, group=group, machines=machines)
+    def tend(
+        self, groups: tuple[Group, ...], machines: tuple[FleetMachine, ...] | None, now: float, problems: list[str]
+    ) -> None:
+        """Reads, decides and acts for one run and its groups."""
+        facts = Facts(now=now, groups=groups, machines=machines)
+        run_id, launch = facts.run_id, (facts.run_id, facts.deadline)
+        self.settled.discard((run_id, 0.0))
         if not facts.is_at_rest:
-            self.settled.discard(launch)  # a tick in the middle of `launch` finds the group at rest, too
-        elif not group.run_id or launch in self.settled:
+            self.settled.discard(launch)  # a tick in the middle of `launch` finds the groups at rest, too
+        elif not run_id or launch in self.settled:
             return
-        run = self.runs.get(group.run_id, KnownRun(id=group.run_id))
-        if group.run_id:
+        run = self.runs.get(run_id, KnownRun(id=run_id))
+        if run_id:
             run = reading.read_run(self.bucket, run)
             problems += run.problems
             run = self.tallied(run, None if machines is None else [m for m in machines if m.run_id == run.id], now)
         is_known = run.spend is not None and bool(run.spec or run.spec_problem)
         facts = Facts(
-            now=now, group=group, machines=machines, spec=run.spec, spec_problem=run.spec_problem,
+            now=now, groups=groups, machines=machines, spec=run.spec, spec_problem=run.spec_problem,
             unknown_budget="" if is_known else "; ".join(run.problems), spend=run.spend or Spend(),
             memory=run.memory or Memory(),
         )  # fmt: skip
-        if group.run_id and facts.is_active:
+        if run_id and facts.is_active:
             signs, unread = reading.read_signs(
                 self.bucket, run.id, now, is_running=bool(facts.billing), is_suspect=bool(facts.memory.suspected)
             )
@@ -126,7 +123,7 @@ class Guard:
             facts = replace(facts, signs=signs)
         decision = rules.decide(facts, self.without)
         memory = self.act(facts, decision, problems, has_news=run.memory is not None)
-        if group.run_id:
+        if run_id:
             self.remember(run, memory, problems)
             if not facts.is_active and run.spend and not run.spend.open:
                 self.settled.add(launch)
@@ -138,16 +135,14 @@ class Guard:
 
         News comes last. Only a memory that will be stored may have news, or it would be mailed every minute.
         """
-        group, memory = facts.group, decision.memory
+        memory = decision.memory
         messages = dict(memory.untold)  # event: the message to SNS
-        if decision.stop:
-            with noted(problems, f"scaling {group.name} to 0"):
-                if group.desired:
-                    fleet.scale_to_zero(self.autoscaling, group.name)
-                    memory = replace(memory, unwanted={machine.id: facts.now for machine in facts.billing})
-                if not memory.stopped:
-                    memory = replace(memory, stopped=facts.now, reason=decision.stop)
-                    messages[f"stopped {facts.deadline:.0f}"] = f"{decision.stop}. {_told_spend(facts)}"
+        if decision.stop and acting.empty(self.autoscaling, facts, problems):
+            if facts.desired:
+                memory = replace(memory, unwanted={machine.id: facts.now for machine in facts.billing})
+            if not memory.stopped:
+                memory = replace(memory, stopped=facts.now, reason=decision.stop)
+                messages[f"stopped {facts.deadline:.0f}"] = f"{decision.stop}. {_told_spend(facts)}"
         if decision.terminate:
             done = self.terminate(decision.terminate, problems)
             if decision.is_hang and not done:
@@ -155,29 +150,27 @@ class Guard:
             for id in done:
                 messages[f"terminated {id}"] = f"machine {id} was terminated: {decision.terminate[id]}"
         if decision.nodes:
-            with noted(problems, f"shrinking {group.name} to {decision.nodes}"):
-                fleet.shrink_group(self.autoscaling, group.name, decision.nodes)
-                asked = f"{group.name} was asked for {group.desired} machines, and its run for {decision.nodes}"
-                messages[f"shrunk {facts.deadline:.0f}"] = f"{asked}: the others go. Find out who asked."
-        if decision.market:
-            with noted(problems, f"changing {group.name} to {decision.market}"):
-                fleet.use_market(self.autoscaling, group.name, decision.market)
-                since = facts.spec.launched if facts.spec else 0.0
-                why = [str(refusal) for refusal in fleet.why_no_machine(self.autoscaling, group.name, since)[:3]]
-                change = f"no spot machine came: from now on {decision.market} machines. {'; '.join(why)}"
-                messages[f"market {facts.deadline:.0f}"] = change.strip()
-        is_this_launch = bool(group.run_id) and memory.deadline == facts.deadline  # a newer launch keeps its schedule
+            with noted(problems, f"shrinking the groups to {decision.nodes}"):
+                message = acting.shrink(self.autoscaling, facts, decision.nodes)
+                messages[f"shrunk {facts.deadline:.0f}"] = message
+        if decision.is_market_due:
+            with noted(problems, "changing to on-demand machines"):
+                nodes = decision.nodes or facts.desired
+                message = acting.change_market(self.autoscaling, facts, nodes, problems)
+                messages[f"market {facts.deadline:.0f}"] = message
+        is_this_launch = bool(facts.run_id) and memory.deadline == facts.deadline  # a newer launch keeps its schedules
         if facts.is_at_rest and is_this_launch and memory.stopped and not memory.is_schedule_deleted:
-            with noted(problems, "deleting the schedule"):
-                with suppress(self.scheduler.exceptions.ResourceNotFoundException):
-                    self.scheduler.delete_schedule(GroupName=self.settings.installation, Name=group.run_id)
+            with noted(problems, "deleting the schedules"):
+                for name in schedule_names(facts.run_id):
+                    with suppress(self.scheduler.exceptions.ResourceNotFoundException):
+                        self.scheduler.delete_schedule(GroupName=self.settings.installation, Name=name)
                 memory = replace(memory, is_schedule_deleted=True)
         if has_news:
             with noted(problems, NEWS_EVENT):  # whatever is wrong with it, what was done above is remembered
                 news, memory = notices.due(facts, memory)
                 if news:
                     messages[NEWS_EVENT] = "\n".join(filter(None, (messages.get(NEWS_EVENT), news)))[:MAIL_LETTERS]
-        return self.notify(group.run_id, messages, memory, problems)
+        return self.notify(facts.run_id, messages, memory, problems)
 
     def notify(self, run_id: str, messages: Mapping[str, str], memory: Memory, problems: list[str]) -> Memory:
         """Tells SNS of each event once, and of news. What SNS refuses is told again at the next tick."""
@@ -253,18 +246,6 @@ def presume(name: str, machines: Collection[FleetMachine]) -> Group | None:
         name=name, desired=len(mine), maximum=len(mine), run_id=newest.run_id, deadline=newest.deadline,
         instance_ids=tuple(machine.id for machine in mine),
     )  # fmt: skip
-
-
-@contextmanager
-def noted(problems: list[str], what: str) -> Iterator[None]:
-    """Prints an error and adds it to `problems`: one failed read or act must not stop the other guards."""
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001  # whatever it is, the tick goes on
-        problems.append(printable(f"{what}: {error}"))
-        print(problems[-1])
-        if not isinstance(error, reading.UnreadableError) and not hasattr(error, "response"):
-            traceback.print_exc()  # no answer of AWS, so an error of ours
 
 
 def _told_spend(facts: Facts) -> str:

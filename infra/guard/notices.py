@@ -39,7 +39,7 @@ def attempt_at_work(facts: Facts, memory: Memory) -> News:
 
 def machine_gone(facts: Facts, memory: Memory) -> News:
     """The attempt's machine is gone, and another one is wanted."""
-    is_over = facts.signs.done or facts.signs.failed or memory.stopped or not facts.group.desired
+    is_over = facts.signs.done or facts.signs.failed or memory.stopped or not facts.desired
     if is_over or facts.machines is None or not memory.attempt or memory.is_interrupted:
         return [], memory
     if _is_manned(facts, memory.marked):

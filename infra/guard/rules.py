@@ -54,11 +54,11 @@ class Signs:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """One group and its run, as AWS has just described them. Times are Unix seconds; 0 means never, or unknown."""
+    """A run and its groups, as AWS has just described them. Times are Unix seconds; 0 means never, or unknown."""
 
     now: float
-    group: Group
-    machines: tuple[FleetMachine, ...] | None = ()  # that the group launched; None: EC2 did not answer
+    groups: tuple[Group, ...]  # with the tags of the run; or one group without a run
+    machines: tuple[FleetMachine, ...] | None = ()  # that the groups launched; None: EC2 did not answer
     spec: Spec | None = None
     spec_problem: str = ""  # what is wrong with spec.json
     unknown_budget: str = ""  # why spec or spend are unknown: this process has never been able to read them
@@ -67,9 +67,18 @@ class Facts:
     memory: Memory = field(default_factory=Memory)
 
     @property
+    def run_id(self) -> str:
+        return self.groups[0].run_id
+
+    @property
+    def desired(self) -> int:
+        """How many machines the groups are asked for, together."""
+        return sum(group.desired for group in self.groups)
+
+    @property
     def deadline(self) -> float:
-        """The deadline in the group's tag; without a valid tag, the spec's."""
-        return self.group.deadline or (self.spec.deadline if self.spec else 0.0)
+        """The latest deadline in the groups' tags, which is of the last launch; without a valid tag, the spec's."""
+        return max(group.deadline for group in self.groups) or (self.spec.deadline if self.spec else 0.0)
 
     @cached_property
     def billing(self) -> tuple[FleetMachine, ...]:
@@ -77,8 +86,8 @@ class Facts:
 
     @property
     def is_at_rest(self) -> bool:
-        """The group wants no machine and has none. Unknown machines do not count: the guard could not stop them."""
-        return self.group.desired == 0 and not self.billing
+        """The groups want no machine and have none. Unknown machines do not count: the guard could not stop them."""
+        return self.desired == 0 and not self.billing
 
     @property
     def is_active(self) -> bool:
@@ -88,15 +97,15 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    stop: str = ""  # why the group must be set to 0; "" if it may run
+    stop: str = ""  # why the groups must be set to 0; "" if the run may go on
     terminate: Mapping[str, str] = field(default_factory=dict)  # machine: reason
     is_hang: bool = False  # some machines are terminated as hung: that is counted
-    market: str = ""  # the market to change to
-    nodes: int = 0  # the size to shrink the group to; 0: as it is
+    is_market_due: bool = False  # the run must change to the on-demand group
+    nodes: int = 0  # so many machines may the groups be asked for, together; 0: as they are
     memory: Memory
 
 
-# Each of these returns a reason to set the group to 0.
+# Each of these returns a reason to set the groups to 0.
 
 
 def past_deadline(facts: Facts) -> str:
@@ -125,8 +134,8 @@ def budget_spent(facts: Facts) -> str:
     if not facts.spec:
         return ""
     spent = facts.spend.usd_at_most(facts.now)
-    missing = max(0, facts.group.desired - len(facts.spend.open))
-    hourly = facts.spend.usd_per_hour() + missing * _dearest(facts.spec, facts.group)
+    missing = max(0, facts.desired - len(facts.spend.open))
+    hourly = facts.spend.usd_per_hour() + missing * _dearest(facts.spec, facts.groups)
     ahead = hourly * (TICK_SECONDS + SHUTDOWN_SECONDS) / 3600
     if spent + ahead < facts.spec.budget_usd:
         return ""
@@ -134,7 +143,7 @@ def budget_spent(facts: Facts) -> str:
 
 
 def without_run(facts: Facts) -> str:
-    if facts.group.run_id or facts.is_at_rest:
+    if facts.run_id or facts.is_at_rest:
         return ""
     return "machines without a run: no one launched them with `make launch`"
 
@@ -188,17 +197,18 @@ TERMINATIONS: tuple[Callable[[Facts], dict[str, str]], ...] = (hung, unwanted, o
 
 
 def on_demand_due(facts: Facts) -> bool:
-    """Whether the group wants spot machines and has had none for the time that the spec allows."""
-    if not facts.spec or not facts.spec.on_demand_after_minutes or facts.group.market == ON_DEMAND:
+    """Whether only spot machines are wanted, and none has come for the time that the spec allows."""
+    is_on_demand = any(group.desired and group.market == ON_DEMAND for group in facts.groups)
+    if not facts.spec or not facts.spec.on_demand_after_minutes or is_on_demand:
         return False
     since = facts.memory.without_machine
     return bool(since) and facts.now - since >= facts.spec.on_demand_after_minutes * 60
 
 
 def too_many(facts: Facts) -> int:
-    """How many machines the run asked for, if its group is asked for more; else 0."""
+    """How many machines the run asked for, if its groups are asked for more; else 0."""
     nodes = int(facts.spec.nodes) if facts.spec else 0
-    return nodes if 0 < nodes < facts.group.desired else 0
+    return nodes if 0 < nodes < facts.desired else 0
 
 
 def outside(machines: Collection[FleetMachine], groups: Collection[str], now: float) -> dict[str, str]:
@@ -225,9 +235,11 @@ def decide(facts: Facts, without: Collection[str] = ()) -> Decision:
     if is_hang:
         kills, newest = _hang_kills(facts) + 1, facts.signs.checkpoint or facts.memory.checkpoint
         facts = replace(facts, memory=replace(facts.memory, hang_kills=kills, checkpoint=newest, suspected=0.0))
-    market = ON_DEMAND if not stop and "on_demand_due" not in without and on_demand_due(facts) else ""
+    is_due = not stop and "on_demand_due" not in without and on_demand_due(facts)
     nodes = 0 if stop or "too_many" in without else too_many(facts)
-    return Decision(stop=stop, terminate=terminate, is_hang=is_hang, market=market, nodes=nodes, memory=facts.memory)
+    return Decision(
+        stop=stop, terminate=terminate, is_hang=is_hang, is_market_due=is_due, nodes=nodes, memory=facts.memory
+    )
 
 
 def remember(facts: Facts) -> Memory:
@@ -237,7 +249,7 @@ def remember(facts: Facts) -> Memory:
     is_moving = heartbeat is not None and heartbeat.mark != memory.mark
     if facts.machines is not None:
         unwanted = {m.id: unwanted.get(m.id, now) for m in facts.billing if _why_unwanted(facts, m)}
-        is_missing = facts.group.desired > 0 and not facts.billing
+        is_missing = facts.desired > 0 and not facts.billing
         without_machine = (without_machine or now) if is_missing else 0.0
     suspected = 0.0
     if _symptom(replace(facts, memory=memory)):
@@ -252,9 +264,10 @@ def remember(facts: Facts) -> Memory:
     )  # fmt: skip
 
 
-def _dearest(spec: Spec, group: Group) -> float:
-    """The most that the group's next machine can cost in an hour."""
-    listed = [spec.prices[type] for type in group.types if type in spec.prices] or spec.prices.values()
+def _dearest(spec: Spec, groups: Collection[Group]) -> float:
+    """The most that the groups' next machine can cost in an hour."""
+    types = {type for group in groups for type in group.types}
+    listed = [spec.prices[type] for type in types if type in spec.prices] or spec.prices.values()
     return max(listed, default=0.0) + spec.extras_usd_per_hour
 
 
@@ -270,10 +283,10 @@ def _hang_kills(facts: Facts) -> int:
 
 
 def _working(facts: Facts) -> list[FleetMachine]:
-    """The run's machines that have had time to boot."""
+    """The run's machines that are wanted and have had time to boot."""
     return [
         machine for machine in facts.billing
-        if machine.run_id == facts.group.run_id and facts.now - machine.launched >= BOOT_SECONDS
+        if not _why_unwanted(facts, machine) and facts.now - machine.launched >= BOOT_SECONDS
     ]  # fmt: skip
 
 
@@ -281,7 +294,7 @@ def _symptom(facts: Facts) -> str:
     """Why the run seems hung; "" if it does not, or if that is unknown."""
     beat, signs, memory = facts.signs.heartbeat, facts.signs, facts.memory
     working = _working(facts)
-    if facts.group.desired == 0 or not working or beat is None or signs.done or signs.failed:
+    if not working or beat is None or signs.done or signs.failed:
         return ""
     if beat.at < max(machine.launched for machine in working):  # an earlier machine wrote it
         return "no heartbeat since the machine was launched"
@@ -293,8 +306,8 @@ def _symptom(facts: Facts) -> str:
 
 
 def _why_unwanted(facts: Facts, machine: FleetMachine) -> str:
-    if facts.group.desired == 0:
+    if not any(group.desired for group in facts.groups if group.name == machine.group):
         return "still there after the group was set to 0"
-    if machine.run_id != facts.group.run_id:
+    if machine.run_id != facts.run_id:
         return f"of another run ({machine.run_id or 'none'})"
     return ""

@@ -226,16 +226,8 @@ def machine_stays_until(ending: Ending | None, spec: Spec | None, deadline: floa
     return min(ending.at + spec.keep_minutes * 60, deadline)
 
 
-def group_of(installation: Installation, spec: Spec | None) -> str:
-    """The name of the Auto Scaling group that the run's machines come from."""
-    return installation.prepare_group if spec and spec.kind == "prepare" else installation.train_group
-
-
 def active_run(aws: Aws, installation: Installation) -> str:
     """The run for which a group has or wants machines. Returns "" if there is none."""
     with explained("the Auto Scaling groups"):
-        for name in (installation.train_group, installation.prepare_group):
-            group = fleet.group_state(aws.client("autoscaling"), name)
-            if group and (group.desired or group.instance_ids):
-                return group.run_id
-    return ""
+        groups = fleet.read_groups(aws.client("autoscaling"), installation.groups)
+    return next((group.run_id for group in groups if group.desired or group.instance_ids), "")

@@ -14,7 +14,6 @@ from infra.operate.progress import NO_PROGRESS, KeptTails, Progress, read_finish
 from infra.operate.runs import (
     Ending,
     ExplainedBucket,
-    group_of,
     launched_at,
     machine_stays_until,
     read_ending,
@@ -115,14 +114,13 @@ def read_state(
         spend = pool.submit(read_spend, bucket, run_id)
         guard = pool.submit(bucket.read_json, run_key(run_id, "guard.json"))
         spec = read_spec(bucket, run_id)
-        name = group_of(installation, spec)
         with explained("the machines of the run"):
             autoscaling = aws.client("autoscaling")
-            group = fleet.group_state(autoscaling, name)
+            group = fleet.wanted_group(fleet.read_groups(autoscaling, installation.groups), run_id)
             seen = fleet.machines(aws.client("ec2"), installation.name, run_id)
-            is_waiting = bool(group and group.desired and group.run_id == run_id and not billing(seen))
-            since = launched_at(bucket, run_id) if is_waiting else 0.0
-            refusals = tuple(fleet.why_no_machine(autoscaling, name, since)) if is_waiting else ()
+            refusals: tuple[fleet.Refusal, ...] = ()
+            if group and group.desired and not billing(seen):
+                refusals = tuple(fleet.why_no_machine(autoscaling, group, launched_at(bucket, run_id)))
     return RunState(
         now=time.time(), run_id=run_id, spec=spec, group=group, machines=billing(seen), refusals=refusals,
         spend=settle(spend.result(), seen), guard=guard.result(), ending=ending.result(), progress=progress.result(),
@@ -136,9 +134,8 @@ def read_states(
 
     EC2 is asked once for all. Why a run has no machine, its attempts and its curves are left out.
     """
-    names = (installation.train_group, installation.prepare_group)
     with explained("the machines of the runs"):
-        groups = {name: fleet.group_state(aws.client("autoscaling"), name) for name in names}
+        groups = fleet.read_groups(aws.client("autoscaling"), installation.groups)
         seen = fleet.machines(aws.client("ec2"), installation.name)
 
     def state_of(run_id: str) -> RunState | None:
@@ -151,7 +148,7 @@ def read_states(
             spec = None
         mine = [machine for machine in seen if machine.run_id == run_id]
         known = RunState(
-            now=time.time(), run_id=run_id, spec=spec, group=groups[group_of(installation, spec)],
+            now=time.time(), run_id=run_id, spec=spec, group=fleet.wanted_group(groups, run_id),
             machines=billing(mine), refusals=(), spend=Spend(), guard={}, ending=None, progress=NO_PROGRESS,
             launched=stored.modified.timestamp(),
         )  # fmt: skip

@@ -41,7 +41,10 @@ class FleetMachine:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The present state of an Auto Scaling group. Its tags name its run and deadline; its machines inherit them."""
+    """The present state of an Auto Scaling group. Its tags name its run and deadline; its machines inherit them.
+
+    A run may have machines from several groups, each with a market of its own. They have the same tags.
+    """
 
     name: str
     desired: int
@@ -51,6 +54,7 @@ class Group:
     deadline: float = 0.0
     market: str = SPOT
     types: tuple[str, ...] = ()
+    suspended: bool = False  # AWS launches nothing in it, or somebody told it so
 
 
 @dataclass(frozen=True)
@@ -78,31 +82,26 @@ def machines(ec2: Any, installation_name: str, run_id: str = "") -> list[FleetMa
     return sorted(found, key=lambda machine: (machine.launched, machine.id))
 
 
-def group_state(autoscaling: Any, name: str) -> Group | None:
-    """None if the group does not exist: nothing is deployed."""
-    if not (found := autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"]):
-        return None
-    tags = {tag["Key"]: tag["Value"] for tag in found[0].get("Tags", [])}
-    policy = found[0].get("MixedInstancesPolicy", {})
-    on_demand = policy.get("InstancesDistribution", {}).get("OnDemandPercentageAboveBaseCapacity", 100)
-    return Group(
-        name=name,
-        desired=found[0]["DesiredCapacity"],
-        maximum=found[0]["MaxSize"],
-        instance_ids=tuple(instance["InstanceId"] for instance in found[0].get("Instances", [])),
-        run_id=tags.get(Tag.RUN, ""),
-        deadline=_seconds(tags.get(Tag.DEADLINE, "")),
-        market=ON_DEMAND if int(on_demand) == 100 else SPOT,
-        types=tuple(o["InstanceType"] for o in policy.get("LaunchTemplate", {}).get("Overrides", [])),
-    )
+def read_groups(autoscaling: Any, names: Sequence[str]) -> list[Group]:
+    """Those of the groups that exist, in the order of the names. An older installation has fewer, or none."""
+    answer = autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[*names])
+    found = {group.name: group for group in map(_group, answer["AutoScalingGroups"])}
+    return [found[name] for name in names if name in found]
 
 
-def assign(autoscaling: Any, name: str, run_id: str, deadline: float) -> None:
-    """Tags the group with the run and its deadline; so are the machines that it launches from now on."""
+def wanted_group(groups: Sequence[Group], run_id: str) -> Group | None:
+    """The group that is asked for machines for the run; else one that has its tags; else None."""
+    mine = [group for group in groups if group.run_id == run_id]
+    return max(mine, key=lambda group: group.desired > 0, default=None)
+
+
+def assign(autoscaling: Any, names: Sequence[str], run_id: str, deadline: float) -> None:
+    """Tags the groups with the run and its deadline; so are the machines that they launch from now on."""
     tags = {Tag.RUN: run_id, Tag.DEADLINE: str(int(deadline))}
     autoscaling.create_or_update_tags(
         Tags=[
             {"ResourceId": name, "ResourceType": "auto-scaling-group", "PropagateAtLaunch": True, "Key": k, "Value": v}
+            for name in names
             for k, v in tags.items()
         ]
     )
@@ -114,41 +113,57 @@ def scale(autoscaling: Any, name: str, nodes: int) -> None:
 
 def scale_to_zero(autoscaling: Any, name: str) -> None:
     """Sets a group to 0. If AWS refuses, somebody has raised its minimum by hand, so the minimum becomes 0 as well."""
+    scale_down(autoscaling, name, 0)
+
+
+def scale_down(autoscaling: Any, name: str, nodes: int) -> None:
+    """Sets a group to fewer machines.
+
+    AWS may ask who updates a group whether he may use its launch template, and says so. It does not ask who only sets
+    the size: https://docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-launch-template-permissions.html
+    So an update is only the last resort.
+    """
     try:
-        scale(autoscaling, name, 0)
+        scale(autoscaling, name, nodes)
     except autoscaling.exceptions.ClientError as error:
         if error.response["Error"].get("Code") != "ValidationError":
             raise
-        autoscaling.update_auto_scaling_group(AutoScalingGroupName=name, MinSize=0, DesiredCapacity=0)
-
-
-def use_market(autoscaling: Any, name: str, market: str) -> None:
-    """Sets the market of the machines that the group launches from now on. Running machines stay."""
-    # The update leaves out the launch template, which stays. Who names it must be allowed ec2:RunInstances.
-    policy = {"InstancesDistribution": _distribution(_policy(autoscaling, name), market)}
-    autoscaling.update_auto_scaling_group(AutoScalingGroupName=name, MixedInstancesPolicy=policy)
+        autoscaling.update_auto_scaling_group(AutoScalingGroupName=name, MinSize=0, DesiredCapacity=nodes)
 
 
 def offer(autoscaling: Any, name: str, market: str, types: Sequence[str], nodes: int) -> None:
     """Sets the market and the types, the preferred first, of the machines that the group launches from now on.
 
-    `nodes` is its new maximum: whoever may set its size, as its machines may, cannot go above it.
+    `nodes` is its new maximum: whoever may set its size, as its machines may, cannot go above it. If AWS has suspended
+    the group, as it does with one that found no machine for more than 24 hours, the group goes on:
+    https://docs.aws.amazon.com/autoscaling/ec2/userguide/as-suspend-resume-processes.html
     """
-    policy = _policy(autoscaling, name)
+    (found,) = autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"]
+    policy: dict[str, Any] = found["MixedInstancesPolicy"]
+    policy["LaunchTemplate"]["LaunchTemplateSpecification"].pop("LaunchTemplateName", None)  # id or name, not both
     policy["LaunchTemplate"]["Overrides"] = [{"InstanceType": type} for type in types]
     policy["InstancesDistribution"] = _distribution(policy, market)
     autoscaling.update_auto_scaling_group(AutoScalingGroupName=name, MixedInstancesPolicy=policy, MaxSize=nodes)
+    if found.get("SuspendedProcesses"):
+        autoscaling.resume_processes(AutoScalingGroupName=name)
 
 
-def shrink_group(autoscaling: Any, name: str, nodes: int) -> None:
-    """Sets size and maximum of a group that has grown beyond what its run asked for."""
-    autoscaling.update_auto_scaling_group(AutoScalingGroupName=name, MinSize=0, MaxSize=nodes, DesiredCapacity=nodes)
+def cap_group(autoscaling: Any, name: str, nodes: int) -> None:
+    """Sets the maximum of a group."""
+    autoscaling.update_auto_scaling_group(AutoScalingGroupName=name, MaxSize=nodes)
 
 
-def why_no_machine(autoscaling: Any, name: str, since: float = 0.0) -> list[Refusal]:
-    """Why launches have failed since `since` and since the last success: newest first, each reason once."""
+def why_no_machine(autoscaling: Any, group: Group, since: float = 0.0) -> list[Refusal]:
+    """Why launches have failed since `since` and since the last success: newest first, each reason once.
+
+    Before them comes that the group is suspended: then AWS tries nothing any more, and tells nothing new.
+    """
     refusals: dict[str, Refusal] = {}
-    for page in _pages(autoscaling.describe_scaling_activities, AutoScalingGroupName=name):
+    if group.suspended:
+        resume = f"aws autoscaling resume-processes --auto-scaling-group-name {group.name}"
+        reason = f"launches of {group.name} are suspended, as AWS does after 24 hours without any machine"
+        refusals[reason] = Refusal(since, reason, f"`{resume}`, or `make stop` and `make launch` again")
+    for page in _pages(autoscaling.describe_scaling_activities, AutoScalingGroupName=group.name):
         for activity in page["Activities"]:  # AWS gives the newest first
             at = activity["StartTime"].timestamp()
             succeeded = activity["StatusCode"] == "Successful" and activity["Description"].startswith("Launching")
@@ -173,6 +188,11 @@ REFUSALS = (
         "aws iam create-service-linked-role --aws-service-name spot.amazonaws.com",
     ),
     (
+        r"due to your request configuration",  # AWS says so of both
+        "AWS has no such machine free right now, or never has these types in these zones",
+        "the group keeps asking; if it stays so, other types or zones in cdk.json, or on-demand machines",
+    ),
+    (
         r"Insufficient(Instance|Host)Capacity|UnfulfillableCapacity|sufficient \S+ capacity|no spot capacity",
         "AWS has no such machine free right now",
         "the group keeps asking; more types or zones in cdk.json help, or on-demand machines",
@@ -187,6 +207,11 @@ REFUSALS = (
         "the machine image of the launch template cannot be used",
         "`make deploy` again: it takes the newest image",
     ),
+    (
+        r"Client error on launch|InvalidKMSKey",
+        "the disk's key may not be used by Auto Scaling: the account's default key for disks is one of its own",
+        "`make preflight` has the command that grants it",
+    ),
     (r"Unsupported|not supported", "a type is not offered in that zone", "other instance_types or zones in cdk.json"),
 )
 
@@ -200,12 +225,21 @@ def explain(at: float, message: str) -> Refusal:
     return Refusal(at, words)
 
 
-def _policy(autoscaling: Any, name: str) -> dict[str, Any]:
-    """The group's mixed instances policy, as an update takes it."""
-    (found,) = autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"]
-    policy: dict[str, Any] = found["MixedInstancesPolicy"]
-    policy["LaunchTemplate"]["LaunchTemplateSpecification"].pop("LaunchTemplateName", None)  # id or name, not both
-    return policy
+def _group(found: dict[str, Any]) -> Group:
+    tags = {tag["Key"]: tag["Value"] for tag in found.get("Tags", [])}
+    policy = found.get("MixedInstancesPolicy", {})
+    on_demand = policy.get("InstancesDistribution", {}).get("OnDemandPercentageAboveBaseCapacity", 100)
+    return Group(
+        name=found["AutoScalingGroupName"],
+        desired=found["DesiredCapacity"],
+        maximum=found["MaxSize"],
+        instance_ids=tuple(instance["InstanceId"] for instance in found.get("Instances", [])),
+        run_id=tags.get(Tag.RUN, ""),
+        deadline=_seconds(tags.get(Tag.DEADLINE, "")),
+        market=ON_DEMAND if int(on_demand) == 100 else SPOT,
+        types=tuple(o["InstanceType"] for o in policy.get("LaunchTemplate", {}).get("Overrides", [])),
+        suspended=any(one["ProcessName"] == "Launch" for one in found.get("SuspendedProcesses", [])),
+    )
 
 
 def _distribution(policy: dict[str, Any], market: str) -> dict[str, Any]:

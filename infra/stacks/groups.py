@@ -1,4 +1,4 @@
-"""The two Auto Scaling groups, with the launch templates of their machines.
+"""The Auto Scaling groups, with the launch templates of their machines.
 
 A group has no machine until `launch` asks for one, so a deploy never waits for capacity. The user data carries
 `infra/boot/`, which decides what happens on a machine.
@@ -7,7 +7,7 @@ A group has no machine until `launch` asks for one, so a deploy never waits for 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aws_cdk as cdk
 from aws_cdk import aws_autoscaling as autoscaling
@@ -26,10 +26,12 @@ ROOT_DEVICE = "/dev/sda1"
 
 @dataclass(frozen=True, kw_only=True)
 class MachineKind:
-    """What differs between the machines of the two groups."""
+    """What differs between the machines of the groups."""
 
+    id: str  # of the group's construct
     kind: str  # train or prepare
     group: str
+    market: str
     types: str
     max_machines: int
     disk_gib: int
@@ -38,8 +40,10 @@ class MachineKind:
     @classmethod
     def train(cls, installation: Installation) -> MachineKind:
         return cls(
+            id="Train",
             kind="train",
             group=installation.train_group,
+            market="spot",
             types=installation.instance_types,
             max_machines=int(installation.max_nodes),
             disk_gib=int(installation.disk_gib),
@@ -47,10 +51,17 @@ class MachineKind:
         )
 
     @classmethod
+    def on_demand(cls, installation: Installation) -> MachineKind:
+        """Machines for training of the other market. The guard changes to them by a size alone, see infra.guard."""
+        return replace(cls.train(installation), id="OnDemand", group=installation.on_demand_group, market="on-demand")
+
+    @classmethod
     def prepare(cls, installation: Installation) -> MachineKind:
         return cls(
+            id="Prepare",
             kind="prepare",
             group=installation.prepare_group,
+            market=installation.market,
             types=installation.prepare_instance_types,
             max_machines=1,
             disk_gib=PREPARE_DISK_GIB,
@@ -59,7 +70,7 @@ class MachineKind:
 
     def environment(self, shared: Mapping[str, str]) -> dict[str, str]:
         """/etc/resnet-spot.env, which `infra/boot/` reads."""
-        return {**shared, "KIND": self.kind, "GPU": self.docker_options}
+        return {**shared, "GROUP": self.group, "KIND": self.kind, "GPU": self.docker_options}
 
 
 class MachineGroup(Construct):
@@ -73,7 +84,7 @@ class MachineGroup(Construct):
         role: iam.Role,
         environment: Mapping[str, str],
     ) -> None:
-        super().__init__(scope, kind.kind.capitalize())
+        super().__init__(scope, kind.id)
         template = self._launch_template(kind, installation, network, role, user_data(kind.environment(environment)))
         group = autoscaling.CfnAutoScalingGroup(
             self,
@@ -100,7 +111,7 @@ class MachineGroup(Construct):
                 ),
                 instances_distribution=autoscaling.CfnAutoScalingGroup.InstancesDistributionProperty(
                     on_demand_base_capacity=0,
-                    on_demand_percentage_above_base_capacity=0 if installation.market == "spot" else 100,
+                    on_demand_percentage_above_base_capacity=0 if kind.market == "spot" else 100,
                     on_demand_allocation_strategy="prioritized",  # in the order of the types
                     # AWS recommends this. It ignores the order of the types, so `catalog.offered` leaves out the dear
                     # ones. There is no maximum price, since it would cause interruptions.

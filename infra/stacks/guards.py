@@ -37,7 +37,6 @@ LOG_BYTES = 100_000_000  # in 5 minutes: 60 cents an hour. A run writes less tha
 # 307 MB every 45 s. They go to S3 in its region, which is free.
 NETWORK_BYTES = 3_000_000_000
 BUCKET_BYTES = 3_000_000_000_000  # 69 dollars a month. ImageNet and a run that never ends have 2.7 TB, see docs/aws.md
-BUCKET_OBJECTS = 2_000_000  # with old versions; 10 dollars of requests. A run that never ends has them in 7 months
 
 
 def topic(scope: Construct, installation: Installation) -> sns.Topic:
@@ -98,8 +97,7 @@ class GuardFunction(Construct):
                 "INSTALLATION": installation.name,
                 "BUCKET": bucket_name,
                 "TOPIC": topic.topic_arn,
-                "TRAIN_GROUP": installation.train_group,
-                "PREPARE_GROUP": installation.prepare_group,
+                "GROUPS": ",".join(installation.groups),
             },
         )
         events.Rule(
@@ -126,14 +124,15 @@ class GuardFunction(Construct):
 
 
 class MoneyAlarms(Construct):
-    """What machines could spend without the guard seeing it: lines of log, traffic, objects and their old versions.
+    """What machines could spend without the guard seeing it: lines of log, traffic, bytes in the bucket.
 
-    S3 measures its buckets once a day, and EC2 its machines every 5 minutes, at no cost. Nobody watches what a machine
-    sends that prepares data: it works for hours, once for each dataset, and every alarm costs while nothing runs.
+    S3 measures its buckets once a day, and EC2 its machines every 5 minutes, at no cost. `group` is the one in which
+    trainings begin. Nobody watches what other machines send, nor how many objects there are: every alarm costs while
+    nothing runs.
     """
 
     def __init__(
-        self, scope: Construct, *, log_group: logs.LogGroup, topic: sns.Topic, bucket_name: str, train_group: str
+        self, scope: Construct, *, log_group: logs.LogGroup, topic: sns.Topic, bucket_name: str, group: str
     ) -> None:
         super().__init__(scope, "Money")
         five_minutes, day = cdk.Duration.minutes(5), cdk.Duration.days(1)
@@ -157,7 +156,7 @@ class MoneyAlarms(Construct):
                 cloudwatch.Metric(
                     namespace="AWS/EC2",
                     metric_name="NetworkOut",
-                    dimensions_map={"AutoScalingGroupName": train_group},
+                    dimensions_map={"AutoScalingGroupName": group},
                     period=five_minutes,
                     statistic="Sum",
                 ),
@@ -166,14 +165,14 @@ class MoneyAlarms(Construct):
             (
                 "BucketSize",
                 "the bucket has more than 3 TB, which cost $69 a month: `make cost`, and look who writes what",
-                _bucket_metric("BucketSizeBytes", "StandardStorage", bucket_name, day),
+                cloudwatch.Metric(
+                    namespace="AWS/S3",
+                    metric_name="BucketSizeBytes",
+                    dimensions_map={"BucketName": bucket_name, "StorageType": "StandardStorage"},
+                    period=day,
+                    statistic="Average",
+                ),
                 BUCKET_BYTES,
-            ),
-            (
-                "BucketObjects",
-                "the bucket has more than 2 million objects and old versions: `make cost`, and look who writes what",
-                _bucket_metric("NumberOfObjects", "AllStorageTypes", bucket_name, day),
-                BUCKET_OBJECTS,
             ),
         ):
             alarm = cloudwatch.Alarm(
@@ -189,20 +188,14 @@ class MoneyAlarms(Construct):
             alarm.add_alarm_action(actions.SnsAction(topic))
 
 
-def _bucket_metric(name: str, storage_type: str, bucket_name: str, period: cdk.Duration) -> cloudwatch.Metric:
-    return cloudwatch.Metric(
-        namespace="AWS/S3",
-        metric_name=name,
-        dimensions_map={"BucketName": bucket_name, "StorageType": storage_type},
-        period=period,
-        statistic="Average",
-    )
-
-
 class StopSchedules(Construct):
-    """The group of the one-time stop schedules, and the role with which a schedule sets an Auto Scaling group to 0."""
+    """The group of the one-time stop schedules, the role with which a schedule sets an Auto Scaling group to 0, and
+    the alarm for when it cannot.
+    """
 
-    def __init__(self, scope: Construct, *, installation: Installation, arns: permissions.Arns) -> None:
+    def __init__(
+        self, scope: Construct, *, installation: Installation, arns: permissions.Arns, topic: sns.Topic
+    ) -> None:
         super().__init__(scope, "StopSchedules")
         group = scheduler.CfnScheduleGroup(self, "Group", name=installation.schedule_group)
         principal = iam.ServicePrincipal(
@@ -210,3 +203,23 @@ class StopSchedules(Construct):
             conditions={"StringEquals": {"aws:SourceAccount": cdk.Aws.ACCOUNT_ID, "aws:SourceArn": group.attr_arn}},
         )
         self.role = roles.role(self, "Role", principal, permissions.scheduler(arns))
+        # "Emitted when the target returns an exception after EventBridge Scheduler calls the target API":
+        # https://docs.aws.amazon.com/scheduler/latest/UserGuide/monitoring-cloudwatch.html
+        failed = cloudwatch.Metric(
+            namespace="AWS/Scheduler",
+            metric_name="TargetErrorCount",
+            dimensions_map={"ScheduleGroup": installation.schedule_group},
+            period=PERIOD,
+            statistic="Sum",
+        )
+        alarm = cloudwatch.Alarm(
+            self,
+            "Alarm",
+            alarm_description="resnet-spot: a stop schedule could not set its group to 0 at the deadline: `make stop`",
+            metric=failed,
+            threshold=1,
+            comparison_operator=cloudwatch.ComparisonOperator.GREATER_THAN_OR_EQUAL_TO_THRESHOLD,
+            evaluation_periods=1,
+            treat_missing_data=cloudwatch.TreatMissingData.NOT_BREACHING,  # there is data only where a schedule failed
+        )
+        alarm.add_alarm_action(actions.SnsAction(topic))

@@ -66,9 +66,6 @@ class Arns:
     def groups(self, *names: str) -> list[str]:
         return [self.of("autoscaling", f"autoScalingGroup:*:autoScalingGroupName/{name}") for name in names]
 
-    def both_groups(self) -> list[str]:
-        return self.groups(self.installation.train_group, self.installation.prepare_group)
-
 
 def training_run(arns: Arns) -> list[Statement]:
     # Without ListBucket, S3 answers 403 for a missing key. The condition on the prefix holds for the key then.
@@ -112,7 +109,7 @@ def training_machine(arns: Arns) -> list[Statement]:
         list_bucket(arns, RUNS, "checkpoints/*"),
         Statement(actions=["s3:GetObject"], on=arns.objects(*files), why=KEYS),
         Statement(actions=["s3:PutObject"], on=arns.objects(f"{RUNS}/failed.json"), why=KEYS),
-        *machine(arns, arns.installation.train_group),
+        *machine(arns, "train"),
     ]
 
 
@@ -122,11 +119,11 @@ def preparing_machine(arns: Arns) -> list[Statement]:
         list_bucket(arns, PREPARATIONS),
         Statement(actions=["s3:GetObject"], on=arns.objects(*files), why=KEYS),
         Statement(actions=["s3:PutObject"], on=arns.objects(f"{PREPARATIONS}/failed.json"), why=KEYS),
-        *machine(arns, arns.installation.prepare_group),
+        *machine(arns, "prepare"),
     ]
 
 
-def machine(arns: Arns, group: str) -> list[Statement]:
+def machine(arns: Arns, kind: str) -> list[Statement]:
     """What every machine may do: pull the image, read the token, write logs, open a shell session, end itself."""
     pull = [
         Statement(
@@ -144,7 +141,7 @@ def machine(arns: Arns, group: str) -> list[Statement]:
         Statement(actions=SESSION_MANAGER, on=["*"], why=NO_RESOURCE),
         Statement(
             actions=["autoscaling:SetDesiredCapacity", "autoscaling:TerminateInstanceInAutoScalingGroup"],
-            on=arns.groups(group),
+            on=arns.groups(*arns.installation.groups_of(kind)),
             why=GROUP_ID,
         ),
     ]
@@ -180,9 +177,11 @@ def guard(arns: Arns) -> list[Statement]:
             on=["*"],
             why=NO_RESOURCE,
         ),
+        # The update is for what a person has changed by hand: a minimum, a maximum. Nothing else here needs it, since
+        # AWS may refuse it to who may not use the group's launch template.
         Statement(
             actions=["autoscaling:SetDesiredCapacity", "autoscaling:UpdateAutoScalingGroup"],
-            on=arns.both_groups(),
+            on=arns.groups(*arns.installation.groups),
             why=GROUP_ID,
         ),
         Statement(
@@ -205,7 +204,8 @@ def guard(arns: Arns) -> list[Statement]:
 
 
 def scheduler(arns: Arns) -> list[Statement]:
-    return [Statement(actions=["autoscaling:UpdateAutoScalingGroup"], on=arns.both_groups(), why=GROUP_ID)]
+    groups = arns.groups(*arns.installation.groups)
+    return [Statement(actions=["autoscaling:SetDesiredCapacity"], on=groups, why=GROUP_ID)]
 
 
 def list_bucket(arns: Arns, *prefixes: str) -> Statement:

@@ -43,25 +43,26 @@ class TrainingStack(cdk.Stack):
             repository=trainer.repository_arn,
         )
         environment = {
-            "INSTALLATION": installation.name,
             "STORE": f"s3://{storage.bucket_name}",
             "LOG_GROUP": installation.log_group,
             "IMAGE": trainer.uri,
             "SECRET": storage.secret_arn,
             "REGION": self.region,
         }
-        for kind, of_machine, of_run in (
-            (MachineKind.train(installation), permissions.training_machine(arns), permissions.training_run(arns)),
-            (MachineKind.prepare(installation), permissions.preparing_machine(arns), permissions.preparing_run(arns)),
+        training = MachineRoles(self, "train", permissions.training_machine(arns), permissions.training_run(arns))
+        preparing = MachineRoles(self, "prepare", permissions.preparing_machine(arns), permissions.preparing_run(arns))
+        for kind, roles in (
+            (MachineKind.train(installation), training),
+            (MachineKind.on_demand(installation), training),
+            (MachineKind.prepare(installation), preparing),
         ):
-            roles = MachineRoles(self, kind.kind, of_machine, of_run)
             told = {**environment, "RUN_ROLE": roles.run.role_arn}
             group = MachineGroup(
                 self, kind, installation=installation, network=network, role=roles.machine, environment=told
             )
             group.node.add_dependency(roles.assume)  # no machine is there before it may take on its run's role
         self._add_watchers(arns, topic, storage.bucket_name, run_logs, guard_logs)
-        schedules = guards.StopSchedules(self, installation=installation, arns=arns)
+        schedules = guards.StopSchedules(self, installation=installation, arns=arns, topic=topic)
 
         cdk.Tags.of(self).add(Tag.INSTALLATION, installation.name)
         for name, value, description in (
@@ -79,9 +80,10 @@ class TrainingStack(cdk.Stack):
         run_logs: logs.LogGroup,
         guard_logs: logs.LogGroup,
     ) -> None:
+        installation = arns.installation
         guards.GuardFunction(
             self,
-            installation=arns.installation,
+            installation=installation,
             arns=arns,
             log_group=guard_logs,
             topic=topic,
@@ -92,7 +94,7 @@ class TrainingStack(cdk.Stack):
             log_group=run_logs,
             topic=topic,
             bucket_name=bucket_name,
-            train_group=arns.installation.train_group,
+            group=installation.on_demand_group if installation.market == "on-demand" else installation.train_group,
         )
 
     def _log_group(self, id: str, name: str) -> logs.LogGroup:

@@ -111,12 +111,14 @@ def tell_of_the_missing(group: Group, before: set[str]) -> None:
 
 
 def activities_and_failures() -> None:
-    """moto tells no scaling activity, and a group of it always gets its machines."""
+    """moto tells no scaling activity, and a group of it always gets its machines, also a suspended one."""
     launch, set_desired = Group.replace_autoscaling_group_instances, Group.set_desired_capacity
     backend = asg.AutoScalingBackend
     notify, describe = backend.notify_terminate_instances, backend.describe_auto_scaling_groups
 
     def launched(self: Group, count_needed: int, propagated_tags: dict[str, str]) -> None:
+        if any(one["ProcessName"] == "Launch" for one in self.suspended_processes):
+            return
         if failure := SETTINGS.launch_failures.get(self.name):
             told = activities(self)
             if not told or told[0]["StatusMessage"] != failure:

@@ -35,6 +35,9 @@ S3_ACTIONS = {
 }  # fmt: skip
 CREATES = {"PutObject": "true", "CompleteMultipartUpload": "true", "CreateMultipartUpload": "false",
            "UploadPart": "false"}  # fmt: skip
+# Parts of an update of a group that AWS takes for a use of its launch template: who sends them needs what starting a
+# machine needs. https://docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-launch-template-permissions.html
+WITH_TEMPLATE = ("MixedInstancesPolicy.", "LaunchTemplate.")
 OF_AN_UPLOAD = {"PUT": "UploadPart", "POST": "CompleteMultipartUpload", "DELETE": "AbortMultipartUpload",
                 "GET": "ListParts"}  # fmt: skip  # `call_of` does not tell these from what is done with an object
 LIFETIME: dict[str, float] = {}  # seconds, under "most": sessions end so long after their beginning at the latest
@@ -142,7 +145,10 @@ def requests(call: str, environ: dict[str, Any]) -> list[Request]:
     if service == "s3":
         return s3_requests(operation, environ)
     body = form(environ) if "x-www-form-urlencoded" in environ.get("CONTENT_TYPE", "") else as_json(environ)
-    return [Request(f"{service}:{operation}", resource_of(service, operation, body))]
+    found = [Request(f"{service}:{operation}", resource_of(service, operation, body))]
+    if call == "autoscaling.UpdateAutoScalingGroup" and any(name.startswith(WITH_TEMPLATE) for name in body):
+        found.append(Request("ec2:RunInstances", "*"))
+    return found
 
 
 def as_json(environ: dict[str, Any]) -> dict[str, Any]:

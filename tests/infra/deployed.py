@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -46,7 +46,7 @@ def storage_template() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def group_resource(name: str, template: str) -> dict[str, Any]:
+def group_resource(name: str, template: str, on_demand: int = 0) -> dict[str, Any]:
     return {
         "Type": "AWS::AutoScaling::AutoScalingGroup",
         "Properties": {
@@ -61,7 +61,7 @@ def group_resource(name: str, template: str) -> dict[str, Any]:
                     },
                     "Overrides": [{"InstanceType": "g6.xlarge"}, {"InstanceType": "g5.xlarge"}],
                 },
-                "InstancesDistribution": {"OnDemandBaseCapacity": 0, "OnDemandPercentageAboveBaseCapacity": 0},
+                "InstancesDistribution": {"OnDemandBaseCapacity": 0, "OnDemandPercentageAboveBaseCapacity": on_demand},
             },
         },
     }  # fmt: skip
@@ -88,6 +88,7 @@ def training_template() -> dict[str, Any]:
                 },
             },
             "Train": group_resource(INSTALLATION.train_group, "LaunchTemplate"),
+            "OnDemand": group_resource(INSTALLATION.on_demand_group, "LaunchTemplate", 100),
             "Prepare": group_resource(INSTALLATION.prepare_group, "LaunchTemplate"),
             "Logs": {"Type": "AWS::Logs::LogGroup", "Properties": {"LogGroupName": INSTALLATION.log_group}},
             "Schedules": {
@@ -133,11 +134,11 @@ class Deployed:
         self.put(run_key(run_id, "spec.json"), spec.to_json())
         group = INSTALLATION.train_group if kind == "train" else INSTALLATION.prepare_group
         autoscaling = client(self.aws, "autoscaling")
-        fleet.assign(autoscaling, group, run_id, spec.deadline)
+        fleet.assign(autoscaling, [group], run_id, spec.deadline)
         client(self.aws, "scheduler").create_schedule(
             GroupName=INSTALLATION.schedule_group, Name=run_id, ScheduleExpression="at(2099-01-01T00:00:00)",
             FlexibleTimeWindow={"Mode": "OFF"},
-            Target={"Arn": "arn:aws:scheduler:::aws-sdk:autoscaling:updateAutoScalingGroup",
+            Target={"Arn": "arn:aws:scheduler:::aws-sdk:autoscaling:setDesiredCapacity",
                     "RoleArn": "arn:aws:iam::123456789012:role/stop", "Input": "{}"},
         )  # fmt: skip
         fleet.scale(autoscaling, group, nodes)
@@ -185,8 +186,7 @@ class Deployed:
         self.put(run_key(run_id, f"{name}.json"), {"attempt": attempt, "message": message, "ended": time.time()})
 
     def desired(self, group: str = INSTALLATION.train_group) -> int:
-        found = fleet.group_state(client(self.aws, "autoscaling"), group)
-        assert found is not None
+        (found,) = fleet.read_groups(client(self.aws, "autoscaling"), [group])
         return found.desired
 
     def machines(self) -> list[fleet.FleetMachine]:
@@ -219,13 +219,17 @@ def push_image(registry: Registry) -> None:
     send("PUT", f"{base}/manifests/{IMAGE_TAG}", json.dumps(manifest).encode(), MANIFEST)
 
 
-def deploy(aws: Aws) -> Deployed:
+def deploy(aws: Aws, *, without: Collection[str] = ()) -> Deployed:
+    """`without` some resources of the training stack, as an older version deployed it."""
+    training = training_template()
+    for id in without:
+        del training["Resources"][id]
     ecr = client(aws, "ecr")
     if not ecr.describe_repositories()["repositories"]:
         ecr.create_repository(repositoryName=REPOSITORY)
     cloudformation = client(aws, "cloudformation")
     for name, template in (
-        (INSTALLATION.storage_stack, storage_template()), (INSTALLATION.training_stack, training_template()),
+        (INSTALLATION.storage_stack, storage_template()), (INSTALLATION.training_stack, training),
     ):  # fmt: skip
         cloudformation.create_stack(
             StackName=name, TemplateBody=json.dumps(template), Tags=tags(), Capabilities=["CAPABILITY_IAM"]

@@ -1,4 +1,4 @@
-"""An installation in the emulated account without CDK: two groups, bucket, topic, schedule; and its guard."""
+"""An installation in the emulated account without CDK: its groups, bucket, topic, schedule; and its guard."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from infra.config import Installation, Tag
+from infra.config import Installation, Tag, schedule_names
 from infra.guard import Guard, GuardSettings, rules
 from infra.guard.memory import Memory
 from infra.run import fleet
@@ -49,7 +49,7 @@ class Lab:
     def guard(self, without: Collection[str] = ()) -> Guard:
         settings = GuardSettings.from_environ({
             "INSTALLATION": INSTALLATION.name, "BUCKET": BUCKET, "TOPIC": self.topic,
-            "TRAIN_GROUP": INSTALLATION.train_group, "PREPARE_GROUP": INSTALLATION.prepare_group,
+            "GROUPS": ",".join(INSTALLATION.groups),
         })  # fmt: skip
         return Guard(self.client, settings, without)
 
@@ -58,19 +58,20 @@ class Lab:
         return self.guard().tick(self.began + minutes * 60)
 
     def launch(self, run_id: str = RUN, group: str = INSTALLATION.train_group, nodes: int = 1, **spec: Any) -> Spec:
-        """As the operator's `launch` does it, without its checks."""
+        """As the operator's `launch` does it, without its checks: a run that may use the on-demand group, too."""
         wanted = {"budget_usd": 10.0, "hours": 10.0, "created": self.began, "deadline": self.began + 36000}
         launched = Spec(**{"run_id": run_id, "prices": PRICES, "nodes": nodes, **wanted, **spec})
         self.put(run_key(run_id, "spec.json"), launched.to_json())
         autoscaling = self.client("autoscaling")
-        fleet.use_market(autoscaling, group, launched.market)
-        fleet.assign(autoscaling, group, run_id, launched.deadline)
-        self.client("scheduler").create_schedule(
-            GroupName=INSTALLATION.schedule_group, Name=run_id, ScheduleExpression="at(2099-01-01T00:00:00)",
-            FlexibleTimeWindow={"Mode": "OFF"},
-            Target={"Arn": "arn:aws:scheduler:::aws-sdk:autoscaling:updateAutoScalingGroup",
-                    "RoleArn": "arn:aws:iam::123456789012:role/stop", "Input": "{}"},
-        )  # fmt: skip
+        groups = (group, INSTALLATION.on_demand_group) if group == INSTALLATION.train_group else (group,)
+        fleet.assign(autoscaling, groups, run_id, launched.deadline)
+        for name in schedule_names(run_id)[: len(groups)]:
+            self.client("scheduler").create_schedule(
+                GroupName=INSTALLATION.schedule_group, Name=name, ScheduleExpression="at(2099-01-01T00:00:00)",
+                FlexibleTimeWindow={"Mode": "OFF"},
+                Target={"Arn": "arn:aws:scheduler:::aws-sdk:autoscaling:setDesiredCapacity",
+                        "RoleArn": "arn:aws:iam::123456789012:role/stop", "Input": "{}"},
+            )  # fmt: skip
         fleet.scale(autoscaling, group, nodes)
         return launched
 
@@ -89,9 +90,7 @@ class Lab:
         self.put(checkpoint_key(RUN, "HEAD.json"), Lease(attempt=1, newest=f"manifest-{step}").to_json())
 
     def desired(self, group: str = INSTALLATION.train_group) -> int:
-        state = fleet.group_state(self.client("autoscaling"), group)
-        assert state is not None
-        return state.desired
+        return group_state(self.client("autoscaling"), group).desired
 
     def machines(self, run_id: str = "") -> list[FleetMachine]:
         return fleet.machines(self.client("ec2"), INSTALLATION.name, run_id)
@@ -121,6 +120,11 @@ class Lab:
         return found
 
 
+def group_state(autoscaling: Any, name: str) -> fleet.Group:
+    (found,) = fleet.read_groups(autoscaling, [name])
+    return found
+
+
 @cache
 def client(aws: Aws, service: str) -> Any:
     """One for all tests: making one takes a third of a second."""
@@ -129,6 +133,7 @@ def client(aws: Aws, service: str) -> Any:
 
 def make_lab(aws: Aws) -> Lab:
     make_group(aws, INSTALLATION.train_group, maximum=2)
+    make_group(aws, INSTALLATION.on_demand_group, maximum=2, market=fleet.ON_DEMAND)
     make_group(aws, INSTALLATION.prepare_group, maximum=1)
     client(aws, "s3").create_bucket(Bucket=BUCKET)
     client(aws, "scheduler").create_schedule_group(Name=INSTALLATION.schedule_group)
@@ -140,8 +145,8 @@ def make_lab(aws: Aws) -> Lab:
     return Lab(aws, topic, inbox, time.time())
 
 
-def make_group(aws: Aws, name: str, maximum: int = 1) -> None:
-    """A group of spot machines as the training stack makes it, in two zones."""
+def make_group(aws: Aws, name: str, maximum: int = 1, market: str = fleet.SPOT) -> None:
+    """A group of machines as the training stack makes it, in two zones."""
     ec2 = client(aws, "ec2")
     template = ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData={"ImageId": "ami-12345678"})
     zones = {"Name": "availability-zone", "Values": ["us-east-1a", "us-east-1b"]}
@@ -157,6 +162,8 @@ def make_group(aws: Aws, name: str, maximum: int = 1) -> None:
                 },
                 "Overrides": [{"InstanceType": type} for type in PRICES],
             },
-            "InstancesDistribution": {"OnDemandBaseCapacity": 0, "OnDemandPercentageAboveBaseCapacity": 0},
+            "InstancesDistribution": {
+                "OnDemandBaseCapacity": 0, "OnDemandPercentageAboveBaseCapacity": 100 * (market == fleet.ON_DEMAND),
+            },
         },
     )  # fmt: skip

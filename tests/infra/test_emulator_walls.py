@@ -18,13 +18,13 @@ LOGS = {"logGroupName": INSTALLATION.log_group, "logStreamName": "rn50-1/i-1/boo
 
 @pytest.fixture
 def machine(aws: Aws) -> Any:
-    """Makes clients with the role of a machine for training, in an account with both groups and the secret."""
+    """Makes clients with the role of a machine for training, in an account with the groups and the secret."""
     aws.client("s3").create_bucket(Bucket=BUCKET)
     aws.client("secretsmanager").create_secret(Name=INSTALLATION.secret_name, SecretString="hf_canary")
     aws.client("logs").create_log_group(logGroupName=INSTALLATION.log_group)
     autoscaling = aws.client("autoscaling")
     autoscaling.create_launch_configuration(LaunchConfigurationName="lc", ImageId="ami-1", InstanceType="g6.xlarge")
-    for name in (INSTALLATION.train_group, INSTALLATION.prepare_group):
+    for name in INSTALLATION.groups:
         autoscaling.create_auto_scaling_group(
             AutoScalingGroupName=name, LaunchConfigurationName="lc", MinSize=0, MaxSize=1, DesiredCapacity=0,
             AvailabilityZones=[f"{REGION}a"],

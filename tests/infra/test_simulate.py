@@ -8,12 +8,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Collection
+from dataclasses import replace
 from functools import cache
 
 import pytest
 
 from tests import ROOT
-from tests.simulate.world import OUTER_GUARDS, Result, World, simulate
+from tests.simulate.machine import Trouble
+from tests.simulate.world import BEGAN, OUTER_GUARDS, Result, World, simulate
 
 pytestmark = pytest.mark.slow
 SEEDS = range(100)
@@ -93,6 +95,17 @@ def test_each_guard_of_the_deadline_is_enough_where_it_works_at_all(guard: str) 
         is_frozen = world.training.trouble.frozen_share > 0 and guard == "deadline-timer"
         never_boots = world.training.trouble.boot_hangs > 0 and guard == "deadline-timer"
         assert is_away or is_stuck or is_frozen or never_boots, f"seed {seed} is late with {guard} alone"
+
+
+def test_without_any_spot_machine_a_run_ends_on_the_machines_of_the_on_demand_group() -> None:
+    world = World(7)
+    world.spec = replace(world.spec, market="spot", on_demand_after_minutes=20.0, budget_usd=100.0, hours=24.0)
+    world.weather.droughts = {pool: [(BEGAN, BEGAN + 48 * 3600)] for pool in world.weather.droughts}
+    world.weather.on_demand_droughts, world.training.trouble = [], Trouble()
+    result = world.run()
+    assert (result.ending, result.wrong) == ("finished", ())
+    assert [instance.market for instance in world.cloud.instances] == ["on-demand"]
+    assert world.cloud.instances[0].launched - BEGAN == pytest.approx(20 * 60, abs=3 * 60)
 
 
 def test_a_seed_is_the_same_every_time() -> None:

@@ -76,9 +76,9 @@ LIST = {
     "": NOBODY,
 }
 GROUPS = {name: arns().of("autoscaling", f"autoScalingGroup:1:autoScalingGroupName/{name}") for name in (
-    INSTALLATION.train_group, INSTALLATION.prepare_group, "theirs-train"
+    *INSTALLATION.groups, "theirs-train"
 )}  # fmt: skip
-TRAIN, PREPARE, THEIRS = GROUPS.values()
+TRAIN, ON_DEMAND, PREPARE, THEIRS = GROUPS.values()
 ELSE = {
     ("secretsmanager:GetSecretValue", arns().secret): {MACHINE, PREPARING},
     ("ecr:BatchGetImage", arns().repository): {MACHINE, PREPARING},
@@ -87,10 +87,11 @@ ELSE = {
     ("logs:PutLogEvents", arns().guard_logs.replace("*", "log-stream:x")): {GUARD},
     ("ssmmessages:OpenControlChannel", "*"): {MACHINE, PREPARING},
     ("ssm:GetParameter", f"arn:aws:ssm:{REGION}:{ACCOUNT}:parameter/x"): NOBODY,
-    ("autoscaling:SetDesiredCapacity", TRAIN): {MACHINE, GUARD},
-    ("autoscaling:SetDesiredCapacity", PREPARE): {PREPARING, GUARD},
+    ("autoscaling:SetDesiredCapacity", TRAIN): {MACHINE, GUARD, SCHEDULER},
+    ("autoscaling:SetDesiredCapacity", ON_DEMAND): {MACHINE, GUARD, SCHEDULER},
+    ("autoscaling:SetDesiredCapacity", PREPARE): {PREPARING, GUARD, SCHEDULER},
     ("autoscaling:SetDesiredCapacity", THEIRS): NOBODY,
-    ("autoscaling:UpdateAutoScalingGroup", TRAIN): {GUARD, SCHEDULER},
+    ("autoscaling:UpdateAutoScalingGroup", TRAIN): {GUARD},
     ("autoscaling:CreateOrUpdateTags", TRAIN): NOBODY,
     ("ec2:RunInstances", "*"): NOBODY,
     ("iam:PassRole", role_arn("train-machine")): NOBODY,

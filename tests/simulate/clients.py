@@ -58,8 +58,8 @@ class Ec2:
 class AutoScaling:
     exceptions = SimpleNamespace(ClientError=ClientError)
 
-    def __init__(self, cloud: Cloud):
-        self.cloud = cloud
+    def __init__(self, cloud: Cloud, *, is_operator: bool):
+        self.cloud, self.is_operator = cloud, is_operator
 
     def describe_auto_scaling_groups(self, AutoScalingGroupNames: list[str]) -> dict[str, Any]:  # noqa: N803
         self.cloud.throttle("DescribeAutoScalingGroups")
@@ -82,6 +82,8 @@ class AutoScaling:
 
     def update_auto_scaling_group(self, AutoScalingGroupName: str, **values: Any) -> None:  # noqa: N803
         self.cloud.throttle("UpdateAutoScalingGroup")
+        if "MixedInstancesPolicy" in values and not self.is_operator:  # the guard may not use the launch template
+            raise error("AccessDenied", "UpdateAutoScalingGroup")
         shape = self.cloud.groups[AutoScalingGroupName].shape
         shape["MixedInstancesPolicy"] = shape["MixedInstancesPolicy"] | values.pop("MixedInstancesPolicy", {})
         shape["MaxSize"] = values.get("MaxSize", shape["MaxSize"])
@@ -160,10 +162,10 @@ class Sns:
         self.cloud.mail.append(f"{Subject}: {Message}")
 
 
-def clients(cloud: Cloud) -> Callable[[str], Any]:
-    """By the name of the service, as `boto3.client`; always the same one."""
+def clients(cloud: Cloud, *, is_operator: bool = False) -> Callable[[str], Any]:
+    """By the name of the service, as `boto3.client`; always the same one. The operator may use launch templates."""
     made = {
-        "ec2": Ec2(cloud), "autoscaling": AutoScaling(cloud), "s3": S3(cloud), "scheduler": Scheduler(cloud),
-        "sns": Sns(cloud),
+        "ec2": Ec2(cloud), "autoscaling": AutoScaling(cloud, is_operator=is_operator), "s3": S3(cloud),
+        "scheduler": Scheduler(cloud), "sns": Sns(cloud),
     }  # fmt: skip
     return made.__getitem__

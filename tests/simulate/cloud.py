@@ -77,7 +77,7 @@ class GroupState:
 class Cloud:
     """The account; `on_launch` is called with every machine that a group gets."""
 
-    def __init__(self, clock: Clock, random: Random, weather: Weather, groups: Sequence[str]):
+    def __init__(self, clock: Clock, random: Random, weather: Weather, groups: Sequence[str], on_demand: str):
         self.clock, self.random, self.weather = clock, random, weather
         self.on_launch: Callable[[Instance], None] = lambda instance: None
         self.on_terminate: Callable[[Instance], None] = lambda instance: None
@@ -87,17 +87,21 @@ class Cloud:
         self.schedules: dict[str, str] = {}  # name: the target's input
         self.mail: list[str] = []
         self.refuses_schedules = False
-        self.groups = {name: self._group(name) for name in groups}
+        self.groups = {name: self._group(name, 100 * (name == on_demand)) for name in groups}
 
-    def _group(self, name: str) -> GroupState:
+    def _group(self, name: str, share: int) -> GroupState:
         tag = {"Key": "resnet-spot", "Value": "resnet-spot", "PropagateAtLaunch": True}
         policy = {
             "LaunchTemplate": {"LaunchTemplateSpecification": {"LaunchTemplateId": "lt"}, "Overrides": []},
-            "InstancesDistribution": {"OnDemandPercentageAboveBaseCapacity": 0},
+            "InstancesDistribution": {"OnDemandPercentageAboveBaseCapacity": share},
         }
         shape = {"AutoScalingGroupName": name, "MinSize": 0, "MaxSize": 1, "DesiredCapacity": 0, "Tags": [tag],
                  "MixedInstancesPolicy": policy, "Instances": []}  # fmt: skip
         return GroupState(name, shape)
+
+    @property
+    def desired(self) -> int:
+        return sum(int(group.shape["DesiredCapacity"]) for group in self.groups.values())
 
     # What AWS does by itself.
 

@@ -64,7 +64,6 @@ class Machine:
     instance: Instance
     training: Training
     without: Collection[str]
-    group: str
     life: int = 0  # counts the starts of the container, so that what was planned for an earlier one is void
     starts: int = 0  # without a newer checkpoint in between
     newest: str = ""
@@ -247,8 +246,9 @@ class Machine:
         if guard in self.without:
             return
         self.is_leaving = True
-        self.cloud.groups[self.group].shape["DesiredCapacity"] = 0
-        self.cloud.reconcile(self.cloud.groups[self.group])
+        group = self.cloud.groups[self.instance.tags["aws:autoscaling:groupName"]]
+        group.shape["DesiredCapacity"] = 0
+        self.cloud.reconcile(group)
         self.soon(self.random.uniform(10, 60), lambda: self.cloud.terminate(self.instance), life=False)
 
     def reclaim(self, *, is_announced: bool) -> None:

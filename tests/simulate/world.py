@@ -22,7 +22,6 @@ from trainer.contract import UserError
 
 BEGAN = 1_800_000_000.0
 INSTALLATION = Installation()
-GROUP = INSTALLATION.train_group
 RUN = "run-1"
 OUTER_GUARDS = ("deadline-timer", "schedule", "exit-path", "guard")
 LATE_SECONDS = 300.0  # past the deadline no machine may be alive for longer
@@ -100,14 +99,15 @@ class World:
             refuses=random.random() < 0.03,
         )  # fmt: skip
         self.training = Training(RUN, 0.0, int(hours * speed), trouble)
-        self.cloud = Cloud(self.clock, random, self.weather, (GROUP, INSTALLATION.prepare_group))
+        self.cloud = Cloud(self.clock, random, self.weather, INSTALLATION.groups, INSTALLATION.on_demand_group)
         self.client = clients(self.cloud)
         self.cloud.on_launch, self.cloud.on_terminate = self.launched, self.terminated
         publish(self.cloud, self.training)
         self.lives: dict[str, Machine] = {}
         self.place = Place(installation=INSTALLATION, bucket="store", scheduler_role="arn:aws:iam::1:role/stop")
-        self.settings = GuardSettings(installation=INSTALLATION.name, bucket="store", topic="topic", train_group=GROUP,
-                                 prepare_group=INSTALLATION.prepare_group)  # fmt: skip
+        self.settings = GuardSettings(
+            installation=INSTALLATION.name, bucket="store", topic="topic", groups=INSTALLATION.groups
+        )
         self.guard = self.new_guard()
         self.deadline, self.looked, self.gap = 0.0, BEGAN, TICK_SECONDS
         self.wrong: set[str] = set()
@@ -153,7 +153,7 @@ class World:
         try:
             if "schedule" in self.without:
                 self.cloud.refuses_schedules = True
-            laptop = Laptop(self.client, calls, self.look_meanwhile)
+            laptop = Laptop(clients(self.cloud, is_operator=True), calls, self.look_meanwhile)
             start_run(laptop, self.place, spec, list(ON_DEMAND_USD), replaces="etag" if known else "")
         except LaptopDiedError:
             self.say(f"the laptop died after {calls} calls")
@@ -167,7 +167,7 @@ class World:
 
     def launched(self, instance: Instance) -> None:
         self.say(f"{instance.id} {instance.type} {instance.zone} {instance.market}")
-        machine = Machine(self.clock, self.random, self.cloud, instance, self.training, self.without, GROUP)
+        machine = Machine(self.clock, self.random, self.cloud, instance, self.training, self.without)
         self.lives[instance.id] = machine
         machine.boot()
         if instance.market == "spot" and self.weather.reclaims_per_hour:
@@ -200,11 +200,11 @@ class World:
         if self.random.random() < 0.005:
             self.guard = self.new_guard()  # a cold start
         self.looked = now
-        desired = self.cloud.groups[GROUP].shape["DesiredCapacity"]
+        desired = self.cloud.desired
         for problem in self.guard.tick(now):
             self.say(problem)
-        if desired and not self.cloud.groups[GROUP].shape["DesiredCapacity"]:
-            self.say("the guard set the group to 0")
+        if desired and not self.cloud.desired:
+            self.say("the guard set the groups to 0")
 
     def watch(self, now: float) -> None:
         """What must never be."""
@@ -216,9 +216,7 @@ class World:
                 idle = now - machine.idle if machine.idle else 0.0
                 if idle > IDLE_SECONDS + self.gap - TICK_SECONDS and self.is_store_steady(now):
                     self.wrong.add("idle")
-        is_quiet = not self.cloud.groups[GROUP].shape["DesiredCapacity"] and not any(
-            i.is_billing for i in self.cloud.instances
-        )
+        is_quiet = not self.cloud.desired and not any(i.is_billing for i in self.cloud.instances)
         self.rest = (self.rest or now) if is_quiet and self.cloud.instances else 0.0
 
     def is_store_steady(self, now: float) -> bool:

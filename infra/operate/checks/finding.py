@@ -71,8 +71,3 @@ class Wanted:
             raise self.outputs
         name = self.outputs.get(Output.BUCKET)
         return ExplainedBucket(self.aws.client("s3"), name) if name else None
-
-    @property
-    def group(self) -> str:
-        is_training = self.request.kind == "train"
-        return self.installation.train_group if is_training else self.installation.prepare_group

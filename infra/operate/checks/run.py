@@ -163,17 +163,16 @@ def mail(wanted: Wanted) -> Finding:
 
 
 def alone(wanted: Wanted) -> Finding:
-    if active := find_active(wanted.aws.client, wanted.installation, wanted.group):
+    names = wanted.installation.groups_of(wanted.request.kind)
+    if active := find_active(wanted.aws.client, wanted.installation, names):
         return wrong(active, "make stop")
     return ok("no other run is active")
 
 
 def idle(wanted: Wanted) -> Finding:
-    """No run may be active in either group: a deploy changes both."""
-    installation = wanted.installation
-    for group in (installation.train_group, installation.prepare_group):
-        if active := find_active(wanted.aws.client, installation, group):
-            return wrong(active, "make stop")
+    """No run may be active in any group: a deploy changes all."""
+    if active := find_active(wanted.aws.client, wanted.installation, wanted.installation.groups):
+        return wrong(active, "make stop")
     return ok("no run is active")
 
 

@@ -41,7 +41,7 @@ NOBODY = (NoCredentialsError, NoRegionError)  # there is no account, or not yet
 HELP = "estimate before, spend after, and what is paid while nothing runs"
 # List prices of us-east-1: aws.amazon.com/cloudwatch/pricing, /lambda/pricing, /s3/pricing
 ALARM_USD_PER_MONTH = 0.10
-ALARMS = 5  # the guard, log lines, traffic, the bucket's size, its objects
+ALARMS = 5  # the guard, the stop schedules, log lines, traffic, the bucket's size
 LOGS_USD_PER_GB_MONTH = 0.03
 INGESTED_USD_PER_GB = 0.50  # a log line when it comes in
 PUT_USD = 0.005 / 1000
@@ -208,7 +208,9 @@ def standing(aws: Aws, installation: Installation) -> list[Kept]:
     return [
         *kept_image(aws, installation),
         Kept("guard", installation.guard_function, "a tick a minute", guard),
-        Kept("alarms", "guard, log lines, traffic, bucket", f"{ALARMS} of them", ALARMS * ALARM_USD_PER_MONTH),
+        Kept(
+            "alarms", "guard, schedules, log lines, traffic, bucket", f"{ALARMS} of them", ALARMS * ALARM_USD_PER_MONTH
+        ),
         Kept("logs", installation.log_group, size(stored), stored / 1e9 * LOGS_USD_PER_GB_MONTH),
         Kept("log lines", f"new in the last {INGESTED_DAYS} days", size(came_in), came_in / 1e9 * INGESTED_USD_PER_GB),
     ]

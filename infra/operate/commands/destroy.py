@@ -81,9 +81,8 @@ def close_tally(aws: Aws, installation: Installation) -> None:
     bucket, topic = open_bucket(aws, installation), aws.outputs(installation.training_stack).get(Output.TOPIC)
     if bucket and topic:
         settings = GuardSettings(
-            installation=installation.name, bucket=bucket.name, topic=topic,
-            train_group=installation.train_group, prepare_group=installation.prepare_group,
-        )  # fmt: skip
+            installation=installation.name, bucket=bucket.name, topic=topic, groups=installation.groups
+        )
         Guard(aws.client, settings).tick(time.time())  # it says what it could not do; nothing here depends on it
 
 

@@ -26,7 +26,6 @@ from infra.operate.runs import (
     ExplainedBucket,
     active_run,
     choose_run,
-    group_of,
     launched_at,
     need_bucket,
     read_ending,
@@ -216,25 +215,25 @@ def configure(parser: CommandLine) -> None:
 
 
 def find_ending(
-    aws: Aws, installation: Installation, bucket: ExplainedBucket, run_id: str, name: str, screen: Screen
+    aws: Aws, installation: Installation, bucket: ExplainedBucket, run_id: str, screen: Screen
 ) -> Ending | None:
     """Note what is new about the machines. Returns how the run ended, or None while it can go on."""
     if ending := read_ending(bucket, run_id):
         return ending
     with explained("the machines of the run"):
         autoscaling = aws.client("autoscaling")
-        group = fleet.group_state(autoscaling, name)
+        group = fleet.wanted_group(fleet.read_groups(autoscaling, installation.groups), run_id)
         machines = fleet.machines(aws.client("ec2"), installation.name, run_id)
         billing = [machine for machine in machines if machine.is_billing]
         for machine in billing:
             screen.note(f"machine {machine.id}: {machine.type} in {machine.zone}, {machine.market}")
         if billing:
             return None
-        if group is None or not group.desired or group.run_id != run_id:
+        if group is None or not group.desired:
             reason = bucket.read_json(run_key(run_id, "guard.json")).get("reason") or "its group is scaled to zero"
             return Ending("stopped", printable(str(reason)), max((machine.ended for machine in machines), default=0.0))
         screen.note("no machine yet: AWS is looking for one")
-        for refusal in fleet.why_no_machine(autoscaling, name, launched_at(bucket, run_id)):
+        for refusal in fleet.why_no_machine(autoscaling, group, launched_at(bucket, run_id)):
             screen.note(f"no machine: {refusal}")
     return None
 
@@ -262,9 +261,8 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
         screen.show(tail.poll())
         return ExitCode.DONE
     screen.note(f"run {run_id} (Ctrl-C leaves the run alone)")
-    group = group_of(installation, spec)
     try:
-        ending = follow(tail, screen, lambda: find_ending(aws, installation, bucket, run_id, group, screen))
+        ending = follow(tail, screen, lambda: find_ending(aws, installation, bucket, run_id, screen))
     except KeyboardInterrupt:
         next_commands(("make logs", "follow again"), ("make status", "step, ETA, dollars"), ("make stop", "stop it"))
         return ExitCode.DONE

@@ -16,17 +16,21 @@ from infra.operate.text import duration
 from infra.run import fleet
 
 HELP = "save, stop and terminate every machine; the stacks, the data and the run stay"
-WAIT_SECONDS = 600  # a machine has 100 s to save, and EC2 takes its time
+# A machine has 100 s to save. EC2 may then take more than 10 minutes with one that has a GPU, and bills no second of
+# that: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-lifecycle.html
+WAIT_SECONDS = 1200
 ASK_SECONDS = 3.0
+STARTING = "starting"  # our word for a machine that only its group knows as yet
 
 
 def empty_groups(aws: Aws, installation: Installation) -> None:
-    """Set both groups to 0, so that no machine is launched any more."""
+    """Set all groups to 0, so that no machine is launched any more."""
     autoscaling = aws.client("autoscaling")
-    for name in (installation.train_group, installation.prepare_group):
-        with explained(f"set the Auto Scaling group {name} to 0"):
-            if fleet.group_state(autoscaling, name):
-                fleet.scale_to_zero(autoscaling, name)
+    with explained("the Auto Scaling groups"):
+        groups = fleet.read_groups(autoscaling, installation.groups)
+    for group in groups:
+        with explained(f"set the Auto Scaling group {group.name} to 0"):
+            fleet.scale_to_zero(autoscaling, group.name)
 
 
 def terminate_machines(aws: Aws, installation: Installation) -> dict[str, str]:
@@ -41,10 +45,9 @@ def terminate_machines(aws: Aws, installation: Installation) -> dict[str, str]:
         if billing := [machine.id for machine in machines if machine.is_billing]:
             ec2.terminate_instances(InstanceIds=billing)
         known = {machine.id: machine.state for machine in machines}
-        for name in (installation.train_group, installation.prepare_group):
-            group = fleet.group_state(autoscaling, name)
-            for id in group.instance_ids if group else ():
-                known.setdefault(id, "starting")  # EC2 does not show it yet; its group terminates it
+        for group in fleet.read_groups(autoscaling, installation.groups):
+            for id in group.instance_ids:
+                known.setdefault(id, STARTING)  # EC2 does not show it yet; its group terminates it
     return {id: state for id, state in known.items() if state != "terminated"}
 
 
@@ -64,18 +67,24 @@ def delete_schedules(aws: Aws, installation: Installation) -> list[str]:
 
 
 def wait_until_gone(aws: Aws, installation: Installation, wait_seconds: float = WAIT_SECONDS) -> None:
-    """Show the states of the machines until all are gone. Raises AwsError if that takes longer than `wait_seconds`."""
+    """Show the states of the machines until all are gone, for at most `wait_seconds`.
+
+    Raises AwsError if one still bills then. One that is shutting down does not bill any more.
+    """
     began = time.monotonic()
     with LiveLine() as live:
         while left := terminate_machines(aws, installation):
             live.show(f"machines: {', '.join(f'{n} {state}' for state, n in sorted(Counter(left.values()).items()))}")
             if time.monotonic() > began + wait_seconds:
-                raise AwsError(
-                    f"still there after {duration(wait_seconds)}: {', '.join(f'{id} ({left[id]})' for id in left)}; "
-                    "they were told to terminate: run the same command again, which goes on from here"
-                )
+                break
             time.sleep(ASK_SECONDS)
-    show_line("no machine is left: nothing bills by the hour")
+    if not left:
+        show_line("no machine is left: nothing bills by the hour")
+        return
+    named = f"still there after {duration(wait_seconds)}: {', '.join(f'{id} ({left[id]})' for id in left)}"
+    if any(state in (*fleet.BILLING_STATES, STARTING) for state in left.values()):
+        raise AwsError(f"{named}; they were told to terminate: run the same command again, which goes on from here")
+    show_line(f"{named}: EC2 takes its time, and bills none of it")
 
 
 def configure(parser: CommandLine) -> None:
@@ -88,9 +97,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     machines = terminate_machines(aws, installation)
     schedules = delete_schedules(aws, installation)
     deleted = f"; deleted the stop at the deadline ({', '.join(schedules)})" if schedules else ""
-    show_line(
-        f"{run_id or 'no run was active'}: both groups are at 0, machines shutting down: {len(machines)}{deleted}"
-    )
+    show_line(f"{run_id or 'no run was active'}: all groups are at 0, machines shutting down: {len(machines)}{deleted}")
     if options.wait:
         wait_until_gone(aws, installation)
     again = f"make launch RUN={run_id}" if run_id else "make launch"

@@ -69,12 +69,11 @@ def is_named_by_stack(installation: Installation, name: str) -> bool:
 
 def groups(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
     autoscaling = aws.client("autoscaling")
-    names = (installation.train_group, installation.prepare_group)
     for page in autoscaling.get_paginator("describe_auto_scaling_groups").paginate():
         for group in page["AutoScalingGroups"]:
             tags = {tag["Key"]: tag["Value"] for tag in group.get("Tags", [])}
             name = group["AutoScalingGroupName"]
-            if name in names or tags.get(Tag.INSTALLATION) == installation.name:
+            if name in installation.groups or tags.get(Tag.INSTALLATION) == installation.name:
                 yield LeftOver(
                     "Auto Scaling group", name,
                     f"aws autoscaling delete-auto-scaling-group --force-delete --auto-scaling-group-name {name}",

@@ -98,7 +98,7 @@ class Request:
     )
     on_demand_after_minutes: float = option(
         "on-demand-after", "change to on-demand after so many minutes without a machine", default=0.0, parse=float,
-        metavar="MINUTES", spec="on_demand_after_minutes",
+        metavar="MINUTES", kinds=("train",), spec="on_demand_after_minutes",
     )  # fmt: skip
     keep_minutes: float = option(
         "keep", "if the run fails, keep its machine so long for `make shell` (default: not)", default=0.0,

@@ -16,10 +16,10 @@ from typing import Any
 import botocore.exceptions
 
 from infra.boot.handover import session_policy
-from infra.config import PREPARE_PREFIX, Installation
+from infra.config import PREPARE_PREFIX, Installation, schedule_names
 from infra.operate.session import explained
 from infra.run import fleet
-from infra.run.fleet import Clients
+from infra.run.fleet import ON_DEMAND, SPOT, Clients
 from infra.run.spec import Spec
 from trainer.contract import UserError, run_key
 
@@ -34,8 +34,18 @@ class Place:
     bucket: str
     scheduler_role: str
 
-    def group(self, kind: str) -> str:
-        return self.installation.train_group if kind == "train" else self.installation.prepare_group
+    def groups(self, spec: Spec) -> tuple[str, ...]:
+        """The groups that the run may use. It begins in the first one, and the guard may change to the other."""
+        spot, *others = self.installation.groups_of(spec.kind)
+        if not others or (spec.market == SPOT and not spec.on_demand_after_minutes):
+            return (spot,)
+        return (spot, *others) if spec.market == SPOT else (*others,)
+
+    def market(self, group: str, spec: Spec) -> str:
+        """Each group of trainings has its own market. The only one of preparations takes that of the run."""
+        if group == self.installation.prepare_group:
+            return spec.market
+        return ON_DEMAND if group == self.installation.on_demand_group else SPOT
 
     @property
     def partition(self) -> str:
@@ -50,13 +60,14 @@ def start_run(client: Clients, place: Place, spec: Spec, types: Sequence[str], *
     If this is interrupted, it has either started nothing that bills, or everything. Raises UserError if another run is
     active, or if somebody else has changed this run's spec meanwhile.
     """
-    autoscaling, group = client("autoscaling"), place.group(spec.kind)
+    autoscaling, groups = client("autoscaling"), place.groups(spec)
     refuse_if_active(client, place, spec)
     _write_spec(client("s3"), place.bucket, spec, replaces)
-    fleet.offer(autoscaling, group, spec.market, types, spec.nodes)
-    fleet.assign(autoscaling, group, spec.run_id, spec.deadline)
-    _schedule_stop(client("scheduler"), place, spec)
-    fleet.scale(autoscaling, group, spec.nodes)
+    for group in groups:
+        fleet.offer(autoscaling, group, place.market(group, spec), types, spec.nodes)
+    fleet.assign(autoscaling, groups, spec.run_id, spec.deadline)
+    _schedule_stops(client("scheduler"), place, spec)
+    fleet.scale(autoscaling, groups[0], spec.nodes)
 
 
 def check_policy(place: Place, spec: Spec) -> None:
@@ -75,29 +86,37 @@ def check_policy(place: Place, spec: Spec) -> None:
 
 
 def is_running(client: Clients, place: Place, kind: str, run_id: str) -> bool:
-    """Whether the group is already asked for machines for this run."""
-    with explained("the Auto Scaling group"):
-        state = fleet.group_state(client("autoscaling"), place.group(kind))
-    return bool(run_id and state and state.desired and state.run_id == run_id)
+    """Whether a group is already asked for machines for this run."""
+    with explained("the Auto Scaling groups"):
+        groups = fleet.read_groups(client("autoscaling"), place.installation.groups_of(kind))
+    state = fleet.wanted_group(groups, run_id)
+    return bool(run_id and state and state.desired)
 
 
 def refuse_if_active(client: Clients, place: Place, spec: Spec) -> None:
-    group = place.group(spec.kind)
-    if active := find_active(client, place.installation, group):
+    """Raises UserError if no run of this kind can start now."""
+    installation = place.installation
+    if active := find_active(client, installation, installation.groups_of(spec.kind)):
         raise UserError(f"{active}: one run at a time; `make status` shows it, `make stop` stops it")
-    if fleet.group_state(client("autoscaling"), group) is None:
-        raise UserError(f"the Auto Scaling group {group} does not exist: `make deploy`")
+    there = {group.name for group in fleet.read_groups(client("autoscaling"), installation.groups)}
+    # All of them: the schedules of an older deploy have not the role to do what is asked of them here.
+    if missing := [name for name in installation.groups if name not in there]:
+        older = "an older version deployed this" if there else "nothing is deployed"
+        raise UserError(
+            f"the Auto Scaling group {missing[0]} does not exist, since {older}: `make deploy NO_LAUNCH=1` first"
+        )
 
 
-def find_active(client: Clients, installation: Installation, group: str) -> str:
-    """Why the group is not free, as a sentence. Returns "" if it is free."""
-    state = fleet.group_state(client("autoscaling"), group)
-    if state and state.desired:
-        return f"the run {state.run_id or '(none named)'} is active: {group} is asked for {state.desired} machine(s)"
+def find_active(client: Clients, installation: Installation, names: Sequence[str]) -> str:
+    """Why the groups are not free, as a sentence. Returns "" if they are free."""
+    for state in fleet.read_groups(client("autoscaling"), names):
+        if state.desired:
+            run = state.run_id or "(none named)"
+            return f"the run {run} is active: {state.name} is asked for {state.desired} machine(s)"
     alive = [
         machine
         for machine in fleet.machines(client("ec2"), installation.name)
-        if machine.is_billing and machine.group in ("", group)
+        if machine.is_billing and machine.group in ("", *names)
     ]
     if alive:
         ids = ", ".join(machine.id for machine in alive)
@@ -123,31 +142,42 @@ def _write_spec(s3: Any, bucket: str, spec: Spec, replaces: str) -> None:
         s3.delete_object(Bucket=bucket, Key=run_key(spec.run_id, "failed.json"))
 
 
-def _schedule_stop(scheduler: Any, place: Place, spec: Spec) -> None:
-    """Make the one-time schedule that sets the group to 0 at the deadline. Schedules of the group's earlier runs go."""
-    group = place.installation.schedule_group
-    wanted: dict[str, Any] = {
-        "GroupName": group,
-        "Name": spec.run_id,
-        "Description": f"stops {place.group(spec.kind)} at the deadline of {spec.run_id}",
+def _schedule_stops(scheduler: Any, place: Place, spec: Spec) -> None:
+    """Make a one-time schedule for each group of the run, which sets it to 0 at the deadline.
+
+    Schedules of earlier runs of this kind go.
+    """
+    known = stop_schedules(scheduler, place.installation.schedule_group)
+    made = []
+    for group in place.groups(spec):
+        wanted = _stop_schedule(place, spec, group)
+        if wanted["Name"] in known:
+            scheduler.update_schedule(**wanted)
+        else:
+            scheduler.create_schedule(**wanted)
+        made.append(wanted["Name"])
+    for name in known:
+        if name not in made and name.startswith(PREPARE_PREFIX) == (spec.kind == "prepare"):
+            forget_schedule(scheduler, place.installation.schedule_group, name)
+
+
+def _stop_schedule(place: Place, spec: Spec, group: str) -> dict[str, Any]:
+    """A schedule that only sets the size: AWS asks nobody who does so for permissions on the launch template."""
+    first, of_on_demand = schedule_names(spec.run_id)
+    return {
+        "GroupName": place.installation.schedule_group,
+        "Name": of_on_demand if group == place.installation.on_demand_group else first,
+        "Description": f"stops {group} at the deadline of {spec.run_id}",
         "ScheduleExpression": f"at({datetime.fromtimestamp(spec.deadline, UTC):%Y-%m-%dT%H:%M:%S})",
         "ScheduleExpressionTimezone": "UTC",
         "FlexibleTimeWindow": {"Mode": "OFF"},
         "ActionAfterCompletion": "DELETE",
         "Target": {
-            "Arn": f"arn:{place.partition}:scheduler:::aws-sdk:autoscaling:updateAutoScalingGroup",
+            "Arn": f"arn:{place.partition}:scheduler:::aws-sdk:autoscaling:setDesiredCapacity",
             "RoleArn": place.scheduler_role,
-            "Input": json.dumps({"AutoScalingGroupName": place.group(spec.kind), "MinSize": 0, "DesiredCapacity": 0}),
+            "Input": json.dumps({"AutoScalingGroupName": group, "DesiredCapacity": 0}),
         },
     }
-    known = stop_schedules(scheduler, group)
-    if spec.run_id in known:
-        scheduler.update_schedule(**wanted)
-    else:
-        scheduler.create_schedule(**wanted)
-    for name in known:
-        if name != spec.run_id and name.startswith(PREPARE_PREFIX) == (spec.kind == "prepare"):
-            forget_schedule(scheduler, group, name)
 
 
 def stop_schedules(scheduler: Any, group: str) -> list[str]:

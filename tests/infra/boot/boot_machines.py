@@ -77,7 +77,7 @@ class Machine:
 
     @property
     def group(self) -> str:
-        return self.installation.train_group if self.kind == "train" else self.installation.prepare_group
+        return self.installation.groups_of(self.kind)[0]
 
     @property
     def scratch(self) -> Path:
@@ -174,7 +174,7 @@ class Machine:
         assert self.container is not None
         daemon = {"insecure-registries": [self.registry]}
         environment = {
-            "INSTALLATION": self.installation.name, "STORE": "s3://bucket", "LOG_GROUP": self.installation.log_group,
+            "GROUP": self.group, "STORE": "s3://bucket", "LOG_GROUP": self.installation.log_group,
             "IMAGE": self.image, "SECRET": self.installation.secret_name, "REGION": REGION, "KIND": self.kind,
             "RUN_ROLE": f"arn:aws:iam::{ACCOUNT}:role/{self.kind}-run", "GPU": "",
             "AWS_ENDPOINT_URL": f"http://{OUTSIDE}:{urlsplit(self.aws.endpoint).port}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from infra.config import Tag
+from infra.config import Tag, schedule_names
 from infra.guard import handler
 from infra.run import fleet
 from tests.infra.fleets import ALL_RULES, BUCKET, INSTALLATION, RUN, Lab, only
@@ -94,14 +94,14 @@ def test_a_launch_that_follows_keeps_its_own_schedule(lab: Lab) -> None:
     lab.tick(3)
     assert lab.desired() == 0
     autoscaling = lab.client("autoscaling")
-    fleet.assign(autoscaling, GROUP, RUN, lab.began + 50000)  # what `launch` does first
+    fleet.assign(autoscaling, [GROUP], RUN, lab.began + 50000)  # what `launch` does first
     lab.tick(4)
-    assert lab.schedules() == [RUN]
+    assert sorted(lab.schedules()) == sorted(schedule_names(RUN))
 
 
 def test_a_look_in_the_middle_of_a_launch_does_not_take_the_run_for_over(lab: Lab) -> None:
     autoscaling, guard = lab.client("autoscaling"), lab.guard()
-    fleet.assign(autoscaling, GROUP, RUN, lab.began + 36000)  # what `launch` does first
+    fleet.assign(autoscaling, [GROUP], RUN, lab.began + 36000)  # what `launch` does first
     guard.tick(lab.began)
     lab.launch()
     guard.tick(lab.began + 60)
@@ -149,7 +149,7 @@ def test_a_failure_does_not_count_after_a_later_attempt(lab: Lab) -> None:
     assert lab.desired() == 1
 
 
-def test_both_groups_are_guarded(lab: Lab) -> None:
+def test_a_training_and_a_preparation_are_guarded_at_the_same_time(lab: Lab) -> None:
     prepare = INSTALLATION.prepare_group
     lab.launch()
     lab.launch(run_id="prepare-1", group=prepare, kind="prepare", deadline=lab.began + 600)
@@ -162,7 +162,7 @@ def test_both_groups_are_guarded(lab: Lab) -> None:
 def test_the_function_itself_runs_from_its_environment(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "INSTALLATION": INSTALLATION.name, "BUCKET": BUCKET, "TOPIC": lab.topic,
-        "TRAIN_GROUP": GROUP, "PREPARE_GROUP": INSTALLATION.prepare_group,
+        "GROUPS": ",".join(INSTALLATION.groups),
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     lab.launch(deadline=lab.began - 1)

@@ -7,9 +7,10 @@ import pytest
 
 from infra.config import Tag
 from infra.run import fleet
-from tests.infra.fleets import INSTALLATION, Lab, only
+from tests.infra.fleets import INSTALLATION, RUN, Lab, only
+from trainer.contract import run_key
 
-GROUP = INSTALLATION.train_group
+GROUP, OTHER = INSTALLATION.groups_of("train")
 
 
 def test_a_hung_machine_is_replaced_three_times_and_then_the_run_stops(lab: Lab) -> None:
@@ -124,15 +125,66 @@ def test_without_any_spot_machine_it_changes_to_on_demand_after_the_stated_wait(
     lab.launch(on_demand_after_minutes=10.0)
     for minute in (0, 9):
         lab.tick(minute)
-        state = fleet.group_state(lab.client("autoscaling"), GROUP)
-        assert state is not None
-        assert state.market == "spot"
+        assert (lab.desired(GROUP), lab.desired(OTHER)) == (1, 0)
     lab.tick(10)
-    state = fleet.group_state(lab.client("autoscaling"), GROUP)
-    assert state is not None
-    assert state.market == "on-demand"
+    assert (lab.desired(GROUP), lab.desired(OTHER)) == (0, 1)
+    (machine,) = (machine for machine in lab.machines() if machine.is_billing)
+    assert (machine.market, machine.group, machine.run_id) == ("on-demand", OTHER, RUN)
     (message,) = lab.mail()
     assert "no such machine free" in message
+    lab.beat()
+    lab.tick(11)  # it is the run's machine as any other
+    assert [one.id for one in lab.spend().machines] == [machine.id]
+    assert lab.desired(OTHER) == 1
+    lab.put(run_key(RUN, "done.json"), {"attempt": 1})
+    lab.tick(14)
+    assert lab.desired(OTHER) == 0
+    assert lab.billing() == []
+    lab.tick(15)
+    assert lab.schedules() == []
+
+
+def test_a_change_that_fails_in_between_leaves_the_run_with_a_machine_and_is_finished_later(lab: Lab) -> None:
+    """Two calls change the group. The run must never be in no group, and not for long in two."""
+    lab.aws.set(launch_failures={GROUP: "UnfulfillableCapacity - Unable to fulfill capacity"})
+    lab.launch(on_demand_after_minutes=10.0)
+    lab.tick(0)
+    lab.aws.fault("autoscaling.SetDesiredCapacity", code="AccessDenied", times=1)
+    assert "planned by the test" in "".join(lab.tick(10))
+    assert (lab.desired(GROUP), lab.desired(OTHER)) == (1, 0)  # the first call was refused: nothing has changed
+    lab.client("autoscaling").set_desired_capacity(AutoScalingGroupName=OTHER, DesiredCapacity=1)  # the second was
+    lab.tick(11)
+    assert (lab.desired(GROUP), lab.desired(OTHER)) == (0, 1)
+
+
+def test_a_run_whose_launch_did_not_name_the_on_demand_group_says_how_to_change_by_hand(lab: Lab) -> None:
+    """As one that was launched before there was such a group."""
+    lab.aws.set(launch_failures={GROUP: "UnfulfillableCapacity - Unable to fulfill capacity"})
+    spec = lab.launch(on_demand_after_minutes=10.0)
+    fleet.assign(lab.client("autoscaling"), [OTHER], "another", spec.deadline)
+    for minute in (0, 10, 11):
+        lab.tick(minute)
+    assert (lab.desired(GROUP), lab.desired(OTHER)) == (1, 0)
+    (message,) = lab.mail()
+    assert f"`make stop`, then `make launch RUN={RUN} MARKET=on-demand`" in message
+
+
+def test_a_machine_of_the_group_that_the_run_has_left_is_unwanted(lab: Lab) -> None:
+    """A spot machine that comes in the same moment, and that its group does not let go."""
+    lab.launch()
+    autoscaling = lab.client("autoscaling")
+    (spot,) = lab.billing()
+    autoscaling.set_instance_protection(AutoScalingGroupName=GROUP, InstanceIds=[spot], ProtectedFromScaleIn=True)
+    fleet.scale(autoscaling, OTHER, 1)
+    fleet.scale_to_zero(autoscaling, GROUP)
+    guard = lab.guard(without=only("unwanted"))
+    for minute in (1, 2, 3):
+        guard.tick(lab.began + minute * 60)
+    assert len(lab.billing()) == 2
+    guard.tick(lab.began + 5 * 60)
+    left = [machine for machine in lab.machines() if machine.is_billing]
+    assert spot not in [machine.id for machine in left]
+    assert OTHER in [machine.group for machine in left]
 
 
 def test_why_no_machine_came_is_not_told_by_an_earlier_launch(lab: Lab) -> None:

@@ -34,7 +34,7 @@ class Watch:
     """A guard without AWS: a look a minute, whose memory goes through JSON."""
 
     def __init__(self) -> None:
-        self.facts = Facts(now=NOW, group=GROUP, machines=(machine("i-1", NOW - 300),), spec=SPEC)
+        self.facts = Facts(now=NOW, groups=(GROUP,), machines=(machine("i-1", NOW - 300),), spec=SPEC)
         self.mails: list[str] = []
 
     def look(self, signs: Signs | None = None, minutes: float = 1, **changes: Any) -> str:
@@ -98,7 +98,7 @@ def test_a_crash_on_the_same_machine_is_told_when_the_run_goes_on() -> None:
 
 @pytest.mark.parametrize(
     "end",
-    [{"signs": Signs(done=NOW)}, {"signs": Signs(failed=NOW)}, {"group": replace(GROUP, desired=0)}],
+    [{"signs": Signs(done=NOW)}, {"signs": Signs(failed=NOW)}, {"groups": (replace(GROUP, desired=0),)}],
 )
 def test_the_end_of_a_run_is_no_interruption(end: dict[str, Any]) -> None:
     watch = Watch()
@@ -116,7 +116,7 @@ def test_another_launch_begins_without_an_interruption() -> None:
     watch = Watch()
     watch.beat()
     launched = replace(GROUP, deadline=SPEC.deadline + 3600)
-    assert watch.look(machines=(), group=launched) == ""
+    assert watch.look(machines=(), groups=(launched,)) == ""
     watch.look(machines=(machine("i-2", watch.facts.now),))
     assert watch.beat(attempt=2, step=7) == "the run goes on: attempt 2, training, step 7"
 

@@ -3,11 +3,49 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import boto3
 import pytest
+from botocore.exceptions import ClientError
 
-from tests.infra.fleets import RUN, Lab
+from infra.guard import Guard, GuardSettings
+from infra.run import fleet
+from tests.emulator.aws import REGION
+from tests.emulator.principals import put_role
+from tests.infra.fleets import BUCKET, INSTALLATION, RUN, Lab
 from trainer.contract import run_key
+
+SPOT, ON_DEMAND = INSTALLATION.groups_of("train")
+
+
+def as_the_guard(lab: Lab) -> Guard:
+    """One that may do what the deployed function may, and no more."""
+    role = put_role(lab.client("iam"), "guard", BUCKET)
+    granted = lab.client("sts").assume_role(RoleArn=role, RoleSessionName="guard")["Credentials"]
+    session = boto3.Session(granted["AccessKeyId"], granted["SecretAccessKey"], granted["SessionToken"], REGION)
+    topic = lab.client("sns").create_topic(Name="topic")["TopicArn"]
+    settings = GuardSettings(installation=INSTALLATION.name, bucket=BUCKET, topic=topic, groups=INSTALLATION.groups)
+    connect: Any = session.client
+    return Guard(lambda service: connect(service, endpoint_url=lab.aws.endpoint), settings)
+
+
+def test_the_guard_changes_to_on_demand_and_stops_with_no_permission_but_its_own(lab: Lab) -> None:
+    """AWS may want ec2:RunInstances of whoever touches a launch template. The guard has it not, and needs it not."""
+    lab.aws.set(launch_failures={SPOT: "UnfulfillableCapacity - Unable to fulfill capacity"})
+    lab.launch(on_demand_after_minutes=10.0, deadline=lab.began + 3600)
+    guard = as_the_guard(lab)
+    with pytest.raises(ClientError, match=r"AccessDenied.*ec2:RunInstances"):
+        fleet.offer(guard.autoscaling, SPOT, "on-demand", ["g6.xlarge"], 1)
+    lab.aws.clear_calls()
+    for minute in (0, 10):
+        assert guard.tick(lab.began + minute * 60) == []
+    assert (lab.desired(SPOT), lab.desired(ON_DEMAND)) == (0, 1)
+    assert [machine.market for machine in lab.machines() if machine.is_billing] == ["on-demand"]
+    assert guard.tick(lab.began + 61 * 60) == []
+    assert (lab.desired(SPOT), lab.desired(ON_DEMAND)) == (0, 0)
+    assert lab.billing() == []
+    assert "autoscaling.UpdateAutoScalingGroup" not in lab.aws.calls()
 
 
 def test_a_heartbeat_that_may_not_be_read_is_no_hang(lab: Lab) -> None:

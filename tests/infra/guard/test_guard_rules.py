@@ -26,7 +26,7 @@ MACHINE = FleetMachine(
     id="i-1", type="g6.xlarge", zone="a", market="spot", state="running", launched=NOW - 3600, run_id="r", group="g"
 )
 WELL = Facts(
-    now=NOW, group=GROUP, machines=(MACHINE,), spec=SPEC, signs=Signs(heartbeat=Heartbeat(at=NOW - 10, mark="7")),
+    now=NOW, groups=(GROUP,), machines=(MACHINE,), spec=SPEC, signs=Signs(heartbeat=Heartbeat(at=NOW - 10, mark="7")),
     memory=Memory(at=NOW - 60, active=NOW - 60, deadline=SPEC.deadline, mark="6", marked=NOW - 70),
 )  # fmt: skip
 
@@ -45,7 +45,7 @@ def looks(facts: Facts, times: int = 2) -> Decision:
 
 def test_a_run_that_is_well_is_left_alone() -> None:
     decision = looks(replace(WELL, signs=beat(-100)))
-    assert (decision.stop, dict(decision.terminate), decision.market) == ("", {}, "")
+    assert (decision.stop, dict(decision.terminate), decision.is_market_due) == ("", {}, False)
 
 
 def test_the_budget_stops_early_enough_for_the_next_look_and_the_shutdown() -> None:
@@ -66,12 +66,12 @@ def test_the_budget_counts_a_machine_that_is_to_come_at_the_dearest_price_it_may
         WELL,
         machines=(),
         spend=Spend(at=NOW, machines=(ended,)),
-        group=replace(GROUP, types=("g6.xlarge", "g5.xlarge")),
+        groups=(replace(GROUP, types=("g6.xlarge", "g5.xlarge")),),
     )
     ahead = 1.2 * (rules.TICK_SECONDS + rules.SHUTDOWN_SECONDS) / 3600
     for left, stops in ((ahead * 1.01, False), (ahead * 0.99, True)):
         assert bool(decide(replace(waiting, spec=replace(spec, budget_usd=1.0 + left))).stop) == stops
-    enough = replace(waiting, spec=replace(spec, budget_usd=1.0 + ahead * 0.99), group=replace(GROUP, desired=0))
+    enough = replace(waiting, spec=replace(spec, budget_usd=1.0 + ahead * 0.99), groups=(replace(GROUP, desired=0),))
     assert decide(enough).stop == ""
 
 
@@ -101,10 +101,10 @@ def test_a_spec_whose_extras_are_no_amount_is_no_spec(extras: str) -> None:
 
 
 def test_the_group_s_deadline_counts_and_not_the_spec_s_or_an_older_machine_s() -> None:
-    later = replace(WELL, group=replace(GROUP, deadline=NOW + 60), spec=replace(SPEC, deadline=NOW - 60))
+    later = replace(WELL, groups=(replace(GROUP, deadline=NOW + 60),), spec=replace(SPEC, deadline=NOW - 60))
     assert decide(replace(later, machines=(replace(MACHINE, deadline=NOW - 600),))).stop == ""
     assert "deadline" in decide(replace(later, now=NOW + 61)).stop
-    assert "deadline" in decide(replace(later, group=replace(GROUP, deadline=0.0))).stop  # no tag: the spec's
+    assert "deadline" in decide(replace(later, groups=(replace(GROUP, deadline=0.0),))).stop  # no tag: the spec's
 
 
 def test_the_exit_path_has_two_minutes_before_the_guard_takes_over() -> None:
@@ -181,7 +181,7 @@ def test_a_run_launched_again_has_all_its_hang_restarts() -> None:
     tired = replace(WELL.memory, hang_kills=3, stopped=NOW - 100, reason="hung")
     facts = replace(WELL, signs=beat(181), memory=tired)
     assert "for the 4th time" in looks(facts).stop
-    again = replace(facts, group=replace(GROUP, deadline=SPEC.deadline + 100))
+    again = replace(facts, groups=(replace(GROUP, deadline=SPEC.deadline + 100),))
     decision = looks(again)
     assert (decision.stop, decision.memory.hang_kills) == ("", 1)
 
@@ -205,7 +205,7 @@ def test_machines_whose_spec_cannot_be_read_run_for_the_time_of_a_boot_and_no_lo
 
 
 def test_a_group_at_rest_is_news_for_a_while_and_then_nothing() -> None:
-    at_rest = replace(WELL, group=replace(GROUP, desired=0), machines=(), signs=Signs(done=NOW - 200))
+    at_rest = replace(WELL, groups=(replace(GROUP, desired=0),), machines=(), signs=Signs(done=NOW - 200))
     assert "finished" in decide(at_rest).stop
     later = decide(replace(at_rest, now=NOW + 1000))
     assert later.memory.is_over
@@ -214,11 +214,11 @@ def test_a_group_at_rest_is_news_for_a_while_and_then_nothing() -> None:
 
 def test_on_demand_comes_after_the_stated_wait_and_only_once_and_only_if_stated() -> None:
     waiting = replace(WELL, machines=(), memory=replace(WELL.memory, without_machine=NOW - 20 * MINUTE))
-    assert decide(waiting).market == ""
+    assert not decide(waiting).is_market_due
     stated = replace(waiting, spec=replace(SPEC, on_demand_after_minutes=20.0))
-    assert decide(stated).market == "on-demand"
-    assert decide(replace(stated, group=replace(GROUP, market="on-demand"))).market == ""
-    assert decide(replace(stated, machines=(MACHINE,))).market == ""
+    assert decide(stated).is_market_due
+    assert not decide(replace(stated, groups=(replace(GROUP, market="on-demand"),))).is_market_due
+    assert not decide(replace(stated, machines=(MACHINE,))).is_market_due
 
 
 def test_every_guard_can_be_left_out_and_each_has_a_name_of_its_own() -> None:

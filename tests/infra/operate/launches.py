@@ -14,11 +14,12 @@ from infra.operate.session import Aws as Operator
 from infra.run import fleet
 from infra.run.spec import Spec
 from tests.infra.deployed import Deployed
+from tests.infra.fleets import group_state
 from tests.infra.operator import session
 from trainer.contract import run_key
 
 INSTALLATION = Installation()
-GROUP = INSTALLATION.train_group
+GROUP, ON_DEMAND = INSTALLATION.groups_of("train")
 
 
 def plan(asked: Request | None = None, **installation: str) -> Plan:
@@ -46,9 +47,7 @@ def begin(account: Deployed, asked: Request | None = None) -> Spec:
 
 
 def group(account: Deployed, name: str = GROUP) -> fleet.Group:
-    found = fleet.group_state(account.aws.client("autoscaling"), name)
-    assert found
-    return found
+    return group_state(account.aws.client("autoscaling"), name)
 
 
 def schedule(account: Deployed, name: str) -> dict[str, Any]:

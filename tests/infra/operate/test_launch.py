@@ -21,6 +21,7 @@ from tests.infra.deployed import Deployed
 from tests.infra.operate.launches import (
     GROUP,
     INSTALLATION,
+    ON_DEMAND,
     begin,
     group,
     machines,
@@ -85,8 +86,9 @@ def test_the_guards_stand_before_the_money_flows(place: Deployed) -> None:
     at = time.strptime(found["ScheduleExpression"], "at(%Y-%m-%dT%H:%M:%S)")
     assert abs(time.mktime(at) - time.timezone - spec.deadline) < 2
     assert found["ActionAfterCompletion"] == "DELETE"
-    assert found["Target"]["Arn"] == "arn:aws:scheduler:::aws-sdk:autoscaling:updateAutoScalingGroup"
-    assert json.loads(found["Target"]["Input"]) == {"AutoScalingGroupName": GROUP, "MinSize": 0, "DesiredCapacity": 0}
+    # The one call that AWS checks nothing of but this permission: an update may need the launch template's, too.
+    assert found["Target"]["Arn"] == "arn:aws:scheduler:::aws-sdk:autoscaling:setDesiredCapacity"
+    assert json.loads(found["Target"]["Input"]) == {"AutoScalingGroupName": GROUP, "DesiredCapacity": 0}
     tags = {tag["Key"]: tag for tag in place.aws.client("autoscaling").describe_tags()["Tags"]}
     assert tags[Tag.RUN]["PropagateAtLaunch"]
     assert tags[Tag.DEADLINE]["Value"] == str(int(spec.deadline))
@@ -120,8 +122,64 @@ def test_types_are_offered_by_dollars_per_image(place: Deployed) -> None:
 
 def test_only_the_types_that_were_asked_for_are_offered(place: Deployed) -> None:
     begin(place, Request(recipe="digits", types=("g6.4xlarge",), market="on-demand"))
-    assert group(place).types == ("g6.4xlarge",)
-    assert group(place).market == "on-demand"
+    assert group(place, ON_DEMAND).types == ("g6.4xlarge",)
+    assert (group(place, ON_DEMAND).desired, group(place).desired) == (1, 0)
+    (machine,) = machines(place)
+    assert (machine.type, machine.market) == ("g6.4xlarge", "on-demand")
+
+
+def test_a_run_that_may_change_to_on_demand_is_made_ready_in_both_groups(place: Deployed) -> None:
+    """So the guard has only to set sizes."""
+    longest = "r" * 63
+    spec = begin(place, Request(recipe="digits", run_id=longest, on_demand_after_minutes=20))
+    spot, other = group(place), group(place, ON_DEMAND)
+    assert (spot.desired, other.desired) == (1, 0)
+    assert (spot.market, other.market) == ("spot", "on-demand")
+    assert (other.run_id, other.deadline) == (spot.run_id, spot.deadline) == (longest, int(spec.deadline))
+    assert other.types == spot.types
+    targets = {
+        json.loads(schedule(place, name)["Target"]["Input"])["AutoScalingGroupName"]: schedule(place, name)
+        for name in stop_schedules(place.aws.client("scheduler"), INSTALLATION.schedule_group)
+    }
+    assert targets.keys() == {GROUP, ON_DEMAND}
+    assert len({one["ScheduleExpression"] for one in targets.values()}) == 1
+
+
+def test_a_run_on_spot_alone_leaves_the_other_group_alone(place: Deployed) -> None:
+    before = group(place, ON_DEMAND)
+    begin(place)
+    assert group(place, ON_DEMAND) == before
+    assert len(stop_schedules(place.aws.client("scheduler"), INSTALLATION.schedule_group)) == 1
+
+
+def test_a_run_goes_on_in_the_other_market(place: Deployed) -> None:
+    begin(place, Request(recipe="digits", run_id="mine"))
+    stop(place)
+    begin(place, Request(recipe="digits", run_id="mine", market="on-demand"))
+    assert (group(place).desired, group(place, ON_DEMAND).desired) == (0, 1)
+    names = stop_schedules(place.aws.client("scheduler"), INSTALLATION.schedule_group)
+    (target,) = (json.loads(schedule(place, name)["Target"]["Input"])["AutoScalingGroupName"] for name in names)
+    assert target == ON_DEMAND
+
+
+def test_an_active_run_in_the_on_demand_group_keeps_others_out(place: Deployed) -> None:
+    begin(place, Request(recipe="digits", run_id="first", market="on-demand"))
+    with pytest.raises(UserError, match=r"the run first is active: resnet-spot-on-demand.*make stop"):
+        begin(place, Request(recipe="digits", run_id="second"))
+    ended = infra("launch", "--recipe", "digits", "--run", "first")
+    assert "first is running already" in ended.said
+
+
+@pytest.mark.parametrize("kind", ["train", "prepare"])
+def test_an_installation_of_an_older_version_must_be_deployed_first(place: Deployed, kind: str) -> None:
+    """Its schedules have a role that may not do what a stop schedule is asked for now."""
+    autoscaling = place.aws.client("autoscaling")
+    autoscaling.delete_auto_scaling_group(AutoScalingGroupName=ON_DEMAND)
+    asked = Request(recipe="digits") if kind == "train" else Request(kind="prepare", data=hub.IMAGENET)
+    with pytest.raises(UserError, match=rf"{ON_DEMAND} does not exist, since an older version .*make deploy"):
+        begin(place, asked)
+    assert stop_schedules(place.aws.client("scheduler"), INSTALLATION.schedule_group) == []
+    assert machines(place) == []
 
 
 def test_the_stop_schedule_is_of_the_partition_that_the_installation_is_in(place: Deployed) -> None:
@@ -130,7 +188,7 @@ def test_the_stop_schedule_is_of_the_partition_that_the_installation_is_in(place
     )
     start_run(Operator(session()).client, china, plan(Request(recipe="digits", run_id="mine")).spec, ["g5.xlarge"])
     target = schedule(place, "mine")["Target"]["Arn"]
-    assert target == "arn:aws-cn:scheduler:::aws-sdk:autoscaling:updateAutoScalingGroup"
+    assert target == "arn:aws-cn:scheduler:::aws-sdk:autoscaling:setDesiredCapacity"
 
 
 def test_more_files_than_the_credentials_of_a_run_can_name_are_refused_before_anything_starts(place: Deployed) -> None:
@@ -179,7 +237,7 @@ def test_a_machine_that_is_still_there_keeps_the_next_run_out(place: Deployed) -
 
 def test_preparing_data_and_training_do_not_keep_each_other_out(place: Deployed) -> None:
     begin(place, Request(kind="prepare", data=hub.IMAGENET, run_id="prepare-x"))
-    assert find_active(Operator(session()).client, INSTALLATION, INSTALLATION.prepare_group)
+    assert find_active(Operator(session()).client, INSTALLATION, [INSTALLATION.prepare_group])
     begin(place, Request(recipe="digits", run_id="training"))
     assert set(stop_schedules(place.aws.client("scheduler"), INSTALLATION.schedule_group)) == {"prepare-x", "training"}
 

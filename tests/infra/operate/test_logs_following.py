@@ -103,7 +103,7 @@ def test_why_an_earlier_launch_got_no_machine_is_not_told_of_this_one(
 ) -> None:
     def notes() -> str:
         bucket = ExplainedBucket(deployed.aws.client("s3"), deployed.bucket)
-        logs.find_ending(operator(), INSTALLATION, bucket, RUN, INSTALLATION.train_group, Screen())
+        logs.find_ending(operator(), INSTALLATION, bucket, RUN, Screen())
         return capsys.readouterr().err
 
     deployed.aws.set(launch_failures={INSTALLATION.train_group: CAPACITY})

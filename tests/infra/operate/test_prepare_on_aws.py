@@ -12,6 +12,7 @@ from infra.run.spec import Spec
 from tests.emulator.aws import Aws
 from tests.infra import hub
 from tests.infra.deployed import Deployed
+from tests.infra.fleets import group_state
 from tests.infra.operator import infra
 from trainer.contract import run_key
 
@@ -22,8 +23,7 @@ INSTALLATION = Installation()
 def test_a_cpu_machine_prepares_the_dataset_into_the_bucket(place: Deployed) -> None:
     ended = infra("prepare", "--args", "--quality 85", "--hours", "3")
     assert ended.code == 0, ended.said + ended.error
-    group = fleet.group_state(place.aws.client("autoscaling"), INSTALLATION.prepare_group)
-    assert group
+    group = group_state(place.aws.client("autoscaling"), INSTALLATION.prepare_group)
     assert (group.desired, group.types[0]) == (1, "c6a.2xlarge")
     assert group.run_id.startswith("prepare-imagenet-1k-")
     body = place.aws.client("s3").get_object(Bucket=place.bucket, Key=run_key(group.run_id, "spec.json"))["Body"].read()
@@ -34,8 +34,7 @@ def test_a_cpu_machine_prepares_the_dataset_into_the_bucket(place: Deployed) -> 
     assert "dollars" in ended.said
     assert "50 MB/s of download, an assumption" in ended.said
     assert f"make status RUN={group.run_id}" in ended.said
-    training = fleet.group_state(place.aws.client("autoscaling"), INSTALLATION.train_group)
-    assert training
+    training = group_state(place.aws.client("autoscaling"), INSTALLATION.train_group)
     assert training.desired == 0
 
 

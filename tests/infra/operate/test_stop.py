@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from infra.operate.commands import stop
 from infra.operate.session import AwsError
+from infra.run import fleet
 from tests.emulator.aws import Aws
-from tests.infra.deployed import INSTALLATION, RUN, Deployed, client
+from tests.infra.deployed import INSTALLATION, RUN, Deployed, client, deploy
 from tests.infra.operator import operate
 from trainer.contract import UserError
 
@@ -66,10 +68,42 @@ def test_a_machine_that_does_not_go_is_named_after_a_while(deployed: Deployed, m
     with pytest.raises(AwsError, match=r"terminate the machines: AWS refused"):
         operate("stop")
     client(deployed.aws, "ec2").modify_instance_attribute(InstanceId=id, DisableApiTermination={"Value": False})
-    monkeypatch.setattr(stop, "terminate_machines", lambda *_: {id: "shutting-down"})
+    monkeypatch.setattr(stop, "terminate_machines", lambda *_: {id: "running", "i-2": "shutting-down"})
     monkeypatch.setattr(stop, "ASK_SECONDS", 0.01)
-    with pytest.raises(AwsError, match=rf"still there after 0 s: {id} \(shutting-down\).*run the same command again"):
+    with pytest.raises(AwsError, match=rf"still there after 0 s: {id} \(running\).*run the same command again"):
         stop.wait_until_gone(None, INSTALLATION, 0.02)  # type: ignore[arg-type]
+
+
+def test_a_machine_that_only_shuts_down_slowly_is_named_and_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One with a GPU may take EC2 more than ten minutes, which nobody pays."""
+    monkeypatch.setattr(stop, "terminate_machines", lambda *_: {"i-1": "shutting-down"})
+    monkeypatch.setattr(stop, "ASK_SECONDS", 0.01)
+    stop.wait_until_gone(None, INSTALLATION, 0.02)  # type: ignore[arg-type]
+    said = capsys.readouterr().out
+    assert "still there after 0 s: i-1 (shutting-down): EC2 takes its time, and bills none of it" in said
+    assert "no machine is left" not in said
+
+
+def test_machines_of_the_on_demand_group_are_stopped(deployed: Deployed) -> None:
+    autoscaling, group = client(deployed.aws, "autoscaling"), INSTALLATION.on_demand_group
+    fleet.assign(autoscaling, [group], RUN, time.time() + 3600)
+    fleet.scale(autoscaling, group, 1)
+    assert len(deployed.machines()) == 1
+    assert operate("stop") == 0
+    assert deployed.machines() == []
+    assert deployed.desired(group) == 0
+
+
+@pytest.mark.usefixtures("quick_destroy")
+def test_an_older_installation_without_an_on_demand_group_is_shown_stopped_and_destroyed(aws: Aws) -> None:
+    older = deploy(aws, without=["OnDemand"])
+    older.launch()
+    assert operate("status") == 0
+    assert operate("stop") == 0
+    assert older.machines() == []
+    assert operate("destroy") == 0
 
 
 def test_no_wait_returns_at_once(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:

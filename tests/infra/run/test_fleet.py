@@ -9,7 +9,7 @@ import pytest
 from infra.config import Tag
 from infra.run import fleet
 from infra.run.fleet import Group
-from tests.infra.fleets import INSTALLATION, RUN, Lab
+from tests.infra.fleets import INSTALLATION, RUN, Lab, group_state
 
 GROUP = INSTALLATION.train_group
 
@@ -40,19 +40,17 @@ def test_machines_of_another_installation_are_not_seen(lab: Lab) -> None:
 
 def test_a_group_tells_what_it_is_asked_for_and_none_is_none(lab: Lab) -> None:
     autoscaling = lab.client("autoscaling")
-    assert fleet.group_state(autoscaling, "nowhere") is None
-    before = fleet.group_state(autoscaling, GROUP)
+    assert fleet.read_groups(autoscaling, ["nowhere"]) == []
+    before = group_state(autoscaling, GROUP)
     assert before == Group(name=GROUP, desired=0, maximum=2, types=("g6.xlarge", "g5.xlarge"))
     spec = lab.launch(nodes=2)
-    after = fleet.group_state(autoscaling, GROUP)
-    assert after is not None
+    after = group_state(autoscaling, GROUP)
     assert (after.desired, after.run_id, after.deadline) == (2, RUN, int(spec.deadline))
     assert sorted(after.instance_ids) == sorted(machine.id for machine in lab.machines())
 
 
 def offer(lab: Lab) -> tuple[str, tuple[str, ...]]:
-    state = fleet.group_state(lab.client("autoscaling"), GROUP)
-    assert state is not None
+    state = group_state(lab.client("autoscaling"), GROUP)
     return state.market, state.types
 
 
@@ -60,12 +58,42 @@ def test_market_and_types_change_and_leave_the_rest(lab: Lab) -> None:
     autoscaling = lab.client("autoscaling")
     fleet.offer(autoscaling, GROUP, "on-demand", ["g6e.xlarge", "g5.2xlarge"], 2)
     assert offer(lab) == ("on-demand", ("g6e.xlarge", "g5.2xlarge"))
-    fleet.use_market(autoscaling, GROUP, "spot")
-    assert offer(lab) == ("spot", ("g6e.xlarge", "g5.2xlarge"))
-    fleet.use_market(autoscaling, GROUP, "on-demand")
     fleet.scale(autoscaling, GROUP, 1)
     (machine,) = lab.machines()
     assert (machine.type, machine.market) == ("g6e.xlarge", "on-demand")
+    fleet.offer(autoscaling, GROUP, "spot", ["g5.xlarge"], 2)
+    assert offer(lab) == ("spot", ("g5.xlarge",))
+
+
+def test_a_group_that_was_suspended_says_so_and_goes_on_with_the_next_launch(lab: Lab) -> None:
+    """As AWS does with a group that found no machine for a day. It then tries nothing, and tells nothing new."""
+    autoscaling = lab.client("autoscaling")
+    autoscaling.suspend_processes(AutoScalingGroupName=GROUP)
+    lab.launch()
+    assert lab.billing() == []
+    state = group_state(autoscaling, GROUP)
+    assert state.suspended
+    (refusal,) = fleet.why_no_machine(autoscaling, state)
+    assert "suspended" in refusal.reason
+    assert f"`aws autoscaling resume-processes --auto-scaling-group-name {GROUP}`" in refusal.fix
+    fleet.offer(autoscaling, GROUP, "spot", ["g6.xlarge"], 1)
+    assert not group_state(autoscaling, GROUP).suspended
+    assert len(lab.billing()) == 1
+
+
+def test_a_group_that_is_not_suspended_is_not_resumed(lab: Lab) -> None:
+    """So whoever may not do so can launch all the same."""
+    lab.aws.clear_calls()
+    fleet.offer(lab.client("autoscaling"), GROUP, "spot", ["g6.xlarge"], 1)
+    assert "autoscaling.ResumeProcesses" not in lab.aws.calls()
+
+
+def test_the_group_of_a_run_is_the_one_that_is_asked_for_machines() -> None:
+    idle, wanted = Group(name="a", desired=0, maximum=1, run_id="r"), Group(name="b", desired=1, maximum=1, run_id="r")
+    other = Group(name="c", desired=1, maximum=1, run_id="s")
+    assert fleet.wanted_group([idle, other, wanted], "r") == wanted
+    assert fleet.wanted_group([other, idle], "r") == idle
+    assert fleet.wanted_group([other], "r") is None
 
 
 def test_a_group_never_has_more_machines_than_its_run_asked_for(lab: Lab) -> None:
@@ -100,7 +128,10 @@ def test_a_group_whose_minimum_was_raised_by_hand_still_goes_to_0(lab: Lab) -> N
          "credentials do not have permission to create the service-linked role for EC2 Spot Instances.",
          "service-linked role", "aws iam create-service-linked-role --aws-service-name spot.amazonaws.com"),
         ("Could not launch Spot Instances. UnfulfillableCapacity - Unable to fulfill capacity due to your request "
-         "configuration.", "no such machine free", "more types or zones"),
+         "configuration.", "or never has these types in these zones", "other types or zones"),
+        ("Client.InternalError: Client error on launch", "default key for disks", "make preflight"),
+        ("Client.InvalidKMSKey.InvalidState: The KMS key provided is in an incorrect state", "default key for disks",
+         "make preflight"),
         ("We currently do not have sufficient g5.xlarge capacity in the Availability Zone you requested (us-east-1a).",
          "no such machine free", "more types or zones"),
         ("The image id '[ami-1234]' does not exist", "machine image", "make deploy"),
@@ -111,14 +142,14 @@ def test_a_refused_machine_tells_why_and_what_to_do(lab: Lab, message: str, reas
     lab.aws.set(launch_failures={GROUP: message})
     lab.launch()
     autoscaling = lab.client("autoscaling")
-    (refusal,) = fleet.why_no_machine(autoscaling, GROUP)
+    (refusal,) = fleet.why_no_machine(autoscaling, group_state(autoscaling, GROUP))
     assert reason in refusal.reason
     assert message in refusal.reason  # AWS's own words are never lost
     assert fix in refusal.fix
     assert bool(refusal.fix) == bool(fix)
-    assert fleet.why_no_machine(autoscaling, GROUP, since=time.time() + 60) == []
+    assert fleet.why_no_machine(autoscaling, group_state(autoscaling, GROUP), since=time.time() + 60) == []
 
     lab.aws.set(launch_failures={GROUP: ""})
-    assert fleet.group_state(autoscaling, GROUP)  # the group tries again
+    assert group_state(autoscaling, GROUP)  # the group tries again
     assert lab.billing()
-    assert fleet.why_no_machine(autoscaling, GROUP) == []
+    assert fleet.why_no_machine(autoscaling, group_state(autoscaling, GROUP)) == []

@@ -12,6 +12,7 @@ from tests.infra.synthesized import VARIANTS, flat, stacks
 pytestmark = pytest.mark.slow  # CDK runs in Node.js
 ACCOUNT = "<AWS::Region>:<AWS::AccountId>"
 GROUP = "arn:<AWS::Partition>:autoscaling:" + ACCOUNT + ":autoScalingGroup:*:autoScalingGroupName/resnet-spot-"
+GROUPS = {"train": [GROUP + "train", GROUP + "on-demand"], "prepare": [GROUP + "prepare"]}
 REPOSITORY = (
     "arn:<AWS::Partition>:ecr:" + ACCOUNT + ":repository/"
     "cdk-hnb659fds-container-assets-${AWS::AccountId}-${AWS::Region}"
@@ -51,7 +52,7 @@ def of_every_machine(kind: str, pull: list[Any]) -> list[Any]:
             ],
             ["*"],
         ),
-        (["autoscaling:SetDesiredCapacity", "autoscaling:TerminateInstanceInAutoScalingGroup"], [GROUP + kind]),
+        (["autoscaling:SetDesiredCapacity", "autoscaling:TerminateInstanceInAutoScalingGroup"], GROUPS[kind]),
     ]
 
 
@@ -121,7 +122,7 @@ GUARD = [
     ),
     (
         ["autoscaling:SetDesiredCapacity", "autoscaling:UpdateAutoScalingGroup"],
-        [GROUP + "train", GROUP + "prepare"],
+        [*GROUPS["train"], *GROUPS["prepare"]],
     ),
     (
         ["ec2:TerminateInstances"],
@@ -135,7 +136,7 @@ GUARD = [
     (["sns:Publish"], ["<Topic>"]),
     (["logs:CreateLogStream", "logs:PutLogEvents"], ["<GuardLogs.Arn>"]),
 ]
-SCHEDULER = [(["autoscaling:UpdateAutoScalingGroup"], [GROUP + "train", GROUP + "prepare"])]
+SCHEDULER = [(["autoscaling:SetDesiredCapacity"], [*GROUPS["train"], *GROUPS["prepare"]])]
 
 
 def statements(role: dict[str, Any]) -> list[Any]:

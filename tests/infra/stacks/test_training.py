@@ -44,7 +44,7 @@ def environment(machine: str) -> dict[str, str]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_deploy_starts_no_machine_and_waits_for_none(variant: str) -> None:
     training = stacks(variant).training
-    assert len(training.all("AutoScaling::AutoScalingGroup")) == 2
+    assert len(training.all("AutoScaling::AutoScalingGroup")) == 3
     for group in training.all("AutoScaling::AutoScalingGroup").values():
         assert group["MinSize"] == "0"
         assert "DesiredCapacity" not in group
@@ -102,21 +102,24 @@ def test_in_a_given_vpc_nothing_but_the_security_group_is_made() -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "name", "types", "most"),
+    ("machine", "name", "types", "on_demand"),
     [
-        ("Train", INSTALLATION.train_group, INSTALLATION.instance_types, "1"),
-        ("Prepare", INSTALLATION.prepare_group, INSTALLATION.prepare_instance_types, "1"),
+        ("Train", INSTALLATION.train_group, INSTALLATION.instance_types, 0),
+        ("OnDemand", INSTALLATION.on_demand_group, INSTALLATION.instance_types, 100),
+        ("Prepare", INSTALLATION.prepare_group, INSTALLATION.prepare_instance_types, 0),
     ],
 )
-def test_a_group_offers_every_type_at_the_market_price(machine: str, name: str, types: str, most: str) -> None:
+def test_a_group_offers_every_type_at_the_price_of_its_market(
+    machine: str, name: str, types: str, on_demand: int
+) -> None:
     group = stacks().training.one("AutoScaling::AutoScalingGroup", machine)
-    assert (group["AutoScalingGroupName"], group["MaxSize"]) == (name, most)
+    assert (group["AutoScalingGroupName"], group["MaxSize"]) == (name, "1")
     policy = group["MixedInstancesPolicy"]
     assert [one["InstanceType"] for one in policy["LaunchTemplate"]["Overrides"]] == types.split(",")
     assert policy["InstancesDistribution"] == {
         "OnDemandAllocationStrategy": "prioritized",
         "OnDemandBaseCapacity": 0,
-        "OnDemandPercentageAboveBaseCapacity": 0,
+        "OnDemandPercentageAboveBaseCapacity": on_demand,
         "SpotAllocationStrategy": "price-capacity-optimized",
     }
 
@@ -128,14 +131,36 @@ def test_the_default_is_twelve_spot_pools_or_more() -> None:
 
 
 def test_the_market_and_the_number_of_nodes_come_from_the_context() -> None:
-    for group in stacks("changed").training.all("AutoScaling::AutoScalingGroup").values():
-        assert group["MixedInstancesPolicy"]["InstancesDistribution"]["OnDemandPercentageAboveBaseCapacity"] == 100
-    nodes = stacks("changed").training
-    assert nodes.one("AutoScaling::AutoScalingGroup", "Train")["MaxSize"] == "2"
-    assert nodes.one("AutoScaling::AutoScalingGroup", "Prepare")["MaxSize"] == "1"
+    """The two groups for trainings have their markets in any case, and `launch` chooses between them."""
+    found = stacks("changed").training.all("AutoScaling::AutoScalingGroup").values()
+    share = {
+        group["AutoScalingGroupName"]: (
+            group["MixedInstancesPolicy"]["InstancesDistribution"]["OnDemandPercentageAboveBaseCapacity"],
+            group["MaxSize"],
+        )
+        for group in found
+    }
+    assert share == {
+        INSTALLATION.train_group: (0, "2"),
+        INSTALLATION.on_demand_group: (100, "2"),
+        INSTALLATION.prepare_group: (100, "1"),
+    }
 
 
-@pytest.mark.parametrize("machine", ["Train", "Prepare"])
+def test_the_on_demand_machines_are_those_of_the_trainings_in_all_but_group_and_market() -> None:
+    """A run goes on there with the same image, roles, disk and boot."""
+    training = stacks().training
+    spot, other = (training.one("EC2::LaunchTemplate", id)["LaunchTemplateData"] for id in ("Train", "OnDemand"))
+    differs = {name for name in spot if spot[name] != other[name]}
+    assert differs == {"IamInstanceProfile", "TagSpecifications", "UserData"}
+    profiles = [training.one("IAM::InstanceProfile", id)["Roles"] for id in ("Train", "OnDemand")]
+    assert profiles[0] == profiles[1]
+    told = environment("OnDemand")
+    assert told.pop("GROUP") == INSTALLATION.on_demand_group
+    assert told.items() <= environment("Train").items()
+
+
+@pytest.mark.parametrize("machine", ["Train", "OnDemand", "Prepare"])
 def test_a_machine_that_powers_off_is_terminated_and_never_replaced_early(machine: str) -> None:
     training = stacks().training
     data = training.one("EC2::LaunchTemplate", machine)["LaunchTemplateData"]
@@ -146,7 +171,7 @@ def test_a_machine_that_powers_off_is_terminated_and_never_replaced_early(machin
     assert group["HealthCheckType"] == "EC2"
 
 
-@pytest.mark.parametrize(("machine", "gib"), [("Train", 120), ("Prepare", 450)])
+@pytest.mark.parametrize(("machine", "gib"), [("Train", 120), ("OnDemand", 120), ("Prepare", 450)])
 def test_the_disk_is_gp3_and_as_large_as_the_machine_needs(machine: str, gib: int) -> None:
     (disk,) = stacks().training.one("EC2::LaunchTemplate", machine)["LaunchTemplateData"]["BlockDeviceMappings"]
     assert (disk["DeviceName"], disk["Ebs"]["VolumeType"], disk["Ebs"]["VolumeSize"]) == ("/dev/sda1", "gp3", gib)
@@ -185,7 +210,7 @@ def test_what_runs_and_what_it_leaves_behind_bears_the_tag_of_the_installation()
     assert without <= untaggable
 
 
-@pytest.mark.parametrize("machine", ["Train", "Prepare"])
+@pytest.mark.parametrize("machine", ["Train", "OnDemand", "Prepare"])
 def test_the_user_data_carries_every_file_of_the_boot_and_installs_it(machine: str) -> None:
     config = cloud_config(machine)
     packed = config["write_files"][0]
@@ -208,14 +233,25 @@ def test_the_machines_are_told_what_the_boot_reads() -> None:
     assert train.pop("IMAGE").startswith(image)
     assert prepare.pop("IMAGE").startswith(image)
     shared = {
-        "INSTALLATION": "resnet-spot",
         "STORE": "s3://bucket-name",
         "LOG_GROUP": "/resnet-spot/runs",
         "SECRET": "SECRET",
         "REGION": "<AWS::Region>",
     }
-    assert train == {**shared, "KIND": "train", "GPU": "--gpus all", "RUN_ROLE": "<TrainRunRole.Arn>"}
-    assert prepare == {**shared, "KIND": "prepare", "GPU": "", "RUN_ROLE": "<PrepareRunRole.Arn>"}
+    assert train == {
+        **shared,
+        "GROUP": INSTALLATION.train_group,
+        "KIND": "train",
+        "GPU": "--gpus all",
+        "RUN_ROLE": "<TrainRunRole.Arn>",
+    }
+    assert prepare == {
+        **shared,
+        "GROUP": INSTALLATION.prepare_group,
+        "KIND": "prepare",
+        "GPU": "",
+        "RUN_ROLE": "<PrepareRunRole.Arn>",
+    }
 
 
 def test_user_data_that_ec2_would_refuse_is_refused_at_synthesis(tmp_path: Path) -> None:
@@ -245,8 +281,7 @@ def test_the_guard_is_told_what_to_watch() -> None:
         "INSTALLATION": "resnet-spot",
         "BUCKET": "bucket-name",
         "TOPIC": "<Topic>",
-        "TRAIN_GROUP": INSTALLATION.train_group,
-        "PREPARE_GROUP": INSTALLATION.prepare_group,
+        "GROUPS": "resnet-spot-train,resnet-spot-on-demand,resnet-spot-prepare",
     }
 
 
