@@ -157,10 +157,10 @@ def serve() -> None:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
     from werkzeug.serving import make_server
 
-    from tests.emulator import aws_images, aws_machines, aws_rollbacks, aws_stacks, enforcement
+    from tests.emulator import aws_account, aws_images, aws_machines, aws_rollbacks, aws_stacks, enforcement
     from tests.emulator.aws_control import Front
 
-    patched = (aws_stacks, aws_rollbacks, aws_machines, aws_images, enforcement)
+    patched = (aws_stacks, aws_rollbacks, aws_account, aws_machines, aws_images, enforcement)
     controls = {name: follow for one in patched for name, follow in one.patch().items()}
     front = Front(DomainDispatcherApplication(create_backend_app), controls, enforcement.refusal)
     server = make_server("127.0.0.1", 0, front, threaded=True, request_handler=MotoRequestHandler)

@@ -1,4 +1,4 @@
-"""EC2, Auto Scaling, prices, quotas and logs in the emulator: what moto 5.2.5 lacks of them. Each function that
+"""EC2, Auto Scaling, spot prices and logs in the emulator: what moto 5.2.5 lacks of them. Each function that
 patches says which gap it closes."""
 
 from __future__ import annotations
@@ -21,10 +21,6 @@ from moto.iam.models import SERVICE_NAME_CONVERSION
 from moto.logs import models as logs
 from moto.logs.responses import LogsResponse
 from moto.moto_api._internal import mock_random
-from moto.servicequotas.exceptions import NoSuchResource
-from moto.servicequotas.models import ServiceQuotasBackend
-from moto.servicequotas.responses import ServiceQuotasResponse
-from moto.ssm import models as ssm
 
 from tests.emulator.aws_control import SETTINGS
 
@@ -37,8 +33,6 @@ def patch() -> dict[str, Callable[[], None]]:
     activities_and_failures()
     updates_leave_the_rest_alone()
     spot_prices()
-    quotas()
-    public_parameters()
     SERVICE_NAME_CONVERSION["spot"] = "EC2Spot"  # moto makes AWSServiceRoleForspot
     logs_come_late_and_in_pages()
     return {}
@@ -223,43 +217,6 @@ def spot_prices() -> None:
         return ActionResult({"SpotPriceHistory": found})
 
     SpotInstances.describe_spot_price_history = history
-
-
-def quotas() -> None:
-    """moto knows the quotas of VPC alone, as defaults."""
-
-    def entry(code: str) -> dict[str, Any]:
-        service = "vpc" if code == "L-F678F1CE" else "ec2"
-        return {"ServiceCode": service, "QuotaCode": code, "QuotaName": code, "Value": SETTINGS.quotas[code]}
-
-    def get(self: ServiceQuotasBackend, service_code: str, quota_code: str) -> dict[str, Any]:
-        if quota_code not in SETTINGS.quotas or entry(quota_code)["ServiceCode"] != service_code:
-            raise NoSuchResource
-        return entry(quota_code)
-
-    def listed(self: ServiceQuotasResponse) -> ActionResult:
-        entries = [entry(code) for code in SETTINGS.quotas]
-        return ActionResult({"Quotas": [e for e in entries if e["ServiceCode"] == self._get_param("ServiceCode")]})
-
-    ServiceQuotasBackend.get_service_quota = get
-    ServiceQuotasResponse.list_service_quotas = listed
-
-
-def public_parameters() -> None:
-    """moto has few public parameters of SSM, and refuses to put more."""
-    check = ssm.ParameterDict._check_loading_status
-
-    def loaded(self: ssm.ParameterDict, key: str) -> None:
-        check(self, key)
-        if key in SETTINGS.parameters and not dict.__contains__(self, key):
-            parameter = ssm.Parameter(
-                account_id=self.account_id, name=key, value=SETTINGS.parameters[key], parameter_type="String",
-                description=None, allowed_pattern=None, keyid=None, last_modified_date=time.time(), version=1,
-                data_type="text",
-            )  # fmt: skip
-            dict.setdefault(self, key, []).append(parameter)
-
-    ssm.ParameterDict._check_loading_status = loaded
 
 
 def logs_come_late_and_in_pages() -> None:

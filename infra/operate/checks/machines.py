@@ -25,6 +25,10 @@ from infra.operate.planning.disks import (
 )
 from infra.operate.planning.plan import asked_work, find_dataset
 
+KEY_OPERATIONS = (
+    "Encrypt", "Decrypt", "ReEncryptFrom", "ReEncryptTo", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext",
+    "DescribeKey", "CreateGrant",
+)  # fmt: skip
 PAID = "aws freetier upgrade-account-plan --account-plan-type PAID --region us-east-1"
 
 
@@ -132,6 +136,23 @@ def disk(wanted: Wanted) -> Finding:
     said = f"{root} GiB; room for {room:.0f} GB or more, the data takes {staged.gb:.0f} GB"
     small = without_room(wanted.types, staged, root)
     return ok(f"{said}; too little on {small}, left out" if small else said)
+
+
+def disk_key(wanted: Wanted) -> Finding:
+    """Machines' disks are encrypted with the account's default key. If that is one of its own, Auto Scaling may use it
+    only where it was allowed to. Nobody but the key's policy and grants tell, so this is a warning.
+    """
+    key = str(wanted.aws.client("ec2").get_ebs_default_kms_key_id()["KmsKeyId"])
+    if key.endswith("alias/aws/ebs"):
+        return ok("AWS's own, which Auto Scaling may use")
+    # https://docs.aws.amazon.com/autoscaling/ec2/userguide/key-policy-requirements-EBS-encryption.html
+    role = f"{wanted.aws.account}:role/aws-service-role/autoscaling.amazonaws.com/AWSServiceRoleForAutoScaling"
+    return Finding(
+        "warning",
+        f"disks get {key}: unless Auto Scaling was allowed to use it, no machine starts",
+        f"aws kms create-grant --key-id {key} --grantee-principal arn:aws:iam::{role} "
+        f"--operations {' '.join(KEY_OPERATIONS)}",
+    )
 
 
 def needed_disk(staged: Staged) -> str:

@@ -36,6 +36,7 @@ LAUNCH: Mapping[str, Check] = MappingProxyType(
         "zones": machines.pools,
         "machine image": machines.ami,
         "disk": machines.disk,
+        "key of the disks": machines.disk_key,
         "bucket": run_checks.bucket,
         "data": run_checks.data,
         "token": run_checks.token,
@@ -97,11 +98,11 @@ def preflight(aws: Aws, installation: Installation, request: Request, plan: Plan
         table((name, styled(one.state, CHECK_STYLES[one.state]), one.said) for name, one in findings.items()),
         styled(f"{len(findings)} checks in {time.monotonic() - began:.1f} s, {len(failures)} failed", "dim"),
     )
-    if failures:
+    if commands := [(name, one.fix) for name, one in findings.items() if one.fix]:
         display("\nfix:")
-        display_commands([(name, one.fix) for name, one in findings.items() if one.fix])
-        if beginning.ACCOUNT in findings:
-            display("\nin this order:", *beginning.hints(findings))
+        display_commands(commands)
+    if beginning.ACCOUNT in findings:
+        display("\nin this order:", *beginning.hints(findings))
     return not failures
 
 

@@ -126,7 +126,7 @@ def test_the_machine_of_a_failure_is_kept_as_long_as_the_spec_says_and_within_al
     another = replace(MACHINE, id="i-2", launched=NOW + 60)  # it finds the failure, and can only leave
     for gone in ((), (another,), (replace(MACHINE, state="terminated"), another)):
         assert "no GPU" in decide(replace(kept, now=NOW + 300, machines=gone)).stop
-    assert "deadline" in decide(replace(kept, group=replace(GROUP, deadline=NOW + 10), now=NOW + 11)).stop
+    assert "deadline" in decide(replace(kept, groups=(replace(GROUP, deadline=NOW + 10),), now=NOW + 11)).stop
     machine = Machine(id="i-1", type="g6.xlarge", zone="a", market="spot", launched=NOW - 3600, usd_per_hour=9.9)
     assert "budget" in decide(replace(kept, spend=Spend(at=NOW, machines=(machine,)))).stop
     assert decide(replace(kept, now=NOW + 121, spec=SPEC)).stop  # and without KEEP= it goes as before

@@ -26,6 +26,24 @@ def test_the_quota_is_that_of_the_family_and_the_market(
     assert fixes(said)["vCPU quota"].endswith("--desired-value 16")
 
 
+def test_a_default_key_of_the_accounts_own_is_told_with_the_command_that_lets_auto_scaling_use_it(
+    ready: Aws, look: Callable[..., str]
+) -> None:
+    """Without it AWS starts no machine, and says "Client error on launch"."""
+    assert rows(look())["key of the disks"][0] == "ok"
+    key = ready.client("kms").create_key()["KeyMetadata"]["Arn"]
+    ready.client("ec2").modify_ebs_default_kms_key_id(KmsKeyId=key)
+    said = look()
+    assert rows(said)["key of the disks"] == (
+        "warning", f"disks get {key}: unless Auto Scaling was allowed to use it, no machine starts"
+    )  # fmt: skip
+    assert fixes(said)["key of the disks"] == (
+        f"aws kms create-grant --key-id {key} --grantee-principal arn:aws:iam::123456789012:role/aws-service-role/"
+        "autoscaling.amazonaws.com/AWSServiceRoleForAutoScaling --operations Encrypt Decrypt ReEncryptFrom ReEncryptTo "
+        "GenerateDataKey GenerateDataKeyWithoutPlaintext DescribeKey CreateGrant"
+    )
+
+
 def test_a_quota_that_machines_use_already_counts_as_used(ready: Aws, look: Callable[..., str]) -> None:
     ready.client("ec2").run_instances(
         ImageId="ami-12345678", InstanceType="g5.4xlarge", MinCount=1, MaxCount=1,
