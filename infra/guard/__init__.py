@@ -16,9 +16,10 @@ from typing import Any
 from infra.config import schedule_names
 from infra.guard import acting, notices, reading, rules
 from infra.guard.acting import noted
+from infra.guard.facts import Facts
 from infra.guard.memory import Memory
 from infra.guard.reading import CautiousBucket, KnownRun
-from infra.guard.rules import Decision, Facts
+from infra.guard.rules import Decision
 from infra.run import fleet
 from infra.run.fleet import Clients, FleetMachine, Group
 from infra.run.spend import Spend
@@ -137,7 +138,7 @@ class Guard:
         """
         memory = decision.memory
         messages = dict(memory.untold)  # event: the message to SNS
-        if decision.stop and acting.empty(self.autoscaling, facts, problems):
+        if decision.stop and acting.stop_run(self.autoscaling, facts, problems):
             if facts.desired:
                 memory = replace(memory, unwanted={machine.id: facts.now for machine in facts.billing})
             if not memory.stopped:
@@ -151,7 +152,7 @@ class Guard:
                 messages[f"terminated {id}"] = f"machine {id} was terminated: {decision.terminate[id]}"
         if decision.nodes:
             with noted(problems, f"shrinking the groups to {decision.nodes}"):
-                message = acting.shrink(self.autoscaling, facts, decision.nodes)
+                message = acting.take_back(self.autoscaling, facts, decision.nodes)
                 messages[f"shrunk {facts.deadline:.0f}"] = message
         if decision.is_market_due:
             with noted(problems, "changing to on-demand machines"):

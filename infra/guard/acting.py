@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from infra.guard import reading
-from infra.guard.rules import Facts
+from infra.guard.facts import Facts
 from infra.run import fleet
 from infra.run.fleet import ON_DEMAND, Group
 from infra.run.values import printable
@@ -22,7 +22,7 @@ def together(groups: Iterable[Group]) -> list[tuple[Group, ...]]:
     return [tuple(of_one) for of_one in found.values()]
 
 
-def empty(autoscaling: Any, facts: Facts, problems: list[str]) -> bool:
+def stop_run(autoscaling: Any, facts: Facts, problems: list[str]) -> bool:
     """Sets the run's groups to 0, and returns whether that succeeded."""
     before = len(problems)
     for group in facts.groups:
@@ -32,7 +32,7 @@ def empty(autoscaling: Any, facts: Facts, problems: list[str]) -> bool:
     return len(problems) == before
 
 
-def shrink(autoscaling: Any, facts: Facts, nodes: int) -> str:
+def take_back(autoscaling: Any, facts: Facts, nodes: int) -> str:
     """Takes the machines back that nobody asked for, and says so. On-demand ones stay: a run changes to them."""
     left = nodes
     for group in sorted(facts.groups, key=lambda group: group.market != ON_DEMAND):

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from infra.guard.facts import Facts
 from infra.guard.memory import Memory
 from infra.guard.observed import parse_alert_id
-from infra.guard.rules import Facts, kept_until
+from infra.guard.rules import kept_until
 from trainer.contract import Phase
 
 MAILS_IN_AN_HOUR = 6

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from infra.guard.facts import Heartbeat, Signs
 from infra.guard.memory import Memory
 from infra.guard.observed import observed_alerts
-from infra.guard.rules import Heartbeat, Signs
 from infra.run.fleet import SPOT, FleetMachine
 from infra.run.spec import Spec
 from infra.run.spend import Machine, Spend

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from infra.guard import notices
+from infra.guard.facts import Facts, Heartbeat, Signs
 from infra.guard.memory import Memory
 from infra.guard.observed import ObservedAlert, observed_alerts
-from infra.guard.rules import Facts, Heartbeat, Signs, decide
+from infra.guard.rules import decide
 from infra.run.fleet import FleetMachine, Group
 from infra.run.spec import Spec
 from infra.run.spend import Machine, Spend

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from infra.guard import reading, rules
+from infra.guard.facts import Facts, Heartbeat, Signs
 from infra.guard.memory import Memory
 from infra.guard.reading import CautiousBucket, KnownRun
-from infra.guard.rules import Decision, Facts, Heartbeat, Signs, decide
+from infra.guard.rules import Decision, decide
 from infra.run.fleet import FleetMachine, Group
 from infra.run.spec import Spec
 from infra.run.spend import Machine, Spend
