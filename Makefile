@@ -213,6 +213,10 @@ secret: node_modules/.package-lock.json ## store the Hugging Face token, from st
 destroy: $(INFRA)/.infra ## remove all that bills by the hour, and ask AWS whether it is gone; PURGE=1: data, too
 	@$(if $(filter ARGS,$(TYPED)),$(OPERATE_ARGS),$(OPERATE)) $@
 
+.PHONY: rehearse
+rehearse: node_modules/.package-lock.json ## try the whole path on your account with digits, for at most $$0.50, and remove it again; YES=1: do not ask
+	@$(OPERATE) $@
+
 .PHONY: synth
 synth: node_modules/.package-lock.json ## write the CloudFormation templates to cdk.out (asks nothing of AWS)
 	@$(CDK_ARGS) synth --quiet --no-notices

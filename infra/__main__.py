@@ -24,7 +24,7 @@ from trainer.contract import UserError
 
 COMMANDS = (
     "preflight", "deploy", "launch", "prepare", "status", "logs", "runs", "cost", "pull", "stop", "shell", "secret",
-    "destroy", "recipes",
+    "destroy", "recipes", "rehearse",
 )  # fmt: skip
 MAKE = "--make"
 

@@ -23,6 +23,7 @@ Settings (aws_control.py has the defaults):
     session_seconds   a role that was taken on ends so long from now, and later ones after as long; 0: as asked
     log_delay_seconds FilterLogEvents shows an event only so long after it came in
     log_page_events   FilterLogEvents gives at most so many at once, and a token
+    machines_boot     a machine that is terminated is shutting-down until `off` names it
     account_plan      FREE or PAID: freetier GetAccountPlanState
     registry          host:port of the Docker registry behind ECR (fixture `registry` of registry.py)
     faults            see `Aws.fault`: call (`*` matches), code ("network": hangs up), message, status, times
@@ -102,6 +103,10 @@ class Aws:
     def calls(self) -> list[str]:
         return list(self._ask("/fake/settings")["calls"])
 
+    def cut(self) -> list[str]:
+        """The machines that were terminated with SkipOsShutdown: whoever boots them cuts their power."""
+        return list(self._ask("/fake/settings")["cut"])
+
     def clear_calls(self) -> None:
         self._ask("/fake/calls", b"{}")
 
@@ -157,10 +162,18 @@ def serve() -> None:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
     from werkzeug.serving import make_server
 
-    from tests.emulator import aws_account, aws_images, aws_machines, aws_rollbacks, aws_stacks, enforcement
+    from tests.emulator import (
+        aws_account,
+        aws_endings,
+        aws_images,
+        aws_machines,
+        aws_rollbacks,
+        aws_stacks,
+        enforcement,
+    )
     from tests.emulator.aws_control import Front
 
-    patched = (aws_stacks, aws_rollbacks, aws_account, aws_machines, aws_images, enforcement)
+    patched = (aws_stacks, aws_rollbacks, aws_account, aws_machines, aws_endings, aws_images, enforcement)
     controls = {name: follow for one in patched for name, follow in one.patch().items()}
     front = Front(DomainDispatcherApplication(create_backend_app), controls, enforcement.refusal)
     server = make_server("127.0.0.1", 0, front, threaded=True, request_handler=MotoRequestHandler)

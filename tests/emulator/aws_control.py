@@ -50,6 +50,8 @@ class Settings:
     session_seconds: float = 0.0
     log_delay_seconds: float = 0.0
     log_page_events: int = 0
+    machines_boot: bool = False
+    off: list[str] = field(default_factory=list)
     account_plan: str = "PAID"
     registry: str = "127.0.0.1:1"
 
@@ -66,6 +68,7 @@ class Settings:
 
 SETTINGS = Settings()
 CALLS: list[str] = []  # "ec2.DescribeInstances", in order of arrival
+CUT: list[str] = []  # the instances that were terminated without a shutdown
 
 
 @cache
@@ -156,6 +159,7 @@ class Front:
             SETTINGS.reset()
             self.controls["session_seconds"]()
             CALLS.clear()
+            CUT.clear()
         if call := call_of(environ):
             CALLS.append(call)
             if fault := planned_fault(call):
@@ -177,7 +181,7 @@ class Front:
             SETTINGS.change(changes)
             for name in changes:
                 self.controls.get(name, lambda: None)()
-        return answer(start, {"settings": asdict(SETTINGS), "calls": CALLS})
+        return answer(start, {"settings": asdict(SETTINGS), "calls": CALLS, "cut": CUT})
 
 
 def planned_fault(call: str) -> dict[str, Any] | None:

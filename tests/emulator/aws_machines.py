@@ -3,6 +3,7 @@ patches says which gap it closes."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -26,6 +27,7 @@ from tests.emulator.aws_control import SETTINGS
 
 SPOT_SHARE = 0.4  # of the on-demand price, where a test says nothing else
 Group: TypeAlias = asg.FakeAutoScalingGroup
+LAUNCHING = threading.RLock()  # two requests at once would each launch the machine that a group lacks
 
 
 def patch() -> dict[str, Callable[[], None]]:
@@ -128,20 +130,23 @@ def activities_and_failures() -> None:
             raise ValidationError(
                 f"Desired capacity:{new_capacity} must be between the specified min size:{low} and max size:{high}"
             )
-        before = ids_of(self)
-        set_desired(self, new_capacity)
-        tell_of_the_missing(self, before)
+        with LAUNCHING:
+            before = ids_of(self)
+            set_desired(self, new_capacity)
+            tell_of_the_missing(self, before)
 
     def notified(self: asg.AutoScalingBackend, instance_ids: list[str]) -> None:
-        before = {group.name: ids_of(group) for group in self.autoscaling_groups.values()}
-        notify(self, instance_ids)
+        with LAUNCHING:
+            before = {group.name: ids_of(group) for group in self.autoscaling_groups.values()}
+            notify(self, instance_ids)
         for group in self.autoscaling_groups.values():
             tell_of_the_missing(group, before[group.name])
 
     def described(self: asg.AutoScalingBackend, *args: Any, **kwargs: Any) -> list[Group]:
         for group in self.autoscaling_groups.values():  # one that failed tries again
-            if missing := max(0, int(group.desired_capacity or 0) - len(group.instance_states)):
-                group.replace_autoscaling_group_instances(missing, group.get_propagated_tags())
+            with LAUNCHING:
+                if missing := max(0, int(group.desired_capacity or 0) - len(group.instance_states)):
+                    group.replace_autoscaling_group_instances(missing, group.get_propagated_tags())
         return describe(self, *args, **kwargs)
 
     def scaling_activities(self: AutoScalingResponse) -> ActionResult:

@@ -8,6 +8,7 @@ from typing import Any
 from moto.cloudformation import parsing
 from moto.cloudwatch.models import cloudwatch_backends
 from moto.core.common_models import CloudFormationModel
+from moto.logs import models as logs
 from moto.scheduler.models import scheduler_backends
 from moto.secretsmanager.models import secretsmanager_backends
 
@@ -121,7 +122,22 @@ class Alarm(Resource):
         cloudwatch_backends[account][region].delete_alarms([name])
 
 
+def arns_of_log_groups() -> None:
+    """CloudFormation's Arn of a log group ends with ":*", as a statement for its streams needs it; moto's does not.
+
+    docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/aws-resource-logs-loggroup.html
+    """
+    attribute = logs.LogGroup.get_cfn_attribute
+
+    def with_streams(self: logs.LogGroup, attribute_name: str) -> str:
+        value = str(attribute(self, attribute_name))
+        return f"{value}:*" if attribute_name == "Arn" else value
+
+    logs.LogGroup.get_cfn_attribute = with_streams
+
+
 def patch() -> None:
+    arns_of_log_groups()
     known, named = parsing.resource_class_from_type, parsing.resource_name_property_from_type
     types: dict[str, type[Resource]] = {
         "AWS::SecretsManager::Secret": Secret,

@@ -144,6 +144,10 @@ def requests(call: str, environ: dict[str, Any]) -> list[Request]:
     service, _, operation = call.partition(".")
     if service == "s3":
         return s3_requests(operation, environ)
+    if service == "scheduler" and (named := re.fullmatch(r"/schedules/([^/]+)", environ["PATH_INFO"])):
+        group = parse_qs(environ.get("QUERY_STRING", "")).get("groupName", ["default"])[0]
+        where = f"arn:aws:scheduler:{REGION}:{ACCOUNT}:schedule/{group}/{named[1]}"
+        return [Request(f"scheduler:{operation}", where)]
     body = form(environ) if "x-www-form-urlencoded" in environ.get("CONTENT_TYPE", "") else as_json(environ)
     found = [Request(f"{service}:{operation}", resource_of(service, operation, body))]
     if call == "autoscaling.UpdateAutoScalingGroup" and any(name.startswith(WITH_TEMPLATE) for name in body):
