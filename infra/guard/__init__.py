@@ -118,8 +118,9 @@ class Guard:
         )  # fmt: skip
         if run_id and facts.is_active:
             signs, unread = reading.read_signs(
-                self.bucket, run.id, now, is_running=bool(facts.billing), is_suspect=bool(facts.memory.suspected)
-            )
+                self.bucket, run.id, now, is_wanted=bool(facts.billing or facts.desired),
+                is_suspect=bool(facts.memory.suspected),
+            )  # fmt: skip
             problems += unread
             facts = replace(facts, signs=signs)
         decision = rules.decide(facts, self.without)

@@ -115,7 +115,7 @@ def read_run(bucket: CautiousBucket, known: KnownRun) -> KnownRun:
 
 
 def read_signs(
-    bucket: CautiousBucket, run_id: str, now: float, *, is_running: bool, is_suspect: bool
+    bucket: CautiousBucket, run_id: str, now: float, *, is_wanted: bool, is_suspect: bool
 ) -> tuple[Signs, list[str]]:
     """Reads what the run's machines wrote, as far as it matters now. Also returns what could not be read."""
     problems: list[str] = []
@@ -134,7 +134,7 @@ def read_signs(
         later = get(attempt_key(run_id, _int(body.get("attempt")) + 1))  # attempts are numbered without a gap
         if later is None and len(problems) == readable:
             return Signs(failed=failed.at, failure=printable(str(body.get("message", "")), MESSAGE_LETTERS)), problems
-    if not is_running:
+    if not is_wanted:
         return Signs(), problems
     readable = len(problems)
     beat = get(run_key(run_id, "heartbeat.json"))
@@ -177,6 +177,7 @@ def tally(spend: Spend, machines: Iterable[FleetMachine], prices: dict[str, floa
                 id=machine.id, type=machine.type, zone=machine.zone, market=machine.market, launched=machine.launched,
                 deadline=machine.deadline,
                 ended=0.0 if machine.is_billing else machine.ended or _ended_by(known.get(machine.id), now),
+                end=machine.end,
                 usd_per_hour=prices[machine.id],
             )
             for machine in machines

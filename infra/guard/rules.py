@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
+from infra.guard import deaths
 from infra.guard.facts import Facts
 from infra.guard.memory import Memory
 from infra.run.fleet import ON_DEMAND, FleetMachine, Group
@@ -96,6 +97,15 @@ def hung_too_often(facts: Facts) -> str:
     return f"{_symptom(facts)}, for the {HANG_KILLS + 1}th time without a new checkpoint in between"
 
 
+def died_young(facts: Facts) -> str:
+    """Asks the heartbeat in the store, not the machines that are there: between two short lives there may be none."""
+    beat = facts.signs.heartbeat
+    if beat is None or not facts.desired:
+        return ""
+    died = deaths.young_deaths(facts.spend, facts.deadline, beat.at)
+    return deaths.explain_deaths(died, facts.run_id) if len(died) >= deaths.YOUNG_DEATHS else ""
+
+
 # Each of these returns the machines to terminate, with a reason for each.
 
 
@@ -122,7 +132,7 @@ def overdue(facts: Facts) -> dict[str, str]:
 
 
 STOPS: tuple[Callable[[Facts], str], ...] = (
-    finished, failed, past_deadline, budget_spent, without_run, without_spec, blind, hung_too_often,
+    finished, failed, past_deadline, budget_spent, without_run, without_spec, blind, hung_too_often, died_young,
 )  # fmt: skip
 TERMINATIONS: tuple[Callable[[Facts], dict[str, str]], ...] = (hung, unwanted, overdue)
 

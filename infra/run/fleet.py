@@ -30,6 +30,7 @@ class FleetMachine:
     state: str  # EC2's word: pending, running, shutting-down, terminated, stopping, stopped
     launched: float
     ended: float = 0.0  # when it began to shut down, which ends its bill; 0: it still bills, or EC2 does not tell
+    end: str = ""  # the code of EC2's reason, such as Client.InstanceInitiatedShutdown; "" while it bills
     run_id: str = ""  # from its tag; "" without one
     deadline: float = 0.0  # from its tag; 0 without one
     group: str = ""  # the Auto Scaling group that launched it
@@ -259,6 +260,7 @@ def _machine(instance: dict[str, Any]) -> FleetMachine:
         state=state,
         launched=instance["LaunchTime"].timestamp(),
         ended=0.0 if state in BILLING_STATES else _ended(instance.get("StateTransitionReason", "")),
+        end="" if state in BILLING_STATES else str(instance.get("StateReason", {}).get("Code", "")),
         run_id=tags.get(Tag.RUN, ""),
         deadline=_seconds(tags.get(Tag.DEADLINE, "")),
         group=tags.get(GROUP_TAG, ""),

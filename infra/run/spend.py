@@ -29,6 +29,7 @@ class Machine:
     launched: float
     deadline: float = 0.0  # from its tag; 0 without one
     ended: float = 0.0  # 0: it still bills
+    end: str = ""  # EC2's code of why it ended, such as Server.SpotInstanceTermination; "" if unknown
     usd_per_hour: float = 0.0  # its price since `priced`
     priced: float = 0.0  # 0: since its launch
     usd_before: float = 0.0  # its cost until `priced`
@@ -94,9 +95,9 @@ class Spend:
             elif not (known.ended and machine.ended):
                 running = replace(known, ended=0.0, lost=0.0)
                 running = running.reprice(machine.usd_per_hour, self.at, machine.ended or now)
-                machines[machine.id] = replace(running, ended=machine.ended)
+                machines[machine.id] = replace(running, ended=machine.ended, end=machine.end)
             else:
-                machines[machine.id] = replace(known, ended=machine.ended)
+                machines[machine.id] = replace(known, ended=machine.ended, end=machine.end or known.end)
         for id in unseen:
             if not (known := machines[id]).ended:
                 lost = known.lost or self._missing_since(known, now)
@@ -124,7 +125,7 @@ class Spend:
 
 
 def _believable(machine: Machine, at: float) -> Machine:
-    for name in ("id", "type", "zone", "market"):
+    for name in ("id", "type", "zone", "market", "end"):
         check_text(name, getattr(machine, name))
     for name in ("launched", "deadline", "ended", "usd_per_hour", "usd_before", "lost"):
         check_number(name, getattr(machine, name))

@@ -152,6 +152,7 @@ class MachineGroup(Construct):
                 instance_initiated_shutdown_behavior="terminate",
                 user_data=cdk.Fn.base64(user_data),
                 metadata_options=template.MetadataOptionsProperty(
+                    http_endpoint="enabled",  # whatever the account's own default is: boot needs it
                     http_tokens="required",
                     http_put_response_hop_limit=1,  # no container on a network of its own gets an answer
                     instance_metadata_tags="enabled",  # the machine reads its run and its deadline there

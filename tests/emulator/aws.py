@@ -17,6 +17,7 @@ Settings (aws_control.py has the defaults):
     parameters        public SSM parameters (/aws/service/…): the AMI's; moto refuses to put them
     launch_failures   by Auto Scaling group: it launches nothing, and a Failed scaling activity has this StatusMessage;
                       set to "" again, the group gets its machines with the next describe
+    end_reason        why machines end from now on, in EC2's StateReason: Server.SpotInstanceTermination, …
     stack_status      by stack name: CloudFormation tells this status (ROLLBACK_COMPLETE, …) until it is deleted
     create_failures   by stack name: its creation fails for this reason and is rolled back; "" again: it can be made
     delete_failures   by stack name: DeleteStack ends in DELETE_FAILED with this reason; "" again: it can be deleted
@@ -168,12 +169,13 @@ def serve() -> None:
         aws_images,
         aws_machines,
         aws_rollbacks,
+        aws_spot,
         aws_stacks,
         enforcement,
     )
     from tests.emulator.aws_control import Front
 
-    patched = (aws_stacks, aws_rollbacks, aws_account, aws_machines, aws_endings, aws_images, enforcement)
+    patched = (aws_stacks, aws_rollbacks, aws_account, aws_machines, aws_endings, aws_spot, aws_images, enforcement)
     controls = {name: follow for one in patched for name, follow in one.patch().items()}
     front = Front(DomainDispatcherApplication(create_backend_app), controls, enforcement.refusal)
     server = make_server("127.0.0.1", 0, front, threaded=True, request_handler=MotoRequestHandler)

@@ -44,6 +44,7 @@ class Settings:
     parameters: dict[str, str] = field(default_factory=dict)
     launch_failures: dict[str, str] = field(default_factory=dict)
     create_failures: dict[str, str] = field(default_factory=dict)
+    end_reason: str = "Client.UserInitiatedShutdown"
     delete_failures: dict[str, str] = field(default_factory=dict)
     stack_status: dict[str, str] = field(default_factory=dict)
     faults: list[dict[str, Any]] = field(default_factory=list)

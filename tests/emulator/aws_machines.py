@@ -1,4 +1,4 @@
-"""EC2, Auto Scaling, spot prices and logs in the emulator: what moto 5.2.5 lacks of them. Each function that
+"""EC2, Auto Scaling and logs in the emulator: what moto 5.2.5 lacks of them. Each function that
 patches says which gap it closes."""
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from moto.autoscaling import models as asg
 from moto.autoscaling.exceptions import ValidationError
 from moto.autoscaling.responses import AutoScalingResponse
 from moto.core.responses import ActionResult
-from moto.ec2.models import ec2_backends
 from moto.ec2.models.instances import Instance
-from moto.ec2.responses.spot_instances import SpotInstances
 from moto.iam.models import SERVICE_NAME_CONVERSION
 from moto.logs import models as logs
 from moto.logs.responses import LogsResponse
@@ -25,7 +23,6 @@ from moto.moto_api._internal import mock_random
 
 from tests.emulator.aws_control import SETTINGS
 
-SPOT_SHARE = 0.4  # of the on-demand price, where a test says nothing else
 Group: TypeAlias = asg.FakeAutoScalingGroup
 LAUNCHING = threading.RLock()  # two requests at once would each launch the machine that a group lacks
 
@@ -34,7 +31,6 @@ def patch() -> dict[str, Callable[[], None]]:
     machines_follow_the_policy()
     activities_and_failures()
     updates_leave_the_rest_alone()
-    spot_prices()
     SERVICE_NAME_CONVERSION["spot"] = "EC2Spot"  # moto makes AWSServiceRoleForspot
     logs_come_late_and_in_pages()
     return {}
@@ -199,29 +195,6 @@ def updates_leave_the_rest_alone() -> None:
 
     Group.update = updated
     Group.update_from_cloudformation_json = classmethod(in_place)
-
-
-def spot_prices() -> None:
-    """moto's spot price is the same for all, of the year 2006."""
-
-    def history(self: SpotInstances) -> ActionResult:
-        backend = ec2_backends[self.current_account][self.region]
-        offered = backend.describe_spot_price_history(
-            self._get_param("InstanceTypes", []), self._filters_from_querystring()
-        )
-        prices = {kind: usd * SPOT_SHARE for kind, usd in SETTINGS.on_demand_usd.items()} | SETTINGS.spot_usd
-        found = [
-            {
-                "InstanceType": pool["InstanceType"], "AvailabilityZone": pool["Location"],
-                "ProductDescription": "Linux/UNIX", "SpotPrice": f"{prices[pool['InstanceType']]:.6f}",
-                "Timestamp": datetime.now(UTC),
-            }
-            for pool in offered
-            if pool["InstanceType"] in prices
-        ]  # fmt: skip
-        return ActionResult({"SpotPriceHistory": found})
-
-    SpotInstances.describe_spot_price_history = history
 
 
 def logs_come_late_and_in_pages() -> None:

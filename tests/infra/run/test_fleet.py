@@ -19,7 +19,7 @@ def test_a_machine_carries_its_run_its_deadline_its_group_and_its_end(lab: Lab) 
     (machine,) = lab.machines()
     assert machine.is_billing
     assert (machine.run_id, machine.deadline, machine.group) == (RUN, int(spec.deadline), GROUP)
-    assert (machine.type, machine.market, machine.ended) == ("g6.xlarge", "spot", 0.0)
+    assert (machine.type, machine.market, machine.ended, machine.end) == ("g6.xlarge", "spot", 0.0, "")
     assert machine.zone in ("us-east-1a", "us-east-1b")
     assert machine.launched == pytest.approx(time.time(), abs=60)
 
@@ -27,6 +27,7 @@ def test_a_machine_carries_its_run_its_deadline_its_group_and_its_end(lab: Lab) 
     (machine,) = lab.machines(RUN)
     assert not machine.is_billing
     assert machine.ended == pytest.approx(time.time(), abs=60)
+    assert machine.end == "Client.UserInitiatedShutdown"
     assert lab.machines("another-run") == []
 
 

@@ -86,6 +86,7 @@ def test_a_machine_has_no_key_an_encrypted_disk_and_metadata_only_with_a_token(m
     data = stacks().training.one("EC2::LaunchTemplate", machine)["LaunchTemplateData"]
     assert "KeyName" not in data
     assert data["MetadataOptions"] == {
+        "HttpEndpoint": "enabled",
         "HttpTokens": "required",
         "HttpPutResponseHopLimit": 1,
         "InstanceMetadataTags": "enabled",
