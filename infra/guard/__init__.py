@@ -206,7 +206,7 @@ class Guard:
         if machines is None or run.spec is None or run.spend is None:
             return run
         known = run.spend
-        spend = reading.tally(known, machines, reading.price(self.ec2, run.spec, known, machines, now), now)
+        spend = reading.tally(known, machines, reading.price(self.ec2, run.spec, known, machines), now)
         is_due = bool(spend.open) and now - known.at >= STORE_SECONDS
         return replace(run, spend=spend, is_spend_new=run.is_spend_new or is_due or spend.machines != known.machines)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -155,20 +155,33 @@ def read_signs(
     ), problems  # fmt: skip
 
 
-def price(ec2: Any, spec: Spec, spend: Spend, machines: Iterable[FleetMachine], now: float) -> dict[str, float]:
-    """Dollars per hour of each machine: EC2's spot price, or else the spec's list price, which is higher."""
-    prices = {machine.id: machine.usd_per_hour for machine in spend.machines if machine.ended}
-    for machine in machines:
-        if machine.id in prices and not machine.is_billing:
-            continue
+@dataclass(frozen=True)
+class Price:
+    """Dollars per hour of one machine."""
+
+    now: float
+    peak: float  # the highest since the tally's last look at the machine, or since its launch
+
+
+def price(ec2: Any, spec: Spec, spend: Spend, machines: Iterable[FleetMachine]) -> dict[str, Price]:
+    """The price of each machine that EC2 shows, or that still bills by the tally.
+
+    It is EC2's spot price, or else the spec's list price, which is higher.
+    """
+    prices = {one.id: Price(one.usd_per_hour, one.usd_per_hour) for one in spend.machines if one.ended and not one.lost}
+    shown = {machine.id: machine for machine in machines}
+    unpriced: list[FleetMachine | Machine] = [one for one in shown.values() if one.is_billing or one.id not in prices]
+    for machine in [*unpriced, *(one for one in spend.open if one.id not in shown)]:
         # A type that the spec does not list is charged like the dearest that it lists.
         listed = spec.prices.get(machine.type) or max(spec.prices.values())
-        spot = _spot_price(ec2, machine, now) if machine.market == SPOT else 0.0
-        prices[machine.id] = (spot or listed) + spec.extras_usd_per_hour
+        since = spend.priced_until(machine.id, machine.launched)
+        spot = _spot_price(ec2, machine.type, machine.zone, since) if machine.market == SPOT else None
+        found, extras = spot or Price(listed, listed), spec.extras_usd_per_hour
+        prices[machine.id] = Price(found.now + extras, found.peak + extras)
     return prices
 
 
-def tally(spend: Spend, machines: Iterable[FleetMachine], prices: dict[str, float], now: float) -> Spend:
+def tally(spend: Spend, machines: Iterable[FleetMachine], prices: Mapping[str, Price], now: float) -> Spend:
     """Updates the tally with the machines that EC2 shows. A machine whose end EC2 does not tell ended now."""
     known = {machine.id: machine for machine in spend.machines}
     return spend.tally(
@@ -178,11 +191,12 @@ def tally(spend: Spend, machines: Iterable[FleetMachine], prices: dict[str, floa
                 deadline=machine.deadline,
                 ended=0.0 if machine.is_billing else machine.ended or _ended_by(known.get(machine.id), now),
                 end=machine.end,
-                usd_per_hour=prices[machine.id],
+                usd_per_hour=prices[machine.id].now,
             )
             for machine in machines
         ],
         now,
+        {id: found.peak for id, found in prices.items()},
     )  # fmt: skip
 
 
@@ -190,17 +204,21 @@ def _ended_by(known: Machine | None, now: float) -> float:
     return known.ended if known and known.ended else now
 
 
-def _spot_price(ec2: Any, machine: FleetMachine, now: float) -> float:
-    """The spot price in dollars per hour. 0 if EC2 does not tell it; then the list price counts."""
+def _spot_price(ec2: Any, type: str, zone: str, since: float) -> Price | None:
+    """The spot price. None if EC2 does not tell it; then the list price counts.
+
+    EC2 tells each change since then, and the last one before, which was in force (DescribeSpotPriceHistory).
+    """
     try:
         history = ec2.describe_spot_price_history(
-            InstanceTypes=[machine.type], AvailabilityZone=machine.zone, ProductDescriptions=["Linux/UNIX"],
-            StartTime=datetime.fromtimestamp(now, UTC),
+            InstanceTypes=[type], AvailabilityZone=zone, ProductDescriptions=["Linux/UNIX"],
+            StartTime=datetime.fromtimestamp(since, UTC),
         )["SpotPriceHistory"]  # fmt: skip
-        return float(max(history, key=lambda entry: entry["Timestamp"])["SpotPrice"]) if history else 0.0
+        prices = [float(one["SpotPrice"]) for one in sorted(history, key=lambda one: one["Timestamp"])]
+        return Price(prices[-1], max(prices)) if prices else None
     except Exception as error:  # noqa: BLE001  # a budget must hold without it
-        print(printable(f"no spot price of {machine.type} in {machine.zone}: {error}"))
-        return 0.0
+        print(printable(f"no spot price of {type} in {zone}: {error}"))
+        return None
 
 
 def _parse_spec(body: bytes) -> tuple[Spec | None, str]:

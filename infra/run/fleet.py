@@ -268,9 +268,9 @@ def _machine(instance: dict[str, Any]) -> FleetMachine:
 
 
 def _ended(reason: str) -> float:
-    """The time in `User initiated (2026-01-31 12:00:00 GMT)`; 0 if EC2 names none."""
+    """The end of the second in `User initiated (2026-01-31 12:00:00 GMT)`; 0 if EC2 names none."""
     found = re.search(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:GMT|UTC)\)", reason)
-    return datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC).timestamp() if found else 0.0
+    return datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC).timestamp() + 1 if found else 0.0
 
 
 def _seconds(tag: str) -> float:

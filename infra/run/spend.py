@@ -6,7 +6,7 @@ The guard updates this tally every minute, since EC2 forgets a terminated machin
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from infra.run.values import check_number, check_text
@@ -15,6 +15,7 @@ LOST_SECONDS = 600  # EC2 sometimes leaves a machine out of an answer: for so lo
 FORGET_SECONDS = 3600  # for about so long EC2 shows a terminated machine
 LATE_SECONDS = 600  # no machine lives longer than this past its deadline: its own timer and the schedule end it
 SKEW_SECONDS = 600  # between the clocks of EC2 and of the guard, at most
+BILLED_SECONDS = 60  # AWS bills each start of a Linux machine by the second, and for a minute at least
 SILENT_SECONDS = 600  # if the tally is older, the guard does not run, and nobody knows which machines still do
 
 
@@ -36,17 +37,21 @@ class Machine:
     lost: float = 0.0  # since when EC2 does not show it; 0: EC2 shows it, or it has ended
 
     def usd(self, now: float) -> float:
-        hours = ((self.ended or now) - (self.priced or self.launched)) / 3600
+        return self._usd_until(max(self.ended or now, self.launched + BILLED_SECONDS))
+
+    def _usd_until(self, end: float) -> float:
+        hours = (end - (self.priced or self.launched)) / 3600
         return max(0.0, self.usd_before + hours * self.usd_per_hour)
 
-    def reprice(self, usd_per_hour: float, since: float, until: float) -> Machine:
-        """Sets the price from `until` on. Between `since`, when the old price was read, and `until`, the higher one
-        counts.
+    def reprice(self, usd_per_hour: float, peak: float, since: float, until: float) -> Machine:
+        """Sets the price from `until` on. `since` is when the old price was read; from then to `until` the highest of
+        the old price, the new one and `peak` counts.
         """
-        if usd_per_hour == self.usd_per_hour:
+        peak = max(peak, usd_per_hour, self.usd_per_hour)
+        if peak == usd_per_hour == self.usd_per_hour:
             return self
         start = min(until, max(since, self.priced or self.launched))
-        before = self.usd(start) + (until - start) / 3600 * max(usd_per_hour, self.usd_per_hour)
+        before = self._usd_until(start) + (until - start) / 3600 * peak
         return replace(self, usd_before=before, priced=until, usd_per_hour=usd_per_hour)
 
 
@@ -77,8 +82,15 @@ class Spend:
         """Dollars per hour that are being spent now."""
         return sum(machine.usd_per_hour for machine in self.open)
 
-    def tally(self, seen: Iterable[Machine], now: float) -> Spend:
+    def priced_until(self, id: str, launched: float) -> float:
+        """Until when the tally knows the prices of this machine: a price may have changed since then."""
+        known = next((machine for machine in self.machines if machine.id == id), None)
+        return max(launched, min(self.at, known.ended or self.at)) if known else launched
+
+    def tally(self, seen: Iterable[Machine], now: float, peaks: Mapping[str, float]) -> Spend:
         """Updates the tally with the machines that EC2 shows at `now`, with their ends and prices.
+
+        `peaks` has the most that machines cost an hour since `priced_until`, by id: for that time they are charged it.
 
         A machine that EC2 does not show bills on until it has been missing for LOST_SECONDS. Then it counts as ended
         from the moment when it was first missing. If EC2 shows it again, it bills as if it had never been missing.
@@ -90,16 +102,17 @@ class Spend:
         unseen = set(machines)
         for machine in seen:
             unseen.discard(machine.id)
-            if not (known := machines.get(machine.id)):
-                machines[machine.id] = machine
-            elif not (known.ended and machine.ended):
-                running = replace(known, ended=0.0, lost=0.0)
-                running = running.reprice(machine.usd_per_hour, self.at, machine.ended or now)
-                machines[machine.id] = replace(running, ended=machine.ended, end=machine.end)
-            else:
+            known = machines.get(machine.id) or replace(machine, ended=0.0)
+            if machine.ended and known.ended and not known.lost:
                 machines[machine.id] = replace(known, ended=machine.ended, end=machine.end or known.end)
+                continue
+            peak, since = peaks.get(machine.id, 0.0), self.priced_until(machine.id, machine.launched)
+            running = replace(known, ended=0.0, lost=0.0)
+            running = running.reprice(machine.usd_per_hour, peak, since, machine.ended or now)
+            machines[machine.id] = replace(running, ended=machine.ended, end=machine.end)
         for id in unseen:
             if not (known := machines[id]).ended:
+                known = known.reprice(known.usd_per_hour, peaks.get(id, 0.0), self.at, now)
                 lost = known.lost or self._missing_since(known, now)
                 machines[id] = replace(known, lost=lost, ended=lost if now - lost >= LOST_SECONDS else 0.0)
         return replace(self, at=now, machines=tuple(machines.values()))

@@ -13,7 +13,8 @@ The fixture `aws` is an empty account and the environment of this process pointi
 Settings (aws_control.py has the defaults):
     quotas            values by quota code: servicequotas GetServiceQuota and ListServiceQuotas; moto has VPC's only
     on_demand_usd     by instance type: pricing GetProducts, which moto lacks
-    spot_usd          by instance type: ec2 DescribeSpotPriceHistory, else 40 % of on-demand; moto says $0.00001
+    spot_usd          by instance type: [[Unix seconds, dollars from then on], …], the oldest first, for ec2
+                      DescribeSpotPriceHistory; else 40 % of on-demand; moto says $0.00001
     parameters        public SSM parameters (/aws/service/…): the AMI's; moto refuses to put them
     launch_failures   by Auto Scaling group: it launches nothing, and a Failed scaling activity has this StatusMessage;
                       set to "" again, the group gets its machines with the next describe

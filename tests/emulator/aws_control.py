@@ -39,7 +39,7 @@ class Settings:
     """See tests/emulator/aws.py for what each one does."""
 
     on_demand_usd: dict[str, float] = field(default_factory=lambda: dict(ON_DEMAND_USD))
-    spot_usd: dict[str, float] = field(default_factory=dict)
+    spot_usd: dict[str, list[list[float]]] = field(default_factory=dict)
     quotas: dict[str, float] = field(default_factory=lambda: dict(QUOTAS))
     parameters: dict[str, str] = field(default_factory=dict)
     launch_failures: dict[str, str] = field(default_factory=dict)

@@ -24,22 +24,29 @@ def patch() -> dict[str, Callable[[], None]]:
 
 
 def spot_prices() -> None:
-    """moto's spot price is the same for all, of the year 2006."""
+    """moto's spot price is the same for all, of the year 2006, and there is no other before or after."""
+
+    def changes_of(kind: str, since: float) -> list[list[float]]:
+        """The changes since then, and the last one before it, which was in force; the newest first, as EC2 tells."""
+        known = SETTINGS.spot_usd.get(kind) or [[0.0, SETTINGS.on_demand_usd[kind] * SPOT_SHARE]]
+        before = [change for change in known if change[0] <= since][-1:]
+        return [*before, *(change for change in known if change[0] > since)][::-1]
 
     def history(self: SpotInstances) -> ActionResult:
         backend = ec2_backends[self.current_account][self.region]
         offered = backend.describe_spot_price_history(
             self._get_param("InstanceTypes", []), self._filters_from_querystring()
         )
-        prices = {kind: usd * SPOT_SHARE for kind, usd in SETTINGS.on_demand_usd.items()} | SETTINGS.spot_usd
+        since = datetime.fromisoformat(str(self._get_param("StartTime"))).timestamp()
         found = [
             {
                 "InstanceType": pool["InstanceType"], "AvailabilityZone": pool["Location"],
-                "ProductDescription": "Linux/UNIX", "SpotPrice": f"{prices[pool['InstanceType']]:.6f}",
-                "Timestamp": datetime.now(UTC),
+                "ProductDescription": "Linux/UNIX", "SpotPrice": f"{usd:.6f}",
+                "Timestamp": datetime.fromtimestamp(at, UTC),
             }
             for pool in offered
-            if pool["InstanceType"] in prices
+            if pool["InstanceType"] in SETTINGS.on_demand_usd
+            for at, usd in changes_of(pool["InstanceType"], since)
         ]  # fmt: skip
         return ActionResult({"SpotPriceHistory": found})
 

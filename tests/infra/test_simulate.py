@@ -14,13 +14,15 @@ from functools import cache
 import pytest
 
 from tests import ROOT
-from tests.simulate.machine import Trouble
+from tests.simulate.cloud import Weather
+from tests.simulate.trouble import YOUNG, Trouble
 from tests.simulate.world import BEGAN, OUTER_GUARDS, Result, World, simulate
 
 pytestmark = pytest.mark.slow
 SEEDS = range(100)
 FEW = range(50)
 LATE, IDLE, DEAR = "alive past the deadline", "idle", "over budget"
+VAIN = "replaced in vain"
 
 
 @cache
@@ -63,6 +65,7 @@ SINGLE = [
     ("guard", "", DEAR),
     ("budget_spent", "", DEAR),
     ("hung", "", IDLE),
+    ("died_young", "", VAIN),
     ("unwanted", "", DEAR),
     ("deadline-timer", "schedule guard", LATE),
     ("schedule", "deadline-timer guard", LATE),
@@ -83,6 +86,50 @@ def test_a_removed_guard_is_missed_unless_others_cover_it(guard: str, covering: 
     assert is_missed(goes_wrong, guard, *covering.split()), f"no seed misses {guard}, not even without {covering}"
 
 
+def clear_world(weather: Weather, trouble: Trouble, *without: str) -> World:
+    """A run of a dollar and half a day, in which only this goes wrong."""
+    world = World(1, without)
+    world.weather = world.cloud.weather = replace(weather, share=world.weather.share)
+    world.training.trouble = trouble
+    world.spec = replace(world.spec, budget_usd=1.0, hours=12.0, market="spot", on_demand_after_minutes=0.0)
+    return world
+
+
+@pytest.mark.parametrize("kind", YOUNG)
+def test_machines_that_die_young_stop_the_run_and_without_the_rules_the_budget_goes(kind: str) -> None:
+    trouble = Trouble(young=kind)
+    well = clear_world(Weather(), trouble).run()
+    assert well.wrong == ()
+    assert 4 <= well.machines <= 6
+    assert well.usd < 0.35
+    rules = ("died_young", "hung_too_often") if kind == "no route" else ("died_young",)
+    ill = clear_world(Weather(), trouble, *rules).run()
+    assert VAIN in ill.wrong
+    assert ill.machines > 12
+    assert ill.usd > 0.85
+
+
+def test_an_hour_without_capacity_anywhere_costs_nothing_and_the_run_goes_on_after_it() -> None:
+    black = [(BEGAN, BEGAN + 3600)]
+    world = clear_world(Weather(blackouts=black), Trouble())
+    result = world.run()
+    assert (result.ending, result.wrong, result.machines) == ("finished", (), 1)
+    assert world.cloud.instances[0].launched >= BEGAN + 3600
+    assert result.usd == pytest.approx(clear_world(Weather(), Trouble()).run().usd, rel=0.5)
+
+
+@pytest.mark.parametrize("kind", ["", *YOUNG])
+def test_a_minute_in_which_every_api_refuses_delays_the_guard_by_a_minute_and_no_more(kind: str) -> None:
+    """A minute of each ten, from the launch on; the bound of the budget grows by the minute that no guard can use."""
+    silences = [(BEGAN + at, BEGAN + at + 60) for at in range(0, 12 * 3600, 600)]
+    world = clear_world(Weather(silences=silences), Trouble(young=kind))
+    result = world.run()
+    assert result.wrong == ()
+    assert world.gap <= 120
+    assert result.ending == ("stopped" if kind else "finished")
+    assert result.machines <= 7
+
+
 @pytest.mark.parametrize("guard", ["deadline-timer", "schedule", "guard"])
 def test_each_guard_of_the_deadline_is_enough_where_it_works_at_all(guard: str) -> None:
     others = {"deadline-timer", "schedule", "guard"} - {guard}
@@ -93,7 +140,8 @@ def test_each_guard_of_the_deadline_is_enough_where_it_works_at_all(guard: str) 
         is_away = bool(world.weather.guard_outages) and guard == "guard"
         is_stuck = world.weather.is_sticky and guard == "schedule"
         is_frozen = world.training.trouble.frozen_share > 0 and guard == "deadline-timer"
-        never_boots = world.training.trouble.boot_hangs > 0 and guard == "deadline-timer"
+        trouble = world.training.trouble
+        never_boots = (trouble.boot_hangs > 0 or bool(trouble.young)) and guard == "deadline-timer"
         assert is_away or is_stuck or is_frozen or never_boots, f"seed {seed} is late with {guard} alone"
 
 

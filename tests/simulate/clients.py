@@ -48,11 +48,14 @@ class Ec2:
                 self.cloud.terminate(instance)
 
     def describe_spot_price_history(
-        self, InstanceTypes: list[str], AvailabilityZone: str, **_: Any  # noqa: N803
+        self, InstanceTypes: list[str], AvailabilityZone: str, StartTime: datetime, **_: Any  # noqa: N803
     ) -> dict[str, Any]:  # fmt: skip
+        """The changes since the start, and the last one before it. Prices change on the hour."""
         self.cloud.throttle("DescribeSpotPriceHistory")
-        price = self.cloud.price(InstanceTypes[0], AvailabilityZone, is_spot=True)
-        return {"SpotPriceHistory": [{"Timestamp": 0, "SpotPrice": f"{price:.6f}"}]}
+        hours = range(int(StartTime.timestamp() // 3600), int(self.cloud.clock.now // 3600) + 1)
+        prices = {hour: self.cloud.price(InstanceTypes[0], AvailabilityZone, hour) for hour in reversed(hours)}
+        return {"SpotPriceHistory": [{"Timestamp": datetime.fromtimestamp(hour * 3600, UTC), "SpotPrice": repr(usd)}
+                                     for hour, usd in prices.items()]}  # fmt: skip
 
 
 class AutoScaling:
@@ -70,6 +73,7 @@ class AutoScaling:
         return {"Activities": self.cloud.groups[AutoScalingGroupName].activities}
 
     def create_or_update_tags(self, Tags: list[dict[str, Any]]) -> None:  # noqa: N803
+        self.cloud.throttle("CreateOrUpdateTags")
         for tag in Tags:
             shape = self.cloud.groups[tag["ResourceId"]].shape
             shape["Tags"] = [old for old in shape["Tags"] if old["Key"] != tag["Key"]] + [tag]
@@ -132,9 +136,11 @@ class Scheduler:
         self.cloud = cloud
 
     def list_schedules(self, GroupName: str) -> dict[str, Any]:  # noqa: N803
+        self.cloud.throttle("ListSchedules")
         return {"Schedules": [{"Name": name} for name in self.cloud.schedules]}
 
     def create_schedule(self, Name: str, ScheduleExpression: str, Target: dict[str, Any], **_: Any) -> None:  # noqa: N803
+        self.cloud.throttle("CreateSchedule")
         at = datetime.strptime(ScheduleExpression, "at(%Y-%m-%dT%H:%M:%S)").replace(tzinfo=UTC).timestamp()
         self.cloud.schedules[Name] = ScheduleExpression
         late = self.cloud.random.uniform(0, 60)  # EventBridge Scheduler is precise to a minute
@@ -143,11 +149,14 @@ class Scheduler:
     update_schedule = create_schedule
 
     def delete_schedule(self, GroupName: str, Name: str) -> None:  # noqa: N803
+        self.cloud.throttle("DeleteSchedule")
         if self.cloud.schedules.pop(Name, None) is None:
             raise error("ResourceNotFoundException", "DeleteSchedule", NotFound)
 
     def _fire(self, name: str, expression: str, values: dict[str, Any]) -> None:
-        if self.cloud.schedules.get(name) == expression and not self.cloud.refuses_schedules:
+        if self.cloud.is_silent:  # EventBridge Scheduler tries a target that throttles it again, for a day
+            self.cloud.clock.after(60, lambda: self._fire(name, expression, values))
+        elif self.cloud.schedules.get(name) == expression and not self.cloud.refuses_schedules:
             del self.cloud.schedules[name]
             group = self.cloud.groups[values["AutoScalingGroupName"]]
             group.shape["DesiredCapacity"] = values["DesiredCapacity"]
@@ -159,6 +168,7 @@ class Sns:
         self.cloud = cloud
 
     def publish(self, TopicArn: str, Subject: str, Message: str) -> None:  # noqa: N803
+        self.cloud.throttle("Publish")
         self.cloud.mail.append(f"{Subject}: {Message}")
 
 

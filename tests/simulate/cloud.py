@@ -26,6 +26,8 @@ class Weather:
     on_demand_droughts: list[tuple[float, float]] = field(default_factory=list)
     store_outages: list[tuple[float, float]] = field(default_factory=list)
     guard_outages: list[tuple[float, float]] = field(default_factory=list)
+    blackouts: list[tuple[float, float]] = field(default_factory=list)  # no capacity in any pool and market
+    silences: list[tuple[float, float]] = field(default_factory=list)  # every API refuses every call
     throttled: float = 0.0  # share of calls that EC2 and Auto Scaling refuse
     overlooked: float = 0.0  # share of answers in which EC2 leaves a machine out
     share: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # of the on-demand price, by hour
@@ -33,6 +35,10 @@ class Weather:
     unannounced: float = 0.0  # share of reclaims without the notice
     is_rebalancing: bool = False  # the replacement of a reclaimed machine comes before it goes
     is_sticky: bool = False  # a group that is set to 0 keeps its machines: protected, or its processes suspended
+
+    @property
+    def no_store(self) -> list[tuple[float, float]]:
+        return [*self.store_outages, *self.silences]
 
 
 def within(windows: Sequence[tuple[float, float]], now: float) -> bool:
@@ -58,9 +64,11 @@ class Instance:
         return not self.ended
 
     def usd(self, now: float) -> float:
-        ends = [start for start, _ in self.prices[1:]] + [self.ended or now]
+        """AWS bills a minute at least."""
+        until = max(self.ended or now, self.launched + 60)
+        ends = [start for start, _ in self.prices[1:]] + [until]
         return sum(
-            max(0.0, min(end, self.ended or now) - start) / 3600 * price
+            max(0.0, min(end, until) - start) / 3600 * price
             for (start, price), end in zip(self.prices, ends, strict=True)
         )
 
@@ -132,11 +140,11 @@ class Cloud:
             free = [pool for pool in pools if not within(self.weather.droughts.get(pool, []), now)]
         else:
             free = [] if within(self.weather.on_demand_droughts, now) else pools
-        if not free:
+        if not free or within(self.weather.blackouts, now):
             message = "Could not launch Spot Instances. UnfulfillableCapacity - Unable to fulfill capacity."
             self._activity(group, "Failed", "Launching a new EC2 instance.", message)
             return False
-        type, zone = min(free, key=lambda pool: self.price(*pool, is_spot=is_spot)) if is_spot else free[0]
+        type, zone = min(free, key=lambda pool: self.price(*pool)) if is_spot else free[0]
         self._start(group, type, zone, "spot" if is_spot else "on-demand")
         return True
 
@@ -152,7 +160,7 @@ class Cloud:
         if market == "spot":
             shape["InstanceLifecycle"] = "spot"
         instance = Instance(id, type, zone, market, tags, now, shape)
-        instance.prices.append((now, self.price(type, zone, is_spot=market == "spot")))
+        instance.prices.append((now, self.price(type, zone) if market == "spot" else ON_DEMAND_USD[type]))
         self.instances.append(instance)
         group.members.append(instance)
         group.shape["Instances"] = [{"InstanceId": member.id} for member in group.members if member.is_billing]
@@ -163,14 +171,15 @@ class Cloud:
 
     def _reprice(self, instance: Instance) -> None:
         if instance.is_billing:
-            price = self.price(instance.type, instance.zone, is_spot=True)
+            price = self.price(instance.type, instance.zone)
             if price != instance.prices[-1][1]:
                 instance.prices.append((self.clock.now, price))
             self.clock.after(3600, lambda: self._reprice(instance))
 
-    def price(self, type: str, zone: str, *, is_spot: bool) -> float:
+    def price(self, type: str, zone: str, hour: int | None = None) -> float:
+        """The spot price now, or in another hour."""
         shares = self.weather.share.get((type, zone), [0.4])
-        return ON_DEMAND_USD[type] * (shares[int(self.clock.now // 3600) % len(shares)] if is_spot else 1.0)
+        return ON_DEMAND_USD[type] * shares[int(self.clock.now // 3600 if hour is None else hour) % len(shares)]
 
     def give_up(self, instance: Instance) -> None:
         """Its group stops counting on it."""
@@ -182,11 +191,11 @@ class Cloud:
     def running(self, instance: Instance) -> None:
         instance.shape["State"] = {"Name": "running"}
 
-    def terminate(self, instance: Instance) -> None:
-        """It stops billing; its group notices."""
+    def terminate(self, instance: Instance, reason: str = "Client.UserInitiatedShutdown") -> None:
+        """It stops billing; its group notices. `reason` is EC2's code for the end."""
         if instance.is_billing:
             instance.ended = self.clock.now
-            instance.shape["State"] = {"Name": "shutting-down"}
+            instance.shape |= {"State": {"Name": "shutting-down"}, "StateReason": {"Code": reason}}
             instance.shape["StateTransitionReason"] = (
                 f"User initiated ({datetime.fromtimestamp(self.clock.now, UTC):%Y-%m-%d %H:%M:%S} GMT)"
             )
@@ -206,8 +215,12 @@ class Cloud:
 
     @property
     def is_store_up(self) -> bool:
-        return not within(self.weather.store_outages, self.clock.now)
+        return not within(self.weather.no_store, self.clock.now)
+
+    @property
+    def is_silent(self) -> bool:
+        return within(self.weather.silences, self.clock.now)
 
     def throttle(self, operation: str) -> None:
-        if self.random.random() < self.weather.throttled:
+        if self.is_silent or self.random.random() < self.weather.throttled:
             raise ClientError({"Error": {"Code": "RequestLimitExceeded", "Message": "simulated"}}, operation)

@@ -12,6 +12,7 @@ from random import Random
 
 from tests.simulate.clock import Clock
 from tests.simulate.cloud import Cloud, Instance
+from tests.simulate.trouble import OFF, RECLAIMED, YOUNG, Trouble
 from trainer.contract import Lease, attempt_key, checkpoint_key, run_key
 
 HEARTBEAT_SECONDS = 30.0
@@ -20,20 +21,6 @@ STOP_SECONDS = 150.0  # before the deadline: lib.sh
 CRASH_SECONDS = 10.0
 STEPS_PER_SECOND = {"g6.xlarge": 0.4, "g5.xlarge": 0.8, "g6e.xlarge": 1.1}
 CRASHES = 3  # and then, without a newer checkpoint, the run has failed
-
-
-@dataclass
-class Trouble:
-    """What goes wrong on machines. Rates are per hour of training."""
-
-    crashes_per_hour: float = 0.0
-    hangs_per_hour: float = 0.0
-    mute_share: float = 0.5  # of hangs: the heartbeat stops, too; otherwise only the progress
-    frozen_share: float = 0.0  # of hangs: the whole machine stands still, its deadline timer with it
-    boot_hangs: float = 0.0  # share of boots that never come to a trainer
-    bug_at: int = 0  # the step that always crashes
-    hang_at: int = 0  # the step that always hangs
-    refuses: bool = False  # exit code 78
 
 
 @dataclass
@@ -95,6 +82,11 @@ class Machine:
 
     def boot(self) -> None:
         self.idle = self.clock.now
+        trouble = self.training.trouble
+        if trouble.young and self.random.random() < trouble.young_share:
+            (least, most), reason = YOUNG[trouble.young]
+            self.soon(self.random.uniform(least, most), lambda: self.cloud.terminate(self.instance, reason))
+            return
         self.soon(self.random.uniform(15, 40), self.arm, life=False)
 
     def arm(self) -> None:
@@ -178,7 +170,7 @@ class Machine:
         """heartbeat.json as it is in the store now."""
         phase = "training" if self.began else "starting"
         at = self.clock.now - (self.clock.now - self.beats_from) % HEARTBEAT_SECONDS
-        at = next((start for start, end in self.cloud.weather.store_outages if start <= at < end), at)
+        at = next((start for start, end in self.cloud.weather.no_store if start <= at < end), at)
         body = f'{{"phase": "{phase}", "step": {self.step}, "progress": {self.step}, "attempt": {self.attempt}}}'
         return body.encode(), at
 
@@ -246,10 +238,11 @@ class Machine:
         if guard in self.without:
             return
         self.is_leaving = True
-        group = self.cloud.groups[self.instance.tags["aws:autoscaling:groupName"]]
-        group.shape["DesiredCapacity"] = 0
-        self.cloud.reconcile(group)
-        self.soon(self.random.uniform(10, 60), lambda: self.cloud.terminate(self.instance), life=False)
+        if not self.cloud.is_silent:
+            group = self.cloud.groups[self.instance.tags["aws:autoscaling:groupName"]]
+            group.shape["DesiredCapacity"] = 0
+            self.cloud.reconcile(group)
+        self.soon(self.random.uniform(10, 60), lambda: self.cloud.terminate(self.instance, OFF), life=False)
 
     def reclaim(self, *, is_announced: bool) -> None:
         """EC2 wants it back: two minutes' notice, and a replacement is on its way meanwhile."""
@@ -258,9 +251,9 @@ class Machine:
         if is_announced and self.is_alive:
             self.cloud.give_up(self.instance)
             self.soon(self.random.uniform(1, 5), lambda: self.end(then=lambda: None), life=False)
-            self.clock.after(120, lambda: self.cloud.terminate(self.instance))
+            self.clock.after(120, lambda: self.cloud.terminate(self.instance, RECLAIMED))
         else:
-            self.cloud.terminate(self.instance)
+            self.cloud.terminate(self.instance, RECLAIMED)
 
     def gone(self) -> None:
         """EC2 took it, or someone terminated it."""

@@ -17,7 +17,9 @@ from infra.run.spec import Spec
 from tests.simulate.clients import clients
 from tests.simulate.clock import Clock
 from tests.simulate.cloud import FORGET_SECONDS, ON_DEMAND_USD, ZONES, Cloud, Instance, Weather
-from tests.simulate.machine import Machine, Training, Trouble, publish
+from tests.simulate.judge import most_at_once, were_in_vain
+from tests.simulate.machine import Machine, Training, publish
+from tests.simulate.trouble import YOUNG, Trouble
 from trainer.contract import UserError
 
 BEGAN = 1_800_000_000.0
@@ -26,7 +28,7 @@ RUN = "run-1"
 OUTER_GUARDS = ("deadline-timer", "schedule", "exit-path", "guard")
 LATE_SECONDS = 300.0  # past the deadline no machine may be alive for longer
 IDLE_SECONDS = 1200.0  # nor one that computes nothing: 15 minutes of boot, 10 without progress
-UNSEEN_USD = 0.005  # by so much a tally may be short: a price that changed before the first look at its machine
+ROUNDING_USD = 1e-9  # of sums of floats
 PATIENCE_SECONDS = 6 * 3600.0  # past the deadline: machines that still run then run for ever
 
 
@@ -96,7 +98,8 @@ class World:
             crashes_per_hour=random.choice((0, 0, 0.5)), hangs_per_hour=random.choice((0, 0, 0.3)),
             frozen_share=random.choice((0.0, 0.3)), boot_hangs=random.choice((0.0, 0.0, 0.1)),
             bug_at=random.choice((0, 0, 0, 0, 500)), hang_at=random.choice((0, 0, 0, 0, 300)),
-            refuses=random.random() < 0.03,
+            refuses=random.random() < 0.03, young=random.choice((*YOUNG, *[""] * 35)),
+            young_share=random.choice((0.5, 1.0)),
         )  # fmt: skip
         self.training = Training(RUN, 0.0, int(hours * speed), trouble)
         self.cloud = Cloud(self.clock, random, self.weather, INSTALLATION.groups, INSTALLATION.on_demand_group)
@@ -122,6 +125,8 @@ class World:
             on_demand_droughts=list(self.windows(0.05, 0.5)),
             store_outages=list(self.windows(random.choice((0.0, 0.0, 0.3)), 0.3)),
             guard_outages=list(self.windows(random.choice((0.0, 0.0, 0.0, 0.2)), 0.5)),
+            blackouts=[(start := BEGAN + random.uniform(0, 2 * 3600), start + 3600)] if random.random() < 0.1 else [],
+            silences=[(at, at + 60) for at, _ in self.windows(random.choice((0.0, 0.0, 0.5)), 0.1)],
             throttled=random.choice((0.0, 0.01)),
             overlooked=random.choice((0.0, 0.01)),
             share={pool: [random.uniform(0.25, 0.7) for _ in range(6)] for pool in pools},
@@ -199,7 +204,8 @@ class World:
             return
         if self.random.random() < 0.005:
             self.guard = self.new_guard()  # a cold start
-        self.looked = now
+        if not self.cloud.is_silent:
+            self.looked = now
         desired = self.cloud.desired
         for problem in self.guard.tick(now):
             self.say(problem)
@@ -243,15 +249,18 @@ class World:
         now = self.clock.now
         usd = sum(instance.usd(now) for instance in self.cloud.instances)
         dearest = max((price for i in self.cloud.instances for _, price in i.prices), default=0.0)
-        at_once = self.most_at_once()
+        at_once = most_at_once(self.cloud.instances)
         bound = self.spec.budget_usd + dearest * at_once * (self.gap + SHUTDOWN_SECONDS) / 3600
         if usd > bound:
             self.wrong.add("over budget")
+        vain = were_in_vain(self.cloud.instances, {id for id, life in self.lives.items() if life.beats_from}, self.gap)
+        if self.gap < FORGET_SECONDS and any(self.is_store_steady(instance.launched) for instance in vain):
+            self.wrong.add("replaced in vain")
         tally = self.guard.runs.get(RUN)
         tallied = tally.spend.usd_at_most(now) if tally and tally.spend else 0.0
         last = max((instance.ended for instance in self.cloud.instances), default=0.0)
         was_seen = self.gap < FORGET_SECONDS and self.looked > last  # EC2 had forgotten nothing meanwhile
-        if "guard" not in self.without and was_seen and tallied < usd - UNSEEN_USD and self.is_store_steady(now):
+        if "guard" not in self.without and was_seen and tallied < usd - ROUNDING_USD and self.is_store_steady(now):
             self.wrong.add("undercounted")
         if "guard" not in self.without and was_seen and self.rest and tally and tally.spend and tally.spend.open:
             self.wrong.add("tally left open")
@@ -265,11 +274,6 @@ class World:
             lost_steps=self.training.lost, ending=ending, wrong=tuple(sorted(self.wrong)),
             events=tuple(self.told),
         )  # fmt: skip
-
-    def most_at_once(self) -> int:
-        starts = [instance.launched for instance in self.cloud.instances]
-        return max((sum(i.launched <= at and (not i.ended or i.ended > at) for i in self.cloud.instances)
-                    for at in starts), default=0)  # fmt: skip
 
 
 @contextmanager

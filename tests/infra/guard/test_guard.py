@@ -27,6 +27,20 @@ def test_nothing_happens_to_a_run_that_is_well(lab: Lab) -> None:
     assert in_an_hour == pytest.approx(0.8048 * 0.4 + 0.05, rel=0.05)  # spot, and the extras
 
 
+def test_a_price_that_rises_and_falls_between_two_looks_is_charged_at_its_highest(lab: Lab) -> None:
+    """So the tally is never short. Before the first look, that is the highest since the launch."""
+    lab.launch()
+    changes = [[0.0, 0.3], [lab.began + 60, 0.7], [lab.began + 120, 0.3]]
+    lab.aws.set(spot_usd={"g6.xlarge": changes})
+    lab.tick(10)
+    assert lab.spend().usd(lab.began + 600) == pytest.approx(0.75 / 6, rel=0.02)
+    assert lab.spend().usd_per_hour() == pytest.approx(0.35)
+    lab.aws.set(spot_usd={"g6.xlarge": [*changes, [lab.began + 700, 0.5], [lab.began + 800, 0.2]]})
+    lab.tick(20)
+    assert lab.spend().usd(lab.began + 1200) == pytest.approx(0.75 / 6 + 0.55 / 6, rel=0.02)
+    assert lab.spend().usd_per_hour() == pytest.approx(0.25)
+
+
 @pytest.mark.parametrize(
     ("guard", "minutes", "reason"),
     [

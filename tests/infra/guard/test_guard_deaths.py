@@ -9,11 +9,10 @@ import pytest
 from infra.guard.deaths import young_deaths
 from infra.guard.facts import Facts, Heartbeat, Signs
 from infra.guard.rules import decide
-from infra.run import fleet
 from infra.run.fleet import Group
 from infra.run.spec import Spec
 from infra.run.spend import Machine, Spend
-from tests.infra.fleets import INSTALLATION, Lab, only
+from tests.infra.fleets import INSTALLATION, Lab, group_state, only
 
 NOW = 1_800_000_000.0
 SPEC = Spec(run_id="r", budget_usd=10.0, hours=10, created=NOW, deadline=NOW + 36000, prices={"g6.xlarge": 0.8})
@@ -147,14 +146,13 @@ def test_a_death_is_remembered_when_ec2_has_forgotten_the_machine() -> None:
     spend = Spend()
     for machine in DIED:
         seen = replace(machine, ended=0.0, end="")
-        spend = spend.tally([seen], machine.launched).tally([machine], machine.ended + 60)
-    spend = Spend.from_json(spend.tally([], NOW + 7200).to_json())
+        spend = spend.tally([seen], machine.launched, {}).tally([machine], machine.ended + 60, {})
+    spend = Spend.from_json(spend.tally([], NOW + 7200, {}).to_json())
     assert [machine.end for machine in young_deaths(spend, SPEC.deadline, 0.0)] == [OFF] * 4
 
 
 def test_the_state_of_a_group_has_the_deadline_that_its_machines_were_given(lab: Lab) -> None:
     """Both are the same tag, so a death can be told from one of an earlier launch."""
     lab.launch(deadline=lab.began + 1234.5)
-    state = fleet.group_state(lab.client("autoscaling"), INSTALLATION.train_group)
-    assert state is not None
+    state = group_state(lab.client("autoscaling"), INSTALLATION.train_group)
     assert [machine.deadline for machine in lab.machines()] == [state.deadline]

@@ -13,7 +13,7 @@ import pytest
 from infra.guard import reading, rules
 from infra.guard.facts import Facts, Heartbeat, Signs
 from infra.guard.memory import Memory
-from infra.guard.reading import CautiousBucket, KnownRun
+from infra.guard.reading import CautiousBucket, KnownRun, Price
 from infra.guard.rules import Decision, decide
 from infra.run.fleet import FleetMachine, Group
 from infra.run.spec import Spec
@@ -86,7 +86,7 @@ def test_the_budget_holds_while_ec2_cannot_be_asked() -> None:
 def test_a_machine_costs_its_own_price_and_its_runs_extras() -> None:
     spec = replace(SPEC, extras_usd_per_hour=0.3)
     on_demand = replace(MACHINE, market="on-demand")
-    assert reading.price(None, spec, Spend(), [on_demand], NOW) == {"i-1": pytest.approx(0.8 + 0.3)}
+    assert reading.price(None, spec, Spend(), [on_demand]) == {"i-1": Price(0.8 + 0.3, 0.8 + 0.3)}
 
 
 @pytest.mark.parametrize("extras", ["-0.5", "NaN", '"much"'])
