@@ -29,6 +29,10 @@ ABORT_UPLOADS_DAYS = 1  # for so long a multipart upload may stay incomplete: it
 SUPERSEDED_DAYS = 1  # for so long a superseded checkpoint can still be read
 OLD_SUPERSEDED_DAYS = 2  # and then be brought back; most of what a run writes goes this way, so longer would cost
 OLD_VERSION_DAYS = 7  # for so long anything else that was overwritten or deleted can be brought back
+# A tag of every resource. Machines read their tags from IMDS, so a key has none of the letters that IMDS refuses: EC2
+# would start no machine (EC2 user guide, "View tags for your EC2 instances using instance metadata").
+TAG = r"[A-Za-z0-9+.:@_-]{1,128}=[A-Za-z0-9 +=.:/@_-]{0,256}"
+MOST_TAGS = 40  # AWS takes 50 on a machine, and these come on top of the installation's own
 RULES = {  # field: the pattern that its value matches, the rule in words, an example
     "name": (r"[a-z][a-z0-9-]{0,23}", "at most 24 lower case letters, digits and '-', a letter first", "resnet-spot"),
     "bucket_name": (
@@ -50,6 +54,11 @@ RULES = {  # field: the pattern that its value matches, the rule in words, an ex
     "image_uri": (r"(\S+[:@]\S+)?", 'an image with its digest, or "" to build it', "registry/image@sha256:0123…"),
     "disk_gib": (r"[1-9][0-9]{1,4}", "10 to 99999", "120"),
     "max_nodes": (r"[1-9][0-9]?", "1 to 99", "1"),
+    "tags": (
+        rf"({TAG}(,{TAG})*)?",
+        "key=value, by ',': letters, digits and + - . : @ _; values also spaces, '=' and '/'",
+        "team=vision,cost-center=42",
+    ),
 }
 
 
@@ -73,6 +82,7 @@ class Installation:
     image_uri: str = ""
     disk_gib: str = "120"  # root volume of a GPU machine: AMI_GIB, and 10 for the image
     max_nodes: str = "1"
+    tags: str = ""  # of every resource, for organisations that require some: key=value,key=value
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -84,6 +94,7 @@ class Installation:
                 raise UserError(
                     f"{key}={value!r} in the CDK context is not valid: use {rule} ({words}), for example {example}"
                 )
+        self._check_tags()
         if bool(self.vpc_id) != bool(self.subnet_ids):
             raise UserError(
                 f"{context_key('vpc_id')}={self.vpc_id!r} and {context_key('subnet_ids')}={self.subnet_ids!r} in the "
@@ -94,6 +105,17 @@ class Installation:
                 f"{context_key('zones')}={self.zones!r} in the CDK context has no effect with a given VPC, whose "
                 f'subnets have their zones: leave it "", and choose among {context_key("subnet_ids")}'
             )
+
+    def _check_tags(self) -> None:
+        keys = [pair.partition("=")[0] for pair in self.tags.split(",")] if self.tags else []
+        ours = [key for key in keys if key.lower().startswith(("aws:", Tag.INSTALLATION)) or key in RESERVED_KEYS]
+        twice = [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
+        if problem := (
+            (f"{ours[0]!r} is a key that AWS or this project uses itself" if ours else "")
+            or (f"{twice[0]!r} is there twice" if twice else "")
+            or (f"it has {len(keys)} tags, and AWS takes {MOST_TAGS} beside ours" if len(keys) > MOST_TAGS else "")
+        ):
+            raise UserError(f"{context_key('tags')}={self.tags!r} in the CDK context: {problem}; leave it out")
 
     def image_by_tag(self) -> str:
         """Why no machine may be given this image: a tag may name another one for the next machine. "" if none is.
@@ -106,6 +128,12 @@ class Installation:
             f"{context_key('image_uri')}={self.image_uri!r} has no digest, and a tag may name another image for the "
             "next machine of the same run: write registry/image@sha256:…"
         )
+
+    @property
+    def all_tags(self) -> dict[str, str]:
+        """The tags of every resource of the stacks, by key. The installation's own says whose it is."""
+        pairs = (pair.partition("=") for pair in self.tags.split(",") if pair)
+        return {Tag.INSTALLATION: self.name} | {key: value for key, _, value in pairs}
 
     @property
     def storage_stack(self) -> str:
@@ -197,6 +225,9 @@ class Tag:
     INSTALLATION = "resnet-spot"  # the installation's name; every resource of both stacks has it
     RUN = "resnet-spot:run"  # the id of the run that pays for the machine
     DEADLINE = "resnet-spot:deadline"  # Unix seconds: by then the machine must be gone
+
+
+RESERVED_KEYS = ("Name", ".", "..", "_index")  # the machines' own, and what IMDS refuses as a key
 
 
 class Output:

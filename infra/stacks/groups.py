@@ -16,9 +16,10 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
-from infra.config import AMI, PREPARE_DISK_GIB, Installation, Tag
+from infra.config import AMI, PREPARE_DISK_GIB, Installation
 from infra.stacks.acknowledge import acknowledge
 from infra.stacks.network import Network
+from infra.stacks.tags import listed_tags
 from infra.stacks.user_data import user_data
 
 ROOT_DEVICE = "/dev/sda1"
@@ -138,10 +139,7 @@ class MachineGroup(Construct):
             cdk.Stack.of(self), AMI, ssm.ParameterValueType.AWS_EC2_IMAGE_ID
         )  # fmt: skip
         profile = iam.CfnInstanceProfile(self, "Profile", roles=[role.role_name])
-        tags = [
-            cdk.CfnTag(key="Name", value=kind.group),
-            cdk.CfnTag(key=Tag.INSTALLATION, value=installation.name),
-        ]
+        tags = listed_tags(installation, kind.group)
         template = ec2.CfnLaunchTemplate  # whose property types are named below
         return template(
             self,

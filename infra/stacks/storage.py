@@ -17,9 +17,9 @@ from infra.config import (
     SUPERSEDED_DAYS,
     Installation,
     Output,
-    Tag,
 )
 from infra.stacks.acknowledge import acknowledge
+from infra.stacks.tags import tag_all
 from trainer.contract import SUPERSEDED_TAG
 
 # CloudFormation's RetainExceptOnCreate: kept, unless the very operation that made it is rolled back. `Retain` keeps it
@@ -69,7 +69,7 @@ class StorageStack(cdk.Stack):
         self.bucket_name = self.export_value(bucket.bucket_name)
         self.secret_arn = self.export_value(secret.ref)
 
-        cdk.Tags.of(self).add(Tag.INSTALLATION, installation.name)
+        tag_all(self, installation)
         for name, value, description in (
             (Output.BUCKET, bucket.bucket_name, "the store is s3://<this>"),
             (Output.SECRET, secret.ref, "the Hugging Face token"),

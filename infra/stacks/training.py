@@ -7,13 +7,14 @@ from aws_cdk import aws_logs as logs
 from aws_cdk import aws_sns as sns
 from constructs import Construct
 
-from infra.config import Installation, Output, Tag
+from infra.config import Installation, Output
 from infra.stacks import guards, permissions
 from infra.stacks.groups import MachineGroup, MachineKind
 from infra.stacks.image import image
 from infra.stacks.network import Network
 from infra.stacks.roles import MachineRoles
 from infra.stacks.storage import StorageStack
+from infra.stacks.tags import tag_all
 
 
 class TrainingStack(cdk.Stack):
@@ -64,7 +65,7 @@ class TrainingStack(cdk.Stack):
         self._add_watchers(arns, topic, storage.bucket_name, run_logs, guard_logs)
         schedules = guards.StopSchedules(self, installation=installation, arns=arns, topic=topic)
 
-        cdk.Tags.of(self).add(Tag.INSTALLATION, installation.name)
+        tag_all(self, installation)
         for name, value, description in (
             (Output.IMAGE, trainer.uri, "the trainer's image"),
             (Output.TOPIC, topic.topic_arn, "who is told when the guard acts"),

@@ -21,6 +21,7 @@ VARIANTS: dict[str, dict[str, str]] = {
         "email": "me@example.org",
         "market": "on-demand",
         "zones": "us-east-1b,us-east-1f",
+        "tags": "team=vision research,cost:center=4/2=2",
     },
     "given": {
         "vpc_id": "vpc-0a",

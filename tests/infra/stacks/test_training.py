@@ -164,6 +164,18 @@ def test_what_runs_and_what_it_leaves_behind_bears_the_tag_of_the_installation()
     assert without <= untaggable
 
 
+def test_every_resource_machine_and_volume_bears_the_tags_of_the_organisation() -> None:
+    ours = {"team": "vision research", "cost:center": "4/2=2", Tag.INSTALLATION: "resnet-spot"}
+    for stack in (stacks("changed").storage, stacks("changed").training):
+        for id, resource in stack.template["Resources"].items():
+            if tags := resource.get("Properties", {}).get("Tags"):
+                assert ours.items() <= {tag["Key"]: tag["Value"] for tag in tags}.items(), id
+                assert all(tag.get("PropagateAtLaunch", True) for tag in tags), id
+    for template in stacks("changed").training.all("EC2::LaunchTemplate").values():
+        for spec in (*template["TagSpecifications"], *template["LaunchTemplateData"]["TagSpecifications"]):
+            assert ours.items() <= {tag["Key"]: tag["Value"] for tag in spec["Tags"]}.items()
+
+
 @pytest.mark.parametrize("machine", ["Train", "OnDemand", "Prepare"])
 def test_the_user_data_carries_every_file_of_the_boot_and_installs_it(machine: str) -> None:
     config = cloud_config(machine)
