@@ -83,8 +83,6 @@ def region(wanted: Wanted) -> Finding:
     told = f"{INFRA} -c zones={','.join(zones[:ZONES])} deploy"
     if missing := sorted(set(filter(None, installation.zones.split(","))) - set(zones)):
         return wrong(f"{name} has no zone {', '.join(missing)}", told)
-    if len(zones) < ZONES and not (installation.zones or installation.vpc_id):
-        return wrong(f"{name} has {len(zones)} zones, and {ZONES} are used unless they are named", told)
     return ok(f"{name}, {len(zones)} zones")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from infra.config import Installation, Output
+from infra.operate.installation.offers import Offered
 from infra.operate.planning.options import Request, recipe_of
 from infra.operate.planning.plan import Plan
 from infra.operate.planning.refusals import types_of
@@ -48,6 +49,7 @@ class Wanted:
     request: Request
     plan: Plan | None = None  # where it was made already
     outputs: dict[str, str] | AwsError = field(default_factory=dict)  # of the storage stack, {} if there is none
+    offered: Offered | None = None  # None before AWS was asked
 
     @property
     def types(self) -> tuple[str, ...]:

@@ -8,8 +8,9 @@ from typing import Any
 import botocore.exceptions
 
 from infra.config import AMI, AMI_GIB, Installation
-from infra.operate.checks.account import quota_value
+from infra.operate.checks.account import HOME_REGION, quota_value
 from infra.operate.checks.finding import INFRA, Finding, Wanted, ok, unneeded, wrong
+from infra.operate.installation.offers import TYPE_FIELDS, offered_types
 from infra.operate.installation.zones import zones_of_subnets
 from infra.operate.planning import catalog
 from infra.operate.planning.disks import (
@@ -160,6 +161,10 @@ def needed_disk(staged: Staged) -> str:
 
 
 def instance_types(wanted: Wanted) -> Finding:
+    if wanted.offered and wanted.offered.trouble:
+        raise wanted.offered.trouble
+    if lacking := _lacking(wanted):
+        return lacking
     try:
         pages = wanted.aws.client("ec2").get_paginator("describe_instance_types").paginate(
             InstanceTypes=list(wanted.types)
@@ -176,7 +181,22 @@ def instance_types(wanted: Wanted) -> Finding:
     arms = [n for n, one in found.items() if "x86_64" not in one["ProcessorInfo"]["SupportedArchitectures"]]
     if arms:
         return wrong(f"{', '.join(arms)} are not x86_64, which the image is made for", _without(wanted, arms))
-    return ok(f"{len(found)} types")
+    left_out = wanted.offered.line(wanted.aws.region) if wanted.offered else ""
+    return ok(f"{len(found)} types" + (f"; {left_out}" if left_out else ""))
+
+
+def _lacking(wanted: Wanted) -> Finding | None:
+    """A group needs one type at least that the region offers."""
+    here = wanted.aws.region
+    for name in TYPE_FIELDS:
+        listed = getattr(wanted.installation, name).split(",")
+        if offered_types(wanted.aws, listed):
+            continue
+        of_kind = [one.name for one in catalog.TYPES.values() if bool(one.gpu) == (name == "instance_types")]
+        others = [type for type in of_kind if type in offered_types(wanted.aws, of_kind)]
+        fix = f"{INFRA} -c {name}={','.join(others)} deploy" if others else f"export AWS_REGION={HOME_REGION}"
+        return wrong(f"{here} offers no machine of {name}: {', '.join(listed)}", fix)
+    return None
 
 
 def pools(wanted: Wanted) -> Finding:

@@ -17,6 +17,7 @@ from botocore.exceptions import NoCredentialsError, NoRegionError
 
 from infra.config import OLD_SUPERSEDED_DAYS, SUPERSEDED_DAYS, Installation
 from infra.operate.command_line import CommandLine
+from infra.operate.installation.offers import offered_here
 from infra.operate.installation.standing import S3_USD_PER_GB_MONTH, Kept, kept_data, kept_image, print_kept
 from infra.operate.planning import options
 from infra.operate.planning.catalog import HOURS_PER_MONTH
@@ -67,6 +68,8 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
     request, as_json = options.request_and_json(given)
     (bucket, trouble), now = find_bucket(aws, installation), time.time()
     plan = None
+    if not (trouble or request.run_id):
+        installation = offered_here(aws, installation).installation
     if not request.run_id:
         plan = make_plan(None if trouble else aws, installation, bucket, options.without_limits(request), now)
     if plan and not as_json:  # at once: what comes after may be refused

@@ -6,7 +6,6 @@ Every step can be repeated. After Ctrl-C or a failure, the same command goes on.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
 from infra.config import Installation, Output
 from infra.operate.command_line import CommandLine
@@ -14,9 +13,9 @@ from infra.operate.commands.destroy import delete_stack
 from infra.operate.commands.launch import launch
 from infra.operate.commands.preflight import preflight
 from infra.operate.installation import cdk, leftovers
+from infra.operate.installation.offers import offered_here
 from infra.operate.installation.stack_states import DEAD, stack_status
 from infra.operate.installation.versions import keep_versions
-from infra.operate.installation.zones import zones_of_subnets
 from infra.operate.planning import options
 from infra.operate.runs import open_bucket
 from infra.operate.session import Aws, ExitCode, explained
@@ -53,8 +52,12 @@ def deploy_stacks(aws: Aws, installation: Installation) -> None:
         if status in DEAD:
             show_line(f"{name} is in {status}, from a deploy that failed: it is deleted first")
             delete_stack(aws, name)
-    zones = "" if installation.vpc_id else ",".join(zones_of_subnets(aws, installation))
-    cdk.deploy(aws, replace(installation, zones=zones), "--all")
+    offered = offered_here(aws, installation)
+    if offered.trouble:
+        raise offered.trouble
+    if line := offered.line(aws.region):
+        show_line(line)
+    cdk.deploy(aws, offered.installation, "--all")
     if bucket := open_bucket(aws, installation):
         keep_versions(bucket)
     display(styled(f"deployed: {installation.storage_stack}, {installation.training_stack}", "green"))

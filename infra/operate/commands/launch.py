@@ -12,6 +12,7 @@ import time
 from infra.config import Installation, Output
 from infra.operate.command_line import CommandLine
 from infra.operate.commands.preflight import preflight
+from infra.operate.installation.offers import offered_here
 from infra.operate.planning import options
 from infra.operate.planning.options import Request
 from infra.operate.planning.plan import Plan, describe, make_plan, merge
@@ -38,6 +39,7 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
 def launch(aws: Aws, installation: Installation, request: Request, *, is_checked: bool = False) -> int:
     """Plan, run preflight unless `is_checked`, start the run, and print the next commands. Returns the exit code."""
     check(request, installation)
+    installation = offered_here(aws, installation).installation
     place = find_place(aws, installation, request.kind)
     if is_running(aws.client, place, request.kind, request.run_id):
         bucket = open_bucket(aws, installation)

@@ -15,6 +15,7 @@ from infra.operate.checks import account, beginning, machines
 from infra.operate.checks import run as run_checks
 from infra.operate.checks.finding import Finding, Wanted
 from infra.operate.command_line import CommandLine
+from infra.operate.installation.offers import offered_here
 from infra.operate.planning import options
 from infra.operate.planning.options import Request
 from infra.operate.planning.plan import Plan
@@ -138,7 +139,8 @@ def find_all(wanted: Wanted, selected: Mapping[str, Check]) -> dict[str, Finding
         return beginning.first_hour(wanted, {"credentials": first, **dict.fromkeys(selected, why), **asked})
     for service in ASKED_SERVICES:  # making a client is not for several threads
         wanted.aws.client(service)
-    wanted = replace(wanted, outputs=_outputs(wanted))
+    offered = offered_here(wanted.aws, wanted.installation)
+    wanted = replace(wanted, outputs=_outputs(wanted), installation=offered.installation, offered=offered)
     findings = {
         "credentials": first,
         **dict.fromkeys(selected, Finding("unknown", f"no answer in {LIMIT_SECONDS:g} s")),

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
-from infra.config import PREPARE_DISK_GIB, PREPARE_PREFIX, Installation
+from infra.config import PREPARE_DISK_GIB, PREPARE_PREFIX, ZONES, Installation
 from infra.operate.planning import catalog, datasets, disks
 from infra.operate.planning.datasets import Dataset
 from infra.operate.planning.estimate import DataSize, Estimate, data_of, estimate, estimate_prepare, offered
@@ -166,7 +166,8 @@ def plan_run(
 ) -> Plan:  # fmt: skip
     """Fill in everything that the request leaves open. Raises UserError if money or time is below the estimate."""
     market = request.market or installation.market
-    zones = len(installation.zones.split(",")) if installation.zones else 3
+    places = installation.zones or installation.subnet_ids
+    zones = len(places.split(",")) if places else ZONES
     types, left_out = types_with_room(request, installation, dataset)
     recipe, is_training = recipe_of(request), request.kind == "train"
     extras = catalog.extras_usd_per_hour(int(installation.disk_gib) if is_training else PREPARE_DISK_GIB)

@@ -10,7 +10,7 @@ from infra.config import Installation
 from infra.operate.planning.options import Request
 from tests.emulator.aws import Aws
 from tests.infra import deployed, hub
-from tests.infra.operator import fixes, infra, prepare_account, rows
+from tests.infra.operator import fixes, prepare_account, rows
 
 pytestmark = pytest.mark.usefixtures("served")
 TRAINING, STORAGE = Installation().training_stack, Installation().storage_stack
@@ -127,14 +127,6 @@ def test_a_storage_stack_that_ended_badly_is_let_go_of_once_nothing_uses_it(
     assert fixes(look())["stacks"] == "make destroy"
     installed.client("cloudformation").delete_stack(StackName=TRAINING)
     assert fixes(look())["stacks"] == f"aws cloudformation delete-stack --stack-name {STORAGE}"
-
-
-def test_a_region_of_two_zones_has_to_be_told_them(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_REGION", "us-west-1")
-    said = infra("preflight").said
-    assert "us-west-1 has 2 zones, and 3 are used unless they are named" in rows(said)["region"][1]
-    assert "-c zones=us-west-1a,us-west-1b deploy" in fixes(said)["region"]
-    assert rows(infra("-c", "zones=us-west-1a,us-west-1b", "preflight").said)["region"] == ("ok", "us-west-1, 2 zones")
 
 
 def test_no_room_for_a_vpc_is_told(aws: Aws, look: Callable[..., str]) -> None:
