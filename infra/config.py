@@ -31,7 +31,7 @@ OLD_SUPERSEDED_DAYS = 2  # and then be brought back; most of what a run writes g
 OLD_VERSION_DAYS = 7  # for so long anything else that was overwritten or deleted can be brought back
 # A tag of every resource. Machines read their tags from IMDS, so a key has none of the letters that IMDS refuses: EC2
 # would start no machine (EC2 user guide, "View tags for your EC2 instances using instance metadata").
-TAG = r"[A-Za-z0-9+.:@_-]{1,128}=[A-Za-z0-9 +=.:/@_-]{0,256}"
+TAG_RULE = r"[A-Za-z0-9+.:@_-]{1,128}=[A-Za-z0-9 +=.:/@_-]{0,256}"
 MOST_TAGS = 40  # AWS takes 50 on a machine, and these come on top of the installation's own
 RULES = {  # field: the pattern that its value matches, the rule in words, an example
     "name": (r"[a-z][a-z0-9-]{0,23}", "at most 24 lower case letters, digits and '-', a letter first", "resnet-spot"),
@@ -55,7 +55,7 @@ RULES = {  # field: the pattern that its value matches, the rule in words, an ex
     "disk_gib": (r"[1-9][0-9]{1,4}", "10 to 99999", "120"),
     "max_nodes": (r"[1-9][0-9]?", "1 to 99", "1"),
     "tags": (
-        rf"({TAG}(,{TAG})*)?",
+        rf"({TAG_RULE}(,{TAG_RULE})*)?",
         "key=value, by ',': letters, digits and + - . : @ _; values also spaces, '=' and '/'",
         "team=vision,cost-center=42",
     ),

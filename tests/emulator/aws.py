@@ -27,6 +27,7 @@ Settings (aws_control.py has the defaults):
     log_page_events   FilterLogEvents gives at most so many at once, and a token
     machines_boot     a machine that is terminated is shutting-down until `off` names it
     account_plan      FREE or PAID: freetier GetAccountPlanState
+    block_public_access   off, block-bidirectional or block-ingress: of all VPCs; exclusions can be made
     registry          host:port of the Docker registry behind ECR (fixture `registry` of registry.py)
     faults            see `Aws.fault`: call (`*` matches), code ("network": hangs up), message, status, times
 
@@ -169,6 +170,7 @@ def serve() -> None:
         aws_endings,
         aws_images,
         aws_machines,
+        aws_network,
         aws_rollbacks,
         aws_spot,
         aws_stacks,
@@ -176,7 +178,17 @@ def serve() -> None:
     )
     from tests.emulator.aws_control import Front
 
-    patched = (aws_stacks, aws_rollbacks, aws_account, aws_machines, aws_endings, aws_spot, aws_images, enforcement)
+    patched = (
+        aws_stacks,
+        aws_rollbacks,
+        aws_account,
+        aws_endings,
+        aws_images,
+        aws_machines,
+        aws_network,
+        aws_spot,
+        enforcement,
+    )
     controls = {name: follow for one in patched for name, follow in one.patch().items()}
     front = Front(DomainDispatcherApplication(create_backend_app), controls, enforcement.refusal)
     server = make_server("127.0.0.1", 0, front, threaded=True, request_handler=MotoRequestHandler)

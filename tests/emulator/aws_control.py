@@ -55,6 +55,8 @@ class Settings:
     off: list[str] = field(default_factory=list)
     account_plan: str = "PAID"
     registry: str = "127.0.0.1:1"
+    block_public_access: str = "off"
+    exclusions: dict[str, str] = field(default_factory=dict)
 
     def change(self, changes: dict[str, Any]) -> None:
         for name, value in changes.items():

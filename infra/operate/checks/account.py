@@ -1,7 +1,7 @@
-"""The checks of `preflight` on the account and the laptop: credentials, region, CDK, Docker, VPC, stacks.
+"""The checks of `preflight` on the account and the laptop: credentials, region, CDK, Docker, stacks.
 
-A check takes a `Wanted` and returns a `Finding`. It changes nothing. `checks.machines` and `checks.run` have the
-others.
+A check takes a `Wanted` and returns a `Finding`. It changes nothing. `checks.network`, `checks.machines` and
+`checks.run` have the others.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from infra.config import ROOT, ZONES
 from infra.operate import credentials as logins
 from infra.operate.checks.finding import INFRA, Finding, Wanted, ok, unneeded, wrong
 from infra.operate.installation import cdk
-from infra.operate.installation.stack_states import DEAD, has_stack, stack_status
+from infra.operate.installation.stack_states import DEAD, stack_status
 from infra.operate.installation.zones import zones_of_region
 from infra.operate.session import BOTO_CONFIG, Aws, AwsError, explained, reason_of
 
 HOME_REGION = "us-east-1"
 LEAST_BOOTSTRAP = 6  # what the synthesised stacks require
-VPC_QUOTA = "L-F678F1CE"
 WAIT = "aws cloudformation wait {} --stack-name {{stack}}"
 STUCK = {  # status of a stack with which no deploy can go on: the one command that helps
     "DELETE_FAILED": "make destroy",
@@ -134,36 +133,6 @@ def quota_value(wanted: Wanted, code: str, service: str = "ec2") -> float:
     except client.exceptions.NoSuchResourceException:  # never changed in this account
         answer = client.get_aws_default_service_quota(ServiceCode=service, QuotaCode=code)
     return float(answer["Quota"]["Value"])
-
-
-def vpc(wanted: Wanted) -> Finding:
-    ec2, installation = wanted.aws.client("ec2"), wanted.installation
-    if installation.vpc_id:
-        return _given_vpc(wanted)
-    if has_stack(wanted.aws, installation.training_stack):
-        return unneeded("the stack has its own already")
-    there, allowed = len(ec2.describe_vpcs()["Vpcs"]), quota_value(wanted, VPC_QUOTA, "vpc")
-    if there >= allowed:
-        return wrong(
-            f"{there} VPCs of {allowed:g} are there, one more is needed (or set vpc_id and subnet_ids in cdk.json)",
-            "aws service-quotas request-service-quota-increase --service-code vpc "
-            f"--quota-code {VPC_QUOTA} --desired-value {allowed + 1:g}",
-        )
-    return ok(f"{there} of {allowed:g} in use, one is needed")
-
-
-def _given_vpc(wanted: Wanted) -> Finding:
-    installation, ids = wanted.installation, wanted.installation.subnet_ids.split(",")
-    list_them = f"aws ec2 describe-subnets --filters Name=vpc-id,Values={installation.vpc_id}"
-    try:
-        subnets = wanted.aws.client("ec2").describe_subnets(SubnetIds=ids)["Subnets"]
-    except botocore.exceptions.ClientError as error:
-        if "NotFound" not in error.response["Error"].get("Code", ""):
-            raise
-        return wrong(error.response["Error"]["Message"], list_them)
-    if strangers := [one["SubnetId"] for one in subnets if one["VpcId"] != installation.vpc_id]:
-        return wrong(f"{', '.join(strangers)} are not in {installation.vpc_id}", list_them)
-    return ok(f"{installation.vpc_id}, {len(subnets)} subnets")
 
 
 def stacks(wanted: Wanted) -> Finding:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 
 from infra.config import Installation, Output
+from infra.operate.checks.finding import Wanted
+from infra.operate.checks.network import way_out
 from infra.operate.command_line import CommandLine
 from infra.operate.commands.destroy import delete_stack
 from infra.operate.commands.launch import launch
@@ -19,7 +21,7 @@ from infra.operate.installation.versions import keep_versions
 from infra.operate.planning import options
 from infra.operate.runs import open_bucket
 from infra.operate.session import Aws, ExitCode, explained
-from infra.operate.terminal import display, next_commands, show_line, styled
+from infra.operate.terminal import display, display_commands, next_commands, show_line, styled
 
 HELP = "check, deploy both stacks, and launch a run"
 
@@ -35,6 +37,11 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
         return ExitCode.PREFLIGHT
     deploy_stacks(aws, installation)
     if given.launches:
+        blocked = way_out(Wanted(aws=aws, installation=installation, request=request))  # the VPC may be new
+        if blocked.state == "failed":
+            display(styled(f"not launched: {blocked.said}", "red"))
+            display_commands([("then `make launch`", blocked.fix)])
+            return ExitCode.PREFLIGHT
         show_line("")
         return launch(aws, installation, request, is_checked=True)
     next_commands(

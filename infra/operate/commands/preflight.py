@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from infra.config import Installation
-from infra.operate.checks import account, beginning, machines
+from infra.operate.checks import account, beginning, machines, network
 from infra.operate.checks import run as run_checks
 from infra.operate.checks.finding import Finding, Wanted
 from infra.operate.command_line import CommandLine
@@ -35,6 +35,7 @@ LAUNCH: Mapping[str, Check] = MappingProxyType(
         "spot role": machines.spot_role,
         "instance types": machines.instance_types,
         "zones": machines.pools,
+        "internet": network.way_out,
         "machine image": machines.ami,
         "disk": machines.disk,
         "key of the disks": machines.disk_key,
@@ -52,7 +53,7 @@ DEPLOY: Mapping[str, Check] = MappingProxyType(
         "CDK bootstrap": account.bootstrap,
         "CDK command line": account.cdk_command_line,
         "Docker": account.docker,
-        "VPC": account.vpc,
+        "VPC": network.vpc,
         "stacks": account.stacks,
         "other runs": run_checks.idle,
     }

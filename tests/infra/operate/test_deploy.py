@@ -190,6 +190,10 @@ def test_a_given_vpc_has_its_own_zones(account: Aws, tmp_path: Path, monkeypatch
     ec2 = account.client("ec2")
     vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
     subnet = ec2.describe_subnets(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["Subnets"][0]["SubnetId"]
+    (table,) = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"]
+    gateway = ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
+    ec2.attach_internet_gateway(InternetGatewayId=gateway, VpcId=vpc)
+    ec2.create_route(RouteTableId=table["RouteTableId"], DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
     calls = stand_in_for_cdk(tmp_path, monkeypatch)
     given = ("-c", f"vpc_id={vpc}", "-c", f"subnet_ids={subnet}")
     ended = infra(*IMAGE, *given, "deploy", "--no-launch", "--recipe", "digits")
