@@ -18,7 +18,16 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from infra.operate.command_line import CommandLine
-from infra.operate.session import Aws, AwsError, ExitCode, explained, load_installation, reason_of, sentence
+from infra.operate.session import (
+    Aws,
+    AwsError,
+    ExitCode,
+    check_partition,
+    explained,
+    load_installation,
+    reason_of,
+    sentence,
+)
 from infra.operate.terminal import show_line, show_traceback
 from trainer.contract import UserError
 
@@ -65,6 +74,7 @@ def main() -> int:
     try:
         installation = load_installation(options.context)
         aws = Aws(open_session())
+        check_partition(aws.session)
         return int(options.run(aws, installation, options))
     except UserError as error:
         show_line(f"error: {error}", file=sys.stderr)

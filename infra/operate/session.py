@@ -23,6 +23,7 @@ from infra.config import ROOT, Installation, context_key
 from infra.operate import credentials
 from trainer.contract import UserError
 
+PARTITION = "aws"  # all regions but those of China, of governments and of Europe's sovereign cloud
 MOST_CONNECTIONS = 32  # to a service at once; what more threads open is thrown away after each request
 BOTO_CONFIG = Config(
     connect_timeout=5, read_timeout=20, max_pool_connections=MOST_CONNECTIONS,
@@ -90,6 +91,19 @@ class Aws:
                 return {}
             raise
         return dict(found)
+
+
+def check_partition(session: boto3.Session) -> None:
+    """Raises UserError in China, GovCloud and other partitions: they have accounts, names and prices of their own."""
+    try:
+        partition = session.get_partition_for_region(session.region_name) if session.region_name else PARTITION
+    except botocore.exceptions.UnknownRegionError:
+        return  # the region's own check says so
+    if partition != PARTITION:
+        raise UserError(
+            f"the region {session.region_name} is in AWS's partition {partition}, for which this project has no "
+            "machine image, no prices and no test: use one of the other regions, for example AWS_REGION=us-east-1"
+        )
 
 
 @cache

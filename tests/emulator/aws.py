@@ -13,6 +13,7 @@ The fixture `aws` is an empty account and the environment of this process pointi
 Settings (aws_control.py has the defaults):
     quotas            values by quota code: servicequotas GetServiceQuota and ListServiceQuotas; moto has VPC's only
     on_demand_usd     by instance type: pricing GetProducts, which moto lacks
+    disk_usd          a gigabyte of gp3 for a month, in the same answer
     spot_usd          by instance type: [[Unix seconds, dollars from then on], …], the oldest first, for ec2
                       DescribeSpotPriceHistory; else 40 % of on-demand; moto says $0.00001
     parameters        public SSM parameters (/aws/service/…): the AMI's; moto refuses to put them

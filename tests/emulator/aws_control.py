@@ -40,6 +40,7 @@ class Settings:
 
     on_demand_usd: dict[str, float] = field(default_factory=lambda: dict(ON_DEMAND_USD))
     spot_usd: dict[str, list[list[float]]] = field(default_factory=dict)
+    disk_usd: float = 0.08
     quotas: dict[str, float] = field(default_factory=lambda: dict(QUOTAS))
     parameters: dict[str, str] = field(default_factory=dict)
     launch_failures: dict[str, str] = field(default_factory=dict)
@@ -115,8 +116,12 @@ def read_body(environ: WSGIEnvironment) -> bytes:
 
 
 def price_list(request: dict[str, Any]) -> dict[str, Any]:
-    """The answer of pricing.GetProducts: Linux on-demand instances in each shape that the real one has."""
+    """The answer of pricing.GetProducts: Linux on-demand instances, and gp3, in the shape that the real one has."""
     wanted = {f["Field"]: f["Value"] for f in request.get("Filters", [])}
+    if wanted.get("volumeApiName") == "gp3":
+        price = {"unit": "GB-Mo", "pricePerUnit": {"USD": f"{SETTINGS.disk_usd:.10f}"}}
+        terms = {"OnDemand": {"D.T": {"priceDimensions": {"D.T.D": price}}}}
+        return {"FormatVersion": "aws_v1", "PriceList": [json.dumps({"product": {}, "terms": terms})]}
     products = [
         {
             "product": {

@@ -16,7 +16,7 @@ from infra.guard import Guard, GuardSettings
 from infra.operate.command_line import CommandLine
 from infra.operate.commands.stop import ASK_SECONDS, delete_schedules, empty_groups, wait_until_gone
 from infra.operate.installation import leftovers
-from infra.operate.installation.leftovers import LeftOver
+from infra.operate.installation.left_over import LeftOver
 from infra.operate.installation.purge import confirm_purge, purge
 from infra.operate.installation.stack_states import stack_status
 from infra.operate.installation.standing import kept_buckets, kept_data, print_kept
@@ -60,6 +60,8 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     for one in found:
         if one.service == leftovers.IMAGE:  # before the stack, which names it
             remove(one)
+        if one.is_foreign:  # said at once: the stack tries for minutes to delete its VPC all the same
+            show_line(f"{one.service}: the VPC cannot go before it: {one.command}")
     delete_stack(aws, installation.training_stack)
     left = sweep(aws, installation)
     if options.purge:

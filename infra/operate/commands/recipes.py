@@ -56,7 +56,7 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
     types = [one.name for one in catalog.gpu_types(given.types or [n for n, one in catalog.TYPES.items() if one.gpu])]
     prices = quick_prices(aws.session, types)
     types = [name for name in types if name in prices.told or not prices.told]
-    extras = catalog.extras_usd_per_hour(int(installation.disk_gib))
+    extras = prices.extras_usd_per_hour(int(installation.disk_gib))
     works = [work_of(name) for name in ([given.recipe] if given.recipe else recipes())]
     offers = {work.recipe: offers_of(work, types, prices, extras) for work in works}
     if given.json:

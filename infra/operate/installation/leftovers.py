@@ -6,13 +6,13 @@ Each left-over has the command that removes it, and a function that does. `destr
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from infra.config import Installation, Tag
+from infra.operate.installation.left_network import strangers, vpc_parts
+from infra.operate.installation.left_over import LeftOver, tagged
 from infra.operate.installation.stack_states import stack_status
 from infra.operate.session import Aws, explained
 from infra.run import fleet
@@ -32,16 +32,8 @@ SWEPT_SERVICES = (
 )
 ASSET_HASH = "[0-9a-f]{64}"  # without it, the prefix of `mine` would hold for the images of `mine-too`
 IMAGE = "ECR image"
-
-
-@dataclass(frozen=True)
-class LeftOver:
-    """One thing that is still there."""
-
-    service: str
-    id: str
-    command: str  # what removes it
-    delete: Callable[[], object] | None = field(default=None, compare=False, repr=False)  # None: only by hand
+SHORTENED_LETTERS = 58  # at least, of a name that had to be cut to 64
+LEAST_STACK_LETTERS = 16  # of the stack's name survive in any that was seen
 
 
 def find(aws: Aws, installation: Installation) -> list[LeftOver]:
@@ -51,7 +43,7 @@ def find(aws: Aws, installation: Installation) -> list[LeftOver]:
     _ = aws.account
     questions = (
         groups, left_machines, left_schedules, rules, functions, images, left_stacks,
-        launch_templates, volumes, vpc_parts, log_groups, topics, alarms, roles,
+        launch_templates, volumes, strangers, vpc_parts, log_groups, topics, alarms, roles,
     )  # fmt: skip
 
     def ask(question: Callable[[Aws, Installation], Iterator[LeftOver]]) -> list[LeftOver]:
@@ -65,6 +57,24 @@ def find(aws: Aws, installation: Installation) -> list[LeftOver]:
 def is_named_by_stack(installation: Installation, name: str) -> bool:
     """Whether CloudFormation made up this name. Its names are the stack, a logical id, and some letters."""
     return bool(re.fullmatch(f"{installation.training_stack}-[A-Za-z0-9]+-[A-Za-z0-9]+", name))
+
+
+def may_be_shortened(installation: Installation, name: str) -> bool:
+    """Whether CloudFormation may have made up this name for what takes 64 letters: then only the tag tells.
+
+    It cuts stack and logical id so that all fits: `content-author-apps-production-content-sy-Function-U6NI8XUG1KBU`
+    comes from a stack of 44 letters (convox/rack issue 2698). How it divides the room, AWS does not say.
+    """
+    return len(name) >= SHORTENED_LETTERS and name.startswith(stack_beginning(installation))
+
+
+def stack_beginning(installation: Installation) -> str:
+    """What every name that CloudFormation makes up for the training stack begins with."""
+    return installation.training_stack[:LEAST_STACK_LETTERS]
+
+
+def has_our_tag(installation: Installation, tags: Iterable[Mapping[str, str]]) -> bool:
+    return {"Key": Tag.INSTALLATION, "Value": installation.name} in [dict(tag) for tag in tags]
 
 
 def groups(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
@@ -112,9 +122,17 @@ def rules(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
             events.remove_targets(Rule=name, Ids=ids)
         events.delete_rule(Name=name)
 
-    for page in events.get_paginator("list_rules").paginate(NamePrefix=f"{installation.training_stack}-"):
-        for name in (rule["Name"] for rule in page["Rules"]):
-            if is_named_by_stack(installation, name):
+    def is_ours(rule: Mapping[str, str]) -> bool:
+        if is_named_by_stack(installation, rule["Name"]):
+            return True
+        if not may_be_shortened(installation, rule["Name"]):
+            return False
+        return has_our_tag(installation, events.list_tags_for_resource(ResourceARN=rule["Arn"])["Tags"])
+
+    for page in events.get_paginator("list_rules").paginate(NamePrefix=stack_beginning(installation)):
+        for rule in page["Rules"]:
+            if is_ours(rule):
+                name = rule["Name"]
                 command = f"aws events delete-rule --name {name} (its targets first)"
                 yield LeftOver("EventBridge rule", name, command, partial(delete, name))
 
@@ -161,11 +179,6 @@ def stack(aws: Aws, name: str) -> list[LeftOver]:
     return [LeftOver("CloudFormation stack", name, f"aws cloudformation delete-stack --stack-name {name}", delete)]
 
 
-def tagged(installation: Installation) -> list[dict[str, Any]]:
-    """EC2's filter for the things that carry the installation's tag."""
-    return [{"Name": f"tag:{Tag.INSTALLATION}", "Values": [installation.name]}]
-
-
 def launch_templates(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
     ec2 = aws.client("ec2")
     for page in ec2.get_paginator("describe_launch_templates").paginate(Filters=tagged(installation)):
@@ -187,41 +200,6 @@ def volumes(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
                     f"EBS volume, {volume['Size']} GiB, {volume['State']}", id,
                     f"aws ec2 delete-volume --volume-id {id}", partial(ec2.delete_volume, VolumeId=id),
                 )  # fmt: skip
-
-
-# What a VPC must lose before it can go: boto3's method, its list, the id in it, the command, all in that order.
-VPC_PARTS = (
-    ("VPC endpoint", "vpc_endpoints", "VpcEndpoints", "VpcEndpointId"),
-    ("network interface", "network_interfaces", "NetworkInterfaces", "NetworkInterfaceId"),
-    ("subnet", "subnets", "Subnets", "SubnetId"),
-    ("internet gateway", "internet_gateways", "InternetGateways", "InternetGatewayId"),
-    ("route table", "route_tables", "RouteTables", "RouteTableId"),
-    ("security group", "security_groups", "SecurityGroups", "GroupId"),
-    ("VPC", "vpcs", "Vpcs", "VpcId"),
-)
-
-
-def vpc_parts(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
-    ec2 = aws.client("ec2")
-
-    def delete(method: str, key: str, id: str, part: dict[str, Any]) -> None:
-        if method == "vpc_endpoints":
-            ec2.delete_vpc_endpoints(VpcEndpointIds=[id])
-            return
-        for attachment in part.get("Attachments", []) if method == "internet_gateways" else ():
-            ec2.detach_internet_gateway(InternetGatewayId=id, VpcId=attachment["VpcId"])
-        getattr(ec2, f"delete_{method.removesuffix('s')}")(**{key: id})
-
-    for what, method, listed, key in VPC_PARTS:
-        for part in getattr(ec2, f"describe_{method}")(Filters=tagged(installation))[listed]:
-            if str(part.get("State", "")).lower() in ("deleting", "deleted"):
-                continue
-            id = part[key]
-            flag = re.sub("(?<!^)([A-Z])", r"-\1", key).lower()
-            command = f"delete-{method.removesuffix('s').replace('_', '-')} --{flag} {id}"
-            if method == "vpc_endpoints":
-                command = f"delete-vpc-endpoints --vpc-endpoint-ids {id}"
-            yield LeftOver(what, id, f"aws ec2 {command}", partial(delete, method, key, id, part))
 
 
 def log_groups(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
@@ -259,7 +237,16 @@ def alarms(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
 
 def roles(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
     """Roles cost nothing. One is left if the stack could not delete it."""
-    for page in aws.client("iam").get_paginator("list_roles").paginate():
+    iam = aws.client("iam")
+
+    def is_ours(name: str) -> bool:
+        if is_named_by_stack(installation, name):
+            return True
+        if not may_be_shortened(installation, name):
+            return False
+        return has_our_tag(installation, iam.list_role_tags(RoleName=name)["Tags"])
+
+    for page in iam.get_paginator("list_roles").paginate():
         for name in (role["RoleName"] for role in page["Roles"]):
-            if is_named_by_stack(installation, name):
+            if is_ours(name):
                 yield LeftOver("IAM role", name, f"aws iam delete-role --role-name {name} (its policies first)")

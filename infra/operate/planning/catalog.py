@@ -31,9 +31,8 @@ SPOT_PRICES: Mapping[str, float] = MappingProxyType(
 )
 IMAGENET_SOURCE_GB = 150  # what `prepare` downloads
 LEAST_POOLS = 12  # types x zones: with fewer, spot capacity is often gone
-# Beside the machine, list prices of us-east-1: aws.amazon.com/ebs/pricing (gp3), /vpc/pricing (public IPv4)
-DISK_USD_PER_GIB_MONTH = 0.08
-ADDRESS_USD_PER_HOUR = 0.005
+DISK_USD_PER_GIB_MONTH = 0.08  # gp3, list price of us-east-1 (aws.amazon.com/ebs/pricing); `prices` asks the region's
+ADDRESS_USD_PER_HOUR = 0.005  # a public IPv4 address, in all regions (AWS News Blog, 28 July 2023)
 HOURS_PER_MONTH = 730
 MARKETS = ("spot", "on-demand")
 
@@ -165,8 +164,3 @@ def check_precision(names: Sequence[str], precision: str) -> None:
 def quota_of(type: str) -> Quota | None:
     """The quota that this type counts against. None if this project launches no such type."""
     return next((quota for quota in QUOTAS if re.match(quota.families, type)), None)
-
-
-def extras_usd_per_hour(disk_gib: int) -> float:
-    """What a machine costs beside its own price: its root volume and its public address."""
-    return disk_gib * DISK_USD_PER_GIB_MONTH / HOURS_PER_MONTH + ADDRESS_USD_PER_HOUR

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from infra.config import PREPARE_DISK_GIB, PREPARE_PREFIX, ZONES, Installation
-from infra.operate.planning import catalog, datasets, disks
+from infra.operate.planning import datasets, disks
 from infra.operate.planning.datasets import Dataset
 from infra.operate.planning.estimate import DataSize, Estimate, data_of, estimate, estimate_prepare, offered
 from infra.operate.planning.options import Request, go_on, recipe_of, spec_values
@@ -166,11 +166,10 @@ def plan_run(
 ) -> Plan:  # fmt: skip
     """Fill in everything that the request leaves open. Raises UserError if money or time is below the estimate."""
     market = request.market or installation.market
-    places = installation.zones or installation.subnet_ids
-    zones = len(places.split(",")) if places else ZONES
+    zones = len(found.split(",")) if (found := installation.zones or installation.subnet_ids) else ZONES
     types, left_out = types_with_room(request, installation, dataset)
     recipe, is_training = recipe_of(request), request.kind == "train"
-    extras = catalog.extras_usd_per_hour(int(installation.disk_gib) if is_training else PREPARE_DISK_GIB)
+    extras = prices.extras_usd_per_hour(int(installation.disk_gib) if is_training else PREPARE_DISK_GIB)
     expected, listed = (
         estimates(request, types, dataset, prices.expected(one), extras) for one in (market, "on-demand")
     )

@@ -18,7 +18,15 @@ import boto3
 import botocore.exceptions
 from botocore.config import Config
 
-from infra.operate.planning.catalog import PRICES_SOURCE, SPOT_PRICES, SPOT_SOURCE, TYPES
+from infra.operate.planning.catalog import (
+    ADDRESS_USD_PER_HOUR,
+    DISK_USD_PER_GIB_MONTH,
+    HOURS_PER_MONTH,
+    PRICES_SOURCE,
+    SPOT_PRICES,
+    SPOT_SOURCE,
+    TYPES,
+)
 from infra.operate.session import Aws
 
 QUICK = Config(
@@ -39,18 +47,23 @@ class Prices:
     spot: Mapping[str, float]  # the middle one of the zones' present prices; empty where AWS did not tell
     source: str
     told: frozenset[str] = frozenset()  # the types whose list price AWS told now: it sells them in this region
+    disk_usd_per_gib_month: float = DISK_USD_PER_GIB_MONTH  # gp3
 
     def expected(self, market: str) -> dict[str, float]:
         """Dollars per hour by type: the spot price if it is wanted and known, else the list price, which is higher."""
         return {**self.on_demand, **self.spot} if market == "spot" else dict(self.on_demand)
 
+    def extras_usd_per_hour(self, disk_gib: int) -> float:
+        """What a machine costs beside its own price: its root volume and its public address."""
+        return disk_gib * self.disk_usd_per_gib_month / HOURS_PER_MONTH + ADDRESS_USD_PER_HOUR
+
 
 def find_prices(aws: Aws, types: Collection[str]) -> Prices:
     pricing, ec2 = _clients(aws.session)
-    with ThreadPoolExecutor(len(types) + 1) as pool:
-        history = pool.submit(_spot, ec2, types)
+    with ThreadPoolExecutor(len(types) + 2) as pool:
+        history, disk = pool.submit(_spot, ec2, types), pool.submit(_gp3, pricing, aws.region)
         listed = dict(zip(types, pool.map(lambda type: _on_demand(pricing, aws.region, type), types), strict=True))
-        spot = history.result()
+        spot, disk_usd = history.result(), disk.result()
     today = f"{datetime.now(UTC):%Y-%m-%d}"
     table = {type: TYPES[type].usd_per_hour for type in types}
     told = {type: price for type, price in listed.items() if price is not None}
@@ -61,9 +74,11 @@ def find_prices(aws: Aws, types: Collection[str]) -> Prices:
     else:
         source = f"list prices: {PRICES_SOURCE} (the Pricing API did not answer"
         source += f"; {aws.region} has prices of its own)" if aws.region != "us-east-1" else ")"
+    if disk_usd is None and aws.region != "us-east-1":
+        source += "; disk: as in us-east-1"
     if spot:
         source += f"; spot prices: EC2's history for {aws.region}, {today}"
-    return Prices(table | told, spot, source, frozenset(told))
+    return Prices(table | told, spot, source, frozenset(told), disk_usd or DISK_USD_PER_GIB_MONTH)
 
 
 def dated_prices(types: Collection[str]) -> Prices:
@@ -113,6 +128,16 @@ def _on_demand(pricing: Any, region: str, type: str) -> float | None:
         "instanceType": type, "regionCode": region, "operatingSystem": "Linux", "tenancy": "Shared",
         "preInstalledSw": "NA", "capacitystatus": "Used",
     }  # fmt: skip
+    return _listed(pricing, wanted, "Hrs")
+
+
+def _gp3(pricing: Any, region: str) -> float | None:
+    """Dollars per GiB and month of a gp3 volume. Its speed above the free part is priced as another product."""
+    return _listed(pricing, {"volumeApiName": "gp3", "regionCode": region, "productFamily": "Storage"}, "GB-Mo")
+
+
+def _listed(pricing: Any, wanted: Mapping[str, str], unit: str) -> float | None:
+    """The list price of the product with these attributes. None where the Pricing API does not tell."""
     filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in wanted.items()]
     try:
         products = pricing.get_products(ServiceCode="AmazonEC2", Filters=filters, MaxResults=10)["PriceList"]
@@ -123,7 +148,7 @@ def _on_demand(pricing: Any, region: str, type: str) -> float | None:
         for product in map(json.loads, products)
         for term in product["terms"].get("OnDemand", {}).values()
         for dimension in term["priceDimensions"].values()
-        if dimension.get("unit", "Hrs") == "Hrs"
+        if dimension.get("unit", unit) == unit
     ]
     return max(prices, default=0.0) or None
 

@@ -9,7 +9,6 @@ from hashlib import sha256
 
 from infra.config import PREPARE_DISK_GIB, PREPARE_PREFIX, Installation
 from infra.guard.rules import SHUTDOWN_SECONDS, TICK_SECONDS
-from infra.operate.planning import catalog
 from infra.operate.planning.options import Request
 from infra.operate.planning.prices import Prices
 from trainer.contract import UserError
@@ -102,10 +101,10 @@ def make_scope(installation: Installation, types: tuple[str, ...], prices: Price
     """Without `types`, the one whose spot price is the lowest now. Raises UserError if $0.50 are not enough."""
     gpus, expected = tuple(installation.instance_types.split(",")), prices.expected("spot")
     chosen = types or (min(gpus, key=lambda type: expected[type]),)
-    gpu_extras = catalog.extras_usd_per_hour(int(installation.disk_gib))
+    gpu_extras = prices.extras_usd_per_hour(int(installation.disk_gib))
     cpus = installation.prepare_instance_types.split(",")
     listed = {type: prices.on_demand[type] + gpu_extras for type in chosen}
-    listed |= {type: prices.on_demand[type] + catalog.extras_usd_per_hour(PREPARE_DISK_GIB) for type in cpus}
+    listed |= {type: prices.on_demand[type] + prices.extras_usd_per_hour(PREPARE_DISK_GIB) for type in cpus}
     scope = Scope(installation=installation, types=chosen, usd_per_hour=listed, has_notice=has_notice)
     hourly = max(expected[type] for type in chosen) + gpu_extras
     if scope.train_usd < hourly * LEAST_MINUTES / 60:

@@ -6,10 +6,12 @@ import pytest
 
 from infra.config import Installation
 from infra.operate.installation import leftovers
+from infra.operate.installation.left_over import tagged
 from infra.operate.session import AwsError, ExitCode
+from tests.emulator.aws import Aws
 from tests.emulator.registry import Registry
 from tests.infra.deployed import INSTALLATION, Deployed, client, push_image
-from tests.infra.operator import left, operate
+from tests.infra.operator import left, operate, operator
 
 pytestmark = pytest.mark.usefixtures("quick_destroy")
 ZERO = ExitCode.DONE
@@ -20,7 +22,7 @@ def test_resources_without_a_stack_are_found_by_tag_and_by_name_and_removed(
 ) -> None:
     deployed.launch()
     aws, tags = deployed.aws, [{"Key": "resnet-spot", "Value": INSTALLATION.name}]
-    subnet = client(aws, "ec2").describe_subnets(Filters=leftovers.tagged(INSTALLATION))["Subnets"][0]["SubnetId"]
+    subnet = client(aws, "ec2").describe_subnets(Filters=tagged(INSTALLATION))["Subnets"][0]["SubnetId"]
     operate("destroy")
     assert left() == []
 
@@ -67,6 +69,49 @@ def test_resources_without_a_stack_are_found_by_tag_and_by_name_and_removed(
         f"{INSTALLATION.log_group}-of-somebody-else"
     ]
     assert len(ec2.describe_vpcs()["Vpcs"]) == 1  # the account's own
+
+
+def test_what_guardduty_and_others_have_put_into_our_vpc_is_named_with_its_owner_and_not_deleted(
+    deployed: Deployed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ec2 = client(deployed.aws, "ec2")
+    (vpc,) = (one["VpcId"] for one in ec2.describe_vpcs(Filters=tagged(INSTALLATION))["Vpcs"])
+    managed = [{"Key": "GuardDutyManaged", "Value": "true"}]
+    endpoint = ec2.create_vpc_endpoint(
+        VpcId=vpc, ServiceName="com.amazonaws.us-east-1.guardduty-data", VpcEndpointType="Interface",
+        TagSpecifications=[{"ResourceType": "vpc-endpoint", "Tags": managed}],
+    )["VpcEndpoint"]["VpcEndpointId"]  # fmt: skip
+    guard = ec2.create_security_group(VpcId=vpc, GroupName=f"GuardDutyManagedSecurityGroup-{vpc}", Description="x")
+    mine = ec2.create_security_group(VpcId=vpc, GroupName="mine", Description="x")
+    assert operate("destroy") == ExitCode.LEFT_OVERS
+    said = capsys.readouterr().out
+    first, _, table = (" ".join(part.split()) for part in said.partition("left over:"))
+    delete = f"aws ec2 delete-vpc-endpoints --vpc-endpoint-ids {endpoint}"
+    assert f"VPC endpoint in our VPC, of GuardDuty: the VPC cannot go before it: {delete}" in first
+    assert f"VPC endpoint in our VPC, of GuardDuty {endpoint} {delete}" in table
+    assert f"security group in our VPC, of GuardDuty {guard['GroupId']}" in table
+    assert f"security group in our VPC, which this project did not make {mine['GroupId']}" in table
+    ec2.delete_vpc_endpoints(VpcEndpointIds=[endpoint])
+    for group in (guard, mine):
+        ec2.delete_security_group(GroupId=group["GroupId"])
+    assert operate("destroy") == ZERO
+    assert left() == []
+
+
+def test_names_that_cloudformation_had_to_shorten_are_found_by_their_tag(aws: Aws) -> None:
+    """As it does with a name of 24 letters: stack and logical id are cut, and another's name may begin as ours."""
+    ours = Installation(name="a-name-of-24-letters-abc")
+    shortened = f"{ours.training_stack[:26]}-PrepareMachineRoleWithALo-1ABCDEFGHIJ"
+    assert len(shortened) >= 58
+    iam, events = client(aws, "iam"), client(aws, "events")
+    for end, owner in (("K", ours.name), ("L", "a-name-of-24-letters-abd")):
+        tags = [{"Key": "resnet-spot", "Value": owner}]
+        iam.create_role(RoleName=shortened + end, AssumeRolePolicyDocument="{}", Tags=tags)
+        events.put_rule(Name=shortened + end, ScheduleExpression="rate(1 minute)", Tags=tags)
+    found = leftovers.find(operator(), ours)
+    assert [(one.service, one.id) for one in found] == [
+        ("EventBridge rule", f"{shortened}K"), ("IAM role", f"{shortened}K"),
+    ]  # fmt: skip
 
 
 def test_what_only_hands_can_remove_is_in_the_table(deployed: Deployed, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 
+import boto3
 import pytest
 
 from infra.config import Installation
 from infra.operate.planning.arguments import number_given
 from infra.operate.planning.options import Request
 from infra.operate.planning.plan import describe, new_run_id
+from infra.operate.planning.prices import find_prices
 from infra.operate.planning.refusals import check, check_gpus
+from infra.operate.session import Aws as Operator
 from infra.operate.terminal import plain
 from tests.infra import hub
 from tests.infra.deployed import Deployed
@@ -24,6 +27,17 @@ def test_disk_and_address_are_told_to_the_guard_which_counts_them(place: Deploye
     train, prepare = plan(disk_gib="730"), plan(Request(kind="prepare", data=hub.IMAGENET))
     assert train.spec.extras_usd_per_hour == pytest.approx(0.08 + 0.005)
     assert prepare.spec.extras_usd_per_hour == pytest.approx(450 * 0.08 / 730 + 0.005)
+
+
+def test_a_disk_has_the_price_of_its_region_where_aws_tells_it(place: Deployed) -> None:
+    place.aws.set(disk_usd=0.152)  # São Paulo's, nearly twice that of us-east-1
+    planned = plan(disk_gib="730")
+    assert planned.spec.extras_usd_per_hour == pytest.approx(0.152 + 0.005)
+    assert "disk" not in planned.prices_source
+    place.aws.fault("pricing.*", code="AccessDeniedException")
+    abroad = find_prices(Operator(boto3.Session(region_name="sa-east-1")), ["g5.xlarge"])
+    assert abroad.disk_usd_per_gib_month == 0.08
+    assert "; disk: as in us-east-1" in abroad.source
 
 
 def test_a_budget_or_a_deadline_below_the_estimate_is_refused_unless_asked_for(place: Deployed) -> None:

@@ -5,12 +5,14 @@ Which region offers what is moto's copy of AWS's own answers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import boto3
 import pytest
 from moto.ec2.models.instance_types import INSTANCE_TYPE_OFFERINGS
 
+from infra.__main__ import COMMANDS
 from infra.config import Installation
 from infra.operate.checks import machines
 from infra.operate.checks.finding import Wanted
@@ -21,6 +23,7 @@ from infra.operate.session import Aws as Operator
 from tests.emulator.aws import Aws
 from tests.infra.operator import GIVEN_IMAGE, infra, prepare_account, rows, stand_in_for_cdk
 
+Run = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.usefixtures("served")
 OFFERED = {region: {one["InstanceType"] for one in all} for region, all in INSTANCE_TYPE_OFFERINGS["region"].items()}
 DEPLOY = ("-c", f"image_uri={GIVEN_IMAGE}", "deploy", "--no-launch", "--recipe", "digits")
@@ -113,6 +116,21 @@ def test_an_account_without_a_default_vpc_names_its_zones_all_the_same(
     assert ended.code == 0, ended.said + ended.error
     assert rows(ended.said)["VPC"] == ("ok", "0 of 5 in use, one is needed")
     assert len(context_of(calls()[0])["zones"].split(",")) == 3
+
+
+@pytest.mark.parametrize(
+    ("region", "partition"),
+    [("cn-north-1", "aws-cn"), ("us-gov-west-1", "aws-us-gov"), ("eusc-de-east-1", "aws-eusc")],
+)
+def test_china_govcloud_and_the_sovereign_cloud_are_refused_before_anybody_is_asked(
+    aws: Aws, run: Run, monkeypatch: pytest.MonkeyPatch, region: str, partition: str
+) -> None:
+    monkeypatch.setenv("AWS_REGION", region)
+    for command in COMMANDS:
+        code, said, error = run(command)
+        assert (code, said) == (2, ""), command
+        assert f"the region {region} is in AWS's partition {partition}, for which this project has no" in error
+    assert aws.calls() == []
 
 
 def test_where_aws_does_not_tell_what_it_offers_nothing_is_left_out(aws: Aws) -> None:
