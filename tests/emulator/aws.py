@@ -28,6 +28,7 @@ Settings (aws_control.py has the defaults):
     log_page_events   FilterLogEvents gives at most so many at once, and a token
     machines_boot     a machine that is terminated is shutting-down until `off` names it
     account_plan      FREE or PAID: freetier GetAccountPlanState
+    secret_lingers    so often DescribeSecret shows a secret after it was deleted without recovery
     block_public_access   off, block-bidirectional or block-ingress: of all VPCs; exclusions can be made
     registry          host:port of the Docker registry behind ECR (fixture `registry` of registry.py)
     faults            see `Aws.fault`: call (`*` matches), code ("network": hangs up), message, status, times
@@ -173,6 +174,7 @@ def serve() -> None:
         aws_machines,
         aws_network,
         aws_rollbacks,
+        aws_secrets,
         aws_spot,
         aws_stacks,
         enforcement,
@@ -187,6 +189,7 @@ def serve() -> None:
         aws_images,
         aws_machines,
         aws_network,
+        aws_secrets,
         aws_spot,
         enforcement,
     )

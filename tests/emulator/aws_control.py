@@ -56,6 +56,7 @@ class Settings:
     off: list[str] = field(default_factory=list)
     account_plan: str = "PAID"
     registry: str = "127.0.0.1:1"
+    secret_lingers: int = 0
     block_public_access: str = "off"
     exclusions: dict[str, str] = field(default_factory=dict)
 

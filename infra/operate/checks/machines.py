@@ -10,7 +10,7 @@ import botocore.exceptions
 from infra.config import AMI, AMI_GIB, Installation
 from infra.operate.checks.account import HOME_REGION, quota_value
 from infra.operate.checks.finding import INFRA, Finding, Wanted, ok, unneeded, wrong
-from infra.operate.installation.offers import TYPE_FIELDS, offered_types
+from infra.operate.installation.offers import offered_types
 from infra.operate.installation.zones import zones_of_subnets
 from infra.operate.planning import catalog
 from infra.operate.planning.disks import (
@@ -163,7 +163,7 @@ def needed_disk(staged: Staged) -> str:
 def instance_types(wanted: Wanted) -> Finding:
     if wanted.offered and wanted.offered.trouble:
         raise wanted.offered.trouble
-    if lacking := _lacking(wanted):
+    if lacking := _lacking(wanted, "instance_types"):
         return lacking
     try:
         pages = wanted.aws.client("ec2").get_paginator("describe_instance_types").paginate(
@@ -185,18 +185,22 @@ def instance_types(wanted: Wanted) -> Finding:
     return ok(f"{len(found)} types" + (f"; {left_out}" if left_out else ""))
 
 
-def _lacking(wanted: Wanted) -> Finding | None:
+def prepare_types(wanted: Wanted) -> Finding:
+    """Both groups are deployed, whatever is launched."""
+    names = wanted.installation.prepare_instance_types.split(",")
+    return _lacking(wanted, "prepare_instance_types") or ok(f"{len(names)} types")
+
+
+def _lacking(wanted: Wanted, field: str) -> Finding | None:
     """A group needs one type at least that the region offers."""
-    here = wanted.aws.region
-    for name in TYPE_FIELDS:
-        listed = getattr(wanted.installation, name).split(",")
-        if offered_types(wanted.aws, listed):
-            continue
-        of_kind = [one.name for one in catalog.TYPES.values() if bool(one.gpu) == (name == "instance_types")]
-        others = [type for type in of_kind if type in offered_types(wanted.aws, of_kind)]
-        fix = f"{INFRA} -c {name}={','.join(others)} deploy" if others else f"export AWS_REGION={HOME_REGION}"
-        return wrong(f"{here} offers no machine of {name}: {', '.join(listed)}", fix)
-    return None
+    listed = getattr(wanted.installation, field).split(",")
+    if offered_types(wanted.aws, listed):
+        return None
+    of_kind = [one.name for one in catalog.TYPES.values() if bool(one.gpu) == (field == "instance_types")]
+    there = offered_types(wanted.aws, of_kind)
+    others = [type for type in of_kind if type in there]
+    fix = f"{INFRA} -c {field}={','.join(others)} deploy" if others else f"export AWS_REGION={HOME_REGION}"
+    return wrong(f"{wanted.aws.region} offers no machine of {field}: {', '.join(listed)}", fix)
 
 
 def pools(wanted: Wanted) -> Finding:

@@ -52,24 +52,55 @@ def _given_vpc(wanted: Wanted) -> Finding:
     return ok(f"{installation.vpc_id}, {len(subnets)} subnets")
 
 
-def way_out(wanted: Wanted) -> Finding:
-    """Whether a machine can reach the internet, and S3 without paying for it."""
+def public_access(wanted: Wanted) -> Finding:
+    """Whether the account lets a machine with a public address out."""
     ec2, installation = wanted.aws.client("ec2"), wanted.installation
     options = ec2.describe_vpc_block_public_access_options()["VpcBlockPublicAccessOptions"]
     mode = options.get("InternetGatewayBlockMode", "off")
+    if mode not in BLOCKING:
+        return ok("the account does not block it for VPCs")
     strict = ", and allows no exclusion" if options.get("ExclusionsAllowed") == "not-allowed" else ""
-    blocked = f"the account blocks public access of VPCs here ({mode}){strict}" if mode in BLOCKING else ""
+    said = f"the account blocks it for VPCs here ({mode}){strict}"
     if installation.vpc_id:
-        return _given_way_out(wanted, mode, blocked)
-    if not blocked:
-        return ok("public access of VPCs is not blocked")
+        vpc_id = installation.vpc_id
+        for subnet, table in _tables(wanted).items():
+            is_hit = _gate_of(table).startswith("igw-") or mode == "block-bidirectional"
+            if is_hit and not _is_excluded(ec2, {vpc_id, subnet}, mode):
+                return wrong(f"{said}, and {subnet} goes out by {_gate_of(table)}", _exclude(vpc_id, mode))
+        return ok(f"{said}, which does not concern {vpc_id}")
     if vpc_id := _own_vpc(wanted):
         if _is_excluded(ec2, {vpc_id}, mode):
-            return ok(f"{blocked}, and {vpc_id} is excluded")
-        return wrong(f"{blocked}, so no machine reaches the internet", _exclude(vpc_id, mode))
-    return doubtful(
-        f"{blocked}: after `make deploy NO_LAUNCH=1`, `make preflight` has the command that excludes its VPC"
-    )
+            return ok(f"{said}, and {vpc_id} is excluded")
+        return wrong(f"{said}, so no machine reaches the internet", _exclude(vpc_id, mode))
+    return doubtful(f"{said}: after `make deploy NO_LAUNCH=1`, `make preflight` has the command that excludes its VPC")
+
+
+def way_out(wanted: Wanted) -> Finding:
+    """Whether each given subnet has a route to the internet."""
+    if not wanted.installation.vpc_id:
+        return unneeded("the stack's own VPC has a route")
+    tables = _tables(wanted)
+    for subnet, table in tables.items():
+        if not _gate_of(table):
+            said = f"{subnet} has no route there: its table {table['RouteTableId']} needs one to {EVERYWHERE}"
+            return wrong(said, _add_route(wanted, table["RouteTableId"]))
+    return ok(", ".join(sorted({f"by {_gate_of(table)}" for table in tables.values()})))
+
+
+def s3_endpoint(wanted: Wanted) -> Finding:
+    """Whether a machine's data takes the gateway endpoint, which costs nothing."""
+    vpc_id, service = wanted.installation.vpc_id, f"com.amazonaws.{wanted.aws.region}.s3"
+    if not vpc_id:
+        return unneeded("the stack's own VPC has one")
+    filters = [{"Name": "vpc-id", "Values": [vpc_id]}, {"Name": "service-name", "Values": [service]}]
+    endpoints = wanted.aws.client("ec2").describe_vpc_endpoints(Filters=filters)["VpcEndpoints"]
+    reached = {id for one in endpoints if one["VpcEndpointType"] == "Gateway" for id in one.get("RouteTableIds", [])}
+    if missing := sorted({table["RouteTableId"] for table in _tables(wanted).values()} - reached):
+        return doubtful(
+            f"{', '.join(missing)} has none, so a NAT gateway would bill each gigabyte of data: aws ec2 "
+            f"create-vpc-endpoint --vpc-id {vpc_id} --service-name {service} --route-table-ids {' '.join(missing)}"
+        )
+    return ok("a gateway, which costs nothing")
 
 
 def _exclude(vpc_id: str, mode: str) -> str:
@@ -97,45 +128,14 @@ def _own_vpc(wanted: Wanted) -> str:
     return next((part["PhysicalResourceId"] for part in parts if part["ResourceType"] == "AWS::EC2::VPC"), "")
 
 
-def _given_way_out(wanted: Wanted, mode: str, blocked: str) -> Finding:
-    ec2, vpc_id = wanted.aws.client("ec2"), wanted.installation.vpc_id
-    tables = _tables_of(ec2, vpc_id, wanted.installation.subnet_ids.split(","))
-    gates = {subnet: _gate_of(table) for subnet, table in tables.items()}
-    for subnet, gate in gates.items():
-        if not gate:
-            table = tables[subnet]["RouteTableId"]
-            said = f"{subnet} has no route to the internet: its table {table} needs one to {EVERYWHERE}"
-            return wrong(said, _add_route(ec2, vpc_id, table))
-        is_hit = blocked and (gate.startswith("igw-") or mode == "block-bidirectional")
-        if is_hit and not _is_excluded(ec2, {vpc_id, subnet}, mode):
-            return wrong(f"{blocked}, and {subnet} goes out by {gate}", _exclude(vpc_id, mode))
-    said = ", ".join(sorted({f"by {gate}" for gate in gates.values()}))
-    missing = _without_s3(wanted, {table["RouteTableId"] for table in tables.values()})
-    return doubtful(f"{said}; {missing}") if missing else ok(f"{said}, and to S3 by a gateway endpoint")
-
-
-def _without_s3(wanted: Wanted, tables: Collection[str]) -> str:
-    """Which route tables lack the gateway endpoint of S3, and the command that makes one. "" if none does."""
-    ec2, vpc_id, service = wanted.aws.client("ec2"), wanted.installation.vpc_id, f"com.amazonaws.{wanted.aws.region}.s3"
-    filters = [{"Name": "vpc-id", "Values": [vpc_id]}, {"Name": "service-name", "Values": [service]}]
-    endpoints = ec2.describe_vpc_endpoints(Filters=filters)["VpcEndpoints"]
-    reached = {id for one in endpoints if one["VpcEndpointType"] == "Gateway" for id in one.get("RouteTableIds", [])}
-    if not (missing := sorted({*tables} - reached)):
-        return ""
-    return (
-        f"no S3 gateway endpoint in {', '.join(missing)}, so a NAT gateway would bill each gigabyte of data: aws ec2 "
-        f"create-vpc-endpoint --vpc-id {vpc_id} --service-name {service} --route-table-ids {' '.join(missing)}"
-    )
-
-
-def _tables_of(ec2: Any, vpc_id: str, subnets: Collection[str]) -> dict[str, dict[str, Any]]:
-    """The route table of each subnet: its own, else the main one of the VPC."""
-    filters = [{"Name": "vpc-id", "Values": [vpc_id]}]
-    pages = ec2.get_paginator("describe_route_tables").paginate(Filters=filters)
+def _tables(wanted: Wanted) -> dict[str, dict[str, Any]]:
+    """The route table of each given subnet: its own, else the main one of the VPC."""
+    filters = [{"Name": "vpc-id", "Values": [wanted.installation.vpc_id]}]
+    pages = wanted.aws.client("ec2").get_paginator("describe_route_tables").paginate(Filters=filters)
     tables = [table for page in pages for table in page["RouteTables"]]
     by_subnet = {one.get("SubnetId"): table for table in tables for one in table["Associations"]}
     main = next((table for table in tables for one in table["Associations"] if one.get("Main")), {"RouteTableId": "?"})
-    return {subnet: by_subnet.get(subnet, main) for subnet in subnets}
+    return {subnet: by_subnet.get(subnet, main) for subnet in wanted.installation.subnet_ids.split(",")}
 
 
 def _gate_of(table: Mapping[str, Any]) -> str:
@@ -147,9 +147,10 @@ def _gate_of(table: Mapping[str, Any]) -> str:
     return ""
 
 
-def _add_route(ec2: Any, vpc_id: str, table: str) -> str:
+def _add_route(wanted: Wanted, table: str) -> str:
+    vpc_id = wanted.installation.vpc_id
     filters = [{"Name": "attachment.vpc-id", "Values": [vpc_id]}]
-    gateways = ec2.describe_internet_gateways(Filters=filters)["InternetGateways"]
+    gateways = wanted.aws.client("ec2").describe_internet_gateways(Filters=filters)["InternetGateways"]
     if not gateways:
         return f"aws ec2 create-internet-gateway (then attach it to {vpc_id})"
     gateway = gateways[0]["InternetGatewayId"]

@@ -9,7 +9,7 @@ import argparse
 
 from infra.config import Installation, Output
 from infra.operate.checks.finding import Wanted
-from infra.operate.checks.network import way_out
+from infra.operate.checks.network import public_access
 from infra.operate.command_line import CommandLine
 from infra.operate.commands.destroy import delete_stack
 from infra.operate.commands.launch import launch
@@ -37,9 +37,9 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
         return ExitCode.PREFLIGHT
     deploy_stacks(aws, installation)
     if given.launches:
-        blocked = way_out(Wanted(aws=aws, installation=installation, request=request))  # the VPC may be new
+        blocked = public_access(Wanted(aws=aws, installation=installation, request=request))  # the VPC may be new
         if blocked.state == "failed":
-            display(styled(f"not launched: {blocked.said}", "red"))
+            display(styled(f"not launched, for want of public access: {blocked.said}", "red"))
             display_commands([("then `make launch`", blocked.fix)])
             return ExitCode.PREFLIGHT
         show_line("")

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from infra.config import ROOT, Installation, context_key
+from infra.operate.installation.stack_states import DEAD, stack_status
 from infra.operate.installation.standing import is_bucket_of
-from infra.operate.session import Aws, AwsError
+from infra.operate.session import Aws, AwsError, explained
+from infra.operate.terminal import show_line
 
 CLI = ROOT / "node_modules" / "aws-cdk" / "bin" / "cdk"
+# What Secrets Manager and S3 say of a name that `destroy --purge` has just freed: both delete in the background
+HELD = "already scheduled for deletion|conflicting conditional operation"
+HELD_SECONDS, AGAIN_SECONDS = 600.0, 30.0
 QUIET = {
     "CDK_DISABLE_CLI_TELEMETRY": "true",
     "JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION": "20",
@@ -43,7 +50,25 @@ def deploy(aws: Aws, installation: Installation, *stacks: str) -> None:
     name = installation.bucket_name
     adopts = name and not aws.outputs(installation.storage_stack) and is_bucket_of(aws, name, installation)
     adopting = ["--import-existing-resources"] if adopts else []
-    run(aws, installation, "deploy", *stacks, "--require-approval", "never", *adopting)
+    deadline = time.monotonic() + HELD_SECONDS
+    while True:
+        try:
+            return run(aws, installation, "deploy", *stacks, "--require-approval", "never", *adopting)
+        except AwsError:
+            if time.monotonic() > deadline or not (held := still_held(aws, installation.storage_stack)):
+                raise
+            show_line(f"AWS still deletes what had this name before ({held}): again in {AGAIN_SECONDS:.0f} s")
+            time.sleep(AGAIN_SECONDS)
+
+
+def still_held(aws: Aws, stack: str) -> str:
+    """Why CloudFormation could not make a part of the stack: its name is not free yet. "" if that was not why."""
+    with explained(f"the events of {stack}"):
+        if stack_status(aws, stack) not in DEAD:
+            return ""
+        events = aws.client("cloudformation").describe_stack_events(StackName=stack)["StackEvents"]
+    reasons = (str(event.get("ResourceStatusReason", "")) for event in events)
+    return next((reason for reason in reasons if re.search(HELD, reason)), "")
 
 
 def run(aws: Aws, installation: Installation, *arguments: str) -> None:

@@ -6,14 +6,18 @@ Nothing here runs without `--purge`.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Mapping
 
 from infra.config import Installation
 from infra.operate.installation.standing import kept_buckets, kept_data, print_kept
+from infra.operate.installation.token import find_secret
 from infra.operate.runs import ExplainedBucket
 from infra.operate.session import Aws, AwsError, explained
 from infra.operate.terminal import LiveLine, ask, show_line
 from trainer.contract import UserError
+
+FREED_SECONDS, FREED_PAUSE_SECONDS = 60.0, 1.0
 
 
 def confirm_purge(aws: Aws, installation: Installation) -> None:
@@ -40,7 +44,17 @@ def purge(aws: Aws, installation: Installation) -> None:
         except secrets.exceptions.ResourceNotFoundException:
             return
         secrets.delete_secret(SecretId=installation.secret_name, ForceDeleteWithoutRecovery=True)
+        wait_until_forgotten(aws, installation.secret_name)
     show_line(f"deleted: secret {installation.secret_name}")
+
+
+def wait_until_forgotten(aws: Aws, name: str) -> None:
+    """Secrets Manager deletes in the background, and nothing can be made under the name before (its API reference)."""
+    deadline = time.monotonic() + FREED_SECONDS
+    with LiveLine() as live:
+        while find_secret(aws, name) and time.monotonic() < deadline:
+            live.show(f"secret {name}: AWS deletes it")
+            time.sleep(FREED_PAUSE_SECONDS)
 
 
 def empty(bucket: ExplainedBucket) -> None:

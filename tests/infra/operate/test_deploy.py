@@ -5,6 +5,7 @@ The real `cdk` is in test_end_to_end.py; here a stand-in takes its place.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from infra.operate.commands.deploy import prune_images
 from infra.operate.installation import cdk
 from infra.operate.installation.stack_states import DEAD, stack_status
 from infra.operate.session import Aws as Operator
+from infra.operate.session import AwsError
 from tests import ROOT
 from tests.emulator.aws import Aws
 from tests.emulator.aws_images import MANIFEST
@@ -76,6 +78,30 @@ def test_a_cdk_that_fails_launches_nothing(account: Aws, tmp_path: Path, monkeyp
     assert "cdk deploy ended with 1" in ended.error
     assert "the same command again goes on" in ended.error
     assert "launched" not in ended.said
+
+
+@pytest.mark.parametrize(
+    ("reason", "times"),
+    [
+        ("You can't create this secret because a secret with this name is already scheduled for deletion.", 2),
+        ("A conflicting conditional operation is currently in progress against this resource.", 2),
+        ("User is not authorized to perform: secretsmanager:CreateSecret", 1),
+    ],
+)
+def test_a_name_that_aws_has_not_freed_yet_is_tried_again_and_another_failure_is_not(
+    account: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, times: int
+) -> None:
+    monkeypatch.setattr(cdk, "AGAIN_SECONDS", 0.05)
+    calls, node = stand_in_for_cdk(tmp_path, monkeypatch, code=1), tmp_path / "node"
+    is_first = f"len(open({str(tmp_path / 'calls')!r}).readlines()) < 2"  # later the name is free
+    node.write_text(node.read_text().replace("sys.exit(1)", f"sys.exit({is_first})"))
+    account.set(create_failures={INSTALLATION.storage_stack: reason})
+    template = json.dumps(deployed.storage_template())
+    account.client("cloudformation").create_stack(StackName=INSTALLATION.storage_stack, TemplateBody=template)
+    ends = contextlib.nullcontext() if times > 1 else pytest.raises(AwsError, match="cdk deploy ended with 1")
+    with ends:
+        cdk.deploy(Operator(session()), INSTALLATION, "--all")
+    assert len(calls()) == times
 
 
 @pytest.mark.parametrize("status", DEAD)

@@ -10,6 +10,7 @@ import botocore.exceptions
 import pytest
 
 from infra.operate.commands import destroy
+from infra.operate.installation import purge
 from infra.operate.installation.purge import empty
 from infra.operate.installation.standing import Kept, print_kept
 from infra.operate.runs import ExplainedBucket
@@ -123,6 +124,13 @@ def test_purge_empties_the_bucket_with_versions_and_uploads_and_deletes_the_toke
     assert "no data is kept either" in text
     assert "stays, with the templates and the guard's code of past deploys in its bucket" in text
     assert operate("destroy", "--purge", "--yes") == ZERO
+
+
+def test_purge_waits_until_the_name_of_the_secret_is_free(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(purge, "FREED_PAUSE_SECONDS", 0.05)
+    deployed.aws.set(secret_lingers=3)
+    assert operate("destroy", "--purge", "--yes") == ZERO
+    client(deployed.aws, "secretsmanager").create_secret(Name=INSTALLATION.secret_name)
 
 
 def test_purge_goes_through_every_page_of_versions(deployed: Deployed) -> None:

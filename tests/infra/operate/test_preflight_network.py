@@ -61,19 +61,19 @@ def test_a_given_vpc_without_a_route_out_is_told_with_the_commands_that_make_one
     vpc, first = given["vpc_id"], given["subnet_ids"].partition(",")[0]
     table = main_table(ready, vpc)
     said = look(**given)
-    assert (
-        f"{first} has no route to the internet: its table {table} needs one to 0.0.0.0/0" in rows(said)["internet"][1]
-    )
+    assert rows(said)["internet"][1] == f"{first} has no route there: its table {table} needs one to 0.0.0.0/0"
     assert fixes(said)["internet"] == f"aws ec2 create-internet-gateway (then attach it to {vpc})"
     gateway = attach_gateway(ready, vpc)
     ask(ready, fixes(look(**given))["internet"])
-    state, text = rows(look(**given))["internet"]
+    found = rows(look(**given))
+    assert found["internet"] == ("ok", f"by {gateway}")
+    state, text = found["S3 endpoint"]
     assert state == "warning"
-    assert text.startswith(f"by {gateway}; no S3 gateway endpoint in {table}, so a NAT gateway would bill")
+    assert text.startswith(f"{table} has none, so a NAT gateway would bill each gigabyte of data: aws ec2 create-vpc-")
     ready.client("ec2").create_vpc_endpoint(
         VpcId=vpc, ServiceName="com.amazonaws.us-east-1.s3", RouteTableIds=[table], VpcEndpointType="Gateway"
     )
-    assert rows(look(**given))["internet"] == ("ok", f"by {gateway}, and to S3 by a gateway endpoint")
+    assert rows(look(**given))["S3 endpoint"] == ("ok", "a gateway, which costs nothing")
 
 
 def test_a_subnet_with_a_table_of_its_own_is_judged_by_that_one(ready: Aws, given: dict[str, str], look: Look) -> None:
@@ -83,10 +83,10 @@ def test_a_subnet_with_a_table_of_its_own_is_judged_by_that_one(ready: Aws, give
     ec2.create_route(RouteTableId=main_table(ready, vpc), DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
     lonely = ec2.create_route_table(VpcId=vpc)["RouteTable"]["RouteTableId"]
     ec2.associate_route_table(RouteTableId=lonely, SubnetId=second)
-    assert rows(look(**given))["internet"][1].startswith(f"{second} has no route to the internet: its table {lonely}")
+    assert rows(look(**given))["internet"][1].startswith(f"{second} has no route there: its table {lonely}")
     nat = ec2.create_nat_gateway(SubnetId=first, ConnectivityType="private")["NatGateway"]["NatGatewayId"]
     ec2.create_route(RouteTableId=lonely, DestinationCidrBlock="0.0.0.0/0", NatGatewayId=nat)
-    assert rows(look(**given))["internet"][1].startswith(f"by {gateway}, by {nat}; no S3 gateway endpoint in ")
+    assert rows(look(**given))["internet"] == ("ok", f"by {gateway}, by {nat}")
 
 
 @pytest.mark.parametrize(
@@ -101,19 +101,19 @@ def test_blocked_public_access_is_told_and_its_command_excludes_the_vpc(
 ) -> None:
     prepare_account(aws)
     aws.set(block_public_access=mode)
-    state, text = rows(look())["internet"]
+    state, text = rows(look())["public access"]
     assert state == "warning"  # the VPC is not there yet
-    assert text.startswith(f"the account blocks public access of VPCs here ({mode}): after `make deploy NO_LAUNCH=1`")
+    assert text.startswith(f"the account blocks it for VPCs here ({mode}): after `make deploy NO_LAUNCH=1`")
     deployed.deploy(aws)
     said = look()
-    assert rows(said)["internet"][0] == "failed"
-    exclude = fixes(said)["internet"]
+    assert rows(said)["public access"][0] == "failed"
+    exclude = fixes(said)["public access"]
     assert f"--internet-gateway-exclusion-mode {enough} --vpc-id vpc-" in exclude
     if too_little:
         ask(aws, exclude.replace(enough, too_little))
-        assert rows(look())["internet"][0] == "failed"
+        assert rows(look())["public access"][0] == "failed"
     ask(aws, exclude)
-    assert rows(look())["internet"][0] == "ok"
+    assert rows(look())["public access"][0] == "ok"
 
 
 def test_a_given_vpc_is_blocked_only_where_it_goes_out_by_an_internet_gateway(
@@ -124,13 +124,13 @@ def test_a_given_vpc_is_blocked_only_where_it_goes_out_by_an_internet_gateway(
     table, gateway = main_table(ready, vpc), attach_gateway(ready, vpc)
     ec2.create_route(RouteTableId=table, DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
     ready.set(block_public_access="block-ingress")
-    assert rows(look(**given))["internet"][1].endswith(f"(block-ingress), and {first} goes out by {gateway}")
+    assert rows(look(**given))["public access"][1].endswith(f"(block-ingress), and {first} goes out by {gateway}")
     ec2.delete_route(RouteTableId=table, DestinationCidrBlock="0.0.0.0/0")
     nat = ec2.create_nat_gateway(SubnetId=first, ConnectivityType="private")["NatGateway"]["NatGatewayId"]
     ec2.create_route(RouteTableId=table, DestinationCidrBlock="0.0.0.0/0", NatGatewayId=nat)
-    assert rows(look(**given))["internet"][1].startswith(f"by {nat}; ")
+    assert rows(look(**given))["public access"][0] == "ok"
     ready.set(block_public_access="block-bidirectional")
-    assert rows(look(**given))["internet"][0] == "failed"
+    assert rows(look(**given))["public access"][0] == "failed"
 
 
 def test_a_deploy_that_makes_a_blocked_vpc_launches_nothing(
@@ -141,6 +141,6 @@ def test_a_deploy_that_makes_a_blocked_vpc_launches_nothing(
     stand_in_for_cdk(tmp_path, monkeypatch, deploys=True)
     ended = infra("-c", f"image_uri={GIVEN_IMAGE}", "deploy", "--recipe", "digits")
     assert ended.code == 3, ended.said + ended.error
-    assert "not launched: the account blocks public access of VPCs here (block-ingress)" in ended.said
+    assert "not launched, for want of public access: the account blocks it for VPCs here (block-ingress)" in ended.said
     assert "create-vpc-block-public-access-exclusion" in ended.said
     assert Deployed(aws).desired() == 0
