@@ -55,7 +55,8 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
     with heard_signals() as signals:
         if earlier:
             show_line("\nan earlier rehearsal was cut off: it is cleaned up first")
-            clean_up(aws, scope.installation)
+            with signals.put_off():
+                clean_up(aws, scope.installation)
         if not preflight(aws, rehearsed, scope.training("", 0.0), None, deploys=True):
             return ExitCode.PREFLIGHT
         rehearsal = Rehearsal(

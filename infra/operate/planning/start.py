@@ -65,8 +65,7 @@ def start_run(client: Clients, place: Place, spec: Spec, types: Sequence[str], *
     _write_spec(client("s3"), place.bucket, spec, replaces)
     for group in groups:
         fleet.offer(autoscaling, group, place.market(group, spec), types, spec.nodes)
-    # All groups of the kind, so that none has the tags of an earlier launch, and another deadline for the same run.
-    fleet.assign(autoscaling, place.installation.groups_of(spec.kind), spec.run_id, spec.deadline)
+    fleet.assign(autoscaling, groups, spec.run_id, spec.deadline)
     _schedule_stops(client("scheduler"), place, spec)
     fleet.scale(autoscaling, groups[0], spec.nodes)
 

@@ -20,17 +20,26 @@ class Interruptions:
     """
 
     def __init__(self) -> None:
-        self.is_cleaning, self.asked = False, 0
+        self.is_cleaning, self.is_put_off, self.asked = False, False, 0
 
     def answer(self, number: int, frame: FrameType | None) -> None:
         if not self.is_cleaning:
             self.is_cleaning = True
             raise KeyboardInterrupt
-        self.asked += number == signal.SIGINT
+        self.is_put_off, self.asked = True, self.asked + (number == signal.SIGINT)
         if self.asked > 1:
             raise KeyboardInterrupt
         with suppress(OSError):  # nobody listens
             os.write(2, ANSWER)
+
+    @contextmanager
+    def put_off(self) -> Iterator[None]:
+        """The block is a cleaning. A signal that came meanwhile raises KeyboardInterrupt at its end."""
+        self.is_cleaning = True
+        yield
+        self.is_cleaning = False
+        if self.is_put_off:
+            raise KeyboardInterrupt
 
 
 @contextmanager

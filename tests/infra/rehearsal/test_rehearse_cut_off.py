@@ -29,6 +29,7 @@ from tests.infra.operator import GIVEN_IMAGE, prepare_account
 
 REHEARSED = rehearsal_of(Installation())
 PATIENCE_SECONDS = 120.0
+FIRST = "an earlier rehearsal was cut off: it is cleaned up first"
 # In place of CDK: both stacks, with a pause between them while the file `hold` is there.
 NODE = """\
 #!{python}
@@ -172,11 +173,25 @@ def test_after_a_kill_the_machine_runs_on_and_the_next_rehearsal_removes_everyth
     assert operator.machines() == [first]  # a question without an answer changes nothing
 
     process = operator.start("--yes")
-    operator.wait_for(lambda: operator.machines() and operator.machines() != [first])
-    assert operator.said().count("an earlier rehearsal was cut off: it is cleaned up first") == 1
+    operator.wait_for(lambda: set(operator.machines()) - {first})
+    assert operator.said().count(FIRST) == 1
     process.send_signal(signal.SIGINT)
     assert end(process) == 130
     assert inventory(operator.aws) == before
+
+
+def test_ctrl_c_while_it_removes_what_an_earlier_one_left_waits_until_that_is_gone(operator: Operator) -> None:
+    before = inventory(operator.aws)
+    killed = operator.start("--yes")
+    operator.wait_for(operator.machines)
+    killed.kill()
+    end(killed)
+    process = operator.start("--yes")
+    operator.wait_for(lambda: FIRST in operator.said())
+    process.send_signal(signal.SIGINT)
+    assert end(process) == 130
+    assert inventory(operator.aws) == before
+    assert not (operator.folder / "rehearsal.json").exists()  # it had not begun
 
 
 def test_where_aws_refuses_the_launch_the_rehearsal_fails_and_leaves_nothing(operator: Operator) -> None:

@@ -1,0 +1,60 @@
+"""`make rehearse` of a checkout, against the emulated account, with machines that boot and trainers that train: it sees
+what it asks for, and nothing of it is left.
+
+The machines are those of cloud.py, which says what of them is a stand-in. So these stay unproven here: a GPU, spot
+capacity and reclaims, the machine image, how long a pull takes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+
+from infra.operate.rehearsal.questions import UNTRIED
+from tests.emulator.aws import ACCOUNT, Aws
+from tests.emulator.inventory import inventory
+from tests.emulator.registry import Registry
+from tests.infra.checkout import Checkout, make_checkout, prepare_the_account
+from tests.infra.rehearsal.cloud import Cloud
+from tests.infra.rehearsal.machine_files import IMAGE
+
+SEEN = {"iam", "cpu", "spot", "boot", "resume", "bits", "logs", "guard"}
+
+
+@pytest.fixture
+def checkout(aws: Aws, registry: Registry, engine: docker.DockerClient, tmp_path: Path) -> Iterator[Checkout]:
+    with make_checkout(aws, registry, engine, tmp_path, IMAGE) as found:
+        yield found
+
+
+@pytest.fixture
+def cloud(
+    aws: Aws, registry: Registry, engine: docker.DockerClient, machine_image: str, tmp_path: Path
+) -> Iterator[Cloud]:
+    found = Cloud(aws, engine, registry.host, tmp_path)
+    yield found
+    found.stop()
+
+
+@pytest.mark.engine
+def test_a_rehearsal_sees_a_run_lose_its_machine_and_go_on_with_the_same_bits_and_leaves_nothing(
+    aws: Aws, checkout: Checkout, cloud: Cloud, tmp_path: Path
+) -> None:
+    prepare_the_account(aws, checkout)
+    before = inventory(aws)
+    said = checkout.make("rehearse", "YES=1", timeout=900)
+    assert inventory(aws) == before, said
+    text = (checkout.folder / "rehearsal.json").read_text()
+    assert ACCOUNT not in text
+    report: dict[str, Any] = json.loads(text)
+    assert (report["good"], report["whole"], report["left"]) == (True, True, []), text
+    seen = {one["question"] for one in report["answers"] if one["seen"]}
+    assert seen == {UNTRIED[name] for name in SEEN}, text
+    assert cloud.troubles == []
+    assert len(cloud.machines) == 3, sorted(cloud.machines)
+    assert 0 < report["usd"] < report["most_usd"] <= 0.5
