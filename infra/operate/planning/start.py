@@ -66,8 +66,23 @@ def start_run(client: Clients, place: Place, spec: Spec, types: Sequence[str], *
     for group in groups:
         fleet.offer(autoscaling, group, place.market(group, spec), types, spec.nodes)
     fleet.assign(autoscaling, groups, spec.run_id, spec.deadline)
+    _refuse_if_overtaken(autoscaling, groups, spec)  # before the schedules: those of other runs go then
     _schedule_stops(client("scheduler"), place, spec)
+    _refuse_if_overtaken(autoscaling, groups, spec)
     fleet.scale(autoscaling, groups[0], spec.nodes)
+
+
+def _refuse_if_overtaken(autoscaling: Any, groups: Sequence[str], spec: Spec) -> None:
+    """Two operators may launch at once, and both find the groups free. The later one's tags stay, and the other ends.
+
+    Between this question and a launch's last step there are milliseconds in which both could still go on.
+    """
+    for state in fleet.read_groups(autoscaling, groups):
+        if state.run_id != spec.run_id or state.desired:
+            raise UserError(
+                f"somebody else launches {state.run_id or 'another run'} at the same time, and RUN={spec.run_id} was "
+                "not started: one run at a time; `make status` shows it, and the same command starts yours later"
+            )
 
 
 def check_policy(place: Place, spec: Spec) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from infra.operate.commands import launch
+from infra.operate.planning import start
 from infra.operate.planning.options import Request
 from infra.operate.planning.start import start_run
 from infra.operate.session import Aws as Operator
@@ -15,7 +16,7 @@ from infra.run import fleet
 from infra.run.spend import Machine, Spend
 from tests.infra import hub
 from tests.infra.deployed import Deployed
-from tests.infra.operate.launches import INSTALLATION, begin, group, plan, read_spec, schedule, stop, where
+from tests.infra.operate.launches import GROUP, INSTALLATION, begin, group, plan, read_spec, schedule, stop, where
 from tests.infra.operator import infra, session
 from trainer.contract import UserError, run_key
 
@@ -136,6 +137,33 @@ def test_a_run_without_money_left_says_how_much_is_enough(place: Deployed) -> No
     with pytest.raises(UserError, match=r"RUN=mine has spent \$2\.00 of its budget of \$2\.00: use RUN=mine BUDGET=3"):
         plan(Request(run_id="mine"))
     assert begin(place, Request(run_id="mine", budget_usd=5.0)).budget_usd == 5.0
+
+
+@pytest.mark.parametrize("overtaken_after", ["assign", "_schedule_stops"])
+def test_of_two_operators_who_launch_at_once_one_starts_and_the_other_is_told(
+    place: Deployed, monkeypatch: pytest.MonkeyPatch, overtaken_after: str
+) -> None:
+    """Both have found the groups free. The other one's tags come right after a step of ours."""
+    module = start if overtaken_after.startswith("_") else fleet
+    step, planned = getattr(module, overtaken_after), plan(Request(recipe="digits", run_id="mine"))
+
+    def then_the_other(*arguments: object) -> None:
+        step(*arguments)
+        monkeypatch.setattr(module, overtaken_after, step)
+        fleet.assign(place.aws.client("autoscaling"), [GROUP], "theirs", time.time() + 3600)
+        place.aws.client("scheduler").create_schedule(**(schedule_of_theirs | {"Name": "theirs"}))
+
+    begin(place, Request(recipe="digits", run_id="before"))
+    stop(place)
+    keys = ("GroupName", "ScheduleExpression", "FlexibleTimeWindow", "Target")
+    schedule_of_theirs = {key: schedule(place, "before")[key] for key in keys}
+    monkeypatch.setattr(module, overtaken_after, then_the_other)
+    with pytest.raises(UserError, match="somebody else launches theirs at the same time, and RUN=mine was not started"):
+        start_run(Operator(session()).client, where(place), planned.spec, ["g5.xlarge"])
+    assert (group(place).run_id, group(place).desired) == ("theirs", 0)
+    assert schedule(place, "theirs")["State"] == "ENABLED"
+    assert begin(place, Request(recipe="digits", run_id="theirs")).run_id == "theirs"
+    assert (group(place).run_id, group(place).desired) == ("theirs", 1)
 
 
 def test_two_laptops_do_not_launch_the_same_run_twice(place: Deployed) -> None:
