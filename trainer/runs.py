@@ -101,7 +101,7 @@ def document_of(run: ListedRun, now: float) -> dict[str, Any]:
     return known | {
         "message": condition.text, "kind": facts.spec["kind"] if facts.spec else None, "recipe": facts.recipe or None,
         "phase": facts.pulse.phase if facts.pulse else None, "step": facts.step,
-        "total_steps": facts.finish.total_steps if facts.finish else None, "top1": facts.top1,
+        "total_steps": facts.total_steps, "top1": facts.top1,
         "usd": facts.money.spent, "budget_usd": facts.money.budget, "attempts": facts.attempts,
         "launched": run.started or None, "age_seconds": now - run.started if run.started else None,
         "skipped": list(facts.skipped),

@@ -226,7 +226,7 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     origin = int(restored.manifest["attempt"]) if restored is not None else 0
     metrics = MetricsWriter(channel, env.run_id, int(env.attempt), first_step=state.step, origin=origin)
     checkpointer = Checkpointer(
-        state.tensors(), channel, identity(config, data.index, env),
+        state.tensors(), channel, identity(config, data.index, env) | {"steps_per_epoch": clock.steps_per_epoch},
         restored=(restored.step, restored.key, restored.counters) if restored is not None else (-1, "", {}),
         restored_sha256=restored.sha256 if restored is not None else "",
     )  # fmt: skip

@@ -127,6 +127,7 @@ class Checkpoint:
     best_top1: float | None
     best_step: int
     validated: int  # the step of the last validation
+    total_steps: int  # of all epochs; 0: an older version does not tell
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Checkpoint:
@@ -138,8 +139,14 @@ class Checkpoint:
             step=check_whole("step", value.get("step")), attempt=check_whole("attempt", value.get("attempt", 0)),
             time=check_number("time", value.get("time")), best_step=best_step,
             best_top1=check_number("best.top1", best.get("top1")) if best_step else None,
-            validated=check_whole("validated", counters.get("validated", 0)),
+            validated=check_whole("validated", counters.get("validated", 0)), total_steps=total_of(value),
         )  # fmt: skip
+
+
+def total_of(manifest: Mapping[str, Any]) -> int:
+    config = check_object("config", manifest.get("config") or {})
+    epochs = check_number("config.epochs", config.get("epochs", 0))
+    return round(min(epochs * check_number("steps_per_epoch", manifest.get("steps_per_epoch", 0)), MOST))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,17 +155,15 @@ class Result:
 
     steps: int
     total_steps: int
-    top1: float | None  # of the last validation, else the best one
+    top1: float | None  # the best in validation
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Result:
         epochs, per_epoch = (check_number(name, value.get(name)) for name in ("epochs", "steps_per_epoch"))
-        last = check_object("last", value.get("last") or {})
-        top1s = [check_number(name, last[name]) for name in METRICS if name.endswith("/top1") and name in last]
         best = check_object("best", value.get("best") or {})
-        top1s = top1s or ([check_number("best.top1", best.get("top1"))] if best.get("step") else [])
+        top1 = check_number("best.top1", best.get("top1")) if best.get("step") else None
         steps = check_whole("steps", value.get("steps"))
-        return cls(steps=steps, total_steps=round(min(epochs * per_epoch, MOST)), top1=max(top1s, default=None))
+        return cls(steps=steps, total_steps=round(min(epochs * per_epoch, MOST)), top1=top1)
 
 
 def check_attempt(value: Mapping[str, Any]) -> dict[str, Any]:

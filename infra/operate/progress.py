@@ -76,6 +76,7 @@ class Progress:
     train_top1: float | None
     val_top1: float | None  # of the last validation, the best one of the model and its averages
     checkpoint: Checkpoint | None
+    best_top1: float | None  # in validation, as the result or the newest checkpoint tells
     attempts: tuple[dict[str, Any], ...]  # the ledger, oldest first
     recent: Recent = Recent()
     skipped: tuple[str, ...] = ()  # what no machine of ours writes
@@ -95,7 +96,7 @@ class Progress:
 
 NO_PROGRESS = Progress(
     heartbeat=None, heartbeat_at=0.0, step=0, total_steps=0, images_per_second=0.0, global_batch_size=0,
-    train_top1=None, val_top1=None, checkpoint=None, attempts=(),
+    train_top1=None, val_top1=None, checkpoint=None, best_top1=None, attempts=(),
 )  # fmt: skip
 
 
@@ -130,18 +131,21 @@ def read_headline(bucket: ExplainedBucket, run_id: str) -> Progress:
     """Step and accuracy of one run of many, with few requests: no ledger, no curve, nothing of its machine."""
     skipped = list[str]()
     beat, heartbeat_at = read_heartbeat(bucket, run_id, skipped)
-    shape = read_document(bucket, run_key(run_id, "config.json"), Shape.from_json, skipped) or Shape()
     found = read_checkpoint(bucket, run_id, skipped)
+    if found and found.total_steps:
+        known = progress_of(beat, heartbeat_at, found, Shape(), {})
+        return replace(known, total_steps=found.total_steps, skipped=tuple(skipped))
+    shape = read_document(bucket, run_key(run_id, "config.json"), Shape.from_json, skipped) or Shape()
     newest, _ = read_measured(bucket, run_id, beat, found, KeptRows(), count=2)
     return replace(progress_of(beat, heartbeat_at, found, shape, newest), skipped=tuple(skipped))
 
 
-def read_finished(bucket: ExplainedBucket, run_id: str) -> Progress:
-    """As `read_headline`, for a finished run: its result says it all."""
-    result = read_document(bucket, run_key(run_id, "result.json"), Result.from_json, [])
+def read_finished(bucket: ExplainedBucket, run_id: str, repeated: Result | None) -> Progress:
+    """As `read_headline`, for a finished run: its result says it all, which `done.json` may have repeated."""
+    result = repeated or read_document(bucket, run_key(run_id, "result.json"), Result.from_json, [])
     if result is None:  # a preparation, or what no machine of ours writes
         return read_headline(bucket, run_id)
-    return replace(NO_PROGRESS, step=result.steps, total_steps=result.total_steps, val_top1=result.top1)
+    return replace(NO_PROGRESS, step=result.steps, total_steps=result.total_steps, best_top1=result.top1)
 
 
 def read_heartbeat(bucket: ExplainedBucket, run_id: str, skipped: list[str]) -> tuple[Beat | None, float]:
@@ -175,7 +179,8 @@ def progress_of(
         heartbeat=beat, heartbeat_at=heartbeat_at, step=step_of(beat, checkpoint),
         total_steps=round(per_epoch * shape.epochs), images_per_second=newest.get("speed/images_per_second", 0.0),
         global_batch_size=shape.global_batch_size, train_top1=newest.get("train/top1"),
-        val_top1=max(top1s, default=None), checkpoint=checkpoint, attempts=(),
+        val_top1=max(top1s, default=None), checkpoint=checkpoint,
+        best_top1=checkpoint.best_top1 if checkpoint else None, attempts=(),
     )  # fmt: skip
 
 

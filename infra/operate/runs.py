@@ -16,12 +16,12 @@ from typing import Any
 import botocore.exceptions
 
 from infra.config import Installation, Output
-from infra.operate.documents import check_attempt, number_or_zero
+from infra.operate.documents import Result, check_attempt, number_or_zero
 from infra.operate.session import MOST_CONNECTIONS, Aws, AwsError, explained
 from infra.run import fleet
 from infra.run.spec import Spec
 from infra.run.spend import Spend
-from infra.run.values import MOST_BYTES, printable
+from infra.run.values import MOST_BYTES, check_object, printable
 from trainer.contract import RUN_ID_RULE, UserError, attempt_key, run_key
 
 
@@ -127,6 +127,7 @@ class Ending:
     how: str  # done, failed, or stopped
     message: str
     at: float  # Unix seconds
+    result: Result | None = None  # of a training that is done, if `done.json` repeats it
 
 
 def open_bucket(aws: Aws, installation: Installation) -> ExplainedBucket | None:
@@ -211,12 +212,21 @@ def read_attempts(bucket: ExplainedBucket, run_id: str, most: int = 1000) -> lis
 def read_ending(bucket: ExplainedBucket, run_id: str) -> Ending | None:
     """How the run ended. None while it can go on. A `failed.json` counts only if no later attempt was started."""
     if done := bucket.read_json(run_key(run_id, "done.json")):
-        return Ending("done", printable(str(done.get("message", ""))), number_or_zero(done.get("ended")))
+        at = number_or_zero(done.get("ended"))
+        return Ending("done", printable(str(done.get("message", ""))), at, repeated_result(done))
     found = bucket.get(run_key(run_id, "failed.json"))
     failed = parse_object_or_nothing(found.body) if found else {}
     if found and failed and number_or_zero(failed.get("attempt")) >= newest_attempt(bucket, run_id):
         return Ending("failed", printable(str(failed.get("message", ""))), found.modified.timestamp())
     return None
+
+
+def repeated_result(done: dict[str, Any]) -> Result | None:
+    """None if an older version wrote `done.json`, or none of ours: result.json itself is then read."""
+    try:
+        return Result.from_json(check_object("result", done.get("result")))
+    except ValueError:
+        return None
 
 
 def machine_stays_until(ending: Ending | None, spec: Spec | None, deadline: float) -> float:

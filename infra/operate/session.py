@@ -28,6 +28,7 @@ MOST_CONNECTIONS = 32  # to a service at once; what more threads open is thrown 
 BOTO_CONFIG = Config(
     connect_timeout=5, read_timeout=20, max_pool_connections=MOST_CONNECTIONS,
     retries={"mode": "standard", "max_attempts": 4},
+    user_agent="resnet-spot",  # botocore takes a quarter of a small request's time to compose its own
 )  # fmt: skip
 QUICK_CONFIG = Config(connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 1})
 OF_AWS = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, OSError)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from infra.config import Installation
@@ -132,40 +133,47 @@ def read_states(
 ) -> list[RunState]:
     """The states of several runs, without those that were never launched.
 
-    EC2 is asked once for all. Why a run has no machine, its attempts and its curves are left out.
+    EC2 is asked once for all, while the bucket answers. Why a run has no machine, its attempts and its curves are left
+    out.
     """
-    with explained("the machines of the runs"):
-        groups = fleet.read_groups(aws.client("autoscaling"), installation.groups)
-        seen = fleet.machines(aws.client("ec2"), installation.name)
-
-    def state_of(run_id: str) -> RunState | None:
-        stored = bucket.get(run_key(run_id, "spec.json"))
-        if stored is None:
-            return None
-        try:
-            spec = Spec.from_json(stored.body)
-        except UserError:  # begun by a local `make train`
-            spec = None
-        mine = [machine for machine in seen if machine.run_id == run_id]
-        known = RunState(
-            now=time.time(), run_id=run_id, spec=spec, group=fleet.wanted_group(groups, run_id),
-            machines=billing(mine), refusals=(), spend=Spend(), guard={}, ending=None, progress=NO_PROGRESS,
-            launched=stored.modified.timestamp(),
-        )  # fmt: skip
-        try:
-            ending = read_ending(bucket, run_id)
-            is_done = ending is not None and ending.how == "done"
-            return replace(
-                known,
-                spend=settle(read_spend(bucket, run_id), mine), ending=ending,
-                progress=read_finished(bucket, run_id) if is_done else read_headline(bucket, run_id),
-                guard={} if ending else bucket.read_json(run_key(run_id, "guard.json")),
-            )  # fmt: skip
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # one damaged run does not hide the others
-            return replace(known, problem=str(error))
-
     with ThreadPoolExecutor(MOST_CONNECTIONS) as pool:
-        return [state for state in pool.map(state_of, run_ids) if state]
+        stored = pool.map(partial(read_stored, bucket), run_ids)
+        with explained("the machines of the runs"):
+            groups = fleet.read_groups(aws.client("autoscaling"), installation.groups)
+            seen = fleet.machines(aws.client("ec2"), installation.name)
+
+        def placed(state: RunState) -> RunState:
+            mine = [machine for machine in seen if machine.run_id == state.run_id]
+            group = fleet.wanted_group(groups, state.run_id)
+            return replace(state, group=group, machines=billing(mine), spend=settle(state.spend, mine))
+
+        return [placed(state) for state in stored if state]
+
+
+def read_stored(bucket: ExplainedBucket, run_id: str) -> RunState | None:
+    """What the bucket tells of one run of many, with few requests; None if it was never launched."""
+    stored = bucket.get(run_key(run_id, "spec.json"))
+    if stored is None:
+        return None
+    try:
+        spec = Spec.from_json(stored.body)
+    except UserError:  # begun by a local `make train`
+        spec = None
+    known = RunState(
+        now=time.time(), run_id=run_id, spec=spec, group=None, machines=(), refusals=(), spend=Spend(), guard={},
+        ending=None, progress=NO_PROGRESS, launched=stored.modified.timestamp(),
+    )  # fmt: skip
+    try:
+        ending = read_ending(bucket, run_id)
+        return replace(
+            known,
+            spend=read_spend(bucket, run_id), ending=ending,
+            progress=read_finished(bucket, run_id, ending.result)
+            if ending and ending.how == "done" else read_headline(bucket, run_id),
+            guard={} if ending else bucket.read_json(run_key(run_id, "guard.json")),
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # one damaged run does not hide the others
+        return replace(known, problem=str(error))
 
 
 def billing(seen: Sequence[fleet.FleetMachine]) -> tuple[fleet.FleetMachine, ...]:

@@ -168,6 +168,7 @@ class Deployed:
         self.put(data, bytes(5_000_000))
         self.put(manifest, {
             "step": step, "time": now, "counters": {"step": step, "validated": validated, "best": best},
+            "config": {"epochs": 10, "global_batch_size": 256}, "steps_per_epoch": 100,
             "object": {"key": data, "bytes": 5_000_000},
         })  # fmt: skip
         self.put(checkpoint_key(run_id, "HEAD.json"), Lease(attempt=attempt, newest=manifest, best=manifest).to_json())

@@ -76,6 +76,7 @@ def test_every_step_has_its_metrics_and_the_result_is_that_of_the_last_validatio
     assert result["best"]["top1"] == max(steps[s][f"{name}/top1"] for s in (5, 10) for name in ("val", "val_ema"))
     assert result["steps"] == QUICK_STEPS
     assert whole.json("done.json")["result"] == result
+    assert whole.manifest()["steps_per_epoch"] == result["steps_per_epoch"] == 5
     assert result["checkpoint"] == "checkpoints/quick/manifest/step-00000010.1.json"
 
 

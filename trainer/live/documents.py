@@ -87,6 +87,7 @@ class Saved:
     time: float
     recipe: str
     epochs: float
+    total_steps: int | None  # of all epochs; None: an older version does not tell
     batch: int  # images of a step
     top1: float | None  # best so far
     best_step: int
@@ -189,6 +190,8 @@ def parse_done(value: Mapping[str, Any]) -> Done:
 def parse_saved(value: Mapping[str, Any]) -> Saved:
     counters, config = (as_object(name, value.get(name) or {}) for name in ("counters", "config"))
     scores = as_object("scores", counters.get("scores") or {})
+    epochs = float(as_number("epochs", config.get("epochs", 0), MOST_TOLD_STEPS))
+    per_epoch = as_number("steps_per_epoch", value.get("steps_per_epoch", 0), MOST_TOLD_STEPS)
     top1, best_step = _parse_best(counters.get("best"))
     top1s = [_share(scores[name]) for name in ("val/top1", "val_ema/top1", "val_swa/top1") if name in scores]
     return Saved(
@@ -196,7 +199,8 @@ def parse_saved(value: Mapping[str, Any]) -> Saved:
         attempt=as_whole("attempt", value.get("attempt", 0)),
         time=as_time("time", check_known(value, "time")),
         recipe=as_text("recipe", config.get("recipe", "")),
-        epochs=float(as_number("epochs", config.get("epochs", 0), MOST_TOLD_STEPS)),
+        epochs=epochs,
+        total_steps=round(epochs * per_epoch) or None,
         batch=as_whole("global_batch_size", config.get("global_batch_size", 0)),
         top1=top1,
         best_step=best_step,

@@ -72,6 +72,11 @@ class RunFacts:
         return self.saved.step if is_later else max(self.pulse.step, self.saved.step)
 
     @property
+    def total_steps(self) -> int | None:
+        """Of all epochs, as the result or the newest checkpoint tells."""
+        return self.finish.total_steps if self.finish else self.saved.total_steps if self.saved else None
+
+    @property
     def top1(self) -> float | None:
         """The best accuracy in validation, as a fraction."""
         best = self.finish.top1 if self.finish else self.saved.top1 if self.saved else None

@@ -1,4 +1,6 @@
-"""`runs`: every run in the bucket, the newest first: state, step, accuracy, dollars, age."""
+"""`runs`: every run in the bucket, the newest first: state, step, best accuracy in validation, dollars, age.
+
+`trainer.runs` lists a store without AWS; a figure means the same in both."""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from infra.operate.state import RunState, read_states
 from infra.operate.terminal import display, display_json, next_commands, show_line, table
 from infra.operate.text import duration, usd
 
-HELP = "list every run, the newest first: state, step, accuracy, dollars, age"
+HELP = "list every run, the newest first: state, step, best accuracy, dollars, age"
 HEADER = ("run", "state", "step", "top-1", "dollars", "age")
 
 
@@ -42,15 +44,9 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     return ExitCode.DONE
 
 
-def top1_of(state: RunState) -> float | None:
-    """The accuracy of the last validation, else the best one that the newest checkpoint names."""
-    checkpoint = state.progress.checkpoint
-    return state.progress.val_top1 or (checkpoint.best_top1 if checkpoint else None)
-
-
 def row(state: RunState, launched: Mapping[str, datetime]) -> tuple[str, ...]:
     word, _ = state.summary()
-    progress, top1 = state.progress, top1_of(state)
+    progress, top1 = state.progress, state.progress.best_top1
     step = f"{progress.step:,}" + (f" of {progress.total_steps:,}" if progress.total_steps else "")
     return (
         state.run_id, state.phase if word == "running" else word, step, f"{100 * top1:.2f} %" if top1 else "",
@@ -66,7 +62,7 @@ def run_document(state: RunState, launched: Mapping[str, datetime]) -> dict[str,
         "run": state.run_id, "kind": state.spec.kind if state.spec else None,
         "recipe": state.spec.recipe if state.spec else None, "state": word, "message": said,
         "phase": state.progress.phase, "step": state.progress.step,
-        "total_steps": state.progress.total_steps or None, "top1": top1_of(state),
+        "total_steps": state.progress.total_steps or None, "top1": state.progress.best_top1,
         "usd": state.usd, "budget_usd": state.spec.budget_usd if state.spec else None,
         "launched": at, "age_seconds": state.now - at,
     }  # fmt: skip

@@ -57,7 +57,9 @@ def running(*alerts: dict[str, Any], now: float = NOW, wait: float = 0.02, **fie
     progress = Progress(
         heartbeat=beat, heartbeat_at=NOW, step=350, total_steps=1000, images_per_second=250.0, global_batch_size=256,
         train_top1=0.5, val_top1=0.625, recent=Recent.of(metrics(wait=wait), samples()),
-        checkpoint=Checkpoint(step=350, attempt=1, time=NOW - 31, best_top1=0.63, best_step=200, validated=300),
+        best_top1=0.63, checkpoint=Checkpoint(
+            step=350, attempt=1, time=NOW - 31, best_top1=0.63, best_step=200, validated=300, total_steps=1000
+        ),
         attempts=({"attempt": 1, "started": NOW - 7000, "machine": {"type": "g6.xlarge"}},),
     )  # fmt: skip
     spent = Machine(id=machine.id, type="g6.xlarge", zone="us-east-1b", market="spot", launched=NOW - 7200,

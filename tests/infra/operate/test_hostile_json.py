@@ -100,7 +100,7 @@ def test_a_forged_result_is_no_news_of_a_run() -> None:
     honest = {"steps": 150, "epochs": 1.5, "steps_per_epoch": 100, "last": {"val/top1": 0.5}, "best": BEST}
     for body in forgeries(honest):
         bucket = Files(None, "bucket", {run_key(RUN, "result.json"): body})
-        found = read_finished(bucket, RUN)
+        found = read_finished(bucket, RUN, None)
         assert row(replace(STATE, progress=found), {RUN: NOW})
         assert json.dumps(run_document(replace(STATE, progress=found), {RUN: NOW}), allow_nan=False)
 

@@ -100,7 +100,7 @@ def test_runs_lists_every_run_the_newest_first(deployed: Deployed, capsys: pytes
         "first": "done", "second": "running", "local": "stopped",
     }  # fmt: skip
     second = by_name["second"]
-    assert (second["step"], second["total_steps"], second["top1"], second["phase"]) == (350, 1000, 0.625, "training")
+    assert (second["step"], second["total_steps"], second["top1"], second["phase"]) == (350, 1000, 0.63, "training")
     assert second["usd"] == pytest.approx(0.8, abs=0.01)
     assert by_name["local"]["recipe"] is None
     assert 0 <= by_name["first"]["age_seconds"] < 300
@@ -113,7 +113,7 @@ def test_runs_is_a_table_for_people(deployed: Deployed, capsys: pytest.CaptureFi
     assert operate("runs") == ExitCode.DONE
     header, line, *rest = capsys.readouterr().out.splitlines()
     assert header.split() == ["run", "state", "step", "top-1", "dollars", "age"]
-    assert line.startswith("first  training  350 of 1,000  62.50 %    $0.00  ")
+    assert line.startswith("first  training  350 of 1,000  63.00 %    $0.00  ")
     assert "  make status RUN=first  more of one run" in rest
     deployed.end("done", "finished", run_id="first")
     (state,) = read_states(operator(), INSTALLATION, need_bucket(operator(), INSTALLATION), ["first"])
