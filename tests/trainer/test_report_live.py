@@ -26,6 +26,7 @@ from trainer.report.alert_table import MOST_TOLD
 from trainer.report.curves import MOST_POINTS, curve_of, curves_of, done_resolution, machine_seconds
 from trainer.report.outlook import look_ahead
 from trainer.report.plan import plan_of
+from trainer.report.plotted import plotted_of
 from trainer.report.scored import MOST_SHEET_BYTES, MOST_SHOWN
 from trainer.store import ObjectStore, open_store
 from trainer.telemetry.metrics import Row
@@ -113,7 +114,7 @@ def test_the_resolution_as_done_is_the_measured_one() -> None:
     planned = MADE.config.resolution_at(0)
     old = list(MADE.rows(Random(0), 0, 10, BEGIN))
     new = [row | {"train/resolution": 96 if row["step"] < 16 else 64} for row in MADE.rows(Random(0), 10, 20, BEGIN)]
-    along_steps, _ = charts.draw_charts([*old, *new], [], plan, float(MADE.steps_per_epoch))
+    along_steps, _ = charts.draw_charts(plotted_of([*old, *new], [], plan, float(MADE.steps_per_epoch)))
     words = along_steps["learning-rate"].words
     assert f"pixels 64 at the end, lowest 64 at step 16, highest {planned} at step 1." in words
     curve = done_resolution([*old, *new], plan["plan/resolution"])

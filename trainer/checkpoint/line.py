@@ -21,7 +21,18 @@ from trainer.contract import (
 )
 from trainer.manifest import newest_manifest
 from trainer.store import NotFoundError, ObjectStore
-from trainer.values import MOST_VALUE, as_text, as_time, as_whole, check_known, is_measured, parse_object, show
+from trainer.values import (
+    MOST_TIME,
+    MOST_VALUE,
+    MOST_WHOLE,
+    as_text,
+    as_time,
+    as_whole,
+    check_known,
+    is_measured,
+    parse_object,
+    show,
+)
 
 Begin = Mapping[str, Any]  # the first row of an attempt's metrics: it goes on from `step` of attempt `origin`
 
@@ -75,8 +86,10 @@ def parse_row(line: bytes) -> dict[str, Any]:
 
 def check_row(row: dict[str, Any]) -> dict[str, Any]:
     """The row, which has a time from here on. Raises ValueError if a trainer did not write it."""
-    as_whole("step", check_known(row, "step"))
-    as_time("time", row.setdefault("time", 0.0))
+    step, time = row.get("step"), row.setdefault("time", 0.0)
+    if type(step) is not int or type(time) is not float or not (0 <= step <= MOST_WHOLE and 0 <= time <= MOST_TIME):
+        as_whole("step", check_known(row, "step"))
+        as_time("time", time)
     if "event" in row:
         as_text("event", row["event"])
         for name in ("attempt", "origin"):

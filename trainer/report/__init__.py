@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.checkpoint.line import list_manifests
 from trainer.contract import RUN_ID_RULE, UserError, run_key
+from trainer.report.drawing import draw_here
 from trainer.report.outlook import check_budget, check_spend, look_ahead
 from trainer.report.summary import Summary, check_result, check_shown_config, summarise, summary_text
 from trainer.telemetry.metrics import Row, read_metrics
@@ -22,8 +23,12 @@ from trainer.text import say
 from trainer.values import as_object, as_text, parse_object
 
 if TYPE_CHECKING:
+    from trainer.report.drawing import Charts
+    from trainer.report.plotted import Plotted
     from trainer.report.scored import Scored
     from trainer.store import ObjectStore
+
+    Draw = Callable[[Plotted], Charts]
 
 __all__ = ["Report", "Summary", "build_report", "summary_text", "write_report"]
 
@@ -36,17 +41,18 @@ class Report:
     files: Mapping[str, bytes]
 
 
-def write_report(store: ObjectStore, run_id: str, kept: Path | None = None) -> Summary:
+def write_report(store: ObjectStore, run_id: str, kept: Path | None = None, draw: Draw = draw_here) -> Summary:
     """Read the run, put `report/index.html` and `report/*.png` beside it, return the summary."""
-    report = build_report(store, run_id, kept)
+    report = build_report(store, run_id, kept, draw)
     for name, body in report.files.items():
         store.put(run_key(run_id, f"report/{name}"), body)
     return report.summary
 
 
-def build_report(store: ObjectStore, run_id: str, kept: Path | None = None) -> Report:
+def build_report(store: ObjectStore, run_id: str, kept: Path | None = None, draw: Draw = draw_here) -> Report:
     """Read the run, which may still go on, and make the files of its report. Nothing is written to the store.
 
+    `draw` draws the charts.
     Segments in the folder `kept` are not read from the store, and those that are read are kept there.
     Raises UserError if there is no such run, StoreError if the store fails.
     """
@@ -75,20 +81,22 @@ def build_report(store: ObjectStore, run_id: str, kept: Path | None = None) -> R
     steps_left = max(0, summary.total_steps - summary.steps) if summary.total_steps else None
     outlook = look_ahead(rows, samples, config, spend, spec, steps_left=0 if summary.is_finished else steps_left)
     versions = read_shown(store, newest, check_versions).get("versions", {}) if newest else {}
-    return draw_report(replace(summary, outlook=outlook), rows, samples, config, versions, read_scored(store, run_id))
+    summary, scored = replace(summary, outlook=outlook), read_scored(store, run_id)
+    return draw_report(summary, rows, samples, config, versions, scored, draw)
 
 
 def draw_report(
     summary: Summary, rows: Sequence[Row], samples: Sequence[Row], config: Mapping[str, Any],
-    versions: Mapping[str, str], scored: Sequence[Scored],
+    versions: Mapping[str, str], scored: Sequence[Scored], draw: Draw,
 ) -> Report:  # fmt: skip
     # These are heavy to import, and `--help` does not need them.
-    from trainer.report.charts import draw_charts
     from trainer.report.machine_facts import machine_facts
     from trainer.report.page import Shown, render_page
     from trainer.report.plan import plan_of
+    from trainer.report.plotted import plotted_of
 
-    training, machine = draw_charts(rows, samples, plan_of(config, summary.steps_per_epoch), summary.steps_per_epoch)
+    plan = plan_of(config, summary.steps_per_epoch)
+    training, machine = draw(plotted_of(rows, samples, plan, summary.steps_per_epoch))
     page = render_page(
         summary,
         rows,

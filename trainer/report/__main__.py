@@ -10,11 +10,15 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from trainer.contract import Exit, RunEnv, UserError
 from trainer.text import forgive_output, tell
+
+if TYPE_CHECKING:
+    from trainer.report import Draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
         return Exit.USER if stop.code else Exit.FINISHED
 
     # These are heavy to import, and `--help` does not need them.
-    from trainer.report import build_report, summary_text, write_report
-    from trainer.store import StoreError, open_store
+    from trainer.report.drawing import Drawer
+    from trainer.store import StoreError
 
     try:
-        store = open_store(options.store)
-        kept = Path(options.keep) if options.keep else None
-        if options.into:
-            write_files(build_report(store, options.run_id, kept).files, Path(options.into))
-        else:
-            tell(summary_text(write_report(store, options.run_id, kept)))
+        with Drawer() as drawer:
+            report_on(options, drawer.draw)
     except UserError as error:
         tell(error, sys.stderr)
         return Exit.USER
@@ -56,6 +56,18 @@ def main(arguments: list[str] | None = None) -> int:
         tell(error, sys.stderr)
         return 1
     return Exit.FINISHED
+
+
+def report_on(options: Options, draw: Draw) -> None:
+    from trainer.report import build_report, summary_text, write_report
+    from trainer.store import open_store
+
+    store = open_store(options.store)
+    kept = Path(options.keep) if options.keep else None
+    if options.into:
+        write_files(build_report(store, options.run_id, kept, draw).files, Path(options.into))
+    else:
+        tell(summary_text(write_report(store, options.run_id, kept, draw)))
 
 
 def write_files(files: Mapping[str, bytes], folder: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -16,62 +15,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from trainer.report.curves import MetricCurve, curves_of, done_resolution, machine_seconds
+from trainer.report.curves import MetricCurve
 from trainer.report.page import LIGHT, Chart
 from trainer.report.panels import MACHINE_CHARTS, STEP_CHARTS, TRAINING_CHARTS, Lines, Panel
-from trainer.report.summary import restarts
-from trainer.telemetry.metrics import Row
+from trainer.report.plotted import Plotted, Ruler
 
 MOST_MARKED = 50  # of an evaluation: so many are marked each
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ruler:
-    """What the charts of a group lie along: its end, where attempts begin, and how its numbers are called."""
-
-    end: float
-    marks: Sequence[float]
-    unit: str  # "step", or a unit of time
-    size: float = 1.0  # of one unit, in what the curves lie along
-    steps_per_epoch: float | None = None
-
-    def place(self, at: float) -> str:
-        number = f"{at / self.size:,.0f}" if self.unit == "step" else f"{at / self.size:,.1f}"
-        return f"step {number}" if self.unit == "step" else f"{number} {self.unit}"
-
-
-def draw_charts(
-    rows: Sequence[Row], samples: Sequence[Row], plan: Mapping[str, MetricCurve], steps_per_epoch: float | None
-) -> tuple[dict[str, Chart], dict[str, Chart]]:
-    """Charts by name, those that have something to show: along the steps, and along the machine's time.
-
-    `plan` has curves of what the run plans, by step.
-    """
-    curves = curves_of(rows, _metrics(TRAINING_CHARTS | STEP_CHARTS))
-    last = max((int(row["step"]) for row in rows), default=0)
-    curves |= plan if rows else {}
-    if rows and (done := done_resolution(rows, plan.get("plan/resolution"))):
-        curves["done/resolution"] = done
-    steps = Ruler(end=max(1, last), marks=restarts(rows), unit="step", steps_per_epoch=steps_per_epoch)
-    measured = [row for row in samples if "event" not in row]
-    seconds = machine_seconds(measured)
-    times = _time_ruler(measured, seconds.tolist())
-    of_machine = curves_of(measured, _metrics(MACHINE_CHARTS), seconds.tolist())
+def draw_charts(plotted: Plotted) -> tuple[dict[str, Chart], dict[str, Chart]]:
+    """Charts by name, those that have something to show: along the steps, and along the machine's time."""
+    curves, steps = plotted.of_steps, plotted.steps
     with mpl.rc_context({"path.simplify": False}):  # curves are short already, and every point of theirs is shown
         along_steps = _draw_all(TRAINING_CHARTS, curves, steps, is_file=True) | _draw_all(STEP_CHARTS, curves, steps)
-        return along_steps, _draw_all(MACHINE_CHARTS, of_machine, times)
-
-
-def _metrics(charts: Mapping[str, Sequence[Panel]]) -> set[str]:
-    return {metric for panels in charts.values() for panel in panels for metric in panel.lines | panel.right}
-
-
-def _time_ruler(samples: Sequence[Row], seconds: Sequence[float]) -> Ruler:
-    """`seconds` is where each sample lies."""
-    begins = [seconds[i] for i in range(1, len(samples)) if samples[i]["attempt"] != samples[i - 1]["attempt"]]
-    end = seconds[-1] if seconds else 0.0
-    unit, size = ("min", 60.0) if end < 7200 else ("h", 3600.0)
-    return Ruler(end=max(1.0, end), marks=begins, unit=unit, size=size)
+        return along_steps, _draw_all(MACHINE_CHARTS, plotted.of_machine, plotted.times)
 
 
 def _draw_all(

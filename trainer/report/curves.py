@@ -45,7 +45,7 @@ class MetricCurve:
         return bool(np.any(self.low < self.high))
 
 
-def curve_of(at: Sequence[float], values: Sequence[float]) -> MetricCurve | None:
+def curve_of(at: Sequence[float] | Numbers, values: Sequence[float]) -> MetricCurve | None:
     """The curve of a metric whose values were measured at these places; None where none is finite."""
     places, found = np.asarray(at, np.float64), np.asarray(values, np.float64)
     kept = np.isfinite(found)
@@ -70,14 +70,12 @@ def curves_of(
     rows: Iterable[Row], names: Iterable[str], places: Iterable[float] | None = None
 ) -> dict[str, MetricCurve]:
     """The curves of those metrics that the rows have, by name. Without `places` they lie at the steps of the rows."""
-    found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
     rows = list(rows)
-    for row, place in zip(rows, places if places is not None else [row["step"] for row in rows], strict=True):
-        for name, value in row.items():
-            if name in found:
-                found[name][0].append(place)
-                found[name][1].append(value)
-    curves = {name: curve_of(*points) for name, points in found.items()}
+    at = np.asarray(list(places) if places is not None else [row["step"] for row in rows], np.float64)
+    curves: dict[str, MetricCurve | None] = {}
+    for name in names:
+        has = np.fromiter((name in row for row in rows), np.bool_, len(rows))
+        curves[name] = curve_of(at[has], [row[name] for row in rows if name in row])
     return {name: curve for name, curve in curves.items() if curve is not None}
 
 

@@ -227,7 +227,12 @@ def last_attempt(store: ObjectStore, run_id: str, begins: Mapping[int, Row]) -> 
 def merged(rows: list[Row]) -> list[Row]:
     """Rows of one step that follow each other become one, as where a validation came in the next attempt."""
     found: list[Row] = []
+    last = before = -1  # steps of the last two, which nearly always differ from the next
     for row in rows:
+        last, before, same = row["step"], last, row["step"] in (last, before)
+        if not same:
+            found.append(row)
+            continue
         known = [old for old in found[-2:] if old["step"] == row["step"] and "event" not in old]
         if known and "event" not in row:
             known[0] |= row
