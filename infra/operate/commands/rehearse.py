@@ -19,6 +19,7 @@ from infra.operate.commands.launch import launch
 from infra.operate.commands.preflight import preflight
 from infra.operate.installation import leftovers
 from infra.operate.installation.standing import kept_buckets
+from infra.operate.installation.token import find_secret
 from infra.operate.planning.options import by_commas
 from infra.operate.planning.prices import find_prices
 from infra.operate.rehearsal.acts import Rehearsal
@@ -75,14 +76,10 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
 def what_is_left(aws: Aws, installation: Installation) -> list[str]:
     """What AWS has of a rehearsal, the data included."""
     found = [*leftovers.find(aws, installation), *leftovers.stack(aws, installation.storage_stack)]
+    names = [f"bucket {bucket.name}" for bucket in kept_buckets(aws, installation)]
     with explained(f"the secret {installation.secret_name}"):
-        secrets = aws.client("secretsmanager")
-        try:
-            secrets.describe_secret(SecretId=installation.secret_name)
-            names = [f"secret {installation.secret_name}"]
-        except secrets.exceptions.ResourceNotFoundException:
-            names = []
-    names += [f"bucket {bucket.name}" for bucket in kept_buckets(aws, installation)]
+        if find_secret(aws, installation.secret_name):
+            names.append(f"secret {installation.secret_name}")
     return [f"{one.service} {one.id}" for one in found] + names
 
 
