@@ -22,7 +22,7 @@ from typing import Any
 
 from trainer.alerts.delivery import Delivery
 from trainer.checkpoint.line import parse_row
-from trainer.contract import Phase, RunEnv, run_key
+from trainer.contract import Exit, Phase, RunEnv, run_key
 from trainer.observer.facts import FACTS_SECONDS, StoreFacts
 from trainer.observer.lifecycle import begun, best, budget_stage, ended, spent
 from trainer.observer.link import Link
@@ -246,7 +246,8 @@ class Observer:
 
     def finish(self, end: dict[str, Any]) -> None:
         """Tell how the attempt ended, and hand over what is left."""
-        for part in (self.report.kill, self.take_sample, self.hear, self.tell_lifecycle):
+        close = self.report.forget if end.get("code") == Exit.FINISHED else self.report.kill
+        for part in (close, self.take_sample, self.hear, self.tell_lifecycle):
             self.do_part(part)
         self.do_part(self.tell_end, end)
         self.do_part(self.write_observed)

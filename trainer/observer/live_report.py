@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -73,6 +74,11 @@ class LiveReport:
         if not self.has_failed:
             say(f"the report could not be made while training goes on: {why}")
         self.has_failed = True
+
+    def forget(self) -> None:
+        """Remove what was kept, after the end of the run: nobody reads it there again."""
+        self.kill()
+        shutil.rmtree(self.kept, ignore_errors=True)
 
     def kill(self) -> None:
         if self.process is not None:

@@ -65,6 +65,20 @@ def test_of_an_attempt_that_never_had_the_run_nothing_is_stored(attempt: Attempt
     assert [alert["text"] for alert in attempt.observed()["alerts"]] == ["no such data"], "but the heartbeat tells why"
 
 
+@pytest.mark.parametrize("code", [Exit.FINISHED, Exit.INTERRUPTED])
+def test_what_was_kept_for_reports_goes_with_the_end_of_the_run_and_stays_for_its_next_attempt(
+    attempt: Attempt, code: Exit
+) -> None:
+    kept = attempt.folder.parent / "segments"
+    kept.mkdir()
+    (kept / "1.jsonl").write_bytes(b"{}")
+    observer = attempt.start()
+    wait_until(lambda: is_connected(attempt))
+    observer.tell_end({"code": code, "message": "so it ended", "reason": "stopping"})
+    observer.finish()
+    assert kept.exists() == (code == Exit.INTERRUPTED)
+
+
 def test_it_ends_when_the_supervisor_is_gone(attempt: Attempt) -> None:
     observer = attempt.start()
     wait_until(lambda: is_connected(attempt))
