@@ -8,12 +8,15 @@ from typing import Any
 
 from moto.core.responses import ActionResult
 from moto.ec2.responses.elastic_block_store import ElasticBlockStore
+from moto.kms import kms_backends
 from moto.servicequotas.exceptions import NoSuchResource
 from moto.servicequotas.models import ServiceQuotasBackend
 from moto.servicequotas.responses import ServiceQuotasResponse
 from moto.ssm import models as ssm
 
 from tests.emulator.aws_control import SETTINGS
+
+KEY_OF_AWS = "alias/aws/ebs"
 
 
 def patch() -> dict[str, Callable[[], None]]:
@@ -61,9 +64,11 @@ def public_parameters() -> None:
 
 
 def key_of_the_disks() -> None:
-    """moto knows the account's default key of disks, and tells it nobody."""
+    """moto tells nobody the account's default key of disks. With the first encrypted disk it makes AWS's own key."""
 
     def told(self: ElasticBlockStore) -> ActionResult:
-        return ActionResult({"KmsKeyId": self.ec2_backend.default_kms_key_id or "alias/aws/ebs"})
+        keys, default = kms_backends[self.current_account][self.region], self.ec2_backend.default_kms_key_id
+        of_aws = keys.describe_key(KEY_OF_AWS).arn if keys.alias_exists(KEY_OF_AWS) else ""
+        return ActionResult({"KmsKeyId": KEY_OF_AWS if default in ("", of_aws) else default})
 
     ElasticBlockStore.get_ebs_default_kms_key_id = told
