@@ -217,6 +217,10 @@ destroy: $(INFRA)/.infra ## remove all that bills by the hour, and ask AWS wheth
 rehearse: node_modules/.package-lock.json ## try the whole path on your account with digits, for at most $$0.50, and remove it again; YES=1: do not ask
 	@$(OPERATE) $@
 
+.PHONY: policy
+policy: $(INFRA)/.infra ## the smallest IAM policy for COMMAND=launch, as JSON; COMMAND=status,logs,runs: one for several; without it, a list
+	@$(OPERATE) $@
+
 .PHONY: synth
 synth: node_modules/.package-lock.json ## write the CloudFormation templates to cdk.out (asks nothing of AWS)
 	@$(CDK_ARGS) synth --quiet --no-notices

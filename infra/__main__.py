@@ -33,7 +33,7 @@ from trainer.contract import UserError
 
 COMMANDS = (
     "preflight", "deploy", "launch", "prepare", "status", "logs", "runs", "cost", "pull", "stop", "shell", "secret",
-    "destroy", "recipes", "rehearse",
+    "destroy", "recipes", "rehearse", "policy",
 )  # fmt: skip
 MAKE = "--make"
 

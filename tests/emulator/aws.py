@@ -9,6 +9,7 @@ The fixture `aws` is an empty account and the environment of this process pointi
     aws.set(quotas={"L-3819A6DF": 0})       a setting; dictionaries are merged; all are as before in the next test
     aws.fault("ec2.DescribeInstances", code="UnauthorizedOperation", times=1)
     aws.calls()                             ["ec2.DescribeInstances", …] in order of arrival; aws.clear_calls()
+    aws.asked()                             what IAM was asked of roles, and why it refused
 
 Settings (aws_control.py has the defaults):
     quotas            values by quota code: servicequotas GetServiceQuota and ListServiceQuotas; moto has VPC's only
@@ -111,6 +112,10 @@ class Aws:
     def cut(self) -> list[str]:
         """The machines that were terminated with SkipOsShutdown: whoever boots them cuts their power."""
         return list(self._ask("/fake/settings")["cut"])
+
+    def asked(self) -> list[dict[str, Any]]:
+        """What IAM was asked of roles: action, resource, context, and why it was refused, or ""."""
+        return list(self._ask("/fake/settings")["asked"])
 
     def clear_calls(self) -> None:
         self._ask("/fake/calls", b"{}")

@@ -74,6 +74,7 @@ class Settings:
 SETTINGS = Settings()
 CALLS: list[str] = []  # "ec2.DescribeInstances", in order of arrival
 CUT: list[str] = []  # the instances that were terminated without a shutdown
+ASKED: list[dict[str, Any]] = []  # what IAM was asked of a role: action, resource, context, and why refused, or ""
 
 
 @cache
@@ -169,6 +170,7 @@ class Front:
             self.controls["session_seconds"]()
             CALLS.clear()
             CUT.clear()
+            ASKED.clear()
         if call := call_of(environ):
             CALLS.append(call)
             if fault := planned_fault(call):
@@ -178,6 +180,8 @@ class Front:
                 return refuse(call, answered, environ, start)
         if call == "freetier.GetAccountPlanState":
             return answer(start, {"accountPlanType": SETTINGS.account_plan, "accountPlanStatus": "ACTIVE"})
+        if call in ("ssm.StartSession", "ssm.ResumeSession", "ssm.TerminateSession"):
+            return answer(start, {"SessionId": "me-0a1b2c3d"}, "application/x-amz-json-1.1")
         if call == "pricing.GetProducts":
             return answer(start, price_list(json.loads(read_body(environ))), "application/x-amz-json-1.1")
         return self.moto(environ, start)
@@ -187,10 +191,11 @@ class Front:
             changes = json.loads(read_body(environ))
             if environ["PATH_INFO"] == "/fake/calls":
                 CALLS.clear()
+                ASKED.clear()
             SETTINGS.change(changes)
             for name in changes:
                 self.controls.get(name, lambda: None)()
-        return answer(start, {"settings": asdict(SETTINGS), "calls": CALLS, "cut": CUT})
+        return answer(start, {"settings": asdict(SETTINGS), "calls": CALLS, "cut": CUT, "asked": ASKED})
 
 
 def planned_fault(call: str) -> dict[str, Any] | None:

@@ -10,36 +10,20 @@ import datetime
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import unquote
 
-from moto.autoscaling.models import autoscaling_backends
 from moto.core.utils import utcnow
 from moto.iam.models import iam_backends
 from moto.s3.models import s3_backends
-from moto.secretsmanager.models import secretsmanager_backends
 from moto.sts.models import AssumedRole, STSBackend, sts_backends
 
-from tests.emulator.aws_control import SETTINGS, call_of, read_body
+from tests.emulator.aws_control import ASKED, SETTINGS, call_of
+from tests.emulator.iam_requests import ACCOUNT, form, requests
 from tests.emulator.policies import Caller, Request, parse, trusts
 
-ACCOUNT, REGION = "123456789012", "us-east-1"
 CHAINED_SECONDS = 3600  # AWS's limit where a role takes on another
-S3_ACTIONS = {
-    "HeadObject": "GetObject", "ListObjectsV2": "ListBucket", "ListObjects": "ListBucket", "HeadBucket": "ListBucket",
-    "CreateMultipartUpload": "PutObject", "UploadPart": "PutObject", "CompleteMultipartUpload": "PutObject",
-    "ListMultipartUploads": "ListBucketMultipartUploads", "ListParts": "ListMultipartUploadParts",
-    "ListObjectVersions": "ListBucketVersions", "GetBucketLifecycleConfiguration": "GetLifecycleConfiguration",
-    "PutBucketLifecycleConfiguration": "PutLifecycleConfiguration", "ListBuckets": "ListAllMyBuckets",
-    "DeleteObjects": "DeleteObject",
-}  # fmt: skip
-CREATES = {"PutObject": "true", "CompleteMultipartUpload": "true", "CreateMultipartUpload": "false",
-           "UploadPart": "false"}  # fmt: skip
-# Parts of an update of a group that AWS takes for a use of its launch template: who sends them needs what starting a
-# machine needs. https://docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-launch-template-permissions.html
-WITH_TEMPLATE = ("MixedInstancesPolicy.", "LaunchTemplate.")
-OF_AN_UPLOAD = {"PUT": "UploadPart", "POST": "CompleteMultipartUpload", "DELETE": "AbortMultipartUpload",
-                "GET": "ListParts"}  # fmt: skip  # `call_of` does not tell these from what is done with an object
 LIFETIME: dict[str, float] = {}  # seconds, under "most": sessions end so long after their beginning at the latest
 
 
@@ -95,11 +79,18 @@ def refusal(environ: dict[str, Any]) -> Refusal | None:
         return ("ExpiredToken", "The provided token has expired.")
     if (caller := caller_of(session)) is None:
         return None
-    for request in [] if call == "sts.GetCallerIdentity" else requests(call, environ):
-        if why := caller.why_not(request):
+    for request in requests(call, environ, session.user_id):
+        if why := ask(caller, replace(request, context={**request.context, "aws:userid": session.user_id})):
             text = f"User: {session.arn} is not authorized to perform: {request.action} on resource: {request.resource}"
             return ("AccessDenied", f"{text} {why}")
     return refusal_of_missing(call, environ, caller)
+
+
+def ask(caller: Caller, request: Request) -> str:
+    """Why IAM refuses, which is noted; "" if it allows."""
+    why = caller.why_not(request)
+    ASKED.append(asdict(request) | {"refused": why})
+    return why
 
 
 def caller_of(session: AssumedRole) -> Caller | None:
@@ -135,60 +126,6 @@ def refusal_to_assume(asked: dict[str, str], session: AssumedRole | None) -> Ref
     return None
 
 
-def form(environ: dict[str, Any]) -> dict[str, str]:
-    return {name: values[0] for name, values in parse_qs(read_body(environ).decode()).items()}
-
-
-def requests(call: str, environ: dict[str, Any]) -> list[Request]:
-    """What IAM is asked about a call: an action on a resource, and their context."""
-    service, _, operation = call.partition(".")
-    if service == "s3":
-        return s3_requests(operation, environ)
-    if service == "scheduler" and (named := re.fullmatch(r"/schedules/([^/]+)", environ["PATH_INFO"])):
-        group = parse_qs(environ.get("QUERY_STRING", "")).get("groupName", ["default"])[0]
-        where = f"arn:aws:scheduler:{REGION}:{ACCOUNT}:schedule/{group}/{named[1]}"
-        return [Request(f"scheduler:{operation}", where)]
-    body = form(environ) if "x-www-form-urlencoded" in environ.get("CONTENT_TYPE", "") else as_json(environ)
-    found = [Request(f"{service}:{operation}", resource_of(service, operation, body))]
-    if call == "autoscaling.UpdateAutoScalingGroup" and any(name.startswith(WITH_TEMPLATE) for name in body):
-        found.append(Request("ec2:RunInstances", "*"))
-    return found
-
-
-def as_json(environ: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(read_body(environ) or b"{}")
-    return found
-
-
-def s3_requests(operation: str, environ: dict[str, Any]) -> list[Request]:
-    query = {name: values[0] for name, values in parse_qs(environ.get("QUERY_STRING", ""), True).items()}
-    bucket, _, key = unquote(environ["PATH_INFO"]).lstrip("/").partition("/")
-    arn = f"arn:aws:s3:::{bucket}"
-    if "uploadId" in query:
-        operation = OF_AN_UPLOAD[environ["REQUEST_METHOD"]]
-    elif environ["REQUEST_METHOD"] == "DELETE" and key and "tagging" not in query:
-        operation = "DeleteObject"
-    action, context = S3_ACTIONS.get(operation, operation), dict[str, str]()
-    if "prefix" in query:
-        context["s3:prefix"] = query["prefix"]
-    if operation in CREATES:
-        context["s3:ObjectCreationOperation"] = CREATES[operation]
-    for header in ("if-none-match", "if-match"):
-        if value := environ.get(f"HTTP_{header.upper().replace('-', '_')}"):
-            context[f"s3:{header}"] = value
-    if "versionId" in query:
-        action = action.replace("Object", "ObjectVersion")
-    if operation == "DeleteObjects":
-        keys = re.findall(r"<Key>(.*?)</Key>", read_body(environ).decode())
-        return [Request("s3:DeleteObject", f"{arn}/{one}") for one in keys]
-    found = [Request(f"s3:{action}", f"{arn}/{key}" if key else arn, context)]
-    if source := environ.get("HTTP_X_AMZ_COPY_SOURCE"):
-        found.append(Request("s3:GetObject", f"arn:aws:s3:::{unquote(source).lstrip('/').partition('?')[0]}"))
-    if "HTTP_X_AMZ_TAGGING" in environ:
-        found.append(Request("s3:PutObjectTagging", f"{arn}/{key}"))
-    return found
-
-
 def refusal_of_missing(call: str, environ: dict[str, Any], caller: Caller) -> Refusal | None:
     """Who may not list does not learn that a key is missing."""
     if call not in ("s3.GetObject", "s3.HeadObject"):
@@ -198,28 +135,4 @@ def refusal_of_missing(call: str, environ: dict[str, Any], caller: Caller) -> Re
     if bucket not in holder.buckets or holder.get_object(bucket, key) is not None:
         return None
     listing = Request("s3:ListBucket", f"arn:aws:s3:::{bucket}", {"s3:prefix": key})
-    return None if caller.may(listing) else ("AccessDenied", "Access Denied")
-
-
-def resource_of(service: str, operation: str, body: dict[str, Any]) -> str:
-    """The ARN that a call is about; "*" where AWS knows no resource, or this emulator does not."""
-    place = f"arn:aws:{service}:{REGION}:{ACCOUNT}:"
-    if service == "sts":
-        return str(body.get("RoleArn", "*"))
-    if service == "secretsmanager":
-        name = str(body.get("SecretId", ""))
-        known = secretsmanager_backends[ACCOUNT][REGION].secrets
-        return next(
-            (secret.arn for secret in known.values() if name in (secret.name, secret.arn)), f"{place}secret:{name}"
-        )
-    if service == "logs" and "logGroupName" in body:
-        return f"{place}log-group:{body['logGroupName']}:log-stream:{body.get('logStreamName', '')}"
-    if service == "ecr" and "repositoryName" in body:
-        return f"{place}repository/{body['repositoryName']}"
-    if service == "autoscaling" and not operation.startswith("Describe"):
-        groups = autoscaling_backends[ACCOUNT][REGION].autoscaling_groups.values()
-        instance = body.get("InstanceId")
-        of_instance = (g.name for g in groups if any(i.instance.id == instance for i in g.instance_states))
-        name = body.get("AutoScalingGroupName") or next(of_instance, "")
-        return f"{place}autoScalingGroup:1:autoScalingGroupName/{name}"
-    return str(body.get("TopicArn", "*")) if service == "sns" else "*"
+    return ("AccessDenied", "Access Denied") if ask(caller, listing) else None

@@ -64,18 +64,20 @@ class Caller:
 
 
 def trusts(trust: Document, caller: str) -> bool:
-    """Whether a role's trust policy names the caller, a role's ARN or a service, and no condition is in the way.
+    """Whether a role's trust policy names the caller, a role's ARN or a service, or the caller's account, and no
+    condition is in the way.
 
-    Raises ValueError for a principal that AWS takes for many, which this simulator does not know.
+    Raises ValueError for everybody, which this simulator does not know.
     """
-    for name in (name for one in statements(trust) for names in one["Principal"].values() for name in texts(names)):
-        if name == "*" or name.isdecimal() or name.endswith(":root"):
-            raise ValueError(f"the principal {name} stands for many: the simulator does not know it")
+    account = caller.split(":")[4] if caller.startswith("arn:") else ""
+    callers = {caller, *((account, f"arn:aws:iam::{account}:root") if account else ())}
+    if any("*" in names for one in statements(trust) for names in map(texts, one["Principal"].values())):
+        raise ValueError("the principal * stands for everybody: the simulator does not know it")
     said = [
         statement["Effect"]
         for statement in statements(trust)
         if "sts:AssumeRole" in texts(statement["Action"])
-        and caller in [name for names in statement["Principal"].values() for name in texts(names)]
+        and callers & {name for names in statement["Principal"].values() for name in texts(names)}
         and all(holds(operator, keys, {}) for operator, keys in statement.get("Condition", {}).items())
     ]
     return "Allow" in said and "Deny" not in said

@@ -23,6 +23,7 @@ from trainer.contract import Lease, attempt_key, checkpoint_key, manifest_key, m
 INSTALLATION = Installation()
 RUN = "rn50-20260101-ab12"
 IMAGE_TAG = INSTALLATION.image_tag_prefix + "1f" * 32
+SCHEDULER_ROLE = f"arn:aws:iam::123456789012:role/{INSTALLATION.training_stack}-SchedulerRole0A1B2C3D-A1B2C3D4"
 REPOSITORY = "cdk-hnb659fds-container-assets-123456789012-us-east-1"
 
 
@@ -83,10 +84,19 @@ def training_template() -> dict[str, Any]:
             "LaunchTemplate": {
                 "Type": "AWS::EC2::LaunchTemplate",
                 "Properties": {
-                    "LaunchTemplateData": {"ImageId": "ami-12345678"},
+                    "LaunchTemplateData": {
+                        "ImageId": "ami-12345678",
+                        "IamInstanceProfile": {"Arn": {"Fn::GetAtt": ["Profile", "Arn"]}},
+                        "TagSpecifications": [
+                            {"ResourceType": kind, "Tags": tags()}
+                            for kind in ("instance", "volume", "network-interface")
+                        ],
+                    },
                     "TagSpecifications": [{"ResourceType": "launch-template", "Tags": tags()}],
                 },
             },
+            "Role": {"Type": "AWS::IAM::Role", "Properties": {"AssumeRolePolicyDocument": {"Statement": []}}},
+            "Profile": {"Type": "AWS::IAM::InstanceProfile", "Properties": {"Roles": [{"Ref": "Role"}]}},
             "Train": group_resource(INSTALLATION.train_group, "LaunchTemplate"),
             "OnDemand": group_resource(INSTALLATION.on_demand_group, "LaunchTemplate", 100),
             "Prepare": group_resource(INSTALLATION.prepare_group, "LaunchTemplate"),
@@ -101,7 +111,7 @@ def training_template() -> dict[str, Any]:
         "Outputs": {
             Output.IMAGE: {"Value": {"Fn::Sub": image}},
             Output.TOPIC: {"Value": {"Ref": "Topic"}},
-            Output.SCHEDULER_ROLE: {"Value": "arn:aws:iam::123456789012:role/stop"},
+            Output.SCHEDULER_ROLE: {"Value": SCHEDULER_ROLE},
         },
     }  # fmt: skip
 
@@ -202,8 +212,8 @@ class Deployed:
         return len(client(self.aws, "ecr").list_images(repositoryName=REPOSITORY)["imageIds"])
 
 
-def push_image(registry: Registry) -> None:
-    """An image of two blobs under the name that the stack's template has, as `docker push` leaves it."""
+def push_image(registry: Registry, tag: str = IMAGE_TAG) -> None:
+    """An image of two blobs, as `docker push` leaves it; under the name that the stack's template has, or another."""
     base = f"http://{registry.host}/v2/{REPOSITORY}"
 
     def send(method: str, url: str, body: bytes = b"", type: str = "application/octet-stream") -> str:
@@ -217,7 +227,7 @@ def push_image(registry: Registry) -> None:
         send("PUT", f"{send('POST', f'{base}/blobs/uploads/')}&digest={digest}", body)
         blobs.append({"mediaType": "application/octet-stream", "size": len(body), "digest": digest})
     manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": blobs[0], "layers": blobs[1:]}
-    send("PUT", f"{base}/manifests/{IMAGE_TAG}", json.dumps(manifest).encode(), MANIFEST)
+    send("PUT", f"{base}/manifests/{tag}", json.dumps(manifest).encode(), MANIFEST)
 
 
 def deploy(aws: Aws, *, without: Collection[str] = ()) -> Deployed:

@@ -11,6 +11,7 @@ from infra.operate.session import AwsError, ExitCode
 from tests.emulator.aws import Aws
 from tests.emulator.registry import Registry
 from tests.infra.deployed import INSTALLATION, Deployed, client, push_image
+from tests.infra.operate.strays import leave_everything
 from tests.infra.operator import left, operate, operator
 
 pytestmark = pytest.mark.usefixtures("quick_destroy")
@@ -21,45 +22,16 @@ def test_resources_without_a_stack_are_found_by_tag_and_by_name_and_removed(
     deployed: Deployed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     deployed.launch()
-    aws, tags = deployed.aws, [{"Key": "resnet-spot", "Value": INSTALLATION.name}]
-    subnet = client(aws, "ec2").describe_subnets(Filters=tagged(INSTALLATION))["Subnets"][0]["SubnetId"]
+    aws = deployed.aws
     operate("destroy")
     assert left() == []
 
-    ec2, stray = client(aws, "ec2"), {"ResourceType": "", "Tags": tags}
-    ec2.create_volume(AvailabilityZone="us-east-1a", Size=8, TagSpecifications=[stray | {"ResourceType": "volume"}])
-    subnet = ec2.describe_subnets()["Subnets"][0]["SubnetId"]
-    ec2.create_network_interface(SubnetId=subnet, TagSpecifications=[stray | {"ResourceType": "network-interface"}])
-    vpc = ec2.create_vpc(CidrBlock="10.1.0.0/16", TagSpecifications=[stray | {"ResourceType": "vpc"}])["Vpc"]["VpcId"]
-    ec2.create_subnet(VpcId=vpc, CidrBlock="10.1.0.0/24", TagSpecifications=[stray | {"ResourceType": "subnet"}])
-    gateway = ec2.create_internet_gateway(TagSpecifications=[stray | {"ResourceType": "internet-gateway"}])
-    ec2.attach_internet_gateway(VpcId=vpc, InternetGatewayId=gateway["InternetGateway"]["InternetGatewayId"])
-    ec2.create_launch_template(
-        LaunchTemplateName="old", LaunchTemplateData={"ImageId": "ami-12345678"},
-        TagSpecifications=[stray | {"ResourceType": "launch-template"}],
-    )  # fmt: skip
-    ec2.run_instances(
-        ImageId="ami-12345678", MinCount=1, MaxCount=1, TagSpecifications=[stray | {"ResourceType": "instance"}]
-    )
-    logs = client(aws, "logs")
-    logs.create_log_group(logGroupName=INSTALLATION.log_group)
-    logs.create_log_group(logGroupName=f"/aws/lambda/{INSTALLATION.guard_function}")
-    logs.create_log_group(logGroupName=f"{INSTALLATION.log_group}-of-somebody-else")
-    client(aws, "scheduler").create_schedule_group(Name=INSTALLATION.schedule_group)
-    client(aws, "sns").create_topic(Name=f"{INSTALLATION.training_stack}-Topic-A1B2")
-    events = client(aws, "events")
-    events.put_rule(Name=f"{INSTALLATION.training_stack}-Rule-A1B2", ScheduleExpression="rate(1 minute)")
-    events.put_targets(
-        Rule=f"{INSTALLATION.training_stack}-Rule-A1B2",
-        Targets=[{"Id": "1", "Arn": "arn:aws:lambda:us-east-1:123456789012:function:x"}],
-    )  # fmt: skip
-    client(aws, "cloudwatch").put_metric_alarm(
-        AlarmName=f"{INSTALLATION.training_stack}-Silent-A1B2", MetricName="Errors", Namespace="AWS/Lambda", Period=60,
-        EvaluationPeriods=1, Threshold=1, ComparisonOperator="GreaterThanThreshold", Statistic="Sum",
-    )  # fmt: skip
+    leave_everything(aws)
+    ec2, logs = client(aws, "ec2"), client(aws, "logs")
     kinds = {
         "EBS volume, 8 GiB, available", "network interface", "VPC", "subnet", "internet gateway", "launch template",
         "EC2 instance, running", "log group", "schedule group", "SNS topic", "EventBridge rule", "CloudWatch alarm",
+        "Auto Scaling group", "Lambda function", "VPC endpoint", "route table", "security group",
     }  # fmt: skip
     assert kinds <= set(left())
     capsys.readouterr()
@@ -154,7 +126,9 @@ def test_a_service_that_cannot_be_asked_is_not_taken_for_empty(deployed: Deploye
 
 
 def test_there_is_nothing_that_the_stack_makes_and_nobody_asks_for(deployed: Deployed) -> None:
-    """Each resource of the small stack is one that `find` lists, but the schedules' group's schedules."""
+    """Each resource of the small stack is one that `find` lists, but the schedules' group's schedules, and the instance
+    profile, which is nothing without its role.
+    """
     operator_groups = left()
     resources = client(deployed.aws, "cloudformation").list_stack_resources(StackName=INSTALLATION.training_stack)
     kinds = {resource["ResourceType"] for resource in resources["StackResourceSummaries"]}
@@ -162,5 +136,6 @@ def test_there_is_nothing_that_the_stack_makes_and_nobody_asks_for(deployed: Dep
         "AWS::EC2::VPC": "VPC", "AWS::EC2::Subnet": "subnet", "AWS::EC2::LaunchTemplate": "launch template",
         "AWS::AutoScaling::AutoScalingGroup": "Auto Scaling group", "AWS::Logs::LogGroup": "log group",
         "AWS::Scheduler::ScheduleGroup": "schedule group", "AWS::SNS::Topic": "SNS topic",
+        "AWS::IAM::Role": "IAM role",
     }  # fmt: skip
-    assert {named[kind] for kind in kinds} <= set(operator_groups)
+    assert {named[kind] for kind in kinds - {"AWS::IAM::InstanceProfile"}} <= set(operator_groups)
