@@ -20,8 +20,8 @@ override MEANT := $(foreach switch,$(MEANT),$(if $(filter $(switch) $(addprefix 
   $(subst MAKEFLAGS=, ,$(FLAGS))),,$(switch)))
 $(foreach switch,$(SWITCHES),$(if $(filter $(switch),$(MEANT)),,$(eval unexport $(switch))))
 
-# Of some shells, an exported NAME= is the computer's.
-$(if $(filter NAME,$(TYPED)),,$(eval unexport NAME))
+# Of some shells, an exported NAME= is the computer's; of some CI, a BUILD= is a number.
+$(foreach name,NAME BUILD,$(if $(filter $(name),$(TYPED)),,$(eval unexport $(name))))
 
 # Whose weights: what was typed counts, and an exported MODEL= or RUNS= does not: it would beat a RUN= that was typed.
 override WHOSE := $(filter RUN MODEL RUNS,$(TYPED))
@@ -168,7 +168,7 @@ preflight: $(INFRA)/.infra ## every reason why a deploy would fail, all at once,
 	@$(OPERATE) $@
 
 .PHONY: deploy
-deploy: node_modules/.package-lock.json ## preflight, deploy both stacks, launch; says the price before; NO_LAUNCH=1
+deploy: node_modules/.package-lock.json ## preflight, deploy both stacks, launch; says the price before; NO_LAUNCH=1; BUILD=aws: no Docker needed
 	@$(OPERATE) $@
 
 .PHONY: launch

@@ -11,6 +11,7 @@ import aws_cdk as cdk
 
 from infra.config import Installation
 from infra.run.values import printable_lines
+from infra.stacks.builder import BuilderStack
 from infra.stacks.storage import StorageStack
 from infra.stacks.training import TrainingStack
 from trainer.contract import Exit, UserError
@@ -18,7 +19,10 @@ from trainer.contract import Exit, UserError
 
 def build(app: cdk.App, installation: Installation) -> tuple[StorageStack, TrainingStack]:
     storage = StorageStack(app, installation)
-    return storage, TrainingStack(app, installation, storage)
+    training = TrainingStack(app, installation, storage)
+    if not installation.image_uri:
+        BuilderStack(app, installation, training.image)
+    return storage, training
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ AMI_GIB = 75  # of a machine's root volume: the AMI's snapshot
 PREPARE_DISK_GIB = 450  # disk of a CPU machine: AMI_GIB, 150 GB for ImageNet's parquet files, 200 for the prepared form
 PREPARE_PREFIX = "prepare-"  # run ids of preparations begin so: roles and schedules tell them from trainings by it
 ZONES = 3  # if the context names no zones
+MOST_BUILD_MINUTES = 45  # then CodeBuild ends a build of the image, and what hangs bills no longer
 # The bucket's lifecycle, in days. S3 counts from the next midnight UTC on, so each takes up to a day longer.
 ABORT_UPLOADS_DAYS = 1  # for so long a multipart upload may stay incomplete: it bills, and no listing shows it
 SUPERSEDED_DAYS = 1  # for so long a superseded checkpoint can still be read
@@ -177,6 +178,25 @@ class Installation:
         return f"{self.name}-"
 
     @property
+    def builder_stack(self) -> str:
+        """Builds the image in the account. Only a deploy that cannot build it here makes this stack."""
+        return f"{self.name}-builder"
+
+    @property
+    def build_project(self) -> str:
+        """The CodeBuild project."""
+        return f"{self.name}-image"
+
+    @property
+    def build_log_group(self) -> str:
+        return f"/{self.name}/builds"
+
+    @property
+    def source_prefix(self) -> str:
+        """Keys of what a build reads begin so, in the bucket of CDK's assets, which is the account's."""
+        return f"{self.name}/"
+
+    @property
     def guard_function(self) -> str:
         return f"{self.name}-guard"
 
@@ -235,6 +255,6 @@ class Output:
 
     BUCKET = "BucketName"  # of the storage stack; the store is s3://<this>
     SECRET = "SecretArn"  # of the storage stack
-    IMAGE = "ImageUri"  # of the training stack, as the next two
+    IMAGE = "ImageUri"  # of the training stack, as the next two; of the builder stack: what it builds
     TOPIC = "TopicArn"  # the SNS topic that the guard writes to
     SCHEDULER_ROLE = "SchedulerRoleArn"  # the role with which a stop schedule sets a group to 0

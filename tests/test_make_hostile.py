@@ -17,7 +17,8 @@ from tests import ROOT
 TARGETS = re.findall(r"^\.PHONY: (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
 DEFAULTED = re.findall(r"^(\w+) *\?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
 OTHERS = [
-    "FROM", "HOURS", "BUDGET", "TYPES", "PURGE", "YES", "NAME", "ON", "FAST", "AWS_ENDPOINT_URL", "HF_TOKEN", "UNKNOWN",
+    "FROM", "HOURS", "BUDGET", "TYPES", "PURGE", "YES", "NAME", "BUILD", "ON", "FAST", "AWS_ENDPOINT_URL", "HF_TOKEN",
+    "UNKNOWN",
 ]  # fmt: skip
 PROGRAMS = ["PYTHON", "VENV", "BIN", "INFRA", "TRACK"]  # whoever sets these chooses a program, but no second one
 STAND_IN = f"""#!/bin/sh
@@ -103,7 +104,7 @@ def test_no_value_of_any_variable_is_run_by_any_target_and_each_arrives_whole(or
     words = shlex.split(values["ARGS"])
     at = arguments.index("trainer.process.supervise")
     assert arguments[at + 1 : at + 2 + len(words)] == [values["RECIPE"], *words]
-    for name in ("YES", "NAME"):
+    for name in ("YES", "NAME", "BUILD"):
         assert (f"{name}={values[name]}" in environ) == (origin == "typed")
 
 

@@ -210,3 +210,20 @@ def scheduler(arns: Arns) -> list[Statement]:
 
 def list_bucket(arns: Arns, *prefixes: str) -> Statement:
     return Statement(actions=["s3:ListBucket"], on=[arns.bucket], condition={"StringLike": {"s3:prefix": [*prefixes]}})
+
+
+def building(*, bucket: str, source: str, repository: str, logs: str) -> list[Statement]:
+    """What CodeBuild does to build the image: read its source, write its log, push. It can delete nothing.
+
+    Sources: docs.aws.amazon.com/codebuild/latest/userguide/setting-up-service-role.html, and
+    docs.aws.amazon.com/AmazonECR/latest/userguide/image-push-iam.html.
+    """
+    push = ("BatchCheckLayerAvailability", "BatchGetImage", "CompleteLayerUpload", "InitiateLayerUpload", "PutImage",
+            "UploadLayerPart")  # fmt: skip
+    return [
+        Statement(actions=["s3:GetObject", "s3:GetObjectVersion"], on=[source]),
+        Statement(actions=["s3:GetBucketAcl", "s3:GetBucketLocation"], on=[bucket]),
+        Statement(actions=[f"ecr:{action}" for action in push], on=[repository]),
+        Statement(actions=["ecr:GetAuthorizationToken"], on=["*"], why=NO_RESOURCE),
+        Statement(actions=["logs:CreateLogStream", "logs:PutLogEvents"], on=[logs]),
+    ]

@@ -27,7 +27,7 @@ class TrainingStack(cdk.Stack):
         )
         self.add_stack_dependency(storage)
         network = Network(self, installation)
-        trainer = image(self, installation)
+        trainer = self.image = image(self, installation)
         run_logs = self._log_group("RunLogs", installation.log_group)
         guard_logs = self._log_group("GuardLogs", f"/aws/lambda/{installation.guard_function}")
         topic = guards.topic(self, installation)

@@ -31,6 +31,7 @@ Settings (aws_control.py has the defaults):
     account_plan      FREE or PAID: freetier GetAccountPlanState
     secret_lingers    so often DescribeSecret shows a secret after it was deleted without recovery
     block_public_access   off, block-bidirectional or block-ingress: of all VPCs; exclusions can be made
+    build_minute_seconds  how long a minute of a CodeBuild project's timeout is
     registry          host:port of the Docker registry behind ECR (fixture `registry` of registry.py)
     faults            see `Aws.fault`: call (`*` matches), code ("network": hangs up), message, status, times
 
@@ -38,7 +39,8 @@ Beyond moto 5.2.5 there are also, without a setting: scaling activities of launc
 a group's machines after its mixed-instances policy (the first override, the first subnet), their volumes and interfaces
 with the launch template's tags, and gone with them; a changed distribution or desired capacity that leaves the rest of
 the policy alone; desired above max refused; images as the registry has them; the spot role by its real name;
-CloudFormation: AWS::SecretsManager::Secret, AWS::Scheduler::ScheduleGroup, AWS::CloudWatch::Alarm; updates in place of
+CloudFormation: AWS::SecretsManager::Secret, AWS::Scheduler::ScheduleGroup, AWS::CloudWatch::Alarm,
+AWS::CodeBuild::Project; builds of CodeBuild, which run here (aws_builds.py); updates in place of
 groups; outputs and exports after change sets; ImportExistingResources (buckets, no secrets); deletion of VPC parts;
 exports in use keep their stack; recorded only: policies of buckets and topics. A role that was taken on
 may do what its inline policies and its session's policy say (enforcement.py); the tests' own keys may do anything. Not
@@ -174,6 +176,7 @@ def serve() -> None:
 
     from tests.emulator import (
         aws_account,
+        aws_builds,
         aws_endings,
         aws_images,
         aws_machines,
@@ -190,6 +193,7 @@ def serve() -> None:
         aws_stacks,
         aws_rollbacks,
         aws_account,
+        aws_builds,
         aws_endings,
         aws_images,
         aws_machines,
@@ -201,6 +205,7 @@ def serve() -> None:
     controls = {name: follow for one in patched for name, follow in one.patch().items()}
     front = Front(DomainDispatcherApplication(create_backend_app), controls, enforcement.refusal)
     server = make_server("127.0.0.1", 0, front, threaded=True, request_handler=MotoRequestHandler)
+    aws_builds.ENDPOINT.append(f"http://127.0.0.1:{server.port}")
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     print(server.port, flush=True)
     server.serve_forever()

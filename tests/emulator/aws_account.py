@@ -30,7 +30,7 @@ def quotas() -> None:
     """moto knows the quotas of VPC alone, as defaults."""
 
     def entry(code: str) -> dict[str, Any]:
-        service = "vpc" if code == "L-F678F1CE" else "ec2"
+        service = {"L-F678F1CE": "vpc", "L-9D07B6EF": "codebuild"}.get(code, "ec2")
         return {"ServiceCode": service, "QuotaCode": code, "QuotaName": code, "Value": SETTINGS.quotas[code]}
 
     def get(self: ServiceQuotasBackend, service_code: str, quota_code: str) -> dict[str, Any]:

@@ -24,12 +24,13 @@ ON_DEMAND_USD = {
     "c6a.2xlarge": 0.3, "c6i.2xlarge": 0.34, "m7a.2xlarge": 0.46, "m7i.2xlarge": 0.4, "m6a.2xlarge": 0.35,
     "m6i.2xlarge": 0.38,
 }  # fmt: skip
-QUOTAS = {  # vCPUs; and VPCs
+QUOTAS = {  # vCPUs; VPCs; builds
     "L-3819A6DF": 64.0,  # All G and VT Spot Instance Requests
     "L-DB2E81BA": 64.0,  # Running On-Demand G and VT instances
     "L-34B43A08": 64.0,  # All Standard (A, C, D, H, I, M, R, T, Z) Spot Instance Requests
     "L-1216C47A": 64.0,  # Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances
     "L-F678F1CE": 5.0,  # VPCs per Region
+    "L-9D07B6EF": 1.0,  # Concurrently running builds for Linux/Small environment
 }
 SIGNING_NAMES = {"servicequotas": "service-quotas", "monitoring": "cloudwatch"}  # where the client's name is another
 
@@ -55,6 +56,7 @@ class Settings:
     machines_boot: bool = False
     off: list[str] = field(default_factory=list)
     account_plan: str = "PAID"
+    build_minute_seconds: float = 60.0
     registry: str = "127.0.0.1:1"
     secret_lingers: int = 0
     block_public_access: str = "off"

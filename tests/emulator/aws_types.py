@@ -136,21 +136,23 @@ def arns_of_log_groups() -> None:
     logs.LogGroup.get_cfn_attribute = with_streams
 
 
+TYPES: dict[str, type[Resource]] = {
+    "AWS::SecretsManager::Secret": Secret,
+    "AWS::Scheduler::ScheduleGroup": ScheduleGroup,
+    "AWS::CloudWatch::Alarm": Alarm,
+    **dict.fromkeys(RECORDED, Resource),
+}
+
+
 def patch() -> None:
     arns_of_log_groups()
     known, named = parsing.resource_class_from_type, parsing.resource_name_property_from_type
-    types: dict[str, type[Resource]] = {
-        "AWS::SecretsManager::Secret": Secret,
-        "AWS::Scheduler::ScheduleGroup": ScheduleGroup,
-        "AWS::CloudWatch::Alarm": Alarm,
-    }
-    types |= dict.fromkeys(RECORDED, Resource)
 
     def class_of(resource_type: str) -> Any:
-        return types.get(resource_type) or known(resource_type)
+        return TYPES.get(resource_type) or known(resource_type)
 
     def name_property(resource_type: str) -> str | None:
-        return types[resource_type].name_property if resource_type in types else named(resource_type)
+        return TYPES[resource_type].name_property if resource_type in TYPES else named(resource_type)
 
     parsing.resource_class_from_type = class_of
     parsing.resource_name_property_from_type = name_property

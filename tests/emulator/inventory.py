@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.emulator.aws import Aws
 
-# kind: service, operation that lists, key of the list in its answer, key of the name
+# kind: service, operation that lists, key of the list in its answer, key of the name; "": the list is of names
 LISTS = {
     "CloudFormation stack": ("cloudformation", "describe_stacks", "Stacks", "StackName"),
     "Auto Scaling group": ("autoscaling", "describe_auto_scaling_groups", "AutoScalingGroups", "AutoScalingGroupName"),
@@ -37,10 +37,12 @@ LISTS = {
     "parameter": ("ssm", "describe_parameters", "Parameters", "Name"),
     "S3 bucket": ("s3", "list_buckets", "Buckets", "Name"),
     "ECR repository": ("ecr", "describe_repositories", "repositories", "repositoryName"),
+    "project": ("codebuild", "list_projects", "projects", ""),
 }
 # CloudFormation types that the lists show, or that live and die with what they show.
 COVERED = {
-    "AWS::AutoScaling::AutoScalingGroup", "AWS::CDK::Metadata", "AWS::CloudWatch::Alarm", "AWS::EC2::InternetGateway",
+    "AWS::AutoScaling::AutoScalingGroup", "AWS::CDK::Metadata", "AWS::CloudWatch::Alarm",
+    "AWS::CodeBuild::Project", "AWS::EC2::InternetGateway",
     "AWS::EC2::LaunchTemplate", "AWS::EC2::Route", "AWS::EC2::RouteTable", "AWS::EC2::SecurityGroup",
     "AWS::EC2::SecurityGroupIngress", "AWS::EC2::Subnet", "AWS::EC2::SubnetRouteTableAssociation", "AWS::EC2::VPC",
     "AWS::EC2::VPCEndpoint", "AWS::EC2::VPCGatewayAttachment", "AWS::Events::Rule", "AWS::IAM::InstanceProfile",
@@ -54,7 +56,7 @@ COVERED = {
 def inventory(aws: Aws) -> set[tuple[str, str]]:
     """(kind, name) of everything; of machines, those that are not terminated."""
     found = {
-        (kind, str(entry[name]))
+        (kind, str(entry[name] if name else entry))
         for kind, (service, operation, entries, name) in LISTS.items()
         for entry in listed(aws, service, operation, entries)
     }

@@ -1,4 +1,4 @@
-"""The two stacks, synthesized in process, once for each set of context values."""
+"""The stacks, synthesized in process, once for each set of context values."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ class Stack:
 class Stacks:
     storage: Stack
     training: Stack
+    builder: Stack | None  # None where the image is given
 
 
 def new_app(variant: str, outdir: str) -> cdk.App:
@@ -63,11 +64,11 @@ def new_app(variant: str, outdir: str) -> cdk.App:
 def stacks(variant: str = "default") -> Stacks:
     with tempfile.TemporaryDirectory() as folder:
         new_app(variant, folder).synth()
-        templates = [
-            Stack(json.loads((Path(folder) / f"resnet-spot-{name}.template.json").read_text()))
-            for name in ("storage", "training")
-        ]
-        return Stacks(*templates)
+        files = [Path(folder) / f"resnet-spot-{name}.template.json" for name in ("storage", "training", "builder")]
+        storage, training, builder = [Stack(json.loads(file.read_text())) if file.exists() else None for file in files]
+        assert storage is not None
+        assert training is not None
+        return Stacks(storage, training, builder)
 
 
 def flat(value: Any) -> Any:

@@ -1,21 +1,18 @@
-"""The checks of `preflight` on the account and the laptop: credentials, region, CDK, Docker, stacks.
+"""The checks of `preflight` on the account and the laptop: credentials, region, CDK, stacks.
 
-A check takes a `Wanted` and returns a `Finding`. It changes nothing. `checks.network`, `checks.machines` and
-`checks.run` have the others.
+A check takes a `Wanted` and returns a `Finding`. It changes nothing. `checks.network`, `checks.image`,
+`checks.machines` and `checks.run` have the others.
 """
 
 from __future__ import annotations
 
-import shlex
-import shutil
-import subprocess
 from typing import Any
 
 import botocore.exceptions
 
 from infra.config import ROOT, ZONES
 from infra.operate import credentials as logins
-from infra.operate.checks.finding import INFRA, Finding, Wanted, ok, unneeded, wrong
+from infra.operate.checks.finding import INFRA, Finding, Wanted, ok, wrong
 from infra.operate.installation import cdk
 from infra.operate.installation.stack_states import DEAD, stack_status
 from infra.operate.installation.zones import zones_of_region
@@ -105,27 +102,6 @@ def cdk_command_line(wanted: Wanted) -> Finding:
     return ok(f"aws-cdk {cdk.version()}")
 
 
-def docker(wanted: Wanted) -> Finding:
-    if by_tag := wanted.installation.image_by_tag():
-        return wrong(by_tag, f"docker buildx imagetools inspect {shlex.quote(wanted.installation.image_uri)}")
-    if wanted.installation.image_uri:
-        return unneeded(f"the image is given: {wanted.installation.image_uri}")
-    engine = shutil.which("docker")
-    if not engine:
-        return wrong("no docker command, and no image_uri given", "curl -fsSL https://get.docker.com | sh")
-    command = [engine, "version", "--format", "{{.Server.Version}}"]
-    asked = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    if asked.returncode:
-        why = asked.stderr.strip().splitlines() or ["no answer"]
-        fix = (
-            "sudo usermod -aG docker $USER && newgrp docker"
-            if "permission" in why[-1]
-            else "sudo systemctl start docker"
-        )
-        return wrong(f"the engine does not answer: {why[-1]}", fix)
-    return ok(f"engine {asked.stdout.strip()}")
-
-
 def quota_value(wanted: Wanted, code: str, service: str = "ec2") -> float:
     client = wanted.aws.client("service-quotas")
     try:
@@ -138,7 +114,8 @@ def quota_value(wanted: Wanted, code: str, service: str = "ec2") -> float:
 def stacks(wanted: Wanted) -> Finding:
     said = []
     storage, training = wanted.installation.storage_stack, wanted.installation.training_stack
-    for name in (storage, training):
+    builder = wanted.installation.builder_stack  # which most installations have not
+    for name in (storage, training, *([builder] if stack_status(wanted.aws, builder) else [])):
         status = stack_status(wanted.aws, name)
         if status in STUCK:
             is_alone = name == storage and not stack_status(wanted.aws, training)  # else its outputs are in use

@@ -48,6 +48,7 @@ class Wanted:
     installation: Installation
     request: Request
     plan: Plan | None = None  # where it was made already
+    build: str = ""  # BUILD=: where a deploy builds the image
     outputs: dict[str, str] | AwsError = field(default_factory=dict)  # of the storage stack, {} if there is none
     offered: Offered | None = None  # None before AWS was asked
 

@@ -1,4 +1,4 @@
-"""`deploy`: run preflight, deploy both stacks with the pinned CDK, delete older images, and launch.
+"""`deploy`: run preflight, build the image, deploy the stacks with the pinned CDK, delete older images, and launch.
 
 Every step can be repeated. After Ctrl-C or a failure, the same command goes on.
 """
@@ -13,8 +13,9 @@ from infra.operate.checks.network import public_access
 from infra.operate.command_line import CommandLine
 from infra.operate.commands.destroy import delete_stack
 from infra.operate.commands.launch import launch
-from infra.operate.commands.preflight import preflight
-from infra.operate.installation import cdk, leftovers
+from infra.operate.commands.preflight import build_option, preflight
+from infra.operate.installation import building, cdk, leftovers
+from infra.operate.installation.engine import IN_ACCOUNT, find_engine, place_of_build
 from infra.operate.installation.offers import offered_here
 from infra.operate.installation.stack_states import DEAD, stack_status
 from infra.operate.installation.versions import keep_versions
@@ -28,14 +29,15 @@ HELP = "check, deploy both stacks, and launch a run"
 
 def configure(parser: CommandLine) -> None:
     parser.option("no-launch", "deploy only; nothing bills then", dest="launches", action="store_false")
+    build_option(parser)
     options.configure(parser)
 
 
 def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
     request = options.request_of(given)
-    if not preflight(aws, installation, request, None, deploys=True):
+    if not preflight(aws, installation, request, None, deploys=True, build=given.build):
         return ExitCode.PREFLIGHT
-    deploy_stacks(aws, installation)
+    deploy_stacks(aws, installation, given.build)
     if given.launches:
         blocked = public_access(Wanted(aws=aws, installation=installation, request=request))  # the VPC may be new
         if blocked.state == "failed":
@@ -52,8 +54,9 @@ def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def deploy_stacks(aws: Aws, installation: Installation) -> None:
-    for name in (installation.training_stack, installation.storage_stack):
+def deploy_stacks(aws: Aws, installation: Installation, build: str = "") -> None:
+    """`build` is BUILD=, or ""."""
+    for name in (installation.training_stack, installation.builder_stack, installation.storage_stack):
         with explained(f"the stack {name}"):
             status = stack_status(aws, name)
         if status in DEAD:
@@ -64,7 +67,9 @@ def deploy_stacks(aws: Aws, installation: Installation) -> None:
         raise offered.trouble
     if line := offered.line(aws.region):
         show_line(line)
-    cdk.deploy(aws, offered.installation, "--all")
+    if not installation.image_uri and place_of_build(build, find_engine()) == IN_ACCOUNT:
+        building.build_image(aws, offered.installation)  # before the training stack, whose machines pull it
+    cdk.deploy(aws, offered.installation, installation.storage_stack, installation.training_stack)
     if bucket := open_bucket(aws, installation):
         keep_versions(bucket)
     display(styled(f"deployed: {installation.storage_stack}, {installation.training_stack}", "green"))

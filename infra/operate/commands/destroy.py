@@ -16,7 +16,8 @@ from infra.guard import Guard, GuardSettings
 from infra.operate.command_line import CommandLine
 from infra.operate.commands.stop import ASK_SECONDS, delete_schedules, empty_groups, wait_until_gone
 from infra.operate.installation import leftovers
-from infra.operate.installation.left_over import LeftOver
+from infra.operate.installation.left_builds import BUILD
+from infra.operate.installation.left_over import LeftOver, stacks_of
 from infra.operate.installation.purge import confirm_purge, purge
 from infra.operate.installation.stack_states import stack_status
 from infra.operate.installation.standing import kept_buckets, kept_data, print_kept
@@ -30,7 +31,7 @@ SETTLE_SECONDS = 90.0  # AWS may still list a deleted thing for so long
 DELETABLE = ("REVIEW_IN_PROGRESS", "CREATE_IN_PROGRESS")  # at once
 ASKED = (
     "EC2, EBS, network interfaces, VPC, Auto Scaling, ECR, Logs, Scheduler, EventBridge, Lambda, CloudWatch, "
-    "SNS, IAM, CloudFormation"
+    "SNS, IAM, CodeBuild, CloudFormation"
 )
 BOOTSTRAP = (
     "the CDK bootstrap stack (CDKToolkit) is the account's, and stays, with the templates and the guard's code of past "
@@ -58,11 +59,12 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     if not found:
         show_line(f"no {installation.training_stack} is deployed here")
     for one in found:
-        if one.service == leftovers.IMAGE:  # before the stack, which names it
+        if one.service in (leftovers.IMAGE, BUILD):  # before the stack, which names the one and hides the other
             remove(one)
         if one.is_foreign:  # said at once: the stack tries for minutes to delete its VPC all the same
             show_line(f"{one.service}: the VPC cannot go before it: {one.command}")
-    delete_stack(aws, installation.training_stack)
+    for name in stacks_of(installation):
+        delete_stack(aws, name)
     left = sweep(aws, installation)
     if options.purge:
         purge(aws, installation)
@@ -105,10 +107,11 @@ def remove(left: LeftOver) -> None:
 
 def sweep(aws: Aws, installation: Installation) -> list[LeftOver]:
     """Remove what no stack owns any more, until AWS lists nothing or SETTLE_SECONDS are over. Returns what is left."""
-    name, settled_at = installation.training_stack, 0.0
+    settled_at = 0.0
     while left := leftovers.find(aws, installation):
         settled_at = settled_at or time.monotonic() + SETTLE_SECONDS
-        owned = {name} | {part.get("PhysicalResourceId") for part in resources(aws, name)}
+        names = stacks_of(installation)
+        owned = {*names} | {part.get("PhysicalResourceId") for name in names for part in resources(aws, name)}
         free = [one for one in left if one.delete and one.id not in owned]
         if not free or time.monotonic() > settled_at:
             break

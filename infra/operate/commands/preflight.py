@@ -11,10 +11,11 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from infra.config import Installation
-from infra.operate.checks import account, beginning, machines, network
+from infra.operate.checks import account, beginning, image, machines, network
 from infra.operate.checks import run as run_checks
 from infra.operate.checks.finding import Finding, Wanted
 from infra.operate.command_line import CommandLine
+from infra.operate.installation.engine import PLACES
 from infra.operate.installation.offers import offered_here
 from infra.operate.planning import options
 from infra.operate.planning.options import Request
@@ -55,7 +56,8 @@ DEPLOY: Mapping[str, Check] = MappingProxyType(
     {
         "CDK bootstrap": account.bootstrap,
         "CDK command line": account.cdk_command_line,
-        "Docker": account.docker,
+        "Docker": image.docker,
+        "image build": image.image_build,
         "VPC": network.vpc,
         "stacks": account.stacks,
         "other runs": run_checks.idle,
@@ -79,25 +81,35 @@ CHECK_STYLES = MappingProxyType(
 )
 
 
+def build_option(parser: CommandLine) -> None:
+    parser.option(
+        "build", "where the image is built: local, with Docker, or aws, by CodeBuild (default: local, if an engine for "
+        "x86-64 answers)", choices=PLACES, default="",
+    )  # fmt: skip
+
+
 def configure(parser: CommandLine) -> None:
     options.configure(parser)
+    build_option(parser)
     parser.json_option()
 
 
 def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
     request, as_json = options.request_and_json(given)
     if as_json:
-        return print_json(aws, installation, request)
-    if not preflight(aws, installation, request, None, deploys=True):
+        return print_json(aws, installation, request, given.build)
+    if not preflight(aws, installation, request, None, deploys=True, build=given.build):
         return ExitCode.PREFLIGHT
     next_commands(("make deploy", "deploy and launch"), ("make launch", "launch, where it is deployed"))
     return ExitCode.DONE
 
 
-def preflight(aws: Aws, installation: Installation, request: Request, plan: Plan | None, *, deploys: bool) -> bool:
+def preflight(
+    aws: Aws, installation: Installation, request: Request, plan: Plan | None, *, deploys: bool, build: str = ""
+) -> bool:
     """Print a table of all checks, and return whether none failed. Raises UserError if the request is not valid."""
     began = time.monotonic()
-    findings = findings_of(aws, installation, request, plan, deploys=deploys)
+    findings = findings_of(aws, installation, request, plan, deploys=deploys, build=build)
     failures = {name: one for name, one in findings.items() if one.state == "failed"}
     display(
         table((name, styled(one.state, CHECK_STYLES[one.state]), one.said) for name, one in findings.items()),
@@ -111,8 +123,8 @@ def preflight(aws: Aws, installation: Installation, request: Request, plan: Plan
     return not failures
 
 
-def print_json(aws: Aws, installation: Installation, request: Request) -> int:
-    findings = findings_of(aws, installation, request, None, deploys=True)
+def print_json(aws: Aws, installation: Installation, request: Request, build: str) -> int:
+    findings = findings_of(aws, installation, request, None, deploys=True, build=build)
     checks = [{"name": name, "state": one.state, "said": one.said, "fix": one.fix} for name, one in findings.items()]
     has_failed = any(one.state == "failed" for one in findings.values())
     display_json({"failed": has_failed, "checks": checks})
@@ -120,13 +132,13 @@ def print_json(aws: Aws, installation: Installation, request: Request) -> int:
 
 
 def findings_of(
-    aws: Aws, installation: Installation, request: Request, plan: Plan | None, *, deploys: bool
+    aws: Aws, installation: Installation, request: Request, plan: Plan | None, *, deploys: bool, build: str
 ) -> dict[str, Finding]:
     """The finding of each check, by the check's name. Raises UserError if the request is not valid."""
     check(request, installation)
     if not request.run_id:  # else its spec may tell the precision: the plan reads it
         check_gpus(request, installation)
-    wanted = Wanted(aws=aws, installation=installation, request=request, plan=plan)
+    wanted = Wanted(aws=aws, installation=installation, request=request, plan=plan, build=build)
     return find_all(wanted, {**LAUNCH, **(DEPLOY if deploys else {})})
 
 

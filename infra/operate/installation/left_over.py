@@ -23,3 +23,8 @@ class LeftOver:
 def tagged(installation: Installation) -> list[dict[str, Any]]:
     """EC2's filter for the things that carry the installation's tag."""
     return [{"Name": f"tag:{Tag.INSTALLATION}", "Values": [installation.name]}]
+
+
+def stacks_of(installation: Installation) -> tuple[str, ...]:
+    """The stacks that `destroy` deletes, in this order."""
+    return installation.training_stack, installation.builder_stack

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from infra.config import Installation, Tag
+from infra.operate.installation.left_builds import left_builds, projects, sources
 from infra.operate.installation.left_network import strangers, vpc_parts
-from infra.operate.installation.left_over import LeftOver, tagged
+from infra.operate.installation.left_over import LeftOver, stacks_of, tagged
 from infra.operate.installation.stack_states import stack_status
 from infra.operate.session import Aws, explained
 from infra.run import fleet
@@ -21,6 +22,8 @@ SWEPT_SERVICES = (
     "autoscaling",
     "ec2",
     "scheduler",
+    "codebuild",
+    "s3",
     "events",
     "lambda",
     "logs",
@@ -42,8 +45,8 @@ def find(aws: Aws, installation: Installation) -> list[LeftOver]:
         aws.client(service)  # made here, since making one is not safe in threads
     _ = aws.account
     questions = (
-        groups, left_machines, left_schedules, rules, functions, images, left_stacks,
-        launch_templates, volumes, strangers, vpc_parts, log_groups, topics, alarms, roles,
+        groups, left_machines, left_builds, left_schedules, rules, functions, images, left_stacks, launch_templates,
+        volumes, strangers, vpc_parts, projects, sources, log_groups, topics, alarms, roles,
     )  # fmt: skip
 
     def ask(question: Callable[[Aws, Installation], Iterator[LeftOver]]) -> list[LeftOver]:
@@ -56,7 +59,8 @@ def find(aws: Aws, installation: Installation) -> list[LeftOver]:
 
 def is_named_by_stack(installation: Installation, name: str) -> bool:
     """Whether CloudFormation made up this name. Its names are the stack, a logical id, and some letters."""
-    return bool(re.fullmatch(f"{installation.training_stack}-[A-Za-z0-9]+-[A-Za-z0-9]+", name))
+    stacks = "|".join(stacks_of(installation))
+    return bool(re.fullmatch(f"({stacks})-[A-Za-z0-9]+-[A-Za-z0-9]+", name))
 
 
 def may_be_shortened(installation: Installation, name: str) -> bool:
@@ -65,7 +69,8 @@ def may_be_shortened(installation: Installation, name: str) -> bool:
     It cuts stack and logical id so that all fits: `content-author-apps-production-content-sy-Function-U6NI8XUG1KBU`
     comes from a stack of 44 letters (convox/rack issue 2698). How it divides the room, AWS does not say.
     """
-    return len(name) >= SHORTENED_LETTERS and name.startswith(stack_beginning(installation))
+    beginnings = tuple(stack[:LEAST_STACK_LETTERS] for stack in stacks_of(installation))
+    return len(name) >= SHORTENED_LETTERS and name.startswith(beginnings)
 
 
 def stack_beginning(installation: Installation) -> str:
@@ -168,7 +173,8 @@ def images(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
 
 
 def left_stacks(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
-    yield from stack(aws, installation.training_stack)
+    for name in stacks_of(installation):
+        yield from stack(aws, name)
 
 
 def stack(aws: Aws, name: str) -> list[LeftOver]:
@@ -203,11 +209,12 @@ def volumes(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
 
 
 def log_groups(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
-    """The log group of the runs, and the guard's. Lambda makes the guard's again if a last call ends after its
-    deletion.
+    """The log groups of the runs, of the builds, and the guard's. Lambda makes the guard's again if a last call ends
+    after its deletion.
     """
     logs = aws.client("logs")
-    for name in (installation.log_group, f"/aws/lambda/{installation.guard_function}"):
+    guard = f"/aws/lambda/{installation.guard_function}"
+    for name in (installation.log_group, installation.build_log_group, guard):
         for group in logs.describe_log_groups(logGroupNamePrefix=name)["logGroups"]:
             if group["logGroupName"] == name:
                 yield LeftOver(

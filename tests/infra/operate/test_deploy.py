@@ -47,7 +47,7 @@ def test_it_checks_deploys_and_launches(account: Aws, tmp_path: Path, monkeypatc
     ended = infra(*IMAGE, "deploy", "--recipe", "digits", "--run", "first")
     assert ended.code == 0, ended.said + ended.error
     (call,) = calls()
-    assert call[:4] == ["deploy", "--all", "--require-approval", "never"]
+    assert call[:5] == ["deploy", *STACKS, "--require-approval", "never"]
     assert "--import-existing-resources" not in call
     assert f"resnet-spot:image_uri={GIVEN_IMAGE}" in call
     assert ended.said.index("checks in") < ended.said.index("deployed:") < ended.said.index("launched: first")

@@ -108,7 +108,7 @@ def test_a_check_that_is_denied_is_unknown_with_the_reason_and_fails_nothing(
 
 def test_a_laptop_without_docker_is_told(ready: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
-    ended = infra("preflight")
+    ended = infra("preflight", "--build", "local")
     state, text = rows(ended.said)["Docker"]
     assert (state, ended.code) == ("failed", 3)
     assert "docker" in text
