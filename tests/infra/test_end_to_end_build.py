@@ -66,6 +66,6 @@ def holds_the_trainer(engine: docker.DockerClient, image: str) -> bool:
     made = engine.images.pull(image)
     try:
         assert made.labels["commit"]
-        return b"__init__.py" in engine.containers.run(image, ["ls", "/app/trainer"], remove=True)
+        return b"__init__.py" in engine.containers.run(image, ["ls", "/app/trainer"], network_mode="none", remove=True)
     finally:
         engine.images.remove(made.id, force=True)

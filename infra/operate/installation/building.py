@@ -17,7 +17,7 @@ from infra.operate.session import Aws, AwsError, explained
 from infra.operate.terminal import display_line, show_line
 from infra.operate.text import usd
 
-LOOK_SECONDS = 5.0
+BUILD_LOOK_SECONDS = 5.0
 LAST_LINES_SECONDS = 15.0  # for so long after its end, lines of a build may still come
 USUAL_MINUTES = 12  # 3.3 GB in, unpacked, packed and pushed again with two vCPUs; an estimate, not a measurement
 USD_PER_MINUTE = 0.005  # general1.small, Linux, us-east-1: aws.amazon.com/codebuild/pricing, in March 2026
@@ -109,7 +109,7 @@ def follow_build(aws: Aws, id: str) -> None:
         if now != said:
             show_line(f"the image's build: {now}")
             said = now
-        time.sleep(LOOK_SECONDS)
+        time.sleep(BUILD_LOOK_SECONDS)
     if build["buildStatus"] == "SUCCEEDED":
         return
     deadline = time.monotonic() + LAST_LINES_SECONDS

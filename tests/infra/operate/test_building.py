@@ -86,7 +86,7 @@ def builds(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> Builds:
     with zipfile.ZipFile(body, "w") as source:
         source.writestr("hello", "the source is here\n")
     client(aws, "s3").put_object(Bucket=BUCKET, Key=SOURCE, Body=body.getvalue())
-    for name, seconds in (("LOOK", 0.05), ("LAST_LINES", 0.3)):
+    for name, seconds in (("BUILD_LOOK", 0.05), ("LAST_LINES", 0.3)):
         monkeypatch.setattr(building, f"{name}_SECONDS", seconds)
     cloudformation = client(aws, "cloudformation")
 
