@@ -207,6 +207,16 @@ def test_where_aws_refuses_the_launch_the_rehearsal_fails_and_leaves_nothing(ope
     assert (report["whole"], report["good"]) == (True, False)
 
 
+def test_a_signal_while_it_cleans_up_at_its_end_does_not_end_the_cleaning(operator: Operator) -> None:
+    before = inventory(operator.aws)
+    operator.aws.fault("autoscaling.CreateOrUpdateTags")
+    process = operator.start("--yes")
+    operator.wait_for(lambda: "cleaning up …" in operator.said())
+    process.send_signal(signal.SIGTERM)
+    assert end(process) == 1
+    assert inventory(operator.aws) == before
+
+
 def test_where_aws_refuses_to_clean_up_it_says_so_and_the_next_one_does_it(operator: Operator) -> None:
     before = inventory(operator.aws)
     process = operator.start("--yes")
