@@ -163,7 +163,8 @@ def run_key(run_id: str, file: str) -> str:
 def attempt_key(run_id: str, attempt: int) -> str:
     """`attempts/<n>.json`: attempt, started, machine (id, type, zone, market; {} outside EC2).
 
-    Its end adds exit, message and ended. An attempt without them still runs, or was killed.
+    Its end adds exit, message and ended, and reason if it was interrupted. An attempt without them still runs, or was
+    killed.
     """
     return run_key(run_id, f"attempts/{attempt}.json")
 

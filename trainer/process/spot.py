@@ -11,6 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -28,6 +29,8 @@ MACHINE = {
 HANDOVER = "TRAINER_HANDOVER_DIR"  # the folder with what the boot scripts hand into the container
 ALIVE = "alive"  # the file in it that is written again after each look at the service
 STALE_SECONDS = 60.0  # for so long that file may stay as it is
+NOTICE_SECONDS = 120.0  # from a notice to the reclaim, at most
+LAST_SAVE_SECONDS = 30.0  # so long before the reclaim the last save begins: 90 of the two minutes are trained
 FAULTS = (OSError, http.client.HTTPException, ValueError)
 
 
@@ -145,6 +148,21 @@ def describe_machine(source: Documents | None) -> dict[str, str]:
         return {name: source.get(f"/latest/meta-data/{path}") or "" for name, path in MACHINE.items()}
     except FAULTS:
         return {}
+
+
+def seconds_to_train(when: str, now: float) -> float:
+    """How long training may go on after a notice, by the time in it; 0 if that is near, past, or no time.
+
+    AWS gives two minutes, and the time in UTC (`2026-01-31T12:02:00Z`):
+    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
+    A clock that is wrong must not make it more than what the two minutes leave.
+    """
+    try:
+        at = datetime.fromisoformat(when)
+    except ValueError:
+        return 0.0
+    left = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now
+    return max(0.0, min(left, NOTICE_SECONDS) - LAST_SAVE_SECONDS)
 
 
 class Poller(threading.Thread):

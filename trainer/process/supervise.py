@@ -81,8 +81,15 @@ class Signals:
             self.trainer.kill()
 
     def notice(self, action: str, when: str) -> None:
-        """The machine will be gone in two minutes: act as on SIGTERM."""
+        """The machine will be gone in two minutes: have the work saved, go on, and act as on SIGTERM in time.
+
+        The second save makes up for the first one's age. If it does not get through, the first one is there.
+        """
         self.reason = f"spot notice: this machine is reclaimed at {when}"
+        seconds = spot.seconds_to_train(when, time.time())
+        if seconds and self.trainer is not None and self.trainer.save():
+            say(f"{self.reason}: saving now, going on for {seconds:.0f} s, and then saving again")
+            time.sleep(seconds)
         os.kill(os.getpid(), signal.SIGTERM)
 
     def rebalance(self) -> None:
@@ -211,6 +218,8 @@ def finish_attempt(
     if code == Exit.FINISHED and saved:
         report(environ)
     body = begun | {"exit": code, "message": message, "ended": time.time()}
+    if code == Exit.INTERRUPTED:
+        body["reason"] = ended["reason"]
     uploader.ask(op="put", key=attempt_key(env.run_id, uploader.attempt), body=body)
     if code == Exit.FINISHED and saved:
         uploader.ask(op="create", key=run_key(env.run_id, "done.json"), body=body | copies(uploader, env))

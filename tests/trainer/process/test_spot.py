@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -273,6 +274,43 @@ def test_a_recommendation_saves_and_goes_on_and_a_notice_saves_and_ends(spot_run
     assert "rebalance recommendation" in spot_run.output
     assert spot_run.manifest()["step"] > saved
     assert spot_run.json("attempts/1.json")["exit"] == Exit.INTERRUPTED
+
+
+def test_of_the_two_minutes_of_a_notice_most_are_trained_and_a_wrong_clock_does_not_make_them_more() -> None:
+    now = datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp()
+    times = {"12:02:00Z": 90, "12:01:58+00:00": 88, "12:02:00": 90, "12:00:40Z": 10, "12:00:30Z": 0, "11:00:00Z": 0}
+    for when, seconds in (times | {"13:00:00Z": 90}).items():
+        assert spot.seconds_to_train(f"2026-01-31T{when}", now) == seconds, when
+    assert spot.seconds_to_train("a time not told", now) == 0
+    least = 85 + 3  # of the 120 s, though a notice is 3 s old when it is heard on a machine of a launch
+    assert spot.seconds_to_train("2026-01-31T12:02:00Z", now) >= least
+
+
+def test_a_notice_that_leaves_time_saves_at_once_trains_on_and_saves_the_very_last_step(
+    spot_run: Run, imds: Imds
+) -> None:
+    no_save = ("--epochs", "1000", "--val-every-epochs", "1000", "--checkpoint.every-seconds", "9999")
+    spot_run.start(*QUICK, *no_save).until_step(1)
+    reclaimed = datetime.now(UTC) + timedelta(seconds=spot.LAST_SAVE_SECONDS + 12)
+    imds.set_notice(when=reclaimed.isoformat())
+
+    def the_checkpoint() -> str:
+        return spot_run.lease().newest
+
+    spot_run.until(the_checkpoint)
+    first = spot_run.manifest()["step"]
+    assert datetime.now(UTC) < reclaimed - timedelta(seconds=spot.LAST_SAVE_SECONDS), "saved while it still trains"
+    spot_run.until_step(first + 1)
+    assert spot_run.wait() == Exit.INTERRUPTED, spot_run.output
+    left = (reclaimed - datetime.now(UTC)).total_seconds()
+    assert spot.LAST_SAVE_SECONDS - STOP_SECONDS < left <= spot.LAST_SAVE_SECONDS
+    last = spot_run.manifest()["step"]
+    assert last > first
+    assert last == max(row["step"] for row in spot_run.metrics() if "train/loss" in row), "no step is lost"
+    ended = spot_run.json("attempts/1.json")
+    assert ended["exit"] == Exit.INTERRUPTED
+    assert ended["reason"] == f"spot notice: this machine is reclaimed at {reclaimed.isoformat()}"
+    assert "saving now, going on for" in spot_run.output
 
 
 def test_a_notice_in_the_last_validation_is_not_the_end_of_the_run(spot_run: Run, imds: Imds) -> None:
