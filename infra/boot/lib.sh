@@ -12,7 +12,7 @@ export AWS_DEFAULT_REGION="$REGION" AWS_RETRY_MODE=standard AWS_METADATA_SERVICE
 
 : "${IDENTIFY_SECONDS:=60}"     # for so long the metadata service may fail to tell run and deadline
 : "${SAVE_SECONDS:=100}"        # time for a container to save after SIGTERM; the unit says the same
-: "${STOP_SECONDS:=150}"        # so long before the deadline the run is stopped: 110 to save, 40 to scale and power off
+: "${STOP_SECONDS:=150}"        # so long before the deadline the run is stopped: 118 to save and log, 32 to leave
 : "${RETRY_SECONDS:=5}"         # pause before the second try; each further pause is twice as long
 : "${CRASH_SECONDS:=10}"        # pause after a crash
 : "${INTERRUPTED_SECONDS:=180}" # pause after an interruption without a notice

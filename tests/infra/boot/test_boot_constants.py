@@ -41,7 +41,8 @@ def test_every_stop_of_a_container_leaves_the_uploader_the_time_to_drain() -> No
 def test_what_waits_for_a_stop_waits_longer_than_the_stop() -> None:
     save, stop = default("SAVE_SECONDS"), unit("resnet-spot.service", r"^TimeoutStopSec=(\d+)$")
     waited = unit("deadline", r"^timeout (\d+) systemctl stop resnet-spot\.service$")
-    assert save < stop < waited < default("STOP_SECONDS")
+    ship = unit("resnet-spot.service", r"^ExecStopPost=-timeout (\d+) /opt/resnet-spot/ship$")
+    assert save < stop < stop + ship < waited < default("STOP_SECONDS")
     assert default("STOP_SECONDS") < rules.SHUTDOWN_SECONDS
 
 
