@@ -140,6 +140,7 @@ class Guard:
         memory = decision.memory
         messages = dict(memory.untold)  # event: the message to SNS
         if decision.stop and acting.stop_run(self.autoscaling, facts, problems):
+            memory = memory.with_ends({machine.id: decision.stop for machine in facts.billing})
             if facts.desired:
                 memory = replace(memory, unwanted={machine.id: facts.now for machine in facts.billing})
             if not memory.stopped:
@@ -149,6 +150,7 @@ class Guard:
             done = self.terminate(decision.terminate, problems)
             if decision.is_hang and not done:
                 memory = replace(memory, hang_kills=facts.memory.hang_kills, checkpoint=facts.memory.checkpoint)
+            memory = memory.with_ends({id: decision.terminate[id] for id in done})
             for id in done:
                 messages[f"terminated {id}"] = f"machine {id} was terminated: {decision.terminate[id]}"
         if decision.nodes:

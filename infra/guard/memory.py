@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
 from infra.run.values import check_number, check_object, check_text, check_texts, check_whole
+
+MOST_ENDS = 100  # of machines whose end is remembered: the file stays small
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,7 @@ class Memory:
     unwanted: dict[str, float] = field(default_factory=dict)  # machine that must go: since when
     attempt: int = 0  # the newest attempt that was seen at work
     is_interrupted: bool = False  # its machine was found gone
+    ends: dict[str, str] = field(default_factory=dict)  # machine that the guard has ended, or stopped: why
     kept: float = 0.0  # the failure of which it was told that its machine is kept
     budget_percent: int = 0  # so much of the budget was told to be spent
     alert: str = ""  # the id of the newest alert that the machine told
@@ -46,7 +50,13 @@ class Memory:
         return Memory(
             deadline=deadline, mark=self.mark, marked=self.marked, told=self.told, untold=self.untold,
             attempt=self.attempt, is_interrupted=True, alert=self.alert, mails=self.mails, unmailed=self.unmailed,
+            ends=self.ends,
         )  # fmt: skip
+
+    def with_ends(self, ends: Mapping[str, str]) -> Memory:
+        """Remembers why machines end. The first reason for a machine counts, and the newest MOST_ENDS stay."""
+        known = self.ends | {id: reason for id, reason in ends.items() if id not in self.ends}
+        return replace(self, ends=dict([*known.items()][-MOST_ENDS:]))
 
     def changed(self, before: Memory) -> bool:
         """Whether anything but the times of the ticks differs."""
@@ -71,8 +81,9 @@ class Memory:
             raise ValueError("is_over, is_schedule_deleted and is_interrupted must be true or false")
         for id, since in check_object("unwanted", memory.unwanted).items():
             check_number(id, since)
-        for event, message in check_object("untold", memory.untold).items():
-            check_text(event, message)
+        for name in ("untold", "ends"):
+            for key, text in check_object(name, getattr(memory, name)).items():
+                check_text(key, text)
         object.__setattr__(memory, "told", check_texts("told", memory.told))
         object.__setattr__(memory, "mails", tuple(check_number("mails", at) for at in memory.mails))
         return memory

@@ -29,8 +29,8 @@ MACHINE = {
 HANDOVER = "TRAINER_HANDOVER_DIR"  # the folder with what the boot scripts hand into the container
 ALIVE = "alive"  # the file in it that is written again after each look at the service
 STALE_SECONDS = 60.0  # for so long that file may stay as it is
-NOTICE_SECONDS = 120.0  # from a notice to the reclaim, at most
-LAST_SAVE_SECONDS = 30.0  # so long before the reclaim the last save begins: 90 of the two minutes are trained
+WARNING_SECONDS = 120.0  # from a notice to the reclaim, at most
+SECOND_SAVE_SECONDS = 30.0  # so long before the reclaim the last save begins: 90 of the two minutes are trained
 FAULTS = (OSError, http.client.HTTPException, ValueError)
 
 
@@ -162,7 +162,7 @@ def seconds_to_train(when: str, now: float) -> float:
     except ValueError:
         return 0.0
     left = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now
-    return max(0.0, min(left, NOTICE_SECONDS) - LAST_SAVE_SECONDS)
+    return max(0.0, min(left, WARNING_SECONDS) - SECOND_SAVE_SECONDS)
 
 
 class Poller(threading.Thread):

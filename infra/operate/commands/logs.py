@@ -21,19 +21,21 @@ from botocore.exceptions import ClientError
 
 from infra.config import Installation
 from infra.operate.command_line import CommandLine
+from infra.operate.ends import EndTeller
 from infra.operate.runs import (
     Ending,
     ExplainedBucket,
     active_run,
     choose_run,
     launched_at,
+    machine_stays_until,
     need_bucket,
     read_ending,
     read_spec,
 )
 from infra.operate.session import Aws, AwsError, ExitCode, explained
 from infra.operate.terminal import Text, display, display_line, next_commands, show_line
-from infra.operate.text import duration
+from infra.operate.text import duration, weekday_time
 from infra.run import fleet
 from infra.run.values import printable
 from trainer.contract import UserError, run_key
@@ -129,6 +131,10 @@ class Screen:
             self.notes.add(text)
             self.tell(text)
 
+    def note_all(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.note(text)
+
     def tell(self, text: str) -> None:
         show_line(f"-- {text}", file=sys.stderr)
 
@@ -215,9 +221,10 @@ def configure(parser: CommandLine) -> None:
 
 
 def find_ending(
-    aws: Aws, installation: Installation, bucket: ExplainedBucket, run_id: str, screen: Screen
+    aws: Aws, installation: Installation, bucket: ExplainedBucket, run_id: str, screen: Screen, ends: EndTeller
 ) -> Ending | None:
-    """Note what is new about the machines. Returns how the run ended, or None while it can go on."""
+    """Note what is new about machines and attempts. Returns how the run ended, or None while it can go on."""
+    screen.note_all(ends.tell())
     if ending := read_ending(bucket, run_id):
         return ending
     with explained("the machines of the run"):
@@ -257,14 +264,20 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     since = parse_since(options.since, time.time()) if options.since else began
     tail = Tail(aws.client("logs"), installation.log_group, run_id, since)
     screen = Screen()
+    ends = EndTeller(bucket, run_id)
     if not options.follow:
         screen.show(tail.poll())
+        screen.note_all(ends.tell())
         return ExitCode.DONE
     screen.note(f"run {run_id} (Ctrl-C leaves the run alone)")
     try:
-        ending = follow(tail, screen, lambda: find_ending(aws, installation, bucket, run_id, screen))
+        ending = follow(tail, screen, lambda: find_ending(aws, installation, bucket, run_id, screen, ends))
     except KeyboardInterrupt:
         next_commands(("make logs", "follow again"), ("make status", "step, ETA, dollars"), ("make stop", "stop it"))
         return ExitCode.DONE
+    kept = machine_stays_until(ending, spec, spec.deadline if spec else 0.0)
+    if kept > time.time():
+        screen.note(f"a machine of the run is kept until {weekday_time(kept)}: make shell opens it, make stop ends it")
+    screen.note_all(ends.tell(is_over=not kept))
     say_ending(run_id, ending)
     return ExitCode.DONE

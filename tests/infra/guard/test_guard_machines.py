@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from infra.config import Tag
+from infra.guard.memory import MOST_ENDS
 from infra.run import fleet
 from tests.infra.fleets import INSTALLATION, RUN, Lab, only
 from trainer.contract import run_key
@@ -17,7 +18,7 @@ def test_a_hung_machine_is_replaced_three_times_and_then_the_run_stops(lab: Lab)
     lab.launch()
     lab.beat()
     lab.commit(100)
-    minute = 16.0
+    minute, all_machines = 16.0, lab.billing()
     for kill in range(1, 4):
         (machine,) = lab.billing()
         lab.tick(minute)  # looks hung
@@ -26,6 +27,7 @@ def test_a_hung_machine_is_replaced_three_times_and_then_the_run_stops(lab: Lab)
         (replacement,) = lab.billing()
         assert replacement != machine
         assert lab.memory().hang_kills == kill
+        all_machines.append(replacement)
         minute += 2
     lab.tick(minute)
     lab.tick(minute + 1)
@@ -33,6 +35,14 @@ def test_a_hung_machine_is_replaced_three_times_and_then_the_run_stops(lab: Lab)
     assert lab.billing() == []
     assert "no heartbeat" in lab.memory().reason
     assert len([message for message in lab.mail() if "no heartbeat" in message]) == 4
+    ends = lab.memory().ends  # for `make logs`
+    assert [*ends] == all_machines
+    assert all("no heartbeat" in reason for reason in ends.values())
+    assert "4th time" in [*ends.values()][-1]
+    assert lab.memory().for_launch(lab.memory().deadline + 1).ends == ends
+    assert [*lab.memory().with_ends({all_machines[0]: "later"} | dict.fromkeys("ab", "why")).ends][-2:] == ["a", "b"]
+    assert lab.memory().with_ends({all_machines[0]: "later"}).ends == ends
+    assert len(lab.memory().with_ends({str(n): "why" for n in range(200)}).ends) == MOST_ENDS
 
 
 def test_a_newer_checkpoint_gives_a_hanging_run_three_more_machines(lab: Lab) -> None:

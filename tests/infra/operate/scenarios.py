@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from infra.guard.memory import Memory
 from infra.operate.commands import logs
+from infra.operate.ends import EndTeller
 from infra.operate.runs import need_bucket
 from infra.operate.session import ExitCode
 from tests.infra import hub
@@ -68,7 +69,8 @@ def wait_for_a_machine(desk: Desk) -> None:
     desk.aws.set(launch_failures={INSTALLATION.train_group: CAPACITY})
     account.launch()
     aws = desk.operator()
-    assert not logs.find_ending(aws, INSTALLATION, need_bucket(aws, INSTALLATION), RUN, logs.Screen())
+    bucket = need_bucket(aws, INSTALLATION)
+    assert not logs.find_ending(aws, INSTALLATION, bucket, RUN, logs.Screen(), EndTeller(bucket, RUN))
 
 
 def runs(desk: Desk) -> None:

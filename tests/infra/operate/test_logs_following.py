@@ -12,6 +12,7 @@ import pytest
 
 from infra.operate.commands import logs
 from infra.operate.commands.logs import Screen
+from infra.operate.ends import EndTeller
 from infra.operate.runs import ExplainedBucket
 from tests.emulator.aws import Aws
 from tests.infra import awslogs
@@ -103,7 +104,7 @@ def test_why_an_earlier_launch_got_no_machine_is_not_told_of_this_one(
 ) -> None:
     def notes() -> str:
         bucket = ExplainedBucket(deployed.aws.client("s3"), deployed.bucket)
-        logs.find_ending(operator(), INSTALLATION, bucket, RUN, Screen())
+        logs.find_ending(operator(), INSTALLATION, bucket, RUN, Screen(), EndTeller(bucket, RUN))
         return capsys.readouterr().err
 
     deployed.aws.set(launch_failures={INSTALLATION.train_group: CAPACITY})
