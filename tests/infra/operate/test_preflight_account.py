@@ -32,6 +32,8 @@ def test_a_default_key_of_the_accounts_own_is_told_with_the_command_that_lets_au
     """Without it AWS starts no machine, and says "Client error on launch"."""
     ready.client("ec2").create_volume(AvailabilityZone="us-east-1a", Size=1, Encrypted=True)  # makes AWS's own key
     assert rows(look())["key of the disks"][0] == "ok"
+    ready.client("ec2").create_volume(AvailabilityZone="us-east-1a", Size=1, Encrypted=True)  # makes AWS's own key
+    assert rows(look())["key of the disks"][0] == "ok"
     key = ready.client("kms").create_key()["KeyMetadata"]["Arn"]
     ready.client("ec2").modify_ebs_default_kms_key_id(KmsKeyId=key)
     said = look()
