@@ -185,6 +185,10 @@ def resource_of(service: str, operation: str, body: dict[str, Any], environ: dic
             return str(arn)
         case "iam", {"RoleName": name}:
             return f"arn:aws:iam::{ACCOUNT}:role/{name}"
+        case "codebuild", {"projectName": name}:
+            return f"{place}project/{name}"
+        case "codebuild", {"id": name} | {"name": name} | {"ids": [name, *_]} | {"names": [name, *_]}:
+            return f"{place}project/{name.partition(':')[0]}"
         case "cloudwatch", {"AlarmNames": [name, *_]}:
             return f"{place}alarm:{name}"
         case "cloudwatch", _ if operation == "DescribeAlarms":

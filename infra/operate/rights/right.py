@@ -84,6 +84,15 @@ class Names:
         return [self.of("ecr", f"repository/cdk-hnb659fds-container-assets-{self.account}-{self.region}")]
 
     @property
+    def project(self) -> list[str]:
+        """CodeBuild's, which builds the image. Its builds have no ARN in a policy."""
+        return [self.of("codebuild", f"project/{self.installation.build_project}")]
+
+    @property
+    def cdk_bucket(self) -> str:
+        return f"arn:aws:s3:::cdk-hnb659fds-assets-{self.account}-{self.region}"
+
+    @property
     def ours(self) -> Mapping[str, Any]:
         """The condition that a resource has the installation's tag."""
         return {"StringEquals": {f"aws:ResourceTag/{Tag.INSTALLATION}": self.installation.name}}

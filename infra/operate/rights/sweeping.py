@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from infra.operate.installation.left_over import stacks_of
 from infra.operate.installation.leftovers import stack_beginning
 from infra.operate.rights.right import EVERYTHING, Names, Right
 
@@ -37,7 +38,10 @@ def looking_for_what_is_left(names: Names) -> list[Right]:
         Right(by=DESTROY, actions=["cloudwatch:DescribeAlarms"], on=[names.of("cloudwatch", "alarm:*")],
               why="AWS lists alarms to those who may see all of them."),
         Right(by=DESTROY, actions=["cloudformation:ListStackResources"],
-              on=names.stacks(names.installation.training_stack), why=BY_STACK),
+              on=names.stacks(*stacks_of(names.installation)), why=BY_STACK),
+        Right(by=DESTROY, actions=["codebuild:BatchGetProjects"], on=names.project),
+        Right(by=DESTROY, actions=["s3:ListBucketVersions"], on=[names.cdk_bucket],
+              condition={"StringLike": {"s3:prefix": f"{names.installation.source_prefix}*"}}),
         Right(by=DESTROY, actions=["s3:GetBucketTagging"], on=[names.bucket], why=BY_STACK),
     ]  # fmt: skip
 
@@ -47,12 +51,15 @@ def deleting(names: Names) -> list[Right]:
     API reference, `RoleARN` of DeleteStack. The rest is for what the stack could not delete, or has let go of.
     """
     installation = names.installation
-    log_groups = (installation.log_group, f"/aws/lambda/{installation.guard_function}")
+    log_groups = (installation.log_group, installation.build_log_group, f"/aws/lambda/{installation.guard_function}")
     groups = names.groups(*installation.groups)
     beginning = f"{stack_beginning(installation)}*"
     return [
-        Right(by=DESTROY, actions=["cloudformation:DeleteStack"], on=names.stacks(installation.training_stack),
+        Right(by=DESTROY, actions=["cloudformation:DeleteStack"], on=names.stacks(*stacks_of(installation)),
               why=BY_STACK),
+        Right(by=DESTROY, actions=["codebuild:DeleteProject"], on=names.project),
+        Right(by=DESTROY, actions=["s3:DeleteObjectVersion"],
+              on=[f"{names.cdk_bucket}/{installation.source_prefix}*"], why="CDK names a source by its content."),
         Right(by=DESTROY, actions=["autoscaling:DeleteAutoScalingGroup"], on=groups,
               why="AWS makes up the group's id; its name is given."),
         Right(by=DESTROY, actions=DELETED_EC2, on=[names.of("ec2", "*/*")], condition=names.ours,

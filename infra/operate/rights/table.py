@@ -20,8 +20,8 @@ READING = ("status", "runs")
 LOOKING = (*READING, "logs", "cost", "pull")
 STOPPING = ("stop", "destroy")
 CHECKED = (
-    "ec2:DescribeAvailabilityZones", "ec2:DescribeInstanceTypeOfferings", "ec2:DescribeInstanceTypes",
-    "ec2:DescribeInternetGateways", "ec2:DescribeRouteTables", "ec2:DescribeSubnets",
+    "ec2:DescribeInstanceTypes",
+    "ec2:DescribeInternetGateways", "ec2:DescribeRouteTables",
     "ec2:DescribeVpcBlockPublicAccessExclusions", "ec2:DescribeVpcBlockPublicAccessOptions", "ec2:DescribeVpcEndpoints",
     "ec2:GetEbsDefaultKmsKeyId", "iam:ListRoles", "servicequotas:GetAWSDefaultServiceQuota",
     "servicequotas:GetServiceQuota",
@@ -62,6 +62,10 @@ def finding(names: Names) -> list[Right]:
             by=with_both, actions=["cloudformation:DescribeStacks"], on=names.stacks(training), why=NAMED_BY_AWS
         ),
         Right(
+            by=["preflight", "deploy", "destroy"], actions=["cloudformation:DescribeStacks"],
+            on=names.stacks(names.installation.builder_stack), why=NAMED_BY_AWS,
+        ),
+        Right(
             by=(*CHECKING, *LOOKING, *STOPPING), actions=["autoscaling:DescribeAutoScalingGroups"], on=EVERYTHING,
             why=LISTS,
         ),
@@ -94,7 +98,7 @@ def reading_runs(names: Names) -> list[Right]:
         ),
         Right(by=["status", "cost", "destroy"], actions=["s3:ListBucketVersions"], on=[names.bucket],
               why=NAMED_BY_AWS),
-        Right(by=["status", "cost"], actions=["ecr:DescribeImages"], on=names.images),
+        Right(by=["status", "cost", "deploy"], actions=["ecr:DescribeImages"], on=names.images),
         Right(
             by=["cost"], actions=["cloudwatch:GetMetricStatistics", "logs:DescribeLogGroups"], on=EVERYTHING, why=LISTS
         ),
@@ -108,6 +112,11 @@ def checking(names: Names) -> list[Right]:
             by=CHECKING,
             actions=CHECKED, on=EVERYTHING, why=LISTS,
         ),
+        Right(
+            by=[*CHECKING, "cost"],
+            actions=["ec2:DescribeAvailabilityZones", "ec2:DescribeInstanceTypeOfferings", "ec2:DescribeSubnets"],
+            on=EVERYTHING, why=LISTS,
+        ),
         Right(by=CHECKING, actions=["freetier:GetAccountPlanState"], on=EVERYTHING, why=LISTS),
         Right(by=["preflight", "deploy"], actions=["ec2:DescribeVpcs"], on=EVERYTHING, why=LISTS),
         Right(
@@ -120,7 +129,7 @@ def checking(names: Names) -> list[Right]:
             on=[names.of("ssm", "parameter/cdk-bootstrap/hnb659fds/version")],
         ),
         Right(
-            by=CHECKING, actions=["cloudformation:ListStackResources"],
+            by=[*CHECKING, "cost"], actions=["cloudformation:ListStackResources"],
             on=names.stacks(names.installation.training_stack), why=NAMED_BY_AWS,
         ),
         # AWS asks the same permission for whether the bucket exists, and then no prefix is told.
@@ -216,7 +225,20 @@ def deploying(names: Names) -> list[Right]:
         ),
         Right(
             by=["deploy"], actions=["cloudformation:DeleteStack"],
-            on=names.stacks(names.installation.storage_stack, names.installation.training_stack), why=NAMED_BY_AWS,
+            on=names.stacks(
+                names.installation.storage_stack, names.installation.training_stack, names.installation.builder_stack
+            ),
+            why=NAMED_BY_AWS,
+        ),
+        Right(by=["deploy"], actions=["codebuild:StartBuild"], on=names.project),
+        Right(
+            by=["deploy", "destroy"],
+            actions=["codebuild:BatchGetBuilds", "codebuild:ListBuildsForProject", "codebuild:StopBuild"],
+            on=names.project,
+        ),
+        Right(
+            by=["deploy"], actions=["logs:GetLogEvents"],
+            on=[names.of("logs", f"log-group:{names.installation.build_log_group}:*")], why="Each build has a stream.",
         ),
     ]  # fmt: skip
 

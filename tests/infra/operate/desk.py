@@ -14,6 +14,7 @@ import boto3
 import pytest
 
 from infra import __main__ as program
+from infra.operate.installation import building
 from infra.operate.session import Aws as Operator
 from infra.run import fleet
 from tests.emulator.aws import Aws
@@ -97,14 +98,22 @@ class Desk:
         prepare_account(self.aws)
 
     def install(self, *programs: str) -> None:
-        """Programs that do nothing, before all others."""
+        """Programs that do nothing, before all others; Docker's tells its version."""
         for name in programs:
-            (self.folder / name).write_text("#!/bin/sh\n")
+            (self.folder / name).write_text("#!/bin/sh\necho 29.0 amd64\n")
             (self.folder / name).chmod(0o755)
         self.monkeypatch.setenv("PATH", f"{self.folder}:{os.environ['PATH']}")
 
     def stand_in_for_cdk(self, *, deploys: bool) -> None:
         stand_in_for_cdk(self.folder, self.monkeypatch, deploys=deploys)
+
+    def press_ctrl_c(self) -> None:
+        """At the next moment in which a build is waited for."""
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        self.monkeypatch.setattr(building, "follow_build", interrupted)
 
     def network(self) -> tuple[str, ...]:
         """The settings that name a VPC of one's own."""

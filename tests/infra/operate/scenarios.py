@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from infra.guard.memory import Memory
 from infra.operate.commands import logs
 from infra.operate.ends import EndTeller
+from infra.operate.installation import cdk
 from infra.operate.runs import need_bucket
-from infra.operate.session import ExitCode
 from tests.infra import hub
 from tests.infra.deployed import INSTALLATION, REPOSITORY, RUN, client, push_image, tags
+from tests.infra.operate.builder import PUSHES, forget_images, make_builder_stack, put_source
 from tests.infra.operate.desk import Desk
 from tests.infra.operate.log_writer import Writer
-from tests.infra.operate.strays import leave_everything
+from tests.infra.operate.removals import (
+    destroy,
+    destroy_a_stack_that_stays,
+    destroy_what_stacks_have_left,
+    destroy_while_a_build_runs,
+    purge,
+)
 from tests.infra.operator import GIVEN_IMAGE, prepare_account
-from trainer.contract import run_key
 
 IMAGE = ("-c", f"image_uri={GIVEN_IMAGE}")
 CAPACITY = "UnfulfillableCapacity - Unable to fulfill capacity"
@@ -130,16 +135,11 @@ def secret_before_a_deploy(desk: Desk) -> None:
 
 
 def preflight(desk: Desk) -> None:
-    """Before anything is there, after a deploy, with a VPC of one's own, and with a bucket that is adopted."""
+    """Before anything is there, and after a deploy."""
     desk.run(*IMAGE, "preflight", code=3)
     desk.ready()
     desk.run(*IMAGE, "preflight")
     desk.run(*IMAGE, "preflight", "--on-demand-after", "10")
-
-
-def preflight_of_a_given_network(desk: Desk) -> None:
-    prepare_account(desk.aws)
-    desk.run(*IMAGE, *desk.network(), "preflight", "--recipe", "digits")
 
 
 def preflight_of_a_bucket_that_is_there(desk: Desk) -> None:
@@ -217,10 +217,25 @@ def deploy_over_the_dead(desk: Desk) -> None:
     bucket = f"{INSTALLATION.storage_stack}-old"
     client(desk.aws, "s3").create_bucket(Bucket=bucket)
     client(desk.aws, "s3").put_bucket_tagging(Bucket=bucket, Tagging={"TagSet": tags()})
-    dead = (INSTALLATION.storage_stack, INSTALLATION.training_stack)
+    dead = (INSTALLATION.storage_stack, INSTALLATION.training_stack, INSTALLATION.builder_stack)
     desk.aws.set(stack_status=dict.fromkeys(dead, "ROLLBACK_COMPLETE"))
     desk.stand_in_for_cdk(deploys=True)
     desk.run(*IMAGE, "-c", f"bucket_name={bucket}", "deploy", "--no-launch", "--recipe", "digits")
+
+
+def deploy_without_an_engine(desk: Desk) -> None:
+    """CodeBuild builds; then somebody presses Ctrl-C in the middle of a build."""
+    desk.ready()
+    put_source(desk.aws)
+    desk.monkeypatch.setattr(cdk, "deploy", lambda *_: None)
+    make_builder_stack(desk.aws, *PUSHES)
+    arguments = ("deploy", "--no-launch", "--recipe", "digits", "--build", "aws")
+    desk.run(*arguments)
+    client(desk.aws, "cloudformation").delete_stack(StackName=INSTALLATION.builder_stack)
+    forget_images(desk.aws)
+    make_builder_stack(desk.aws, "sleep 300")
+    desk.press_ctrl_c()
+    desk.run(*arguments, code=130)
 
 
 def deploy_without_a_quota(desk: Desk) -> None:
@@ -228,47 +243,14 @@ def deploy_without_a_quota(desk: Desk) -> None:
     start_without_a_quota(desk, "deploy", "--no-launch")
 
 
-def destroy(desk: Desk) -> None:
-    """The guard still has a message to send; somebody has raised the minimum of the groups."""
-    account = desk.ready()
-    push_image(desk.registry)
-    memory = Memory(deadline=int(account.launch().deadline), untold={"stopped": "what SNS has refused"})
-    account.put(run_key(RUN, "guard.json"), memory.to_json())
-    account.train_to(150)
-    desk.raise_minimum()
-    desk.run("destroy")
-    desk.run("destroy")
-
-
-def destroy_a_stack_that_stays(desk: Desk) -> None:
-    desk.ready()
-    desk.aws.set(delete_failures={INSTALLATION.training_stack: "the VPC has dependencies"})
-    desk.run("destroy", code=ExitCode.LEFT_OVERS)
-
-
-def destroy_what_stacks_have_left(desk: Desk) -> None:
-    leave_everything(desk.aws)
-    desk.run("destroy")
-
-
-def purge(desk: Desk) -> None:
-    account = desk.ready()
-    account.launch()
-    account.train_to(150)
-    client(desk.aws, "s3").create_multipart_upload(Bucket=account.bucket, Key="checkpoints/big")
-    desk.run("destroy", "--purge", "--yes")
-    desk.run("destroy", "--purge", "--yes")
-
-
 SCENARIOS: Mapping[str, Sequence[Scenario]] = MappingProxyType(
     {
         "preflight": (
             preflight,
-            preflight_of_a_given_network,
             preflight_of_a_bucket_that_is_there,
             preflight_without_a_quota,
         ),
-        "deploy": (deploy, deploy_over_the_dead, deploy_without_a_quota),
+        "deploy": (deploy, deploy_over_the_dead, deploy_without_an_engine, deploy_without_a_quota),
         "secret": (secret, secret_before_a_deploy),
         "launch": (launch, launch_without_a_quota),
         "prepare": (prepare, prepare_without_a_quota),
@@ -279,7 +261,7 @@ SCENARIOS: Mapping[str, Sequence[Scenario]] = MappingProxyType(
         "pull": (pull,),
         "shell": (shell,),
         "stop": (stop,),
-        "destroy": (destroy, destroy_a_stack_that_stays, destroy_what_stacks_have_left),
+        "destroy": (destroy, destroy_a_stack_that_stays, destroy_while_a_build_runs, destroy_what_stacks_have_left),
         "purge": (purge,),
     }
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from tests.emulator.aws import Aws
 from tests.infra.deployed import INSTALLATION, client, tags
+from tests.infra.operate.builder import BUCKET, SOURCE, put_source
 
 STACK = INSTALLATION.training_stack
 FUNCTION_ARN = "arn:aws:lambda:us-east-1:123456789012:function:x"
@@ -19,8 +20,9 @@ def leave_everything(aws: Aws) -> None:
     """Also a log group, a rule and a role of somebody else, whose names begin like ours."""
     leave_a_network(aws)
     leave_machines(aws)
+    leave_a_builder(aws)
     logs, events, iam = client(aws, "logs"), client(aws, "events"), client(aws, "iam")
-    for name in (INSTALLATION.log_group, f"/aws/lambda/{INSTALLATION.guard_function}",
+    for name in (INSTALLATION.log_group, INSTALLATION.build_log_group, f"/aws/lambda/{INSTALLATION.guard_function}",
                  f"{INSTALLATION.log_group}-of-somebody-else"):  # fmt: skip
         logs.create_log_group(logGroupName=name)
     client(aws, "scheduler").create_schedule_group(Name=INSTALLATION.schedule_group)
@@ -38,6 +40,15 @@ def leave_everything(aws: Aws) -> None:
     client(aws, "lambda").create_function(
         FunctionName=INSTALLATION.guard_function, Runtime="python3.12", Role=role, Handler="a.b", Code={"ZipFile": b"x"}
     )
+
+
+def leave_a_builder(aws: Aws) -> None:
+    put_source(aws)
+    client(aws, "codebuild").create_project(
+        name=INSTALLATION.build_project, serviceRole="arn:aws:iam::123456789012:role/of-the-builder",
+        source={"type": "S3", "location": f"{BUCKET}/{SOURCE}"}, artifacts={"type": "NO_ARTIFACTS"},
+        environment={"type": "LINUX_CONTAINER", "image": "none", "computeType": "BUILD_GENERAL1_SMALL"},
+    )  # fmt: skip
 
 
 def leave_a_network(aws: Aws) -> None:

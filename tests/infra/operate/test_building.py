@@ -6,15 +6,10 @@ stack itself, with a Docker engine, is in test_end_to_end_build.py; here short c
 
 from __future__ import annotations
 
-import io
-import json
-import sys
 import threading
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,70 +17,18 @@ from infra.operate.commands.deploy import deploy_stacks
 from infra.operate.installation import building, cdk
 from infra.operate.installation.engine import Engine, find_engine, place_of_build
 from infra.operate.session import AwsError
-from infra.stacks import permissions
 from tests.emulator.aws import Aws
-from tests.emulator.aws_images import MANIFEST
-from tests.emulator.principals import as_json
-from tests.infra.deployed import IMAGE_TAG, INSTALLATION, REPOSITORY, Deployed, client, tags
+from tests.infra.deployed import INSTALLATION, Deployed, client, tags
+from tests.infra.operate.builder import BUCKET, PUSHES, SOURCE, put_source, template
 from tests.infra.operator import fixes, infra, left, operate, operator, rows
 
-IMAGE = f"123456789012.dkr.ecr.us-east-1.amazonaws.com/{REPOSITORY}:{IMAGE_TAG}"
-BUCKET = "cdk-hnb659fds-assets-123456789012-us-east-1"
-SOURCE = f"{INSTALLATION.source_prefix}source.zip"
-MANIFEST_TEXT = json.dumps(
-    {"schemaVersion": 2, "mediaType": MANIFEST, "config": {"digest": "sha256:" + 64 * "0"}, "layers": []}
-)
-PUSHES = (
-    "cat hello",
-    f'{sys.executable} -c \'import boto3, sys; boto3.client("ecr").put_image('
-    f'repositoryName="{REPOSITORY}", imageTag="{IMAGE_TAG}", imageManifest=sys.argv[1])\' \'{MANIFEST_TEXT}\'',
-)
 Builds = Callable[..., None]
-
-
-def template(commands: tuple[str, ...]) -> str:
-    arn = "arn:aws:{}:us-east-1:123456789012:{}".format
-    statements = permissions.building(
-        bucket=f"arn:aws:s3:::{BUCKET}", source=f"arn:aws:s3:::{BUCKET}/{SOURCE}",
-        repository=arn("ecr", f"repository/{REPOSITORY}"),
-        logs=arn("logs", f"log-group:{INSTALLATION.build_log_group}:*"),
-    )  # fmt: skip
-    trust = {"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"Service": "codebuild.amazonaws.com"}}
-    policy = {"PolicyName": "Role", "PolicyDocument": {"Version": "2012-10-17", "Statement": as_json(statements)}}
-    resources: dict[str, Any] = {
-        "Role": {
-            "Type": "AWS::IAM::Role",
-            "Properties": {"AssumeRolePolicyDocument": {"Statement": [trust]}, "Policies": [policy]},
-        },
-        "Logs": {"Type": "AWS::Logs::LogGroup", "Properties": {"LogGroupName": INSTALLATION.build_log_group}},
-        "Project": {
-            "Type": "AWS::CodeBuild::Project",
-            "Properties": {
-                "Name": INSTALLATION.build_project, "ServiceRole": {"Fn::GetAtt": ["Role", "Arn"]},
-                "Artifacts": {"Type": "NO_ARTIFACTS"}, "TimeoutInMinutes": 45,
-                "Source": {
-                    "Type": "S3", "Location": f"{BUCKET}/{SOURCE}",
-                    "BuildSpec": json.dumps({"phases": {"build": {"commands": commands}}}),
-                },
-                "Environment": {"EnvironmentVariables": [{"Name": "IMAGE", "Value": IMAGE}]},
-                "LogsConfig": {"CloudWatchLogs": {"GroupName": {"Ref": "Logs"}, "Status": "ENABLED"}},
-            },
-        },
-    }  # fmt: skip
-    return json.dumps({"Resources": resources, "Outputs": {"ImageUri": {"Value": IMAGE}}})
 
 
 @pytest.fixture
 def builds(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> Builds:
     """An account whose next deploy of the builder stack makes a project of these commands."""
-    if not client(aws, "ecr").describe_repositories()["repositories"]:
-        client(aws, "ecr").create_repository(repositoryName=REPOSITORY)
-    client(aws, "s3").create_bucket(Bucket=BUCKET)
-    client(aws, "s3").put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
-    body = io.BytesIO()
-    with zipfile.ZipFile(body, "w") as source:
-        source.writestr("hello", "the source is here\n")
-    client(aws, "s3").put_object(Bucket=BUCKET, Key=SOURCE, Body=body.getvalue())
+    put_source(aws)
     for name, seconds in (("BUILD_LOOK", 0.05), ("LAST_LINES", 0.3)):
         monkeypatch.setattr(building, f"{name}_SECONDS", seconds)
     cloudformation = client(aws, "cloudformation")
