@@ -10,7 +10,7 @@ from typing import Any
 from infra.guard import reading
 from infra.guard.facts import Facts
 from infra.run import fleet
-from infra.run.fleet import ON_DEMAND, Group
+from infra.run.fleet import ON_DEMAND, SPOT, Group
 from infra.run.values import printable
 
 
@@ -33,9 +33,10 @@ def stop_run(autoscaling: Any, facts: Facts, problems: list[str]) -> bool:
 
 
 def take_back(autoscaling: Any, facts: Facts, nodes: int) -> str:
-    """Takes the machines back that nobody asked for, and says so. On-demand ones stay: a run changes to them."""
-    left = nodes
-    for group in sorted(facts.groups, key=lambda group: group.market != ON_DEMAND):
+    """Takes the machines back that nobody asked for, and says so. On-demand ones stay if the run may change to them."""
+    spec, left = facts.spec, nodes
+    first = ON_DEMAND if spec and (spec.on_demand_after_minutes or spec.market == ON_DEMAND) else SPOT
+    for group in sorted(facts.groups, key=lambda group: group.market != first):
         kept = min(group.desired, left)
         left -= kept
         if kept < group.desired:
@@ -43,8 +44,9 @@ def take_back(autoscaling: Any, facts: Facts, nodes: int) -> str:
         if group.maximum > nodes:
             fleet.cap_group(autoscaling, group.name, nodes)
     names = " and ".join(group.name for group in facts.groups if group.desired)
-    asked = f"{names} was asked for {facts.desired} machines, and its run for {nodes}"
-    return f"{asked}: the others go. Find out who asked."
+    return (
+        f"{facts.desired} machines were asked of {names}, and {nodes} for the run: the others go. Find out who asked."
+    )
 
 
 def change_market(autoscaling: Any, facts: Facts, nodes: int, problems: list[str]) -> str:

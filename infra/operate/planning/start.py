@@ -65,10 +65,13 @@ def start_run(client: Clients, place: Place, spec: Spec, types: Sequence[str], *
     _write_spec(client("s3"), place.bucket, spec, replaces)
     for group in groups:
         fleet.offer(autoscaling, group, place.market(group, spec), types, spec.nodes)
-    fleet.assign(autoscaling, groups, spec.run_id, spec.deadline)
-    _refuse_if_overtaken(autoscaling, groups, spec)  # before the schedules: those of other runs go then
+    # All groups of the kind: none keeps the tags of an earlier launch, with another deadline for the same run, and two
+    # operators at once see each other's, whichever markets they chose.
+    of_kind = place.installation.groups_of(spec.kind)
+    fleet.assign(autoscaling, of_kind, spec.run_id, spec.deadline)
+    _refuse_if_overtaken(autoscaling, of_kind, spec)  # before the schedules: those of other runs go then
     _schedule_stops(client("scheduler"), place, spec)
-    _refuse_if_overtaken(autoscaling, groups, spec)
+    _refuse_if_overtaken(autoscaling, of_kind, spec)
     fleet.scale(autoscaling, groups[0], spec.nodes)
 
 

@@ -106,7 +106,16 @@ def test_a_group_that_was_asked_for_more_machines_than_its_run_shrinks_for_good(
     assert len(lab.billing()) == 1
     with pytest.raises(autoscaling.exceptions.ClientError, match="max size:1"):
         fleet.scale(autoscaling, GROUP, 2)
-    assert f"{GROUP} was asked for 3 machines, and its run for 1" in "".join(lab.mail())
+    assert f"3 machines were asked of {GROUP}, and 1 for the run" in "".join(lab.mail())
+
+
+def test_a_run_on_spot_alone_cannot_be_moved_to_the_on_demand_group(lab: Lab) -> None:
+    """A machine may set the size of both groups. Only the run's spec says that it may become dearer."""
+    lab.launch()
+    fleet.scale(lab.client("autoscaling"), OTHER, 1)
+    lab.guard(without=only("too_many")).tick(lab.began + 60)
+    assert (lab.desired(GROUP), lab.desired(OTHER)) == (1, 0)
+    assert f"2 machines were asked of {GROUP} and {OTHER}, and 1 for the run" in "".join(lab.mail())
 
 
 def test_a_run_of_several_machines_keeps_them(lab: Lab) -> None:
@@ -159,10 +168,12 @@ def test_a_change_that_fails_in_between_leaves_the_run_with_a_machine_and_is_fin
     lab.aws.set(launch_failures={GROUP: "UnfulfillableCapacity - Unable to fulfill capacity"})
     lab.launch(on_demand_after_minutes=10.0)
     lab.tick(0)
-    lab.aws.fault("autoscaling.SetDesiredCapacity", code="AccessDenied", times=1)
-    assert "planned by the test" in "".join(lab.tick(10))
-    assert (lab.desired(GROUP), lab.desired(OTHER)) == (1, 0)  # the first call was refused: nothing has changed
-    lab.client("autoscaling").set_desired_capacity(AutoScalingGroupName=OTHER, DesiredCapacity=1)  # the second was
+    autoscaling = lab.client("autoscaling")
+    autoscaling.update_auto_scaling_group(AutoScalingGroupName=OTHER, MaxSize=0)
+    assert "max size:0" in "".join(lab.tick(10))
+    assert (lab.desired(GROUP), lab.desired(OTHER)) == (1, 0)  # the new group refuses: the run stays in the old one
+    autoscaling.update_auto_scaling_group(AutoScalingGroupName=OTHER, MaxSize=1)
+    fleet.scale(autoscaling, OTHER, 1)  # as if the old group had refused to let go
     lab.tick(11)
     assert (lab.desired(GROUP), lab.desired(OTHER)) == (0, 1)
 

@@ -145,11 +145,18 @@ def test_a_run_that_may_change_to_on_demand_is_made_ready_in_both_groups(place: 
     assert len({one["ScheduleExpression"] for one in targets.values()}) == 1
 
 
-def test_a_run_on_spot_alone_leaves_the_other_group_alone(place: Deployed) -> None:
+def test_a_run_on_spot_alone_only_takes_the_tags_of_earlier_runs_from_the_other_group(place: Deployed) -> None:
+    """Else the guard would find two deadlines of one run, and could not tell the newer."""
+    begin(place, Request(recipe="digits", run_id="mine", on_demand_after_minutes=20, hours=9))
+    stop(place)
     before = group(place, ON_DEMAND)
-    begin(place)
-    assert group(place, ON_DEMAND) == before
-    assert len(stop_schedules(place.aws.client("scheduler"), INSTALLATION.schedule_group)) == 1
+    spec = begin(place, Request(recipe="digits", run_id="mine", hours=3))
+    assert group(place, ON_DEMAND) == replace(before, run_id="mine", deadline=int(spec.deadline))
+    assert group(place).deadline == int(spec.deadline)
+    stop(place)
+    begin(place, Request(recipe="digits", run_id="other"))
+    assert (group(place, ON_DEMAND).run_id, group(place, ON_DEMAND).desired) == ("other", 0)
+    assert stop_schedules(place.aws.client("scheduler"), INSTALLATION.schedule_group) == ["other"]
 
 
 def test_a_run_goes_on_in_the_other_market(place: Deployed) -> None:

@@ -13,7 +13,7 @@ import pytest
 from infra.operate.session import AwsError
 from infra.operate.text import weekday_time
 from tests.emulator.aws import Aws
-from tests.infra.deployed import INSTALLATION, RUN, Deployed
+from tests.infra.deployed import INSTALLATION, RUN, Deployed, client
 from tests.infra.operator import Commands, operate
 from trainer.contract import Lease, attempt_key, checkpoint_key, manifest_key, run_key
 
@@ -96,6 +96,18 @@ def test_no_machine_has_its_reason_and_the_fix(deployed: Deployed, capsys: pytes
     assert "state waiting for a machine" in text
     assert "no machine AWS has no such machine free right now" in text
     assert "on-demand machines" in text
+
+
+def test_a_group_that_aws_has_suspended_is_told_with_the_command_that_resumes_it(
+    deployed: Deployed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    autoscaling, group = client(deployed.aws, "autoscaling"), INSTALLATION.train_group
+    autoscaling.suspend_processes(AutoScalingGroupName=group)
+    deployed.launch()
+    text = shown(capsys)
+    assert "state waiting for a machine" in text
+    assert f"launches of {group} are suspended, as AWS does after 24 hours without any machine" in text
+    assert f"aws autoscaling resume-processes --auto-scaling-group-name {group}" in text
 
 
 def test_after_a_rewind_the_run_is_at_the_older_step_and_was_not_interrupted_by_it(
