@@ -248,7 +248,7 @@ def presume(name: str, machines: Collection[FleetMachine]) -> Group | None:
     newest = max(mine, key=lambda machine: machine.launched)
     return Group(
         name=name, desired=len(mine), maximum=len(mine), run_id=newest.run_id, deadline=newest.deadline,
-        instance_ids=tuple(machine.id for machine in mine),
+        market=newest.market, instance_ids=tuple(machine.id for machine in mine),
     )  # fmt: skip
 
 

@@ -41,11 +41,11 @@ with the launch template's tags, and gone with them; a changed distribution or d
 the policy alone; desired above max refused; a suspended group launches nothing; the default key of disks; images as the
 registry has them; the spot role by its real name; CloudFormation: AWS::SecretsManager::Secret,
 AWS::Scheduler::ScheduleGroup, AWS::CloudWatch::Alarm, AWS::CodeBuild::Project; builds of CodeBuild, which run here
-(aws_builds.py); updates in place of
-groups; outputs and exports after change sets; ImportExistingResources (buckets, no secrets); deletion of VPC parts;
-exports in use keep their stack; recorded only: policies of buckets and topics. A role that was taken on
-may do what its inline policies and its session's policy say (enforcement.py); the tests' own keys may do anything. Not
-there: managed policies; machines that boot; reclaims; bucket policy and lifecycle at work.
+(aws_builds.py); updates in place of groups; outputs and exports after change sets; ImportExistingResources (buckets, no
+secrets); deletion of VPC parts; exports in use keep their stack; recorded only: policies of buckets and
+topics. A role that was taken on may do what its inline policies and its session's policy say (enforcement.py); the
+tests' own keys may do anything. Not there: managed policies; machines that boot; reclaims; bucket policy and lifecycle
+at work.
 """
 
 from __future__ import annotations

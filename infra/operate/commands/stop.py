@@ -24,13 +24,22 @@ STARTING = "starting"  # our word for a machine that only its group knows as yet
 
 
 def empty_groups(aws: Aws, installation: Installation) -> None:
-    """Set all groups to 0, so that no machine is launched any more."""
+    """Set all groups to 0, so that no machine is launched any more. One that AWS refuses does not spare the others.
+
+    Raises AwsError if one was refused.
+    """
     autoscaling = aws.client("autoscaling")
     with explained("the Auto Scaling groups"):
         groups = fleet.read_groups(autoscaling, installation.groups)
+    refused: list[AwsError] = []
     for group in groups:
-        with explained(f"set the Auto Scaling group {group.name} to 0"):
-            fleet.scale_to_zero(autoscaling, group.name)
+        try:
+            with explained(f"set the Auto Scaling group {group.name} to 0"):
+                fleet.scale_to_zero(autoscaling, group.name)
+        except AwsError as error:
+            refused.append(error)
+    if refused:
+        raise AwsError("; ".join(map(str, refused))) from refused[0]
 
 
 def terminate_machines(aws: Aws, installation: Installation) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,11 +20,12 @@ from infra.boot.handover import session_policy
 from infra.config import PREPARE_PREFIX, Installation, schedule_names
 from infra.operate.session import explained
 from infra.run import fleet
-from infra.run.fleet import ON_DEMAND, SPOT, Clients
+from infra.run.fleet import ON_DEMAND, SPOT, Clients, Group
 from infra.run.spec import Spec
 from trainer.contract import UserError, run_key
 
 POLICY_LETTERS = 2048  # AWS's limit of a session policy
+ASK_AGAIN_SECONDS = (1.0, 2.0)  # AWS promises nowhere that a group shows new tags at once: wait so long, and ask again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +82,21 @@ def _refuse_if_overtaken(autoscaling: Any, groups: Sequence[str], spec: Spec) ->
 
     Between this question and a launch's last step there are milliseconds in which both could still go on.
     """
-    for state in fleet.read_groups(autoscaling, groups):
-        if state.run_id != spec.run_id or state.desired:
-            raise UserError(
-                f"somebody else launches {state.run_id or 'another run'} at the same time, and RUN={spec.run_id} was "
-                "not started: one run at a time; `make status` shows it, and the same command starts yours later"
-            )
+    for seconds in ASK_AGAIN_SECONDS:
+        if not _find_other(autoscaling, groups, spec):
+            return
+        time.sleep(seconds)
+    if other := _find_other(autoscaling, groups, spec):
+        raise UserError(
+            f"somebody else launches {other.run_id or 'another run'} at the same time, and RUN={spec.run_id} was "
+            "not started: one run at a time; `make status` shows it, and the same command starts yours later"
+        )
+
+
+def _find_other(autoscaling: Any, groups: Sequence[str], spec: Spec) -> Group | None:
+    """A group that is not this run's, or has been asked for machines."""
+    found = fleet.read_groups(autoscaling, groups)
+    return next((state for state in found if state.run_id != spec.run_id or state.desired), None)
 
 
 def check_policy(place: Place, spec: Spec) -> None:

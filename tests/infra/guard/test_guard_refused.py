@@ -131,6 +131,16 @@ def test_a_group_that_cannot_be_read_is_stopped_after_its_machines_tags(lab: Lab
     assert lab.desired() == 0
 
 
+def test_a_run_that_has_changed_to_on_demand_keeps_that_machine_while_its_groups_cannot_be_read(lab: Lab) -> None:
+    """The tags of the machines alone tell that there is one too many, of spot."""
+    lab.launch(on_demand_after_minutes=10.0)
+    fleet.scale(lab.client("autoscaling"), ON_DEMAND, 1)
+    lab.aws.fault("autoscaling.DescribeAutoScalingGroups", code="AccessDenied", status=403)
+    lab.tick(1)
+    lab.aws.heal()
+    assert (lab.desired(SPOT), lab.desired(ON_DEMAND)) == (0, 1)
+
+
 def test_a_refused_notice_is_told_at_the_next_look(lab: Lab) -> None:
     lab.launch()
     lab.aws.fault("sns.Publish", code="AuthorizationError", status=403)

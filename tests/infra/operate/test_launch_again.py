@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -164,6 +165,42 @@ def test_of_two_operators_who_launch_at_once_one_starts_and_the_other_is_told(
     assert schedule(place, "theirs")["State"] == "ENABLED"
     assert begin(place, Request(recipe="digits", run_id="theirs")).run_id == "theirs"
     assert (group(place).run_id, group(place).desired) == ("theirs", 1)
+
+
+def test_of_two_operators_on_different_markets_only_one_starts(
+    place: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other launches from beginning to end between two steps of ours, in the group that ours does not use."""
+    assign, theirs = fleet.assign, plan(Request(recipe="digits", run_id="theirs", market="on-demand")).spec
+    ours, client = plan(Request(recipe="digits", run_id="mine")).spec, Operator(session()).client
+
+    def then_the_other(*arguments: Any) -> None:
+        assign(*arguments)
+        monkeypatch.setattr(fleet, "assign", assign)
+        start_run(client, where(place), theirs, ["g5.xlarge"])
+
+    monkeypatch.setattr(fleet, "assign", then_the_other)
+    with pytest.raises(UserError, match="somebody else launches theirs at the same time, and RUN=mine was not started"):
+        start_run(client, where(place), ours, ["g5.xlarge"])
+    groups = fleet.read_groups(place.aws.client("autoscaling"), INSTALLATION.groups_of("train"))
+    assert [(group.run_id, group.desired) for group in groups] == [("theirs", 0), ("theirs", 1)]
+
+
+def test_a_group_that_shows_its_new_tags_late_is_asked_again(place: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the user would be told of somebody who is not there."""
+    begin(place, Request(recipe="digits", run_id="before"))
+    stop(place)
+    answers, read = [], fleet.read_groups
+
+    def late(*arguments: Any) -> list[fleet.Group]:
+        found = read(*arguments)
+        is_new = any(group.run_id == "mine" for group in found)
+        answers.append(is_new)
+        return [replace(group, run_id="before") for group in found] if is_new and answers.count(True) == 1 else found
+
+    monkeypatch.setattr(fleet, "read_groups", late)
+    assert begin(place, Request(recipe="digits", run_id="mine")).run_id == "mine"
+    assert (group(place).run_id, group(place).desired) == ("mine", 1)
 
 
 def test_two_laptops_do_not_launch_the_same_run_twice(place: Deployed) -> None:

@@ -96,6 +96,17 @@ def test_machines_of_the_on_demand_group_are_stopped(deployed: Deployed) -> None
     assert deployed.desired(group) == 0
 
 
+def test_a_group_that_aws_refuses_to_stop_does_not_spare_the_others(deployed: Deployed) -> None:
+    first, *others = INSTALLATION.groups
+    for group in INSTALLATION.groups:
+        fleet.scale(client(deployed.aws, "autoscaling"), group, 1)
+    deployed.aws.fault("autoscaling.SetDesiredCapacity", code="AccessDenied", status=403, times=1)
+    with pytest.raises(AwsError, match=f"set the Auto Scaling group {first} to 0: AWS refused"):
+        operate("stop")
+    assert deployed.desired(first) == 1
+    assert [deployed.desired(group) for group in others] == [0, 0]
+
+
 @pytest.mark.usefixtures("quick_destroy")
 def test_an_older_installation_without_an_on_demand_group_is_shown_stopped_and_destroyed(aws: Aws) -> None:
     older = deploy(aws, without=["OnDemand"])
