@@ -137,6 +137,9 @@ def clean_up(aws: Aws, installation: Installation) -> None:
     for attempt in range(CLEANING_TRIES):
         try:
             forget_notice(aws, installation)
+        except AwsError as error:  # costs nothing, and what is left of it shows in what_is_left: the role goes last
+            show_line(f"{error}; what bills is removed all the same")
+        try:
             destroy.run(aws, installation, argparse.Namespace(purge=True, yes=True))
             return
         except AwsError as error:

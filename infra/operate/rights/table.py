@@ -230,6 +230,8 @@ def deploying(names: Names) -> list[Right]:
             ),
             why=NAMED_BY_AWS,
         ),
+        Right(by=["deploy"], actions=["cloudformation:DescribeStackEvents"],
+              on=names.stacks(names.installation.storage_stack), why=NAMED_BY_AWS),
         Right(by=["deploy"], actions=["codebuild:StartBuild"], on=names.project),
         Right(
             by=["deploy", "destroy"],

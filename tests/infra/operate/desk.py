@@ -16,6 +16,7 @@ import pytest
 from infra import __main__ as program
 from infra.operate.installation import building
 from infra.operate.session import Aws as Operator
+from infra.operate.session import AwsError
 from infra.run import fleet
 from tests.emulator.aws import Aws
 from tests.emulator.registry import Registry
@@ -106,6 +107,11 @@ class Desk:
 
     def stand_in_for_cdk(self, *, deploys: bool) -> None:
         stand_in_for_cdk(self.folder, self.monkeypatch, deploys=deploys)
+
+    def roll_back(self, *_: object) -> None:
+        """In place of CDK: the storage stack did not come up."""
+        self.aws.set(stack_status={INSTALLATION.storage_stack: "ROLLBACK_COMPLETE"})
+        raise AwsError("cdk deploy ended with 1")
 
     def press_ctrl_c(self) -> None:
         """At the next moment in which a build is waited for."""

@@ -243,6 +243,13 @@ def deploy_without_a_quota(desk: Desk) -> None:
     start_without_a_quota(desk, "deploy", "--no-launch")
 
 
+def deploy_that_rolls_back(desk: Desk) -> None:
+    """CDK fails, and CloudFormation is asked whether it met a name that is not free yet."""
+    desk.ready()
+    desk.monkeypatch.setattr(cdk, "run", desk.roll_back)
+    desk.run(*IMAGE, "deploy", "--no-launch", "--recipe", "digits", code=4)
+
+
 SCENARIOS: Mapping[str, Sequence[Scenario]] = MappingProxyType(
     {
         "preflight": (
@@ -250,7 +257,13 @@ SCENARIOS: Mapping[str, Sequence[Scenario]] = MappingProxyType(
             preflight_of_a_bucket_that_is_there,
             preflight_without_a_quota,
         ),
-        "deploy": (deploy, deploy_over_the_dead, deploy_without_an_engine, deploy_without_a_quota),
+        "deploy": (
+            deploy,
+            deploy_over_the_dead,
+            deploy_that_rolls_back,
+            deploy_without_an_engine,
+            deploy_without_a_quota,
+        ),
         "secret": (secret, secret_before_a_deploy),
         "launch": (launch, launch_without_a_quota),
         "prepare": (prepare, prepare_without_a_quota),

@@ -235,6 +235,16 @@ def test_where_aws_refuses_to_clean_up_it_says_so_and_the_next_one_does_it(opera
     assert inventory(operator.aws) == before
 
 
+def test_who_may_not_look_for_the_role_of_a_notice_leaves_nothing_that_bills(operator: Operator) -> None:
+    before = inventory(operator.aws)
+    operator.aws.fault("iam.GetRole")
+    operator.aws.fault("autoscaling.CreateOrUpdateTags")
+    assert end(operator.start("--yes")) == 1
+    assert "what bills is removed all the same" in operator.said()
+    assert inventory(operator.aws) == before
+    assert operator.report()["left"] == []
+
+
 def test_it_asks_before_it_spends_and_says_the_most_dollars(operator: Operator) -> None:
     before = inventory(operator.aws)
     assert end(operator.start()) == ExitCode.USAGE
