@@ -23,6 +23,7 @@ from trainer.contract import Lease, attempt_key, checkpoint_key, manifest_key, m
 INSTALLATION = Installation()
 RUN = "rn50-20260101-ab12"
 IMAGE_TAG = INSTALLATION.image_tag_prefix + "1f" * 32
+MACHINE_ROLE = f"{INSTALLATION.training_stack}-Role-of-machines"  # no name that CloudFormation makes: it is not swept
 SCHEDULER_ROLE = f"arn:aws:iam::123456789012:role/{INSTALLATION.training_stack}-SchedulerRole0A1B2C3D-A1B2C3D4"
 REPOSITORY = "cdk-hnb659fds-container-assets-123456789012-us-east-1"
 
@@ -95,7 +96,10 @@ def training_template() -> dict[str, Any]:
                     "TagSpecifications": [{"ResourceType": "launch-template", "Tags": tags()}],
                 },
             },
-            "Role": {"Type": "AWS::IAM::Role", "Properties": {"AssumeRolePolicyDocument": {"Statement": []}}},
+            "Role": {
+                "Type": "AWS::IAM::Role",
+                "Properties": {"RoleName": MACHINE_ROLE, "AssumeRolePolicyDocument": {"Statement": []}},
+            },
             "Profile": {"Type": "AWS::IAM::InstanceProfile", "Properties": {"Roles": [{"Ref": "Role"}]}},
             "Train": group_resource(INSTALLATION.train_group, "LaunchTemplate"),
             "OnDemand": group_resource(INSTALLATION.on_demand_group, "LaunchTemplate", 100),
