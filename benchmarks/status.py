@@ -45,7 +45,7 @@ from trainer.contract import (
 ROOT = Path(__file__).parents[1]
 RUNS, DONE, FAILED = 200, 170, 15  # the others were stopped, and the newest runs
 ROWS, ROWS_PER_SEGMENT, SAMPLES_PER_SEGMENT = 100_000, 30, 6  # at a step a second
-ROUNDS = 3
+ROUNDS = 5
 LIMIT_SECONDS = 2.0
 LONG_RUN = "rn50-long"
 
