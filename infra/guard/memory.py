@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from infra.run.values import check_number, check_object, check_text, check_texts, check_whole
 
 MOST_ENDS = 100  # of machines whose end is remembered: the file stays small
+WHY_LETTERS = 200  # of why one ended: a machine wrote parts of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Memory:
 
     def with_ends(self, ends: Mapping[str, str]) -> Memory:
         """Remembers why machines end. The first reason for a machine counts, and the newest MOST_ENDS stay."""
-        known = self.ends | {id: reason for id, reason in ends.items() if id not in self.ends}
+        known = self.ends | {id: reason[:WHY_LETTERS] for id, reason in ends.items() if id not in self.ends}
         return replace(self, ends=dict([*known.items()][-MOST_ENDS:]))
 
     def changed(self, before: Memory) -> bool:

@@ -8,6 +8,7 @@ import pytest
 from infra.config import Tag
 from infra.guard.memory import MOST_ENDS
 from infra.run import fleet
+from infra.run.values import MOST_BYTES
 from tests.infra.fleets import INSTALLATION, RUN, Lab, only
 from trainer.contract import run_key
 
@@ -42,7 +43,9 @@ def test_a_hung_machine_is_replaced_three_times_and_then_the_run_stops(lab: Lab)
     assert lab.memory().for_launch(lab.memory().deadline + 1).ends == ends
     assert [*lab.memory().with_ends({all_machines[0]: "later"} | dict.fromkeys("ab", "why")).ends][-2:] == ["a", "b"]
     assert lab.memory().with_ends({all_machines[0]: "later"}).ends == ends
-    assert len(lab.memory().with_ends({str(n): "why" for n in range(200)}).ends) == MOST_ENDS
+    many = lab.memory().with_ends({str(n): 9999 * "\0" for n in range(200)})
+    assert len(many.ends) == MOST_ENDS
+    assert len(many.to_json()) < MOST_BYTES / 4
 
 
 def test_a_newer_checkpoint_gives_a_hanging_run_three_more_machines(lab: Lab) -> None:
