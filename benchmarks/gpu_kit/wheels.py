@@ -16,7 +16,7 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from trainer.contract import UserError
 
-CARRIED = ("awscrt", "docstring-parser", "simplejpeg", "typeguard", "tyro")
+CARRIED = ("awscrt", "docstring-parser", "nvidia-ml-py", "psutil", "simplejpeg", "typeguard", "tyro")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 

@@ -216,6 +216,7 @@ def test_a_run_is_told_to_be_finished_once_all_of_it_is_stored(
 
     uploader = SimpleNamespace(
         attempt=1,
+        first={"attempt": 1, "started": 1.0},
         flush=flush,
         ask=lambda **request: None,
         finish=lambda seconds: int(not drained),

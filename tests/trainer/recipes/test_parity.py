@@ -169,7 +169,8 @@ def seen(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> list[Inputs]:
         ("rn50-16", ffcv, 1e-5, [0, 1, 2, 5, 6, 7, 24]),  # the peak is step 6
         ("mild", composer, 1e-3, [0, 1, 2, 23, 24, 25, 60]),
         ("a3", timms, 1e-3, [0, 1, 3, 14, 15, 16, 150]),
-        ("v2", torchvisions, 1e-5, [0, 1, 3, 14, 15, 16, 900]),
+        # 1.4e-5 with AVX-512 and less than 1e-5 with AVX2: torch sums in another order
+        ("v2", torchvisions, 3e-5, [0, 1, 3, 14, 15, 16, 900]),
     ],
 )
 def test_a_recipe_follows_its_source_step_by_step(
