@@ -19,6 +19,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 Document = Mapping[str, Any]
@@ -63,9 +64,9 @@ class Caller:
         return self.may(Request("sts:AssumeRole", role)) and trusts(trust, self.role)
 
 
-def trusts(trust: Document, caller: str) -> bool:
+def trusts(trust: Document, caller: str, context: Mapping[str, str] = MappingProxyType({})) -> bool:
     """Whether a role's trust policy names the caller, a role's ARN or a service, or the caller's account, and no
-    condition is in the way.
+    condition is in the way. Where a service asks, `context` says for whom: aws:SourceAccount, aws:SourceArn.
 
     Raises ValueError for everybody, which this simulator does not know.
     """
@@ -78,7 +79,7 @@ def trusts(trust: Document, caller: str) -> bool:
         for statement in statements(trust)
         if "sts:AssumeRole" in texts(statement["Action"])
         and callers & {name for names in statement["Principal"].values() for name in texts(names)}
-        and all(holds(operator, keys, {}) for operator, keys in statement.get("Condition", {}).items())
+        and all(holds(operator, keys, context) for operator, keys in statement.get("Condition", {}).items())
     ]
     return "Allow" in said and "Deny" not in said
 

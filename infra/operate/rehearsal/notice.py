@@ -17,13 +17,6 @@ ACTION = (
     "aws:ec2:send-spot-instance-interruptions"  # docs.aws.amazon.com/fis/latest/userguide/fis-actions-reference.html
 )
 ROLE_SECONDS = 60.0  # IAM takes some seconds until other services know a new role
-# The permissions of the EC2 Spot workshop's template for this action: github.com/awslabs/ec2-spot-workshops
-TRUST = {
-    "Version": "2012-10-17",
-    "Statement": [
-        {"Effect": "Allow", "Principal": {"Service": "fis.amazonaws.com"}, "Action": "sts:AssumeRole"},
-    ],
-}
 
 
 def role_name(installation: Installation) -> str:
@@ -32,7 +25,10 @@ def role_name(installation: Installation) -> str:
 
 
 def send_notice(aws: Aws, installation: Installation, machine: str) -> None:
-    """Ask AWS to reclaim a spot machine of the installation. Raises AwsError if AWS refuses."""
+    """Ask AWS to reclaim a spot machine of the installation. Raises AwsError if AWS refuses.
+
+    The role's permissions are those of the EC2 Spot workshop for this action: github.com/awslabs/ec2-spot-workshops
+    """
     instance = f"arn:{partition(aws)}:ec2:{aws.region}:{aws.account}:instance/{machine}"
     with explained("a notice by AWS Fault Injection Service"):
         role = _make_role(aws, installation, instance)
@@ -71,10 +67,22 @@ def _tags(installation: Installation) -> dict[str, str]:
     return {Tag.INSTALLATION: installation.name}
 
 
+def trust_of_notice(aws: Aws) -> dict[str, Any]:
+    """Only experiments of this account and region may have the role: docs.aws.amazon.com/fis/latest/userguide/
+    getting-started-iam-service-role.html, "Create a trust relationship policy", on the confused deputy.
+    """
+    ours = {
+        "StringEquals": {"aws:SourceAccount": aws.account},
+        "ArnLike": {"aws:SourceArn": f"arn:{partition(aws)}:fis:{aws.region}:{aws.account}:experiment/*"},
+    }
+    allowed = {"Effect": "Allow", "Principal": {"Service": "fis.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    return {"Version": "2012-10-17", "Statement": [allowed | {"Condition": ours}]}
+
+
 def _make_role(aws: Aws, installation: Installation, instance: str) -> str:
     iam, name = aws.client("iam"), role_name(installation)
     tags = [{"Key": key, "Value": value} for key, value in _tags(installation).items()]
-    made = iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(TRUST), Tags=tags)
+    made = iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(trust_of_notice(aws)), Tags=tags)
     allowed = [
         {"Effect": "Allow", "Action": "ec2:DescribeInstances", "Resource": "*"},  # EC2 takes no narrower one
         {"Effect": "Allow", "Action": "ec2:SendSpotInstanceInterruptions", "Resource": instance},

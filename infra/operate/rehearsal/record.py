@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from infra.operate.rehearsal.hiding import hide_account
 from infra.operate.rehearsal.questions import UNTRIED, Verdict, answers_of
 from infra.operate.session import AwsError
 from infra.operate.terminal import RenderableType, show_line, styled, table
@@ -68,7 +69,7 @@ class Record:
         return self.is_whole and self.left == [] and all(act.is_good for act in self.acts)
 
     def write(self, file: Path) -> None:
-        """Write the file whole. An account number in any text becomes words."""
+        """Write the file whole. What could tell whose account it is becomes words, see hiding."""
         document = {
             "format": REHEARSAL_FORMAT,
             "began": datetime.fromtimestamp(self.began, UTC).isoformat(timespec="seconds"),
@@ -84,7 +85,7 @@ class Record:
             ],
         }
         new = file.with_name(f".{file.name}")
-        new.write_text(json.dumps(document, indent=1).replace(self.account, "<account>") + "\n")
+        new.write_text(json.dumps(hide_account(document, self.account), indent=1) + "\n")
         new.replace(file)
 
     def shown(self) -> RenderableType:

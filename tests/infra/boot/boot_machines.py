@@ -221,7 +221,7 @@ class Machine:
             time.sleep(0.1)
 
     def console(self) -> str:
-        """The journal, and what systemd says."""
+        """What the units and systemd say there: of a real machine, EC2's console output has it."""
         assert self.container is not None
         return str(self.container.logs().decode(errors="replace"))
 

@@ -60,6 +60,8 @@ def test_a_run_that_finishes_leaves_no_machine_and_its_token_is_nowhere_but_in_t
     assert [line for line in machine.log("boot") if "credentials cannot be renewed" in line and "no role" in line]
     assert [line for line in machine.log("boot") if "credentials are renewed again" in line]
     assert len([line for line in machine.log("boot") if line.startswith("the session policy, packed: ")]) == 1
+    for line in ("this machine will be gone ", "credentials are renewed again", "the container ended with exit code"):
+        assert line in machine.console()  # one of each unit, as EC2's console output has it
     assert (machine.scratch / "uid.1").read_text() == "10001\n"
     assert " tmpfs ro," in (machine.scratch / "mounts.1").read_text()
     assert machine.log("1") == ["life 1: hold 0"]

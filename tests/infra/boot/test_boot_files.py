@@ -59,7 +59,7 @@ Shell = Callable[[str], tuple[int, str]]
 def shell(engine: docker.DockerClient, machine_image: str) -> Iterator[Shell]:
     """A command on a machine that has not booted; its scripts and units are where they belong."""
     container = engine.containers.run(
-        machine_image, ["sh", "-c", "sed '$d' /start | sh; exec sleep infinity"], entrypoint="", cap_add=CAPABILITIES,
+        machine_image, ["sleep", "infinity"], entrypoint="", cap_add=CAPABILITIES,
         device_cgroup_rules=["a *:* rwm"], network_mode="host", labels={LABEL: "yes"}, detach=True, init=True,
         security_opt=["seccomp=unconfined", "apparmor=unconfined"],
         volumes=[f"{BOOT}:/opt/resnet-spot:ro", "/disks"],
@@ -69,6 +69,7 @@ def shell(engine: docker.DockerClient, machine_image: str) -> Iterator[Shell]:
         code, output = container.exec_run(["sh", "-c", command])
         return int(code), output.decode()
 
+    done(run("sed '$d' /start | sh"))  # to its end: no command may come before the loop devices are there
     yield run
     run("umount --quiet /opt/dlami/nvme; losetup --associated /disks/disk | cut -d: -f1 | xargs -r losetup --detach")
     container.remove(force=True, v=True)
@@ -133,3 +134,13 @@ def test_a_disk_that_holds_something_else_is_left_alone(shell: Shell, disk: str)
     done(shell(f"mkfs.ext4 -q -L theirs {disk}"))
     assert scratch(shell, disk) == NO_DISK
     assert done(shell(f"blkid -p -o value -s LABEL {disk}")) == "theirs"
+
+
+@pytest.mark.engine
+def test_a_disk_with_partitions_and_without_a_file_system_of_its_own_is_not_blank(shell: Shell, disk: str) -> None:
+    one = r"\0\0\0\0\203\0\0\0\1\0\0\0\377\0\0\0"  # a partition of Linux, from the second sector on
+    done(shell(f"printf '{one}' | dd of={disk} bs=1 seek=446 conv=notrunc status=none"))
+    done(shell(rf"printf '\125\252' | dd of={disk} bs=1 seek=510 conv=notrunc status=none"))
+    assert done(shell(f"blkid -p -o value -s PTTYPE {disk}")) == "dos"
+    assert scratch(shell, disk) == NO_DISK
+    assert done(shell(f"blkid -p -o value -s PTTYPE {disk}")) == "dos"

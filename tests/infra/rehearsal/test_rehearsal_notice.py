@@ -16,6 +16,7 @@ from infra.operate.rehearsal.scope import rehearsal_of
 from infra.operate.session import AwsError
 from tests.emulator.aws import ACCOUNT, REGION, Aws
 from tests.emulator.inventory import inventory
+from tests.emulator.policies import trusts
 from tests.infra.operator import operator
 
 REHEARSED = rehearsal_of(Installation())
@@ -44,6 +45,22 @@ def test_the_notice_is_for_one_machine_two_minutes_before_its_end_by_a_role_that
     assert {one["Action"]: one["Resource"] for one in allowed} == {
         "ec2:DescribeInstances": "*", "ec2:SendSpotInstanceInterruptions": ARN,
     }  # fmt: skip
+
+
+def test_no_experiment_of_another_account_gets_the_role(aws: Aws) -> None:
+    send_notice(operator(), REHEARSED, MACHINE)
+    (template,) = templates(aws)
+    name = template["roleArn"].rpartition("/")[2]
+    trust = aws.client("iam").get_role(RoleName=name)["Role"]["AssumeRolePolicyDocument"]
+
+    def is_trusted(account: str, experiment: str) -> bool:
+        arn = f"arn:aws:fis:{REGION}:{experiment}:experiment/EXP1"
+        return trusts(trust, "fis.amazonaws.com", {"aws:SourceAccount": account, "aws:SourceArn": arn})
+
+    assert is_trusted(ACCOUNT, ACCOUNT)
+    assert not is_trusted("210987654321", ACCOUNT)
+    assert not is_trusted(ACCOUNT, "210987654321")
+    assert not trusts(trust, "fis.amazonaws.com")
 
 
 def test_template_and_role_go_also_after_a_kill_in_between_and_those_of_others_stay(aws: Aws) -> None:
