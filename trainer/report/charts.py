@@ -17,29 +17,30 @@ from matplotlib.ticker import MaxNLocator
 
 from trainer.report.curves import MetricCurve
 from trainer.report.page import LIGHT, Chart
-from trainer.report.panels import MACHINE_CHARTS, STEP_CHARTS, TRAINING_CHARTS, Lines, Panel
+from trainer.report.panels import CHARTS, MACHINE_CHARTS, STEP_CHARTS, TRAINING_CHARTS, Lines, Panel
 from trainer.report.plotted import Plotted, Ruler
 
 MOST_MARKED = 50  # of an evaluation: so many are marked each
 
 
-def draw_charts(plotted: Plotted) -> tuple[dict[str, Chart], dict[str, Chart]]:
-    """Charts by name, those that have something to show: along the steps, and along the machine's time."""
-    curves, steps = plotted.of_steps, plotted.steps
+def draw_charts(plotted: Plotted, names: Sequence[str] = CHARTS) -> tuple[dict[str, Chart], dict[str, Chart]]:
+    """Charts by name, those of `names` that have something to show: along the steps, and along the machine's time."""
     with mpl.rc_context({"path.simplify": False}):  # curves are short already, and every point of theirs is shown
-        along_steps = _draw_all(TRAINING_CHARTS, curves, steps, is_file=True) | _draw_all(STEP_CHARTS, curves, steps)
-        return along_steps, _draw_all(MACHINE_CHARTS, plotted.of_machine, plotted.times)
+        return (
+            _draw_all(TRAINING_CHARTS | STEP_CHARTS, names, plotted.of_steps, plotted.steps),
+            _draw_all(MACHINE_CHARTS, names, plotted.of_machine, plotted.times),
+        )
 
 
 def _draw_all(
-    charts: Mapping[str, Sequence[Panel]], curves: Mapping[str, MetricCurve], ruler: Ruler, *, is_file: bool = False
+    charts: Mapping[str, Sequence[Panel]], names: Sequence[str], curves: Mapping[str, MetricCurve], ruler: Ruler
 ) -> dict[str, Chart]:
     drawn = {}
     for name, panels in charts.items():
         shown = [panel for panel in panels if not curves.keys().isdisjoint(panel.lines)]
-        if shown:
+        if shown and name in names:
             figure = _draw(shown, curves, ruler)
-            png = _to_png(figure) if is_file else b""
+            png = _to_png(figure) if name in TRAINING_CHARTS else b""
             drawn[name] = Chart(svg=to_svg(figure, LIGHT), png=png, words=_words(shown, curves, ruler))
     return drawn
 

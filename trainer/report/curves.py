@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,10 +74,19 @@ def curves_of(
     """The curves of those metrics that the rows have, by name. Without `places` they lie at the steps of the rows."""
     rows = list(rows)
     at = np.asarray(list(places) if places is not None else [row["step"] for row in rows], np.float64)
+    alike: dict[tuple[str, ...], list[int]] = {}  # the rows that have the same metrics: a run has few kinds
+    for index, row in enumerate(rows):
+        alike.setdefault(tuple(row), []).append(index)
+
+    @cache
+    def having(kinds: tuple[tuple[str, ...], ...]) -> tuple[Numbers, Sequence[Row]]:
+        indices = sorted(chain.from_iterable(alike[kind] for kind in kinds))
+        return at[indices], [rows[index] for index in indices]
+
     curves: dict[str, MetricCurve | None] = {}
     for name in names:
-        has = np.fromiter((name in row for row in rows), np.bool_, len(rows))
-        curves[name] = curve_of(at[has], [row[name] for row in rows if name in row])
+        places_of, found = having(tuple(kind for kind in alike if name in kind))
+        curves[name] = curve_of(places_of, [row[name] for row in found])
     return {name: curve for name, curve in curves.items() if curve is not None}
 
 

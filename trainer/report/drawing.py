@@ -1,11 +1,13 @@
-"""Draws charts in this process, or in one of its own, which loads matplotlib while the rows of the run are read.
+"""Draws charts in this process, or in two others. The first of these loads matplotlib while the rows are read.
 
-That process takes a pickled Plotted on standard input, and gives the charts on standard output.
+It takes a pickled Plotted on standard input, makes a copy of itself that draws every second chart meanwhile, and gives
+all charts on standard output.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 import subprocess
 import sys
@@ -30,7 +32,8 @@ class Drawer:
 
     def __init__(self) -> None:
         command = [sys.executable, "-c", f"from {__name__} import draw_there; draw_there()"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        environ = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # a process with threads must not be copied
+        self.process = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def __enter__(self) -> Drawer:
         return self
@@ -54,6 +57,20 @@ def draw_there() -> None:
     """What that process does."""
     gc.disable()  # it ends soon, and what matplotlib leaves is small
     from trainer.report import charts
+    from trainer.report.panels import CHARTS
 
-    if asked := sys.stdin.buffer.read():  # else there is no such run
-        sys.stdout.buffer.write(pickle.dumps(charts.draw_charts(pickle.loads(asked))))
+    if not (asked := sys.stdin.buffer.read()):  # there is no such run
+        return
+    plotted = pickle.loads(asked)
+    reading, writing = os.pipe()
+    is_copy = os.fork() == 0
+    drawn = charts.draw_charts(plotted, CHARTS[is_copy::2])
+    if is_copy:
+        with os.fdopen(writing, "wb") as pipe:
+            pickle.dump(drawn, pipe)
+        return
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:  # empty if the copy failed, which has said why
+        others = pickle.load(pipe)
+    every = [{name: one[name] for name in CHARTS if name in one} for one in map(dict.__or__, drawn, others)]
+    sys.stdout.buffer.write(pickle.dumps(tuple(every)))

@@ -150,8 +150,8 @@ def summarise(
 
 def steps_in_epoch(result: Mapping[str, Any], rows: Sequence[Row]) -> float | None:
     """As `result.json` says, else from the rows so far; None where neither does."""
-    seen = [(row["step"], epoch) for row in rows if math.isfinite(epoch := row.get("train/epoch", 0)) and epoch]
-    return result.get("steps_per_epoch") or next((int(s) / float(e) for s, e in seen[::-1]), None)
+    seen = ((row["step"], row["train/epoch"]) for row in reversed(rows) if row.get("train/epoch"))
+    return result.get("steps_per_epoch") or next((int(s) / float(e) for s, e in seen if math.isfinite(e)), None)
 
 
 def last_scores(summary: Summary) -> list[tuple[str, Score]]:
