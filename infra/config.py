@@ -183,6 +183,11 @@ class Installation:
         return f"{self.name}-builder"
 
     @property
+    def notice_role(self) -> str:
+        """Of a rehearsal. CloudFormation names roles of the stack so, and `destroy` finds those that are left."""
+        return f"{self.training_stack}-Notice-Rehearsal"
+
+    @property
     def build_project(self) -> str:
         """The CodeBuild project."""
         return f"{self.name}-image"

@@ -117,7 +117,7 @@ class Aws:
         return list(self._ask("/fake/settings")["cut"])
 
     def asked(self) -> list[dict[str, Any]]:
-        """What IAM was asked of roles: action, resource, context, and why it was refused, or ""."""
+        """What IAM was asked: action, resource, context, the role's ARN, and why it was refused, or ""."""
         return list(self._ask("/fake/settings")["asked"])
 
     def clear_calls(self) -> None:

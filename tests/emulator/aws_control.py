@@ -76,7 +76,7 @@ class Settings:
 SETTINGS = Settings()
 CALLS: list[str] = []  # "ec2.DescribeInstances", in order of arrival
 CUT: list[str] = []  # the instances that were terminated without a shutdown
-ASKED: list[dict[str, Any]] = []  # what IAM was asked of a role: action, resource, context, and why refused, or ""
+ASKED: list[dict[str, Any]] = []  # what IAM was asked: action, resource, context, of which role, why refused, or ""
 
 
 @cache
@@ -215,7 +215,7 @@ def refuse(call: str, fault: dict[str, Any], environ: WSGIEnvironment, start: St
         environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         return []
     read_body(environ)
-    if environ.get("HTTP_X_AMZ_TARGET") or call.startswith(("lambda.", "scheduler.")):
+    if environ.get("HTTP_X_AMZ_TARGET") or call.startswith(("fis.", "lambda.", "scheduler.")):
         return answer(start, {"__type": code, "message": message}, "application/x-amz-json-1.1", status, code)
     error = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
     if call.startswith("ec2."):

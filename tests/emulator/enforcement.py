@@ -89,7 +89,7 @@ def refusal(environ: dict[str, Any]) -> Refusal | None:
 def ask(caller: Caller, request: Request) -> str:
     """Why IAM refuses, which is noted; "" if it allows."""
     why = caller.why_not(request)
-    ASKED.append(asdict(request) | {"refused": why})
+    ASKED.append(asdict(request) | {"role": caller.role, "refused": why})
     return why
 
 
@@ -105,7 +105,11 @@ def caller_of(session: AssumedRole) -> Caller | None:
 
 
 def as_document(policy: Any) -> Any:
-    return json.loads(policy) if isinstance(policy, str) else policy
+    """Without the nulls that moto leaves where a template says AWS::NoValue, and CloudFormation leaves nothing."""
+    document = json.loads(policy) if isinstance(policy, str) else policy
+    if isinstance(document["Statement"], list):
+        return document | {"Statement": [one for one in document["Statement"] if one is not None]}
+    return document
 
 
 def refusal_to_assume(asked: dict[str, str], session: AssumedRole | None) -> Refusal | None:

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, unquote
 
 from moto.autoscaling.models import FakeAutoScalingGroup, autoscaling_backends
 from moto.ec2.models import ec2_backends
+from moto.fis.models import fis_backends
 from moto.iam.models import iam_backends
 from moto.secretsmanager.models import secretsmanager_backends
 
@@ -60,6 +61,8 @@ def requests(call: str, environ: dict[str, Any], user: str) -> list[Request]:
     body = form(environ) if "x-www-form-urlencoded" in environ.get("CONTENT_TYPE", "") else as_json(environ)
     if service == "ec2":
         return ec2_requests(operation, body)
+    if service == "fis":
+        return fis_requests(operation, body, unquote(environ["PATH_INFO"]).rpartition("/")[2])
     if call == "autoscaling.CreateOrUpdateTags":
         groups = {one for name, one in body.items() if name.endswith(".ResourceId")}
         return [Request("autoscaling:CreateOrUpdateTags", group_arn(one)) for one in sorted(groups)]
@@ -116,6 +119,33 @@ def ec2_requests(operation: str, body: dict[str, str]) -> list[Request]:
     return [Request(f"ec2:{operation}", ec2_arn(one), tags_of(one)) for one in ids]
 
 
+def fis_requests(operation: str, body: dict[str, Any], last: str) -> list[Request]:
+    """With the tags of what is made and of the template that is named. AWS's own role of the service is as missing."""
+    given = {f"aws:RequestTag/{key}": value for key, value in body.get("tags", {}).items()}
+    place, template = f"arn:aws:fis:{REGION}:{ACCOUNT}:", str(body.get("experimentTemplateId", last))
+    named = f"{place}experiment-template/{template}"
+    known = fis_backends[ACCOUNT][REGION].tagger.get_tag_dict_for_resource(named)
+    of_template = {f"aws:ResourceTag/{key}": value for key, value in known.items()}
+    action = f"fis:{operation}"
+    if operation.startswith("List"):
+        return [Request(action, "*")]
+    if operation == "CreateExperimentTemplate":
+        made = f"{place}experiment-template/*"
+        parts = [f"{place}action/{one['actionId']}" for one in body["actions"].values()]
+        passed = Request("iam:PassRole", body["roleArn"], {"iam:PassedToService": "fis.amazonaws.com"})
+        tagged = Request("fis:TagResource", made, given)
+        return [*(Request(action, one, given) for one in (made, *parts)), tagged, passed]
+    if operation == "StartExperiment":
+        made, own = f"{place}experiment/*", "aws-service-role/fis.amazonaws.com/AWSServiceRoleForFIS"
+        by_service = {"iam:AWSServiceName": "fis.amazonaws.com"}
+        return [
+            Request(action, named, of_template | given), Request(action, made, given),
+            Request("fis:TagResource", made, given),
+            Request("iam:CreateServiceLinkedRole", f"arn:aws:iam::{ACCOUNT}:role/{own}", by_service),
+        ]  # fmt: skip
+    return [Request(action, named, of_template)]
+
+
 def ec2_arn(id: str) -> str:
     return f"arn:aws:ec2:{REGION}:{ACCOUNT}:{EC2_KINDS[id.partition('-')[0]]}/{id}"
 
@@ -132,6 +162,8 @@ def more_requests(call: str, body: dict[str, Any], user: str) -> Iterator[Reques
         yield Request("iam:PassRole", body["Target"]["RoleArn"], context)
     if call == "autoscaling.UpdateAutoScalingGroup" and any(name.startswith(WITH_TEMPLATE) for name in body):
         yield from requests_of_template(autoscaling_backends[ACCOUNT][REGION].autoscaling_groups[group_of_call(body)])
+    if call == "iam.CreateRole" and any(name.startswith("Tags.") for name in body):
+        yield Request("iam:TagRole", f"arn:aws:iam::{ACCOUNT}:role/{body['RoleName']}")
     if call == "ssm.StartSession":  # whoever opens a session then opens its channel
         place = f"arn:aws:ssm:{REGION}:{ACCOUNT}:"
         yield Request("ssm:StartSession", f"{place}document/SSM-SessionManagerRunShell")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from infra.config import Installation
 from infra.operate.command_line import CommandLine
-from infra.operate.rights.right import MANAGED_LETTERS, Names, iam_policy, letters
+from infra.operate.rehearsal.scope import rehearsal_of
+from infra.operate.rights.right import MANAGED_LETTERS, Names, Right, iam_policy, letters, managed_policies
 from infra.operate.rights.table import rights_of
 from infra.operate.session import Aws, ExitCode
 from infra.operate.terminal import display, display_json, next_commands, show_line, table
@@ -31,6 +34,7 @@ POLICIES: Mapping[str, str] = MappingProxyType({  # by name, and what each is fo
     "stop": "make stop",
     "destroy": "make destroy",
     "purge": "what make destroy PURGE=1 needs beside destroy",
+    "rehearse": "make rehearse, also with FIS=1: all that it does, with its own installation",
 })  # fmt: skip
 
 
@@ -50,13 +54,31 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
         raise UserError(f"ACCOUNT={options.account!r} is no account's number: it has 12 digits")
     names = Names(installation=installation, account=options.account or aws.account, region=aws.region)
     if wanted:
-        display_json(iam_policy(rights_of(names, wanted)))
+        parts = managed_policies(rights_by(names, wanted))
+        display_json(parts if len(parts) > 1 else parts[0])
+        if len(parts) > 1:
+            show_line(
+                f"{len(parts)} policies, in a JSON list: IAM takes {MANAGED_LETTERS:,} letters in one. "
+                "Attach them all.",
+                file=sys.stderr,
+            )
         return ExitCode.DONE
-    rows = [(name, f"{letters(iam_policy(rights_of(names, [name]))):,}", what) for name, what in POLICIES.items()]
-    display(table(rows, ("policy", "letters", "for")))
+    rows = [(name, *length(rights_by(names, [name])), what) for name, what in POLICIES.items()]
+    display(table(rows, ("policy", "letters", "policies", "for")))
     show_line(f"IAM takes {MANAGED_LETTERS:,} letters in a managed policy, without white space")
     next_commands(
         ("make policy COMMAND=launch > launch.json", "one of them"),
         ("make policy COMMAND=status,logs,runs", "one policy for several commands"),
     )
     return ExitCode.DONE
+
+
+def rights_by(names: Names, commands: Sequence[str]) -> tuple[Right, ...]:
+    """What these commands need. A rehearsal has an installation of its own."""
+    here = rights_of(names, [name for name in commands if name != "rehearse"])
+    rehearsed = replace(names, installation=rehearsal_of(names.installation))
+    return here + rights_of(rehearsed, [name for name in commands if name == "rehearse"])
+
+
+def length(rights: Sequence[Right]) -> tuple[str, str]:
+    return f"{letters(iam_policy(rights)):,}", str(len(managed_policies(rights)))

@@ -19,11 +19,6 @@ ACTION = (
 ROLE_SECONDS = 60.0  # IAM takes some seconds until other services know a new role
 
 
-def role_name(installation: Installation) -> str:
-    """As CloudFormation names roles of the stack, so that `destroy` finds one that is left."""
-    return f"{installation.training_stack}-Notice-Rehearsal"
-
-
 def send_notice(aws: Aws, installation: Installation, machine: str) -> None:
     """Ask AWS to reclaim a spot machine of the installation. Raises AwsError if AWS refuses.
 
@@ -42,7 +37,7 @@ def send_notice(aws: Aws, installation: Installation, machine: str) -> None:
 
 def forget_notice(aws: Aws, installation: Installation) -> None:
     """Delete template and role, also those that an earlier rehearsal left. Neither costs anything."""
-    fis, iam, name = aws.client("fis"), aws.client("iam"), role_name(installation)
+    fis, iam, name = aws.client("fis"), aws.client("iam"), installation.notice_role
     with explained(f"the role {name}"):
         try:
             iam.get_role(RoleName=name)
@@ -80,7 +75,7 @@ def trust_of_notice(aws: Aws) -> dict[str, Any]:
 
 
 def _make_role(aws: Aws, installation: Installation, instance: str) -> str:
-    iam, name = aws.client("iam"), role_name(installation)
+    iam, name = aws.client("iam"), installation.notice_role
     tags = [{"Key": key, "Value": value} for key, value in _tags(installation).items()]
     made = iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(trust_of_notice(aws)), Tags=tags)
     allowed = [

@@ -99,7 +99,7 @@ class Names:
 
 
 def iam_policy(rights: Iterable[Right]) -> dict[str, Any]:
-    """The IAM policy. Rights on the same resources under the same condition are one statement."""
+    """The IAM policy, however long. Rights on the same resources under the same condition are one statement."""
     merged: dict[str, tuple[Right, set[str]]] = {}
     for one in rights:
         key = json.dumps([sorted(one.on), one.condition], sort_keys=True)
@@ -110,6 +110,19 @@ def iam_policy(rights: Iterable[Right]) -> dict[str, Any]:
         for one, actions in merged.values()
     ]
     return {"Version": "2012-10-17", "Statement": statements}
+
+
+def managed_policies(rights: Iterable[Right]) -> list[dict[str, Any]]:
+    """The same statements in as many policies as IAM's limit of a managed one asks for, most often one."""
+    whole, parts = iam_policy(rights), list[dict[str, Any]]()
+    for statement in whole["Statement"]:
+        longer = [part | {"Statement": [*part["Statement"], statement]} for part in parts]
+        room = next((number for number, one in enumerate(longer) if letters(one) <= MANAGED_LETTERS), None)
+        if room is None:
+            parts.append(whole | {"Statement": [statement]})
+        else:
+            parts[room] = longer[room]
+    return parts
 
 
 def letters(policy: Mapping[str, Any]) -> int:

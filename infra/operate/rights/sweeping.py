@@ -6,7 +6,7 @@ from infra.operate.installation.left_over import stacks_of
 from infra.operate.installation.leftovers import stack_beginning
 from infra.operate.rights.right import EVERYTHING, Names, Right
 
-DESTROY, PURGE = ["destroy"], ["purge"]
+DESTROYING, PURGING = ("destroy", "rehearse"), ("purge", "rehearse")
 ONLY_LISTS = "AWS knows no resource for an action that lists or describes."
 BY_STACK = "CloudFormation makes up the end of the name."
 SIX_LETTERS = "AWS adds six letters to the name."
@@ -27,7 +27,7 @@ def looking_for_what_is_left(names: Names) -> list[Right]:
     """Each service is asked for all that it has: destroy says that nothing is left only if AWS does."""
     return [
         Right(
-            by=DESTROY,
+            by=DESTROYING,
             actions=["ec2:DescribeInternetGateways", "ec2:DescribeLaunchTemplates", "ec2:DescribeNetworkInterfaces",
                      "ec2:DescribeRouteTables", "ec2:DescribeSecurityGroups", "ec2:DescribeSubnets",
                      "ec2:DescribeVolumes", "ec2:DescribeVpcEndpoints", "ec2:DescribeVpcs", "events:ListRules",
@@ -35,14 +35,14 @@ def looking_for_what_is_left(names: Names) -> list[Right]:
                      "sns:ListTopics"],
             on=EVERYTHING, why=ONLY_LISTS,
         ),
-        Right(by=DESTROY, actions=["cloudwatch:DescribeAlarms"], on=[names.of("cloudwatch", "alarm:*")],
+        Right(by=DESTROYING, actions=["cloudwatch:DescribeAlarms"], on=[names.of("cloudwatch", "alarm:*")],
               why="AWS lists alarms to those who may see all of them."),
-        Right(by=DESTROY, actions=["cloudformation:ListStackResources"],
+        Right(by=DESTROYING, actions=["cloudformation:ListStackResources"],
               on=names.stacks(*stacks_of(names.installation)), why=BY_STACK),
-        Right(by=DESTROY, actions=["codebuild:BatchGetProjects"], on=names.project),
-        Right(by=DESTROY, actions=["s3:ListBucketVersions"], on=[names.cdk_bucket],
+        Right(by=DESTROYING, actions=["codebuild:BatchGetProjects"], on=names.project),
+        Right(by=DESTROYING, actions=["s3:ListBucketVersions"], on=[names.cdk_bucket],
               condition={"StringLike": {"s3:prefix": f"{names.installation.source_prefix}*"}}),
-        Right(by=DESTROY, actions=["s3:GetBucketTagging"], on=[names.bucket], why=BY_STACK),
+        Right(by=DESTROYING, actions=["s3:GetBucketTagging"], on=[names.bucket], why=BY_STACK),
     ]  # fmt: skip
 
 
@@ -55,26 +55,27 @@ def deleting(names: Names) -> list[Right]:
     groups = names.groups(*installation.groups)
     beginning = f"{stack_beginning(installation)}*"
     return [
-        Right(by=DESTROY, actions=["cloudformation:DeleteStack"], on=names.stacks(*stacks_of(installation)),
+        Right(by=DESTROYING, actions=["cloudformation:DeleteStack"], on=names.stacks(*stacks_of(installation)),
               why=BY_STACK),
-        Right(by=DESTROY, actions=["codebuild:DeleteProject"], on=names.project),
-        Right(by=DESTROY, actions=["s3:DeleteObjectVersion"],
+        Right(by=DESTROYING, actions=["codebuild:DeleteProject"], on=names.project),
+        Right(by=DESTROYING, actions=["s3:DeleteObjectVersion"],
               on=[f"{names.cdk_bucket}/{installation.source_prefix}*"], why="CDK names a source by its content."),
-        Right(by=DESTROY, actions=["autoscaling:DeleteAutoScalingGroup"], on=groups,
+        Right(by=DESTROYING, actions=["autoscaling:DeleteAutoScalingGroup"], on=groups,
               why="AWS makes up the group's id; its name is given."),
-        Right(by=DESTROY, actions=DELETED_EC2, on=[names.of("ec2", "*/*")], condition=names.ours,
+        Right(by=DESTROYING, actions=DELETED_EC2, on=[names.of("ec2", "*/*")], condition=names.ours,
               why="Each action deletes one kind of thing. AWS makes up the ids, and the tag says which are ours."),
-        Right(by=DESTROY, actions=["scheduler:DeleteScheduleGroup"],
+        Right(by=DESTROYING, actions=["scheduler:DeleteScheduleGroup"],
               on=[names.of("scheduler", f"schedule-group/{installation.schedule_group}")]),
-        Right(by=DESTROY, actions=RULE_ACTIONS, on=[names.of("events", f"rule/{beginning}")], why=CUT),
-        Right(by=DESTROY, actions=["iam:ListRoleTags"], on=[f"arn:aws:iam::{names.account}:role/{beginning}"], why=CUT),
-        Right(by=DESTROY, actions=["lambda:DeleteFunction", "lambda:GetFunction"],
+        Right(by=DESTROYING, actions=RULE_ACTIONS, on=[names.of("events", f"rule/{beginning}")], why=CUT),
+        Right(by=DESTROYING, actions=["iam:ListRoleTags"], on=[f"arn:aws:iam::{names.account}:role/{beginning}"],
+              why=CUT),
+        Right(by=DESTROYING, actions=["lambda:DeleteFunction", "lambda:GetFunction"],
               on=[names.of("lambda", f"function:{installation.guard_function}")]),
-        Right(by=DESTROY, actions=["logs:DeleteLogGroup"],
+        Right(by=DESTROYING, actions=["logs:DeleteLogGroup"],
               on=[names.of("logs", f"log-group:{name}:*") for name in log_groups],
               why="AWS asks for a group and its streams."),
-        Right(by=DESTROY, actions=["sns:DeleteTopic"], on=names.made_by_stack("sns", ""), why=BY_STACK),
-        Right(by=DESTROY, actions=["cloudwatch:DeleteAlarms"], on=names.made_by_stack("cloudwatch", "alarm:"),
+        Right(by=DESTROYING, actions=["sns:DeleteTopic"], on=names.made_by_stack("sns", ""), why=BY_STACK),
+        Right(by=DESTROYING, actions=["cloudwatch:DeleteAlarms"], on=names.made_by_stack("cloudwatch", "alarm:"),
               why=BY_STACK),
     ]  # fmt: skip
 
@@ -82,19 +83,20 @@ def deleting(names: Names) -> list[Right]:
 def closing_the_tally(names: Names) -> list[Right]:
     """The guard's function goes with the stack, so destroy counts the last machines itself, as the guard does."""
     return [
-        Right(by=DESTROY, actions=["s3:PutObject"], on=names.objects("runs/*/spend.json", "runs/*/guard.json"),
+        Right(by=DESTROYING, actions=["s3:PutObject"], on=names.objects("runs/*/spend.json", "runs/*/guard.json"),
               why="The names of runs are the users'."),
-        Right(by=DESTROY, actions=["sns:Publish"], on=names.made_by_stack("sns", ""), why=BY_STACK),
+        Right(by=DESTROYING, actions=["sns:Publish"], on=names.made_by_stack("sns", ""), why=BY_STACK),
     ]  # fmt: skip
 
 
 def purging(names: Names) -> list[Right]:
     return [
-        Right(by=PURGE, actions=["s3:DeleteBucket", "s3:ListBucketMultipartUploads"], on=[names.bucket], why=BY_STACK),
-        Right(by=PURGE, actions=["s3:AbortMultipartUpload", "s3:DeleteObjectVersion"], on=names.objects("*"),
+        Right(by=PURGING, actions=["s3:DeleteBucket", "s3:ListBucketMultipartUploads"], on=[names.bucket],
+              why=BY_STACK),
+        Right(by=PURGING, actions=["s3:AbortMultipartUpload", "s3:DeleteObjectVersion"], on=names.objects("*"),
               why="All of the bucket goes."),
-        Right(by=PURGE, actions=["secretsmanager:DescribeSecret"], on=names.secret, why=SIX_LETTERS),
-        Right(by=PURGE, actions=["secretsmanager:DeleteSecret"], on=names.secret[1:], why=SIX_LETTERS),
-        Right(by=PURGE, actions=["cloudformation:DeleteStack"], on=names.stacks(names.installation.storage_stack),
+        Right(by=PURGING, actions=["secretsmanager:DescribeSecret"], on=names.secret, why=SIX_LETTERS),
+        Right(by=PURGING, actions=["secretsmanager:DeleteSecret"], on=names.secret[1:], why=SIX_LETTERS),
+        Right(by=PURGING, actions=["cloudformation:DeleteStack"], on=names.stacks(names.installation.storage_stack),
               why=BY_STACK),
     ]  # fmt: skip

@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from infra.config import AMI
+from infra.operate.rights.rehearsing import rehearsing
 from infra.operate.rights.right import EVERYTHING, Names, Right
-from infra.operate.rights.sweeping import SIX_LETTERS, sweeping
+from infra.operate.rights.sweeping import DESTROYING, SIX_LETTERS, sweeping
 
-STARTERS = ("launch", "prepare")
+LAUNCHING = ("launch", "prepare")
+STARTERS = (*LAUNCHING, "rehearse")
 CHECKING = ("preflight", "deploy", *STARTERS)
+DEPLOYING = ("deploy", "rehearse")
 READING = ("status", "runs")
 LOOKING = (*READING, "logs", "cost", "pull")
-STOPPING = ("stop", "destroy")
 CHECKED = (
     "ec2:DescribeInstanceTypes",
     "ec2:DescribeInternetGateways", "ec2:DescribeRouteTables",
@@ -40,7 +42,7 @@ def rights(names: Names) -> tuple[Right, ...]:
     """Every permission, in the order of what it is for."""
     return (
         *finding(names), *reading_runs(names), *checking(names), *starting(names), *stopping(names), *deploying(names),
-        *handling(names), *sweeping(names),
+        *handling(names), *sweeping(names), *rehearsing(names),
     )  # fmt: skip
 
 
@@ -62,18 +64,20 @@ def finding(names: Names) -> list[Right]:
             by=with_both, actions=["cloudformation:DescribeStacks"], on=names.stacks(training), why=NAMED_BY_AWS
         ),
         Right(
-            by=["preflight", "deploy", "destroy"], actions=["cloudformation:DescribeStacks"],
+            by=["preflight", "deploy", *DESTROYING], actions=["cloudformation:DescribeStacks"],
             on=names.stacks(names.installation.builder_stack), why=NAMED_BY_AWS,
         ),
         Right(
-            by=(*CHECKING, *LOOKING, *STOPPING), actions=["autoscaling:DescribeAutoScalingGroups"], on=EVERYTHING,
+            by=(*CHECKING, *LOOKING, "stop", *DESTROYING),
+            actions=["autoscaling:DescribeAutoScalingGroups"], on=EVERYTHING,
             why=LISTS,
         ),
         Right(
-            by=(*CHECKING, "status", "runs", "logs", "shell", *STOPPING), actions=["ec2:DescribeInstances"],
+            by=(*CHECKING, "status", "runs", "logs", "shell", "stop", *DESTROYING), actions=["ec2:DescribeInstances"],
             on=EVERYTHING, why=LISTS,
         ),
-        Right(by=["status", "logs"], actions=["autoscaling:DescribeScalingActivities"], on=EVERYTHING, why=LISTS),
+        Right(by=["status", "logs", "rehearse"], actions=["autoscaling:DescribeScalingActivities"],
+              on=EVERYTHING, why=LISTS),
     ]  # fmt: skip
 
 
@@ -81,24 +85,24 @@ def reading_runs(names: Names) -> list[Right]:
     """What runs have left in the bucket, and what stays there."""
     mine = {"StringLike": {"s3:prefix": ["runs/*", "checkpoints/*"]}}
     return [
-        Right(by=[*LOOKING, "destroy"], actions=["s3:ListBucket"], on=[names.bucket], condition=mine,
+        Right(by=[*LOOKING, *DESTROYING], actions=["s3:ListBucket"], on=[names.bucket], condition=mine,
               why=NAMED_BY_AWS),
         Right(
             by=[*LOOKING, *STARTERS, "destroy"], actions=["s3:GetObject"], on=names.objects("runs/*"), why=KEYS_OF_RUNS
         ),
         Right(
-            by=READING, actions=["s3:GetObject"],
+            by=[*READING, "rehearse"], actions=["s3:GetObject"],
             on=names.objects("checkpoints/*/HEAD.json", "checkpoints/*/manifest/*"), why=KEYS_OF_RUNS,
         ),
         Right(by=["pull"], actions=["s3:GetObject"], on=names.objects("checkpoints/*"), why=KEYS_OF_RUNS),
         Right(
-            by=["logs"], actions=["logs:FilterLogEvents"],
+            by=["logs", "rehearse"], actions=["logs:FilterLogEvents"],
             on=[names.of("logs", f"log-group:{names.installation.log_group}:*")],
             why="The streams are made by the runs.",
         ),
-        Right(by=["status", "cost", "destroy"], actions=["s3:ListBucketVersions"], on=[names.bucket],
+        Right(by=["status", "cost", *DESTROYING], actions=["s3:ListBucketVersions"], on=[names.bucket],
               why=NAMED_BY_AWS),
-        Right(by=["status", "cost", "deploy"], actions=["ecr:DescribeImages"], on=names.images),
+        Right(by=["status", "cost", *DEPLOYING], actions=["ecr:DescribeImages"], on=names.images),
         Right(
             by=["cost"], actions=["cloudwatch:GetMetricStatistics", "logs:DescribeLogGroups"], on=EVERYTHING, why=LISTS
         ),
@@ -118,14 +122,14 @@ def checking(names: Names) -> list[Right]:
             on=EVERYTHING, why=LISTS,
         ),
         Right(by=CHECKING, actions=["freetier:GetAccountPlanState"], on=EVERYTHING, why=LISTS),
-        Right(by=["preflight", "deploy"], actions=["ec2:DescribeVpcs"], on=EVERYTHING, why=LISTS),
+        Right(by=["preflight", *DEPLOYING], actions=["ec2:DescribeVpcs"], on=EVERYTHING, why=LISTS),
         Right(
             by=[*CHECKING, "cost", "destroy"], actions=["ec2:DescribeSpotPriceHistory"], on=EVERYTHING, why=LISTS
         ),
         Right(by=[*CHECKING, "cost"], actions=["pricing:GetProducts"], on=EVERYTHING, why=LISTS),
         Right(by=CHECKING, actions=["ssm:GetParameter"], on=[f"arn:aws:ssm:{names.region}::parameter{AMI}"]),
         Right(
-            by=["preflight", "deploy"], actions=["ssm:GetParameter"],
+            by=["preflight", *DEPLOYING], actions=["ssm:GetParameter"],
             on=[names.of("ssm", "parameter/cdk-bootstrap/hnb659fds/version")],
         ),
         Right(
@@ -138,12 +142,13 @@ def checking(names: Names) -> list[Right]:
             by=[*CHECKING, "cost"], actions=["s3:GetObject"], on=names.objects("datasets/*/index.json"), why=DATASETS
         ),
         Right(
-            by=["cost"], actions=["s3:ListBucket"], on=[names.bucket],
+            by=["cost", "rehearse"], actions=["s3:ListBucket"], on=[names.bucket],
             condition={"StringLike": {"s3:prefix": "datasets/*"}}, why=NAMED_BY_AWS,
         ),
-        Right(by=["preflight", "deploy"], actions=["s3:GetBucketTagging"], on=[names.bucket], why=NAMED_BY_AWS),
+        Right(by=["preflight", *DEPLOYING], actions=["s3:GetBucketTagging"], on=[names.bucket], why=NAMED_BY_AWS),
         Right(by=[*CHECKING, "secret"], actions=["secretsmanager:DescribeSecret"], on=names.secret, why=SIX_LETTERS),
-        Right(by=CHECKING, actions=["secretsmanager:GetSecretValue"], on=names.secret, why=SIX_LETTERS),
+        Right(by=["preflight", "deploy", *LAUNCHING], actions=["secretsmanager:GetSecretValue"],
+              on=names.secret, why=SIX_LETTERS),
     ]  # fmt: skip
 
 
@@ -156,15 +161,17 @@ def starting(names: Names) -> list[Right]:
     by_template = {"ArnLike": {"ec2:LaunchTemplate": names.of("ec2", "launch-template/*")}}
     return [
         Right(by=STARTERS, actions=["s3:PutObject"], on=names.objects("runs/*/spec.json"), why=KEYS_OF_RUNS),
-        Right(by=STARTERS, actions=["s3:DeleteObject"], on=names.objects("runs/*/failed.json"), why=KEYS_OF_RUNS),
+        Right(by=LAUNCHING, actions=["s3:DeleteObject"], on=names.objects("runs/*/failed.json"), why=KEYS_OF_RUNS),
         *(
             Right(
-                by=[command],
-                actions=["autoscaling:CreateOrUpdateTags", "autoscaling:ResumeProcesses",
-                         "autoscaling:SetDesiredCapacity", "autoscaling:UpdateAutoScalingGroup"],
+                by=by, actions=[f"autoscaling:{action}" for action in actions],
                 on=names.groups(*names.installation.groups_of(kind)), why=ID_OF_GROUP,
             )
             for command, kind in (("launch", "train"), ("prepare", "prepare"))
+            for by, actions in (
+                ([command, "rehearse"], ["CreateOrUpdateTags", "SetDesiredCapacity", "UpdateAutoScalingGroup"]),
+                ([command], ["ResumeProcesses"]),
+            )
         ),
         Right(
             by=STARTERS, actions=["ec2:RunInstances"], on=[names.of("ec2", "launch-template/*")], condition=names.ours,
@@ -183,10 +190,8 @@ def starting(names: Names) -> list[Right]:
             condition={"StringEquals": {"iam:PassedToService": ["ec2.amazonaws.com", "scheduler.amazonaws.com"]}},
             why=NAMED_BY_AWS,
         ),
-        Right(
-            by=STARTERS, actions=["scheduler:CreateSchedule", "scheduler:UpdateSchedule"], on=names.schedules,
-            why=RUN_NAME,
-        ),
+        Right(by=STARTERS, actions=["scheduler:CreateSchedule"], on=names.schedules, why=RUN_NAME),
+        Right(by=LAUNCHING, actions=["scheduler:UpdateSchedule"], on=names.schedules, why=RUN_NAME),
     ]  # fmt: skip
 
 
@@ -194,52 +199,53 @@ def stopping(names: Names) -> list[Right]:
     groups = names.groups(*names.installation.groups)
     return [
         Right(
-            by=STOPPING, actions=["autoscaling:SetDesiredCapacity", "autoscaling:UpdateAutoScalingGroup"], on=groups,
+            by=["stop", *DESTROYING],
+            actions=["autoscaling:SetDesiredCapacity", "autoscaling:UpdateAutoScalingGroup"], on=groups,
             why=ID_OF_GROUP,
         ),
         Right(
-            by=STOPPING, actions=["ec2:TerminateInstances"], on=[names.of("ec2", "instance/*")], condition=names.ours,
+            by=["stop", *DESTROYING],
+            actions=["ec2:TerminateInstances"], on=[names.of("ec2", "instance/*")], condition=names.ours,
             why=ID,
         ),
-        Right(by=[*STARTERS, *STOPPING], actions=["scheduler:ListSchedules"], on=EVERYTHING, why=LISTS),
-        Right(by=[*STARTERS, *STOPPING], actions=["scheduler:DeleteSchedule"], on=names.schedules, why=RUN_NAME),
+        Right(by=[*STARTERS, "stop", *DESTROYING], actions=["scheduler:ListSchedules"], on=EVERYTHING, why=LISTS),
+        Right(by=[*STARTERS, "stop", *DESTROYING], actions=["scheduler:DeleteSchedule"],
+              on=names.schedules, why=RUN_NAME),
     ]  # fmt: skip
 
 
 def deploying(names: Names) -> list[Right]:
     """CDK takes on the roles of its bootstrap. Beside them, `deploy` does itself what no stack does."""
     return [
-        Right(by=["deploy", "secret"], actions=["sts:AssumeRole"], on=names.cdk_roles("deploy", "file-publishing")),
-        Right(by=["deploy"], actions=["sts:AssumeRole"], on=names.cdk_roles("image-publishing")),
+        Right(by=[*DEPLOYING, "secret"], actions=["sts:AssumeRole"], on=names.cdk_roles("deploy", "file-publishing")),
+        Right(by=DEPLOYING, actions=["sts:AssumeRole"], on=names.cdk_roles("image-publishing")),
         Right(
-            by=["deploy", "destroy"], actions=["ecr:BatchDeleteImage", "ecr:ListImages"], on=names.images
+            by=["deploy", *DESTROYING], actions=["ecr:BatchDeleteImage", "ecr:ListImages"], on=names.images
         ),
         Right(
-            by=["deploy", "destroy"], actions=["ecr:DescribeRepositories"], on=[names.of("ecr", "repository/*")],
+            by=["deploy", *DESTROYING], actions=["ecr:DescribeRepositories"], on=[names.of("ecr", "repository/*")],
             why="A bootstrap may have named the repository otherwise.",
         ),
+        Right(by=DEPLOYING, actions=["s3:GetLifecycleConfiguration"], on=[names.bucket], why=NAMED_BY_AWS),
+        Right(by=["deploy"], actions=["s3:PutBucketVersioning", "s3:PutLifecycleConfiguration"], on=[names.bucket],
+              why=NAMED_BY_AWS),
         Right(
-            by=["deploy"],
-            actions=["s3:GetLifecycleConfiguration", "s3:PutBucketVersioning", "s3:PutLifecycleConfiguration"],
-            on=[names.bucket], why=NAMED_BY_AWS,
-        ),
-        Right(
-            by=["deploy"], actions=["cloudformation:DeleteStack"],
+            by=DEPLOYING, actions=["cloudformation:DeleteStack"],
             on=names.stacks(
                 names.installation.storage_stack, names.installation.training_stack, names.installation.builder_stack
             ),
             why=NAMED_BY_AWS,
         ),
-        Right(by=["deploy"], actions=["cloudformation:DescribeStackEvents"],
+        Right(by=DEPLOYING, actions=["cloudformation:DescribeStackEvents"],
               on=names.stacks(names.installation.storage_stack), why=NAMED_BY_AWS),
-        Right(by=["deploy"], actions=["codebuild:StartBuild"], on=names.project),
+        Right(by=DEPLOYING, actions=["codebuild:StartBuild"], on=names.project),
         Right(
-            by=["deploy", "destroy"],
+            by=["deploy", *DESTROYING],
             actions=["codebuild:BatchGetBuilds", "codebuild:ListBuildsForProject", "codebuild:StopBuild"],
             on=names.project,
         ),
         Right(
-            by=["deploy"], actions=["logs:GetLogEvents"],
+            by=DEPLOYING, actions=["logs:GetLogEvents"],
             on=[names.of("logs", f"log-group:{names.installation.build_log_group}:*")], why="Each build has a stream.",
         ),
     ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ import pytest
 
 from infra import __main__ as program
 from infra.operate.installation import building
+from infra.operate.rights.right import Right
 from infra.operate.session import Aws as Operator
 from infra.operate.session import AwsError
 from infra.run import fleet
 from tests.emulator.aws import Aws
+from tests.emulator.policies import Request, applies
 from tests.emulator.registry import Registry
 from tests.infra import deployed
 from tests.infra.deployed import INSTALLATION, REPOSITORY, Deployed, client
@@ -33,6 +35,40 @@ class OpenedError(Exception):
     """This process would be the shell now."""
 
 
+def granted(aws: Aws, *policies: Mapping[str, Any]) -> dict[str, str]:
+    """The environment of somebody who has a role with these policies and no other."""
+    iam = client(aws, "iam")
+    trust = {"Statement": {"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"AWS": aws.account}}}
+    iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument=json.dumps(trust))
+    for number, policy in enumerate(policies):
+        iam.put_role_policy(RoleName=ROLE, PolicyName=f"{ROLE}-{number}", PolicyDocument=json.dumps(policy))
+    arn = f"arn:aws:iam::{aws.account}:role/{ROLE}"
+    keys = client(aws, "sts").assume_role(RoleArn=arn, RoleSessionName="me")["Credentials"]
+    return {name: str(keys[key]) for name, key in KEYS.items()}
+
+
+def asked_by_role(aws: Aws) -> list[dict[str, Any]]:
+    """What the role has asked IAM. Nothing may be refused, not even what a command gets over."""
+    asked = [one for one in aws.asked() if one["role"].endswith(f":role/{ROLE}")]
+    assert [one for one in asked if one["refused"]] == []
+    return asked
+
+
+def unasked(rights: Sequence[Right], asked: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What the rights allow, an action on a resource, and nobody has asked for."""
+    requests = [Request(one["action"], one["resource"], one["context"]) for one in asked]
+
+    def is_asked(right: Right, action: str, resource: str) -> bool:
+        allowed = {"Action": action, "Resource": resource, "Condition": right.condition or {}}
+        return any(applies(allowed, request) for request in requests)
+
+    return [
+        (action, resource)
+        for right in rights for action in right.actions for resource in right.on
+        if not is_asked(right, action, resource)
+    ]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Desk:
     aws: Aws
@@ -42,14 +78,8 @@ class Desk:
 
     def sit_down(self, policy: Mapping[str, Any]) -> None:
         """From now on, this process has the credentials of a role with this policy and no other."""
-        iam = client(self.aws, "iam")
-        trust = {"Statement": {"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"AWS": self.aws.account}}}
-        iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument=json.dumps(trust))
-        iam.put_role_policy(RoleName=ROLE, PolicyName=ROLE, PolicyDocument=json.dumps(policy))
-        arn = f"arn:aws:iam::{self.aws.account}:role/{ROLE}"
-        granted = client(self.aws, "sts").assume_role(RoleArn=arn, RoleSessionName="me")["Credentials"]
-        for name, key in KEYS.items():
-            self.monkeypatch.setenv(name, granted[key])
+        for name, value in granted(self.aws, policy).items():
+            self.monkeypatch.setenv(name, value)
         self.aws.set(registry=self.registry.host)
 
     def run(self, *arguments: str, code: int = 0, stdin: str = "") -> None:

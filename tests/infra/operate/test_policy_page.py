@@ -6,9 +6,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from infra.config import Installation
-from infra.operate.commands.policy import POLICIES
-from infra.operate.rights.right import MANAGED_LETTERS, Names, Right, iam_policy, letters
+from infra.operate.commands.policy import POLICIES, rights_by
+from infra.operate.rehearsal.scope import rehearsal_of
+from infra.operate.rights.right import MANAGED_LETTERS, Names, Right, iam_policy, letters, managed_policies
 from infra.operate.rights.table import rights, rights_of
 from tests import ROOT
 from tests.emulator.aws import Aws
@@ -41,12 +44,21 @@ def test_the_page_lists_every_permission() -> None:
     assert wanted in said, f"write this table into {PAGE}:\n{wanted}"
 
 
-def test_each_policy_fits_into_a_managed_one_of_iam() -> None:
-    longest = Installation(name="a" * 24, bucket_name="b" * 63)
-    for installation in (Installation(), longest):
-        names = Names(installation=installation, account="111122223333", region="ap-southeast-7")
-        for name in POLICIES:
-            assert letters(iam_policy(rights_of(names, [name]))) <= MANAGED_LETTERS, name
+LONGEST = Installation(name="a" * 24, bucket_name="b" * 63)
+
+
+@pytest.mark.parametrize("installation", [Installation(), LONGEST])
+def test_each_policy_fits_into_a_managed_one_of_iam_but_that_of_a_rehearsal_into_three(
+    installation: Installation,
+) -> None:
+    names = Names(installation=installation, account="111122223333", region="ap-southeast-7")
+    for name in POLICIES:
+        rights = rights_by(names, [name])
+        parts = managed_policies(rights)
+        assert all(letters(one) <= MANAGED_LETTERS for one in parts)
+        assert len(parts) == (3 if name == "rehearse" else 1), name
+        statements = [one for part in parts for one in part["Statement"]]
+        assert sorted(statements, key=str) == sorted(iam_policy(rights)["Statement"], key=str)
 
 
 def test_every_wide_resource_has_its_reason_and_no_policy_allows_all_of_a_service() -> None:
@@ -66,13 +78,27 @@ def test_a_policy_is_printed_as_json_and_nothing_else(aws: Aws, run: Callable[..
     assert aws.calls() == ["sts.GetCallerIdentity"]
 
 
+def test_the_policies_of_a_rehearsal_are_a_list_and_for_its_own_installation_alone(
+    aws: Aws, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, said, error = run("policy", "stop,rehearse", "--account", NAMES.account)
+    assert (code, error) == (0, "3 policies, in a JSON list: IAM takes 6,144 letters in one. Attach them all.\n")
+    rehearsed = Names(installation=rehearsal_of(Installation()), account=NAMES.account, region=NAMES.region)
+    rights = [*rights_of(NAMES, ["stop"]), *rights_of(rehearsed, ["rehearse"])]
+    assert json.loads(said) == managed_policies(rights)
+    alone = run("policy", "rehearse", "--account", NAMES.account)[1]
+    assert f"role/{rehearsed.installation.notice_role}" in alone
+    assert "/resnet-spot-train" not in alone  # a group of the other installation
+    assert "/resnet-spot-rehearsal-train" in alone
+
+
 def test_without_a_command_each_policy_is_listed_with_its_length(
     run: Callable[..., tuple[int, str, str]], aws: Aws
 ) -> None:
     code, said, _ = run("policy")
     assert code == 0
     for name in POLICIES:
-        assert f"{letters(iam_policy(rights_of(NAMES, [name]))):,}" in said
+        assert f"{letters(iam_policy(rights_by(NAMES, [name]))):,}" in said
         assert f"\n{name} " in said
     assert "IAM takes 6,144 letters" in said
 

@@ -8,15 +8,20 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import boto3
 import pytest
 
 from infra.config import Installation
+from infra.operate.commands.policy import rights_by
 from infra.operate.rehearsal.notice import ACTION, forget_notice, send_notice
 from infra.operate.rehearsal.scope import rehearsal_of
+from infra.operate.rights.right import Names, managed_policies
+from infra.operate.session import Aws as Operator
 from infra.operate.session import AwsError
 from tests.emulator.aws import ACCOUNT, REGION, Aws
 from tests.emulator.inventory import inventory
 from tests.emulator.policies import trusts
+from tests.infra.operate.desk import asked_by_role, granted, unasked
 from tests.infra.operator import operator
 
 REHEARSED = rehearsal_of(Installation())
@@ -77,3 +82,15 @@ def test_template_and_role_go_also_after_a_kill_in_between_and_those_of_others_s
     forget_notice(operator(), REHEARSED)
     assert inventory(aws) == before
     assert [one["tags"]["resnet-spot"] for one in templates(aws)] == [other.name]
+
+
+def test_a_notice_and_its_end_need_all_that_the_policy_of_a_rehearsal_has_beyond_those_of_other_commands(
+    aws: Aws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rights = rights_by(Names(installation=Installation(), account=aws.account, region=aws.region), ["rehearse"])
+    for name, value in granted(aws, *managed_policies(rights)).items():
+        monkeypatch.setenv(name, value)
+    rehearser = Operator(boto3.Session())
+    send_notice(rehearser, REHEARSED, MACHINE)
+    forget_notice(rehearser, REHEARSED)
+    assert unasked([one for one in rights if [*one.by] == ["rehearse"]], asked_by_role(aws)) == []
