@@ -338,6 +338,10 @@ bench-status: $(INFRA)/.dev ## measure make status for 100,000 rows and make run
 bench-logs: $(INFRA)/.dev ## measure the log's way from a container to the terminal (root: starts a Docker engine of its own)
 	@$(INFRA_ARGS) benchmarks.logs
 
+.PHONY: bench-nodes
+bench-nodes: $(VENV)/.dev ## measure the exchange of ResNet-50's gradients between network namespaces at 1 and 10 Gbit/s (ARGS="--rounds N")
+	@$(PY_ARGS) benchmarks.nodes
+
 .PHONY: bench-image
 bench-image: $(VENV)/.dev ## measure what IMAGE= weighs, compressed, and which package how much
 	@$(PY) benchmarks.image
