@@ -200,7 +200,7 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     config = resolved(config, data.index)
     images = data.index.splits["train"].images
     clock = Clock.of(config, images)
-    config.grad_accum_steps(world.size)
+    config.micro_batches_of(world.rank, world.size)
     status.enter(Phase.STARTING)
     console = Console(clock.total_steps, clock.steps_per_epoch, speaks=world.is_main)
     resources.enter_context(closing(console))
@@ -237,7 +237,7 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     loader = resources.enter_context(open_loader(config, data, clock, world, range(state.step, clock.total_steps)))
     batches = iter(loader)
     if restored is None and world.is_main:
-        batches = with_opening(batches, config, world, state.models(), metrics)
+        batches = with_opening(batches, config, state.models(), metrics)
     return Run(
         config=config, env=env, world=world, clock=clock, data=data, state=state, execution=execution,
         batches=batches, log=StepLog(world, loader, clock.steps_per_epoch), metrics=metrics,

@@ -12,7 +12,7 @@ import os
 import sys
 
 from trainer.contract import RunEnv
-from trainer.process.channel import SOCKET_VARIABLE, attempt_dir, register
+from trainer.process.channel import SOCKET_VARIABLE, attempt_dir, leave_exit, register
 from trainer.recipes.command_line import command_line_or_exit
 from trainer.text import forgive_output
 
@@ -29,7 +29,7 @@ from functools import partial
 
 from torch import nn
 
-from trainer.contract import Exit, Phase, UserError
+from trainer.contract import CRASH, Exit, MachineError, Phase, UserError
 from trainer.learning.device import check_device, telling_what_fits
 from trainer.learning.evaluation import best_of, evaluate, scores
 from trainer.learning.norms import renew_norms, share_norms
@@ -221,16 +221,15 @@ def renew(run: Run, mean: nn.Module) -> bool:
 
     Returns False where it was interrupted in any process: then it has to be done again, in all of them.
     """
-    is_done = False
+    taken = -1  # batches
     try:
         with run.interruption.raises(), open_norm_loader(run) as batches:
-            renew_norms(mean, batches, run.config, run.world, run.clock.total_steps, run.status.tick)
-            is_done = True
+            taken = renew_norms(mean, batches, run.config, run.world, run.clock.total_steps, run.status.tick)
     except Interrupted:
         pass  # the other processes have to hear of it first
-    if any_of(not is_done, run.world):
+    if any_of(taken < 0, run.world):
         return False
-    share_norms(mean, run.world)
+    share_norms(mean, run.world, taken)
     return True
 
 
@@ -260,10 +259,13 @@ def finish(run: Run) -> tuple[Exit, str]:
 
 def main(config: Config) -> int:
     env, interruption = RunEnv.from_environ(os.environ), Interruption()
-    with join(
-        config
-    ) as world:  # left only after the outcome is: a process that loses its partner must not be the first
-        return tell_outcome(lambda: train(config, env, world, interruption), attempt_dir(env), world)
+    try:
+        # Left only after the outcome is: a process that loses its partner must not be the first to tell.
+        with join(config) as world:
+            return tell_outcome(lambda: train(config, env, world, interruption), attempt_dir(env), world)
+    except MachineError as error:  # of the meeting
+        leave_exit(attempt_dir(env), CRASH, str(error))
+        return CRASH
 
 
 if __name__ == "__main__":

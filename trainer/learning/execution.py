@@ -83,9 +83,11 @@ class Execution:
 
         Raises UserError where compiling fails and --compile-strict asks for a stop.
         """
-        self.ready_for = inputs.images.shape
+        is_first, self.ready_for = self.ready_for is None, inputs.images.shape
         if self.net is not self.eager:
             self._compile(inputs)
+        if is_first and self.world.size > 1:
+            self._settle_buckets(inputs)
         if self.config.cuda_graphs:
             self._capture(inputs)
 
@@ -110,6 +112,15 @@ class Execution:
         self.say(f"the kernels for {pixels} px cannot be compiled ({failure}): this attempt goes on uncompiled, slower")
         self.net = self.eager
 
+    def _settle_buckets(self, inputs: Inputs) -> None:
+        """Exchange gradients once, before they count.
+
+        DistributedDataParallel orders its buckets anew after its first exchange, and with them the additions in a sum
+        over three or more processes. An attempt that continues must add up as one that was not interrupted.
+        """
+        with self._leaving_no_trace(self.state.model.buffers()):
+            self._forward_backward(*inputs, is_last=True)
+
     def _capture(self, inputs: Inputs) -> None:
         self.forward_graph = None  # its memory is free for the next one
         if self.update_graph is None:
@@ -128,7 +139,9 @@ class Execution:
     ) -> Tensor:
         with without_sync(self.net, skip=not is_last):
             loss, sums = self.net(images, flips, labels, targets)
-            self.state.scaler.scale(loss / self.config.grad_accum_steps(self.world.size)).backward()
+            # The mean over processes of what each adds up is then the mean over micro-batches, also where one has more.
+            share = self.config.micro_batches / self.world.size
+            self.state.scaler.scale(loss / share).backward()
         found: Tensor = sums
         return found
 

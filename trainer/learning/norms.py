@@ -26,12 +26,14 @@ AnyNorm = nn.modules.batchnorm._BatchNorm
 @torch.no_grad()
 def renew_norms(
     model: nn.Module, batches: Iterable[Batch], config: Config, world: World, step: int, alive: Callable[[int], None]
-) -> None:
+) -> int:
     """The mean of each layer's statistics over the batches, augmented and mixed as in training at number `step`.
 
     Nothing is dropped out. Frozen layers keep what they have. `alive(images)` is called after every batch.
-    No collectives here: one process may be interrupted on its own. `share_norms` comes next.
+    No collectives here: one process may be interrupted on its own. `share_norms` comes next, and takes what this
+    returns, the number of batches.
     """
+    taken, mine = 0, config.micro_batches_of(world.rank, world.size)
     model.eval()
     norms = [norm for norm in norms_of(model) if norm.train().training]  # one that is frozen does not listen
     for norm in norms:  # kernels that compute a + (b - a) * 1 would keep a rounding of what was there
@@ -39,10 +41,12 @@ def renew_norms(
         norm.get_buffer("running_var").fill_(1)
     momenta = [norm.momentum for norm in norms]
     try:
-        for number, batch in enumerate(batches if norms else ()):
+        for batch in batches if norms else ():
+            later_step, place = divmod(taken, len(mine))
+            number, taken = later_step * config.micro_batches + mine[place], taken + 1
             for norm in norms:
-                norm.momentum = 1 / (number + 1)  # so that the running mean is the mean
-            draw = partial(generator, MIX, config.seed, 1 + number * world.size + world.rank, step)
+                norm.momentum = 1 / taken  # so that the running mean is the mean
+            draw = partial(generator, MIX, config.seed, 1 + number, step)
             images = inputs_of(batch, config, draw).images
             if images.dtype == torch.uint8:
                 images = to_input(images, batch.flips, config.data, dtype=forward_dtype(config))
@@ -53,6 +57,7 @@ def renew_norms(
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         model.train()
+    return taken
 
 
 def norms_of(model: nn.Module) -> list[AnyNorm]:
@@ -61,11 +66,12 @@ def norms_of(model: nn.Module) -> list[AnyNorm]:
 
 
 @torch.no_grad()
-def share_norms(model: nn.Module, world: World) -> None:
-    """The mean of all processes' statistics, on each of them."""
+def share_norms(model: nn.Module, world: World, taken: int) -> None:
+    """The mean of all processes' statistics, on each of them. That of this process is one over `taken` batches."""
     if world.size == 1:
         return
     statistics = [norm.get_buffer(name) for norm in norms_of(model) for name in ("running_mean", "running_var")]
     if statistics:
-        means = all_sum(torch.cat(statistics), world) / world.size
-        torch._foreach_copy_(statistics, list(means.split_with_sizes([one.numel() for one in statistics])))
+        count = statistics[0].new_full((1,), taken)
+        sums, counts = all_sum(torch.cat([*(one * taken for one in statistics), count]), world).tensor_split([-1])
+        torch._foreach_copy_(statistics, list((sums / counts).split_with_sizes([one.numel() for one in statistics])))

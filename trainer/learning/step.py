@@ -28,16 +28,18 @@ def train_step(
     settings: Settings,
     world: World,
 ) -> Tensor:
-    """Step number `state.step`. Returns this process's sums of loss, top-1 and top-5 hits, images: (4,) float32."""
-    accum, sums = config.grad_accum_steps(world.size), torch.zeros(4, device=world.device)
-    if state.draws:
-        seeds = generator(MIX, config.seed, 0, state.step).integers(2**63, size=1 + world.rank)
-        torch.manual_seed(int(seeds[world.rank]))
-    for micro in range(accum):
-        inputs = inputs_of(next(batches), config, draws_of(config, state.step, micro, world))
-        sums += execution.forward_backward(inputs, is_last=micro == accum - 1)
+    """Step number `state.step`. Returns this process's sums of loss, top-1 and top-5 hits, images: (4,) float32.
+
+    What a micro-batch draws depends on the step and its number in the step, never on the process that computes it.
+    """
+    mine, sums = config.micro_batches_of(world.rank, world.size), torch.zeros(4, device=world.device)
+    for number in mine:
+        if state.draws:
+            torch.manual_seed(seed_of(config, state.step, number))
+        inputs = inputs_of(next(batches), config, draws_of(config, state.step, number))
+        sums += execution.forward_backward(inputs, is_last=number == mine[-1])
     execution.update(settings.lr)
-    raise_counts(state.batch_counts, accum)
+    raise_counts(state.batch_counts, len(mine))
     state.step += 1
     if state.average is not None and settings.ema_decay < 1:
         state.average.update(settings.ema_decay)
@@ -46,6 +48,11 @@ def train_step(
     return sums
 
 
-def draws_of(config: Config, step: int, micro: int, world: World) -> Callable[[], np.random.Generator]:
-    """Gives the random numbers by which a micro-batch of this process is mixed."""
-    return partial(generator, MIX, config.seed, 1 + micro * world.size + world.rank, step)
+def seed_of(config: Config, step: int, number: int) -> int:
+    """What the network's own random numbers begin with, as those of dropout, for the micro-batch of this number."""
+    return int(generator(MIX, config.seed, 0, step).integers(2**63, size=1 + number)[number])
+
+
+def draws_of(config: Config, step: int, number: int) -> Callable[[], np.random.Generator]:
+    """Gives the random numbers by which the micro-batch of this number is mixed, whichever process computes it."""
+    return partial(generator, MIX, config.seed, 1 + number, step)

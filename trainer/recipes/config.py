@@ -160,17 +160,35 @@ class Config:
         """Whether there is an exponential moving average of the weights."""
         return bool(self.regularize.ema_decay or self.average.half_life_steps)
 
-    def grad_accum_steps(self, world_size: int) -> int:
-        """Micro-batches per step and device; UserError unless global = device x world x accumulation exactly."""
-        accum, rest = divmod(self.global_batch_size, self.device_batch_size * world_size)
-        if rest or not accum:
+    @property
+    def micro_batches(self) -> int:
+        """Of a step, over all processes. Raises UserError unless that is a whole number."""
+        count, rest = divmod(self.global_batch_size, self.device_batch_size)
+        if rest or not count:
+            fits = [n for n in range(1, self.global_batch_size + 1) if self.global_batch_size % n == 0]
+            near = (max((n for n in fits if n < self.device_batch_size), default=1),
+                    min((n for n in fits if n > self.device_batch_size), default=self.global_batch_size))  # fmt: skip
             raise UserError(
-                f"global_batch_size={self.global_batch_size} is not a multiple of device_batch_size="
-                f"{self.device_batch_size} x {world_size} device(s) = {self.device_batch_size * world_size}: "
-                f"choose --device-batch-size so that it divides {self.global_batch_size // world_size or 1}, "
+                f"global_batch_size={self.global_batch_size} is no multiple of device_batch_size="
+                f"{self.device_batch_size}: pass --device-batch-size {' or '.join(map(str, sorted(set(near))))}, "
                 "or change --global-batch-size"
             )
-        return accum
+        return count
+
+    def micro_batches_of(self, rank: int, world_size: int) -> range:
+        """The numbers of a step's micro-batches that a process computes. Some processes may have one more than others.
+
+        Raises UserError where a process would have none.
+        """
+        if world_size > self.micro_batches:
+            fits = [n for n in range(1, self.global_batch_size // world_size + 1) if self.global_batch_size % n == 0]
+            smaller = f"pass --device-batch-size {fits[-1]}, or " if fits else ""
+            raise UserError(
+                f"{world_size} processes are too many for {self.micro_batches} micro-batches of a step: each computes "
+                f"one at least, and there are global_batch_size={self.global_batch_size} / device_batch_size="
+                f"{self.device_batch_size} of them; {smaller}use at most {self.micro_batches} processes (NPROC=)"
+            )
+        return range(rank, self.micro_batches, world_size)
 
     def resolution_at(self, epoch: int) -> int:
         """Training pixels of an epoch: flat, a linear ramp in multiples, flat (progressive resizing)."""

@@ -22,7 +22,7 @@ def checked(config: Config) -> Config:
         if not holds:
             fix = "" if "; pass " in rule else f"; pass another value for {option}"
             raise UserError(f"{option} is {value}: it must be {rule}{fix}")
-    config.grad_accum_steps(1)  # if one device cannot share out the batch, more cannot either
+    _ = config.micro_batches  # whole, or a UserError
     return config
 
 

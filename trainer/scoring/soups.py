@@ -122,8 +122,8 @@ def renew_statistics(member: Member, data: Data, config: Config, world: World, a
     steps = min(clock.steps_per_epoch, -(-IMAGES // config.global_batch_size))
     with telling_full_gpu(config.device_batch_size), open_loader(config, data, clock, world, range(steps)) as batches:
         model = member.model.to(world.device)
-        renew_norms(model, batches, config, world, 0, count)
-    share_norms(model, world)
+        batches_taken = renew_norms(model, batches, config, world, 0, count)
+    share_norms(model, world, batches_taken)
     model.eval()
     return int(all_sum(taken, world).item())
 

@@ -22,7 +22,6 @@ from trainer.data.reading.loader import Batch
 from trainer.learning.evaluation import forward_dtype
 from trainer.learning.forward import inputs_of
 from trainer.learning.step import draws_of
-from trainer.learning.world import World
 from trainer.recipes.config import Config
 from trainer.recipes.fields import flatten, to_json
 from trainer.telemetry.metrics import MetricsWriter
@@ -34,7 +33,7 @@ SHOWN_IMAGES, GRID_COLUMNS, QUALITY = 24, 8, 90
 
 
 def with_opening(
-    batches: Iterator[Batch], config: Config, world: World, models: Iterable[str], metrics: MetricsWriter
+    batches: Iterator[Batch], config: Config, models: Iterable[str], metrics: MetricsWriter
 ) -> Iterator[Batch]:
     """The micro-batches of a new run as they come. With the first one, the opening goes to the uploader.
 
@@ -42,7 +41,7 @@ def with_opening(
     """
     first = next(batches)
     try:
-        body = opening(first_images(first, config, draws_of(config, 0, 0, world)), config, models)
+        body = opening(first_images(first, config, draws_of(config, 0, 0)), config, models)
     except Exception as error:  # noqa: BLE001  # whatever it is: it is a picture
         say(f"TensorBoard gets no first images and no config: {type(error).__name__}: {error}")
     else:

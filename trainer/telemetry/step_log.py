@@ -34,7 +34,7 @@ class Look:
 
     steps: list[tuple[int, float]]  # number and learning rate
     resolution: int  # pixels of a side, in all of these steps
-    table: Tensor  # (steps, 4) float32, on the host: sums over all processes; valid behind the event
+    table: Tensor  # (steps, 4) float64, on the host: sums over all processes; valid behind the event
     scale: Tensor | None  # () float32, on the host, likewise: the loss scale of fp16
     event: Any
     time: float
@@ -124,7 +124,9 @@ class StepLog:
         """
         if not self.pending:
             return 0.0
-        table = all_sum(torch.stack([sums for _, _, sums in self.pending]), self.world).to("cpu", non_blocking=True)
+        # In fp64 a sum of few fp32 numbers is exact, so it is the same in whatever order the processes are added up.
+        sums = all_sum(torch.stack([sums for _, _, sums in self.pending]).double(), self.world)
+        table = sums.to("cpu", non_blocking=True)
         seconds, mine = time.perf_counter() - self.started, dict(values)
         if not self.is_warm_up:
             mine["speed/data_wait_fraction"] = (self.loader.wait_seconds - self.waited) / seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,7 @@ CONFIG = Config(
     epochs=10, global_batch_size=1, device_batch_size=1, precision="fp32",
     model=ModelConfig(name="small", num_classes=4), average=AverageConfig(late_epochs=3),
 )  # fmt: skip
-STEPS_PER_EPOCH = 2
+STEPS_PER_EPOCH, MICRO_BATCHES = 2, 4
 
 
 class Numbering:
@@ -56,8 +57,8 @@ def begin() -> State:
 
 def go_on(state: State, epochs: int, until: int, world: World = CPU) -> list[float]:
     """Train a run of so many epochs until the end of one. Returns a random number of each step."""
-    config = replace(CONFIG, epochs=epochs, global_batch_size=world.size)
-    clock, execution = Clock.of(config, STEPS_PER_EPOCH * world.size), Numbering(state)
+    config = replace(CONFIG, epochs=epochs, global_batch_size=MICRO_BATCHES, device_batch_size=1)
+    clock, execution = Clock.of(config, STEPS_PER_EPOCH * MICRO_BATCHES), Numbering(state)
     while state.step < until * STEPS_PER_EPOCH:
         train_step(state, execution, itertools.repeat(None), config, clock.at(state.step), world)  # type: ignore[arg-type]
     return execution.drawn
@@ -103,13 +104,17 @@ def test_a_mean_that_an_older_version_began_goes_on() -> None:
     assert mean(state) == pytest.approx(9)
 
 
-def test_each_process_draws_its_own_numbers_and_the_first_those_of_a_run_with_one() -> None:
-    drawn = []
-    for rank, size in ((0, 1), (0, 2), (1, 2), (2, 3)):
+def test_each_micro_batch_draws_its_own_numbers_whichever_process_computes_it() -> None:
+    def drawn(rank: int, size: int) -> Iterator[float]:
         state = begin()
         state.draws = True
-        drawn.append(go_on(state, 4, 2, World(rank, rank, size, CPU.device)))
-    assert drawn[0] == drawn[1]
-    assert len({*drawn[0], *drawn[2], *drawn[3]}) == 3 * 2 * STEPS_PER_EPOCH
+        return iter(go_on(state, 4, 2, World(rank, rank, size, CPU.device)))
+
+    alone = list(drawn(0, 1))
+    assert len(set(alone)) == len(alone) == 2 * STEPS_PER_EPOCH * MICRO_BATCHES
+    for size in (2, 3):
+        several = [drawn(rank, size) for rank in range(size)]
+        steps = range(2 * STEPS_PER_EPOCH)
+        assert [next(several[number % size]) for _ in steps for number in range(MICRO_BATCHES)] == alone
     torch.manual_seed(int(generator(MIX, CONFIG.seed, 0, 0).integers(2**63)))
-    assert drawn[0][0] == float(torch.rand(()))
+    assert alone[0] == float(torch.rand(())), "so a run without accumulation draws as it did in older versions"

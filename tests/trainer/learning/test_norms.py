@@ -21,6 +21,7 @@ from trainer.learning.world import World
 from trainer.recipes.config import Config, ModelConfig, RegularizeConfig
 
 CPU = World(0, 0, 1, torch.device("cpu"))
+TWO = World(0, 0, 2, CPU.device), World(1, 1, 2, CPU.device)
 CONFIG = Config(precision="fp32", model=ModelConfig(num_classes=4))
 
 
@@ -93,18 +94,29 @@ def test_frozen_layers_keep_their_statistics() -> None:
 
 def test_a_network_without_statistics_takes_no_batches() -> None:
     renew_norms(nn.Linear(2, 2), iter([]), CONFIG, CPU, 0, lambda images: None)
-    share_norms(nn.Linear(2, 2), World(0, 0, 2, CPU.device))
+    share_norms(nn.Linear(2, 2), World(0, 0, 2, CPU.device), 0)
 
 
 def test_several_processes_have_the_mean_of_their_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which is what one process finds in all of their batches."""
-    all_of_them = batches() + batches()[::-1]
+    """Which is what one process finds in all of their batches, where one has more of them than the other, too. Each
+    batch is mixed by its number."""
+    config = replace(CONFIG, global_batch_size=18, device_batch_size=6, regularize=RegularizeConfig(mixup_alpha=1.0))
+    all_of_them = batches(config) + batches(config)[::-1]  # of two steps
     models = [copy.deepcopy(network()) for _ in range(3)]
-    for model, mine in zip(models, (all_of_them, all_of_them[::2], all_of_them[1::2]), strict=True):
-        renew_norms(model, mine, CONFIG, CPU, 0, lambda images: None)
+    shares = all_of_them, [all_of_them[number] for number in (0, 2, 3, 5)], [all_of_them[number] for number in (1, 4)]
+    for model, mine, world in zip(models, shares, (CPU, *TWO), strict=True):
+        assert renew_norms(model, mine, config, world, 0, lambda images: None) == len(mine)
     alone, *both = models
-    sums = sum(torch.cat(list(statistics(model).values())) for model in both)
-    monkeypatch.setattr(module, "all_sum", lambda mine, world: sums)
-    share_norms(both[0], World(0, 0, 2, CPU.device))
+    sums: list[Tensor] = []
+
+    def heard(mine: Tensor, world: World) -> Tensor:
+        sums.append(mine)
+        return mine
+
+    monkeypatch.setattr(module, "all_sum", heard)
+    for model, mine, world in zip(both, shares[1:], TWO, strict=True):
+        share_norms(model, world, len(mine))
+    monkeypatch.setattr(module, "all_sum", lambda mine, world: sums[0] + sums[1])
+    share_norms(both[0], TWO[0], 4)
     for name, tensor in statistics(alone).items():
         torch.testing.assert_close(statistics(both[0])[name], tensor, rtol=1e-5, atol=1e-6)

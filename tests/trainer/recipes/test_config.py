@@ -140,20 +140,47 @@ def test_the_operational_fields_are_these() -> None:
     assert set(flatten(Config())) - set(flatten(Config(), operational=False)) == OPERATIONAL
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("device", [1, 3, 24, 32, 128, 512, 1024])
-def test_accumulation_is_exact_or_refused(world: int, device: int) -> None:
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7, 8])
+@pytest.mark.parametrize("device", [1, 32, 64])
+def test_processes_share_out_the_micro_batches_of_a_step_and_none_has_two_more_than_another(
+    world: int, device: int
+) -> None:
     config = Config(global_batch_size=512, device_batch_size=device)
-    if 512 % (device * world) == 0:
-        assert config.grad_accum_steps(world) * device * world == 512
-        return
+    shares = [config.micro_batches_of(rank, world) for rank in range(world)]
+    assert sorted(number for share in shares for number in share) == list(range(512 // device))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert [share[0] for share in shares] == list(range(world)), "the main process has the first, and never fewer"
+
+
+@pytest.mark.parametrize(
+    ("device", "fits"), [(3, "2 or 4"), (24, "16 or 32"), (500, "256 or 512"), (1024, "512"), (513, "512")]
+)
+def test_micro_batches_that_do_not_fill_a_step_are_refused_with_the_sizes_that_do(device: int, fits: str) -> None:
     with pytest.raises(UserError) as caught:
-        config.grad_accum_steps(world)
+        _ = Config(global_batch_size=512, device_batch_size=device).micro_batches
     assert isinstance(caught.value, ValueError)
-    message = str(caught.value)
-    assert "global_batch_size=512" in message
-    assert f"device_batch_size={device} x {world} device(s) = {device * world}" in message
-    assert "--device-batch-size" in message
+    assert f"global_batch_size=512 is no multiple of device_batch_size={device}: pass --device-batch-size {fits}," in (
+        str(caught.value)
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "device", "world", "fits"),
+    [(512, 128, 5, "pass --device-batch-size 64, or use at most 4 processes"),
+     (96, 96, 7, "pass --device-batch-size 12, or use at most 1 processes"),
+     (3, 1, 4, "; use at most 3 processes")],
+)  # fmt: skip
+def test_more_processes_than_micro_batches_are_refused_with_what_fits(
+    batch: int, device: int, world: int, fits: str
+) -> None:
+    config = Config(global_batch_size=batch, device_batch_size=device)
+    with pytest.raises(UserError, match=f"{world} processes are too many for {batch // device} micro-batches") as error:
+        config.micro_batches_of(0, world)
+    assert fits in str(error.value)
+    if "--device-batch-size" in fits:
+        smaller = int(fits.split(",")[0].rsplit(" ")[-1])
+        replaced = dataclasses.replace(config, device_batch_size=smaller)
+        assert replaced.micro_batches_of(world - 1, world)
 
 
 def ramp(config: DataConfig, epochs: int) -> list[int]:

@@ -49,7 +49,7 @@ def test_finetune_is_the_run_of_the_brief() -> None:
     config = RECIPES["finetune"]()
     assert config.recipe == "finetune"
     assert (config.model.name, config.model.weights, config.model.num_classes) == ("resnet50", "IMAGENET1K_V2", 0)
-    assert (config.device_batch_size, config.grad_accum_steps(1), config.epochs) == (128, 4, 30)
+    assert (config.device_batch_size, config.micro_batches, config.epochs) == (128, 4, 30)
     optim = config.optim
     assert (optim.peak_lr, optim.div, optim.final_div, optim.pct_start, optim.anneal) == (0.002, 25.0, 1e4, 0.3, "cos")
     assert config.data.workers == 8
@@ -72,7 +72,7 @@ def test_every_recipe_is_valid_and_bears_its_name(recipe: str) -> None:
     config = RECIPES[recipe]()
     assert checked(config) is config
     assert config.recipe == recipe
-    assert config.grad_accum_steps(1) >= 1
+    assert config.micro_batches >= 1
     assert command_line("train", [recipe]) == config
 
 

@@ -75,13 +75,13 @@ def test_the_grid_has_the_first_images_as_the_network_sees_them(regularize: str)
     config = config_of(regularize)
     with batches(config) as found:
         batch = next(found)
-        inputs = inputs_of(batch, config, draws_of(config, 0, 0, WORLD))
+        inputs = inputs_of(batch, config, draws_of(config, 0, 0))
         images = inputs.images
         if images.dtype == torch.uint8:
             images = to_input(images, inputs.flips, config.data)
         mean, std = normalisation(config.data.mean, config.data.std, WORLD.device)
         seen = images * std[:, None, None] + mean[:, None, None]
-        shown = first_images(batch, config, draws_of(config, 0, 0, WORLD))
+        shown = first_images(batch, config, draws_of(config, 0, 0))
     assert shown.shape == (4, 3, PIXELS, PIXELS)
     assert (shown - seen.clamp(0, 255)).abs().max() < 0.51
     assert shown.float().std() > 20, "not empty"
@@ -96,7 +96,7 @@ def test_the_batches_come_in_their_order_with_their_numbers_and_nothing_is_drawn
     before = torch.get_rng_state(), str(np.random.get_state())
     with batches(config) as found:
         metrics = cast(MetricsWriter, sent)
-        assert contents(with_opening(found, config, WORLD, ["val"], metrics)) == plain
+        assert contents(with_opening(found, config, ["val"], metrics)) == plain
     assert torch.equal(torch.get_rng_state(), before[0])
     assert str(np.random.get_state()) == before[1]
     assert list(sent.files) == ["runs/job/tensorboard/1/events.out.tfevents.0.trainer.opening"]

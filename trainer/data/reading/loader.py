@@ -68,12 +68,12 @@ def train_jobs(
     first_step: int,
     steps: int,
 ) -> Iterator[Job]:
-    """The micro-batches of steps first_step … steps - 1, in order.
+    """This process's micro-batches of steps first_step … steps - 1, in order.
 
     `open_copies(pixels)` gives the stored copies for a resolution, the smallest first: each crop is read from one of
     them. `resolution(step)` gives the pixels of a step's images.
     """
-    accum = config.grad_accum_steps(world)
+    mine = config.micro_batches_of(rank, world)
     per_epoch = images // config.global_batch_size
     order, order_epoch = np.empty(0, np.int64), -1
     for step in range(first_step, steps):
@@ -81,7 +81,8 @@ def train_jobs(
         copies = open_copies(pixels)
         if epoch != order_epoch:
             order, order_epoch = epoch_visits(config, epoch, copies[0].labels), epoch
-        for visits in micro_batches(order, step % per_epoch, accum, config.device_batch_size, rank, world):
+        rows = micro_batches(order, step % per_epoch, config.global_batch_size, config.device_batch_size)
+        for visits in rows[mine]:
             yield _train_job(config, copies, visits, pixels, epoch)
 
 

@@ -109,12 +109,9 @@ def repeated_visits(seed: int, epoch: int, images: int, batch: int, repeats: int
     return (distinct | np.arange(repeats)[:, None] << INDEX_BITS).reshape(-1)
 
 
-def micro_batches(
-    order: npt.NDArray[np.int64], step_in_epoch: int, accum: int, batch: int, rank: int, world: int
-) -> npt.NDArray[np.int64]:
-    """The visits of one step for one rank: (accum, batch) int64. The union over ranks depends on the step alone."""
-    size = accum * batch * world
-    return order[step_in_epoch * size : (step_in_epoch + 1) * size].reshape(accum, world, batch)[:, rank]
+def micro_batches(order: npt.NDArray[np.int64], step_in_epoch: int, size: int, batch: int) -> npt.NDArray[np.int64]:
+    """The visits of one step: (size / batch, batch) int64, a row for each micro-batch."""
+    return order[step_in_epoch * size : (step_in_epoch + 1) * size].reshape(-1, batch)
 
 
 def random_resized_crop(

@@ -74,15 +74,15 @@ def test_starting_at_a_step_gives_the_rest_of_the_batches_and_decodes_nothing_be
     assert watch.decoded == whole[first_step * 8 :]
 
 
-@pytest.mark.parametrize(("world", "device"), [(2, 4), (4, 2), (2, 2), (1, 8)])
+@pytest.mark.parametrize(("world", "device"), [(2, 4), (4, 2), (2, 2), (1, 8), (3, 2), (5, 1)])
 def test_all_ranks_together_see_the_images_of_one(train_split: PreparedSplit, world: int, device: int) -> None:
     config = replace(CONFIG, device_batch_size=device)
 
     def images_of_steps(config: Config, world: int) -> list[dict[int, bytes]]:
         """For each step, the pixels of every image."""
         found: list[dict[int, bytes]] = [{} for _ in range(STEPS)]
-        accum = config.grad_accum_steps(world)
         for rank in range(world):
+            accum = len(config.micro_batches_of(rank, world))
             jobs = list(jobs_of(train_split, config, rank=rank, world=world))
             for number, (job, batch) in enumerate(
                 zip(jobs, load(iter(jobs), images=config.device_batch_size), strict=True)

@@ -25,6 +25,7 @@ from trainer.data.reading.order import (
     philox,
     random_resized_crop,
 )
+from trainer.recipes.config import Config
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
@@ -45,7 +46,9 @@ def test_a_step_sees_the_same_images_whatever_world_and_accumulation(world: int,
     batch = global_batch // (world * accum)
     seen: list[int] = []
     for step in range(images // global_batch):
-        shares = [micro_batches(order, step, accum, batch, rank, world) for rank in range(world)]
+        rows = micro_batches(order, step, global_batch, batch)
+        config = Config(global_batch_size=global_batch, device_batch_size=batch)
+        shares = [rows[config.micro_batches_of(rank, world)] for rank in range(world)]
         assert {share.shape for share in shares} == {(accum, batch)}
         images_of_step = np.concatenate(shares, axis=None).tolist()
         assert set(images_of_step) == set(order[step * global_batch : (step + 1) * global_batch])

@@ -104,7 +104,7 @@ def test_repeated_augmentation_takes_fewer_images_each_so_often_in_one_step(repe
     distinct = list(dict.fromkeys(image_of(visits).tolist()))
     assert distinct == epoch_order(0, 1, 1000)[: 992 // repeats].tolist()  # as torchvision's RASampler
     for step in range(31):
-        (of_step,) = micro_batches(visits, step, 1, 32, 0, 1)
+        (of_step,) = micro_batches(visits, step, 32, 32)
         assert set(Counter(image_of(of_step).tolist()).values()) == {repeats}
         for before in range(repeats):
             assert (visits_before(of_step) == before).sum() == 32 // repeats
@@ -116,7 +116,8 @@ def test_repeated_augmentation_takes_fewer_images_each_so_often_in_one_step(repe
 def test_a_step_has_the_same_visits_whatever_world_and_accumulation(data: DataConfig, world: int, accum: int) -> None:
     visits, batch = epoch_visits(config_of(data), 0, rare_and_common()), 32 // (world * accum)
     for step in (0, 30):
-        shares = [micro_batches(visits, step, accum, batch, rank, world) for rank in range(world)]
+        rows = micro_batches(visits, step, 32, batch)
+        shares = [rows[rank::world] for rank in range(world)]
         assert sorted(np.concatenate(shares, axis=None)) == sorted(visits[step * 32 : step * 32 + 32])
     if data is REPEATED:  # a micro-batch no larger than the images of a step has none of them twice
         assert all(len(set(image_of(row).tolist())) == min(batch, 8) for share in shares for row in share)

@@ -1,0 +1,159 @@
+"""Small trainings by several processes of this machine, as torchrun would start them, for tests to compare."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.trainer.learning.nets import small_model
+from tests.trainer.standins import StandInData, StandInSplit
+from trainer import setup
+from trainer.data.reading.loader import Job, train_jobs
+from trainer.learning import state as state_module
+from trainer.learning.evaluation import evaluate, scores
+from trainer.learning.execution import Execution
+from trainer.learning.schedule import Clock
+from trainer.learning.state import make_state
+from trainer.learning.step import train_step
+from trainer.learning.world import World, join, share_buffers
+from trainer.recipes.config import Config, DataConfig, ModelConfig, OptimConfig, RegularizeConfig
+from trainer.telemetry.step_log import StepLog
+
+IMAGES, VAL_IMAGES, STEPS = 40, 7, 50
+CONFIG = Config(
+    epochs=10, global_batch_size=8, device_batch_size=2, precision="fp32", device="cpu", val_batch_size=2,
+    model=ModelConfig(num_classes=4), optim=OptimConfig(peak_lr=0.05, momentum=0.9),
+    data=DataConfig(resolution=32, start_resolution=32, val_resize=32, val_crop=32, workers=1),
+    regularize=RegularizeConfig(mixup_alpha=0.4, cutmix_alpha=1.0),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Of a training: steps first … last - 1, from what `start` kept, or from the beginning."""
+
+    name: str
+    first: int = 0
+    last: int = STEPS
+    start: str = ""
+    keep: tuple[int, ...] = (STEPS,)  # states to keep
+    look_every: int = 1  # steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Processes that meet, and what they do one after the other. They are on machines of `on_each` processes."""
+
+    size: int
+    parts: Sequence[Part]
+    on_each: int = 4
+    head: int | None = None  # the number of the machine that owns the run; None: nobody has said so
+    scored: str = ""  # a state to be scored
+
+
+def train_together(folder: Path, group: Group) -> None:
+    """Run the group to its end. Each process leaves `<part>.<rank>.json`, the main one `<part>.<step>.pt`, too."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = [context.Process(target=work, args=(rank, port, folder, group)) for rank in range(group.size)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        if worker.exitcode is None:
+            worker.kill()
+    assert [worker.exitcode for worker in workers] == [0] * group.size
+
+
+def work(rank: int, port: int, folder: Path, group: Group) -> None:
+    torch.set_num_threads(1)
+    machine, place = divmod(rank, group.on_each)
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(group.size),
+        "LOCAL_RANK": str(place), "GROUP_RANK": str(machine), "GROUP_WORLD_SIZE": str(-(-group.size // group.on_each)),
+    }  # fmt: skip
+    if group.head is not None:
+        os.environ["TRAINER_IS_HEAD"] = str(int(machine == group.head))
+    state_module.build_model = with_dropout  # type: ignore[attr-defined]
+    with join(CONFIG) as world:
+        for part in group.parts:
+            train_part(part, world, folder)
+        if group.scored:
+            score(group, world, folder)
+
+
+def with_dropout(config: ModelConfig, *, initialise: bool = True) -> nn.Module:
+    model = small_model()
+    model.flat = nn.Sequential(nn.Flatten(), nn.Dropout(0.2))
+    return model
+
+
+def data() -> Any:
+    made = StandInData()
+    made.splits = {"train": StandInSplit("train", IMAGES), "val": StandInSplit("val", VAL_IMAGES)}
+    for split in made.splits.values():
+        made.index.splits[split.split].images = len(split)
+    return made
+
+
+def train_part(part: Part, world: World, folder: Path) -> None:
+    state, seen = make_state(CONFIG, world.device, initialise=True), list[list[int]]()
+    if part.start:
+        kept = torch.load(folder / f"{part.start}.{part.first}.pt")
+        for name, tensor in state.tensors().items():
+            tensor.detach().copy_(kept[name])
+        state.step = part.first
+
+    def watched(*arguments: Any, **options: Any) -> Iterator[Job]:
+        for job in train_jobs(*arguments, **options):
+            seen.append(job.indices.tolist())
+            yield job
+
+    setup.train_jobs = watched  # type: ignore[attr-defined]
+    made, clock, said = data(), Clock.of(CONFIG, IMAGES), list[str]()
+    execution = Execution.of(CONFIG, state, world, said.append)
+    losses: dict[int, float] = {}
+    with setup.open_loader(CONFIG, made, clock, world, range(part.first, part.last)) as loader:
+        log, batches = StepLog(world, loader, clock.steps_per_epoch), iter(loader)
+        while state.step < part.last:
+            settings = clock.at(state.step)
+            sums = train_step(state, execution, batches, CONFIG, settings, world)
+            log.add(state.step, settings, sums)
+            if state.step % part.look_every == 0 or state.step == part.last:
+                log.look({})
+                losses |= {row["step"]: row["train/loss"] for rows in log.read(state.step) for row in rows}
+            if world.is_main and state.step in part.keep:
+                torch.save(state.tensors(), folder / f"{part.name}.{state.step}.pt")
+    found = {
+        "rank": os.environ["RANK"], "losses": losses, "images": seen,
+        "layers": type(execution.eager).__name__, "nodes": world.nodes,
+    }  # fmt: skip
+    (folder / f"{part.name}.{world.rank}.json").write_text(json.dumps(found))
+
+
+def score(group: Group, world: World, folder: Path) -> None:
+    """The scores of a state, by each process."""
+    state = make_state(CONFIG, world.device, initialise=True)
+    if world.is_main:
+        kept = torch.load(folder / f"{group.scored}.{STEPS}.pt")
+        for name, tensor in state.tensors().items():
+            tensor.detach().copy_(kept[name])
+    for parameter in state.model.parameters():
+        if world.size > 1:
+            torch.distributed.broadcast(parameter.detach(), src=0)
+    share_buffers(state.model, world)
+    sums = evaluate(state.models(), data().splits["val"], CONFIG, world, lambda images: None)
+    found = scores(sums, world)
+    (folder / f"scores.{group.size}.{world.rank}.json").write_text(json.dumps(found))

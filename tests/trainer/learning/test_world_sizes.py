@@ -1,0 +1,118 @@
+"""The same training by 1, 2, 3 and 4 processes: losses, images, weights. With momentum, dropout, mixup and CutMix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.trainer.learning.made_worlds import CONFIG, STEPS, Group, Part, train_together
+from trainer.learning.world import World, wrap
+
+HALF, LATER = 20, 35
+KEPT = (HALF, STEPS)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that all trainings leave their files in."""
+    folder = tmp_path_factory.mktemp("worlds")
+    for group in (
+        Group(size=1, parts=[Part(name="one")], scored="one"),
+        Group(size=4, scored="one", on_each=2, parts=[
+            Part(name="four", keep=KEPT), Part(name="four-again", start="four", first=HALF, look_every=7),
+        ]),
+        Group(size=2, scored="one", parts=[
+            Part(name="two"), Part(name="shrunk", start="four", first=HALF, last=LATER, keep=(LATER,)),
+        ]),
+        Group(size=4, on_each=2, head=1, parts=[
+            Part(name="grown", start="shrunk", first=LATER), Part(name="four-moved", start="four", first=HALF),
+        ]),
+        Group(size=3, scored="one", parts=[
+            Part(name="three", keep=KEPT), Part(name="three-again", start="three", first=HALF, look_every=7),
+        ]),
+    ):  # fmt: skip
+        train_together(folder, group)
+    return folder
+
+
+def left(folder: Path, part: str) -> list[dict[str, Any]]:
+    """What each process of a part left, by rank."""
+    count = len(list(folder.glob(f"{part}.[0-9].json")))
+    return [json.loads((folder / f"{part}.{rank}.json").read_text()) for rank in range(count)]
+
+
+def losses(folder: Path, part: str) -> dict[int, float]:
+    every = [{int(step): loss for step, loss in one["losses"].items()} for one in left(folder, part)]
+    assert all(one == every[0] for one in every), "each process reads the same sums"
+    return every[0]
+
+
+def images(folder: Path, part: str) -> list[list[int]]:
+    """The micro-batches of all processes, by their number."""
+    count, ranks = CONFIG.micro_batches, [iter(one["images"]) for one in left(folder, part)]
+    steps = len(losses(folder, part))
+    ordered = [next(ranks[number % len(ranks)]) for _ in range(steps) for number in range(count)]
+    assert all(not list(rank) for rank in ranks)
+    return ordered
+
+
+@pytest.mark.parametrize("name", ["two", "three", "four"])
+def test_any_number_of_processes_has_the_losses_and_the_images_of_one(found: Path, name: str) -> None:
+    one, several = losses(found, "one"), losses(found, name)
+    assert sorted(several) == sorted(one) == list(range(1, STEPS + 1))
+    worst = max(abs(several[step] - loss) / loss for step, loss in one.items())
+    assert worst <= 1e-5
+    assert one[STEPS] < 0.9 * one[1], "it has learned something in between"
+    assert images(found, name) == images(found, "one")
+
+
+def test_processes_that_become_fewer_and_more_again_go_on_with_the_same_images_and_losses(found: Path) -> None:
+    one, changed = losses(found, "one"), losses(found, "shrunk") | losses(found, "grown")
+    assert sorted(changed) == list(range(HALF + 1, STEPS + 1))
+    assert max(abs(loss - one[step]) / one[step] for step, loss in changed.items()) <= 1e-5
+    expected = images(found, "one")[HALF * CONFIG.micro_batches :]
+    assert images(found, "shrunk") + images(found, "grown") == expected
+
+
+@pytest.mark.parametrize("name", ["three-again", "four-again", "four-moved"])
+def test_at_the_same_number_of_processes_a_continued_run_has_every_bit_of_one_that_was_not_interrupted(
+    found: Path, name: str
+) -> None:
+    """Also where another machine owns the run, as in `four-moved`."""
+    whole = name.split("-")[0]
+    expected, tensors = (torch.load(found / f"{part}.{STEPS}.pt") for part in (whole, name))
+    assert expected.keys() == tensors.keys()
+    for key, tensor in expected.items():
+        assert torch.equal(tensor, tensors[key]), key
+    before = losses(found, whole)
+    assert losses(found, name) == {step: before[step] for step in range(HALF + 1, STEPS + 1)}
+
+
+def test_the_main_process_is_on_the_machine_that_owns_the_run(found: Path) -> None:
+    assert [one["rank"] for one in left(found, "four")] == ["0", "1", "2", "3"]
+    assert [one["rank"] for one in left(found, "grown")] == ["2", "3", "0", "1"]
+    assert {one["nodes"] for one in left(found, "grown")} == {2}
+    assert {one["nodes"] for one in left(found, "three")} == {1}
+
+
+def test_every_number_of_processes_scores_each_image_once(found: Path) -> None:
+    """Of 7 images, in batches of 2."""
+    (one,) = left(found, "scores.1")
+    for size in (2, 3, 4):
+        for scores in left(found, f"scores.{size}"):
+            assert scores["val/top1"] == one["val/top1"]
+            assert scores["val/top5"] == one["val/top5"]
+            assert scores["val/loss"] == pytest.approx(one["val/loss"], rel=1e-6)
+
+
+def test_one_process_trains_the_bare_network(found: Path) -> None:
+    """Nothing of DistributedDataParallel is in its way, so it costs nothing."""
+    net = nn.Linear(2, 2)
+    assert wrap(net, World(0, 0, 1, torch.device("cpu"))) is net
+    assert [one["layers"] for one in left(found, "one")] == ["Forward"]
+    assert [one["layers"] for one in left(found, "two")] == ["DistributedDataParallel"] * 2
