@@ -46,12 +46,11 @@ def configure(parser: CommandLine) -> None:
 
 
 def run(aws: Aws, installation: Installation, given: argparse.Namespace) -> int:
-    rehearsed = rehearsal_of(installation)
+    rehearsed, record = rehearsal_of(installation), Record(account=aws.account)  # a wrong login ends it here
     types = {*given.types, *rehearsed.instance_types.split(","), *rehearsed.prepare_instance_types.split(",")}
     scope = make_scope(rehearsed, given.types, find_prices(aws, sorted(types)), has_notice=given.fis)
     earlier = what_is_left(aws, rehearsed)
     confirm(aws, scope, earlier, is_asked=not given.yes)
-    record = Record(account=aws.account)
     record.facts |= {"region": aws.region, "types": list(scope.types), "most_usd": round(scope.most_usd, 2)}
     with heard_signals() as signals:
         if earlier:

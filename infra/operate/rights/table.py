@@ -147,8 +147,7 @@ def checking(names: Names) -> list[Right]:
         ),
         Right(by=["preflight", *DEPLOYING], actions=["s3:GetBucketTagging"], on=[names.bucket], why=NAMED_BY_AWS),
         Right(by=[*CHECKING, "secret"], actions=["secretsmanager:DescribeSecret"], on=names.secret, why=SIX_LETTERS),
-        Right(by=["preflight", "deploy", *LAUNCHING], actions=["secretsmanager:GetSecretValue"],
-              on=names.secret, why=SIX_LETTERS),
+        Right(by=CHECKING, actions=["secretsmanager:GetSecretValue"], on=names.secret, why=SIX_LETTERS),
     ]  # fmt: skip
 
 
