@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 usage, 3 preflight failed, 4 AWS refused, 5 left-overs fou
 from __future__ import annotations
 
 import argparse
+import gc
 import getpass
 import io
 import os
@@ -50,7 +51,8 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> argparse.Name
     )  # fmt: skip
     parser.add_argument(MAKE, action="store_true", help="take the values of make's variables, too: RUN=, HOURS=, …")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name in COMMANDS:
+    first = arguments[1:2] if arguments[:1] == [MAKE] else arguments[:1]
+    for name in first if set(first) <= set(COMMANDS) and first else COMMANDS:  # the others take time to import
         module = import_module(f"infra.operate.commands.{name}")
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)
         module.configure(command)
@@ -97,4 +99,5 @@ if __name__ == "__main__":
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack a letter
     sys.excepthook = show_traceback
+    gc.set_threshold(100_000)  # botocore's models are many objects: to look through them again and again takes .1 s
     sys.exit(main())

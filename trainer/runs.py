@@ -5,6 +5,7 @@ The newest first: state, step, best top-1, dollars, age. Of each run it reads a 
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import sys
@@ -162,4 +163,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     forgive_output()
+    gc.set_threshold(100_000)  # boto3's models are many objects: to look through them again and again takes .1 s
     sys.exit(main())

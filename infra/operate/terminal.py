@@ -27,8 +27,8 @@ from infra.run.values import STEERING, printable, printable_lines
 
 __all__ = [
     "Cell", "Group", "LiveLine", "RenderableType", "Text", "ask", "bars", "display", "display_commands", "display_json",
-    "display_line", "fitted", "next_commands", "plain", "room", "show_line", "show_screen", "show_traceback", "styled",
-    "table",
+    "display_line", "fitted", "next_commands", "plain", "plain_table", "room", "show_line", "show_screen",
+    "show_traceback", "styled", "table",
 ]  # fmt: skip
 PLAIN_WIDTH = 100_000  # where no terminal says how wide it is, nothing is wrapped
 Cell = str | Text
@@ -120,6 +120,15 @@ def table(rows: Iterable[Sequence[Cell]], header: Sequence[str] = (), indent: in
     for line in lines:
         grid.add_row(*line)
     return Padding(grid, (0, 0, 0, indent), expand=False) if indent else grid
+
+
+def plain_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
+    """As `table`, as plain lines that are not wrapped: for many rows, of which rich needs a millisecond each."""
+    lines = [[printable(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    is_numeric = [all(row[i][:1] in "$-0123456789" for row in lines[1:]) for i in range(len(header))]
+    shapes = [f"{{:{'>' if right else '<'}{width}}}" for right, width in zip(is_numeric, widths, strict=True)]
+    return "\n".join("  ".join(shapes).format(*line).rstrip() for line in lines)
 
 
 def display_commands(rows: Sequence[Sequence[str]]) -> None:

@@ -14,7 +14,7 @@ from infra.operate.command_line import CommandLine
 from infra.operate.runs import open_bucket
 from infra.operate.session import Aws, ExitCode
 from infra.operate.state import RunState, read_states
-from infra.operate.terminal import display, display_json, next_commands, show_line, table
+from infra.operate.terminal import display_json, next_commands, plain_table, show_line
 from infra.operate.text import duration, usd
 
 HELP = "list every run, the newest first: state, step, best accuracy, dollars, age"
@@ -38,7 +38,7 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
         show_line(f"there is no run in {f's3://{bucket.name}' if bucket else aws.region} yet")
         next_commands(("make launch", "start one") if bucket else ("make deploy", "start"))
         return ExitCode.DONE
-    display(table([row(state, launched) for state in states], HEADER))
+    show_line(plain_table([row(state, launched) for state in states], HEADER))
     newest = states[0].run_id
     next_commands((f"make status RUN={newest}", "more of one run"), (f"make cost RUN={newest}", "what it has cost"))
     return ExitCode.DONE

@@ -277,3 +277,19 @@ def test_what_deletes_without_a_question_counts_only_where_it_was_typed(stand_in
     assert not made(stand_in, "launch", ANYWAY="1")["anyway"]
     typed = made(stand_in, "destroy", "PURGE=1", "ARGS=--yes")
     assert (typed["purge"], typed["yes"]) == (True, True)
+
+
+@pytest.mark.parametrize("words", [["runs"], ["--make", "runs"]])
+def test_only_the_command_that_was_asked_for_is_imported(words: list[str]) -> None:
+    """The others and what they need take time: `make runs` has two seconds for 200 runs."""
+    program = "import sys\nfrom infra.__main__ import parse\nparse(sys.argv[1:], {})\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+    begin = "infra.operate.commands."
+    assert [name for name in done.stdout.split() if name.startswith(begin)] == [f"{begin}runs"]
+
+
+def test_a_wrong_command_is_told_all_right_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["run", "runs"], {})
+    told = capsys.readouterr().err
+    assert all(name in told for name in COMMANDS)

@@ -161,3 +161,12 @@ def test_preflight_to_a_file_has_a_line_for_each_check(aws: Aws, monkeypatch: py
     said = infra("-c", f"image_uri={GIVEN_IMAGE}", "preflight").said
     assert "\x1b" not in said
     assert f"Docker                   not needed  the image is given: {GIVEN_IMAGE}\n" in said
+
+
+def test_the_plain_table_of_many_rows_looks_as_rich_draws_it_and_steers_no_terminal() -> None:
+    rows = [("rn50-1", "done", "1,000 of 1,000", "63.00 %", "$0.80", "4 min"), ("b", "x\x1b[2J", "0", "7 %", "$12", "")]
+    header = ("run", "state", "step", "top-1", "dollars", "age")
+    lines = terminal.plain_table(rows, header).splitlines()
+    assert lines == [line.rstrip() for line in terminal.plain(terminal.table(rows, header)).splitlines()]
+    assert lines[1].startswith("rn50-1  done")
+    assert "\x1b" not in lines[2]
