@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.chaos import environment, faults, kills, mutations, races, runs
+from tests.chaos import environment, faults, kills, mutations, nodes, races, runs
 from tests.chaos.lab import Case, Lab, WrongError, standalone
 from tests.chaos.tally import PATH, Tally, table
 
@@ -44,6 +44,9 @@ SCENARIOS = {
     "faults": Scenario(faults.fault, faults.COUNT, "each kind of fault on each operation of a commit, for seconds"),
     "races": Scenario(races.race, 100, "two trainers start one run at the same time"),
     "sleepers": Scenario(races.sleeper, 30, "an owner is stopped (SIGSTOP) and wakes after another took over"),
+    "nodes": Scenario(
+        nodes.node_faults, nodes.COUNT, "runs on 2 to 4 machines: killed, cut off, slowed, stopped, late"
+    ),
     "environment": Scenario(environment.trouble, 12, "full scratch disk, dead uploader, clocks that differ"),
 }
 

@@ -8,7 +8,9 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from typing import Any
 
 PROGRAMS = ("unshare", "nsenter", "ip", "tc", "iptables")
 SUBNET = "10.77.0."  # addresses exist in the namespace alone
+GATEWAY = f"{SUBNET}254"  # of the bridge, where the store is heard. What is sent beyond goes nowhere
 GIGABIT = 1e9
 # The first process of a namespace lives as long as its standard input is open: so nothing outlives the laboratory.
 # It takes no notice of its children's ends, so that the kernel reaps them.
@@ -24,6 +27,12 @@ FIRST_PROCESS = "trap '' CHLD; echo ready; exec cat > /dev/null"
 # The machine's name leads to a loopback address, as Debian's installer writes it: nobody else may be told of that one.
 MACHINE = 'hostname "$1" && ip link set lo up && mount --bind "$2" /etc/hosts && ' + FIRST_PROCESS
 HOSTS = "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {name}\n"
+
+LISTEN = """
+import socket, sys
+found = socket.create_server((sys.argv[1], 0), backlog=128)
+socket.send_fds(socket.socket(fileno=int(sys.argv[2])), [b"x"], [found.fileno()])
+"""
 
 
 class NoNamespacesError(Exception):
@@ -100,6 +109,7 @@ class Host:
         run("ip", "link", "set", self.port, "master", "bridge", "up")
         self.run("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
         self.run("ip", "link", "set", "eth0", "up")
+        self.run("ip", "route", "add", "default", "via", GATEWAY)
         self.shape(self.rate)
 
     def enter(self) -> tuple[str, ...]:
@@ -131,11 +141,11 @@ class Host:
         self.run("iptables", "-F")
         self.shape(self.rate)
 
-    def refuse(self, *others: Host) -> None:
-        """A firewall that drops what comes from these machines and what goes to them, and answers nothing."""
-        for other in others:
-            self.run("iptables", "-A", "INPUT", "-s", other.address, "-j", "DROP")
-            self.run("iptables", "-A", "OUTPUT", "-d", other.address, "-j", "DROP")
+    def refuse(self, *addresses: str) -> None:
+        """A firewall that drops what comes from there and what goes there, and answers nothing."""
+        for address in addresses:
+            self.run("iptables", "-A", "INPUT", "-s", address, "-j", "DROP")
+            self.run("iptables", "-A", "OUTPUT", "-d", address, "-j", "DROP")
 
     def lose(self, share: float) -> None:
         """Drop this share of the packets that come, at random."""
@@ -188,6 +198,7 @@ class Network:
         self.keeper = first_process(("unshare", "-Urn", "sh", "-c", FIRST_PROCESS))
         try:
             self.run("ip", "link", "add", "bridge", "type", "bridge")
+            self.run("ip", "address", "add", f"{GATEWAY}/24", "dev", "bridge")
             self.run("ip", "link", "set", "bridge", "up")
         except subprocess.CalledProcessError as error:
             end(self.keeper)
@@ -205,9 +216,27 @@ class Network:
     def run(self, *command: str) -> None:
         subprocess.run([*self.enter(), *command], check=True, capture_output=True)
 
+    def refuse_store(self) -> None:
+        """Whatever listens at GATEWAY hears nobody."""
+        self.run("iptables", "-A", "INPUT", "-j", "DROP")
+
+    def mend_store(self) -> None:
+        self.run("iptables", "-F")
+
     def has(self, port: str) -> bool:
         command = [*self.enter(), "ip", "link", "show", port]
         return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+    @contextlib.contextmanager
+    def listener(self) -> Iterator[socket.socket]:
+        """A socket that listens at GATEWAY, for this process: a socket stays in the namespace that it was made in."""
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            command = [*self.enter(), sys.executable, "-c", LISTEN, GATEWAY, str(theirs.fileno())]
+            subprocess.run(command, check=True, pass_fds=[theirs.fileno()])
+            number = socket.recv_fds(ours, 1, 1)[1][0]
+        with socket.socket(fileno=number) as found:
+            yield found
 
     def add(self, rate: float = GIGABIT) -> Host:
         host = Host(self, len(self.hosts) + 1, rate)

@@ -47,7 +47,7 @@ def test_machines_hear_each_other_until_a_link_is_cut_or_a_firewall_is_between_t
     one, other, third = hosts
     listen(one)
     assert ask(other, one)
-    one.refuse(other)
+    one.refuse(other.address)
     assert not ask(other, one, 0.3)
     assert ask(third, one), "the others still reach it"
     one.mend()
@@ -124,3 +124,12 @@ def test_a_kernel_that_allows_no_namespace_is_said_with_the_fix(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin")
     with pytest.raises(NoNamespacesError, match=r"Operation not permitted; user namespaces must be allowed"):
         Network(tmp_path).__enter__()
+
+
+def test_a_socket_of_this_process_is_heard_in_the_network(tmp_path: Path) -> None:
+    with Network(tmp_path) as network, network.listener() as listener:
+        host, (address, port) = network.add(), listener.getsockname()
+        words = f"import socket; socket.create_connection(({address!r}, {port}), 5).sendall(b'here')"
+        host.start([sys.executable, "-c", words], Path("/"))
+        with listener.accept()[0] as link:
+            assert link.recv(4) == b"here"

@@ -14,7 +14,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -168,11 +168,27 @@ class FaultProxy:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        self._thread.start()
+        self._handler = Handler
+        self._server = self._serve(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+
+    @staticmethod
+    def _serve(server: ThreadingHTTPServer) -> ThreadingHTTPServer:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return server
+
+    @contextlib.contextmanager
+    def serve_at(self, listener: socket.socket) -> Iterator[None]:
+        """Serve at this socket, too: at one of another network namespace."""
+        server = ThreadingHTTPServer(("", 0), self._handler, bind_and_activate=False)
+        server.socket.close()
+        server.socket = listener
+        self._serve(server)
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
 
     def heal(self) -> None:
         """No more harm."""
@@ -205,7 +221,6 @@ class FaultProxy:
     def close(self) -> None:
         self.heal()
         self._server.shutdown()
-        self._thread.join()
         self._server.server_close()
 
 

@@ -1,0 +1,110 @@
+"""How a run on several machines has to end, whatever happened to it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+
+import torch
+
+from tests.chaos.lab import Lab, expect, step_of
+from tests.chaos.machines import Group, group_of, start_all
+from tests.chaos.runs import RUN
+from trainer.contract import attempt_key, run_key
+
+END_SECONDS = 420
+# Where the number of processes changed, sums were added in another order. The rest is how a training amplifies that.
+LOSS_TOLERANCE = 0.02  # of a step's loss
+WEIGHT_TOLERANCE = 0.05  # of a parameter's norm
+LEFT_SECONDS = 15  # that the last process of a machine may take to end after its first one
+
+Known = tuple[dict[str, torch.Tensor], dict[int, dict[str, object]]]
+_references: dict[tuple[str, int], Known] = {}
+
+
+def reference(lab: Lab, count: int) -> Known:
+    """Tensors and metrics of the run on so many machines that nobody disturbed; made once per laboratory."""
+    key = (str(lab.folder), count)
+    if key not in _references:
+        with group_of(lab, count) as group:
+            start_all(group, group.machines)
+            group.wait(lambda: False, END_SECONDS, "the end of an undisturbed run")
+            expect(set(group.codes().values()) == {0}, f"undisturbed, {count} machines: {group.said()}")
+            _references[key] = group.real.tensors(), group.real.metrics()
+    return _references[key]
+
+
+def judge(group: Group, lab: Lab, count: int) -> dict[str, float]:
+    """WrongError says what is lost or wrong; else how far losses and weights are from those of an undisturbed run."""
+    codes = group.codes()
+    expect(bool(codes) and set(codes.values()) == {0}, f"ended {codes}: {group.said()}")
+    judge_writers(group, lab)
+    judge_leftovers(group)
+    tensors, metrics = group.real.tensors(), group.real.metrics()
+    known_tensors, known_metrics = reference(lab, count)
+    missing, more = sorted(known_metrics.keys() - metrics.keys()), sorted(metrics.keys() - known_metrics.keys())
+    expect(not missing and not more, f"metrics: steps {missing} are missing, steps {more} are too many")
+    if is_one_world := processes_of(group, lab) == {count}:
+        odd = [name for name, tensor in known_tensors.items() if not torch.equal(tensor, tensors[name])]
+        expect(not odd, f"{len(odd)} tensors differ though always {count} processes trained: {odd[:3]}")
+        steps = [step for step in known_metrics if known_metrics[step] != metrics[step]]
+        expect(not steps, f"metrics differ at steps {steps[:5]} though always {count} processes trained")
+    losses = {step: off(row, known_metrics[step]) for step, row in metrics.items()}
+    worst = max(losses, key=lambda step: losses[step])
+    expect(losses[worst] <= LOSS_TOLERANCE, f"the loss of step {worst} is off by {losses[worst]:.2%}: {losses}"[:600])
+    weights = {name: distance(tensors[name], tensor) for name, tensor in known_tensors.items() if is_weight(name)}
+    farthest = max(weights, key=lambda name: weights[name])
+    expect(weights[farthest] <= WEIGHT_TOLERANCE, f"{farthest} is off by {weights[farthest]:.2%} of its norm")
+    return {"loss_off": losses[worst], "weights_off": weights[farthest], "one_world": float(is_one_world)}
+
+
+def judge_writers(group: Group, lab: Lab) -> None:
+    """Whoever owned the run, owned it alone, and what was saved stayed so."""
+    expect(any(group.real.store.list(run_key(RUN, "done.json"))), f"no done.json: {group.said()}")
+    leases = [lease for _, lease in lab.proxy.leases]
+    for before, after in itertools.pairwise(leases):
+        expect(
+            after["attempt"] >= before["attempt"], f"attempt {after['attempt']} wrote HEAD after {before['attempt']}"
+        )
+        lost = step_of(after["newest"]) < step_of(before["newest"])
+        expect(not lost, f"lost: HEAD went from {before['newest']} to {after['newest']}")
+    done = [call for call in lab.proxy.calls if call.method == "PUT" and "/done.json" in call.target]
+    expect([call.status for call in done].count(200) == 1, f"done.json: {[call.status for call in done]}")
+
+
+def judge_leftovers(group: Group) -> None:
+    for machine in (machine for machine in group.machines if machine.host.keeper):
+        deadline = time.monotonic() + LEFT_SECONDS
+        while (left := machine.host.pids()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        expect(not left, f"{machine.host.name} has {len(left)} processes left: {left}")
+
+
+def processes_of(group: Group, lab: Lab) -> set[int]:
+    """How many processes the attempts had; 0 stands for those whose record does not say it."""
+    found = set[int]()
+    for attempt in range(1, 1 + max(lease["attempt"] for _, lease in lab.proxy.leases)):
+        if any(group.real.store.list(key := attempt_key(RUN, attempt))):
+            found.add(int(json.loads(group.real.store.get(key)).get("processes", 0)))
+    return found
+
+
+def off(row: dict[str, object], known: dict[str, object]) -> float:
+    """How far the loss of a step is from the known one, as a share of it; 0 where a row has none."""
+    ours, theirs = row.get("train/loss"), known.get("train/loss")
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return abs(ours - theirs) / abs(theirs)
+    expect(ours is theirs is None, f"a loss where there is none, or none where there is one: {row} {known}")
+    return 0.0
+
+
+def is_weight(name: str) -> bool:
+    """Whether training computes it from the whole batch. BatchNorm's running statistics are those of rank 0."""
+    return "running_" not in name and "num_batches" not in name
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    if not theirs.is_floating_point():
+        return float(not torch.equal(ours, theirs))
+    return float((ours - theirs).norm() / theirs.norm().clamp_min(1e-6))
