@@ -6,7 +6,7 @@ SHELL := /bin/bash
 # make would run $(shell …) in a value that it was given, wherever it reads or exports that. So a value that was typed,
 # or that the next lines take from the environment, is text from here on.
 override TYPED := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
-TAKEN := PYTHON RECIPE RUN DATA STORE SCRATCH ARGS IMAGE BASE ON
+TAKEN := PYTHON RECIPE RUN DATA STORE SCRATCH ARGS IMAGE BASE ON NPROC
 GIVEN := $(foreach name,$(TAKEN),$(if $(filter environment,$(firstword $(origin $(name)))),$(name)))
 $(foreach name,$(TYPED) $(GIVEN),$(eval override $(name) := $$(value $(name)))$(eval export $(name)))
 
@@ -39,6 +39,7 @@ DATA   ?=
 STORE  ?= out
 SCRATCH ?= .scratch
 ARGS   ?=
+NPROC  ?=
 IMAGE  ?= resnet-spot
 BASE   ?=
 VENV   := .venv
@@ -68,6 +69,9 @@ OPERATE = "$$INFRA/bin/python" -m infra --make
 OPERATE_ARGS = $(INFRA_ARGS) infra --make
 COMPILE = "$$BIN/uv" pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
 
+# How many processes train. Without NPROC=, PET_NPROC_PER_NODE of the environment says it, and else the trainer.
+override PROCESSES = $(if $(NPROC),export PET_NPROC_PER_NODE="$$NPROC";)
+
 # PYTHON= is a program, or one with words of its own (uv run python). env starts it, so that no word is the shell's.
 CHOOSE = set -f; if type -P "$$PYTHON" > /dev/null; then python=("$$PYTHON"); else python=($$PYTHON); fi;
 CHOSEN = env -- "$${python[@]}"
@@ -79,8 +83,8 @@ endef
 ## On this machine
 
 .PHONY: train
-train: $(VENV)/.trainer ## train (RECIPE=digits by default: a minute on a laptop); again after Ctrl-C: continues
-	@$(PY_ARGS) trainer.process.supervise "$$RECIPE"
+train: $(VENV)/.trainer ## train (RECIPE=digits by default: a minute on a laptop), on every GPU or NPROC= processes; again after Ctrl-C: continues
+	@$(PROCESSES) $(PY_ARGS) trainer.process.supervise "$$RECIPE"
 
 # With ARGS= other than --json, the options of RECIPE=.
 override OPTIONS := $(filter-out --json,$(ARGS))
@@ -141,9 +145,9 @@ image: ## build the container image (BASE= another base with Python 3.11)
 	docker build $${BASE:+--build-arg "BASE=$$BASE"} --build-arg "COMMIT=$$(git rev-parse HEAD 2>/dev/null)" -t "$$IMAGE" .
 
 .PHONY: docker-train
-docker-train: ## train in the image, on all GPUs where there are any; results in STORE= (a folder, or s3://)
+docker-train: ## train in the image, on all GPUs where there are any, or NPROC= processes; results in STORE= (a folder, or s3://)
 	$(need-python)
-	@$(CHOOSE) exec $(CHOSEN) -m trainer.container
+	@$(PROCESSES) $(CHOOSE) exec $(CHOSEN) -m trainer.container
 
 .PHONY: test-alert
 test-alert: ## send a test alert to the webhook that TRAINER_WEBHOOK or a secret file names (docs/watching.md)
@@ -350,7 +354,7 @@ bench-image: $(VENV)/.dev ## measure what IMAGE= weighs, compressed, and which p
 
 .PHONY: help
 help: ## list these targets
-	@echo "resnet-spot: ResNet-50 on ImageNet, on one spot GPU. Variables: RECIPE= RUN= DATA= STORE= SCRATCH= ARGS=\"--epochs 4\""
+	@echo "resnet-spot: ResNet-50 on ImageNet, on one spot GPU. Variables: RECIPE= RUN= DATA= STORE= SCRATCH= NPROC= ARGS=\"--epochs 4\""
 	@echo "of a run on AWS, too: HOURS= BUDGET=dollars MARKET=on-demand TYPES=g6.xlarge ON_DEMAND_AFTER=minutes KEEP=30m ANYWAY=1"
 	@awk -F':.*## ' '/^## /{print "\n" substr($$0, 4)} /^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
 

@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from trainer.alerts.webhook import FORM_VARIABLE, WEBHOOK_FILE, WEBHOOK_VARIABLE
 from trainer.contract import DRAIN_SECONDS, Exit, UserError
+from trainer.process.children import PROCESSES
 from trainer.process.scratch import open_scratch
 from trainer.recipes.named import default_data
 from trainer.text import filter_tracebacks, say, show_name
@@ -36,7 +37,7 @@ AWS_KEYS = {  # a variable of this machine, and its name in a file of credential
 }
 SETTINGS = (  # no secrets
     "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_REQUEST_CHECKSUM_CALCULATION",
-    "AWS_RESPONSE_CHECKSUM_VALIDATION", FORM_VARIABLE,
+    "AWS_RESPONSE_CHECKSUM_VALIDATION", FORM_VARIABLE, PROCESSES,
 )  # fmt: skip
 WALLS = (
     "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--read-only",

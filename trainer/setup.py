@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.agreement import agree_on_data, agree_on_start
 from trainer.checkpoint.line import list_manifests, read_lease
 from trainer.checkpoint.restore import Restored, restore, show_digest
 from trainer.checkpoint.saver import Checkpointer
@@ -189,6 +190,7 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     local, store = attempt_dir(env), open_store(env.store)
     status = Status(local / "status.json", writes=world.is_main)
     set_backends(config)
+    agree_on_start(config, env, world)
     tell = partial(_tell_waiting, status, world)
     read = partial(patiently, f"the store {store.uri}", tell=tell)
     manifests = read(lambda: list_manifests(store, env.run_id)[1])
@@ -197,6 +199,7 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     find_mistakes(config, env, tell, is_new=not manifests)
     status.enter(Phase.STAGING)
     data = stage_data(config, env, world, status, tell)
+    agree_on_data(data.index, world)
     config = resolved(config, data.index)
     images = data.index.splits["train"].images
     clock = Clock.of(config, images)

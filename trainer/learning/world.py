@@ -6,6 +6,7 @@ With one process every function here is the identity: the same lines run on a la
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -117,9 +118,12 @@ def wrap(model: nn.Module, world: World) -> nn.Module:
     if world.size == 1:
         return model
     ids = [world.local_rank] if world.device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(
-        model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
-    )
+    with warnings.catch_warnings():
+        # Its successor, forward_sync_buffers, is only in torch 2.15 and later.
+        warnings.filterwarnings("ignore", ".*broadcast_buffers.* is deprecated", FutureWarning)
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
 
 
 def without_sync(net: nn.Module, skip: bool) -> AbstractContextManager[None]:

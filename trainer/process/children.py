@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,10 +20,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import CRASH
+from trainer.contract import CRASH, UserError
 from trainer.process.channel import Message, may_be_read
 from trainer.text import say
 
+PROCESSES = "PET_NPROC_PER_NODE"  # torchrun's variable; NPROC= of make
 GPU_COUNT = "TRAINER_GPUS"  # tells the trainer how many GPUs there are, so that it notices when torch cannot use one
 OBSERVER_SECONDS = 5.0  # from the end of the trainer to that of the observer
 END_LETTERS = 500  # of a reason to end, for the observer: the message fits into any pipe, so nobody waits
@@ -168,7 +170,7 @@ class TrainerProcess:
 
     def __init__(self, arguments: Sequence[str], environ: dict[str, str], local: Path):
         self.local = local
-        self.is_alone = environ["PET_NPROC_PER_NODE"] == "1" and environ.get("PET_NNODES", "1") == "1"
+        self.is_alone = environ[PROCESSES] == "1" and environ.get("PET_NNODES", "1") == "1"
         command = [sys.executable, "-m", "trainer.train", *arguments]
         if self.is_alone:  # a cluster may have set others for its own torchrun
             environ = environ | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
@@ -230,24 +232,56 @@ def torch_environ(recipe: dict[str, Any]) -> dict[str, str]:
     a ResNet-18 step takes 3 to 9 times as long with 300,000 spins, but not with 2,000, which cost an idle machine 1 %.
     """
     gpus = 0 if recipe["device"] == "cpu" else gpu_count()
-    count = process_count(gpus, recipe["global_batch_size"], recipe["device_batch_size"])
-    processes = int(os.environ.get("PET_NPROC_PER_NODE") or count)
+    batches = recipe["global_batch_size"], recipe["device_batch_size"]
+    if asked := os.environ.get(PROCESSES):
+        processes = check_processes(asked, gpus, len(os.sched_getaffinity(0)), *batches)
+    else:
+        processes = process_count(gpus, *batches, int(os.environ.get("TRAINER_NODES") or 1))
     return {
         GPU_COUNT: str(gpus),
         "PET_STANDALONE": "1",
-        "PET_NPROC_PER_NODE": str(processes),
+        PROCESSES: str(processes),
         "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // processes)),
         "GOMP_SPINCOUNT": "2000",
     }
 
 
-def process_count(gpus: int, global_batch_size: int, device_batch_size: int) -> int:
-    """One process for each GPU. If the batch cannot be shared out among all, fewer, and a message says so."""
-    fits = [n for n in range(1, gpus + 1) if global_batch_size % (device_batch_size * n) == 0]
-    count = max(fits, default=1)
+def check_processes(asked: str, gpus: int, cores: int, global_batch_size: int, device_batch_size: int) -> int:
+    """The number of processes that was asked for (NPROC=). Raises UserError where this machine or the batch has fewer
+    places.
+    """
+    micro_batches = max(1, global_batch_size // device_batch_size)
+    most, what = (gpus, "GPUs") if gpus else (cores, "cores")
+    if not re.fullmatch("[1-9][0-9]{0,3}", asked):
+        raise UserError(
+            f"NPROC={asked} is no number of processes: write one from 1 to {most}, or leave it out for one process on "
+            "each GPU"
+        )
+    if (count := int(asked)) > most:
+        raise UserError(f"NPROC={count}: this machine has {most} {what}, and each process needs one: NPROC={most}")
+    if count > micro_batches:
+        raise UserError(
+            f"NPROC={count}: a step has {micro_batches} micro-batches (--global-batch-size {global_batch_size} / "
+            f"--device-batch-size {device_batch_size}), and each process computes one at least: NPROC={micro_batches}, "
+            "or a smaller --device-batch-size"
+        )
+    return count
+
+
+def process_count(gpus: int, global_batch_size: int, device_batch_size: int, nodes: int = 1) -> int:
+    """How many processes each of `nodes` machines starts: one for each GPU, and 1 without any.
+
+    Where micro-batches do not divide among all GPUs, the fewest processes that need as little time: the one with the
+    most micro-batches decides. A message says so.
+    """
+    micro_batches = max(1, global_batch_size // device_batch_size)
+    counts = range(1, max(1, min(gpus, micro_batches // nodes)) + 1)
+    count = min(counts, key=lambda n: (math.ceil(micro_batches / (n * nodes)), n))
     if count < gpus:
+        fits = [n for n in range(1, device_batch_size + 1) if global_batch_size % (n * gpus * nodes) == 0]
         say(
-            f"using {count} of {gpus} GPUs: the global batch of {global_batch_size} images cannot be shared out among "
-            f"more at {device_batch_size} per device; --device-batch-size {max(1, global_batch_size // gpus)} might"
+            f"using {count} of {gpus} GPUs: with the {micro_batches} micro-batches of a step (--global-batch-size "
+            f"{global_batch_size} / --device-batch-size {device_batch_size}) more would not be faster"
+            + (f"; --device-batch-size {fits[-1]} uses all" if fits else "")
         )
     return count

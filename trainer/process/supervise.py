@@ -37,6 +37,7 @@ environment: where the run lives (the options above say what it computes)
   TRAINER_SCRATCH_DIR   local folder for prepared data, may be lost       (.scratch)
   TRAINER_SECRETS_DIR   folder with the file hf_token, for gated data     (none: HF_TOKEN)
   TRAINER_DEADLINE      Unix seconds: the last save is tried until then   (an hour after the last step)
+  PET_NPROC_PER_NODE    processes of this machine (NPROC= of make)        (one on each GPU; 1 on a CPU)
 
 exit codes: 0 finished, 75 interrupted and saved, 76 another trainer has the run, 78 you must change something
 """
@@ -155,6 +156,12 @@ def child_environ(recipe: dict[str, Any], env: RunEnv) -> dict[str, str]:
 
 def supervise(arguments: Sequence[str]) -> int:
     """Check the command line, start the uploader, run the trainer, and return the exit code of the attempt."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UserError(
+            "torchrun started this, and each of its processes would be a run of its own: start the trainer itself, "
+            "which starts torchrun: make train NPROC=2, or PET_NPROC_PER_NODE=2 python -m trainer.train with the same "
+            "options; on each of several machines: make train NODES=2 RENDEZVOUS=host:port"
+        )
     signals = Signals()
     if source := spot.documents(os.environ):
         spot.Poller(source, signals.notice, signals.rebalance, say).start()

@@ -13,6 +13,8 @@ from typing import Any
 
 import pynvml
 
+from trainer.process.children import PROCESSES
+
 KIB = 1024  # NVML calls it KB
 MOST_EVENTS = 100  # of one look: a card that reports more is broken anyway
 GONE = {pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED, pynvml.NVML_ERROR_GPU_NOT_FOUND}
@@ -64,7 +66,7 @@ def find_cards(environ: Mapping[str, str]) -> list[Card]:
         if card is None:
             break
         cards.append(card)
-    return cards[: int(environ.get("PET_NPROC_PER_NODE") or len(cards))]
+    return cards[: int(environ.get(PROCESSES) or len(cards))]
 
 
 def _find_card(name: str, count: int) -> Card | None:

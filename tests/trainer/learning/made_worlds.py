@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch import nn
 from tests.trainer.learning.nets import small_model
 from tests.trainer.standins import StandInData, StandInSplit
 from trainer import setup
+from trainer.agreement import agree_on_start
+from trainer.contract import RefusedError, RunEnv
 from trainer.data.reading.loader import Job, train_jobs
 from trainer.learning import state as state_module
 from trainer.learning.evaluation import evaluate, scores
@@ -88,10 +90,23 @@ def work(rank: int, port: int, folder: Path, group: Group) -> None:
         os.environ["TRAINER_IS_HEAD"] = str(int(machine == group.head))
     state_module.build_model = with_dropout  # type: ignore[attr-defined]
     with join(CONFIG) as world:
+        (folder / f"differ.{group.size}.{world.rank}.txt").write_text(differ(world))
         for part in group.parts:
             train_part(part, world, folder)
         if group.scored:
             score(group, world, folder)
+
+
+def differ(world: World) -> str:
+    """What a process is told where the last one has other options, and nothing where all have the same."""
+    env = RunEnv(store="out", run_id="same", scratch_dir="scratch")
+    agree_on_start(CONFIG, env, world)
+    os.environ["TRAINER_NODE"] = "ab"[world.rank // 2]
+    try:
+        agree_on_start(replace(CONFIG, seed=world.rank // 2), env, world)
+    except RefusedError as error:
+        return str(error)
+    return "nothing"
 
 
 def with_dropout(config: ModelConfig, *, initialise: bool = True) -> nn.Module:

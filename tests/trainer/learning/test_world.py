@@ -45,6 +45,8 @@ def test_a_step_takes_one_round_of_all_processes_beside_its_gradients(
     monkeypatch.setattr(execution, "wrap", lambda net, world: net)
     monkeypatch.setattr(torch.distributed, "all_reduce", with_a_twin)
     monkeypatch.setattr(torch.distributed, "broadcast", lambda values, src: None)
+    monkeypatch.setattr(setup, "agree_on_start", lambda *arguments: None)
+    monkeypatch.setattr(setup, "agree_on_data", lambda *arguments: None)
     config = replace(CONFIG, val_every_epochs=3, log_every_steps=100)
     assert lab.train(config) == (Exit.FINISHED, "6 steps are done")
     assert [rounds.count(number) for number in range(2, STEPS)] == [1] * (STEPS - 2)

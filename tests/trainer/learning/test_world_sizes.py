@@ -110,6 +110,15 @@ def test_every_number_of_processes_scores_each_image_once(found: Path) -> None:
             assert scores["val/loss"] == pytest.approx(one["val/loss"], rel=1e-6)
 
 
+def test_processes_with_other_options_are_refused_and_each_names_the_ranks_and_the_machines(found: Path) -> None:
+    seed = "--seed: 0 (rank 0 on a; rank 1 on a), 1 (rank 2 on b)"
+    for size, expected in ((1, "nothing"), (2, "nothing"), (3, seed)):
+        for rank in range(size):
+            said = (found / f"differ.{size}.{rank}.txt").read_text()
+            assert said == expected or (expected in said and said.startswith("the processes of this run would not"))
+            assert said.count("rank ") == 3 * (size == 3), "nothing else differs"
+
+
 def test_one_process_trains_the_bare_network(found: Path) -> None:
     """Nothing of DistributedDataParallel is in its way, so it costs nothing."""
     net = nn.Linear(2, 2)

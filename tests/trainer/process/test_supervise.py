@@ -20,7 +20,7 @@ from tests.emulator.s3 import FaultyProxy, refuse
 from trainer.contract import CRASH, Exit, Lease, RunEnv, UserError
 from trainer.process import supervise
 from trainer.process.channel import leave_exit, read_json, write_json
-from trainer.process.children import UploaderProcess, gpu_count, process_count
+from trainer.process.children import UploaderProcess, check_processes, gpu_count, process_count
 
 LOADED = "import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
 
@@ -234,13 +234,44 @@ def test_a_run_is_told_to_be_finished_once_all_of_it_is_stored(
         assert calls == expected
 
 
-def test_processes_are_as_many_as_share_the_batch_and_fewer_than_gpus_is_said(
+def test_processes_are_as_many_as_make_a_step_faster_and_fewer_than_gpus_is_said(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert process_count(0, 32, 32) == 1
     assert process_count(4, 512, 128) == 4
+    assert process_count(3, 512, 32) == 3, "the busiest has 6 of 16 micro-batches, with 2 processes 8"
+    assert process_count(4, 512, 64, nodes=2) == 4
     assert capfd.readouterr().err == ""
     assert process_count(8, 512, 128) == 4
-    assert "using 4 of 8 GPUs" in (said := capfd.readouterr().err)
-    assert "--device-batch-size 64" in said
-    assert process_count(2, 256, 48) == 1, "the trainer says what is wrong"
+    assert "using 4 of 8 GPUs: with the 4 micro-batches of a step" in (said := capfd.readouterr().err)
+    assert "--device-batch-size 64 uses all" in said
+    assert process_count(3, 512, 128) == 2, "the busiest of 3 has 2 of 4 micro-batches, as each of 2"
+    assert "uses all" not in capfd.readouterr().err, "no batch size divides by 3"
+    assert process_count(4, 384, 128, nodes=2) == 1, "of 4 processes one had nothing to do"
+    assert process_count(2, 32, 48) == 1, "the trainer says what is wrong"
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "said"),
+    [("two", 0, "NPROC=two is no number of processes: write one from 1 to 6"),
+     ("0", 0, "NPROC=0 is no number"), ("-1", 8, "from 1 to 8"), ("1.5", 0, "from 1 to 6"),
+     ("7", 0, "NPROC=7: this machine has 6 cores, and each process needs one: NPROC=6"),
+     ("3", 2, "NPROC=3: this machine has 2 GPUs, and each process needs one: NPROC=2"),
+     ("5", 8, "NPROC=5: a step has 4 micro-batches (--global-batch-size 512 / --device-batch-size 128)")],
+)  # fmt: skip
+def test_more_processes_than_places_are_refused_with_the_number_that_fits(asked: str, gpus: int, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        check_processes(asked, gpus, 6, 512, 128)
+    assert said in str(error.value)
+    assert check_processes("4", gpus=4, cores=1, global_batch_size=512, device_batch_size=128) == 4
+
+
+@pytest.mark.parametrize("module", ["trainer.train", "trainer.process.supervise"])
+def test_a_process_of_a_users_torchrun_is_refused_with_what_to_type(module: str, tmp_path: Path) -> None:
+    """Each would take the run from the others."""
+    command = [sys.executable, "-m", module, "digits"]
+    environ = os.environ | {"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "1", "TRAINER_STORE": str(tmp_path)}
+    ended = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    assert ended.returncode == Exit.USER
+    assert "make train NPROC=2" in ended.stderr
+    assert not list(tmp_path.iterdir())
