@@ -24,6 +24,18 @@ RUN awk '/^[a-z]/ { is_wanted = /^nvidia-/ } is_wanted' /opt/requirements.txt \
   | /opt/venv/bin/pip install --no-cache-dir --require-hashes --no-deps -r /dev/stdin
 RUN /opt/venv/bin/pip install --no-cache-dir --require-hashes -r /opt/requirements.txt
 
+# For machines with an Elastic Fabric Adapter: libfabric, and the plugin by which NCCL uses it. Both come with AWS's
+# installer (EC2 user guide, "Elastic Fabric Adapter release notes"). --build-arg EFA=version=SHA-256
+ARG EFA=
+RUN [ -z "$EFA" ] || { cd /tmp && file="aws-efa-installer-${EFA%=*}.tar.gz" \
+ && python3 -c 'import sys, urllib.request; urllib.request.urlretrieve(*sys.argv[1:])' \
+      "https://efa-installer.amazonaws.com/$file" "$file" \
+ && echo "${EFA#*=}  $file" | sha256sum --check \
+ && tar -xf "$file" && cd aws-efa-installer && apt-get update \
+ && DEBIAN_FRONTEND=noninteractive ./efa_installer.sh -y --skip-kmod --skip-limit-conf --skip-mpi --no-verify \
+ && find /opt/amazon -name 'libnccl-net*.so' -printf '%h\n' | sort -u | grep . >/etc/ld.so.conf.d/nccl-net.conf \
+ && ldconfig && apt-get clean && rm -rf /var/lib/apt/lists/* /tmp/*; }
+
 # What the licences of all that ask for: their texts go with the image. The packages' metadata and Debian's copyright
 # files have them.
 COPY trainer/notices.py /opt/notices/notices.py

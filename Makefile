@@ -206,7 +206,7 @@ stop: $(INFRA)/.infra ## save, stop and terminate every machine; keep everything
 	@$(OPERATE_ARGS) $@
 
 .PHONY: shell
-shell: $(INFRA)/.infra ## a shell on the machine, through Session Manager
+shell: $(INFRA)/.infra ## a shell on the machine, through Session Manager; NODE=i-…: of several, this one
 	@$(OPERATE_ARGS) $@
 
 .PHONY: secret
@@ -355,7 +355,7 @@ bench-image: $(VENV)/.dev ## measure what IMAGE= weighs, compressed, and which p
 .PHONY: help
 help: ## list these targets
 	@echo "resnet-spot: ResNet-50 on ImageNet, on one spot GPU. Variables: RECIPE= RUN= DATA= STORE= SCRATCH= NPROC= ARGS=\"--epochs 4\""
-	@echo "of a run on AWS, too: HOURS= BUDGET=dollars MARKET=on-demand TYPES=g6.xlarge ON_DEMAND_AFTER=minutes KEEP=30m ANYWAY=1"
+	@echo "of a run on AWS, too: HOURS= BUDGET=dollars MARKET=on-demand TYPES=g6.xlarge ON_DEMAND_AFTER=minutes KEEP=30m NODES=2 ZONE=us-east-1b ANYWAY=1"
 	@awk -F':.*## ' '/^## /{print "\n" substr($$0, 4)} /^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 .PHONY: lock

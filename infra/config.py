@@ -54,7 +54,12 @@ RULES = {  # field: the pattern that its value matches, the rule in words, an ex
     ),
     "image_uri": (r"(\S+[:@]\S+)?", 'an image with its digest, or "" to build it', "registry/image@sha256:0123…"),
     "disk_gib": (r"[1-9][0-9]{1,4}", "10 to 99999", "120"),
-    "max_nodes": (r"[1-9][0-9]?", "1 to 99", "1"),
+    "max_nodes": (r"[1-9]|1[0-6]", "1 to 16", "16"),
+    "efa": (
+        r"([0-9]+(\.[0-9]+)+=[0-9a-f]{64})?",
+        'version=SHA-256 of AWS\'s EFA installer, or "" for none',
+        "1.51.0=0123…",
+    ),
     "tags": (
         rf"({TAG_RULE}(,{TAG_RULE})*)?",
         "key=value, by ',': letters, digits and + - . : @ _; values also spaces, '=' and '/'",
@@ -82,7 +87,8 @@ class Installation:
     subnet_ids: str = ""
     image_uri: str = ""
     disk_gib: str = "120"  # root volume of a GPU machine: AMI_GIB, and 10 for the image
-    max_nodes: str = "1"
+    max_nodes: str = "16"  # of one run; with 1 there is nothing by which machines could talk to each other
+    efa: str = ""  # the installer of what the image needs for Elastic Fabric Adapters
     tags: str = ""  # of every resource, for organisations that require some: key=value,key=value
 
     def __post_init__(self) -> None:
@@ -158,6 +164,16 @@ class Installation:
     def prepare_group(self) -> str:
         """The Auto Scaling group of the CPU machines, which `prepare` uses."""
         return f"{self.name}-prepare"
+
+    @property
+    def has_nodes(self) -> bool:
+        """Whether a run may have several machines."""
+        return int(self.max_nodes) > 1
+
+    @property
+    def has_efa(self) -> bool:
+        """Whether machines of a run with several get AWS's Elastic Fabric Adapter, where their type has it."""
+        return self.has_nodes and bool(self.efa)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -239,6 +255,11 @@ def schedule_names(run_id: str) -> tuple[str, str]:
     return run_id, f"{run_id}D"
 
 
+def efa_template(group: str) -> str:
+    """The launch template of a group's machines with an Elastic Fabric Adapter."""
+    return f"{group}-efa"
+
+
 def context_key(name: str) -> str:
     """The CDK context's key for a field."""
     return CONTEXT_PREFIX + name
@@ -262,4 +283,6 @@ class Output:
     SECRET = "SecretArn"  # of the storage stack
     IMAGE = "ImageUri"  # of the training stack, as the next two; of the builder stack: what it builds
     TOPIC = "TopicArn"  # the SNS topic that the guard writes to
+    SUBNETS = "SubnetIds"  # of the training stack, by ',': in one of them each zone's machines start
+    PLACEMENT_GROUP = "PlacementGroup"  # of the training stack, with max_nodes above 1: where a run's nodes lie close
     SCHEDULER_ROLE = "SchedulerRoleArn"  # the role with which a stop schedule sets a group to 0

@@ -132,23 +132,6 @@ def scale_down(autoscaling: Any, name: str, nodes: int) -> None:
         autoscaling.update_auto_scaling_group(AutoScalingGroupName=name, MinSize=0, DesiredCapacity=nodes)
 
 
-def offer(autoscaling: Any, name: str, market: str, types: Sequence[str], nodes: int) -> None:
-    """Sets the market and the types, the preferred first, of the machines that the group launches from now on.
-
-    `nodes` is its new maximum: whoever may set its size, as its machines may, cannot go above it. If AWS has suspended
-    the group, as it does with one that found no machine for more than 24 hours, the group goes on:
-    https://docs.aws.amazon.com/autoscaling/ec2/userguide/as-suspend-resume-processes.html
-    """
-    (found,) = autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"]
-    policy: dict[str, Any] = found["MixedInstancesPolicy"]
-    policy["LaunchTemplate"]["LaunchTemplateSpecification"].pop("LaunchTemplateName", None)  # id or name, not both
-    policy["LaunchTemplate"]["Overrides"] = [{"InstanceType": type} for type in types]
-    policy["InstancesDistribution"] = _distribution(policy, market)
-    autoscaling.update_auto_scaling_group(AutoScalingGroupName=name, MixedInstancesPolicy=policy, MaxSize=nodes)
-    if found.get("SuspendedProcesses"):
-        autoscaling.resume_processes(AutoScalingGroupName=name)
-
-
 def cap_group(autoscaling: Any, name: str, nodes: int) -> None:
     """Sets the maximum of a group."""
     autoscaling.update_auto_scaling_group(AutoScalingGroupName=name, MaxSize=nodes)
@@ -241,12 +224,6 @@ def _group(found: dict[str, Any]) -> Group:
         types=tuple(o["InstanceType"] for o in policy.get("LaunchTemplate", {}).get("Overrides", [])),
         suspended=any(one["ProcessName"] == "Launch" for one in found.get("SuspendedProcesses", [])),
     )
-
-
-def _distribution(policy: dict[str, Any], market: str) -> dict[str, Any]:
-    share = 100 if market == ON_DEMAND else 0
-    known: dict[str, Any] = policy.get("InstancesDistribution", {})
-    return known | {"OnDemandBaseCapacity": 0, "OnDemandPercentageAboveBaseCapacity": share}
 
 
 def _machine(instance: dict[str, Any]) -> FleetMachine:

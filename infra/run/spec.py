@@ -23,6 +23,7 @@ class Spec:
     data: str = ""  # TRAINER_DATA: s3://<bucket>/datasets/<name>/<version>, a Hugging Face id, "" for the recipe's own
     nodes: int = 1
     market: str = "spot"  # or "on-demand"
+    zone: str = ""  # only machines of this zone; "": of any, or with several nodes of the one that launch chooses
     types: tuple[str, ...] = ()  # only these instance types; (): the installation's, ordered by dollars per image
     on_demand_after_minutes: float = 0.0  # after so long without a machine, the guard changes to on-demand; 0: never
     keep_minutes: float = 0.0  # a machine on which the run fails stays on for so long, for `make shell`
@@ -63,7 +64,7 @@ class Spec:
 
 
 def _check_values(spec: Spec) -> None:
-    for name in ("run_id", "recipe", "data", "prices_source"):
+    for name in ("run_id", "recipe", "data", "zone", "prices_source"):
         check_text(name, getattr(spec, name))
     check_text("kind", spec.kind, ("train", "prepare"))
     check_text("market", spec.market, ("spot", "on-demand"))

@@ -31,7 +31,8 @@ BUILD_COMMANDS = (  # all in one phase: CodeBuild would run a later one after a 
     # Docker Hub refuses addresses that many share, as CodeBuild's are. The digest names the same base in both places.
     "base=$(sed -n 's/^ARG BASE=//p' Dockerfile); mirror=public.ecr.aws/docker/library/$base",
     'if docker manifest inspect "$mirror" > /dev/null 2>&1; then base=$mirror; fi',
-    'docker build --platform linux/amd64 --build-arg "BASE=$base" --build-arg "COMMIT=$COMMIT" --tag "$IMAGE" .',
+    'docker build --platform linux/amd64 --build-arg "BASE=$base" --build-arg "COMMIT=$COMMIT"'
+    ' --build-arg "EFA=$EFA" --tag "$IMAGE" .',
     'docker push "$IMAGE"',
 )
 SPECIFICATION = {"version": "0.2", "env": {"shell": "bash"}, "phases": {"build": {"commands": [*BUILD_COMMANDS]}}}
@@ -100,6 +101,7 @@ class BuilderStack(cdk.Stack):
                 environment_variables=[
                     variable(name="IMAGE", value=image.uri),
                     variable(name="COMMIT", value=commit()),
+                    variable(name="EFA", value=installation.efa if installation.has_efa else ""),
                     variable(name="BUILDX_NO_DEFAULT_ATTESTATIONS", value="1"),  # else two manifests for one image
                 ],
             ),

@@ -6,8 +6,9 @@ A group has no machine until `launch` asks for one, so a deploy never waits for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import aws_cdk as cdk
 from aws_cdk import aws_autoscaling as autoscaling
@@ -16,13 +17,14 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
-from infra.config import AMI, PREPARE_DISK_GIB, Installation
+from infra.config import AMI, PREPARE_DISK_GIB, Installation, efa_template
 from infra.stacks.acknowledge import acknowledge
 from infra.stacks.network import Network
 from infra.stacks.tags import listed_tags
 from infra.stacks.user_data import user_data
 
 ROOT_DEVICE = "/dev/sda1"
+LaunchData: TypeAlias = ec2.CfnLaunchTemplate.LaunchTemplateDataProperty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,10 @@ class MachineGroup(Construct):
         environment: Mapping[str, str],
     ) -> None:
         super().__init__(scope, kind.id)
-        template = self._launch_template(kind, installation, network, role, user_data(kind.environment(environment)))
+        data = self._launch_data(kind, installation, network, role, user_data(kind.environment(environment)))
+        template = self._launch_template(kind, installation, "LaunchTemplate", data(None))
+        if installation.has_efa and kind.kind == "train":  # `launch` names it for the types that have one
+            self._launch_template(kind, installation, "EfaTemplate", data("efa"), efa_template(kind.group))
         group = autoscaling.CfnAutoScalingGroup(
             self,
             "Group",
@@ -133,18 +138,30 @@ class MachineGroup(Construct):
         )
 
     def _launch_template(
-        self, kind: MachineKind, installation: Installation, network: Network, role: iam.Role, user_data: str
+        self, kind: MachineKind, installation: Installation, id: str, data: LaunchData, name: str | None = None
     ) -> ec2.CfnLaunchTemplate:
+        tags = listed_tags(installation, kind.group)
+        own = ec2.CfnLaunchTemplate.LaunchTemplateTagSpecificationProperty(resource_type="launch-template", tags=tags)
+        return ec2.CfnLaunchTemplate(
+            self, id, launch_template_data=data, launch_template_name=name, tag_specifications=[own]
+        )
+
+    def _launch_data(
+        self, kind: MachineKind, installation: Installation, network: Network, role: iam.Role, user_data: str
+    ) -> Callable[[str | None], LaunchData]:
+        """What a machine starts with, by the kind of its network interface: None, or "efa"."""
         ami = ssm.StringParameter.value_for_typed_string_parameter_v2(
             cdk.Stack.of(self), AMI, ssm.ParameterValueType.AWS_EC2_IMAGE_ID
         )  # fmt: skip
         profile = iam.CfnInstanceProfile(self, "Profile", roles=[role.role_name])
         tags = listed_tags(installation, kind.group)
+        groups = [network.security_group_id]
+        if kind.kind == "train" and network.nodes_group_id:
+            groups.append(network.nodes_group_id)
         template = ec2.CfnLaunchTemplate  # whose property types are named below
-        return template(
-            self,
-            "LaunchTemplate",
-            launch_template_data=template.LaunchTemplateDataProperty(
+
+        def data(interface: str | None) -> LaunchData:
+            return LaunchData(
                 image_id=ami,
                 iam_instance_profile=template.IamInstanceProfileProperty(arn=profile.attr_arn),
                 instance_initiated_shutdown_behavior="terminate",
@@ -160,7 +177,8 @@ class MachineGroup(Construct):
                         device_index=0,
                         associate_public_ip_address=True,
                         delete_on_termination=True,
-                        groups=[network.security_group_id],
+                        groups=groups,
+                        interface_type=interface,
                     )
                 ],
                 block_device_mappings=[
@@ -175,8 +193,6 @@ class MachineGroup(Construct):
                     template.TagSpecificationProperty(resource_type=resource, tags=tags)
                     for resource in ("instance", "volume", "network-interface")
                 ],
-            ),
-            tag_specifications=[
-                template.LaunchTemplateTagSpecificationProperty(resource_type="launch-template", tags=tags)
-            ],
-        )
+            )
+
+        return data

@@ -31,7 +31,7 @@ def image(scope: Construct, installation: Installation) -> Image:
             "Image",
             directory=str(ROOT),
             platform=ecr_assets.Platform.LINUX_AMD64,
-            build_args={"COMMIT": commit()},
+            build_args=build_arguments(installation),
         )
         return Image(asset.image_uri, asset.repository.repository_arn)
     if why := installation.image_by_tag():
@@ -40,6 +40,10 @@ def image(scope: Construct, installation: Installation) -> Image:
         return Image(installation.image_uri)
     arn = f"arn:{cdk.Aws.PARTITION}:ecr:{found['region']}:{found['account']}:repository/{found['repository']}"
     return Image(installation.image_uri, arn)
+
+
+def build_arguments(installation: Installation) -> dict[str, str]:
+    return {"COMMIT": commit()} | ({"EFA": installation.efa} if installation.has_efa else {})
 
 
 def commit() -> str:

@@ -1,6 +1,7 @@
-"""The machines' network: public subnets without NAT, a gateway endpoint for S3, no inbound rule.
+"""The machines' network: public subnets without NAT, a gateway endpoint for S3, no inbound rule from outside.
 
-A machine has a public address, with which it reaches ECR, Logs, Secrets Manager and the hub. Nothing can connect to it.
+A machine has a public address, with which it reaches ECR, Logs, Secrets Manager and the hub. Nothing can connect to it,
+but other training machines of the installation: a run on several is one that talks.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ class Network(Construct):
             vpc_id, self.subnet_ids = installation.vpc_id, installation.subnet_ids.split(",")
         else:
             vpc_id, self.subnet_ids = self._vpc(installation)
-        self.security_group_id = self._security_group(vpc_id, is_multi_node=int(installation.max_nodes) > 1)
+        self.security_group_id = self._security_group(vpc_id)
+        self.nodes_group_id, self.placement_group = "", ""  # what only runs on several machines need
+        if installation.has_nodes:
+            self.nodes_group_id = self._nodes_group(vpc_id)
+            self.placement_group = ec2.CfnPlacementGroup(self, "Placement", strategy="cluster").ref
 
     def _vpc(self, installation: Installation) -> tuple[str, list[str]]:
         vpc = ec2.CfnVPC(self, "Vpc", cidr_block="10.0.0.0/16", enable_dns_hostnames=True, enable_dns_support=True)
@@ -66,7 +71,7 @@ class Network(Construct):
         )  # fmt: skip
         return subnet.ref
 
-    def _security_group(self, vpc_id: str, *, is_multi_node: bool) -> str:
+    def _security_group(self, vpc_id: str) -> str:
         group = ec2.CfnSecurityGroup(
             self,
             "SecurityGroup",
@@ -74,16 +79,24 @@ class Network(Construct):
             vpc_id=vpc_id,
             security_group_egress=[ec2.CfnSecurityGroup.EgressProperty(ip_protocol="-1", cidr_ip="0.0.0.0/0")],
         )
-        if is_multi_node:
-            ec2.CfnSecurityGroupIngress(
-                self,
-                "BetweenNodes",
-                description="the nodes of one run talk to each other",
-                group_id=group.attr_group_id,
-                source_security_group_id=group.attr_group_id,
-                ip_protocol="-1",
-            )
         return group.attr_group_id
+
+    def _nodes_group(self, vpc_id: str) -> str:
+        """All from and to members of this very group, and nothing else.
+
+        An Elastic Fabric Adapter needs both rules: its traffic has no IP address, so the rule to 0.0.0.0/0 does not
+        hold for it (EC2 user guide, "Get started with EFA and NCCL", the step on the security group).
+        """
+        words = "training machines of one installation"
+        group = ec2.CfnSecurityGroup(self, "NodesGroup", group_description=f"resnet-spot: {words}", vpc_id=vpc_id)
+        own = group.attr_group_id
+        ec2.CfnSecurityGroupIngress(
+            self, "FromNodes", description=words, group_id=own, source_security_group_id=own, ip_protocol="-1"
+        )
+        ec2.CfnSecurityGroupEgress(
+            self, "ToNodes", description=words, group_id=own, destination_security_group_id=own, ip_protocol="-1"
+        )
+        return own
 
 
 def _zone(index: int) -> str:

@@ -70,7 +70,10 @@ class TrainingStack(cdk.Stack):
             (Output.IMAGE, trainer.uri, "the trainer's image"),
             (Output.TOPIC, topic.topic_arn, "who is told when the guard acts"),
             (Output.SCHEDULER_ROLE, schedules.role.role_arn, "with which a schedule sets a group to 0"),
-        ):
+            (Output.SUBNETS, ",".join(network.subnet_ids), "where machines start"),
+            *([(Output.PLACEMENT_GROUP, network.placement_group, "of the machines of a run with several")]
+              if network.placement_group else []),
+        ):  # fmt: skip
             cdk.CfnOutput(self, name, value=value, description=description)
 
     def _add_watchers(

@@ -17,6 +17,7 @@ Settings (aws_control.py has the defaults):
     disk_usd          a gigabyte of gp3 for a month, in the same answer
     spot_usd          by instance type: [[Unix seconds, dollars from then on], …], the oldest first, for ec2
                       DescribeSpotPriceHistory; else 40 % of on-demand; moto says $0.00001
+    zone_usd          by zone: its spot prices are so many times the others
     parameters        public SSM parameters (/aws/service/…): the AMI's; moto refuses to put them
     launch_failures   by Auto Scaling group: it launches nothing, and a Failed scaling activity has this StatusMessage;
                       set to "" again, the group gets its machines with the next describe
@@ -38,7 +39,8 @@ Settings (aws_control.py has the defaults):
 Beyond moto 5.2.5 there are also, without a setting: scaling activities of launches and terminations; type and market of
 a group's machines after its mixed-instances policy (the first override, the first subnet), their volumes and interfaces
 with the launch template's tags, and gone with them; a changed distribution or desired capacity that leaves the rest of
-the policy alone; desired above max refused; a suspended group launches nothing; the default key of disks; images as the
+the policy alone; desired above max refused; a suspended group launches nothing; placement groups;
+the default key of disks; images as the
 registry has them; the spot role by its real name; CloudFormation: AWS::SecretsManager::Secret,
 AWS::Scheduler::ScheduleGroup, AWS::CloudWatch::Alarm, AWS::CodeBuild::Project; builds of CodeBuild, which run here
 (aws_builds.py); updates in place of groups; outputs and exports after change sets; ImportExistingResources (buckets, no
@@ -182,6 +184,7 @@ def serve() -> None:
         aws_images,
         aws_machines,
         aws_network,
+        aws_placement,
         aws_rollbacks,
         aws_secrets,
         aws_spot,
@@ -199,6 +202,7 @@ def serve() -> None:
         aws_images,
         aws_machines,
         aws_network,
+        aws_placement,
         aws_secrets,
         aws_spot,
         enforcement,

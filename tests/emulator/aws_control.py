@@ -41,6 +41,7 @@ class Settings:
 
     on_demand_usd: dict[str, float] = field(default_factory=lambda: dict(ON_DEMAND_USD))
     spot_usd: dict[str, list[list[float]]] = field(default_factory=dict)
+    zone_usd: dict[str, float] = field(default_factory=dict)
     disk_usd: float = 0.08
     quotas: dict[str, float] = field(default_factory=lambda: dict(QUOTAS))
     parameters: dict[str, str] = field(default_factory=dict)

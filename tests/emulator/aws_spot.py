@@ -32,6 +32,9 @@ def spot_prices() -> None:
         before = [change for change in known if change[0] <= since][-1:]
         return [*before, *(change for change in known if change[0] > since)][::-1]
 
+    def times(pool: dict[str, str]) -> float:
+        return SETTINGS.zone_usd.get(pool["Location"], 1.0)
+
     def history(self: SpotInstances) -> ActionResult:
         backend = ec2_backends[self.current_account][self.region]
         offered = backend.describe_spot_price_history(
@@ -41,7 +44,7 @@ def spot_prices() -> None:
         found = [
             {
                 "InstanceType": pool["InstanceType"], "AvailabilityZone": pool["Location"],
-                "ProductDescription": "Linux/UNIX", "SpotPrice": f"{usd:.6f}",
+                "ProductDescription": "Linux/UNIX", "SpotPrice": f"{usd * times(pool):.6f}",
                 "Timestamp": datetime.fromtimestamp(at, UTC),
             }
             for pool in offered

@@ -12,6 +12,8 @@ from moto.logs import models as logs
 from moto.scheduler.models import scheduler_backends
 from moto.secretsmanager.models import secretsmanager_backends
 
+from tests.emulator.aws_placement import PlacementGroup
+
 RECORDED = (
     "AWS::S3::BucketPolicy", "AWS::SNS::TopicPolicy", "AWS::SecretsManager::ResourcePolicy",
 )  # fmt: skip
@@ -136,7 +138,8 @@ def arns_of_log_groups() -> None:
     logs.LogGroup.get_cfn_attribute = with_streams
 
 
-TYPES: dict[str, type[Resource]] = {
+TYPES: dict[str, Any] = {
+    "AWS::EC2::PlacementGroup": PlacementGroup,
     "AWS::SecretsManager::Secret": Secret,
     "AWS::Scheduler::ScheduleGroup": ScheduleGroup,
     "AWS::CloudWatch::Alarm": Alarm,
@@ -152,7 +155,7 @@ def patch() -> None:
         return TYPES.get(resource_type) or known(resource_type)
 
     def name_property(resource_type: str) -> str | None:
-        return TYPES[resource_type].name_property if resource_type in TYPES else named(resource_type)
+        return getattr(TYPES[resource_type], "name_property", "") if resource_type in TYPES else named(resource_type)
 
     parsing.resource_class_from_type = class_of
     parsing.resource_name_property_from_type = name_property

@@ -19,6 +19,7 @@ from moto.fis.models import fis_backends
 from moto.iam.models import iam_backends
 from moto.secretsmanager.models import secretsmanager_backends
 
+from tests.emulator import aws_placement
 from tests.emulator.aws_control import read_body
 from tests.emulator.policies import Request
 
@@ -44,7 +45,7 @@ EC2_KINDS = {
 # Parts of an update of a group that AWS takes for a use of its launch template: who sends them needs what starting a
 # machine needs. https://docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-launch-template-permissions.html
 WITH_TEMPLATE = ("MixedInstancesPolicy.", "LaunchTemplate.")
-RUN_ON = ("instance", "network-interface", "security-group", "subnet", "volume")
+RUN_ON = ("instance", "network-interface", "placement-group", "security-group", "subnet", "volume")
 TAGGED_AT_LAUNCH = ("instance", "volume", "network-interface")
 
 
@@ -115,6 +116,9 @@ def ec2_requests(operation: str, body: dict[str, str]) -> list[Request]:
     """On each thing that is named, with its tags. What only describes is asked on "*"."""
     if operation.startswith(("Describe", "Get")):
         return [Request(f"ec2:{operation}", "*")]
+    if operation == "DeletePlacementGroup":  # its ARN has the name
+        group = aws_placement.known(ACCOUNT, REGION)[body["GroupName"]]
+        return [Request(f"ec2:{operation}", group.arn, {f"aws:ResourceTag/{k}": v for k, v in group.tags.items()})]
     ids = [one for name, one in sorted(body.items()) if re.fullmatch(r"[a-z]+-[0-9a-f]{8,}", one) and "Tag" not in name]
     return [Request(f"ec2:{operation}", ec2_arn(one), tags_of(one)) for one in ids]
 

@@ -82,6 +82,16 @@ def training_template() -> dict[str, Any]:
                     "Tags": tags(),
                 },
             },
+            "OtherSubnet": {
+                "Type": "AWS::EC2::Subnet",
+                "Properties": {
+                    "CidrBlock": "10.0.1.0/24", "VpcId": {"Ref": "Vpc"}, "AvailabilityZone": "us-east-1c",
+                    "Tags": tags(),
+                },
+            },
+            "Placement": {
+                "Type": "AWS::EC2::PlacementGroup", "Properties": {"Strategy": "cluster", "Tags": tags()}
+            },
             "LaunchTemplate": {
                 "Type": "AWS::EC2::LaunchTemplate",
                 "Properties": {
@@ -116,6 +126,8 @@ def training_template() -> dict[str, Any]:
             Output.IMAGE: {"Value": {"Fn::Sub": image}},
             Output.TOPIC: {"Value": {"Ref": "Topic"}},
             Output.SCHEDULER_ROLE: {"Value": SCHEDULER_ROLE},
+            Output.SUBNETS: {"Value": {"Fn::Join": [",", [{"Ref": "Subnet"}, {"Ref": "OtherSubnet"}]]}},
+            Output.PLACEMENT_GROUP: {"Value": {"Ref": "Placement"}},
         },
     }  # fmt: skip
 
@@ -239,6 +251,7 @@ def deploy(aws: Aws, *, without: Collection[str] = ()) -> Deployed:
     training = training_template()
     for id in without:
         del training["Resources"][id]
+        training["Outputs"] = {name: one for name, one in training["Outputs"].items() if one["Value"] != {"Ref": id}}
     ecr = client(aws, "ecr")
     if not ecr.describe_repositories()["repositories"]:
         ecr.create_repository(repositoryName=REPOSITORY)

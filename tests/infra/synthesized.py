@@ -18,6 +18,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "default": {},
     "changed": {
         "max_nodes": "2",
+        "efa": "1.51.0=" + 64 * "0",
         "email": "me@example.org",
         "market": "on-demand",
         "zones": "us-east-1b,us-east-1f",
@@ -26,6 +27,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "given": {
         "vpc_id": "vpc-0a",
         "subnet_ids": "subnet-0a,subnet-0b",
+        "max_nodes": "1",
         "image_uri": "123456789012.dkr.ecr.eu-west-1.amazonaws.com/team/trainer@sha256:" + 64 * "0",
     },
     "image from elsewhere": {"image_uri": "ghcr.io/team/trainer@sha256:" + 64 * "0"},

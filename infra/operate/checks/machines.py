@@ -50,7 +50,8 @@ def _quota(wanted: Wanted, market: str) -> Finding:
     code = kind.code(market)
     types = [catalog.instance_type(name) for name in wanted.types if catalog.quota_of(name) == kind]
     allowed, used = quota_value(wanted, code), _used_vcpus(wanted, code, market)
-    least, most = (f(type.vcpus for type in types) for f in (min, max))
+    nodes = wanted.request.nodes
+    least, most = (nodes * f(type.vcpus for type in types) for f in (min, max))
     said = f"{code}, {kind.words} {market}: {allowed:g} vCPUs, {used:g} in use"
     fix = (
         "aws service-quotas request-service-quota-increase --service-code ec2 "
@@ -59,9 +60,9 @@ def _quota(wanted: Wanted, market: str) -> Finding:
     if least > allowed - used:
         if not allowed and _is_on_free_plan(wanted):
             return wrong(f"{said}: the free plan starts no GPU: change to the paid plan, then ask for vCPUs", PAID)
-        return wrong(f"{said}, at least {least} needed", fix)
-    if small := [type.name for type in types if type.vcpus > allowed - used]:
-        return ok(f"{said}; too few for {', '.join(small)}")
+        return wrong(f"{said}, at least {least} needed{'' if nodes == 1 else f' for {nodes} machines'}", fix)
+    if small := [type.name for type in types if nodes * type.vcpus > allowed - used]:
+        return ok(f"{said}; too few for {'' if nodes == 1 else f'{nodes} of '}{', '.join(small)}")
     return ok(said)
 
 

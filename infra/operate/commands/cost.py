@@ -22,7 +22,8 @@ from infra.operate.installation.standing import S3_USD_PER_GB_MONTH, Kept, kept_
 from infra.operate.planning import options
 from infra.operate.planning.catalog import HOURS_PER_MONTH
 from infra.operate.planning.estimate import Estimate
-from infra.operate.planning.plan import describe, make_plan
+from infra.operate.planning.plan import make_plan
+from infra.operate.planning.shown import describe
 from infra.operate.runs import (
     ExplainedBucket,
     active_run,

@@ -15,8 +15,10 @@ from infra.operate.commands.preflight import preflight
 from infra.operate.installation.offers import offered_here
 from infra.operate.planning import options
 from infra.operate.planning.options import Request
-from infra.operate.planning.plan import Plan, describe, make_plan, merge
+from infra.operate.planning.placing import find_site
+from infra.operate.planning.plan import Plan, make_plan, merge
 from infra.operate.planning.refusals import check
+from infra.operate.planning.shown import describe
 from infra.operate.planning.start import Place, check_policy, is_running, start_run
 from infra.operate.runs import open_bucket, read_ending
 from infra.operate.session import Aws, ExitCode, explained
@@ -60,10 +62,11 @@ def launch(aws: Aws, installation: Installation, request: Request, *, is_checked
     if not is_checked and not preflight(aws, installation, request, plan, deploys=False):
         return ExitCode.PREFLIGHT
     spec, types, etag = plan.spec, [one.type for one in plan.offered], plan.existing.etag if plan.existing else ""
-    display("", describe(plan), f"\nstarting {spec.run_id}")
+    site, where = find_site(aws, place, plan)
+    display("", describe(plan), *where, f"\nstarting {spec.run_id}")
     try:
         with explained("the launch"):
-            start_run(aws.client, place, spec, types, replaces=etag)
+            start_run(aws.client, place, spec, types, site=site, replaces=etag)
     except KeyboardInterrupt:
         show_line(
             f"\ninterrupted: make launch RUN={spec.run_id} starts it all the same, make stop makes sure that nothing "
@@ -72,8 +75,9 @@ def launch(aws: Aws, installation: Installation, request: Request, *, is_checked
         )
         return INTERRUPTED
     display(styled(f"{'goes on' if plan.existing else 'launched'}: {spec.run_id}", "green"))
-    listed = max(spec.prices[one.type] for one in plan.offered)
-    show_line(f"while it runs: at most {usd(listed)} an hour, the list price of the dearest type")
+    listed = spec.nodes * max(spec.prices[one.type] for one in plan.offered)
+    machines = "" if spec.nodes == 1 else f"{spec.nodes} times "
+    show_line(f"while it runs: at most {usd(listed)} an hour, {machines}the list price of the dearest type")
     _next(spec.run_id)
     return ExitCode.DONE
 
@@ -101,7 +105,11 @@ def find_place(aws: Aws, installation: Installation, kind: str) -> Place:
         fix = "`make deploy` deploys and launches" if kind == "train" else "`make deploy NO_LAUNCH=1` first"
         raise UserError(f"the stack {missing} is not deployed in {aws.region}: {fix}")
     return Place(
-        installation=installation, bucket=storage[Output.BUCKET], scheduler_role=training[Output.SCHEDULER_ROLE]
+        installation=installation,
+        bucket=storage[Output.BUCKET],
+        scheduler_role=training[Output.SCHEDULER_ROLE],
+        subnet_ids=tuple(filter(None, training.get(Output.SUBNETS, "").split(","))),
+        placement_group=training.get(Output.PLACEMENT_GROUP, ""),
     )
 
 

@@ -23,7 +23,7 @@ TOOLS = {  # where they come from
 
 
 def configure(parser: CommandLine) -> None:
-    parser.add_argument("--instance", default="", metavar="ID", help="this machine; else the oldest that runs")
+    parser.option("node", "this machine, by its id; else the oldest that runs", default="", metavar="ID")
 
 
 def choose_machine(machines: list[fleet.FleetMachine], asked: str) -> fleet.FleetMachine:
@@ -42,9 +42,9 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
             raise UserError(f"`{tool}` is not installed, and a shell needs it: install {source}")
     with explained("the machines"):
         machines = fleet.machines(aws.client("ec2"), installation.name)
-    machine = choose_machine(machines, options.instance)
+    machine = choose_machine(machines, options.node)
     running = [other.id for other in machines if other.state == "running"]
-    others = f" (of {len(running)}: {', '.join(running)}; --instance chooses)" if len(running) > 1 else ""
+    others = f" (of {len(running)}: {', '.join(running)}; NODE= chooses)" if len(running) > 1 else ""
     show_line(f"{machine.id}: {machine.type} in {machine.zone}{others}; leave: exit")
     show_line("the machine's log: sudo journalctl -f; the container's output: sudo docker logs resnet-spot")
     sys.stdout.flush()

@@ -46,7 +46,7 @@ def find(aws: Aws, installation: Installation) -> list[LeftOver]:
     _ = aws.account
     questions = (
         groups, left_machines, left_builds, left_schedules, rules, functions, images, left_stacks, launch_templates,
-        volumes, strangers, vpc_parts, projects, sources, log_groups, topics, alarms, roles,
+        placement_groups, volumes, strangers, vpc_parts, projects, sources, log_groups, topics, alarms, roles,
     )  # fmt: skip
 
     def ask(question: Callable[[Aws, Installation], Iterator[LeftOver]]) -> list[LeftOver]:
@@ -193,6 +193,17 @@ def launch_templates(aws: Aws, installation: Installation) -> Iterator[LeftOver]
             yield LeftOver(
                 "launch template", id, f"aws ec2 delete-launch-template --launch-template-id {id}",
                 partial(ec2.delete_launch_template, LaunchTemplateId=id),
+            )  # fmt: skip
+
+
+def placement_groups(aws: Aws, installation: Installation) -> Iterator[LeftOver]:
+    ec2 = aws.client("ec2")
+    for group in ec2.describe_placement_groups(Filters=tagged(installation))["PlacementGroups"]:
+        if group["State"] not in ("deleting", "deleted"):
+            name = group["GroupName"]
+            yield LeftOver(
+                "placement group", name, f"aws ec2 delete-placement-group --group-name {name}",
+                partial(ec2.delete_placement_group, GroupName=name),
             )  # fmt: skip
 
 

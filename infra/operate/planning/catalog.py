@@ -92,32 +92,34 @@ class InstanceType:
     gpu: str  # "" for none
     nvme_gb: int
     usd_per_hour: float  # on demand, Linux, us-east-1
+    gigabits: float = 0.0  # a second, the baseline of its network; 0: nobody has looked
 
 
-# vCPUs, memory and NVMe as `aws ec2 describe-instance-types` tells them.
+# vCPUs, memory and NVMe as `aws ec2 describe-instance-types` tells them. Baseline bandwidths of those with a GPU:
+# aws/karpenter-provider-aws at 1d92708 (July 2026), which asked the same.
 TYPES = {
     type.name: type
     for type in (
-        InstanceType("g4dn.xlarge", 4, 16, "T4", 125, 0.526),
-        InstanceType("g4dn.2xlarge", 8, 32, "T4", 225, 0.752),
-        InstanceType("g4dn.4xlarge", 16, 64, "T4", 225, 1.204),
-        InstanceType("g5.xlarge", 4, 16, "A10G", 250, 1.006),
-        InstanceType("g5.2xlarge", 8, 32, "A10G", 450, 1.212),
-        InstanceType("g5.4xlarge", 16, 64, "A10G", 600, 1.624),
-        InstanceType("g5.8xlarge", 32, 128, "A10G", 900, 2.448),
-        InstanceType("g6.xlarge", 4, 16, "L4", 250, 0.8048),
-        InstanceType("g6.2xlarge", 8, 32, "L4", 450, 0.9776),
-        InstanceType("g6.4xlarge", 16, 64, "L4", 600, 1.3232),
-        InstanceType("g6.8xlarge", 32, 128, "L4", 900, 2.0144),
-        InstanceType("g6e.xlarge", 4, 32, "L40S", 250, 1.861),
-        InstanceType("g6e.2xlarge", 8, 64, "L40S", 450, 2.24208),
-        InstanceType("g6e.4xlarge", 16, 128, "L40S", 600, 3.00424),
-        InstanceType("g6e.8xlarge", 32, 256, "L40S", 900, 4.52856),
+        InstanceType("g4dn.xlarge", 4, 16, "T4", 125, 0.526, 5),
+        InstanceType("g4dn.2xlarge", 8, 32, "T4", 225, 0.752, 10),
+        InstanceType("g4dn.4xlarge", 16, 64, "T4", 225, 1.204, 20),
+        InstanceType("g5.xlarge", 4, 16, "A10G", 250, 1.006, 2.5),
+        InstanceType("g5.2xlarge", 8, 32, "A10G", 450, 1.212, 5),
+        InstanceType("g5.4xlarge", 16, 64, "A10G", 600, 1.624, 10),
+        InstanceType("g5.8xlarge", 32, 128, "A10G", 900, 2.448, 25),
+        InstanceType("g6.xlarge", 4, 16, "L4", 250, 0.8048, 2.5),
+        InstanceType("g6.2xlarge", 8, 32, "L4", 450, 0.9776, 5),
+        InstanceType("g6.4xlarge", 16, 64, "L4", 600, 1.3232, 10),
+        InstanceType("g6.8xlarge", 32, 128, "L4", 900, 2.0144, 25),
+        InstanceType("g6e.xlarge", 4, 32, "L40S", 250, 1.861, 2.5),
+        InstanceType("g6e.2xlarge", 8, 64, "L40S", 450, 2.24208, 5),
+        InstanceType("g6e.4xlarge", 16, 128, "L40S", 600, 3.00424, 20),
+        InstanceType("g6e.8xlarge", 32, 256, "L40S", 900, 4.52856, 25),
         # dstack #4063. Nobody says here what local disk g7 has, so it counts as having none.
-        InstanceType("g7.2xlarge", 8, 32, "RTX PRO 4500", 0, 2.52),
-        InstanceType("g7e.2xlarge", 8, 64, "RTX PRO 6000", 1900, 3.36312),
-        InstanceType("g7e.4xlarge", 16, 128, "RTX PRO 6000", 1900, 3.99816),
-        InstanceType("p5.4xlarge", 16, 256, "H100", 3800, 6.88),
+        InstanceType("g7.2xlarge", 8, 32, "RTX PRO 4500", 0, 2.52, 40),
+        InstanceType("g7e.2xlarge", 8, 64, "RTX PRO 6000", 1900, 3.36312, 50),
+        InstanceType("g7e.4xlarge", 16, 128, "RTX PRO 6000", 1900, 3.99816, 50),
+        InstanceType("p5.4xlarge", 16, 256, "H100", 3800, 6.88, 100),
         InstanceType("c7a.2xlarge", 8, 16, "", 0, 0.41056),
         InstanceType("c7i.2xlarge", 8, 16, "", 0, 0.357),
         InstanceType("c6a.2xlarge", 8, 16, "", 0, 0.306),

@@ -60,10 +60,10 @@ class Hours:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Hours and dollars of one run on one type. The dollars are those of the machine, its disk and its address."""
+    """Hours and dollars of one run on one type. The dollars are those of its machines, their disks and addresses."""
 
     type: str
-    usd_per_hour: float  # of one machine, as AWS sells it
+    usd_per_hour: float  # of all its machines, as AWS sells them
     images_per_second: float  # of training, on average
     hours: float
     usd: float
@@ -71,6 +71,7 @@ class Estimate:
     source: str = ""  # of the speed; the most doubtful one of all stages
     of_hours: Hours = Hours(0, 0, 0, 0, 0, 0)
     stages: tuple[StageSpeed, ...] = ()
+    efficiency: float = 1.0  # the speed over that of as many machines, each of which trains alone
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def estimate(
 ) -> list[Estimate]:
     """An estimate for each type, the cheapest per image first. Raises UserError for a type that has no GPU."""
     data = data or data_of(work)
-    return _ordered(_estimate(work, type, prices[type.name], data, extras_usd_per_hour) for type in gpu_types(types))
+    return ordered(_estimate(work, type, prices[type.name], data, extras_usd_per_hour) for type in gpu_types(types))
 
 
 def _estimate(work: Work, type: InstanceType, price: float, data: DataSize, extras: float) -> Estimate:
@@ -154,7 +155,7 @@ def estimate_prepare(
         hours = START_SECONDS / 3600 + IMAGENET.train / speed / 3600
         per_million = price / 3600 / speed * 1e6
         found.append(Estimate(type.name, price, speed, hours, hours * (price + extras_usd_per_hour), per_million))
-    return _ordered(found)
+    return ordered(found)
 
 
 def _prepare_speed(type: InstanceType) -> float:
@@ -163,7 +164,7 @@ def _prepare_speed(type: InstanceType) -> float:
     return min(type.vcpus * PREPARE_IMAGES_PER_SECOND_PER_VCPU, fastest)
 
 
-def _ordered(estimates: Iterable[Estimate]) -> list[Estimate]:
+def ordered(estimates: Iterable[Estimate]) -> list[Estimate]:
     return sorted(estimates, key=lambda one: (one.usd_per_million_images, one.usd_per_hour))
 
 

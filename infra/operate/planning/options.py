@@ -105,8 +105,13 @@ class Request:
         parse=minutes, show="{:g}m".format, metavar="30m", spec="keep_minutes",
     )  # fmt: skip
     nodes: int = option(
-        "nodes", "how many machines train the run (only 1 so far)", default=1, parse=int, kinds=("train",), spec="nodes"
-    )
+        "nodes", "how many machines train the run, all in one zone (default: 1)", default=1, parse=int, metavar="N",
+        kinds=("train",), spec="nodes",
+    )  # fmt: skip
+    zone: str = option(
+        "zone", "only machines of this zone (default: all zones; of several nodes the cheapest one)", kinds=("train",),
+        spec="zone",
+    )  # fmt: skip
     anyway: bool = option("anyway", "launch even if money or time is below the estimate", default=False, parse=bool)
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from infra.config import PREPARE_DISK_GIB, PREPARE_PREFIX, ZONES, Installation
 from infra.operate.planning import datasets, disks
+from infra.operate.planning.catalog import LEAST_POOLS, TYPES
 from infra.operate.planning.datasets import Dataset
 from infra.operate.planning.estimate import DataSize, Estimate, data_of, estimate, estimate_prepare, offered
 from infra.operate.planning.options import Request, go_on, recipe_of, spec_values
@@ -27,11 +28,11 @@ from infra.operate.planning.refusals import (
     check_types,
     types_of,
 )
-from infra.operate.planning.work import Images, Work, uncounted, work_of
+from infra.operate.planning.scaling import on_nodes
+from infra.operate.planning.work import Images, Work, work_of
 from infra.operate.runs import Ending, ExplainedBucket, read_ending, read_spend
 from infra.operate.session import Aws
-from infra.operate.terminal import Group, RenderableType, styled, table
-from infra.operate.text import duration, usd
+from infra.operate.text import usd
 from infra.run.spec import Spec
 from trainer.contract import UserError, run_key
 
@@ -63,6 +64,7 @@ class Plan:
     spec: Spec
     offered: list[Estimate]  # at the price to expect, cheapest image first
     prices_source: str
+    spot_zones: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # as Prices has them
     usual_usd: float  # the most that the default budget and hours can be, whatever types are cheap today
     usual_hours: float
     existing: Existing | None = None
@@ -157,7 +159,7 @@ def estimates(
         data = DataSize(Images(max(1, dataset.train_images), dataset.val_images), disks.staged_of(work, dataset).gb)
     else:
         data = replace(data_of(work), is_prepared=not datasets.is_hub_id(work.data))
-    return estimate(work, types, prices, data, extras)
+    return on_nodes(estimate(work, types, prices, data, extras), work, request.nodes, extras)
 
 
 def plan_run(
@@ -166,13 +168,17 @@ def plan_run(
 ) -> Plan:  # fmt: skip
     """Fill in everything that the request leaves open. Raises UserError if money or time is below the estimate."""
     market = request.market or installation.market
-    zones = len(found.split(",")) if (found := installation.zones or installation.subnet_ids) else ZONES
+    zones = len(found.split(",")) if (found := request.zone or installation.zones or installation.subnet_ids) else ZONES
     types, left_out = types_with_room(request, installation, dataset)
     recipe, is_training = recipe_of(request), request.kind == "train"
     extras = prices.extras_usd_per_hour(int(installation.disk_gib) if is_training else PREPARE_DISK_GIB)
     expected, listed = (
         estimates(request, types, dataset, prices.expected(one), extras) for one in (market, "on-demand")
     )
+    if request.nodes > 1:  # the machines of one run need the same GPU
+        gpu = TYPES[expected[0].type].gpu
+        expected = [one for one in expected if TYPES[one.type].gpu == gpu]
+        zones = LEAST_POOLS  # so that no type counts that is much dearer, as the ones with a slow network are
     chosen = expected if request.types else offered(expected, zones)
     names = {one.type for one in chosen}
     dearest = max(one.usd for one in listed if one.type in names)
@@ -194,7 +200,7 @@ def plan_run(
     spec = Spec(**(spec_values(request) | filled))
     spec = replace(spec, deadline=now + spec.hours * SECONDS_PER_HOUR)
     plan = Plan(
-        spec=spec, offered=chosen, prices_source=prices.source, existing=existing,
+        spec=spec, offered=chosen, prices_source=prices.source, spot_zones=prices.spot_zones, existing=existing,
         usual_usd=default_usd(max(one.usd for one in listed)),
         usual_hours=default_hours(max(one.hours for one in listed)), left_out=left_out,
     )  # fmt: skip
@@ -231,7 +237,7 @@ def default_hours(estimate_hours: float) -> float:
 def check_means(plan: Plan, *, anyway: bool) -> None:
     """A new run needs the money and the time of its estimate. A run that goes on needs some money left."""
     spec, best = plan.spec, plan.offered[0]
-    how = f"{best.type}, {spec.market}, {best.hours:.1f} h at {usd(best.usd_per_hour)}"
+    how = f"{count(spec.nodes, best.type)}, {spec.market}, {best.hours:.1f} h at {usd(best.usd_per_hour)}"
     if plan.existing:
         spent = plan.existing.spent_usd
         if spent < spec.budget_usd - 0.01:
@@ -251,50 +257,11 @@ def check_means(plan: Plan, *, anyway: bool) -> None:
     raise MeansError(f"{short}: use {fix}{reason}", f"make launch {fix}")
 
 
+def count(nodes: int, type: str) -> str:
+    return type if nodes == 1 else f"{nodes} {type}"
+
+
 def new_run_id(name: str, now: float) -> str:
     """A new run id: `<name>-<date>-<4 hex>`."""
     date = f"{datetime.fromtimestamp(now, UTC):%Y%m%d}"
     return f"{datasets.slug(name)[:48]}-{date}-{secrets.token_hex(2)}"
-
-
-def describe(plan: Plan) -> RenderableType:
-    """The estimate for each type, where its figures come from, and what limits the run."""
-    spec = plan.spec
-    rows = [
-        (one.type, f"{one.usd_per_hour:.3f}", f"{one.images_per_second:.0f}", f"{one.usd_per_million_images:.2f}",
-         f"{one.hours:.1f}", f"{one.usd:.2f}", one.source)
-        for one in plan.offered
-    ]  # fmt: skip
-    header = (f"type ({spec.market})", "$/hour", "images/s", "$/million images", "hours", "dollars", "speed")
-    spent = f", of which {usd(plan.existing.spent_usd)} are spent" if plan.existing else ""
-    ends = f"{datetime.fromtimestamp(spec.deadline).astimezone():%a %d %b %H:%M %Z}"
-    return Group(
-        table(rows, header),
-        styled(f"{plan.prices_source}\n{speed_source(spec.kind)}", "dim"),
-        *([plan.left_out] if plan.left_out else []),
-        *hours_and_gaps(plan),
-        f"budget    {usd(spec.budget_usd)}{spent}; at the budget everything stops",
-        f"deadline  {ends}, in {duration(spec.hours * SECONDS_PER_HOUR)}; then everything stops",
-        *([f"failure   its machine is kept for {duration(60 * spec.keep_minutes)}"] if spec.keep_minutes else []),
-    )
-
-
-def hours_and_gaps(plan: Plan) -> list[str]:
-    """What the hours of the cheapest type go to, and which options the estimate does not count."""
-    if plan.spec.kind == "prepare":
-        return []
-    best = plan.offered[0]
-    parts = [f"{name} {duration(SECONDS_PER_HOUR * hours)}" for name, hours in asdict(best.of_hours).items() if hours]
-    found = [f"hours     {best.type}: {', '.join(parts)}"]
-    if options := uncounted(plan.spec.arguments):
-        found.append(f"not counted: {', '.join(options)}; with it the run may take longer, so give HOURS= and BUDGET=")
-    return found
-
-
-def speed_source(kind: str) -> str:
-    if kind == "prepare":
-        return "images/s: from a measured 329 per core and 50 MB/s of download, an assumption; for ImageNet"
-    return (
-        "images/s: not measured by this project on these machines, unless the row says so; "
-        "table: of catalog.py, with its source; projected: from either, by area, compiler or network"
-    )

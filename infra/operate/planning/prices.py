@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from statistics import median
@@ -46,6 +46,7 @@ class Prices:
     on_demand: Mapping[str, float]
     spot: Mapping[str, float]  # the middle one of the zones' present prices; empty where AWS did not tell
     source: str
+    spot_zones: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by type and zone: all that AWS told
     told: frozenset[str] = frozenset()  # the types whose list price AWS told now: it sells them in this region
     disk_usd_per_gib_month: float = DISK_USD_PER_GIB_MONTH  # gp3
 
@@ -63,7 +64,8 @@ def find_prices(aws: Aws, types: Collection[str]) -> Prices:
     with ThreadPoolExecutor(len(types) + 2) as pool:
         history, disk = pool.submit(_spot, ec2, types), pool.submit(_gp3, pricing, aws.region)
         listed = dict(zip(types, pool.map(lambda type: _on_demand(pricing, aws.region, type), types), strict=True))
-        spot, disk_usd = history.result(), disk.result()
+        spot_zones, disk_usd = history.result(), disk.result()
+    spot = {type: median(found.values()) for type, found in spot_zones.items()}
     today = f"{datetime.now(UTC):%Y-%m-%d}"
     table = {type: TYPES[type].usd_per_hour for type in types}
     told = {type: price for type, price in listed.items() if price is not None}
@@ -78,7 +80,7 @@ def find_prices(aws: Aws, types: Collection[str]) -> Prices:
         source += "; disk: as in us-east-1"
     if spot:
         source += f"; spot prices: EC2's history for {aws.region}, {today}"
-    return Prices(table | told, spot, source, frozenset(told), disk_usd or DISK_USD_PER_GIB_MONTH)
+    return Prices(table | told, spot, source, spot_zones, frozenset(told), disk_usd or DISK_USD_PER_GIB_MONTH)
 
 
 def dated_prices(types: Collection[str]) -> Prices:
@@ -153,7 +155,8 @@ def _listed(pricing: Any, wanted: Mapping[str, str], unit: str) -> float | None:
     return max(prices, default=0.0) or None
 
 
-def _spot(ec2: Any, types: Collection[str]) -> dict[str, float]:
+def _spot(ec2: Any, types: Collection[str]) -> dict[str, dict[str, float]]:
+    """The present spot price of each type, by zone."""
     now = datetime.now(UTC)
     try:
         history = ec2.describe_spot_price_history(
@@ -161,7 +164,7 @@ def _spot(ec2: Any, types: Collection[str]) -> dict[str, float]:
         )["SpotPriceHistory"]
     except UNREACHABLE:
         return {}
-    by_type: dict[str, list[float]] = {}
+    found: dict[str, dict[str, float]] = {}
     for price in history:
-        by_type.setdefault(price["InstanceType"], []).append(float(price["SpotPrice"]))
-    return {type: median(prices) for type, prices in by_type.items()}
+        found.setdefault(price["InstanceType"], {})[price["AvailabilityZone"]] = float(price["SpotPrice"])
+    return found

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from infra.config import PREPARE_PREFIX, Installation
+from infra.config import PREPARE_PREFIX, Installation, context_key
 from infra.operate.planning import catalog, datasets, work
 from infra.operate.planning.arguments import check_options, number_given, value_of
 from infra.operate.planning.datasets import Dataset
@@ -43,8 +43,43 @@ def check(request: Request, installation: Installation) -> None:
             raise UserError(f"{name}={value:g} is out of range: {limits}, for example {name}=20")
     if request.market and request.market not in catalog.MARKETS:
         raise UserError(f"MARKET={request.market!r} is unknown: use spot or on-demand")
-    if request.nodes != 1:
-        raise UserError(f"NODES={request.nodes}: several machines do not train one run yet: leave NODES= out")
+    check_nodes(request, installation)
+
+
+def check_nodes(request: Request, installation: Installation) -> None:
+    """So many machines are allowed, each has images to compute, and all have the same GPU. Raises UserError."""
+    nodes, most = request.nodes, int(installation.max_nodes)
+    if not 1 <= nodes <= most:
+        more = f"; for more, raise {context_key('max_nodes')} in cdk.json and `make deploy NO_LAUNCH=1`"
+        raise UserError(
+            f"NODES={nodes} is out of range: this installation takes 1 to {most}{more if nodes > 0 else ''}"
+        )
+    if nodes == 1:
+        return
+    batch, of_device = batches_of(request)
+    if (parts := batch // max(1, of_device)) < nodes:
+        fits = f"NODES={parts}, or " if parts > 1 else ""
+        raise UserError(
+            f"NODES={nodes}: a step has {parts} parts, {batch} images by {of_device}, and each machine needs one: use "
+            f'{fits}ARGS="--device-batch-size {largest_part(batch, nodes)}"'
+        )
+    gpus = {type.gpu for type in catalog.gpu_types(request.types)}
+    if len(gpus) > 1:
+        raise UserError(
+            f"TYPES={','.join(request.types)} have different GPUs ({', '.join(sorted(gpus))}), and the machines of one "
+            f"run need the same: use TYPES={request.types[0]}, or NODES=1"
+        )
+
+
+def batches_of(request: Request) -> tuple[int, int]:
+    """The images of a step, and those that a device computes at once."""
+    computed = work.work_of(recipe_of(request), request.arguments)
+    return computed.batch, int(number_given("device-batch-size", request.arguments)) or computed.device_batch
+
+
+def largest_part(batch: int, nodes: int) -> int:
+    """The most images at once with which a step has a part for each of so many machines."""
+    return next(part for part in range(max(1, batch // nodes), 0, -1) if batch % part == 0)
 
 
 def check_gpus(request: Request, installation: Installation) -> None:

@@ -7,12 +7,12 @@ for the slowest process. docs/scaling.md explains each term, and says which of t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from infra.operate.planning.catalog import InstanceType
-from infra.operate.planning.estimate import START_SECONDS, data_of
+from infra.operate.planning.catalog import TYPES, InstanceType
+from infra.operate.planning.estimate import START_SECONDS, Estimate, data_of, ordered
 from infra.operate.planning.speeds import gpu_speed, loader_speed
 from infra.operate.planning.work import Work
 
@@ -152,4 +152,25 @@ def predict_run(
     return Prediction(
         gpus, machines, batch, images / seconds, alone / seconds / gpus, hours,
         hours * machines * machine.type.usd_per_hour, max(limits, key=lambda name: limits[name]),
+    )  # fmt: skip
+
+
+def on_nodes(found: Iterable[Estimate], work: Work, nodes: int, extras_usd_per_hour: float) -> list[Estimate]:
+    """The estimates of one machine each, for a run on so many machines of the type: the cheapest image first."""
+    return ordered(_on_nodes(one, work, nodes, extras_usd_per_hour) if nodes > 1 else one for one in found)
+
+
+def _on_nodes(alone: Estimate, work: Work, nodes: int, extras: float) -> Estimate:
+    """Training is as much faster as the model says. Every machine starts, copies and compiles at the same time."""
+    type = TYPES[alone.type]
+    machine = Server(type, 1, _network(type.gigabits, TCP), PCIE)
+    efficiency = predict_run(machine, nodes, work, work.batch).efficiency
+    speed, price = alone.images_per_second * nodes * efficiency, alone.usd_per_hour * nodes
+    of_hours = replace(
+        alone.of_hours, train=alone.of_hours.train / nodes / efficiency, validate=alone.of_hours.validate / nodes
+    )
+    return replace(
+        alone, usd_per_hour=price, images_per_second=speed, hours=of_hours.total, of_hours=of_hours,
+        usd=of_hours.total * (price + nodes * extras), usd_per_million_images=price / 3600 / speed * 1e6,
+        efficiency=efficiency,
     )  # fmt: skip

@@ -18,6 +18,7 @@ import botocore.exceptions
 
 from infra.boot.handover import session_policy
 from infra.config import PREPARE_PREFIX, Installation, schedule_names
+from infra.operate.planning.offering import Site, offer
 from infra.operate.session import explained
 from infra.run import fleet
 from infra.run.fleet import ON_DEMAND, SPOT, Clients, Group
@@ -35,6 +36,8 @@ class Place:
     installation: Installation
     bucket: str
     scheduler_role: str
+    subnet_ids: tuple[str, ...] = ()  # (): an older version deployed this
+    placement_group: str = ""  # "": runs have one machine here
 
     def groups(self, spec: Spec) -> tuple[str, ...]:
         """The groups that the run may use. It begins in the first one, and the guard may change to the other."""
@@ -55,9 +58,11 @@ class Place:
         return self.scheduler_role.split(":")[1]
 
 
-def start_run(client: Clients, place: Place, spec: Spec, types: Sequence[str], *, replaces: str = "") -> None:
+def start_run(
+    client: Clients, place: Place, spec: Spec, types: Sequence[str], *, site: Site | None = None, replaces: str = ""
+) -> None:
     """Start a run on machines of these types, the preferred first. `replaces` is the ETag of the spec of a run that
-    goes on.
+    goes on. Without `site` the machines start where those of the last run did.
 
     If this is interrupted, it has either started nothing that bills, or everything. Raises UserError if another run is
     active, or if somebody else has changed this run's spec meanwhile.
@@ -66,7 +71,7 @@ def start_run(client: Clients, place: Place, spec: Spec, types: Sequence[str], *
     refuse_if_active(client, place, spec)
     _write_spec(client("s3"), place.bucket, spec, replaces)
     for group in groups:
-        fleet.offer(autoscaling, group, place.market(group, spec), types, spec.nodes)
+        offer(autoscaling, group, place.market(group, spec), types, spec.nodes, site)
     # All groups of the kind: none keeps the tags of an earlier launch, with another deadline for the same run, and two
     # operators at once see each other's, whichever markets they chose.
     of_kind = place.installation.groups_of(spec.kind)

@@ -102,6 +102,7 @@ class Work:
     crop_scale: tuple[float, float] = (0.08, 1.0)
     val_side: int = 320  # that validation images are stored with, where the machine prepares them
     wanted: WantedSides | None = None  # None: every stored side
+    batch: int = 256  # images of a step
     device_batch: int = 256  # images at once on the device
     step_cost: float = 1.0
     network: str = BASE
@@ -158,6 +159,7 @@ def work_of(recipe: str, arguments: Sequence[str] = ()) -> Work:
         work = with_epochs(work, epochs)
     return replace(
         work,
+        batch=int(number_given("global-batch-size", arguments)) or work.batch,
         precision=value_of("precision", arguments) or work.precision,
         compile=is_on("compile", arguments, work.compile),
         network=value_of("model.name", arguments) or work.network,

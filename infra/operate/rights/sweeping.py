@@ -13,8 +13,9 @@ SIX_LETTERS = "AWS adds six letters to the name."
 CUT = "CloudFormation makes up the name, and cuts a long one anywhere after these letters."
 RULE_ACTIONS = ("events:DeleteRule", "events:ListTagsForResource", "events:ListTargetsByRule", "events:RemoveTargets")
 DELETED_EC2 = (
-    "ec2:DeleteInternetGateway", "ec2:DeleteLaunchTemplate", "ec2:DeleteNetworkInterface", "ec2:DeleteRouteTable",
-    "ec2:DeleteSecurityGroup", "ec2:DeleteSubnet", "ec2:DeleteVolume", "ec2:DeleteVpc", "ec2:DeleteVpcEndpoints",
+    "ec2:DeleteInternetGateway", "ec2:DeleteLaunchTemplate", "ec2:DeleteNetworkInterface", "ec2:DeletePlacementGroup",
+    "ec2:DeleteRouteTable", "ec2:DeleteSecurityGroup", "ec2:DeleteSubnet", "ec2:DeleteVolume", "ec2:DeleteVpc",
+    "ec2:DeleteVpcEndpoints",
     "ec2:DetachInternetGateway",
 )  # fmt: skip
 
@@ -29,7 +30,8 @@ def looking_for_what_is_left(names: Names) -> list[Right]:
         Right(
             by=DESTROYING,
             actions=["ec2:DescribeInternetGateways", "ec2:DescribeLaunchTemplates", "ec2:DescribeNetworkInterfaces",
-                     "ec2:DescribeRouteTables", "ec2:DescribeSecurityGroups", "ec2:DescribeSubnets",
+                     "ec2:DescribePlacementGroups", "ec2:DescribeRouteTables", "ec2:DescribeSecurityGroups",
+                     "ec2:DescribeSubnets",
                      "ec2:DescribeVolumes", "ec2:DescribeVpcEndpoints", "ec2:DescribeVpcs", "events:ListRules",
                      "iam:ListRoles", "logs:DescribeLogGroups", "s3:ListAllMyBuckets", "scheduler:ListScheduleGroups",
                      "sns:ListTopics"],

@@ -156,7 +156,7 @@ def starting(names: Names) -> list[Right]:
     run its launch template themselves: its user guide, "Control Amazon EC2 launch template usage".
     """
     made = [names.of("ec2", f"{kind}/*") for kind in ("instance", "network-interface", "volume")]
-    used = [names.of("ec2", f"{kind}/*") for kind in ("security-group", "subnet")]
+    used = [names.of("ec2", f"{kind}/*") for kind in ("placement-group", "security-group", "subnet")]
     by_template = {"ArnLike": {"ec2:LaunchTemplate": names.of("ec2", "launch-template/*")}}
     return [
         Right(by=STARTERS, actions=["s3:PutObject"], on=names.objects("runs/*/spec.json"), why=KEYS_OF_RUNS),

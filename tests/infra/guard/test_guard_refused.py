@@ -10,6 +10,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from infra.guard import Guard, GuardSettings
+from infra.operate.planning import offering
 from infra.run import fleet
 from tests.emulator.aws import REGION
 from tests.emulator.principals import put_role
@@ -36,7 +37,7 @@ def test_the_guard_changes_to_on_demand_and_stops_with_no_permission_but_its_own
     lab.launch(on_demand_after_minutes=10.0, deadline=lab.began + 3600)
     guard = as_the_guard(lab)
     with pytest.raises(ClientError, match=r"AccessDenied.*ec2:RunInstances"):
-        fleet.offer(guard.autoscaling, SPOT, "on-demand", ["g6.xlarge"], 1)
+        offering.offer(guard.autoscaling, SPOT, "on-demand", ["g6.xlarge"], 1)
     lab.aws.clear_calls()
     for minute in (0, 10):
         assert guard.tick(lab.began + minute * 60) == []

@@ -77,6 +77,10 @@ def leave_machines(aws: Aws) -> None:
         TagSpecifications=tagged_as("launch-template"),
     )  # fmt: skip
     ec2.run_instances(ImageId="ami-12345678", MinCount=1, MaxCount=1, TagSpecifications=tagged_as("instance"))
+    ec2.create_placement_group(
+        GroupName="of-nodes", Strategy="cluster", TagSpecifications=tagged_as("placement-group")
+    )  # fmt: skip
+    ec2.create_placement_group(GroupName="of-somebody-else", Strategy="cluster")
     for group in INSTALLATION.groups:
         client(aws, "autoscaling").create_auto_scaling_group(
             AutoScalingGroupName=group, LaunchTemplate={"LaunchTemplateName": "old", "Version": "1"},

@@ -13,8 +13,8 @@ from infra.operate.commands.recipes import fitting, offers_of
 from infra.operate.planning.catalog import instance_type
 from infra.operate.planning.disks import RoomError, needed_gib, projected, room_gb, staged_of
 from infra.operate.planning.options import Request
-from infra.operate.planning.plan import describe
 from infra.operate.planning.prices import dated_prices
+from infra.operate.planning.shown import describe
 from infra.operate.planning.work import work_of
 from infra.operate.terminal import plain
 from tests.emulator.aws import Aws

@@ -21,7 +21,6 @@ from infra.operate.planning.options import Option, Request, go_on, options_of, s
 from infra.operate.planning.prices import Prices
 from infra.run.spec import Spec
 from tests import ROOT
-from tests.infra.operator import infra
 from trainer.contract import UserError
 
 OPTIONS = dict(options_of(Request))
@@ -37,6 +36,7 @@ GIVEN: dict[str, tuple[str, Any]] = {  # field: the words of an option, and what
     "on_demand_after_minutes": ("15", 15.0),
     "keep_minutes": ("2h", 120.0),
     "nodes": ("2", 2),
+    "zone": ("us-east-1b", "us-east-1b"),
     "anyway": ("1", True),
 }
 SPEC = Spec(run_id="mine", recipe="digits", arguments=("digits",), budget_usd=1, hours=1, created=0, deadline=0)
@@ -103,12 +103,6 @@ def test_a_value_that_cannot_be_read_is_a_usage_error(
     with pytest.raises(SystemExit, match="2"):
         asked(environ=environ)
     assert said in capsys.readouterr().err
-
-
-def test_several_nodes_are_refused_with_one_sentence() -> None:
-    ended = infra("launch", "--nodes", "2")
-    assert ended.code == 2
-    assert ended.error == "error: NODES=2: several machines do not train one run yet: leave NODES= out\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +228,7 @@ def test_every_option_arrives_through_make(stand_in: Path) -> None:
         (["destroy", "PURGE=1"], "purge", True),
         (["destroy", "YES=1"], "yes", True),
         (["prepare", "ON=aws", "AGAIN=1"], "again", True),
-        (["shell", "ARGS=--instance i-1"], "instance", "i-1"),
+        (["shell", "NODE=i-1"], "node", "i-1"),
         (["stop", "ARGS=--no-wait"], "wait", False),
         (["status", "ARGS=--json"], "json", True),
         (["runs", "ARGS=--json"], "json", True),

@@ -10,9 +10,10 @@ import pytest
 from infra.config import Installation
 from infra.operate.planning.arguments import number_given
 from infra.operate.planning.options import Request
-from infra.operate.planning.plan import describe, new_run_id
+from infra.operate.planning.plan import new_run_id
 from infra.operate.planning.prices import find_prices
 from infra.operate.planning.refusals import check, check_gpus
+from infra.operate.planning.shown import describe
 from infra.operate.session import Aws as Operator
 from infra.operate.terminal import plain
 from tests.infra import hub

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from infra.config import Tag
+from infra.operate.planning import offering
 from infra.run import fleet
 from infra.run.fleet import Group
 from tests.infra.fleets import INSTALLATION, RUN, Lab, group_state
@@ -57,12 +58,12 @@ def offer(lab: Lab) -> tuple[str, tuple[str, ...]]:
 
 def test_market_and_types_change_and_leave_the_rest(lab: Lab) -> None:
     autoscaling = lab.client("autoscaling")
-    fleet.offer(autoscaling, GROUP, "on-demand", ["g6e.xlarge", "g5.2xlarge"], 2)
+    offering.offer(autoscaling, GROUP, "on-demand", ["g6e.xlarge", "g5.2xlarge"], 2)
     assert offer(lab) == ("on-demand", ("g6e.xlarge", "g5.2xlarge"))
     fleet.scale(autoscaling, GROUP, 1)
     (machine,) = lab.machines()
     assert (machine.type, machine.market) == ("g6e.xlarge", "on-demand")
-    fleet.offer(autoscaling, GROUP, "spot", ["g5.xlarge"], 2)
+    offering.offer(autoscaling, GROUP, "spot", ["g5.xlarge"], 2)
     assert offer(lab) == ("spot", ("g5.xlarge",))
 
 
@@ -77,7 +78,7 @@ def test_a_group_that_was_suspended_says_so_and_goes_on_with_the_next_launch(lab
     (refusal,) = fleet.why_no_machine(autoscaling, state)
     assert "suspended" in refusal.reason
     assert f"`aws autoscaling resume-processes --auto-scaling-group-name {GROUP}`" in refusal.fix
-    fleet.offer(autoscaling, GROUP, "spot", ["g6.xlarge"], 1)
+    offering.offer(autoscaling, GROUP, "spot", ["g6.xlarge"], 1)
     assert not group_state(autoscaling, GROUP).suspended
     assert len(lab.billing()) == 1
 
@@ -85,7 +86,7 @@ def test_a_group_that_was_suspended_says_so_and_goes_on_with_the_next_launch(lab
 def test_a_group_that_is_not_suspended_is_not_resumed(lab: Lab) -> None:
     """So whoever may not do so can launch all the same."""
     lab.aws.clear_calls()
-    fleet.offer(lab.client("autoscaling"), GROUP, "spot", ["g6.xlarge"], 1)
+    offering.offer(lab.client("autoscaling"), GROUP, "spot", ["g6.xlarge"], 1)
     assert "autoscaling.ResumeProcesses" not in lab.aws.calls()
 
 
@@ -99,13 +100,13 @@ def test_the_group_of_a_run_is_the_one_that_is_asked_for_machines() -> None:
 
 def test_a_group_never_has_more_machines_than_its_run_asked_for(lab: Lab) -> None:
     autoscaling = lab.client("autoscaling")
-    fleet.offer(autoscaling, GROUP, "spot", ["g6.xlarge"], 1)
+    offering.offer(autoscaling, GROUP, "spot", ["g6.xlarge"], 1)
     fleet.scale(autoscaling, GROUP, 1)
     with pytest.raises(autoscaling.exceptions.ClientError, match=r"must be between .* max size:1"):
         fleet.scale(autoscaling, GROUP, 2)  # as a machine may try with its role
     assert len(lab.billing()) == 1
     fleet.scale_to_zero(autoscaling, GROUP)
-    fleet.offer(autoscaling, GROUP, "spot", ["g6.xlarge"], 2)
+    offering.offer(autoscaling, GROUP, "spot", ["g6.xlarge"], 2)
     fleet.scale(autoscaling, GROUP, 2)
     assert len(lab.billing()) == 2
 

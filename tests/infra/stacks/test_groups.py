@@ -23,7 +23,7 @@ def test_a_group_offers_every_type_at_the_price_of_its_market(
     machine: str, name: str, types: str, on_demand: int
 ) -> None:
     group = stacks().training.one("AutoScaling::AutoScalingGroup", machine)
-    assert (group["AutoScalingGroupName"], group["MaxSize"]) == (name, "1")
+    assert (group["AutoScalingGroupName"], group["MaxSize"]) == (name, "1" if machine == "Prepare" else "16")
     policy = group["MixedInstancesPolicy"]
     assert [one["InstanceType"] for one in policy["LaunchTemplate"]["Overrides"]] == types.split(",")
     assert policy["InstancesDistribution"] == {

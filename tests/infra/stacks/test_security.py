@@ -15,6 +15,7 @@ from infra.stacks.permissions import Statement
 from tests.infra.synthesized import VARIANTS, flat, new_app, stacks
 
 pytestmark = pytest.mark.slow  # CDK runs in Node.js
+NODES = "<NetworkNodesGroup.GroupId>"
 
 
 def findings(app: cdk.App) -> set[tuple[str | None, str]]:
@@ -71,13 +72,15 @@ def test_a_wildcard_without_a_reason_is_a_finding() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_no_rule_lets_anything_in_from_outside(variant: str) -> None:
     training = stacks(variant).training
-    group = training.one("EC2::SecurityGroup")
-    assert "SecurityGroupIngress" not in group
-    rules = [flat(rule) for rule in training.all("EC2::SecurityGroupIngress").values()]
-    own = "<NetworkSecurityGroup.GroupId>"
-    between_nodes = {"GroupId": own, "SourceSecurityGroupId": own, "IpProtocol": "-1"}
+    assert all("SecurityGroupIngress" not in group for group in training.all("EC2::SecurityGroup").values())
+    assert "SecurityGroupIngress" not in training.one("EC2::SecurityGroup", "NetworkSecurityGroup")
+    kinds = ("EC2::SecurityGroupIngress", "EC2::SecurityGroupEgress")
+    rules = [flat(rule) for kind in kinds for rule in training.all(kind).values()]
+    own = {"GroupId": NODES, "IpProtocol": "-1"}
     assert [{k: v for k, v in rule.items() if k != "Description"} for rule in rules] == (
-        [between_nodes] if variant == "changed" else []
+        []
+        if variant == "given"
+        else [own | {"SourceSecurityGroupId": NODES}, own | {"DestinationSecurityGroupId": NODES}]
     )
 
 
@@ -96,10 +99,13 @@ def test_a_machine_has_no_key_an_encrypted_disk_and_metadata_only_with_a_token(m
     assert disk["Ebs"]["DeleteOnTermination"] is True
 
 
-def test_every_machine_is_in_the_one_security_group() -> None:
-    for template in stacks().training.all("EC2::LaunchTemplate").values():
+@pytest.mark.parametrize("variant", ["default", "given"])
+def test_only_training_machines_of_an_installation_for_several_can_talk_to_each_other(variant: str) -> None:
+    outward = "<NetworkSecurityGroup.GroupId>"
+    for id, template in stacks(variant).training.all("EC2::LaunchTemplate").items():
         (interface,) = template["LaunchTemplateData"]["NetworkInterfaces"]
-        assert flat(interface["Groups"]) == ["<NetworkSecurityGroup.GroupId>"]
+        alone = variant == "given" or id.startswith("Prepare")
+        assert flat(interface["Groups"]) == ([outward] if alone else [outward, NODES])
 
 
 def test_the_secret_is_created_empty() -> None:

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from infra.config import Installation, Output, Tag
+from infra.config import Installation, Output, Tag, efa_template
 from infra.operate.commands.cost import ALARMS
 from infra.stacks.guards import GUARD_CODE
+from infra.stacks.image import build_arguments
 from infra.stacks.user_data import USER_DATA_BYTES, travelling, user_data
 from tests import ROOT
 from tests.infra.synthesized import VARIANTS, flat, stacks
@@ -58,7 +59,8 @@ def test_nothing_that_bills_by_the_hour_is_deployed(variant: str) -> None:
     allowed = {
         "EC2::VPC", "EC2::InternetGateway", "EC2::VPCGatewayAttachment", "EC2::RouteTable", "EC2::Route",
         "EC2::Subnet", "EC2::SubnetRouteTableAssociation", "EC2::VPCEndpoint", "EC2::SecurityGroup",
-        "EC2::SecurityGroupIngress", "EC2::LaunchTemplate", "AutoScaling::AutoScalingGroup", "IAM::Role",
+        "EC2::SecurityGroupIngress", "EC2::SecurityGroupEgress", "EC2::PlacementGroup", "EC2::LaunchTemplate",
+        "AutoScaling::AutoScalingGroup", "IAM::Role",
         "IAM::Policy", "IAM::InstanceProfile", "Logs::LogGroup", "SNS::Topic", "SNS::TopicPolicy", "SNS::Subscription",
         "Lambda::Function", "Lambda::EventInvokeConfig", "Lambda::Permission", "Events::Rule", "CloudWatch::Alarm",
         "Scheduler::ScheduleGroup",
@@ -95,7 +97,7 @@ def test_the_subnets_are_in_the_zones_that_the_context_names() -> None:
 def test_in_a_given_vpc_nothing_but_the_security_group_is_made() -> None:
     training = stacks("given").training
     made = {found["Type"] for found in training.template["Resources"].values() if found["Type"].startswith("AWS::EC2")}
-    assert made == {"AWS::EC2::SecurityGroup", "AWS::EC2::LaunchTemplate"}
+    assert made == {"AWS::EC2::SecurityGroup", "AWS::EC2::LaunchTemplate"}  # with max_nodes=1
     assert training.one("EC2::SecurityGroup")["VpcId"] == "vpc-0a"
     for group in training.all("AutoScaling::AutoScalingGroup").values():
         assert group["VPCZoneIdentifier"] == ["subnet-0a", "subnet-0b"]
@@ -112,6 +114,32 @@ def test_the_on_demand_machines_are_those_of_the_trainings_in_all_but_group_and_
     told = environment("OnDemand")
     assert told.pop("GROUP") == INSTALLATION.on_demand_group
     assert told.items() <= environment("Train").items()
+
+
+def test_only_where_it_is_asked_for_there_is_a_template_with_an_efa_and_an_image_for_it() -> None:
+    """Of each group of trainings; but for the interface it is the group's own."""
+    templates = stacks("changed").training.all("EC2::LaunchTemplate")
+    named = {one.get("LaunchTemplateName", ""): one["LaunchTemplateData"] for one in templates.values()}
+    del named[""]
+    assert set(named) == {efa_template(group) for group in INSTALLATION.groups_of("train")}
+    (interface,) = named[efa_template(INSTALLATION.train_group)].pop("NetworkInterfaces")
+    usual = dict(stacks("changed").training.one("EC2::LaunchTemplate", "TrainLaunchTemplate")["LaunchTemplateData"])
+    (other,) = usual.pop("NetworkInterfaces")
+    assert named[efa_template(INSTALLATION.train_group)] == usual
+    assert interface == other | {"InterfaceType": "efa"}
+    assert len(stacks().training.all("EC2::LaunchTemplate")) == 3
+    assert build_arguments(Installation(efa=VARIANTS["changed"]["efa"]))["EFA"] == VARIANTS["changed"]["efa"]
+    assert "EFA" not in build_arguments(Installation())
+
+
+def test_launch_finds_the_subnets_and_the_cluster_in_the_outputs() -> None:
+    training = stacks().training
+    outputs = {name: one["Value"] for name, one in training.template["Outputs"].items()}
+    (name,) = training.all("EC2::PlacementGroup")
+    assert outputs[Output.PLACEMENT_GROUP] == {"Ref": name}
+    assert flat(outputs[Output.SUBNETS]) == ",".join(3 * ["<NetworkSubnet>"])
+    assert training.one("EC2::PlacementGroup")["Strategy"] == "cluster"
+    assert Output.PLACEMENT_GROUP not in stacks("given").training.template["Outputs"]
 
 
 @pytest.mark.parametrize("machine", ["Train", "OnDemand", "Prepare"])
@@ -157,7 +185,8 @@ def test_what_runs_and_what_it_leaves_behind_bears_the_tag_of_the_installation()
             tags = resource.get("Properties", {}).get("Tags")
             assert tags is None or any(own.items() <= tag.items() for tag in tags), id
     untaggable = {"VPCGatewayAttachment", "Route", "SubnetRouteTableAssociation", "InstanceProfile", "TopicPolicy",
-                  "EventInvokeConfig", "Permission", "LaunchTemplate", "Policy"}  # fmt: skip
+                  "EventInvokeConfig", "Permission", "LaunchTemplate", "Policy", "SecurityGroupEgress",
+                  "SecurityGroupIngress"}  # fmt: skip
     without = {
         r["Type"].split("::")[2] for r in training.template["Resources"].values() if "Tags" not in r["Properties"]
     }
@@ -263,7 +292,9 @@ def test_logs_go_after_thirty_days_and_with_the_stack() -> None:
 
 def test_the_stack_tells_what_the_operator_needs() -> None:
     outputs = stacks().training.template["Outputs"]
-    assert outputs.keys() == {Output.IMAGE, Output.TOPIC, Output.SCHEDULER_ROLE}
+    assert outputs.keys() == {
+        Output.IMAGE, Output.TOPIC, Output.SCHEDULER_ROLE, Output.SUBNETS, Output.PLACEMENT_GROUP
+    }  # fmt: skip
     assert flat(outputs[Output.SCHEDULER_ROLE]["Value"]) == "<StopSchedulesRole.Arn>"
     assert stacks().training.one("Scheduler::ScheduleGroup")["Name"] == INSTALLATION.schedule_group
     given = stacks("given").training.template["Outputs"]

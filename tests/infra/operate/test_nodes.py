@@ -1,0 +1,148 @@
+"""A run on several machines: what is refused, where they start, what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from infra.config import Installation
+from infra.operate.commands.launch import find_place
+from infra.operate.planning.catalog import TYPES
+from infra.operate.planning.estimate import Estimate, estimate
+from infra.operate.planning.offering import offer
+from infra.operate.planning.options import Request
+from infra.operate.planning.placing import find_site
+from infra.operate.planning.scaling import on_nodes
+from infra.operate.planning.work import work_of
+from infra.operate.session import Aws as Operator
+from tests.emulator.aws import Aws
+from tests.infra.deployed import Deployed, client, deploy
+from tests.infra.operate.launches import GROUP, INSTALLATION, group, machines, plan, read_spec, stop
+from tests.infra.operator import infra, prepare_account, put_token, rows, session
+
+pytestmark = pytest.mark.usefixtures("served")
+EFA = "1.51.0=" + 64 * "0"
+TWO = ("launch", "--recipe", "finetune", "--nodes", "2")
+
+
+def placed(account: Deployed) -> tuple[list[str], str]:
+    """The zones of a group's subnets, and its placement group."""
+    found = client(account.aws, "autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[GROUP])
+    (told,) = found["AutoScalingGroups"]
+    subnets = client(account.aws, "ec2").describe_subnets(SubnetIds=told["VPCZoneIdentifier"].split(","))["Subnets"]
+    return sorted(one["AvailabilityZone"] for one in subnets), told.get("PlacementGroup", "")
+
+
+def test_two_machines_start_in_the_cheaper_zone_in_one_placement_group_and_one_starts_anywhere(place: Deployed) -> None:
+    place.aws.set(zone_usd={"us-east-1c": 0.9})
+    ended = infra(*TWO, "--run", "wide")
+    assert ended.code == 0, ended.said + ended.error
+    assert "zone      us-east-1c, where an image is cheapest at the spot prices of now" in ended.said
+    assert "if none come: make stop, then make launch RUN=wide ZONE=us-east-1b" in ended.said
+    zones, placement = placed(place)
+    assert (zones, bool(placement), group(place).maximum) == (["us-east-1c"], True, 2)
+    assert {(one.zone, one.type) for one in machines(place)} == {("us-east-1c", group(place).types[0])}
+    assert len(machines(place)) == 2
+    assert len({TYPES[type].gpu for type in group(place).types}) == 1
+    assert read_spec(place, "wide").nodes == 2
+    stop(place)
+    assert infra("launch", "--recipe", "digits", "--run", "narrow").code == 0
+    assert placed(place) == (["us-east-1b", "us-east-1c"], "")
+
+
+def test_the_zone_can_be_chosen_and_a_run_that_goes_on_keeps_it(place: Deployed) -> None:
+    place.aws.set(zone_usd={"us-east-1c": 0.9})
+    assert "us-east-1b, as you asked" in infra(*TWO, "--run", "wide", "--zone", "us-east-1b").said
+    assert placed(place)[0] == ["us-east-1b"]
+    stop(place)
+    assert "us-east-1b, as you asked" in infra("launch", "--run", "wide").said
+    stop(place)
+    ended = infra(*TWO, "--zone", "us-east-1x")
+    assert ended.error == "error: ZONE='us-east-1x' is none of this installation: use one of us-east-1b, us-east-1c\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--nodes", "17"), "NODES=17 is out of range: this installation takes 1 to 16; for more, raise resnet-spot:"),
+        (("--nodes", "0"), "NODES=0 is out of range: this installation takes 1 to 16\n"),
+        (("--nodes", "8"), 'NODES=8: a step has 4 parts, 512 images by 128, and each machine needs one: use NODES=4, '
+                           'or ARGS="--device-batch-size 64"'),
+        (("--nodes", "2", "--types", "g5.xlarge,g6.xlarge"), "g5.xlarge,g6.xlarge have different GPUs (A10G, L4)"),
+    ],
+)  # fmt: skip
+def test_what_cannot_train_on_so_many_machines_is_refused_before_aws_is_asked(
+    words: tuple[str, ...], said: str, place: Deployed
+) -> None:
+    place.aws.clear_calls()
+    ended = infra("launch", "--recipe", "finetune", *words)
+    assert (ended.code, place.aws.calls()) == (2, [])
+    assert said in ended.error
+
+
+def test_smaller_parts_are_enough_for_more_machines(place: Deployed) -> None:
+    planned = plan(Request(recipe="finetune", nodes=8, arguments=("--device-batch-size", "64")))
+    assert planned.spec.nodes == 8
+
+
+def test_a_quota_for_one_machine_is_too_small_for_two(place: Deployed) -> None:
+    place.aws.set(quotas={"L-3819A6DF": 3.0})
+    ended = infra(*TWO)
+    assert ended.code == 3
+    assert "3 vCPUs, 0 in use, at least 8 needed for 2 machines" in rows(ended.said)["vCPU quota"][1]
+    assert machines(place) == []
+
+
+def test_what_an_older_version_deployed_takes_one_machine_and_says_how_to_have_more(aws: Aws) -> None:
+    prepare_account(aws)
+    account = deploy(aws, without=("Placement",))  # and so without the output that names it
+    put_token(aws)
+    ended = infra(*TWO)
+    assert ended.code == 2
+    assert "NODES=2: what is deployed is made for runs on one machine: `make deploy NO_LAUNCH=1` first" in ended.error
+    assert machines(account) == []
+    assert infra("launch", "--recipe", "digits").code == 0
+
+
+def test_only_the_types_with_an_efa_start_from_the_template_that_has_one(place: Deployed) -> None:
+    """AWS says which have one, and refuses a template that is not there."""
+    planned = plan(Request(recipe="finetune", nodes=2, types=("g6.4xlarge", "g6.8xlarge")))
+    there = replace(find_place(Operator(session()), INSTALLATION, "train"), installation=Installation(efa=EFA))
+    site, said = find_site(Operator(session()), there, planned)
+    assert site is not None
+    assert said[1] == "network   Elastic Fabric Adapter on g6.8xlarge"
+    autoscaling, offered = client(place.aws, "autoscaling"), ("g6.4xlarge", "g6.8xlarge")
+    with pytest.raises(autoscaling.exceptions.ClientError, match="resnet-spot-train-efa, does not exist"):
+        offer(autoscaling, GROUP, "spot", offered, 2, site)
+    client(place.aws, "ec2").create_launch_template(
+        LaunchTemplateName="resnet-spot-train-efa", LaunchTemplateData={"ImageId": "ami-12345678"}
+    )  # fmt: skip
+    offer(autoscaling, GROUP, "spot", offered, 2, site)
+    (told,) = autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[GROUP])["AutoScalingGroups"]
+    overrides = told["MixedInstancesPolicy"]["LaunchTemplate"]["Overrides"]
+    named = {"LaunchTemplateName": "resnet-spot-train-efa", "Version": "$Latest"}
+    assert [one.get("LaunchTemplateSpecification") for one in overrides] == [None, named]
+    without, _ = find_site(Operator(session()), replace(there, installation=INSTALLATION), planned)
+    assert without == replace(site, efa_types=())
+
+
+def estimates(nodes: int) -> list[Estimate]:
+    work, names = work_of("mild"), ("g5.xlarge", "g5.8xlarge")
+    prices = {name: TYPES[name].usd_per_hour for name in names}
+    return on_nodes(estimate(work, names, prices), work, nodes, 0.05)
+
+
+def test_the_estimate_of_several_machines_is_that_of_one_by_the_model_of_scaling() -> None:
+    """The slow network of the small type makes several of it dearer than several large ones."""
+    alone, four = ({one.type: one for one in estimates(nodes)} for nodes in (1, 4))
+    assert next(iter(alone)) == "g5.xlarge"
+    assert next(iter(four)) == "g5.8xlarge"
+    large, one = four["g5.8xlarge"], alone["g5.8xlarge"]
+    assert 0.5 < large.efficiency < 1.0
+    assert one.efficiency == 1.0
+    assert large.usd_per_hour == 4 * one.usd_per_hour
+    assert large.of_hours.train == pytest.approx(one.of_hours.train / 4 / large.efficiency)
+    assert large.of_hours.copy == one.of_hours.copy
+    assert large.usd == pytest.approx(large.hours * 4 * (one.usd_per_hour + 0.05))
+    assert large.images_per_second == pytest.approx(one.images_per_second * 4 * large.efficiency)
