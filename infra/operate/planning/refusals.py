@@ -50,10 +50,8 @@ def check_nodes(request: Request, installation: Installation) -> None:
     """So many machines are allowed, each has images to compute, and all have the same GPU. Raises UserError."""
     nodes, most = request.nodes, int(installation.max_nodes)
     if not 1 <= nodes <= most:
-        more = f"; for more, raise {context_key('max_nodes')} in cdk.json and `make deploy NO_LAUNCH=1`"
-        raise UserError(
-            f"NODES={nodes} is out of range: this installation takes 1 to {most}{more if nodes > 0 else ''}"
-        )
+        limit = f"{context_key('max_nodes')}={most} in cdk.json, which may be up to 16"
+        raise UserError(f"NODES={nodes} is out of range: use 1 to {most} ({limit}, then `make deploy NO_LAUNCH=1`)")
     if nodes == 1:
         return
     batch, of_device = batches_of(request)
