@@ -89,9 +89,7 @@ def training_template() -> dict[str, Any]:
                     "Tags": tags(),
                 },
             },
-            "Placement": {
-                "Type": "AWS::EC2::PlacementGroup", "Properties": {"Strategy": "cluster", "Tags": tags()}
-            },
+            "Placement": {"Type": "AWS::EC2::PlacementGroup", "Properties": {"Strategy": "cluster", "Tags": tags()}},
             "LaunchTemplate": {
                 "Type": "AWS::EC2::LaunchTemplate",
                 "Properties": {

@@ -29,7 +29,7 @@ def describe(plan: Plan) -> RenderableType:
         styled(f"{plan.prices_source}\n{speed_source(spec.kind)}", "dim"),
         *([plan.left_out] if plan.left_out else []),
         *hours_and_gaps(plan),
-        *machines(plan),
+        *how_many(plan),
         f"budget    {usd(spec.budget_usd)}{spent}; at the budget everything stops",
         f"deadline  {ends}, in {duration(spec.hours * SECONDS_PER_HOUR)}; then everything stops",
         *([f"failure   {whose} kept for {duration(60 * spec.keep_minutes)}"] if spec.keep_minutes else []),
@@ -48,7 +48,7 @@ def hours_and_gaps(plan: Plan) -> list[str]:
     return found
 
 
-def machines(plan: Plan) -> list[str]:
+def how_many(plan: Plan) -> list[str]:
     """How many there are, and how much faster than one they should be; nothing where there is one."""
     nodes, best = plan.spec.nodes, plan.offered[0]
     if nodes == 1:

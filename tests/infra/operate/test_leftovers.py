@@ -133,7 +133,8 @@ def test_there_is_nothing_that_the_stack_makes_and_nobody_asks_for(deployed: Dep
     resources = client(deployed.aws, "cloudformation").list_stack_resources(StackName=INSTALLATION.training_stack)
     kinds = {resource["ResourceType"] for resource in resources["StackResourceSummaries"]}
     named = {
-        "AWS::EC2::VPC": "VPC", "AWS::EC2::Subnet": "subnet", "AWS::EC2::LaunchTemplate": "launch template",
+        "AWS::EC2::PlacementGroup": "placement group", "AWS::EC2::VPC": "VPC",
+        "AWS::EC2::Subnet": "subnet", "AWS::EC2::LaunchTemplate": "launch template",
         "AWS::AutoScaling::AutoScalingGroup": "Auto Scaling group", "AWS::Logs::LogGroup": "log group",
         "AWS::Scheduler::ScheduleGroup": "schedule group", "AWS::SNS::Topic": "SNS topic",
     }  # fmt: skip

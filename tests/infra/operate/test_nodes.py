@@ -65,7 +65,7 @@ def test_the_zone_can_be_chosen_and_a_run_that_goes_on_keeps_it(place: Deployed)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--nodes", "17"), "NODES=17 is out of range: use 1 to 16 (resnet-spot:max_nodes=16 in cdk.json, which may be "),
+        (("--nodes", "17"), "NODES=17 is out of range: use 1 to 16 (resnet-spot:max_nodes=16 in cdk.json, which may"),
         (("--nodes", "0"), "NODES=0 is out of range: use 1 to 16 "),
         (("--nodes", "8"), 'NODES=8: a step has 4 parts, 512 images by 128, and each machine needs one: use NODES=4, '
                            'or ARGS="--device-batch-size 64"'),
