@@ -184,12 +184,14 @@ def decide(facts: Facts, without: Collection[str] = ()) -> Decision:
 
 
 def remember(facts: Facts) -> Memory:
-    """The memory for the next tick."""
+    """The memory for the next tick. EC2 may leave a machine out of an answer, which does not mean that it is gone."""
     memory, now = facts.memory.for_launch(facts.deadline), facts.now
     heartbeat, unwanted, without_machine = facts.signs.heartbeat, memory.unwanted, memory.without_machine
     is_moving = heartbeat is not None and heartbeat.mark != memory.mark
     if facts.machines is not None:
-        unwanted = {m.id: unwanted.get(m.id, now) for m in facts.billing if _why_unwanted(facts, m)}
+        told = {machine.id for machine in facts.machines}
+        left_out = {id: since for id, since in unwanted.items() if id not in told and now - since < REST_SECONDS}
+        unwanted = left_out | {m.id: unwanted.get(m.id, now) for m in facts.billing if _why_unwanted(facts, m)}
         is_missing = facts.desired > 0 and not facts.billing
         without_machine = (without_machine or now) if is_missing else 0.0
     suspected = 0.0

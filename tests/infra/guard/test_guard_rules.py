@@ -199,6 +199,18 @@ def test_a_machine_of_an_earlier_run_that_is_shutting_down_is_left_alone_and_one
     assert list(looks(replace(WELL, signs=beat(-500), machines=(MACHINE, staying)), 4).terminate) == ["i-0"]
 
 
+def test_a_machine_that_ec2_leaves_out_of_an_answer_has_no_more_time_to_go() -> None:
+    staying = replace(MACHINE, id="i-0", run_id="q")
+    facts, answers = replace(WELL, signs=beat(-500)), [(MACHINE, staying), (MACHINE,), (MACHINE,), (MACHINE, staying)]
+    for machines in answers:
+        decision = decide(replace(facts, machines=machines))
+        facts = replace(facts, now=facts.now + 60, memory=decision.memory)
+    assert list(decision.terminate) == ["i-0"]
+    for _ in range(20):
+        facts = replace(facts, now=facts.now + 60, machines=(MACHINE,), memory=decide(facts).memory)
+    assert facts.memory.unwanted == {}  # one that is gone is forgotten
+
+
 def test_machines_whose_spec_cannot_be_read_run_for_the_time_of_a_boot_and_no_longer() -> None:
     blind = replace(WELL, spec=None, unknown_budget="503 Slow Down", machines=(replace(MACHINE, launched=NOW - 800),))
     assert decide(blind).stop == ""
