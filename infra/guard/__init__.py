@@ -119,7 +119,7 @@ class Guard:
         if run_id and facts.is_active:
             signs, unread = reading.read_signs(
                 self.bucket, run.id, now, is_wanted=bool(facts.billing or facts.desired),
-                is_suspect=bool(facts.memory.suspected),
+                is_suspect=bool(facts.memory.suspected), team=facts.team,
             )  # fmt: skip
             problems += unread
             facts = replace(facts, signs=signs)
@@ -155,8 +155,8 @@ class Guard:
                 messages[f"terminated {id}"] = f"machine {id} was terminated: {decision.terminate[id]}"
         if decision.nodes:
             with noted(problems, f"shrinking the groups to {decision.nodes}"):
-                message = acting.take_back(self.autoscaling, facts, decision.nodes)
-                messages[f"shrunk {facts.deadline:.0f}"] = message
+                message, memory = self.shrink(facts, decision, memory)
+                messages[f"shrunk {facts.deadline:.0f} to {decision.nodes}"] = message
         if decision.is_market_due:
             with noted(problems, "changing to on-demand machines"):
                 nodes = decision.nodes or facts.desired
@@ -175,6 +175,14 @@ class Guard:
                 if news:
                     messages[NEWS_EVENT] = "\n".join(filter(None, (messages.get(NEWS_EVENT), news)))[:MAIL_LETTERS]
         return self.notify(facts.run_id, messages, memory, problems)
+
+    def shrink(self, facts: Facts, decision: Decision, memory: Memory) -> tuple[str, Memory]:
+        """Leaves the run with fewer machines. Returns the message, and the memory that follows."""
+        if not (why := decision.why_fewer):
+            return acting.take_back(self.autoscaling, facts, decision.nodes), memory
+        message = acting.leave_out(self.autoscaling, facts, decision.leaving, decision.nodes, why)
+        memory = memory.with_ends(dict.fromkeys(decision.leaving, why))
+        return message, replace(memory, shrunk=facts.now, apart_kills=0)
 
     def notify(self, run_id: str, messages: Mapping[str, str], memory: Memory, problems: list[str]) -> Memory:
         """Tells SNS of each event once, and of news. What SNS refuses is told again at the next tick."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,8 +32,29 @@ def stop_run(autoscaling: Any, facts: Facts, problems: list[str]) -> bool:
     return len(problems) == before
 
 
+def leave_out(autoscaling: Any, facts: Facts, machines: Collection[str], nodes: int, why: str) -> str:
+    """Ends machines of a run of several without a replacement, and says why. The others are not touched.
+
+    One call takes a machine and its place in the group. Two would let the group choose which machine goes.
+    """
+    for id in machines:
+        autoscaling.terminate_instance_in_auto_scaling_group(InstanceId=id, ShouldDecrementDesiredCapacity=True)
+    shrink(autoscaling, facts, nodes)
+    ended = f"; {', '.join(machines)} ended" if machines else ""
+    return f"the run goes on with {nodes} machines, and asks for no other{ended}: {why}"
+
+
 def take_back(autoscaling: Any, facts: Facts, nodes: int) -> str:
-    """Takes the machines back that nobody asked for, and says so. On-demand ones stay if the run may change to them."""
+    """Takes the machines back that nobody asked for, and says so."""
+    shrink(autoscaling, facts, nodes)
+    names = " and ".join(group.name for group in facts.groups if group.desired)
+    return (
+        f"{facts.desired} machines were asked of {names}, and {nodes} for the run: the others go. Find out who asked."
+    )
+
+
+def shrink(autoscaling: Any, facts: Facts, nodes: int) -> None:
+    """Sets size and maximum of the groups. On-demand machines stay if the run may change to them."""
     spec, left = facts.spec, nodes
     first = ON_DEMAND if spec and (spec.on_demand_after_minutes or spec.market == ON_DEMAND) else SPOT
     for group in sorted(facts.groups, key=lambda group: group.market != first):
@@ -43,10 +64,6 @@ def take_back(autoscaling: Any, facts: Facts, nodes: int) -> str:
             fleet.scale_down(autoscaling, group.name, kept)
         if group.maximum > nodes:
             fleet.cap_group(autoscaling, group.name, nodes)
-    names = " and ".join(group.name for group in facts.groups if group.desired)
-    return (
-        f"{facts.desired} machines were asked of {names}, and {nodes} for the run: the others go. Find out who asked."
-    )
 
 
 def change_market(autoscaling: Any, facts: Facts, nodes: int, problems: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -21,7 +22,17 @@ class Heartbeat:
     attempt: int = 0
     phase: str = ""
     step: int = 0
+    nodes: int = 1  # machines of the attempt
     alerts: tuple[ObservedAlert, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeSign:
+    """The newest record of one machine of a run of several. Its time is S3's."""
+
+    at: float
+    attempt: int = 0  # 0: it was not read, or names none
+    phase: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +40,7 @@ class Signs:
     """What the run's machines wrote to the bucket. Times are S3's; 0 means never, or unknown."""
 
     heartbeat: Heartbeat | None = None  # None: unknown
+    nodes: Mapping[str, NodeSign] | None = None  # by machine, also of those that are gone; None: unknown, or only one
     paused: float = 0.0  # when the heartbeat's attempt ended: boot will start the next one
     done: float = 0.0  # when done.json was written
     failed: float = 0.0  # when failed.json was written; it counts while no later attempt has started
@@ -67,6 +79,11 @@ class Facts:
     @cached_property
     def billing(self) -> tuple[FleetMachine, ...]:
         return tuple(machine for machine in self.machines or () if machine.is_billing)
+
+    @property
+    def team(self) -> tuple[str, ...] | None:
+        """The machines that bill, of a run of several; None for a run of one."""
+        return tuple(m.id for m in self.billing) if self.spec and self.spec.nodes > 1 else None
 
     @property
     def is_at_rest(self) -> bool:

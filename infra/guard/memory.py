@@ -33,6 +33,12 @@ class Memory:
     attempt: int = 0  # the newest attempt that was seen at work
     is_interrupted: bool = False  # its machine was found gone
     ends: dict[str, str] = field(default_factory=dict)  # machine that the guard has ended, or stopped: why
+    apart: dict[str, float] = field(default_factory=dict)  # machine that does not train with the others: since when
+    apart_kills: int = 0  # how often such machines were replaced since all of the run's machines trained
+    shrunk: float = 0.0  # when the run was left to fewer machines: what died young before counts no more
+    worked: float = 0.0  # the last tick of this launch that found an attempt at work
+    lost: tuple[float, ...] = ()  # the ticks of the last hour that found machines, and no attempt at work after one was
+    lost_told: float = 0.0  # when it was told that these are too many
     kept: float = 0.0  # the failure of which it was told that its machine is kept
     budget_percent: int = 0  # so much of the budget was told to be spent
     alert: str = ""  # the id of the newest alert that the machine told
@@ -69,8 +75,8 @@ class Memory:
         value = check_object("the file", json.loads(body))
         known = {f.name for f in fields(cls)}
         memory = cls(**{name: content for name, content in value.items() if name in known})
-        times = ("at", "deadline", "active", "stopped", "suspected", "marked", "without_machine", "kept")
-        for name in (*times, "hang_kills"):
+        times = ("at", "deadline", "active", "stopped", "suspected", "marked", "without_machine", "kept", "shrunk")
+        for name in (*times, "worked", "lost_told", "hang_kills", "apart_kills"):
             check_number(name, getattr(memory, name))
         for name in ("reason", "checkpoint", "mark", "alert"):
             check_text(name, getattr(memory, name))
@@ -80,11 +86,13 @@ class Memory:
             isinstance(one, bool) for one in (memory.is_over, memory.is_schedule_deleted, memory.is_interrupted)
         ):
             raise ValueError("is_over, is_schedule_deleted and is_interrupted must be true or false")
-        for id, since in check_object("unwanted", memory.unwanted).items():
-            check_number(id, since)
+        for name in ("unwanted", "apart"):
+            for id, since in check_object(name, getattr(memory, name)).items():
+                check_number(id, since)
         for name in ("untold", "ends"):
             for key, text in check_object(name, getattr(memory, name)).items():
                 check_text(key, text)
         object.__setattr__(memory, "told", check_texts("told", memory.told))
-        object.__setattr__(memory, "mails", tuple(check_number("mails", at) for at in memory.mails))
+        for name in ("mails", "lost"):
+            object.__setattr__(memory, name, tuple(check_number(name, at) for at in getattr(memory, name)))
         return memory

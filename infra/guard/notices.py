@@ -12,11 +12,13 @@ from datetime import UTC, datetime
 from infra.guard.facts import Facts
 from infra.guard.memory import Memory
 from infra.guard.observed import parse_alert_id
-from infra.guard.rules import kept_until
+from infra.guard.rules import TICK_SECONDS, kept_until
 from trainer.contract import Phase
 
 MAILS_IN_AN_HOUR = 6
 MOST_ATTEMPTS = 10**9  # a machine wrote the number, and the guard must be able to read its memory again
+LOST_PERCENT = 20  # of the last hour; more is told, once an hour
+BEAT_SECONDS = 90.0  # an attempt whose heartbeat is older is not at work: one comes every 30 s
 BUDGET_PERCENT = (50, 80)  # at 100 the guard stops the run, and says so
 AT_WORK = frozenset({Phase.TRAINING, Phase.EVALUATING, Phase.SAVING, Phase.PREPARING})
 News = tuple[list[str], Memory]
@@ -35,7 +37,8 @@ def attempt_at_work(facts: Facts, memory: Memory) -> News:
         return [], memory
     if beat.attempt == 1:
         return [f"the run has started: {beat.phase}, step {beat.step:,}"], memory
-    return [f"the run goes on: attempt {beat.attempt}, {beat.phase}, step {beat.step:,}"], memory
+    on = f" on {beat.nodes} of {facts.spec.nodes} machines" if facts.spec and facts.spec.nodes > 1 else ""
+    return [f"the run goes on{on}: attempt {beat.attempt}, {beat.phase}, step {beat.step:,}"], memory
 
 
 def machine_gone(facts: Facts, memory: Memory) -> News:
@@ -70,6 +73,23 @@ def noticed(facts: Facts, memory: Memory) -> News:
     return [one.text for one in new], replace(memory, alert=f"{new[-1].attempt}-{new[-1].number}")
 
 
+def time_lost(facts: Facts, memory: Memory) -> News:
+    """For more than LOST_PERCENT of the last hour machines billed and no attempt worked. The first start is no loss."""
+    beat, now = facts.signs.heartbeat, facts.now
+    if beat is None or facts.machines is None or facts.signs.done or facts.signs.failed or memory.stopped:
+        return [], memory
+    lost = tuple(at for at in memory.lost if now - at < 3600)
+    if beat.phase in AT_WORK and now - beat.at <= BEAT_SECONDS and facts.billing:
+        memory = replace(memory, worked=now)
+    elif memory.worked and facts.billing:
+        lost = (*lost, now)
+    memory, percent = replace(memory, lost=lost), 100 * len(lost) * TICK_SECONDS / 3600
+    if percent <= LOST_PERCENT or (memory.lost_told and now - memory.lost_told < 3600):
+        return [], memory
+    line = f"{percent:.0f} % of the last hour were lost between attempts, while machines billed; the newest attempt is "
+    return [f"{line}{beat.attempt}: `make logs` says why each one ended"], replace(memory, lost_told=now)
+
+
 def machine_kept(facts: Facts, memory: Memory) -> News:
     """The run has failed, and its machine waits for the user."""
     until = kept_until(facts)
@@ -80,7 +100,9 @@ def machine_kept(facts: Facts, memory: Memory) -> News:
     return [f"{said}`make stop` ends it"], replace(memory, kept=facts.signs.failed)
 
 
-NEWS: tuple[Callable[[Facts, Memory], News], ...] = (attempt_at_work, machine_gone, machine_kept, budget_share, noticed)
+NEWS: tuple[Callable[[Facts, Memory], News], ...] = (
+    attempt_at_work, machine_gone, machine_kept, budget_share, time_lost, noticed,
+)  # fmt: skip
 
 
 def due(facts: Facts, memory: Memory) -> tuple[str, Memory]:

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from infra.guard.facts import Heartbeat, Signs
+from infra.guard.facts import Heartbeat, NodeSign, Signs
 from infra.guard.memory import Memory
 from infra.guard.observed import observed_alerts
 from infra.run.fleet import SPOT, FleetMachine
 from infra.run.spec import Spec
 from infra.run.spend import Machine, Spend
 from infra.run.values import MOST_BYTES, printable
-from trainer.contract import HEAD_FILE, Lease, UserError, attempt_key, checkpoint_key, run_key
+from trainer.contract import HEAD_FILE, Lease, UserError, attempt_key, checkpoint_key, node_key, run_key
 
 T = TypeVar("T")
 
@@ -84,6 +84,25 @@ class CautiousBucket:
             raise UnreadableError(f"s3://{self.name}/{key} is larger than {MOST_BYTES:,} bytes: no run writes that")
         return ReadObject(body, found["LastModified"].timestamp())
 
+    def list(self, prefix: str) -> dict[str, float]:
+        """When each object below the prefix was written, by the rest of its key. UnreadableError if that is unknown."""
+        if self.silence:
+            raise UnreadableError(f"s3://{self.name}/{prefix} was not listed: {self.silence}")
+        found: dict[str, float] = {}
+        asked: dict[str, str] = {"Bucket": self.name, "Prefix": prefix}
+        while True:
+            try:
+                page = self.s3.list_objects_v2(**asked)
+            except Exception as error:
+                if not hasattr(error, "response"):
+                    self.silence = str(error)
+                raise UnreadableError(f"s3://{self.name}/{prefix} cannot be listed: {error}") from error
+            for one in page.get("Contents", []):
+                found[one["Key"].removeprefix(prefix)] = one["LastModified"].timestamp()
+            if not page.get("NextContinuationToken"):
+                return found
+            asked["ContinuationToken"] = page["NextContinuationToken"]
+
     def write(self, key: str, body: bytes) -> None:
         if self.silence:
             raise UnreadableError(f"s3://{self.name}/{key} was not written: {self.silence}")
@@ -115,9 +134,13 @@ def read_run(bucket: CautiousBucket, known: KnownRun) -> KnownRun:
 
 
 def read_signs(
-    bucket: CautiousBucket, run_id: str, now: float, *, is_wanted: bool, is_suspect: bool
-) -> tuple[Signs, list[str]]:
-    """Reads what the run's machines wrote, as far as it matters now. Also returns what could not be read."""
+    bucket: CautiousBucket, run_id: str, now: float, *, is_wanted: bool, is_suspect: bool,
+    team: Collection[str] | None = None,
+) -> tuple[Signs, list[str]]:  # fmt: skip
+    """Reads what the run's machines wrote, as far as it matters now. Also returns what could not be read.
+
+    `team`: of a run of several machines, those that bill.
+    """
     problems: list[str] = []
 
     def get(key: str) -> ReadObject | None:
@@ -139,20 +162,42 @@ def read_signs(
     readable = len(problems)
     beat = get(run_key(run_id, "heartbeat.json"))
     if beat is None:
-        return Signs(heartbeat=Heartbeat(at=0.0) if len(problems) == readable else None), problems
+        nodes = None if team is None else _read_nodes(bucket, run_id, (), problems)
+        return Signs(heartbeat=Heartbeat(at=0.0) if len(problems) == readable else None, nodes=nodes), problems
     body = beat.json()
     attempt = _int(body.get("attempt"))
     phase, step, progress = (printable(str(body.get(name, "")), 100) for name in ("phase", "step", "progress"))
     mark = f"attempt {attempt}, {phase}, step {step or 0}, {progress or 0}"
     ended = get(attempt_key(run_id, attempt)) if now - beat.at > 60 else None
+    members = max(1, _int(body.get("nodes")))
+    nodes = None if team is None else _read_nodes(bucket, run_id, team if members < len(team) else (), problems)
     return Signs(
         heartbeat=Heartbeat(
             at=beat.at, mark=mark, attempt=attempt, phase=phase, step=_int(body.get("step")),
-            alerts=observed_alerts(body),
+            nodes=members, alerts=observed_alerts(body),
         ),
+        nodes=nodes,
         paused=ended.at if ended and "exit" in ended.json() else 0.0,
         checkpoint=_newest(get(checkpoint_key(run_id, HEAD_FILE))) if is_suspect else "",
     ), problems  # fmt: skip
+
+
+def _read_nodes(
+    bucket: CautiousBucket, run_id: str, team: Collection[str], problems: list[str]
+) -> dict[str, NodeSign] | None:
+    """The record of each machine that has ever written one; what is in it only of those in `team`. None: unknown."""
+    found: dict[str, NodeSign] = {}
+    try:
+        for name, at in bucket.list(run_key(run_id, "nodes/")).items():
+            id = name.removesuffix(".json")
+            record = bucket.read(node_key(run_id, id)) if id in team else None
+            body = record.json() if record else {}
+            phase = printable(str(body.get("phase", "")), 100)
+            found[id] = NodeSign(at=record.at if record else at, attempt=_int(body.get("attempt")), phase=phase)
+    except UnreadableError as error:
+        problems.append(str(error))
+        return None
+    return found
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from infra.guard import deaths
+from infra.guard import deaths, nodes
 from infra.guard.facts import Facts
 from infra.guard.memory import Memory
 from infra.run.fleet import ON_DEMAND, FleetMachine, Group
@@ -34,6 +34,8 @@ class Decision:
     is_hang: bool = False  # some machines are terminated as hung: that is counted
     is_market_due: bool = False  # the run must change to the on-demand group
     nodes: int = 0  # so many machines may the groups be asked for, together; 0: as they are
+    why_fewer: str = ""  # "": nobody asked for more
+    leaving: tuple[str, ...] = ()  # the machines that go then
     memory: Memory
 
 
@@ -102,6 +104,9 @@ def died_young(facts: Facts) -> str:
     beat = facts.signs.heartbeat
     if beat is None or not facts.desired:
         return ""
+    if facts.team is not None:
+        died, is_alive = nodes.died_in_team(facts), bool(nodes.living(facts, facts.billing))
+        return "" if is_alive or len(died) < nodes.most_deaths(facts, 0) else deaths.explain_deaths(died, facts.run_id)
     died = deaths.young_deaths(facts.spend, facts.deadline, beat.at)
     return deaths.explain_deaths(died, facts.run_id) if len(died) >= deaths.YOUNG_DEATHS else ""
 
@@ -125,6 +130,12 @@ def unwanted(facts: Facts) -> dict[str, str]:
     }
 
 
+def apart(facts: Facts) -> dict[str, str]:
+    """The machines that do not train with the others. The group replaces them, while the others go on."""
+    working = _working(facts)
+    return {} if nodes.fewer(facts, _wanted(facts), working)[0] else nodes.apart_too_long(facts, working)
+
+
 def overdue(facts: Facts) -> dict[str, str]:
     if not facts.deadline or facts.now < facts.deadline + OVERDUE_SECONDS:
         return {}
@@ -134,7 +145,7 @@ def overdue(facts: Facts) -> dict[str, str]:
 STOPS: tuple[Callable[[Facts], str], ...] = (
     finished, failed, past_deadline, budget_spent, without_run, without_spec, blind, hung_too_often, died_young,
 )  # fmt: skip
-TERMINATIONS: tuple[Callable[[Facts], dict[str, str]], ...] = (hung, unwanted, overdue)
+TERMINATIONS: tuple[Callable[[Facts], dict[str, str]], ...] = (hung, apart, unwanted, overdue)
 
 
 def on_demand_due(facts: Facts) -> bool:
@@ -148,8 +159,14 @@ def on_demand_due(facts: Facts) -> bool:
 
 def too_many(facts: Facts) -> int:
     """How many machines the run asked for, if its groups are asked for more; else 0."""
-    nodes = int(facts.spec.nodes) if facts.spec else 0
-    return nodes if 0 < nodes < facts.desired else 0
+    asked = int(facts.spec.nodes) if facts.spec else 0
+    return asked if 0 < asked < facts.desired else 0
+
+
+def replaced_in_vain(facts: Facts) -> tuple[tuple[str, ...], str]:
+    """The machines with which a run of several goes on, where the others die young or never train; and why."""
+    stay, why = nodes.fewer(facts, _wanted(facts), _working(facts)) if facts.team is not None else ([], "")
+    return tuple(stay), why
 
 
 def outside(machines: Collection[FleetMachine], groups: Collection[str], now: float) -> dict[str, str]:
@@ -169,18 +186,23 @@ def decide(facts: Facts, without: Collection[str] = ()) -> Decision:
     stop = next((reason for rule in STOPS if rule.__name__ not in without and (reason := rule(facts))), "")
     terminate, is_hang = dict[str, str](), False
     for rule in TERMINATIONS:
-        if rule.__name__ in without or (rule is hung and stop):
+        if rule.__name__ in without or (stop and rule in (hung, apart)):
             continue
         is_hang |= bool(found := rule(facts)) and rule is hung
         terminate |= found
+        if found and rule is apart:
+            facts = replace(facts, memory=replace(facts.memory, apart_kills=facts.memory.apart_kills + 1))
     if is_hang:
         kills, newest = _hang_kills(facts) + 1, facts.signs.checkpoint or facts.memory.checkpoint
         facts = replace(facts, memory=replace(facts.memory, hang_kills=kills, checkpoint=newest, suspected=0.0))
     is_due = not stop and "on_demand_due" not in without and on_demand_due(facts)
-    nodes = 0 if stop or "too_many" in without else too_many(facts)
+    most = 0 if stop or "too_many" in without else too_many(facts)
+    stay, why = ((), "") if stop or is_hang or "replaced_in_vain" in without else replaced_in_vain(facts)
+    leaving = tuple(machine.id for machine in _wanted(facts) if machine.id not in stay) if stay else ()
     return Decision(
-        stop=stop, terminate=terminate, is_hang=is_hang, is_market_due=is_due, nodes=nodes, memory=facts.memory
-    )
+        stop=stop, terminate=terminate, is_hang=is_hang, is_market_due=is_due, nodes=len(stay) or most, why_fewer=why,
+        leaving=leaving, memory=facts.memory,
+    )  # fmt: skip
 
 
 def remember(facts: Facts) -> Memory:
@@ -194,16 +216,16 @@ def remember(facts: Facts) -> Memory:
         unwanted = left_out | {m.id: unwanted.get(m.id, now) for m in facts.billing if _why_unwanted(facts, m)}
         is_missing = facts.desired > 0 and not facts.billing
         without_machine = (without_machine or now) if is_missing else 0.0
-    suspected = 0.0
+    suspected, has_ticked = 0.0, now - memory.at < 2.5 * TICK_SECONDS
     if _symptom(replace(facts, memory=memory)):
-        has_ticked = now - memory.at < 2.5 * TICK_SECONDS
         suspected = memory.suspected if memory.suspected and has_ticked else now
+    apart = nodes.apart_since(replace(facts, memory=memory), _wanted(facts), has_ticked)
     active = memory.active if facts.is_at_rest else now
     return replace(
         memory, at=now, active=active, is_over=now - active >= REST_SECONDS, suspected=suspected,
         mark=heartbeat.mark if heartbeat and is_moving else memory.mark,
         marked=heartbeat.at if heartbeat and is_moving else memory.marked,
-        unwanted=unwanted, without_machine=without_machine,
+        unwanted=unwanted, without_machine=without_machine, apart=apart, apart_kills=nodes.count_kills(facts, memory),
     )  # fmt: skip
 
 
@@ -225,12 +247,13 @@ def _hang_kills(facts: Facts) -> int:
     return 0 if is_newer else facts.memory.hang_kills
 
 
+def _wanted(facts: Facts) -> list[FleetMachine]:
+    return [machine for machine in facts.billing if not _why_unwanted(facts, machine)]
+
+
 def _working(facts: Facts) -> list[FleetMachine]:
     """The run's machines that are wanted and have had time to boot."""
-    return [
-        machine for machine in facts.billing
-        if not _why_unwanted(facts, machine) and facts.now - machine.launched >= BOOT_SECONDS
-    ]  # fmt: skip
+    return [machine for machine in _wanted(facts) if facts.now - machine.launched >= BOOT_SECONDS]
 
 
 def _symptom(facts: Facts) -> str:

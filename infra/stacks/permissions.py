@@ -180,7 +180,11 @@ def guard(arns: Arns) -> list[Statement]:
         # The update is for what a person has changed by hand: a minimum, a maximum. Nothing else here needs it, since
         # AWS may refuse it to who may not use the group's launch template.
         Statement(
-            actions=["autoscaling:SetDesiredCapacity", "autoscaling:UpdateAutoScalingGroup"],
+            actions=[
+                "autoscaling:SetDesiredCapacity",
+                "autoscaling:TerminateInstanceInAutoScalingGroup",
+                "autoscaling:UpdateAutoScalingGroup",
+            ],
             on=arns.groups(*arns.installation.groups),
             why=GROUP_ID,
         ),

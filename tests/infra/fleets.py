@@ -17,14 +17,14 @@ from infra.run.fleet import FleetMachine
 from infra.run.spec import Spec
 from infra.run.spend import Spend
 from tests.emulator.aws import Aws
-from trainer.contract import Lease, checkpoint_key, run_key
+from trainer.contract import Lease, checkpoint_key, node_key, run_key
 
 INSTALLATION = Installation()
 BUCKET = "a-store"
 RUN = "run-1"
 PRICES = {"g6.xlarge": 0.8048, "g5.xlarge": 1.006}
 ALL_RULES = {rule.__name__ for rule in (*rules.STOPS, *rules.TERMINATIONS, rules.outside)} | {
-    "on_demand_due", "too_many",
+    "on_demand_due", "too_many", "replaced_in_vain",
 }  # fmt: skip
 
 
@@ -84,6 +84,11 @@ class Lab:
     def beat(self, step: int = 1, phase: str = "training", attempt: int = 1) -> None:
         """A heartbeat, now."""
         self.put(run_key(RUN, "heartbeat.json"), {"phase": phase, "step": step, "progress": step, "attempt": attempt})
+
+    def record(self, *machines: str, attempt: int = 1, phase: str = "training") -> None:
+        """The records of machines of a run of several, now."""
+        for id in machines:
+            self.put(node_key(RUN, id), {"node": id, "role": "member", "attempt": attempt, "phase": phase})
 
     def commit(self, step: int) -> None:
         """A checkpoint."""

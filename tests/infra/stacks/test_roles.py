@@ -121,7 +121,11 @@ GUARD = [
         ["*"],
     ),
     (
-        ["autoscaling:SetDesiredCapacity", "autoscaling:UpdateAutoScalingGroup"],
+        [
+            "autoscaling:SetDesiredCapacity",
+            "autoscaling:TerminateInstanceInAutoScalingGroup",
+            "autoscaling:UpdateAutoScalingGroup",
+        ],
         [*GROUPS["train"], *GROUPS["prepare"]],
     ),
     (

@@ -1,0 +1,92 @@
+"""A run of several machines: which of them train together, and which only bill. There is no I/O here.
+
+The machines of a run replace each other without stopping the others. So one that never works goes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from infra.guard.deaths import YOUNG_DEATHS, explain_deaths, young_deaths
+from infra.guard.facts import Facts, Heartbeat, NodeSign
+from infra.guard.memory import Memory
+from infra.run.fleet import FleetMachine
+from infra.run.spend import Machine
+from trainer.contract import Phase
+
+FRESH_SECONDS = 180.0  # a machine writes its record every 30 s; the lookout of the others misses it after 20
+APART_SECONDS = 600.0  # for so long a machine may bill and not train with the others: the next attempt takes it in
+APART_KILLS = 3  # so often such machines are replaced; the next time the run goes on without them
+IDLE_PHASES = ("", Phase.STARTING, Phase.WAITING_FOR_NODES)  # of a machine that prepares nothing for its work
+
+
+def living(facts: Facts, wanted: Collection[FleetMachine]) -> list[str]:
+    """The machines that have given a sign of life."""
+    return [machine.id for machine in wanted if machine.id in (facts.signs.nodes or {})]
+
+
+def died_in_team(facts: Facts) -> list[Machine]:
+    """The machines that ended without a sign of life since the newest one that gave one was launched.
+
+    Only if the store has told which machines gave one.
+    """
+    beat, nodes = facts.signs.heartbeat, facts.signs.nodes
+    if beat is None or nodes is None:
+        return []
+    lived = [machine.launched for machine in facts.spend.machines if machine.id in nodes]
+    since = max([*lived, facts.memory.shrunk] if nodes else [beat.at])
+    return [machine for machine in young_deaths(facts.spend, facts.deadline, since) if machine.id not in nodes]
+
+
+def most_deaths(facts: Facts, alive: int) -> int:
+    """So many young deaths are enough: as many for each machine that is missing as a run of one may have."""
+    return YOUNG_DEATHS * max(1, facts.desired - alive)
+
+
+def apart_since(facts: Facts, wanted: Collection[FleetMachine], has_ticked: bool) -> dict[str, float]:
+    """The machines that bill and do not train with the others, and since when. {} while that is unknown."""
+    beat, nodes = facts.signs.heartbeat, facts.signs.nodes
+    if beat is None or nodes is None or facts.now - beat.at >= FRESH_SECONDS or beat.nodes >= len(wanted):
+        return {}
+    known = facts.memory.apart if has_ticked else {}
+    return {m.id: known.get(m.id, facts.now) for m in wanted if why_apart(nodes.get(m.id), beat, facts.now)}
+
+
+def why_apart(sign: NodeSign | None, beat: Heartbeat, now: float) -> str:
+    """What shows that a machine does not train in the attempt of the heartbeat; "" if it does, or prepares to."""
+    if sign is None:
+        return "it has never written its record"
+    if now - sign.at >= FRESH_SECONDS:
+        return f"its record is {(now - sign.at) / 60:.0f} minutes old"
+    if sign.attempt != beat.attempt and sign.phase in IDLE_PHASES:
+        return f"its record says {sign.phase or 'nothing'}, attempt {sign.attempt}"
+    return ""
+
+
+def apart_too_long(facts: Facts, working: Collection[FleetMachine]) -> dict[str, str]:
+    """Machine: why it must go. `working` have had time to boot."""
+    beat, nodes, since = facts.signs.heartbeat, facts.signs.nodes, facts.memory.apart
+    if beat is None or nodes is None:
+        return {}
+    late = [one.id for one in working if facts.now - since.get(one.id, facts.now) >= APART_SECONDS]
+    told = f"it bills and does not train with the others, who are in attempt {beat.attempt}"
+    return {id: f"{told}: {why_apart(nodes.get(id), beat, facts.now)}" for id in late}
+
+
+def fewer(facts: Facts, wanted: Collection[FleetMachine], working: Collection[FleetMachine]) -> tuple[list[str], str]:
+    """The machines to go on with where the others never work, and why; [] if the run is to stay as it is."""
+    alive, died = living(facts, wanted), died_in_team(facts)
+    if alive and len(alive) < facts.desired and len(died) >= most_deaths(facts, len(alive)):
+        return alive, explain_deaths(died, facts.run_id)
+    apart = apart_too_long(facts, working)
+    if apart and facts.memory.apart_kills >= APART_KILLS:
+        stay = [machine.id for machine in wanted if machine.id not in facts.memory.apart]
+        often = f"for the {APART_KILLS + 1}th time since all machines trained"
+        return stay, f"{'; '.join(f'{id}: {why}' for id, why in apart.items())}, {often}"
+    return [], ""
+
+
+def count_kills(facts: Facts, memory: Memory) -> int:
+    """0 again once all machines of the run train."""
+    beat = facts.signs.heartbeat
+    return 0 if beat and 1 < facts.desired <= beat.nodes else memory.apart_kills
