@@ -184,7 +184,7 @@ status: $(INFRA)/.infra ## step, images/s, accuracy, dollars, why no machine com
 	@$(OPERATE_ARGS) $@
 
 .PHONY: logs
-logs: $(INFRA)/.infra ## follow the log of RUN= (the newest); SINCE=2h, ARGS=--no-follow
+logs: $(INFRA)/.infra ## follow the log of RUN= (the newest); SINCE=2h, NODE=i-0a1b: one machine of several, ARGS=--no-follow
 	@$(OPERATE_ARGS) $@
 
 # A STORE= that was typed is listed from here, without the installation on AWS.

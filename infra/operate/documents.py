@@ -97,11 +97,13 @@ class Beat:
     step: int = 0
     progress: int = 0  # within the phase
     attempt: int = 0
+    nodes: int = 1  # machines of the attempt
     observed: Observed = Observed()
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Beat:
         counts = {name: check_whole(name, value.get(name, 0)) for name in ("step", "progress", "attempt")}
+        counts["nodes"] = check_whole("nodes", value.get("nodes", 1))
         observed = Observed.from_json(value.get("observed"))
         return cls(phase=check_text("phase", value.get("phase", "")), observed=observed, **counts)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infra.operate.documents import number_or_zero
+from infra.operate.nodes import NodeRecord, read_nodes
 from infra.operate.runs import ExplainedBucket, read_attempts, read_spend
 from infra.operate.text import weekday_time
 from infra.run.spend import Machine, Spend
@@ -25,14 +26,15 @@ EC2_ENDS = {  # EC2's other codes: https://docs.aws.amazon.com/AWSEC2/latest/API
 class EndTeller:
     """Tells how attempts ended, each once. Between two calls it asks for more than a list only if that has changed."""
 
-    def __init__(self, bucket: ExplainedBucket, run_id: str) -> None:
-        self.bucket, self.run_id = bucket, run_id
+    def __init__(self, bucket: ExplainedBucket, run_id: str, nodes: int = 1) -> None:
+        self.bucket, self.run_id, self.nodes = bucket, run_id, nodes
         self.listed: list[tuple[str, str]] = []
-        self.told: set[int] = set()
+        self.told: set[int | str] = set()
 
     def tell(self, *, is_over: bool = False) -> list[str]:
         """A line for each attempt that is newly known to have ended. `is_over`: nothing of the run goes on any more."""
-        listed = [(one.key, one.etag) for one in self.bucket.list(run_key(self.run_id, "attempts/"))]
+        asked = ("attempts/", "spend.json") if self.nodes > 1 else ("attempts/",)
+        listed = [(one.key, one.etag) for file in asked for one in self.bucket.list(run_key(self.run_id, file))]
         if listed == self.listed and not is_over:
             return []
         self.listed = listed
@@ -41,7 +43,12 @@ class EndTeller:
             spend = read_spend(self.bucket, self.run_id)
         except UserError:  # `status` says so; here only less is known
             spend = Spend()
-        ends = attempt_ends(read_attempts(self.bucket, self.run_id), guard, spend, is_over=is_over)
+        attempts = read_attempts(self.bucket, self.run_id)
+        ends: dict[int | str, str] = {**attempt_ends(attempts, guard, spend, is_over=is_over)}
+        if self.nodes > 1:
+            gone = [machine for machine in spend.machines if machine.ended and machine.id not in self.told]
+            records, _ = read_nodes(self.bucket, self.run_id, [machine.id for machine in gone])
+            ends |= node_ends(gone, records, guard)
         new = [line for number, line in ends.items() if number not in self.told]
         self.told |= ends.keys()
         return new
@@ -65,6 +72,18 @@ def attempt_ends(
             continue  # it runs
         where, when = f" on {id}" if id else "", f" {weekday_time(at)}" if at else ""
         found[attempt["attempt"]] = printable(f"attempt {attempt['attempt']}{where} ended{when}: {why}", 500)
+    return found
+
+
+def node_ends(gone: Sequence[Machine], records: Mapping[str, NodeRecord], guard: Mapping[str, Any]) -> dict[str, str]:
+    """A line for each machine of a run of several that is gone, by its id: its last words, and why it is gone."""
+    found = dict[str, str]()
+    for machine in gone:
+        record, why = records.get(machine.id), why_it_was_stopped(machine.ended, machine.id, machine, guard)
+        was = f"{record.role}, attempt {record.attempt}" if record else "it has never written a record"
+        words = f"; {record.message}" if record and record.message else ""
+        told = f"node {machine.id} ({was}) ended {weekday_time(machine.ended)}: {why or 'nobody told why'}{words}"
+        found[machine.id] = printable(told, 500)
     return found
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import MappingProxyType
 
+from infra.guard.rules import SILENCE_SECONDS
 from infra.operate.documents import TimedAlert
 from infra.operate.progress import Curve, Progress
 from infra.operate.sparkline import sparkline
 from infra.operate.state import RunState
 from infra.operate.terminal import Cell, Text, bars, styled
 from infra.operate.text import duration, usd, weekday_time
+from infra.run.fleet import FleetMachine
 from infra.run.values import printable
 from trainer.contract import Exit, Phase
 
@@ -205,13 +207,29 @@ def interruptions(progress: Progress, *, is_over: bool) -> str:
     return text + ("" if is_over else f"; attempt {last['attempt']} is the newest")
 
 
+def machine_text(state: RunState, machine: FleetMachine) -> str:
+    age = duration(state.now - machine.launched)
+    return f"{machine.id}, {machine.type} in {machine.zone}, {machine.market}, {machine.state}, {age} old"
+
+
+def node_row(state: RunState, machine: FleetMachine) -> StatusRow:
+    """Of a run of several machines: what this one says of itself. The head's row has a label of its own."""
+    record, beat = state.nodes.get(machine.id), state.progress.heartbeat
+    if record is None:
+        return "node", styled(f"{machine_text(state, machine)}; it has written no record yet", "yellow")
+    age = state.now - record.at
+    parts = [f"{record.phase or 'unknown'}, step {record.step:,}, attempt {record.attempt}, heard {duration(age)} ago"]
+    parts += [f"{record.processes} processes"] if record.processes > 1 else []
+    parts += [record.gpu] if record.gpu else []
+    parts += [f"ended: {record.message}"] if record.ended else []
+    is_apart = age > SILENCE_SECONDS or record.ended or (beat and record.attempt != beat.attempt)
+    text = f"{'; '.join(parts)}; {machine_text(state, machine)}"
+    return "head" if record.role == "head" else "node", styled(text, "yellow") if is_apart else text
+
+
 def machine_rows(state: RunState) -> Sequence[StatusRow]:
     found: list[StatusRow] = [
-        (
-            "machine",
-            f"{machine.id}, {machine.type} in {machine.zone}, {machine.market}, {machine.state}, "
-            f"{duration(state.now - machine.launched)} old",
-        )
+        node_row(state, machine) if state.team > 1 else ("machine", machine_text(state, machine))
         for machine in state.machines
     ]
     if state.spec and not state.ending:

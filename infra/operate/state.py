@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from infra.config import Installation
 from infra.guard.rules import SILENCE_SECONDS
+from infra.operate.nodes import NodeRecord, read_nodes
 from infra.operate.progress import NO_PROGRESS, KeptTails, Progress, read_finished, read_headline, read_progress
 from infra.operate.runs import (
     Ending,
@@ -44,6 +45,7 @@ class RunState:
     guard: dict[str, Any]  # guard.json
     ending: Ending | None
     progress: Progress
+    nodes: Mapping[str, NodeRecord] = field(default_factory=dict)  # of a run of several, by machine; where one wrote it
     launched: float = 0.0  # Unix seconds of the last launch; 0: it was not asked for
     problem: str = (
         ""  # why the run's files cannot be read; what comes from them is then empty, and no dollars are known
@@ -53,6 +55,11 @@ class RunState:
     def usd(self) -> float | None:
         """What it has cost so far; None where nobody can tell."""
         return None if self.problem else self.spend.usd(self.now)
+
+    @property
+    def team(self) -> int:
+        """How many machines the run was launched with; 1 if nobody tells."""
+        return int(self.spec.nodes) if self.spec else 1
 
     @property
     def is_wanted(self) -> bool:
@@ -102,7 +109,9 @@ class RunState:
         if silent > SILENCE_SECONDS:
             last = f"silent for {duration(silent)} (last: {self.phase})"
             return "silent", f"{last}; the guard replaces a hung machine"
-        return "running", f"{self.phase}, heard {duration(silent)} ago"
+        beat = self.progress.heartbeat
+        together = f", nodes {beat.nodes} of {self.team}" if beat and self.team > 1 else ""
+        return "running", f"{self.phase}{together}, heard {duration(silent)} ago"
 
 
 def read_state(
@@ -122,9 +131,13 @@ def read_state(
             refusals: tuple[fleet.Refusal, ...] = ()
             if group and group.desired and not billing(seen):
                 refusals = tuple(fleet.why_no_machine(autoscaling, group, launched_at(bucket, run_id)))
+        of_several = billing(seen) if spec and spec.nodes > 1 else ()
+        nodes, odd = read_nodes(bucket, run_id, [machine.id for machine in of_several])
+        known = progress.result()
     return RunState(
         now=time.time(), run_id=run_id, spec=spec, group=group, machines=billing(seen), refusals=refusals,
-        spend=settle(spend.result(), seen), guard=guard.result(), ending=ending.result(), progress=progress.result(),
+        spend=settle(spend.result(), seen), guard=guard.result(), ending=ending.result(),
+        progress=replace(known, skipped=(*known.skipped, *odd)), nodes=nodes,
     )  # fmt: skip
 
 

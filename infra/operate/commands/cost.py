@@ -177,7 +177,7 @@ def print_spent(bucket: ExplainedBucket, run_id: str, now: float) -> None:
         display(table(rows, ("machine", "type", "zone", "market", "from", "to", "for", "$/hour", "dollars")))
     else:
         show_line("no machine yet")
-    show_line(total(spec, spend, now))
+    show_line(total(spec, spend, now) + (f", with up to {spec.nodes} nodes at once" if spec and spec.nodes > 1 else ""))
     if ledger := read_attempts(bucket, run_id):
         header = ("attempt", "machine", "type", "market", "from", "for", "exit")
         display("\nattempts, as the machines recorded them:", table(map(attempt_row, ledger), header))

@@ -22,6 +22,7 @@ from botocore.exceptions import ClientError
 from infra.config import Installation
 from infra.operate.command_line import CommandLine
 from infra.operate.ends import EndTeller
+from infra.operate.nodes import choose_node, machines_of, short_id
 from infra.operate.runs import (
     Ending,
     ExplainedBucket,
@@ -72,8 +73,8 @@ class Line:
 class Tail:
     """Reads a run's lines. It remembers which lines were shown, and the time of the newest."""
 
-    def __init__(self, client: Any, group: str, run_id: str, since: float):
-        self.client, self.group, self.prefix = client, group, f"{run_id}/"
+    def __init__(self, client: Any, group: str, run_id: str, since: float, machine: str = ""):
+        self.client, self.group, self.prefix = client, group, f"{run_id}/{machine and f'{machine}/'}"
         self.since = self.newest = int(since * 1000)
         self.shown: set[str] = set()
 
@@ -109,9 +110,13 @@ class Tail:
 
 
 class Screen:
-    """Prints lines and notes. A line shows its machine as soon as there are two machines. A note is printed once."""
+    """Prints lines and notes. A line shows its machine as soon as there are two machines. A note is printed once.
 
-    def __init__(self) -> None:
+    Of a run of several machines, each line begins with the start of its machine's id.
+    """
+
+    def __init__(self, *, is_team: bool = False) -> None:
+        self.is_team = is_team
         self.machines: set[str] = set()
         self.notes: set[str] = set()
 
@@ -122,7 +127,8 @@ class Screen:
             count += 1
             self.machines.add(line.machine)
             text = line.text.rstrip("\r").rpartition("\r")[2]  # of a bar, its last state
-            display_line(f"{line.machine} " if len(self.machines) > 1 else "", text, LINE_LETTERS)
+            prefix = short_id(line.machine) if self.is_team else line.machine
+            display_line(f"{prefix} " if self.is_team or len(self.machines) > 1 else "", text, LINE_LETTERS)
         sys.stdout.flush()
         return count
 
@@ -216,6 +222,7 @@ def configure(parser: CommandLine) -> None:
     parser.option(
         "run", "which run (default: the active one, else the newest)", dest="run_id", default="", metavar="RUN"
     )
+    parser.option("node", "only this machine: its id, or the first letters of it", default="", metavar="ID")
     parser.option("since", "only from then on: 10m, 2h, 2026-11-23T14:00", default="", metavar="WHEN")
     parser.add_argument("--no-follow", dest="follow", action="store_false", help="print what there is, and end")
 
@@ -262,9 +269,11 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
     spec = read_spec(bucket, run_id)
     began = spec.created - OLD_SECONDS if spec else 0.0
     since = parse_since(options.since, time.time()) if options.since else began
-    tail = Tail(aws.client("logs"), installation.log_group, run_id, since)
-    screen = Screen()
-    ends = EndTeller(bucket, run_id)
+    node = choose_node(options.node, machines_of(aws, installation, bucket, run_id)) if options.node else ""
+    tail = Tail(aws.client("logs"), installation.log_group, run_id, since, node)
+    nodes = int(spec.nodes) if spec else 1
+    screen = Screen(is_team=nodes > 1 and not node)
+    ends = EndTeller(bucket, run_id, nodes)
     if not options.follow:
         screen.show(tail.poll())
         screen.note_all(ends.tell())

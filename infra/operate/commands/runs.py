@@ -48,8 +48,10 @@ def row(state: RunState, launched: Mapping[str, datetime]) -> tuple[str, ...]:
     word, _ = state.summary()
     progress, top1 = state.progress, state.progress.best_top1
     step = f"{progress.step:,}" + (f" of {progress.total_steps:,}" if progress.total_steps else "")
+    together = f", {state.team} nodes" if state.team > 1 else ""
     return (
-        state.run_id, state.phase if word == "running" else word, step, f"{100 * top1:.2f} %" if top1 else "",
+        state.run_id, (state.phase if word == "running" else word) + together, step,
+        f"{100 * top1:.2f} %" if top1 else "",
         "unknown" if state.usd is None else usd(state.usd), duration(state.now - launched[state.run_id].timestamp()),
     )  # fmt: skip
 
@@ -63,6 +65,6 @@ def run_document(state: RunState, launched: Mapping[str, datetime]) -> dict[str,
         "recipe": state.spec.recipe if state.spec else None, "state": word, "message": said,
         "phase": state.progress.phase, "step": state.progress.step,
         "total_steps": state.progress.total_steps or None, "top1": state.progress.best_top1,
-        "usd": state.usd, "budget_usd": state.spec.budget_usd if state.spec else None,
+        "nodes": state.team, "usd": state.usd, "budget_usd": state.spec.budget_usd if state.spec else None,
         "launched": at, "age_seconds": state.now - at,
     }  # fmt: skip

@@ -95,9 +95,13 @@ def status_document(state: RunState) -> dict[str, Any]:
         "deadline": state.deadline or None,
         "machines": [
             {"id": one.id, "type": one.type, "zone": one.zone, "market": one.market, "state": one.state,
-             "launched": one.launched}
+             "launched": one.launched,
+             "record": asdict(record) | {"age_seconds": state.now - record.at}
+             if (record := state.nodes.get(one.id)) else None}
             for one in state.machines
         ],
+        "nodes": progress.heartbeat.nodes if progress.heartbeat else None,
+        "nodes_wanted": state.team,
         "refusals": [str(refusal) for refusal in state.refusals],
         "problems": [problem.plain for problem in problems(state)],
         "alerts": [asdict(alert) for alert in progress.heartbeat.observed.alerts] if progress.heartbeat else [],

@@ -20,11 +20,11 @@ STATUS_FIELDS = {
     "run", "kind", "recipe", "state", "message", "phase", "heartbeat_age_seconds", "step", "total_steps",
     "images_per_second", "val_top1", "best_top1", "train_top1", "seconds_left", "checkpoint_step",
     "checkpoint_age_seconds", "attempts", "usd", "usd_per_hour", "projected_usd", "budget_usd", "deadline", "machines",
-    "refusals", "problems", "alerts", "gpu", "data_wait", "train_loss",
+    "refusals", "problems", "alerts", "gpu", "data_wait", "train_loss", "nodes", "nodes_wanted",
 }  # fmt: skip
 RUNS_FIELDS = {
     "run", "kind", "recipe", "state", "message", "phase", "step", "total_steps", "top1", "usd", "budget_usd",
-    "launched", "age_seconds",
+    "launched", "age_seconds", "nodes",
 }  # fmt: skip
 
 

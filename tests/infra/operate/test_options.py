@@ -221,6 +221,7 @@ def test_every_option_arrives_through_make(stand_in: Path) -> None:
         (["status", "RUN=mine"], "run_id", "mine"),
         (["status", "WATCH=1"], "watch", True),
         (["logs", "SINCE=2h"], "since", "2h"),
+        (["logs", "NODE=i-0a1b"], "node", "i-0a1b"),
         (["logs", "ARGS=--no-follow"], "follow", False),
         (["pull"], "to", Path("out")),
         (["pull", "STORE=/a folder"], "to", Path("/a folder")),
