@@ -41,7 +41,7 @@ def leave_out(autoscaling: Any, facts: Facts, machines: Collection[str], nodes: 
         autoscaling.terminate_instance_in_auto_scaling_group(InstanceId=id, ShouldDecrementDesiredCapacity=True)
     shrink(autoscaling, facts, nodes)
     ended = f"; {', '.join(machines)} ended" if machines else ""
-    return f"the run goes on with {nodes} machines, and asks for no other{ended}: {why}"
+    return f"the run goes on with {nodes} machine{'s' * (nodes > 1)}, and asks for no other{ended}: {why}"
 
 
 def take_back(autoscaling: Any, facts: Facts, nodes: int) -> str:

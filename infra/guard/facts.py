@@ -83,7 +83,14 @@ class Facts:
     @property
     def team(self) -> tuple[str, ...] | None:
         """The machines that bill, of a run of several; None for a run of one."""
-        return tuple(m.id for m in self.billing) if self.spec and self.spec.nodes > 1 else None
+        is_team = self.spec and self.spec.nodes > 1
+        return (*(machine.id for machine in self.billing), *self.overlooked) if is_team else None
+
+    @property
+    def overlooked(self) -> tuple[str, ...]:
+        """The machines that bill by the tally, and that EC2 has left out of its answer."""
+        shown = {machine.id for machine in self.machines or ()}
+        return tuple(machine.id for machine in self.spend.open if machine.id not in shown)
 
     @property
     def is_at_rest(self) -> bool:

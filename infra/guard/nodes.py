@@ -17,7 +17,7 @@ from trainer.contract import Phase
 FRESH_SECONDS = 180.0  # a machine writes its record every 30 s; the lookout of the others misses it after 20
 APART_SECONDS = 600.0  # for so long a machine may bill and not train with the others: the next attempt takes it in
 APART_KILLS = 3  # so often such machines are replaced; the next time the run goes on without them
-IDLE_PHASES = ("", Phase.STARTING, Phase.WAITING_FOR_NODES)  # of a machine that prepares nothing for its work
+IDLE_PHASES = ("", Phase.STARTING, "waiting-for-nodes")  # of a machine that prepares nothing for its work
 
 
 def living(facts: Facts, wanted: Collection[FleetMachine]) -> list[str]:
@@ -43,13 +43,32 @@ def most_deaths(facts: Facts, alive: int) -> int:
     return YOUNG_DEATHS * max(1, facts.desired - alive)
 
 
+def all_died(facts: Facts) -> str:
+    """Why the run must stop, of which no machine lives; "" if one does, or may."""
+    died = died_in_team(facts)
+    if facts.machines is None or living(facts, facts.billing) or len(died) < most_deaths(facts, 0):
+        return ""
+    return explain_deaths(died, facts.run_id)
+
+
 def apart_since(facts: Facts, wanted: Collection[FleetMachine], has_ticked: bool) -> dict[str, float]:
-    """The machines that bill and do not train with the others, and since when. {} while that is unknown."""
+    """The machines that bill and do not train with the others, and since when. {} while that is unknown.
+
+    While nobody leads, none is added and none counts; those that are known stay. So does one that EC2 once leaves out.
+    """
     beat, nodes = facts.signs.heartbeat, facts.signs.nodes
-    if beat is None or nodes is None or facts.now - beat.at >= FRESH_SECONDS or beat.nodes >= len(wanted):
+    if beat is None or nodes is None:
         return {}
-    known = facts.memory.apart if has_ticked else {}
-    return {m.id: known.get(m.id, facts.now) for m in wanted if why_apart(nodes.get(m.id), beat, facts.now)}
+    soon = facts.now - APART_SECONDS + FRESH_SECONDS  # after an outage it has a few minutes, not ten
+    known = {id: since if has_ticked else max(since, soon) for id, since in facts.memory.apart.items()}
+    hidden = {id: known[id] for id in facts.overlooked if id in known}
+    if facts.now - beat.at >= FRESH_SECONDS:
+        return hidden | {one.id: known[one.id] for one in wanted if one.id in known}
+    if beat.nodes >= len(wanted) + len(facts.overlooked):
+        return {}
+    found = [machine for machine in wanted if why_apart(nodes.get(machine.id), beat, facts.now)]
+    first = {one.id: facts.now if one.id in nodes else max(one.launched, soon) for one in found}
+    return hidden | first | {one.id: known[one.id] for one in found if one.id in known}
 
 
 def why_apart(sign: NodeSign | None, beat: Heartbeat, now: float) -> str:
@@ -66,7 +85,7 @@ def why_apart(sign: NodeSign | None, beat: Heartbeat, now: float) -> str:
 def apart_too_long(facts: Facts, working: Collection[FleetMachine]) -> dict[str, str]:
     """Machine: why it must go. `working` have had time to boot."""
     beat, nodes, since = facts.signs.heartbeat, facts.signs.nodes, facts.memory.apart
-    if beat is None or nodes is None:
+    if beat is None or nodes is None or facts.now - beat.at >= FRESH_SECONDS:
         return {}
     late = [one.id for one in working if facts.now - since.get(one.id, facts.now) >= APART_SECONDS]
     told = f"it bills and does not train with the others, who are in attempt {beat.attempt}"

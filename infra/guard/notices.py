@@ -37,7 +37,7 @@ def attempt_at_work(facts: Facts, memory: Memory) -> News:
         return [], memory
     if beat.attempt == 1:
         return [f"the run has started: {beat.phase}, step {beat.step:,}"], memory
-    on = f" on {beat.nodes} of {facts.spec.nodes} machines" if facts.spec and facts.spec.nodes > 1 else ""
+    on = f", with {beat.nodes} of {facts.spec.nodes} machines" if facts.spec and facts.spec.nodes > 1 else ""
     return [f"the run goes on{on}: attempt {beat.attempt}, {beat.phase}, step {beat.step:,}"], memory
 
 

@@ -20,7 +20,7 @@ from infra.run.fleet import SPOT, FleetMachine
 from infra.run.spec import Spec
 from infra.run.spend import Machine, Spend
 from infra.run.values import MOST_BYTES, printable
-from trainer.contract import HEAD_FILE, Lease, UserError, attempt_key, checkpoint_key, node_key, run_key
+from trainer.contract import HEAD_FILE, Lease, UserError, attempt_key, checkpoint_key, run_key
 
 T = TypeVar("T")
 
@@ -190,7 +190,7 @@ def _read_nodes(
     try:
         for name, at in bucket.list(run_key(run_id, "nodes/")).items():
             id = name.removesuffix(".json")
-            record = bucket.read(node_key(run_id, id)) if id in team else None
+            record = bucket.read(run_key(run_id, f"nodes/{id}.json")) if id in team else None
             body = record.json() if record else {}
             phase = printable(str(body.get("phase", "")), 100)
             found[id] = NodeSign(at=record.at if record else at, attempt=_int(body.get("attempt")), phase=phase)

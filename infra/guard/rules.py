@@ -105,8 +105,7 @@ def died_young(facts: Facts) -> str:
     if beat is None or not facts.desired:
         return ""
     if facts.team is not None:
-        died, is_alive = nodes.died_in_team(facts), bool(nodes.living(facts, facts.billing))
-        return "" if is_alive or len(died) < nodes.most_deaths(facts, 0) else deaths.explain_deaths(died, facts.run_id)
+        return nodes.all_died(facts)
     died = deaths.young_deaths(facts.spend, facts.deadline, beat.at)
     return deaths.explain_deaths(died, facts.run_id) if len(died) >= deaths.YOUNG_DEATHS else ""
 
@@ -132,8 +131,7 @@ def unwanted(facts: Facts) -> dict[str, str]:
 
 def apart(facts: Facts) -> dict[str, str]:
     """The machines that do not train with the others. The group replaces them, while the others go on."""
-    working = _working(facts)
-    return {} if nodes.fewer(facts, _wanted(facts), working)[0] else nodes.apart_too_long(facts, working)
+    return nodes.apart_too_long(facts, _working(facts))
 
 
 def overdue(facts: Facts) -> dict[str, str]:
@@ -185,8 +183,9 @@ def decide(facts: Facts, without: Collection[str] = ()) -> Decision:
     facts = replace(facts, memory=remember(facts))
     stop = next((reason for rule in STOPS if rule.__name__ not in without and (reason := rule(facts))), "")
     terminate, is_hang = dict[str, str](), False
+    stay, why = ((), "") if stop or "replaced_in_vain" in without else replaced_in_vain(facts)
     for rule in TERMINATIONS:
-        if rule.__name__ in without or (stop and rule in (hung, apart)):
+        if rule.__name__ in without or (stop and rule in (hung, apart)) or (stay and rule is apart):
             continue
         is_hang |= bool(found := rule(facts)) and rule is hung
         terminate |= found
@@ -197,7 +196,7 @@ def decide(facts: Facts, without: Collection[str] = ()) -> Decision:
         facts = replace(facts, memory=replace(facts.memory, hang_kills=kills, checkpoint=newest, suspected=0.0))
     is_due = not stop and "on_demand_due" not in without and on_demand_due(facts)
     most = 0 if stop or "too_many" in without else too_many(facts)
-    stay, why = ((), "") if stop or is_hang or "replaced_in_vain" in without else replaced_in_vain(facts)
+    stay = () if is_hang else stay
     leaving = tuple(machine.id for machine in _wanted(facts) if machine.id not in stay) if stay else ()
     return Decision(
         stop=stop, terminate=terminate, is_hang=is_hang, is_market_due=is_due, nodes=len(stay) or most, why_fewer=why,
@@ -209,6 +208,7 @@ def remember(facts: Facts) -> Memory:
     """The memory for the next tick. EC2 may leave a machine out of an answer, which does not mean that it is gone."""
     memory, now = facts.memory.for_launch(facts.deadline), facts.now
     heartbeat, unwanted, without_machine = facts.signs.heartbeat, memory.unwanted, memory.without_machine
+    apart, has_ticked = memory.apart, now - memory.at < 2.5 * TICK_SECONDS
     is_moving = heartbeat is not None and heartbeat.mark != memory.mark
     if facts.machines is not None:
         told = {machine.id for machine in facts.machines}
@@ -216,10 +216,10 @@ def remember(facts: Facts) -> Memory:
         unwanted = left_out | {m.id: unwanted.get(m.id, now) for m in facts.billing if _why_unwanted(facts, m)}
         is_missing = facts.desired > 0 and not facts.billing
         without_machine = (without_machine or now) if is_missing else 0.0
-    suspected, has_ticked = 0.0, now - memory.at < 2.5 * TICK_SECONDS
+        apart = nodes.apart_since(replace(facts, memory=memory), _wanted(facts), has_ticked)
+    suspected = 0.0
     if _symptom(replace(facts, memory=memory)):
         suspected = memory.suspected if memory.suspected and has_ticked else now
-    apart = nodes.apart_since(replace(facts, memory=memory), _wanted(facts), has_ticked)
     active = memory.active if facts.is_at_rest else now
     return replace(
         memory, at=now, active=active, is_over=now - active >= REST_SECONDS, suspected=suspected,

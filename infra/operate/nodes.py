@@ -12,7 +12,7 @@ from infra.operate.runs import ExplainedBucket, parse_object_or_nothing, read_sp
 from infra.operate.session import Aws, explained
 from infra.run import fleet
 from infra.run.values import check_number, check_object, check_text, check_whole, printable
-from trainer.contract import UserError, node_key
+from trainer.contract import UserError, run_key
 
 SHORT_LETTERS = 10  # of an instance's id, as in `i-0a1b2c3d`: so many tell the machines of a run apart
 
@@ -47,14 +47,14 @@ def read_nodes(bucket: ExplainedBucket, run_id: str, ids: Collection[str]) -> tu
     """The records of these machines, and what no machine of ours writes. One that has written none is left out."""
     found, odd = dict[str, NodeRecord](), list[str]()
     with ThreadPoolExecutor(8) as pool:
-        bodies = list(pool.map(lambda id: bucket.get(node_key(run_id, id)), ids))
+        bodies = list(pool.map(lambda id: bucket.get(run_key(run_id, f"nodes/{id}.json")), ids))
     for id, stored in zip(ids, bodies, strict=True):
         if stored is None:
             continue
         try:
             found[id] = NodeRecord.from_json(parse_object_or_nothing(stored.body), stored.modified.timestamp())
         except ValueError as error:
-            odd.append(f"{node_key(run_id, id)}, which no machine of ours writes: {error}")
+            odd.append(f"runs/{run_id}/nodes/{id}.json, which no machine of ours writes: {error}")
     return found, odd
 
 

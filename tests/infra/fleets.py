@@ -17,7 +17,7 @@ from infra.run.fleet import FleetMachine
 from infra.run.spec import Spec
 from infra.run.spend import Spend
 from tests.emulator.aws import Aws
-from trainer.contract import Lease, checkpoint_key, node_key, run_key
+from trainer.contract import Lease, checkpoint_key, run_key
 
 INSTALLATION = Installation()
 BUCKET = "a-store"
@@ -88,7 +88,8 @@ class Lab:
     def record(self, *machines: str, attempt: int = 1, phase: str = "training") -> None:
         """The records of machines of a run of several, now."""
         for id in machines:
-            self.put(node_key(RUN, id), {"node": id, "role": "member", "attempt": attempt, "phase": phase})
+            body = {"node": id, "role": "member", "attempt": attempt, "phase": phase}
+            self.put(run_key(RUN, f"nodes/{id}.json"), body)
 
     def commit(self, step: int) -> None:
         """A checkpoint."""

@@ -22,7 +22,7 @@ from infra.operate.text import duration
 from tests.simulate.world import OUTER_GUARDS, Result, simulate
 
 PARTS = (0.5, 0.9, 0.99, 1.0)
-RULES = [rule.__name__ for rule in (*rules.STOPS, *rules.TERMINATIONS, rules.on_demand_due)]
+RULES = [rule.__name__ for rule in (*rules.STOPS, *rules.TERMINATIONS, rules.on_demand_due, rules.replaced_in_vain)]
 COLUMNS: dict[str, Callable[[Result], float]] = {
     "hours": lambda result: result.hours,
     "dollars": lambda result: result.usd,
@@ -52,8 +52,10 @@ def describe(results: Sequence[Result], seconds: float, without: Sequence[str]) 
             for name, values in summary(results).items()]  # fmt: skip
     left_out = f", without {', '.join(without)}" if without else ""
     endings = ", ".join(f"{count} {ending}" for ending, count in Counter(r.ending for r in results).most_common())
+    sizes = Counter(result.nodes for result in results)
     lines = [
         f"{len(results)} seeds in {duration(seconds)}{left_out}: {endings}",
+        f"machines of a run: {', '.join(f'{n} in {count} seeds' for n, count in sorted(sizes.items()))}",
         plain(table(rows, header=["", "median", "p90", "p99", "most", "sum"])),
     ]
     for wrong, seeds in wrongs(results).items():

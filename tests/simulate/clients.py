@@ -94,6 +94,14 @@ class AutoScaling:
         if "DesiredCapacity" in values:
             self._desire(AutoScalingGroupName, values["DesiredCapacity"])
 
+    def terminate_instance_in_auto_scaling_group(
+        self, InstanceId: str, ShouldDecrementDesiredCapacity: bool  # noqa: N803
+    ) -> None:  # fmt: skip
+        self.cloud.throttle("TerminateInstanceInAutoScalingGroup")
+        group = next(g for g in self.cloud.groups.values() if InstanceId in {one.id for one in g.members})
+        group.shape["DesiredCapacity"] -= ShouldDecrementDesiredCapacity
+        self.cloud.terminate(next(one for one in group.members if one.id == InstanceId))
+
     def _desire(self, name: str, desired: int) -> None:
         group = self.cloud.groups[name]
         if desired > group.shape["MaxSize"]:
@@ -113,6 +121,13 @@ class S3:
         if (found := self.cloud.read(Key)) is None:
             raise error("NoSuchKey", "GetObject", NoSuchKey)
         return {"Body": io.BytesIO(found[0]), "LastModified": datetime.fromtimestamp(found[1], UTC)}
+
+    def list_objects_v2(self, Bucket: str, Prefix: str) -> dict[str, Any]:  # noqa: N803
+        self._check("ListObjectsV2")
+        keys = sorted(key for key in {*self.cloud.objects, *self.cloud.live} if key.startswith(Prefix))
+        found = [(key, self.cloud.read(key)) for key in keys]
+        return {"Contents": [{"Key": key, "LastModified": datetime.fromtimestamp(one[1], UTC)}
+                             for key, one in found if one]}  # fmt: skip
 
     def put_object(self, Bucket: str, Key: str, Body: bytes, **condition: str) -> None:  # noqa: N803
         self._check("PutObject")

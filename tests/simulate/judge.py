@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from infra.config import Tag
 from tests.simulate.cloud import Instance
 from tests.simulate.trouble import RECLAIMED
 
-MOST_YOUNG = 4  # machines of one launch that end before any heartbeat; then no other may come
+MOST_YOUNG = 4  # machines of one launch, for each that is missing, that end without a sign of life; then no other comes
 SLACK_SECONDS = 120.0  # until then: EC2 may leave a machine out of an answer, or refuse one
 
 
@@ -17,17 +17,23 @@ def most_at_once(instances: Sequence[Instance]) -> int:
     return max((sum(i.launched <= at and (not i.ended or i.ended > at) for i in instances) for at in starts), default=0)
 
 
-def were_in_vain(instances: Sequence[Instance], gave_heartbeats: Collection[str], gap: float) -> Iterator[Instance]:
-    """The machines that came although MOST_YOUNG of their launch had ended young since the last heartbeat.
+def were_in_vain(
+    instances: Sequence[Instance], signs: Mapping[str, float], gap: float, nodes: int = 1
+) -> Iterator[Instance]:
+    """The machines that came although too many of their launch had ended young since the last one that worked.
 
-    `gap` is the longest time, in seconds, between two looks of the guard.
+    `signs`: when machines first gave one. `gap` is the longest time, in seconds, between two looks of the guard.
     """
     died: dict[str, list[float]] = {}  # by launch: when
     for instance in instances:
         ends = died.setdefault(instance.tags[Tag.DEADLINE], [])
-        if len(ends) >= MOST_YOUNG and instance.launched > ends[MOST_YOUNG - 1] + gap + SLACK_SECONDS:
+        known = instance.launched - gap - SLACK_SECONDS  # what came later, the guard may not have seen
+        there = [one for one in instances if not one.ended or one.ended > instance.launched]
+        alive = sum(0 < signs.get(one.id, 0.0) <= known for one in there)
+        most = MOST_YOUNG * max(1, nodes - alive)
+        if len(ends) >= most and ends[most - 1] < known:
             yield instance
-        if instance.id in gave_heartbeats:
+        if signs.get(instance.id):
             ends.clear()
         elif instance.ended and instance.shape["StateReason"]["Code"] != RECLAIMED:
             ends.append(instance.ended)

@@ -10,10 +10,12 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from random import Random
 
+from tests.simulate import team
 from tests.simulate.clock import Clock
 from tests.simulate.cloud import Cloud, Instance
-from tests.simulate.trouble import OFF, RECLAIMED, YOUNG, Trouble
-from trainer.contract import Lease, attempt_key, checkpoint_key, run_key
+from tests.simulate.training import Training
+from tests.simulate.trouble import OFF, RECLAIMED, YOUNG
+from trainer.contract import attempt_key, run_key
 
 HEARTBEAT_SECONDS = 30.0
 SAVE_SECONDS = 45.0
@@ -21,24 +23,6 @@ STOP_SECONDS = 150.0  # before the deadline: lib.sh
 CRASH_SECONDS = 10.0
 STEPS_PER_SECOND = {"g6.xlarge": 0.4, "g5.xlarge": 0.8, "g6e.xlarge": 1.1}
 CRASHES = 3  # and then, without a newer checkpoint, the run has failed
-
-
-@dataclass
-class Training:
-    """What the store knows of the run."""
-
-    run_id: str
-    deadline: float
-    total: int  # steps
-    trouble: Trouble
-    committed: int = 0
-    attempts: int = 0
-    lost: int = 0  # steps that were computed and not committed
-    checkpoint: str = ""
-    finished: float = 0.0
-    failed: float = 0.0
-    beating: Machine | None = None
-    last_beat: tuple[bytes, float] | None = None
 
 
 @dataclass(eq=False)
@@ -56,6 +40,9 @@ class Machine:
     newest: str = ""
     attempt: int = 0
     first: int = 0  # the step that this life of the container began with
+    speed: float = 0.0  # steps per second
+    sign: float = 0.0  # when it first wrote to the store; 0: never
+    silent: float = 0.0  # since when it writes nothing more; 0: it does
     began: float = 0.0  # when it came to training; 0: it is not
     beats_from: float = 0.0
     stands: float = 0.0  # since when it hangs
@@ -107,18 +94,26 @@ class Machine:
         if not self.cloud.is_store_up:
             self.soon(60, self.start)
             return
-        if self.training.checkpoint != self.newest:
-            self.newest, self.starts = self.training.checkpoint, 0
-        self.starts += 1
-        if self.starts > CRASHES + 1:
+        if self.is_used_up():
             self.fail("4 crashes")
         elif self.training.finished or self.training.failed:
             self.leave()
-        elif (other := self.training.beating) and other is not self and other.is_alive:
-            self.soon(60, self.start)  # exit code 76: another trainer holds the run
+        elif self.training.has_head and self.training.beating is not self:
+            if self.training.nodes > 1:
+                self.life += 1
+                team.join(self)
+            else:
+                self.soon(60, self.start)  # exit code 76: another trainer holds the run
         else:
             self.life += 1
             self.soon(self.random.uniform(5, 20), self.claim)
+
+    def is_used_up(self) -> bool:
+        """Counts a start, and says whether there were too many without a newer checkpoint."""
+        if self.training.checkpoint != self.newest:
+            self.newest, self.starts = self.training.checkpoint, 0
+        self.starts += 1
+        return self.starts > CRASHES + 1
 
     # The trainer.
 
@@ -127,18 +122,39 @@ class Machine:
         if training.trouble.refuses:
             self.fail("the recipe has no such option")
             return
+        if training.nodes > 1 and not team.gather(self):
+            return
+        team.give_sign(self)
+        self.beats_from = now
+        training.beating = self
+        self.begin_attempt()
+
+    def begin_attempt(self) -> None:
+        training = self.training
         training.attempts += 1
         self.attempt = training.attempts
         self.cloud.write(attempt_key(training.run_id, self.attempt), b"{}")
         self.first, self.began, self.stands, self.is_mute = training.committed, 0.0, 0.0, False
-        self.beats_from = now
-        training.beating = self
+        for one in training.team:
+            one.attempt = self.attempt
+            one.rest()
         self.soon(self.random.uniform(30, 240), self.train)  # staging, compiling
+
+    def written(self, at: float) -> float:
+        """When S3 got what was to be written then, if it failed at that moment."""
+        return next((start for start, end in self.cloud.weather.no_store if start <= at < end), at)
+
+    def rest(self) -> None:
+        """From now on it computes nothing."""
+        self.idle = self.idle or self.clock.now
 
     def train(self) -> None:
         training, trouble = self.training, self.training.trouble
-        self.began, self.idle = self.clock.now, 0.0
-        speed = STEPS_PER_SECOND[self.instance.type]
+        self.began = self.clock.now
+        together = [one for one in training.team if one.is_alive] or [self]
+        for one in together:
+            one.idle = 0.0
+        speed = self.speed = sum(STEPS_PER_SECOND[one.instance.type] for one in together)
         self.soon((training.total - self.first) / speed, self.finish)
         self.soon(SAVE_SECONDS, self.save)
         for step, event in ((trouble.bug_at, self.crash), (trouble.hang_at, self.hang)):
@@ -153,7 +169,7 @@ class Machine:
         if not self.began:
             return self.first
         seconds = (self.stands or self.clock.now) - self.began
-        return min(self.training.total, self.first + int(seconds * STEPS_PER_SECOND[self.instance.type]))
+        return min(self.training.total, self.first + int(seconds * self.speed))
 
     def save(self) -> None:
         if not self.stands:
@@ -170,9 +186,10 @@ class Machine:
         """heartbeat.json as it is in the store now."""
         phase = "training" if self.began else "starting"
         at = self.clock.now - (self.clock.now - self.beats_from) % HEARTBEAT_SECONDS
-        at = next((start for start, end in self.cloud.weather.no_store if start <= at < end), at)
-        body = f'{{"phase": "{phase}", "step": {self.step}, "progress": {self.step}, "attempt": {self.attempt}}}'
-        return body.encode(), at
+        body = {"phase": phase, "step": self.step, "progress": self.step, "attempt": self.attempt}
+        if self.training.nodes > 1:
+            body["nodes"] = len(self.training.team)
+        return json.dumps(body).encode(), self.written(at)
 
     def mute(self) -> None:
         """The last heartbeat stays in the store."""
@@ -183,21 +200,38 @@ class Machine:
     # Its ends.
 
     def hang(self) -> None:
-        self.stands = self.idle = self.clock.now
-        kind = self.random.random()
-        if kind < self.training.trouble.mute_share:
+        if self.stands and self.training.nodes > 1:
+            return
+        kind, trouble = self.random.random(), self.training.trouble
+        if self.training.nodes > 1 and kind < trouble.frozen_share and team.freeze_member(self):
+            return
+        self.stands = self.clock.now
+        for one in {self, *self.training.team}:
+            one.rest()
+        if kind < trouble.mute_share:
+            self.silence()
             self.mute()
-        if kind < self.training.trouble.frozen_share:
-            self.is_frozen = True
+        self.is_frozen |= kind < trouble.frozen_share
+        if kind < max(trouble.mute_share, trouble.frozen_share):
+            team.part(self, was_head=True)
+
+    def silence(self) -> None:
+        self.silent = self.clock.now
+        self.rest()
 
     def crash(self) -> None:
-        if not self.stands:
-            self.lose()
-            self.life_over()
-            self.soon(CRASH_SECONDS, self.start)
+        if self.stands:
+            return
+        if self.training.nodes > 1 and not self.is_used_up():
+            team.reform(self, is_planned=False)
+            return
+        self.lose()
+        self.life_over()
+        self.soon(CRASH_SECONDS, self.start)
 
     def lose(self) -> None:
-        self.training.lost += max(0, self.step - self.training.committed)
+        if self.began:
+            self.training.lost += max(0, self.step - self.training.committed)
 
     def life_over(self) -> None:
         self.mute()
@@ -215,14 +249,16 @@ class Machine:
         self.cloud.write(run_key(self.training.run_id, "done.json"), b'{"attempt": 1}')
         self.life_over()
         self.soon(self.random.uniform(5, 60), self.leave)
+        team.send_home(self.training, self)
 
     def end(self, then: Callable[[], None]) -> None:
         """Exit code 75. Told to stop, it saves, where it still can, and is gone within 100 s."""
         if self.began and not self.stands:
             self.commit()
-        if self.began:
-            self.lose()
+        self.lose()
+        was_head = self.training.beating is self
         self.life_over()
+        team.part(self, was_head=was_head, is_planned=True)
         self.soon(self.random.uniform(5, 20) if not self.stands else 100.0, then)
 
     def fail(self, message: str) -> None:
@@ -232,6 +268,7 @@ class Machine:
             self.cloud.write(run_key(self.training.run_id, "failed.json"), json.dumps(body).encode())
         self.life_over()
         self.leave()
+        team.send_home(self.training, self)
 
     def leave(self, guard: str = "exit-path") -> None:
         """Nobody comes after this machine."""
@@ -257,23 +294,7 @@ class Machine:
 
     def gone(self) -> None:
         """EC2 took it, or someone terminated it."""
-        if self.began:
-            self.lose()
+        self.lose()
+        was_head = self.training.beating is self
         self.mute()
-
-
-def publish(cloud: Cloud, training: Training) -> None:
-    """The objects that a trainer keeps writing, as the store shows them at any time."""
-
-    def heartbeat() -> tuple[bytes, float] | None:
-        if training.beating and cloud.is_store_up:
-            training.last_beat = training.beating.beat()
-        return training.last_beat
-
-    def lease() -> tuple[bytes, float] | None:
-        if not training.checkpoint:
-            return None
-        return Lease(attempt=training.attempts, newest=training.checkpoint).to_json(), cloud.clock.now
-
-    cloud.live[run_key(training.run_id, "heartbeat.json")] = heartbeat
-    cloud.live[checkpoint_key(training.run_id, "HEAD.json")] = lease
+        team.part(self, was_head=was_head)

@@ -28,5 +28,6 @@ class Trouble:
     bug_at: int = 0  # the step that always crashes
     hang_at: int = 0  # the step that always hangs
     refuses: bool = False  # exit code 78
+    loner_share: float = 0.0  # of the machines of a run of several: they never reach the others
     young: str = ""  # one of YOUNG: why machines end before their first heartbeat, and leave their group as it is
     young_share: float = 1.0  # of the machines: perhaps only one of the subnets has no route

@@ -11,14 +11,15 @@ from typing import Any
 
 from infra.config import Installation
 from infra.guard import Guard, GuardSettings
-from infra.guard.rules import SHUTDOWN_SECONDS, TICK_SECONDS
+from infra.guard.rules import SHUTDOWN_SECONDS, STALL_SECONDS, TICK_SECONDS
 from infra.operate.planning.start import Place, start_run
 from infra.run.spec import Spec
 from tests.simulate.clients import clients
 from tests.simulate.clock import Clock
 from tests.simulate.cloud import FORGET_SECONDS, ON_DEMAND_USD, ZONES, Cloud, Instance, Weather
 from tests.simulate.judge import most_at_once, were_in_vain
-from tests.simulate.machine import Machine, Training, publish
+from tests.simulate.machine import Machine
+from tests.simulate.training import Training, publish
 from tests.simulate.trouble import YOUNG, Trouble
 from trainer.contract import UserError
 
@@ -35,6 +36,7 @@ PATIENCE_SECONDS = 6 * 3600.0  # past the deadline: machines that still run then
 @dataclass(frozen=True)
 class Result:
     seed: int
+    nodes: int
     hours: float  # from the launch to the end
     usd: float
     budget_usd: float
@@ -78,19 +80,22 @@ class World:
     seed: int
     without: Collection[str] = ()
     says: bool = False
+    nodes: int = 0  # of the run; 0: 1, 2 or 4, by the seed
     clock: Clock = field(default_factory=lambda: Clock(BEGAN))
     told: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         random = self.random = Random(self.seed)
+        of_nodes = Random(f"nodes {self.seed}")  # so that runs of one machine are the same whatever the others are
+        self.nodes = self.nodes or of_nodes.choice((1, 1, 2, 4))
         speed = 0.4 * 3600  # steps per hour of the slowest type
         hours = random.choice((1, 2, 4))
-        self.estimate_usd = 0.5 * hours
+        self.estimate_usd = 0.5 * hours * self.nodes
         self.spec = Spec(
             run_id=RUN, budget_usd=round(self.estimate_usd * random.choice((0.4, 1.0, 2.0, 4.0)), 2),
             hours=hours * random.choice((0.7, 2, 4)), created=BEGAN, deadline=0.0, prices=ON_DEMAND_USD,
             extras_usd_per_hour=0.0, on_demand_after_minutes=random.choice((0.0, 0.0, 20.0)),
-            market=random.choice(("spot", "spot", "on-demand")),
+            market=random.choice(("spot", "spot", "on-demand")), nodes=self.nodes,
         )  # fmt: skip
         self.horizon = BEGAN + (self.spec.hours + 3) * 3600
         self.weather = self.make_weather()
@@ -99,9 +104,9 @@ class World:
             frozen_share=random.choice((0.0, 0.3)), boot_hangs=random.choice((0.0, 0.0, 0.1)),
             bug_at=random.choice((0, 0, 0, 0, 500)), hang_at=random.choice((0, 0, 0, 0, 300)),
             refuses=random.random() < 0.03, young=random.choice((*YOUNG, *[""] * 35)),
-            young_share=random.choice((0.5, 1.0)),
+            young_share=random.choice((0.5, 1.0)), loner_share=of_nodes.choice((0.0, 0.0, 0.3, 1.0)),
         )  # fmt: skip
-        self.training = Training(RUN, 0.0, int(hours * speed), trouble)
+        self.training = Training(RUN, 0.0, int(hours * speed) * self.nodes, trouble, self.nodes)
         self.cloud = Cloud(self.clock, random, self.weather, INSTALLATION.groups, INSTALLATION.on_demand_group)
         self.client = clients(self.cloud)
         self.cloud.on_launch, self.cloud.on_terminate = self.launched, self.terminated
@@ -220,7 +225,8 @@ class World:
                 if now > float(instance.tags["resnet-spot:deadline"]) + LATE_SECONDS:
                     self.wrong.add("alive past the deadline")
                 idle = now - machine.idle if machine.idle else 0.0
-                if idle > IDLE_SECONDS + self.gap - TICK_SECONDS and self.is_store_steady(now):
+                most = IDLE_SECONDS + (STALL_SECONDS if machine in self.training.team else 0)  # it waits for others
+                if idle > most + self.gap - TICK_SECONDS and self.is_store_steady(now):
                     self.wrong.add("idle")
         is_quiet = not self.cloud.desired and not any(i.is_billing for i in self.cloud.instances)
         self.rest = (self.rest or now) if is_quiet and self.cloud.instances else 0.0
@@ -253,7 +259,8 @@ class World:
         bound = self.spec.budget_usd + dearest * at_once * (self.gap + SHUTDOWN_SECONDS) / 3600
         if usd > bound:
             self.wrong.add("over budget")
-        vain = were_in_vain(self.cloud.instances, {id for id, life in self.lives.items() if life.beats_from}, self.gap)
+        signs = {id: life.sign for id, life in self.lives.items()}
+        vain = were_in_vain(self.cloud.instances, signs, self.gap, self.nodes)
         if self.gap < FORGET_SECONDS and any(self.is_store_steady(instance.launched) for instance in vain):
             self.wrong.add("replaced in vain")
         tally = self.guard.runs.get(RUN)
@@ -269,7 +276,8 @@ class World:
             ending = "no machine"
         ends = [instance.ended or now for instance in self.cloud.instances]
         return Result(
-            seed=self.seed, hours=(max(ends, default=BEGAN) - BEGAN) / 3600, usd=usd, budget_usd=self.spec.budget_usd,
+            seed=self.seed, nodes=self.nodes,
+            hours=(max(ends, default=BEGAN) - BEGAN) / 3600, usd=usd, budget_usd=self.spec.budget_usd,
             tallied_usd=tallied, machines=len(self.cloud.instances), steps=self.training.committed,
             lost_steps=self.training.lost, ending=ending, wrong=tuple(sorted(self.wrong)),
             events=tuple(self.told),
@@ -284,5 +292,5 @@ def quiet() -> Iterator[StringIO]:
         yield printed
 
 
-def simulate(seed: int, without: Collection[str] = (), *, says: bool = False) -> Result:
-    return World(seed, without, says).run()
+def simulate(seed: int, without: Collection[str] = (), *, says: bool = False, nodes: int = 0) -> Result:
+    return World(seed, without, says, nodes).run()

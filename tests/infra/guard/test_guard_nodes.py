@@ -196,7 +196,7 @@ def test_the_place_of_a_machine_that_dies_again_and_again_goes_and_the_head_stay
     ]
     assert group["MaxSize"] == 1
     assert lab.memory().stopped == 0
-    assert [message for message in lab.mail() if "the run goes on with 1 machines" in message]
+    assert [message for message in lab.mail() if "the run goes on with 1 machine," in message]
     lab.tick(7)
     assert (lab.desired(), lab.billing(), lab.mail()) == (1, [head], [])
 

@@ -17,7 +17,11 @@ from tests.infra.deployed import RUN, Deployed
 from tests.infra.operate.log_writer import Writer
 from tests.infra.operate.states import NOW, running
 from tests.infra.operator import operate
-from trainer.contract import UserError, node_key, run_key
+from trainer.contract import UserError, run_key
+
+
+def node_key(run_id: str, node: str) -> str:
+    return run_key(run_id, f"nodes/{node}.json")
 
 
 def record(role: str = "member", **values: Any) -> dict[str, Any]:
@@ -94,7 +98,7 @@ def test_a_record_that_is_old_or_of_another_attempt_or_has_ended_stands_out() ->
 def test_a_run_of_one_has_no_rows_of_nodes_and_reads_no_records(
     deployed: Deployed, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.operate.nodes.node_key", None)
+    monkeypatch.setattr("infra.operate.nodes.parse_object_or_nothing", None)
     deployed.launch()
     deployed.train_to(350)
     assert operate("status") == 0
