@@ -29,7 +29,7 @@ class EndTeller:
     def __init__(self, bucket: ExplainedBucket, run_id: str, nodes: int = 1) -> None:
         self.bucket, self.run_id, self.nodes = bucket, run_id, nodes
         self.listed: list[tuple[str, str]] = []
-        self.told: set[int | str] = set()
+        self.told: set[str] = set()  # the numbers of attempts, and the ids of machines
 
     def tell(self, *, is_over: bool = False) -> list[str]:
         """A line for each attempt that is newly known to have ended. `is_over`: nothing of the run goes on any more."""
@@ -44,7 +44,7 @@ class EndTeller:
         except UserError:  # `status` says so; here only less is known
             spend = Spend()
         attempts = read_attempts(self.bucket, self.run_id)
-        ends: dict[int | str, str] = {**attempt_ends(attempts, guard, spend, is_over=is_over)}
+        ends = {str(number): line for number, line in attempt_ends(attempts, guard, spend, is_over=is_over).items()}
         if self.nodes > 1:
             gone = [machine for machine in spend.machines if machine.ended and machine.id not in self.told]
             records, _ = read_nodes(self.bucket, self.run_id, [machine.id for machine in gone])

@@ -35,12 +35,15 @@ class NodeRecord:
     @classmethod
     def from_json(cls, value: Mapping[str, Any], at: float) -> NodeRecord:
         """Raises ValueError if no machine of ours writes it."""
-        counts = {name: check_whole(name, value.get(name, 0)) for name in ("attempt", "step", "processes")}
+        attempt, step, processes = (check_whole(name, value.get(name, 0)) for name in ("attempt", "step", "processes"))
         machine = check_object("machine", value.get("machine") or {})
-        texts = {name: check_text(name, value.get(name) or "") for name in ("role", "phase", "address", "message")}
-        gpu = check_text("machine.gpu", machine.get("gpu") or "")
-        shown = {name: printable(" ".join(text.split()), 300) for name, text in (texts | {"gpu": gpu}).items()}
-        return cls(at=at, ended=check_number("ended", value.get("ended") or 0), **counts, **shown)
+        told = [check_text(name, value.get(name) or "") for name in ("role", "phase", "address", "message")]
+        told.append(check_text("machine.gpu", machine.get("gpu") or ""))
+        role, phase, address, message, gpu = (printable(" ".join(text.split()), 300) for text in told)
+        return cls(
+            at=at, role=role, attempt=attempt, phase=phase, step=step, processes=processes, gpu=gpu, address=address,
+            ended=check_number("ended", value.get("ended") or 0), message=message,
+        )  # fmt: skip
 
 
 def read_nodes(bucket: ExplainedBucket, run_id: str, ids: Collection[str]) -> tuple[dict[str, NodeRecord], list[str]]:
@@ -62,7 +65,7 @@ def machines_of(aws: Aws, installation: Installation, bucket: ExplainedBucket, r
     """The ids of the machines that the run has, and of those that it has had."""
     with explained("the machines of the run"):
         there = fleet.machines(aws.client("ec2"), installation.name, run_id)
-    return {one.id for one in (*there, *read_spend(bucket, run_id).machines)}
+    return {one.id for one in there} | {one.id for one in read_spend(bucket, run_id).machines}
 
 
 def short_id(id: str) -> str:
