@@ -39,21 +39,21 @@ def leave_out(autoscaling: Any, facts: Facts, machines: Collection[str], nodes: 
     """
     for id in machines:
         autoscaling.terminate_instance_in_auto_scaling_group(InstanceId=id, ShouldDecrementDesiredCapacity=True)
-    shrink(autoscaling, facts, nodes)
+    resize(autoscaling, facts, nodes)
     ended = f"; {', '.join(machines)} ended" if machines else ""
     return f"the run goes on with {nodes} machine{'s' * (nodes > 1)}, and asks for no other{ended}: {why}"
 
 
 def take_back(autoscaling: Any, facts: Facts, nodes: int) -> str:
     """Takes the machines back that nobody asked for, and says so."""
-    shrink(autoscaling, facts, nodes)
+    resize(autoscaling, facts, nodes)
     names = " and ".join(group.name for group in facts.groups if group.desired)
     return (
         f"{facts.desired} machines were asked of {names}, and {nodes} for the run: the others go. Find out who asked."
     )
 
 
-def shrink(autoscaling: Any, facts: Facts, nodes: int) -> None:
+def resize(autoscaling: Any, facts: Facts, nodes: int) -> None:
     """Sets size and maximum of the groups. On-demand machines stay if the run may change to them."""
     spec, left = facts.spec, nodes
     first = ON_DEMAND if spec and (spec.on_demand_after_minutes or spec.market == ON_DEMAND) else SPOT

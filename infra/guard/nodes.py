@@ -14,7 +14,7 @@ from infra.run.fleet import FleetMachine
 from infra.run.spend import Machine
 from trainer.contract import Phase
 
-FRESH_SECONDS = 180.0  # a machine writes its record every 30 s; the lookout of the others misses it after 20
+RECORD_SECONDS = 180.0  # a machine writes its record every 30 s; the lookout of the others misses it after 20
 APART_SECONDS = 600.0  # for so long a machine may bill and not train with the others: the next attempt takes it in
 APART_KILLS = 3  # so often such machines are replaced; the next time the run goes on without them
 IDLE_PHASES = ("", Phase.STARTING, "waiting-for-nodes")  # of a machine that prepares nothing for its work
@@ -59,10 +59,10 @@ def apart_since(facts: Facts, wanted: Collection[FleetMachine], has_ticked: bool
     beat, nodes = facts.signs.heartbeat, facts.signs.nodes
     if beat is None or nodes is None:
         return {}
-    soon = facts.now - APART_SECONDS + FRESH_SECONDS  # after an outage it has a few minutes, not ten
+    soon = facts.now - APART_SECONDS + RECORD_SECONDS  # after an outage it has a few minutes, not ten
     known = {id: since if has_ticked else max(since, soon) for id, since in facts.memory.apart.items()}
     hidden = {id: known[id] for id in facts.overlooked if id in known}
-    if facts.now - beat.at >= FRESH_SECONDS:
+    if facts.now - beat.at >= RECORD_SECONDS:
         return hidden | {one.id: known[one.id] for one in wanted if one.id in known}
     if beat.nodes >= len(wanted) + len(facts.overlooked):
         return {}
@@ -75,7 +75,7 @@ def why_apart(sign: NodeSign | None, beat: Heartbeat, now: float) -> str:
     """What shows that a machine does not train in the attempt of the heartbeat; "" if it does, or prepares to."""
     if sign is None:
         return "it has never written its record"
-    if now - sign.at >= FRESH_SECONDS:
+    if now - sign.at >= RECORD_SECONDS:
         return f"its record is {(now - sign.at) / 60:.0f} minutes old"
     if sign.attempt != beat.attempt and sign.phase in IDLE_PHASES:
         return f"its record says {sign.phase or 'nothing'}, attempt {sign.attempt}"
@@ -85,7 +85,7 @@ def why_apart(sign: NodeSign | None, beat: Heartbeat, now: float) -> str:
 def apart_too_long(facts: Facts, working: Collection[FleetMachine]) -> dict[str, str]:
     """Machine: why it must go. `working` have had time to boot."""
     beat, nodes, since = facts.signs.heartbeat, facts.signs.nodes, facts.memory.apart
-    if beat is None or nodes is None or facts.now - beat.at >= FRESH_SECONDS:
+    if beat is None or nodes is None or facts.now - beat.at >= RECORD_SECONDS:
         return {}
     late = [one.id for one in working if facts.now - since.get(one.id, facts.now) >= APART_SECONDS]
     told = f"it bills and does not train with the others, who are in attempt {beat.attempt}"
