@@ -5,7 +5,8 @@ user data of the deployed launch template under the deployed role, and in it the
 the deployed zip under its role, once in TICK_SECONDS instead of a minute.
 
 What is a stand-in: the trainer's image has the code alone and sees this machine's Python; there is no GPU, so no
-`--gpus all`; waits are short, and the lease of a machine that is lost ends after seconds.
+`--gpus all`; waits are short, also those between saves and segments (test_rehearse.py), and the lease of a machine that
+is lost ends after seconds.
 """
 
 from __future__ import annotations
