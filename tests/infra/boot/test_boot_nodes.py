@@ -1,0 +1,39 @@
+"""A machine of a run on several: what its container is told and can reach, and what becomes of one that breaks."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.infra.boot.boot_machines import METADATA, Machine
+from tests.infra.boot.test_boot_ends import put_counts
+
+pytestmark = pytest.mark.engine
+CRASHED = "4 crashes without a new checkpoint in between; the last: exit code 1"
+
+
+def test_a_node_that_crashes_makes_room_for_another_and_ends_the_run_only_if_no_machine_gets_it_on(
+    machine: Machine,
+) -> None:
+    """It has the machine's network, where the others find it, and still no way to the metadata service."""
+    machine.imds.documents["/latest/meta-data/local-ipv4"] = "10.9.0.2"
+    machine.launched(nodes=2).boot("exit 1")
+    machine.wait_until_off()
+    told = machine.environ()
+    names = ("TRAINER_NODES", "TRAINER_NODE", "TRAINER_ADDRESS", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+    assert [told[name] for name in names] == ["2", machine.instance, "10.9.0.2", "=eth0", "eth0"]
+    walls = dict(line.split(": ", 1) for line in (machine.scratch / "walls.1").read_text().splitlines())
+    assert walls["metadata service"] == f"nc: can't connect to remote host ({METADATA}): Connection refused"
+    assert walls["AWS"].startswith("HTTP/1.")
+    assert walls["interfaces"].split() == ["docker0", "eth0", "lo"]
+    assert (machine.scratch / "uid.1").read_text().strip() == "10001"
+    assert (machine.lives(), machine.desired(), machine.failed()) == (4, 1, None)
+    assert f"{CRASHED}: another machine takes over" in machine.console()
+    assert "autoscaling.SetDesiredCapacity" not in machine.aws.calls()
+
+    put_counts(machine, 1, 21)  # twenty attempts since the newest checkpoint, on whichever machines
+    machine.power_on()
+    machine.wait_until_off()
+    failed = machine.failed()
+    assert failed is not None
+    assert failed["message"] == CRASHED
+    assert (machine.lives(), machine.desired()) == (8, 0)
