@@ -215,7 +215,10 @@ def pools(wanted: Wanted) -> Finding:
     count = sum(map(len, where.values()))
     if not count:
         return wrong(f"none of the types is offered in {', '.join(zones)}", "export AWS_REGION=us-east-1")
-    said = f"{count} pools: " + ", ".join(f"{len(names)} types in {zone}" for zone, names in where.items())
+    shared = ""
+    if wanted.request.nodes > 1:
+        count, shared = max(map(len, where.values())), " in the zone with most, and all machines share one"
+    said = f"{count} pools{shared}: " + ", ".join(f"{len(names)} types in {zone}" for zone, names in where.items())
     if lacking := sorted({name for name in wanted.types if not any(name in names for names in where.values())}):
         said += f"; nowhere {', '.join(lacking)}"
     if count < catalog.LEAST_POOLS and wanted.market == "spot":

@@ -119,7 +119,7 @@ def estimate_document(spec: Spec, offered: Sequence[Estimate]) -> dict[str, Any]
     """What `--json` prints of an estimate. Fields are added, never renamed."""
     return {
         "recipe": spec.recipe, "data": spec.data, "market": spec.market, "budget_usd": spec.budget_usd,
-        "hours": spec.hours, "extras_usd_per_hour": spec.extras_usd_per_hour,
+        "hours": spec.hours, "nodes": spec.nodes, "extras_usd_per_hour": spec.extras_usd_per_hour,
         "bucket_usd_per_hour": bucket_usd_per_hour(spec), "prices_source": spec.prices_source,
         "types": [asdict(one) for one in offered],
     }  # fmt: skip
@@ -148,8 +148,9 @@ def chosen(aws: Aws, installation: Installation, bucket: ExplainedBucket, asked:
 
 
 def extras(spec: Spec) -> str:
-    hourly = f"${spec.extras_usd_per_hour:.3f} an hour"
-    said = f"of it     {hourly} for disk and public address, by list prices; the budget counts them, too"
+    hourly = f"${spec.nodes * spec.extras_usd_per_hour:.3f} an hour"
+    each = "" if spec.nodes == 1 else f" of {spec.nodes} machines"
+    said = f"of it     {hourly} for disk and public address{each}, by list prices; the budget counts them, too"
     if stored := bucket_usd_per_hour(spec):
         said += f"\non top    ${stored:.3f} an hour for checkpoints in the bucket; the budget does not count them"
     return said

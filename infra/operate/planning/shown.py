@@ -53,7 +53,7 @@ def how_many(plan: Plan) -> list[str]:
     nodes, best = plan.spec.nodes, plan.offered[0]
     if nodes == 1:
         return []
-    share = f"{best.efficiency:.0%} of {nodes} times one machine"
+    share = f"{100 * best.efficiency:.0f} % of {nodes} times one machine"
     return [f"machines  {nodes} at once, in one zone; {best.type}: {share}, by the model of docs/scaling.md"]
 
 

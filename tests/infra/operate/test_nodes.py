@@ -40,6 +40,9 @@ def test_two_machines_start_in_the_cheaper_zone_in_one_placement_group_and_one_s
     assert ended.code == 0, ended.said + ended.error
     assert "zone      us-east-1c, where an image is cheapest at the spot prices of now" in ended.said
     assert "if none come: make stop, then make launch RUN=wide ZONE=us-east-1b" in ended.said
+    assert f"machines  2 at once, in one zone; {group(place).types[0]}: " in ended.said
+    assert "2 times the list price of the dearest type" in ended.said
+    assert "pools in the zone with most, and all machines share one" in rows(ended.said)["pools"][1]
     zones, placement = placed(place)
     assert (zones, bool(placement), group(place).maximum) == (["us-east-1c"], True, 2)
     assert {(one.zone, one.type) for one in machines(place)} == {("us-east-1c", group(place).types[0])}
