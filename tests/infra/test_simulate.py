@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Collection
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import pytest
 
@@ -157,11 +157,15 @@ def test_a_machine_that_never_reaches_the_others_is_replaced_three_times_and_the
     assert ill.usd > 1.2 * result.usd
 
 
+def lose(world: World, place: int) -> None:
+    world.cloud.terminate(world.cloud.instances[place], RECLAIMED)
+
+
 def test_the_loss_of_a_machine_costs_a_run_of_four_a_re_form_and_less_than_a_minute_of_work() -> None:
     """Whichever machine it is, the head or another one: the rest goes on, and the next one joins them."""
     for place in range(4):
         world = clear_world(Weather(), Trouble(), nodes=4)
-        world.clock.at(BEGAN + 1800, lambda w=world, p=place: w.cloud.terminate(w.cloud.instances[p], RECLAIMED))
+        world.clock.at(BEGAN + 1800, partial(lose, world, place))
         result = world.run()
         assert (result.ending, result.wrong, result.machines) == ("finished", (), 5)
         speed = 4 * max(STEPS_PER_SECOND.values())
