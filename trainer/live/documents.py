@@ -37,6 +37,7 @@ class Pulse:
     step: int = 0
     progress: int = 0  # within the phase
     owner: str = ""  # the machine's name
+    nodes: int = 1  # machines of the attempt
     sample: Mapping[str, float] = field(default_factory=dict)
     sample_time: float = 0.0  # Unix seconds; 0: not known
     alerts: tuple[ShownAlert, ...] = ()
@@ -118,6 +119,7 @@ def parse_pulse(value: Mapping[str, Any]) -> Pulse:
         step=as_whole("step", value.get("step", 0)),
         progress=as_whole("progress", value.get("progress", 0)),
         owner=as_text("owner", value.get("owner", "")),
+        nodes=as_whole("nodes", value.get("nodes", 1)),
         sample=sample,
         sample_time=sample_time,
         alerts=alerts,

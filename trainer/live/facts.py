@@ -56,6 +56,11 @@ class RunFacts:
         return (self.finish and self.finish.recipe) or (self.saved and self.saved.recipe) or told
 
     @property
+    def team(self) -> int:
+        """The most machines that the run was started for; of a run of several that nobody launched, those of now."""
+        return max(self.spec.get("nodes", 1) if self.spec else 1, self.pulse.nodes if self.pulse else 1)
+
+    @property
     def started(self) -> float | None:
         """When its first attempt began, else when it was launched; None where nothing tells."""
         launched = self.spec.get("created", 0.0) if self.spec else 0.0
@@ -162,6 +167,7 @@ def _parse_launch(value: dict[str, Any]) -> dict[str, Any]:
     return {
         "recipe": as_text("recipe", value.get("recipe", "")),
         "kind": as_text("kind", value.get("kind", "train")),
+        "nodes": as_whole("nodes", value.get("nodes", 1)),
         "created": as_time("created", value.get("created", 0)),
         "budget_usd": float(as_number("budget_usd", value["budget_usd"])) if "budget_usd" in value else None,
     }

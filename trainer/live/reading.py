@@ -10,6 +10,7 @@ from trainer.checkpoint.line import is_segment, parse_row
 from trainer.contract import metrics_key, run_key
 from trainer.live.documents import MOST_TOLD_STEPS, ShownAlert, parse_alert, parse_sample
 from trainer.live.facts import RunFacts, read_facts
+from trainer.live.nodes import NodePulse, read_nodes_of
 from trainer.store import ObjectInfo, ObjectStore
 from trainer.telemetry.metrics import MOST_SEGMENT_BYTES, Row
 from trainer.telemetry.samples import FOLDER
@@ -28,6 +29,7 @@ class Live:
     sample: Mapping[str, float]  # and of its machine,
     sample_time: float  # at this time; 0: not known
     alerts: tuple[ShownAlert, ...]  # oldest first
+    nodes: tuple[NodePulse, ...]  # of a run of several machines that goes on
     total_steps: int | None
     mark: str  # another one after each change of what a report shows
     skipped: tuple[str, ...]  # what no machine of ours writes, and why
@@ -55,12 +57,14 @@ def read_live(store: ObjectStore, run_id: str, now: float) -> Live:
         sampled = [row for info in samples[-TAIL_SEGMENTS:] for row in _segment_rows(store, info, odd)]
         sample, alerts = parse_sample(_newest_values(sampled)), alerts or _alerts_of(sampled)
         sample_time = max((row["time"] for row in sampled if "event" not in row), default=0.0)
+    nodes = read_nodes_of(store, run_id, now, odd) if facts.team > 1 and not facts.finish else ()
     others = ("evaluations/", "done.json") if facts.exists else ()
     shown = [info.key for name in others for info in store.list(run_key(run_id, name))]
     parts = (facts.finish, facts.failed, facts.attempts, facts.saved, *segments[-1:], *samples[-1:], shown)
     return Live(
         now=now, facts=facts, measured=_newest_values(rows), sample=sample, sample_time=sample_time,
-        alerts=alerts, total_steps=_total_steps(facts, rows), mark=repr(parts), skipped=(*facts.skipped, *odd),
+        alerts=alerts, nodes=nodes, total_steps=_total_steps(facts, rows), mark=repr(parts),
+        skipped=(*facts.skipped, *odd),
     )  # fmt: skip
 
 

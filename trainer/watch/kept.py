@@ -10,7 +10,7 @@ from typing import Any, cast
 from trainer.store import ObjectInfo, ObjectStore
 
 KEPT_BYTES = 256 << 20  # at most; a run of 100,000 steps has some 50 MB of rows
-_LASTING = re.compile(r"runs/[^/]+/(metrics|telemetry|evaluations)/|checkpoints/[^/]+/manifest/")
+_LASTING = re.compile(r"runs/[^/]+/(metrics|telemetry|evaluations|nodes)/|checkpoints/[^/]+/manifest/")
 
 
 class KeptStore:

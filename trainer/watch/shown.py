@@ -12,6 +12,7 @@ from typing import Any
 
 from trainer.contract import Phase
 from trainer.live.condition import AHEAD_SECONDS, Condition, unheard_seconds
+from trainer.live.nodes import NodePulse
 from trainer.live.reading import Live
 from trainer.text import show_bytes, show_duration, show_estimate, show_share
 
@@ -71,6 +72,8 @@ def figures_of(live: Live, condition: Condition, now: float) -> dict[str, str]:
         "dollars": _money_text(live),
         "checkpoint": _checkpoint_text(live, condition, now),
         "attempt": _attempt_text(live),
+        "nodes": _nodes_text(live) if condition.is_active else "",
+        **({_label_of(one): _node_text(one, now) for one in live.nodes} if condition.is_active else {}),
         "recipe": facts.recipe,
         "started": f"{show_duration(max(0.0, now - facts.started))} ago" if facts.started else "",
     }
@@ -138,6 +141,24 @@ def _checkpoint_text(live: Live, condition: Condition, now: float) -> str:
     if saved is None or condition.is_over:
         return ""
     return f"step {saved.step:,}, {show_duration(max(0.0, now - saved.time))} old"
+
+
+def _nodes_text(live: Live) -> str:
+    """How many machines train now, of a run of several."""
+    pulse, most = live.facts.pulse, live.facts.team
+    return f"{pulse.nodes} of {most}" if pulse and most > 1 else ""
+
+
+def _label_of(node: NodePulse) -> str:
+    return f"{node.role if node.role == 'head' else 'node'} {node.name}"
+
+
+def _node_text(node: NodePulse, now: float) -> str:
+    """training, step 1,234, attempt 3, 4 processes, 12 s ago, g6.xlarge"""
+    parts = [node.phase or "unknown", f"step {node.step:,}", f"attempt {node.attempt}"]
+    parts += [f"{node.processes} processes"] if node.processes > 1 else []
+    parts.append(f"ended: {node.message}" if node.ended else f"heard {show_duration(max(0.0, now - node.time))} ago")
+    return ", ".join([*parts, *([node.where] if node.where else [])])
 
 
 def _attempt_text(live: Live) -> str:
