@@ -47,6 +47,7 @@ def test_a_run_that_finishes_leaves_no_machine_and_its_token_is_nowhere_but_in_t
     assert {name: value for name, value in environ.items() if name.startswith("TRAINER_")} == {
         "TRAINER_STORE": "s3://bucket",
         "TRAINER_RUN_ID": machine.run,
+        "TRAINER_NODE": machine.instance,
         "TRAINER_DATA": "ILSVRC/imagenet-1k",
         "TRAINER_SCRATCH_DIR": "/scratch",
         "TRAINER_HANDOVER_DIR": "/run/handover",
