@@ -6,9 +6,12 @@ import argparse
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 
 from infra.config import Installation
 from infra.operate.command_line import CommandLine
+from infra.operate.nodes import choose_node, read_nodes
+from infra.operate.runs import open_bucket
 from infra.operate.session import Aws, explained
 from infra.operate.terminal import show_line
 from infra.run import fleet
@@ -23,17 +26,22 @@ TOOLS = {  # where they come from
 
 
 def configure(parser: CommandLine) -> None:
-    parser.option("node", "this machine, by its id; else the oldest that runs", default="", metavar="ID")
+    parser.option("node", "this machine, by its id; else the one that leads the run", default="", metavar="ID")
 
 
-def choose_machine(machines: list[fleet.FleetMachine], asked: str) -> fleet.FleetMachine:
-    running = [machine for machine in machines if machine.state == "running"]
+def choose_machine(
+    aws: Aws, installation: Installation, running: Sequence[fleet.FleetMachine], asked: str
+) -> fleet.FleetMachine:
+    """The one that is asked for, else the head of the run, else the oldest. Raises UserError if there is none."""
     if not running:
         raise UserError("no machine runs: `make status` says why, `make launch` starts one")
-    for machine in running:
-        if machine.id == asked or not asked:
-            return machine
-    raise UserError(f"{asked!r} is no running machine: use one of: {', '.join(machine.id for machine in running)}")
+    ids = {machine.id: machine for machine in running}
+    if asked:
+        return ids[choose_node(asked, ids)]
+    bucket = open_bucket(aws, installation) if len(running) > 1 else None
+    records, _ = read_nodes(bucket, running[0].run_id, ids) if bucket else ({}, [])
+    heads = [id for id, record in records.items() if record.role == "head" and not record.ended]
+    return ids[max(heads, key=lambda id: records[id].at)] if heads else running[0]
 
 
 def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> int:
@@ -42,9 +50,10 @@ def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> in
             raise UserError(f"`{tool}` is not installed, and a shell needs it: install {source}")
     with explained("the machines"):
         machines = fleet.machines(aws.client("ec2"), installation.name)
-    machine = choose_machine(machines, options.node)
-    running = [other.id for other in machines if other.state == "running"]
-    others = f" (of {len(running)}: {', '.join(running)}; NODE= chooses)" if len(running) > 1 else ""
+    running = [machine for machine in machines if machine.state == "running"]
+    machine = choose_machine(aws, installation, running, options.node)
+    ids = ", ".join(other.id for other in running)
+    others = f" (of {len(running)}: {ids}; NODE= chooses)" if len(running) > 1 else ""
     show_line(f"{machine.id}: {machine.type} in {machine.zone}{others}; leave: exit")
     show_line("the machine's log: sudo journalctl -f; the container's output: sudo docker logs resnet-spot")
     sys.stdout.flush()

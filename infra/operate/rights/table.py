@@ -57,7 +57,7 @@ def finding(names: Names) -> list[Right]:
     with_both = (*CHECKING, "status", "cost", "destroy")
     return [
         Right(
-            by=(*CHECKING, *LOOKING, "secret", "destroy"), actions=["cloudformation:DescribeStacks"],
+            by=(*CHECKING, *LOOKING, "secret", "shell", "destroy"), actions=["cloudformation:DescribeStacks"],
             on=names.stacks(storage), why=NAMED_BY_AWS,
         ),
         Right(
@@ -85,10 +85,11 @@ def reading_runs(names: Names) -> list[Right]:
     """What runs have left in the bucket, and what stays there."""
     mine = {"StringLike": {"s3:prefix": ["runs/*", "checkpoints/*"]}}
     return [
-        Right(by=[*LOOKING, *DESTROYING], actions=["s3:ListBucket"], on=[names.bucket], condition=mine,
+        Right(by=[*LOOKING, "shell", *DESTROYING], actions=["s3:ListBucket"], on=[names.bucket], condition=mine,
               why=NAMED_BY_AWS),
         Right(
-            by=[*LOOKING, *STARTERS, "destroy"], actions=["s3:GetObject"], on=names.objects("runs/*"), why=KEYS_OF_RUNS
+            by=[*LOOKING, *STARTERS, "shell", "destroy"], actions=["s3:GetObject"], on=names.objects("runs/*"),
+            why=KEYS_OF_RUNS,
         ),
         Right(
             by=[*READING, "rehearse"], actions=["s3:GetObject"],

@@ -119,7 +119,8 @@ def stop(desk: Desk) -> None:
 
 
 def shell(desk: Desk) -> None:
-    desk.ready().launch()
+    """Of several machines, one of which has written nothing yet."""
+    desk.ready().launch(nodes=2)
     desk.open_shell()
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from infra.config import Installation
 from infra.operate.commands.launch import find_place
+from infra.operate.commands.shell import choose_machine
 from infra.operate.planning.catalog import TYPES
 from infra.operate.planning.estimate import Estimate, estimate
 from infra.operate.planning.offering import offer
@@ -17,9 +18,10 @@ from infra.operate.planning.scaling import on_nodes
 from infra.operate.planning.work import work_of
 from infra.operate.session import Aws as Operator
 from tests.emulator.aws import Aws
-from tests.infra.deployed import Deployed, client, deploy
+from tests.infra.deployed import RUN, Deployed, client, deploy
 from tests.infra.operate.launches import GROUP, INSTALLATION, group, machines, plan, read_spec, stop
 from tests.infra.operator import infra, prepare_account, put_token, rows, session
+from trainer.contract import UserError, run_key
 
 pytestmark = pytest.mark.usefixtures("served")
 EFA = "1.51.0=" + 64 * "0"
@@ -42,7 +44,7 @@ def test_two_machines_start_in_the_cheaper_zone_in_one_placement_group_and_one_s
     assert "if none come: make stop, then make launch RUN=wide ZONE=us-east-1b" in ended.said
     assert f"machines  2 at once, in one zone; {group(place).types[0]}: " in ended.said
     assert "2 times the list price of the dearest type" in ended.said
-    assert "pools in the zone with most, and all machines share one" in rows(ended.said)["pools"][1]
+    assert "pools in the zone with most, and all machines share one" in rows(ended.said)["zones"][1]
     zones, placement = placed(place)
     assert (zones, bool(placement), group(place).maximum) == (["us-east-1c"], True, 2)
     assert {(one.zone, one.type) for one in machines(place)} == {("us-east-1c", group(place).types[0])}
@@ -128,6 +130,28 @@ def test_only_the_types_with_an_efa_start_from_the_template_that_has_one(place: 
     assert [one.get("LaunchTemplateSpecification") for one in overrides] == [None, named]
     without, _ = find_site(Operator(session()), replace(there, installation=INSTALLATION), planned)
     assert without == replace(site, efa_types=())
+
+
+def test_a_shell_opens_on_the_machine_that_leads_or_on_the_one_that_is_named(place: Deployed) -> None:
+    """The oldest one leads until another has said that it does."""
+    place.launch(nodes=3)
+    operator, running = Operator(session()), place.machines()
+    first, second, third = running
+
+    def chosen(asked: str = "") -> str:
+        return choose_machine(operator, INSTALLATION, running, asked).id
+
+    assert chosen() == first.id
+    for machine, role in ((first, "member"), (second, "head"), (third, "member")):
+        place.put(run_key(RUN, f"nodes/{machine.id}.json"), {"role": role})
+    assert chosen() == second.id
+    assert chosen(third.id[:-1]) == third.id
+    with pytest.raises(UserError, match="NODE='i-x' begins the id of no machine of the run"):
+        chosen("i-x")
+    place.put(run_key(RUN, f"nodes/{second.id}.json"), {"role": "head", "ended": 1.0})
+    assert chosen() == first.id
+    with pytest.raises(UserError, match="no machine runs"):
+        choose_machine(operator, INSTALLATION, [], "")
 
 
 def estimates(nodes: int) -> list[Estimate]:
