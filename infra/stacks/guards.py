@@ -34,7 +34,9 @@ SILENT_MINUTES = 5  # after so long with errors, or without any guard, the alarm
 # Money beside machines. An alarm mails, and ends nothing: nobody but you can tell what may go.
 LOG_BYTES = 100_000_000  # in 5 minutes: 60 cents an hour. A run writes less than 1 MB
 # In 5 minutes: 3.24 dollars an hour, if it goes to the internet at 9 cents a GB. A run sends 2.1 GB, checkpoints of
-# 307 MB every 45 s. They go to S3 in its region, which is free.
+# 307 MB every 45 s. They go to S3 in its region, which is free. Of several machines each sends up to twice the
+# gradients, 102 MB, in each step, to private addresses in its zone. That is free, too, so their alarm is a false one:
+# https://aws.amazon.com/ec2/pricing/on-demand/, "Data transfer within the same AWS Region".
 NETWORK_BYTES = 3_000_000_000
 BUCKET_BYTES = 3_000_000_000_000  # 69 dollars a month. ImageNet and a run that never ends have 2.7 TB, see docs/aws.md
 
@@ -151,8 +153,9 @@ class MoneyAlarms(Construct):
             ),
             (
                 "Network",
-                "the training machine sent more than 3 GB within 5 minutes, at $0.09 a GB if to the internet: a run "
-                "sends 2.1 GB, to the bucket: look who sends what, and `make stop`",
+                "the training machines sent more than 3 GB within 5 minutes, at $0.09 a GB if to the internet: a run "
+                "sends 2.1 GB, to the bucket, and on several machines far more to each other, which is free within a "
+                "zone: on one machine look who sends what, and `make stop`",
                 cloudwatch.Metric(
                     namespace="AWS/EC2",
                     metric_name="NetworkOut",

@@ -33,6 +33,7 @@ def test_a_stop_schedule_that_cannot_stop_its_group_is_told_at_once() -> None:
 def test_traffic_is_watched_in_the_group_in_which_trainings_begin() -> None:
     alarm = stacks("changed").training.one("CloudWatch::Alarm", "MoneyNetwork")
     assert alarm["Dimensions"] == [{"Name": "AutoScalingGroupName", "Value": Installation().on_demand_group}]
+    assert "on several machines far more to each other, which is free within a zone" in alarm["AlarmDescription"]
 
 
 @pytest.mark.parametrize(
