@@ -25,6 +25,7 @@ from trainer.data.reading.loader import Batch, Loader, train_jobs
 from trainer.data.reading.split import PreparedSplit
 from trainer.data.stage import known_index, stage
 from trainer.learning.execution import Execution
+from trainer.learning.lookout import looking_out
 from trainer.learning.loss import balanced_weights
 from trainer.learning.model import check_frozen, check_weights
 from trainer.learning.norms import IMAGES
@@ -189,6 +190,7 @@ def start_or_continue(config: Config, env: RunEnv, world: World, interruption: I
 def _open(config: Config, env: RunEnv, world: World, interruption: Interruption, resources: ExitStack) -> Run:
     local, store = attempt_dir(env), open_store(env.store)
     status = Status(local / "status.json", writes=world.is_main)
+    counted = resources.enter_context(looking_out(world, status, local))
     set_backends(config)
     agree_on_start(config, env, world)
     tell = partial(_tell_waiting, status, world)
@@ -201,8 +203,7 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     data = stage_data(config, env, world, status, tell)
     agree_on_data(data.index, world)
     config = resolved(config, data.index)
-    images = data.index.splits["train"].images
-    clock = Clock.of(config, images)
+    clock = Clock.of(config, data.index.splits["train"].images)
     config.micro_batches_of(world.rank, world.size)
     status.enter(Phase.STARTING)
     console = Console(clock.total_steps, clock.steps_per_epoch, speaks=world.is_main)
@@ -238,7 +239,7 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
         read(lambda: check_room(store, env.run_id, checkpointer.bytes))
     execution = Execution.of(config, state, world, console.say, class_weights(config, data))
     loader = resources.enter_context(open_loader(config, data, clock, world, range(state.step, clock.total_steps)))
-    batches = iter(loader)
+    batches = counted(loader)
     if restored is None and world.is_main:
         batches = with_opening(batches, config, state.models(), metrics)
     return Run(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trainer.contract import Exit, LostRunError, MachineError, RefusedError, RunEnv, UserError, run_key
 from trainer.learning.device import gpu_fault
+from trainer.learning.lookout import LostPartnerError
 from trainer.learning.schedule import Clock
 from trainer.learning.state import State
 from trainer.learning.world import World
@@ -30,7 +31,7 @@ def tell_outcome(work: Callable[[], tuple[Exit, str]], local: Path, world: World
         code, message = Exit.INTERRUPTED, "nothing had to be saved"
     except LostRunError as error:
         code, message = Exit.HELD, str(error)
-    except (StoreError, DisconnectedError, MachineError) as error:  # no bug: the message says it all
+    except (StoreError, DisconnectedError, MachineError, LostPartnerError) as error:  # no bug: the message says it all
         leave_exit(local, 1, str(error))
         return 1
     except BaseException as error:

@@ -34,6 +34,7 @@ from trainer.process.channel import Channel, DisconnectedError, attempt_dir, lis
 from trainer.store import NotFoundError, ObjectStore, StoreError, may_pass, open_store
 from trainer.store.retry import Retry
 from trainer.text import forgive_output, say
+from trainer.upload.hangs import ship_hangs
 from trainer.upload.observed import ObserverPort, read_observed
 from trainer.upload.owner import RENEWALS_PER_LEASE, MachineLock, Ownership, claim_attempt, read_first
 from trainer.upload.queue import Sender, done_in_time, say_as_uploader
@@ -140,6 +141,8 @@ class Uploader:
         self.observer.drain(seconds)
 
     def stop(self) -> None:
+        if lack := ship_hangs(self.env, self.store):
+            say_as_uploader(lack)
         self.beat()
         if self.ownership.is_mine:
             with contextlib.suppress(StoreError, LostRunError):
