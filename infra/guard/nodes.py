@@ -35,7 +35,7 @@ def died_in_team(facts: Facts) -> list[Machine]:
         return []
     lived = [machine.launched for machine in facts.spend.machines if machine.id in nodes]
     since = max([*lived, facts.memory.shrunk] if nodes else [beat.at])
-    return [machine for machine in young_deaths(facts.spend, facts.deadline, since) if machine.id not in nodes]
+    return young_deaths(facts.spend, facts.deadline, since)
 
 
 def most_deaths(facts: Facts, alive: int) -> int:

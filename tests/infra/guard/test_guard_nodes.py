@@ -112,6 +112,26 @@ def test_a_machine_that_may_still_join_is_left_alone(known: Facts) -> None:
     assert (decision.stop, dict(decision.terminate), decision.nodes) == ("", {}, 0)
 
 
+@pytest.mark.parametrize("overlooked", ["i-0", "i-3"])
+def test_a_machine_that_ec2_leaves_out_of_one_answer_is_counted_on(overlooked: str) -> None:
+    """Whichever it is: the three that train, or the one that does not, since 8 minutes."""
+    known = facts(3, with_last(None), apart={"i-3": NOW - 480})
+    seen = tuple(machine for machine in TEAM if machine.id != overlooked)
+    after = decide(replace(known, machines=seen)).memory
+    assert after.apart == {"i-3": NOW - 480}
+    later = replace(known, now=NOW + 120, memory=replace(after, at=NOW + 60))
+    beat = replace(known.signs.heartbeat or Heartbeat(at=0.0), at=NOW + 110)
+    signs = {id: replace(sign, at=NOW + 110) for id, sign in with_last(None).items()}
+    assert [*decide(replace(later, signs=Signs(heartbeat=beat, nodes=signs))).terminate] == ["i-3"]
+
+
+def test_after_an_outage_of_the_guard_a_machine_that_was_apart_has_three_more_minutes() -> None:
+    known = facts(3, with_last(None), apart={"i-3": NOW - 3000})
+    away = replace(known, memory=replace(known.memory, at=NOW - 2000))
+    decision = decide(away)
+    assert (dict(decision.terminate), decision.memory.apart) == ({}, {"i-3": NOW - APART_SECONDS + 180})
+
+
 def test_after_three_replacements_the_run_goes_on_without_the_machine_that_never_trains() -> None:
     decision = decide(facts(3, with_last(None), apart=LATE, apart_kills=APART_KILLS))
     assert (decision.nodes, decision.leaving, dict(decision.terminate)) == (3, ("i-3",), {})
