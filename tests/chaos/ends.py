@@ -15,8 +15,9 @@ from trainer.contract import attempt_key, run_key
 
 END_SECONDS = 420
 # Where the number of processes changed, sums were added in another order. The rest is how a training amplifies that.
-LOSS_TOLERANCE = 0.02  # of a step's loss
-WEIGHT_TOLERANCE = 0.05  # of a parameter's norm
+LOSS_TOLERANCE = 1e-3  # of a step's loss
+WEIGHT_TOLERANCE = 1e-3  # of the norm of a tensor of weights
+WEIGHTS = ("model.", "ema.")
 LEFT_SECONDS = 15  # that the last process of a machine may take to end after its first one
 
 Known = tuple[dict[str, torch.Tensor], dict[int, dict[str, object]]]
@@ -53,7 +54,9 @@ def judge(group: Group, lab: Lab, count: int) -> dict[str, float]:
     losses = {step: off(row, known_metrics[step]) for step, row in metrics.items()}
     worst = max(losses, key=lambda step: losses[step])
     expect(losses[worst] <= LOSS_TOLERANCE, f"the loss of step {worst} is off by {losses[worst]:.2%}: {losses}"[:600])
-    weights = {name: distance(tensors[name], tensor) for name, tensor in known_tensors.items() if is_weight(name)}
+    weights = {
+        name: distance(tensors[name], tensor) for name, tensor in known_tensors.items() if name.startswith(WEIGHTS)
+    }
     farthest = max(weights, key=lambda name: weights[name])
     expect(weights[farthest] <= WEIGHT_TOLERANCE, f"{farthest} is off by {weights[farthest]:.2%} of its norm")
     return {"loss_off": losses[worst], "weights_off": weights[farthest], "one_world": float(is_one_world)}
@@ -97,11 +100,6 @@ def off(row: dict[str, object], known: dict[str, object]) -> float:
         return abs(ours - theirs) / abs(theirs)
     expect(ours is theirs is None, f"a loss where there is none, or none where there is one: {row} {known}")
     return 0.0
-
-
-def is_weight(name: str) -> bool:
-    """Whether training computes it from the whole batch. BatchNorm's running statistics are those of rank 0."""
-    return "running_" not in name and "num_batches" not in name
 
 
 def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
