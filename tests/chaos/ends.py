@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 
 import torch
@@ -11,7 +10,7 @@ import torch
 from tests.chaos.lab import Lab, expect, step_of
 from tests.chaos.machines import Group, group_of, start_all
 from tests.chaos.runs import RUN
-from trainer.contract import attempt_key, run_key
+from trainer.contract import run_key
 
 END_SECONDS = 420
 # Where the number of processes changed, sums were added in another order. The rest is how a training amplifies that.
@@ -21,36 +20,30 @@ WEIGHTS = ("model.", "ema.")
 LEFT_SECONDS = 15  # that the last process of a machine may take to end after its first one
 
 Known = tuple[dict[str, torch.Tensor], dict[int, dict[str, object]]]
-_references: dict[tuple[str, int], Known] = {}
+_references: dict[str, Known] = {}
 
 
-def reference(lab: Lab, count: int) -> Known:
-    """Tensors and metrics of the run on so many machines that nobody disturbed; made once per laboratory."""
-    key = (str(lab.folder), count)
-    if key not in _references:
-        with group_of(lab, count) as group:
+def reference(lab: Lab) -> Known:
+    """Tensors and metrics of the run on one machine that nobody disturbed; made once per laboratory."""
+    if (key := str(lab.folder)) not in _references:
+        with group_of(lab, 1) as group:
             start_all(group, group.machines)
             group.wait(lambda: False, END_SECONDS, "the end of an undisturbed run")
-            expect(set(group.codes().values()) == {0}, f"undisturbed, {count} machines: {group.said()}")
+            expect(set(group.codes().values()) == {0}, f"undisturbed: {group.said()}")
             _references[key] = group.real.tensors(), group.real.metrics()
     return _references[key]
 
 
-def judge(group: Group, lab: Lab, count: int) -> dict[str, float]:
+def judge(group: Group, lab: Lab) -> dict[str, float]:
     """WrongError says what is lost or wrong; else how far losses and weights are from those of an undisturbed run."""
     codes = group.codes()
     expect(bool(codes) and set(codes.values()) == {0}, f"ended {codes}: {group.said()}")
     judge_writers(group, lab)
     judge_leftovers(group)
     tensors, metrics = group.real.tensors(), group.real.metrics()
-    known_tensors, known_metrics = reference(lab, count)
+    known_tensors, known_metrics = reference(lab)
     missing, more = sorted(known_metrics.keys() - metrics.keys()), sorted(metrics.keys() - known_metrics.keys())
     expect(not missing and not more, f"metrics: steps {missing} are missing, steps {more} are too many")
-    if is_one_world := processes_of(group, lab) == {count}:
-        odd = [name for name, tensor in known_tensors.items() if not torch.equal(tensor, tensors[name])]
-        expect(not odd, f"{len(odd)} tensors differ though always {count} processes trained: {odd[:3]}")
-        steps = [step for step in known_metrics if known_metrics[step] != metrics[step]]
-        expect(not steps, f"metrics differ at steps {steps[:5]} though always {count} processes trained")
     losses = {step: off(row, known_metrics[step]) for step, row in metrics.items()}
     worst = max(losses, key=lambda step: losses[step])
     expect(losses[worst] <= LOSS_TOLERANCE, f"the loss of step {worst} is off by {losses[worst]:.2%}: {losses}"[:600])
@@ -59,7 +52,7 @@ def judge(group: Group, lab: Lab, count: int) -> dict[str, float]:
     }
     farthest = max(weights, key=lambda name: weights[name])
     expect(weights[farthest] <= WEIGHT_TOLERANCE, f"{farthest} is off by {weights[farthest]:.2%} of its norm")
-    return {"loss_off": losses[worst], "weights_off": weights[farthest], "one_world": float(is_one_world)}
+    return {"loss_off": losses[worst], "weights_off": weights[farthest]}
 
 
 def judge_writers(group: Group, lab: Lab) -> None:
@@ -82,15 +75,6 @@ def judge_leftovers(group: Group) -> None:
         while (left := machine.host.pids()) and time.monotonic() < deadline:
             time.sleep(0.1)
         expect(not left, f"{machine.host.name} has {len(left)} processes left: {left}")
-
-
-def processes_of(group: Group, lab: Lab) -> set[int]:
-    """How many processes the attempts had; 0 stands for those whose record does not say it."""
-    found = set[int]()
-    for attempt in range(1, 1 + max(lease["attempt"] for _, lease in lab.proxy.leases)):
-        if any(group.real.store.list(key := attempt_key(RUN, attempt))):
-            found.add(int(json.loads(group.real.store.get(key)).get("processes", 0)))
-    return found
 
 
 def off(row: dict[str, object], known: dict[str, object]) -> float:

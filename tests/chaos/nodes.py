@@ -17,7 +17,7 @@ from tests.chaos.machines import STEPS, Group, Machine, group_of, start_all
 from tests.chaos.network import GATEWAY, GIGABIT
 from trainer.contract import Exit
 
-FAULTS_OF_A_RUN = 2
+FAULTS_OF_A_RUN = 3
 RECOVERY_SECONDS = 240  # after which a run that makes no step counts as wrong
 
 
@@ -184,7 +184,7 @@ FAULTS: dict[str, Callable[[Group, random.Random], Blow]] = {
         store_down,
     )
 }  # fmt: skip
-COUNT = 27  # runs, with two faults each
+COUNT = 17  # runs, with three faults each
 
 
 def strike(group: Group, name: str, dice: random.Random) -> float:
@@ -208,13 +208,13 @@ def strike(group: Group, name: str, dice: random.Random) -> float:
 
 def disturbed(lab: Lab, names: Sequence[str], count: int, dice: random.Random) -> Case:
     """A run on so many machines that meets these faults, and the verdict about its end."""
-    reference(lab, count)
+    reference(lab)
     seconds, injected = list[float](), 0
     with group_of(lab, count) as group:
         begun = group.machines[: count - ("late" in names)]
         start_all(group, begun)
         for name in names:
-            latest = int(STEPS * (0.35 + 0.25 * injected))
+            latest = int(STEPS * (0.25 + 0.2 * injected))
             moment = dice.randint(group.watch.step + 5, max(group.watch.step + 5, latest))
             group.wait_for_step(moment)
             if not group.alive:
@@ -226,7 +226,7 @@ def disturbed(lab: Lab, names: Sequence[str], count: int, dice: random.Random) -
         for machine in group.machines:
             if machine.is_lost:
                 machine.host.kill()
-        notes = judge(group, lab, count)
+        notes = judge(group, lab)
     return Case(injected=injected, notes=notes | {f"to_next_step_{n}": s for n, s in enumerate(seconds)})
 
 
