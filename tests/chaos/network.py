@@ -20,6 +20,7 @@ from typing import Any
 PROGRAMS = ("unshare", "nsenter", "ip", "tc", "iptables")
 SUBNET = "10.77.0."  # addresses exist in the namespace alone
 GATEWAY = f"{SUBNET}254"  # of the bridge, where the store is heard. What is sent beyond goes nowhere
+HARDWARE = "02:00:00:00:00:{:02x}"  # a machine that comes back has the address that the others know
 GIGABIT = 1e9
 # The first process of a namespace lives as long as its standard input is open: so nothing outlives the laboratory.
 # It takes no notice of its children's ends, so that the kernel reaps them.
@@ -105,7 +106,8 @@ class Host:
         self.keeper = first_process((*self.network.enter(), *unshare, "sh", "-c", MACHINE, "sh", self.name, str(names)))
         self.first = int(Path(f"/proc/{self.keeper.pid}/task/{self.keeper.pid}/children").read_text())
         run = self.network.run
-        run("ip", "link", "add", self.port, "type", "veth", "peer", "name", "eth0", "netns", str(self.first))
+        ours = ("name", "eth0", "address", HARDWARE.format(self.number), "netns", str(self.first))
+        run("ip", "link", "add", self.port, "type", "veth", "peer", *ours)
         run("ip", "link", "set", self.port, "master", "bridge", "up")
         self.run("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
         self.run("ip", "link", "set", "eth0", "up")
@@ -197,7 +199,8 @@ class Network:
         check_programs()
         self.keeper = first_process(("unshare", "-Urn", "sh", "-c", FIRST_PROCESS))
         try:
-            self.run("ip", "link", "add", "bridge", "type", "bridge")
+            # Else it takes an address from its ports, and each machine that boots may change it for all others.
+            self.run("ip", "link", "add", "bridge", "address", HARDWARE.format(254), "type", "bridge")
             self.run("ip", "address", "add", f"{GATEWAY}/24", "dev", "bridge")
             self.run("ip", "link", "set", "bridge", "up")
         except subprocess.CalledProcessError as error:
