@@ -131,7 +131,6 @@ def test_a_socket_of_this_process_is_heard_in_the_network(tmp_path: Path) -> Non
         host, (address, port) = network.add(), listener.getsockname()
         words = f"import socket; socket.create_connection(({address!r}, {port}), 5).sendall(b'here')"
         host.start([sys.executable, "-c", words], Path("/"))
-        listener.settimeout(10)
         with listener.accept()[0] as link:
             assert link.recv(4) == b"here"
 
@@ -140,12 +139,12 @@ def test_a_machine_that_comes_back_cuts_nobody_off(hosts: list[Host]) -> None:
     """Who knew the hardware address of another, or of the bridge, goes on with it."""
     one, other, third = hosts
     with one.network.listener() as listener:
+        listener.settimeout(10)
         words = f"import socket; socket.create_connection({listener.getsockname()!r}, 1).sendall(b'here')"
         for _ in range(3):
             for machine in (one, third):
                 machine.start([sys.executable, "-c", words], Path("/"))
-                listener.settimeout(10)
-        with listener.accept()[0] as link:
+                with listener.accept()[0] as link:
                     assert link.recv(4) == b"here"
             other.kill()
             other.boot()
