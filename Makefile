@@ -6,7 +6,7 @@ SHELL := /bin/bash
 # make would run $(shell …) in a value that it was given, wherever it reads or exports that. So a value that was typed,
 # or that the next lines take from the environment, is text from here on.
 override TYPED := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
-TAKEN := PYTHON RECIPE RUN DATA STORE SCRATCH ARGS IMAGE BASE ON NPROC
+TAKEN := PYTHON RECIPE RUN DATA STORE SCRATCH ARGS IMAGE BASE ON NPROC NODES RENDEZVOUS
 GIVEN := $(foreach name,$(TAKEN),$(if $(filter environment,$(firstword $(origin $(name)))),$(name)))
 $(foreach name,$(TYPED) $(GIVEN),$(eval override $(name) := $$(value $(name)))$(eval export $(name)))
 
@@ -40,6 +40,8 @@ STORE  ?= out
 SCRATCH ?= .scratch
 ARGS   ?=
 NPROC  ?=
+NODES  ?=
+RENDEZVOUS ?=
 IMAGE  ?= resnet-spot
 BASE   ?=
 VENV   := .venv
@@ -71,6 +73,8 @@ COMPILE = "$$BIN/uv" pip compile -q --universal --generate-hashes --no-emit-inde
 
 # How many processes train. Without NPROC=, PET_NPROC_PER_NODE of the environment says it, and else the trainer.
 override PROCESSES = $(if $(NPROC),export PET_NPROC_PER_NODE="$$NPROC";)
+# On how many machines, and where they meet.
+override MACHINES = $(if $(NODES),export TRAINER_NODES="$$NODES";) $(if $(RENDEZVOUS),export TRAINER_RENDEZVOUS="$$RENDEZVOUS";)
 
 # PYTHON= is a program, or one with words of its own (uv run python). env starts it, so that no word is the shell's.
 CHOOSE = set -f; if type -P "$$PYTHON" > /dev/null; then python=("$$PYTHON"); else python=($$PYTHON); fi;
@@ -83,8 +87,8 @@ endef
 ## On this machine
 
 .PHONY: train
-train: $(VENV)/.trainer ## train (RECIPE=digits by default: a minute on a laptop), on every GPU or NPROC= processes; again after Ctrl-C: continues
-	@$(PROCESSES) $(PY_ARGS) trainer.process.supervise "$$RECIPE"
+train: $(VENV)/.trainer ## train (RECIPE=digits by default: a minute on a laptop), on every GPU or NPROC= processes; NODES=2 RENDEZVOUS=host:port, on each of several machines; again after Ctrl-C: continues
+	@$(PROCESSES) $(MACHINES) $(PY_ARGS) trainer.process.supervise "$$RECIPE"
 
 # With ARGS= other than --json, the options of RECIPE=.
 override OPTIONS := $(filter-out --json,$(ARGS))
@@ -147,7 +151,7 @@ image: ## build the container image (BASE= another base with Python 3.11)
 .PHONY: docker-train
 docker-train: ## train in the image, on all GPUs where there are any, or NPROC= processes; results in STORE= (a folder, or s3://)
 	$(need-python)
-	@$(PROCESSES) $(CHOOSE) exec $(CHOSEN) -m trainer.container
+	@$(PROCESSES) $(MACHINES) $(CHOOSE) exec $(CHOSEN) -m trainer.container
 
 .PHONY: test-alert
 test-alert: ## send a test alert to the webhook that TRAINER_WEBHOOK or a secret file names (docs/watching.md)

@@ -10,6 +10,7 @@ from tests import ROOT
 
 FILTERS = {"trainer/text.py", "infra/operate/terminal.py"}
 OTHERS = {  # what prints, but not what others wrote to a terminal
+    "trainer/upload/machines.py": "JSON for the supervisor, through a pipe",
     "trainer/upload/uploader.py": "JSON for the supervisor, through a pipe",
     "trainer/recipes/command_line.py": "JSON for the supervisor, through a pipe",
     "trainer/process/supervise.py": "the options' help, which only this program writes",

@@ -21,8 +21,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from trainer.alerts.webhook import FORM_VARIABLE, WEBHOOK_FILE, WEBHOOK_VARIABLE
-from trainer.contract import DRAIN_SECONDS, Exit, UserError
-from trainer.process.children import PROCESSES
+from trainer.contract import DRAIN_SECONDS, Exit, RunEnv, UserError
+from trainer.process.counts import PROCESSES
 from trainer.process.scratch import open_scratch
 from trainer.recipes.named import default_data
 from trainer.text import filter_tracebacks, say, show_name
@@ -38,6 +38,7 @@ AWS_KEYS = {  # a variable of this machine, and its name in a file of credential
 SETTINGS = (  # no secrets
     "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_REQUEST_CHECKSUM_CALCULATION",
     "AWS_RESPONSE_CHECKSUM_VALIDATION", FORM_VARIABLE, PROCESSES,
+    *(RunEnv.variable(name) for name in ("nodes", "rendezvous", "address", "node")),
 )  # fmt: skip
 WALLS = (
     "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--read-only",
@@ -54,8 +55,8 @@ def run_options(environ: Mapping[str, str], secrets: Path) -> list[str]:
     source = environ["TRAINER_DATA"] or default_data(environ["RECIPE"])
     options = [*WALLS, "--user", f"{os.getuid()}:{os.getgid()}", "-e", "TRAINER_RUN_ID"]
     options += ["-t"] * os.isatty(2) + ["--gpus", "all"] * bool(shutil.which("nvidia-smi"))
-    if is_local(environ.get("AWS_ENDPOINT_URL", "")):
-        options += ["--network", "host"]  # on its own network, the container's localhost is another one
+    if is_local(environ.get("AWS_ENDPOINT_URL", "")) or environ.get(RunEnv.variable("nodes"), "1") != "1":
+        options += ["--network", "host"]  # else its localhost is another one, and other machines do not reach it
     for name in SETTINGS:
         options += ["-e", name]
     handed = {WEBHOOK_FILE: environ.get(WEBHOOK_VARIABLE, "")}

@@ -72,6 +72,10 @@ class RunEnv:
     secrets_dir: str = field(default="", metadata={"variable": "TRAINER_SECRETS_DIR"})  # has the file hf_token
     lease_seconds: str = field(default="60", metadata={"variable": "TRAINER_LEASE_SECONDS"})  # see Lease
     deadline: str = field(default="", metadata={"variable": "TRAINER_DEADLINE"})  # of the last save, in Unix seconds
+    nodes: str = field(default="1", metadata={"variable": "TRAINER_NODES"})  # the most machines of the run
+    rendezvous: str = field(default="", metadata={"variable": "TRAINER_RENDEZVOUS"})  # host:port of the one that leads
+    address: str = field(default="", metadata={"variable": "TRAINER_ADDRESS"})  # of this machine, for the others
+    node: str = field(default="", metadata={"variable": "TRAINER_NODE"})  # this machine's name in the run
 
     def to_environ(self) -> dict[str, str]:
         """The variables, passed through untouched; empty ones are left out."""
@@ -119,7 +123,6 @@ def check_hub_address(address: str) -> str:
 
 
 # Keys of the store. The first element is the lifetime: IAM and lifecycle rules are by prefix.
-
 RESERVED = ".store-"  # the files of a store that is a folder begin so; no part of a key may
 
 
@@ -133,9 +136,7 @@ def is_key(text: str) -> bool:
 def check_key(key: str) -> str:
     """The key. Raises ValueError if it is none."""
     if not is_key(key):
-        raise ValueError(
-            f"{key!r} is not a key: no part between '/' is empty, '.' or '..', or begins with {RESERVED!r}"
-        )
+        raise ValueError(f"{key!r} is not a key: no part between '/' is empty, '.', '..', or begins with {RESERVED!r}")
     return key
 
 
@@ -155,16 +156,14 @@ def dataset_key(name: str, version: str, file: str) -> str:
 def run_key(run_id: str, file: str) -> str:
     """`runs/<run_id>/<file>`: spec.json, config.json, heartbeat.json, result.json, done.json, failed.json, report/…
 
-    `failed.json` names its attempt, and counts while there is no later one.
+    `failed.json` names its attempt, and counts while there is no later one. `nodes/<node>.json`: a machine of several.
     """
     return f"runs/{run_id}/{file}"
 
 
 def attempt_key(run_id: str, attempt: int) -> str:
-    """`attempts/<n>.json`: attempt, started, machine (id, type, zone, market; {} outside EC2).
-
-    Its end adds exit, message and ended, and reason if it was interrupted. An attempt without them still runs, or was
-    killed.
+    """`attempts/<n>.json`: attempt, started, machine (id, type, zone, market; {} outside EC2). Its end adds exit,
+    message, ended, reason if it was interrupted, nodes and processes. Without them it still runs, or was killed.
     """
     return run_key(run_id, f"attempts/{attempt}.json")
 
@@ -240,18 +239,19 @@ class Lease:
     best: str = ""
     swept: int = 0  # what attempts before this one left unreferenced has been retired
     sha256: Mapping[str, str] = field(default_factory=dict)  # of what it names; older versions did not compute it
+    rendezvous: str = ""  # host:port where the owner, the head, meets the other machines of the run
 
     def to_json(self) -> bytes:
-        return seal(asdict(self))
+        return seal({name: value for name, value in asdict(self).items() if value or name != "rendezvous"})  # as before
 
     @classmethod
     def from_json(cls, body: bytes) -> Lease:
         """Raises ValueError if the bytes are not those of a lease."""
         value = unseal(body)
-        if value.keys() | {"sha256"} != {f.name for f in fields(cls)}:
+        if value.keys() | {"sha256", "rendezvous"} != {f.name for f in fields(cls)}:
             raise ValueError(f"it was written by another version: {sorted(value)}")
         lease = cls(**value)
-        counts, texts = (lease.attempt, lease.renewed, lease.swept), (lease.owner, *lease.names())
+        counts, texts = (lease.attempt, lease.renewed, lease.swept), (lease.owner, lease.rendezvous, *lease.names())
         if any(type(count) is not int or count < 0 for count in counts) or any(type(text) is not str for text in texts):
             raise ValueError("its attempt, renewed and swept must be counts, and what it names must be texts")
         if type(lease.since) not in (int, float) or not 0 <= lease.since < MOST_SECONDS:

@@ -189,7 +189,7 @@ def start_or_continue(config: Config, env: RunEnv, world: World, interruption: I
 
 def _open(config: Config, env: RunEnv, world: World, interruption: Interruption, resources: ExitStack) -> Run:
     local, store = attempt_dir(env), open_store(env.store)
-    status = Status(local / "status.json", writes=world.is_main)
+    status = Status(local / "status.json", writes=world.local_rank == 0, nodes=world.nodes, processes=world.size)
     counted = resources.enter_context(looking_out(world, status, local))
     set_backends(config)
     agree_on_start(config, env, world)

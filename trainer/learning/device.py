@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from trainer.contract import MachineError, Phase, UserError
-from trainer.process.children import GPU_COUNT
+from trainer.process.counts import GPU_COUNT
 from trainer.recipes.config import Config
 from trainer.text import say
 

@@ -30,7 +30,7 @@ from trainer.observer.live_report import LiveReport
 from trainer.observer.sensors import LostDeviceError, Sensor, open_gpus
 from trainer.observer.telling import Telling
 from trainer.process.channel import SOCKET_VARIABLE, attempt_dir, observer_socket, read_json, write_json
-from trainer.process.children import GPU_COUNT
+from trainer.process.counts import GPU_COUNT
 from trainer.telemetry.health import Course, Moment, Observation, Surroundings, is_validation, judge_rows, judge_samples
 from trainer.telemetry.machine import ThisMachine
 from trainer.telemetry.metrics import Row

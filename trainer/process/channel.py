@@ -33,8 +33,11 @@ def attempt_dir(env: RunEnv) -> Path:
 def register(folder: Path) -> None:
     """Tell the supervisor which process gets the signals. Called as early as possible.
 
-    Until the trainer handles SIGTERM itself, it ends this process.
+    Until the trainer handles SIGTERM itself, it ends this process. A worker of an attempt that is over ends at once:
+    torchrun has started it again, for machines that have met anew, and the supervisor begins the next attempt.
     """
+    if (folder / "exit.json").exists():
+        os._exit(0)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # "save and go on": there is nothing to save yet
     with contextlib.suppress(OSError):  # the disk is full already; leave_exit may find room later

@@ -1,6 +1,6 @@
 """The processes of an attempt as the supervisor sees them: the uploader, and the trainer with its workers.
 
-Standard library only. This module decides how many processes there are, what they are told, and how they are ended.
+Standard library only. How many of them there are is decided in `counts`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import contextlib
 import json
 import math
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,25 +18,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import CRASH, UserError
+from trainer.contract import CRASH
 from trainer.process.channel import Message, may_be_read
+from trainer.process.counts import PROCESSES
+from trainer.process.nodes import MEETING
 from trainer.text import say
 
-PROCESSES = "PET_NPROC_PER_NODE"  # torchrun's variable; NPROC= of make
-GPU_COUNT = "TRAINER_GPUS"  # tells the trainer how many GPUs there are, so that it notices when torch cannot use one
+REASON_SECONDS = 50  # for a worker's last save, after another one of this machine has left a reason to end
 OBSERVER_SECONDS = 5.0  # from the end of the trainer to that of the observer
 END_LETTERS = 500  # of a reason to end, for the observer: the message fits into any pipe, so nobody waits
 KILL_SECONDS = 75  # from a signal to the SIGKILL of a trainer, or of an uploader that is still starting
-
-
-def gpu_count() -> int:
-    """How many GPUs the trainer will see; 0 without a driver. nvidia-smi tells: importing torch takes seconds."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
 
 
 class UploaderProcess:
@@ -49,14 +38,18 @@ class UploaderProcess:
             [sys.executable, "-m", "trainer.upload.uploader"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ, start_new_session=True,
         )  # fmt: skip
+        patience = 2 if environ.get(MEETING) is not None else KILL_SECONDS  # of several machines it may wait for long
         while not self.has_answered():
-            if since_signal() > KILL_SECONDS:  # it still waits for the store, so there is nothing to save
+            if since_signal() > patience:  # it still waits for the store, so there is nothing to save
                 self.process.kill()
         answer = self.answer()
         self.state: str = answer.get("state", "failed")
         self.attempt: int = answer.get("attempt", 0)
         self.first: Message = answer.get("first", {})
         self.socket: str = answer.get("socket", "")
+        self.rendezvous: str = answer.get("rendezvous", "")  # where the machines of this attempt meet
+        self.newest: str = answer.get("newest", "")  # checkpoint
+        self.since: float = answer.get("since", 0.0)  # when this attempt got the run
 
     def ask(self, **request: Any) -> None:
         if self.process.stdin is not None:
@@ -170,7 +163,8 @@ class TrainerProcess:
 
     def __init__(self, arguments: Sequence[str], environ: dict[str, str], local: Path):
         self.local = local
-        self.is_alone = environ[PROCESSES] == "1" and environ.get("PET_NNODES", "1") == "1"
+        self.has_others = environ.get("PET_NNODES", "1") != "1"  # on other machines
+        self.is_alone = environ[PROCESSES] == "1" and not self.has_others
         command = [sys.executable, "-m", "trainer.train", *arguments]
         if self.is_alone:  # a cluster may have set others for its own torchrun
             environ = environ | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
@@ -213,9 +207,22 @@ class TrainerProcess:
                 os.kill(pid, signal.SIGKILL)
         self.send(signal.SIGKILL)
 
+    def is_over(self) -> bool:
+        """Whether a worker has left a reason to end, and all have ended or had the time to.
+
+        torchrun would wait for the other machines, up to five minutes. But they ask this one's torchrun until they end.
+        """
+        try:
+            seconds = time.time() - (self.local / "exit.json").stat().st_mtime
+        except FileNotFoundError:
+            return False
+        return seconds > REASON_SECONDS or (seconds > 2 and not any(map(is_alive, self.workers())))
+
     def wait(self, since_signal: Callable[[], float]) -> None:
         """Wait for its end, and force it KILL_SECONDS after a signal. No worker is left running."""
         while self.process.poll() is None:
+            if self.has_others and self.is_over():
+                self.kill()
             if since_signal() > KILL_SECONDS:
                 say(f"the trainer has not ended {KILL_SECONDS} s after the signal: killing it")
                 self.kill()
@@ -224,64 +231,9 @@ class TrainerProcess:
         self.send(signal.SIGKILL)  # a worker that outlives torchrun would train on, unseen
 
 
-def torch_environ(recipe: dict[str, Any]) -> dict[str, str]:
-    """Default variables for torchrun and torch. The user's own variables win.
-
-    torchrun would give each process one OpenMP thread; on a CPU these defaults share out the cores instead.
-    OpenMP threads spin while they wait, which starves the decoding threads. Measured with 2 busy neighbours on 2 cores:
-    a ResNet-18 step takes 3 to 9 times as long with 300,000 spins, but not with 2,000, which cost an idle machine 1 %.
-    """
-    gpus = 0 if recipe["device"] == "cpu" else gpu_count()
-    batches = recipe["global_batch_size"], recipe["device_batch_size"]
-    if asked := os.environ.get(PROCESSES):
-        processes = check_processes(asked, gpus, len(os.sched_getaffinity(0)), *batches)
-    else:
-        processes = process_count(gpus, *batches, int(os.environ.get("TRAINER_NODES") or 1))
-    return {
-        GPU_COUNT: str(gpus),
-        "PET_STANDALONE": "1",
-        PROCESSES: str(processes),
-        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // processes)),
-        "GOMP_SPINCOUNT": "2000",
-    }
-
-
-def check_processes(asked: str, gpus: int, cores: int, global_batch_size: int, device_batch_size: int) -> int:
-    """The number of processes that was asked for (NPROC=). Raises UserError where this machine or the batch has fewer
-    places.
-    """
-    micro_batches = max(1, global_batch_size // device_batch_size)
-    most, what = (gpus, "GPUs") if gpus else (cores, "cores")
-    if not re.fullmatch("[1-9][0-9]{0,3}", asked):
-        raise UserError(
-            f"NPROC={asked} is no number of processes: write one from 1 to {most}, or leave it out for one process on "
-            "each GPU"
-        )
-    if (count := int(asked)) > most:
-        raise UserError(f"NPROC={count}: this machine has {most} {what}, and each process needs one: NPROC={most}")
-    if count > micro_batches:
-        raise UserError(
-            f"NPROC={count}: a step has {micro_batches} micro-batches (--global-batch-size {global_batch_size} / "
-            f"--device-batch-size {device_batch_size}), and each process computes one at least: NPROC={micro_batches}, "
-            "or a smaller --device-batch-size"
-        )
-    return count
-
-
-def process_count(gpus: int, global_batch_size: int, device_batch_size: int, nodes: int = 1) -> int:
-    """How many processes each of `nodes` machines starts: one for each GPU, and 1 without any.
-
-    Where micro-batches do not divide among all GPUs, the fewest processes that need as little time: the one with the
-    most micro-batches decides. A message says so.
-    """
-    micro_batches = max(1, global_batch_size // device_batch_size)
-    counts = range(1, max(1, min(gpus, micro_batches // nodes)) + 1)
-    count = min(counts, key=lambda n: (math.ceil(micro_batches / (n * nodes)), n))
-    if count < gpus:
-        fits = [n for n in range(1, device_batch_size + 1) if global_batch_size % (n * gpus * nodes) == 0]
-        say(
-            f"using {count} of {gpus} GPUs: with the {micro_batches} micro-batches of a step (--global-batch-size "
-            f"{global_batch_size} / --device-batch-size {device_batch_size}) more would not be faster"
-            + (f"; --device-batch-size {fits[-1]} uses all" if fits else "")
-        )
-    return count
+def is_alive(pid: int) -> bool:
+    """Whether a process has not ended; a zombie has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False

@@ -9,24 +9,25 @@ session of its own, so that it can finish a checkpoint after the trainer has die
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from trainer.contract import CRASH, DRAIN_SECONDS, Exit, RunEnv, UserError, attempt_key, run_key
 from trainer.process import spot
 from trainer.process.channel import SOCKET_VARIABLE, Message, attempt_dir, read_json
-from trainer.process.children import ObserverProcess, TrainerProcess, UploaderProcess, torch_environ
+from trainer.process.children import ObserverProcess, TrainerProcess, UploaderProcess
+from trainer.process.counts import torch_environ
+from trainer.process.nodes import Meetings, as_node, has_others, torchrun_environ
 from trainer.process.scratch import open_scratch
+from trainer.process.signals import Signals
 from trainer.text import forgive_output, say
 
 HELP = """
@@ -37,6 +38,9 @@ environment: where the run lives (the options above say what it computes)
   TRAINER_SCRATCH_DIR   local folder for prepared data, may be lost       (.scratch)
   TRAINER_SECRETS_DIR   folder with the file hf_token, for gated data     (none: HF_TOKEN)
   TRAINER_DEADLINE      Unix seconds: the last save is tried until then   (an hour after the last step)
+  TRAINER_NODES         the most machines that train the run, 1 to 16      (1)
+  TRAINER_RENDEZVOUS    host:port where they meet; that host leads        (who takes the run first leads)
+  TRAINER_ADDRESS       this machine's IPv4 address for the others        (that of the way to them)
   PET_NPROC_PER_NODE    processes of this machine (NPROC= of make)        (one on each GPU; 1 on a CPU)
 
 exit codes: 0 finished, 75 interrupted and saved, 76 another trainer has the run, 78 you must change something
@@ -49,66 +53,6 @@ def run_env(recipe: str) -> RunEnv:
     """The run's variables. Defaults for a laptop: store `out`, scratch `.scratch`, the recipe's name as the run."""
     defaults = {"TRAINER_STORE": "out", "TRAINER_RUN_ID": recipe, "TRAINER_SCRATCH_DIR": ".scratch"}
     return RunEnv.from_environ(defaults | {name: value for name, value in os.environ.items() if value})
-
-
-class Signals:
-    """SIGTERM, SIGINT, SIGHUP and spot notices. The first is passed on; a second SIGINT ends everything at once."""
-
-    def __init__(self) -> None:
-        self.received: list[int] = []
-        self.first = math.inf
-        self.reason = "stopping"
-        self.trainer: TrainerProcess | None = None
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup has it ignored
-                signal.signal(number, self.handle)
-
-    def seconds_since(self) -> float:
-        """Seconds since the first signal; minus infinity before there was one."""
-        return time.monotonic() - self.first
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        self.received.append(number)
-        if len(self.received) == 1:
-            self.first = time.monotonic()
-            what = "finishing the step and saving it" if self.trainer else "ending as soon as the store allows"
-            say(f"{self.reason}: {what} (Ctrl-C again: leave at once)")
-            if self.trainer is not None:
-                self.trainer.interrupt()
-        elif self.received.count(signal.SIGINT) > 1:
-            say("second Ctrl-C: leaving at once, without a last save")
-            if self.trainer is None:
-                raise KeyboardInterrupt
-            self.trainer.kill()
-
-    def notice(self, action: str, when: str) -> None:
-        """The machine will be gone in two minutes: have the work saved, go on, and act as on SIGTERM in time.
-
-        The second save makes up for the first one's age. If it does not get through, the first one is there.
-        """
-        self.reason = f"spot notice: this machine is reclaimed at {when}"
-        seconds = spot.seconds_to_train(when, time.time())
-        if seconds and self.trainer is not None and self.trainer.save():
-            say(f"{self.reason}: saving now, going on for {seconds:.0f} s, and then saving again")
-            time.sleep(seconds)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def rebalance(self) -> None:
-        """The machine may be reclaimed soon: have the work saved, and go on."""
-        if self.trainer is not None and self.trainer.save():
-            say("rebalance recommendation: this machine may be reclaimed soon: saving now, and going on")
-
-    def upload_until(self, patience_seconds: float) -> Callable[[], float]:
-        """The deadline (time.monotonic()) of an upload that begins now. A signal leaves it half of the drain's rest."""
-        began = time.monotonic()
-
-        def until() -> float:
-            if not self.received:
-                return began + patience_seconds
-            start = max(began, self.first)
-            return min(began + patience_seconds, start + max(5.0, (DRAIN_SECONDS - (start - self.first)) / 2))
-
-        return until
 
 
 def run_trainer(arguments: Sequence[str], environ: dict[str, str], local: Path, signals: Signals) -> Message:
@@ -128,7 +72,7 @@ def run_trainer(arguments: Sequence[str], environ: dict[str, str], local: Path, 
     if ended is None:
         killed = f" ({signal.Signals(-code).name})" if (code := trainer.process.returncode) < 0 else ""
         return {"code": CRASH, "message": f"the trainer died without a word{killed}: see its output above"}
-    if ended["code"] == Exit.INTERRUPTED and not signals.received and not trainer.is_alone:
+    if ended["code"] == Exit.INTERRUPTED and not (signals.received or trainer.is_alone or trainer.has_others):
         return {"code": CRASH, "message": "a process of the trainer died, and torchrun stopped the others: see above"}
     return ended
 
@@ -155,7 +99,7 @@ def child_environ(recipe: dict[str, Any], env: RunEnv) -> dict[str, str]:
 
 
 def supervise(arguments: Sequence[str]) -> int:
-    """Check the command line, start the uploader, run the trainer, and return the exit code of the attempt."""
+    """Check the command line, and run attempts until no machines are to meet again. Returns the last exit code."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError(
             "torchrun started this, and each of its processes would be a run of its own: start the trainer itself, "
@@ -173,37 +117,76 @@ def supervise(arguments: Sequence[str]) -> int:
         print(check.stdout + (HELP if not check.returncode else ""), end="")
         return check.returncode
     recipe = json.loads(check.stdout)
-    env = run_env(recipe["recipe"])
+    env = as_node(run_env(recipe["recipe"]))
     open_scratch(env.scratch_dir)
-    environ = child_environ(recipe, env)
+    environ, meetings = child_environ(recipe, env), Meetings()
+    while (code := attempt(arguments, recipe["recipe"], env, environ, signals, meetings, source)) is None:
+        say("the machines of the run meet again, and continue from the newest checkpoint")
+    return code
 
+
+def attempt(
+    arguments: Sequence[str], recipe: str, env: RunEnv, environ: dict[str, str], signals: Signals, meetings: Meetings,
+    source: spot.Documents | None,
+) -> int | None:  # fmt: skip
+    """One attempt, as its head or as a member. Returns the exit code, or None where the machines are to meet again."""
     if signals.received:
         return interrupted(NOTHING["message"])
-    uploader = UploaderProcess(environ, signals.seconds_since)
+    uploader = UploaderProcess(environ | meetings.environ(env), signals.seconds_since)
     if uploader.state == "finished":
         uploader.finish(DRAIN_SECONDS)
+        if meetings.attempt:  # this machine has trained with those that finished it
+            say(f"run {env.run_id!r} is finished")
+            return Exit.FINISHED
         say(f"run {env.run_id!r} is finished already; `make train RUN=another-name` starts a new one. Its result:")
         return Exit.FINISHED if report(environ) else CRASH
-    if uploader.state != "ready":
+    if uploader.state not in ("ready", "member"):
         code = uploader.finish(DRAIN_SECONDS)
         return interrupted(NOTHING["message"]) if signals.received else code or CRASH
-
-    begun = {"attempt": uploader.attempt, "started": time.time(), "machine": spot.describe_machine(source)}
-    env = replace(env, attempt=str(uploader.attempt))
+    env, leads = replace(env, attempt=str(uploader.attempt)), uploader.state == "ready"
+    meetings.begin(uploader.attempt, uploader.newest, leads=leads)
     environ |= env.to_environ() | {SOCKET_VARIABLE: uploader.socket}
-    spec = {"recipe": recipe["recipe"], "arguments": list(arguments), "data": env.data}
-    uploader.ask(op="create", key=run_key(env.run_id, "spec.json"), body=spec)
-    uploader.ask(op="put", key=attempt_key(env.run_id, uploader.attempt), body=begun)
-    observer = ObserverProcess(environ, uploader)
-    ended = run_trainer(arguments, environ, attempt_dir(env), signals) | {"reason": signals.reason}
-    return finish_attempt(uploader, observer, env, environ, signals, begun, ended)
+    if has_others(env):
+        environ |= torchrun_environ(env, uploader.rendezvous, uploader.since, is_head=leads, given=os.environ)
+    begun = {"attempt": uploader.attempt, "started": time.time(), "machine": spot.describe_machine(source)}
+    uploader.ask(op="node", machine=begun["machine"])
+    if leads:
+        spec = {"recipe": recipe, "arguments": list(arguments), "data": env.data}
+        uploader.ask(op="create", key=run_key(env.run_id, "spec.json"), body=spec)
+        uploader.ask(op="put", key=attempt_key(env.run_id, uploader.attempt), body=begun)
+        observer = ObserverProcess(environ, uploader)
+        ended = run_trainer(arguments, environ, attempt_dir(env), signals)
+        ended = ended | {"reason": signals.reason if signals.received else "the machines of the run meet again"}
+        code = finish_attempt(uploader, observer, env, environ, signals, begun, ended)
+    else:
+        ended = run_trainer(arguments, environ, attempt_dir(env), signals)
+        code = leave_attempt(uploader, ended, meetings)
+    if has_others(env) and not signals.received and meetings.go_on(code):
+        say(f"attempt {env.attempt} has ended: {ended['message']}")
+        return None
+    return interrupted(ended["message"]) if code == Exit.INTERRUPTED else code
+
+
+def leave_attempt(uploader: UploaderProcess, ended: Message, meetings: Meetings) -> int:
+    """The end of an attempt on a machine that does not lead. Returns its exit code: finished is what is stored."""
+    uploader.ask(op="node", message=ended["message"])
+    uploader.finish(DRAIN_SECONDS)
+    meetings.seen = json.dumps(uploader.answer() or "")
+    if ended["code"] not in (Exit.FINISHED, Exit.INTERRUPTED):
+        say(f"error: {ended['message']}")
+    return Exit.INTERRUPTED if ended["code"] == Exit.FINISHED else int(ended["code"])
 
 
 def copies(uploader: UploaderProcess, env: RunEnv) -> Message:
-    """What `done.json` repeats of other files, so that a list of many runs reads one of each: the result, and how the
-    first attempt began. What is not known is left out."""
+    """What `done.json` repeats of other files, so that a list of many runs reads one: result, the first's beginning."""
     found = {"result": read_json(attempt_dir(env) / "result.json"), "first": uploader.first}
     return {name: value for name, value in found.items() if value}
+
+
+def sizes(env: RunEnv) -> Message:
+    """How many machines and processes trained, where they were several."""
+    status = read_json(attempt_dir(env) / "status.json") or {}
+    return {name: status[name] for name in ("nodes", "processes") if name in status}
 
 
 def finish_attempt(
@@ -224,7 +207,7 @@ def finish_attempt(
     observer.finish()
     if code == Exit.FINISHED and saved:
         report(environ)
-    body = begun | {"exit": code, "message": message, "ended": time.time()}
+    body = begun | sizes(env) | {"exit": code, "message": message, "ended": time.time()}
     if code == Exit.INTERRUPTED:
         body["reason"] = ended["reason"]
     uploader.ask(op="put", key=attempt_key(env.run_id, uploader.attempt), body=body)
@@ -243,7 +226,7 @@ def finish_attempt(
             )
         say(f"error: not everything reached {env.store}; {then}")
         code = CRASH if code in (Exit.FINISHED, Exit.INTERRUPTED) else code
-    return interrupted(message) if code == Exit.INTERRUPTED else code
+    return code
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pynvml
 
-from trainer.process.children import PROCESSES
+from trainer.process.counts import PROCESSES
 
 KIB = 1024  # NVML calls it KB
 MOST_EVENTS = 100  # of one look: a card that reports more is broken anyway

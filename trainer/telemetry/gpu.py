@@ -16,7 +16,7 @@ from typing import Any
 
 import pynvml
 
-from trainer.process.children import GPU_COUNT
+from trainer.process.counts import GPU_COUNT
 from trainer.telemetry.cards import (
     DRIVER_LOADED_ANEW,
     Card,

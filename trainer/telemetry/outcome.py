@@ -40,7 +40,7 @@ def tell_outcome(work: Callable[[], tuple[Exit, str]], local: Path, world: World
         if fault:  # no bug either: the lines of a traceback are not those that failed
             return 1
         raise
-    if world.is_main or code not in (Exit.FINISHED, Exit.INTERRUPTED):  # the main process tells of success
+    if world.local_rank == 0 or code not in (Exit.FINISHED, Exit.INTERRUPTED):  # on each machine one tells of success
         leave_exit(local, code, message)
     # With another code than 0, torchrun ends the other processes and prints pages: only where they must end.
     return int(code) if code in (Exit.USER, Exit.HELD) and world.size > 1 else 0

@@ -109,10 +109,15 @@ class Ownership:
         self.mutex = threading.RLock()
         self.lease, self.etag = self._read()
         self.seen_at = time.monotonic()
-        self.is_mine = False
+        self.is_mine, self.rendezvous = False, ""  # where this attempt meets other machines
         self.written = Lease(attempt=attempt)  # what this attempt wrote last
         self.since = time.time()
         self.adopted: dict[str, str] = {}  # the SHA-256 of a manifest that the lease does not vouch for
+
+    def has_been_watched(self, etag: str, seen_at: float) -> None:
+        """The lease was seen already at this time.monotonic(), if it is still the one with this etag."""
+        if etag == self.etag:
+            self.seen_at = min(self.seen_at, seen_at)
 
     def _read(self) -> tuple[Lease | None, str]:
         """The lease and its etag; (None, "") if there is no HEAD.json. The lease is None if its bytes are damaged."""
@@ -125,7 +130,7 @@ class Ownership:
         except ValueError:
             return None, etag
 
-    def _reread(self) -> None:
+    def look(self) -> None:
         """Read the lease again, and note when it has changed."""
         lease, etag = self._read()
         if etag != self.etag and self.etag != UNKNOWN:  # else our own write may be what changed it
@@ -146,7 +151,7 @@ class Ownership:
             if self.is_mine:
                 return False
             dead = self.machine.take(self._name(self.attempt, self.since))
-            self._reread()
+            self.look()
             if self.lease is None or not self.lease.owner or self.lease.attempt == self.attempt:
                 return False
             if self._name(self.lease.attempt, self.lease.since) in dead:
@@ -194,7 +199,8 @@ class Ownership:
         with self.mutex:
             self.lease, self.etag = before, etag
             try:
-                self._write(replace(after, attempt=self.attempt, owner=platform.node() or "unknown", since=self.since))
+                mine = replace(after, attempt=self.attempt, owner=platform.node() or "unknown", since=self.since)
+                self._write(replace(mine, rendezvous=self.rendezvous))
             except ConflictError:
                 return False
             self.is_mine = True
@@ -238,7 +244,7 @@ class Ownership:
         with self.mutex:
             while True:
                 if self.etag == UNKNOWN:
-                    self._reread()
+                    self.look()
                 self.refuse_later()
                 found, before = self.lease, self.written
                 if found is not None and found.attempt == self.attempt and found.renewed > before.renewed:
@@ -264,7 +270,9 @@ class Ownership:
 
     def rewind(self, manifest: str, sha256: str, *, best: str, swept: int) -> None:
         """Make this manifest the newest in place of later steps, supersede nothing, and give the run up."""
-        self.move(lambda lease: replace(lease.rewound(manifest, sha256, best=best, swept=swept), owner=""))
+        self.move(
+            lambda lease: replace(lease.rewound(manifest, sha256, best=best, swept=swept), owner="", rendezvous="")
+        )
         self.is_mine = False
 
     def renew(self) -> None:
@@ -272,7 +280,7 @@ class Ownership:
 
     def release(self) -> None:
         """Give the run up, so that the next attempt need not wait."""
-        self.move(lambda lease: replace(lease, owner=""))
+        self.move(lambda lease: replace(lease, owner="", rendezvous=""))
         self.is_mine = False
 
     def sweep(self) -> None:

@@ -27,14 +27,17 @@ from trainer.contract import (
     LostRunError,
     RunEnv,
     UserError,
+    attempt_key,
     checkpoint_key,
     run_key,
 )
 from trainer.process.channel import Channel, DisconnectedError, attempt_dir, listen, read_json
+from trainer.process.nodes import MEETING, has_others
 from trainer.store import NotFoundError, ObjectStore, StoreError, may_pass, open_store
 from trainer.store.retry import Retry
 from trainer.text import forgive_output, say
 from trainer.upload.hangs import ship_hangs
+from trainer.upload.machines import Companion, MachineRecord, Scout, end_vain_attempt
 from trainer.upload.observed import ObserverPort, read_observed
 from trainer.upload.owner import RENEWALS_PER_LEASE, MachineLock, Ownership, claim_attempt, read_first
 from trainer.upload.queue import Sender, done_in_time, say_as_uploader
@@ -55,6 +58,7 @@ class Uploader:
         self.readers: list[threading.Thread] = []
         self.observer = ObserverPort(store, ownership, self.sender.copy_soon)
         self.sender.tell_commit = self.observer.tell_commit
+        self.record = MachineRecord(self.env, store, "head")
 
     def claim(self) -> None:
         """Take the run for this attempt, finish what the last attempt began, and renew the lease from now on."""
@@ -123,6 +127,8 @@ class Uploader:
             if request["op"] == "flush":
                 self.drain(request["seconds"])
                 self.sender.in_order(self.answer_flush)
+            elif request["op"] == "node":
+                self.record.note(request)
             else:
                 self.sender.in_order(partial(self.sender.put, request))
         self.drain(DRAIN_SECONDS)  # also where the supervisor has died
@@ -143,13 +149,13 @@ class Uploader:
     def stop(self) -> None:
         if lack := ship_hangs(self.env, self.store):
             say_as_uploader(lack)
-        self.beat()
+        self.beat(ended=True)
         if self.ownership.is_mine:
             with contextlib.suppress(StoreError, LostRunError):
                 self.ownership.release()
         raise SystemExit(1 if self.sender.failed else 0)
 
-    def beat(self) -> None:
+    def beat(self, *, ended: bool = False) -> None:
         """Store the trainer's status file as the heartbeat, unless another attempt may be alive."""
         status = read_json(attempt_dir(self.env) / "status.json") or {}
         status |= read_observed(attempt_dir(self.env))
@@ -157,6 +163,7 @@ class Uploader:
         try:
             if not self.ownership.is_held_by_another():
                 self.store.put(run_key(self.env.run_id, "heartbeat.json"), json.dumps(body).encode())
+            self.record.write(ended=ended)
         except Exception as error:  # noqa: BLE001  # whatever it is: the guard stops a run without a heartbeat
             self.retry.complain(f"no heartbeat could be stored: {error}")
 
@@ -179,6 +186,8 @@ class Uploader:
         for target in (accept, self.read_supervisor, self.beat_forever):
             threading.Thread(target=target, daemon=True).start()
         ready = {"state": "ready", "attempt": self.ownership.attempt, "socket": path, "first": self.first}
+        lease = self.ownership.written
+        ready |= {"rendezvous": lease.rendezvous, "newest": lease.newest, "since": lease.since}
         print(json.dumps(ready), flush=True)
         try:
             while True:
@@ -189,21 +198,46 @@ class Uploader:
             Path(path).parent.rmdir()
 
 
-def start_attempt() -> Uploader | None:
-    """Probe the store and take an attempt number; None if the run is finished. Raises UserError, StoreError."""
+def start_attempt() -> Uploader | Companion | None:
+    """Probe the store and take an attempt number; None if the run is finished. Raises UserError, StoreError.
+
+    Of several machines the one that gets the run is an Uploader at once, and the others are members of its attempt.
+    Raises LostRunError where they do not find each other.
+    """
     env = RunEnv.from_environ(os.environ)
     store = open_store(env.store)
     lacks = store.probe(run_key(env.run_id, "probe"))
     lacks += store.probe(checkpoint_key(env.run_id, "probe"), for_checkpoints=True)
-    try:
-        store.info(run_key(env.run_id, "done.json"))
-    except NotFoundError:
-        for lack in lacks:
-            say_as_uploader(f"note: {lack}")
-        lock = MachineLock.of(env)
-        attempt = claim_attempt(store, env.run_id)
-        return Uploader(env, store, Ownership(store, env.run_id, attempt, float(env.lease_seconds), lock))
-    return None
+    while True:
+        scout = Scout(env, store) if has_others(env) else None
+        if scout is not None and (lease := scout.head()) is not None:
+            return Companion(replace(env, attempt=str(lease.attempt)), store, lease)
+        try:
+            store.info(run_key(env.run_id, "done.json"))
+        except NotFoundError:
+            for lack in lacks:
+                say_as_uploader(f"note: {lack}")
+            if (uploader := lead(env, store, scout)) is not None:
+                return uploader
+        else:
+            return None
+
+
+def lead(env: RunEnv, store: ObjectStore, scout: Scout | None) -> Uploader | None:
+    """The uploader of a new attempt. Of several machines it has the run; None if another one was quicker."""
+    attempt = claim_attempt(store, env.run_id)
+    ownership = Ownership(store, env.run_id, attempt, float(env.lease_seconds), MachineLock.of(env))
+    uploader = Uploader(env, store, ownership)
+    if scout is not None:
+        ownership.rendezvous = os.environ[MEETING]
+        ownership.has_been_watched(scout.view.etag, scout.view.seen_at)
+        try:
+            uploader.claim()
+        except LostRunError as error:
+            end_vain_attempt(store, attempt_key(env.run_id, attempt), str(error))
+            ownership.machine.close()
+            return None
+    return uploader
 
 
 def main() -> int:
@@ -216,6 +250,9 @@ def main() -> int:
     except (UserError, StoreError) as error:
         say(f"error: {error}")
         return CRASH if may_pass(error) else Exit.USER  # an outage is nobody's mistake: the next start tries again
+    except LostRunError as error:
+        say(f"error: {error}")
+        return Exit.HELD
     if uploader is None:
         print(json.dumps({"state": "finished"}), flush=True)
         return 0

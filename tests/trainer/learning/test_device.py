@@ -17,7 +17,7 @@ from trainer.data.augment.batch import normalisation
 from trainer.learning.device import batch_that_fits, check_device, device_for, telling_what_fits
 from trainer.learning.model import build_model
 from trainer.learning.state import make_state
-from trainer.process.children import torch_environ
+from trainer.process.counts import torch_environ
 from trainer.recipes.config import Config, ModelConfig, OptimConfig, RegularizeConfig
 from trainer.recipes.finetune import finetune
 

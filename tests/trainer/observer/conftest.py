@@ -14,7 +14,8 @@ import pytest
 
 from trainer.contract import RunEnv
 from trainer.process.channel import SOCKET_VARIABLE, attempt_dir, listen, write_json
-from trainer.process.children import GPU_COUNT, ObserverProcess, UploaderProcess
+from trainer.process.children import ObserverProcess, UploaderProcess
+from trainer.process.counts import GPU_COUNT
 from trainer.store import ObjectStore, open_store
 from trainer.telemetry.metrics import Row
 from trainer.telemetry.samples import read_samples

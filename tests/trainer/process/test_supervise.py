@@ -20,7 +20,8 @@ from tests.emulator.s3 import FaultyProxy, refuse
 from trainer.contract import CRASH, Exit, Lease, RunEnv, UserError
 from trainer.process import supervise
 from trainer.process.channel import leave_exit, read_json, write_json
-from trainer.process.children import UploaderProcess, check_processes, gpu_count, process_count
+from trainer.process.children import UploaderProcess
+from trainer.process.counts import check_processes, gpu_count, process_count
 
 LOADED = "import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
 

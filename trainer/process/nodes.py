@@ -1,0 +1,165 @@
+"""Which machine of a run this one is: its name and address, where the machines meet, and what torchrun is told of it.
+
+Standard library only. Who leads is decided in the store: whoever owns the run's lease does (`upload/machines.py`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import platform
+import re
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from trainer.contract import CRASH, Exit, RunEnv, UserError
+
+MOST_NODES = 16
+MEETING = "TRAINER_MEETING"  # tells the uploader where this machine would meet the others; "": it may not lead
+HAS_LED = "TRAINER_HAS_LED"  # tells it that this machine led the attempt before, so that it need not wait
+LAST_ATTEMPT = "TRAINER_LAST_ATTEMPT"  # and the number of that attempt, which is over
+LEASE_SEEN = "TRAINER_LEASE_SEEN"  # and which lease it saw last, and when: JSON of etag and time.monotonic()
+# Of a run of several machines, so that the others need not wait long for one that has died. At 5 s a renewal it costs
+# $.0036 an hour in S3's requests ($5 for a million).
+LEASE_SECONDS = "20"
+LAST_CALL_SECONDS = 8  # how long those who have met wait for others
+MOST_LOSSES = 8  # attempts one after the other without a new checkpoint in between
+NAME_RULE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+ELSEWHERE = "192.0.2.1"  # nobody's (RFC 5737): the route to it is that to the world
+GET_ADDRESS = 0x8915  # SIOCGIFADDR of linux/sockios.h
+
+
+def has_others(env: RunEnv) -> bool:
+    """Whether the run may have several machines."""
+    return env.nodes != "1"
+
+
+def as_node(env: RunEnv) -> RunEnv:
+    """The run's variables, checked, with this machine's address and name where it is one of several.
+
+    Raises UserError.
+    """
+    if not re.fullmatch(r"[1-9][0-9]?", env.nodes) or int(env.nodes) > MOST_NODES:
+        raise UserError(f"NODES={env.nodes} is no number of machines: write one from 1 to {MOST_NODES}")
+    if env.rendezvous and not has_others(env):
+        raise UserError(f"RENDEZVOUS={env.rendezvous} is for several machines: say how many, for example NODES=2")
+    if not has_others(env):
+        return env
+    if env.rendezvous and not re.fullmatch(r"[A-Za-z0-9.-]+:[1-9][0-9]{1,4}", env.rendezvous):
+        raise UserError(
+            f"RENDEZVOUS={env.rendezvous} is no name or IPv4 address with a port, as in RENDEZVOUS=10.0.0.5:29500: it "
+            "is the machine that leads the run, and a free port there (IPv6 is not supported)"
+        )
+    address = env.address or address_towards(env.rendezvous.partition(":")[0] or ELSEWHERE)
+    name = env.node or f"{platform.node()}-{address}"
+    if not re.fullmatch(NAME_RULE, name):
+        raise UserError(f"TRAINER_NODE={name!r} is no name of a machine: letters, digits, '.', '_' and '-'")
+    seconds = LEASE_SECONDS if env.lease_seconds == RunEnv.lease_seconds else env.lease_seconds
+    return replace(env, node=name, address=address, lease_seconds=seconds)
+
+
+def address_towards(host: str) -> str:
+    """This machine's IPv4 address on the way to another. Nothing is sent. Raises UserError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))
+            return str(probe.getsockname()[0])
+        except OSError as error:
+            raise UserError(
+                f"no way leads to {host} ({error.strerror or error}), so this machine's own address is unknown: "
+                "TRAINER_ADDRESS= tells it, and RENDEZVOUS= must name a machine that this one can reach"
+            ) from error
+
+
+def has_address(host: str) -> bool:
+    """Whether this is an address of this machine."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
+
+
+def meeting_place(env: RunEnv) -> str:
+    """host:port where this machine meets the others if it leads; "" if another one is to lead. Raises UserError."""
+    if not env.rendezvous:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((env.address, 0))
+            return f"{env.address}:{probe.getsockname()[1]}"
+    host, _, port = env.rendezvous.partition(":")
+    if host != env.address and not has_address(host):
+        return ""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError as error:
+            raise UserError(
+                f"RENDEZVOUS={env.rendezvous}: this machine cannot listen there ({error.strerror or error}): another "
+                "program has the port, or another run; name another port, on all machines"
+            ) from error
+    return env.rendezvous
+
+
+def interface_of(address: str) -> str:
+    """The network interface that has this address; "" where none tells so."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                found = fcntl.ioctl(probe.fileno(), GET_ADDRESS, struct.pack("256s", name.encode()))
+            except OSError:  # it has no IPv4 address
+                continue
+            if socket.inet_ntoa(found[20:24]) == address or (name == "lo" and address.startswith("127.")):
+                return name
+    return ""
+
+
+def torchrun_environ(
+    env: RunEnv, rendezvous: str, since: float, *, is_head: bool, given: Mapping[str, str]
+) -> dict[str, str]:
+    """What torchrun and the trainer are told of this attempt's machines. A user's own variables win.
+
+    Whoever meets at `rendezvous` trains. The attempt ends where one is lost or comes (`PET_MAX_RESTARTS`). `since` is
+    the moment at which it got the run, in Unix seconds: nobody meets there who has read a copy of the store.
+    """
+    conf = f"is_host={int(is_head)},join_timeout=600,last_call_timeout={LAST_CALL_SECONDS},close_timeout=5"
+    told = {
+        "PET_STANDALONE": "0", "PET_NNODES": f"1:{env.nodes}", "PET_MAX_RESTARTS": "0",
+        "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": rendezvous, "PET_RDZV_CONF": conf,
+        "PET_RDZV_ID": f"{env.run_id}-{env.attempt}-{since:.3f}", "PET_LOCAL_ADDR": env.address,
+        "TRAINER_IS_HEAD": str(int(is_head)),
+    }  # fmt: skip
+    if interface := interface_of(env.address):  # else gloo takes what the host's name leads to, often the loopback
+        told |= {name: given.get(name, interface) for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
+    return told
+
+
+@dataclass
+class Meetings:
+    """How often the machines of a run have met, and whether they may meet again."""
+
+    has_led: bool = False
+    attempt: int = 0  # the last one; 0 before there was one
+    newest: str = ""  # the newest checkpoint when the last attempt began
+    losses: int = 0  # attempts since then
+    seen: str = '""'  # of the lease: JSON
+
+    def environ(self, env: RunEnv) -> dict[str, str]:
+        """What the uploader is told. Raises UserError."""
+        if not has_others(env):
+            return {}
+        told = {MEETING: meeting_place(env), HAS_LED: str(int(self.has_led)), LAST_ATTEMPT: str(self.attempt)}
+        return told | {LEASE_SEEN: self.seen}
+
+    def begin(self, attempt: int, newest: str, *, leads: bool) -> None:
+        """An attempt begins, from this checkpoint."""
+        if newest != self.newest:
+            self.newest, self.losses = newest, 0
+        self.has_led, self.attempt = leads, attempt
+
+    def go_on(self, code: int) -> bool:
+        """Whether the machines meet again after an attempt that nobody here stopped, and that ended so."""
+        self.losses += 1
+        return code in (Exit.INTERRUPTED, Exit.HELD, CRASH) and self.losses < MOST_LOSSES

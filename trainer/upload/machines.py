@@ -1,0 +1,181 @@
+"""A machine among several of one run: whether it leads or joins, and the record of it that the others' tools read.
+
+The run's lease decides: whoever owns it leads, and names there the place where the machines meet.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+from trainer.contract import HEARTBEAT_SECONDS, Lease, LostRunError, RunEnv, run_key
+from trainer.process.channel import attempt_dir, read_json
+from trainer.process.nodes import HAS_LED, LAST_ATTEMPT, LEASE_SEEN, MEETING, has_others
+from trainer.store import NotFoundError, ObjectStore, StoreError
+from trainer.upload.hangs import ship_hangs
+from trainer.upload.owner import RENEWALS_PER_LEASE, MachineLock, Ownership
+from trainer.upload.queue import say_as_uploader
+
+HEADLESS_SECONDS = 600  # until a machine gives up that the others do not hear
+MISTAKE_SECONDS = 20  # after which a meeting place that answers for a run that is not in this store counts as a mistake
+SCOUT_SECONDS = 0.5
+OVER_SECONDS = 60  # after the end of an attempt here, in which its meeting place may still answer
+TELL_SECONDS = 30
+
+
+def answers(place: str) -> bool:
+    """Whether somebody listens at host:port."""
+    host, _, port = place.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+class Scout:
+    """Looks who leads the run."""
+
+    def __init__(self, env: RunEnv, store: ObjectStore):
+        self.env, self.store = env, store
+        self.may_lead, self.has_led = bool(os.environ.get(MEETING)), os.environ.get(HAS_LED) == "1"
+        self.ended = int(os.environ.get(LAST_ATTEMPT) or 0)
+        self.lock = MachineLock.of(env)
+        self.view = Ownership(store, env.run_id, 0, float(env.lease_seconds), self.lock)
+        if seen := json.loads(os.environ.get(LEASE_SEEN) or '""'):
+            self.view.has_been_watched(*seen)
+        self.began = self.told = time.monotonic()
+        # The one that led goes first, and few others come at the same moment: an attempt's number is never given back.
+        self.modesty = 0.0 if self.has_led else random.uniform(1, 4)
+
+    def is_finished(self) -> bool:
+        try:
+            self.store.info(run_key(self.env.run_id, "done.json"))
+        except NotFoundError:
+            return False
+        return True
+
+    def head(self) -> Lease | None:
+        """The lease of the machine that leads, once it answers; None where this one is to lead.
+
+        Raises LostRunError after HEADLESS_SECONDS, StoreError.
+        """
+        free_since = 0.0
+        while True:
+            is_held, lease, now = self.view.is_held_by_another(), self.view.lease, time.monotonic()
+            if is_held and lease is not None:
+                free_since = 0.0
+                is_over = lease.attempt == self.ended and now < self.began + OVER_SECONDS
+                if lease.rendezvous and not is_over and answers(lease.rendezvous):
+                    return lease
+            elif self.may_lead:
+                free_since = free_since or now
+                if now >= free_since + self.modesty:
+                    self.lock.close()  # the attempt takes it again, under its own name
+                    return None
+            elif self.is_finished():
+                return None
+            self._wait(lease if is_held else None, now)
+
+    def _wait(self, lease: Lease | None, now: float) -> None:
+        waited = now - self.began
+        if lease is None and waited > MISTAKE_SECONDS and answers(self.env.rendezvous):
+            raise LostRunError(
+                f"{self.env.rendezvous} answers, but in {self.store.uri} nobody leads the run {self.env.run_id!r}: all "
+                "machines need one store that all of them see, s3://… or a shared folder (STORE=), and one RUN="
+            )
+        place = self.env.rendezvous or (lease.rendezvous if lease is not None else "")
+        if waited > HEADLESS_SECONDS:
+            raise LostRunError(
+                f"{place or 'the machine that leads'} has not answered for {HEADLESS_SECONDS} s: is that machine up, "
+                "does it train this run, and does a firewall let TCP through to that port, and to all others above "
+                "1023, from each machine to each?"
+            )
+        if now >= self.told + TELL_SECONDS:
+            self.told = now
+            say_as_uploader(f"waiting for the machine that leads the run, at {place or 'a place that it will name'}")
+        time.sleep(SCOUT_SECONDS)
+
+
+class MachineRecord:
+    """`nodes/<node>.json` of this machine."""
+
+    def __init__(self, env: RunEnv, store: ObjectStore, role: str):
+        self.env, self.store, self.role = env, store, role
+        self.message, self.machine = "", dict[str, Any]()
+
+    def note(self, request: dict[str, Any]) -> None:
+        """What the supervisor tells of this machine."""
+        self.message, self.machine = request.get("message", self.message), request.get("machine", self.machine)
+
+    def write(self, *, ended: bool = False) -> None:
+        """Store it, where the run has several machines. Raises StoreError."""
+        if not has_others(self.env):
+            return
+        status = read_json(attempt_dir(self.env) / "status.json") or {}
+        here = {name: status.get(name) for name in ("phase", "step")}
+        body = {
+            "node": self.env.node, "address": self.env.address, "role": self.role, "attempt": int(self.env.attempt),
+            "time": time.time(), **here, "processes": int(os.environ.get("PET_NPROC_PER_NODE") or 1),
+            "machine": self.machine, "message": self.message,
+        }  # fmt: skip
+        if ended:
+            body["ended"] = time.time()
+        self.store.put(run_key(self.env.run_id, f"nodes/{self.env.node}.json"), json.dumps(body).encode())
+
+
+class Companion:
+    """The uploader of a machine that joins: it stores the record of its machine, and nothing of the run."""
+
+    def __init__(self, env: RunEnv, store: ObjectStore, lease: Lease):
+        self.env, self.store, self.lease = env, store, lease
+        self.view = Ownership(store, env.run_id, 0, float(env.lease_seconds), MachineLock.of(env))
+        self.record = MachineRecord(env, store, "member")
+        self.complained = False
+
+    def beat(self, *, ended: bool = False) -> None:
+        try:
+            self.record.write(ended=ended)
+        except StoreError as error:
+            if not self.complained:
+                say_as_uploader(f"no record of this machine could be stored: {error}")
+            self.complained = True
+
+    def beat_forever(self) -> None:
+        """Store the record, and watch the lease in between: so the head's end is known when this attempt ends."""
+        while True:
+            self.beat()
+            until = time.monotonic() + HEARTBEAT_SECONDS
+            while time.monotonic() < until:
+                time.sleep(float(self.env.lease_seconds) / RENEWALS_PER_LEASE)
+                with suppress(StoreError):
+                    self.view.look()
+
+    def run(self) -> None:
+        """Until the supervisor closes standard input."""
+        lease = self.lease
+        ready = {"state": "member", "attempt": lease.attempt, "rendezvous": lease.rendezvous, "since": lease.since}
+        print(json.dumps(ready | {"newest": lease.newest, "socket": "none"}), flush=True)
+        threading.Thread(target=self.beat_forever, daemon=True).start()
+        for line in sys.stdin:
+            request = json.loads(line)
+            if request["op"] == "node":
+                self.record.note(request)
+        if lack := ship_hangs(self.env, self.store):
+            say_as_uploader(lack)
+        self.beat(ended=True)
+        print(json.dumps([self.view.etag, self.view.seen_at]), flush=True)
+
+
+def end_vain_attempt(store: ObjectStore, key: str, message: str) -> None:
+    """An attempt whose machine did not get the run, since another one was quicker: it has ended."""
+    with suppress(StoreError, ValueError):
+        body = json.loads(store.get(key)) | {"exit": 76, "message": message, "ended": time.time()}
+        store.put(key, json.dumps(body).encode())
