@@ -51,7 +51,8 @@ class Execution:
         Raises UserError where --cuda-graphs cannot work.
         """
         check_graphs(config, state, world)
-        eager = wrap(Forward(state.model, config, world.device, class_weights), world)
+        forward = Forward(state.model, config, world.device, class_weights)
+        eager = wrap(forward, world, bf16_gradients=config.bf16_gradients)
         net = eager
         if config.compile:  # one graph for each resolution: one for all of them is slower, and for good
             torch._dynamo.config.recompile_limit = len(config.resolutions()) + 2

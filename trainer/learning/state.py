@@ -16,6 +16,7 @@ from trainer.learning.groups import freeze
 from trainer.learning.model import build_model, draws_numbers
 from trainer.learning.optimizer import make_optimizer, optimizer_tensors
 from trainer.learning.schedule import Settings
+from trainer.learning.sync_norm import sync_norms
 from trainer.recipes.config import Config
 
 COUNTERS = ("step", "validated", "scores", "best", "seconds")
@@ -101,6 +102,8 @@ def make_state(config: Config, device: torch.device, *, initialise: bool) -> Sta
     counts = take_over_counts(model)
     if config.fused_norm:
         fuse_norms(model)
+    if config.model.sync_norm:
+        sync_norms(model)
     still = {id(buffer) for buffer in freeze(model, config.optim.freeze_stages)}
     return State(
         model=model,

@@ -15,6 +15,7 @@ from datetime import timedelta
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -108,8 +109,10 @@ def main_of(store: Store, rank: int, size: int, head: bool) -> int:
     return heads[0]
 
 
-def wrap(model: nn.Module, world: World) -> nn.Module:
+def wrap(model: nn.Module, world: World, *, bf16_gradients: bool = False) -> nn.Module:
     """DistributedDataParallel where there is more than one process. Each normalises by its own batch, as torch does.
+
+    With `bf16_gradients` each sends its gradients, divided by the number of processes, rounded to bf16.
 
     The statistics of BatchNorm are the main process's: `share_buffers` sends them where they are needed.
     `static_graph` would save a search for unused parameters, which is not made here anyway; and with gradients that are
@@ -121,9 +124,12 @@ def wrap(model: nn.Module, world: World) -> nn.Module:
     with warnings.catch_warnings():
         # Its successor, forward_sync_buffers, is only in torch 2.15 and later.
         warnings.filterwarnings("ignore", ".*broadcast_buffers.* is deprecated", FutureWarning)
-        return nn.parallel.DistributedDataParallel(
+        wrapped = nn.parallel.DistributedDataParallel(
             model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
         )
+    if bf16_gradients:
+        wrapped.register_comm_hook(None, bf16_compress_hook)
+    return wrapped
 
 
 def without_sync(net: nn.Module, skip: bool) -> AbstractContextManager[None]:

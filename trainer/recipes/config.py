@@ -27,6 +27,8 @@ class ModelConfig:
     blur_pool: Literal["none", "convs", "all"] = field(default="none", metadata=ADDED)  # blur before what shrinks
     init: Literal["torchvision", "composer"] = field(default="torchvision", metadata=ADDED)  # whose random start
     zero_init: bool = field(default=False, metadata=ADDED)  # each residual block begins as the identity
+    # BatchNorm over what all processes compute at once: what is computed then depends on their number
+    sync_norm: bool = field(default=False, metadata=ADDED)
     stochastic_depth: float = field(default=0.0, metadata=ADDED)  # chance to skip the last block; 0: torchvision's
 
 
@@ -141,6 +143,7 @@ class Config:
     compile_strict: bool = field(default=False, metadata=OPERATIONAL | ADDED)  # stop where compiling fails
     cuda_graphs: bool = field(default=False, metadata=ADDED)  # launch a step whole: for small images on a fast GPU
     fused_norm: bool = field(default=False, metadata=ADDED)  # BatchNorm, addition and ReLU as one kernel, on a GPU
+    bf16_gradients: bool = field(default=False, metadata=ADDED)  # several processes exchange half the bytes
     deterministic: bool = False  # only bitwise reproducible kernels, at a cost in speed
     seed: int = 0  # of weights, order, crops and mixing
     val_every_epochs: int = 1  # validate after every so many epochs, and at the end
@@ -178,8 +181,14 @@ class Config:
     def micro_batches_of(self, rank: int, world_size: int) -> range:
         """The numbers of a step's micro-batches that a process computes. Some processes may have one more than others.
 
-        Raises UserError where a process would have none.
+        Raises UserError where a process would have none, or fewer than another and BatchNorm waits for all.
         """
+        if self.model.sync_norm and self.micro_batches % world_size:
+            even = [str(n) for n in range(1, self.micro_batches + 1) if self.micro_batches % n == 0]
+            raise UserError(
+                f"--model.sync-norm with {world_size} processes: each must compute as many of the {self.micro_batches} "
+                f"micro-batches of a step as the others; use {', '.join(even)} processes (NPROC=), or leave it out"
+            )
         if world_size > self.micro_batches:
             fits = [n for n in range(1, self.global_batch_size // world_size + 1) if self.global_batch_size % n == 0]
             smaller = f"pass --device-batch-size {fits[-1]}, or " if fits else ""

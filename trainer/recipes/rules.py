@@ -51,6 +51,7 @@ def general_rules(config: Config) -> list[Rule]:
         ("--log-every-steps", config.log_every_steps, config.log_every_steps >= 1, "at least 1"),
         ("--compile-strict", strict, config.compile or not strict, "off without --compile"),
         *fused_norm_rules(config),
+        *sync_norm_rules(config),
         ("--seed", config.seed, 0 <= config.seed < 2**63, "0 to 2^63-1"),
         ("--patience", config.patience, config.patience >= 0, "at least 0 (0 = train to the end)"),
         ("--checkpoint.every-seconds", seconds, seconds > 0, "positive"),
@@ -89,6 +90,15 @@ def resnet_rules(config: Config) -> list[Rule]:
     return [
         (option, value, is_resnet(model.name) or not used, f"{off} {other}; pass {how_to_type(option, off)}")
         for option, value, used, off in given
+    ]
+
+
+def sync_norm_rules(config: Config) -> list[Rule]:
+    option, value, off = "--model.sync-norm", config.model.sync_norm, not config.model.sync_norm
+    return [
+        (option, value, off or not config.fused_norm, "off with --fused-norm, whose kernels know one process"),
+        (option, value, off or not config.compile, "off with --compile, which does not trace its exchange"),
+        (option, value, off or not config.cuda_graphs, "off with --cuda-graphs, which work for one process"),
     ]
 
 

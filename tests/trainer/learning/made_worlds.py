@@ -37,6 +37,10 @@ CONFIG = Config(
     data=DataConfig(resolution=32, start_resolution=32, val_resize=32, val_crop=32, workers=1),
     regularize=RegularizeConfig(mixup_alpha=0.4, cutmix_alpha=1.0),
 )  # fmt: skip
+# Nothing is drawn for a micro-batch here, so two micro-batches that are normalised together are one of twice the size.
+TOGETHER = replace(CONFIG, model=ModelConfig(num_classes=4, sync_norm=True), regularize=RegularizeConfig())
+TWICE = replace(TOGETHER, device_batch_size=4)
+ROUNDED = replace(CONFIG, bf16_gradients=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,7 @@ class Part:
     start: str = ""
     keep: tuple[int, ...] = (STEPS,)  # states to keep
     look_every: int = 1  # steps
+    config: Config = CONFIG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +116,8 @@ def differ(world: World) -> str:
 
 def with_dropout(config: ModelConfig, *, initialise: bool = True) -> nn.Module:
     model = small_model()
-    model.flat = nn.Sequential(nn.Flatten(), nn.Dropout(0.2))
+    if not config.sync_norm:
+        model.flat = nn.Sequential(nn.Flatten(), nn.Dropout(0.2))
     return model
 
 
@@ -124,7 +130,7 @@ def data() -> Any:
 
 
 def train_part(part: Part, world: World, folder: Path) -> None:
-    state, seen = make_state(CONFIG, world.device, initialise=True), list[list[int]]()
+    state, seen = make_state(part.config, world.device, initialise=True), list[list[int]]()
     if part.start:
         kept = torch.load(folder / f"{part.start}.{part.first}.pt")
         for name, tensor in state.tensors().items():
@@ -137,14 +143,14 @@ def train_part(part: Part, world: World, folder: Path) -> None:
             yield job
 
     setup.train_jobs = watched  # type: ignore[attr-defined]
-    made, clock, said = data(), Clock.of(CONFIG, IMAGES), list[str]()
-    execution = Execution.of(CONFIG, state, world, said.append)
+    made, clock, said = data(), Clock.of(part.config, IMAGES), list[str]()
+    execution = Execution.of(part.config, state, world, said.append)
     losses: dict[int, float] = {}
-    with setup.open_loader(CONFIG, made, clock, world, range(part.first, part.last)) as loader:
+    with setup.open_loader(part.config, made, clock, world, range(part.first, part.last)) as loader:
         log, batches = StepLog(world, loader, clock.steps_per_epoch), iter(loader)
         while state.step < part.last:
             settings = clock.at(state.step)
-            sums = train_step(state, execution, batches, CONFIG, settings, world)
+            sums = train_step(state, execution, batches, part.config, settings, world)
             log.add(state.step, settings, sums)
             if state.step % part.look_every == 0 or state.step == part.last:
                 log.look({})

@@ -42,7 +42,7 @@ def test_a_step_takes_one_round_of_all_processes_beside_its_gradients(
 
     monkeypatch.setattr(module, "step", counted)
     monkeypatch.setattr(lab_module, "WORLD", TWO)
-    monkeypatch.setattr(execution, "wrap", lambda net, world: net)
+    monkeypatch.setattr(execution, "wrap", lambda net, world, **options: net)
     monkeypatch.setattr(torch.distributed, "all_reduce", with_a_twin)
     monkeypatch.setattr(torch.distributed, "broadcast", lambda values, src: None)
     monkeypatch.setattr(setup, "agree_on_start", lambda *arguments: None)

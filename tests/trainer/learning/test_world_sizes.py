@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.learning.made_worlds import CONFIG, STEPS, Group, Part, train_together
+from tests.trainer.learning.made_worlds import CONFIG, ROUNDED, STEPS, TOGETHER, TWICE, Group, Part, train_together
 from trainer.learning.world import World, wrap
 
 HALF, LATER = 20, 35
@@ -22,11 +22,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that all trainings leave their files in."""
     folder = tmp_path_factory.mktemp("worlds")
     for group in (
-        Group(size=1, parts=[Part(name="one")], scored="one"),
+        Group(size=1, parts=[Part(name="one"), Part(name="twice", config=TWICE)], scored="one"),
         Group(size=4, scored="one", on_each=2, parts=[
             Part(name="four", keep=KEPT), Part(name="four-again", start="four", first=HALF, look_every=7),
         ]),
         Group(size=2, scored="one", parts=[
+            Part(name="together", config=TOGETHER), Part(name="rounded", config=ROUNDED),
             Part(name="two"), Part(name="shrunk", start="four", first=HALF, last=LATER, keep=(LATER,)),
         ]),
         Group(size=4, on_each=2, head=1, parts=[
@@ -117,6 +118,22 @@ def test_processes_with_other_options_are_refused_and_each_names_the_ranks_and_t
             said = (found / f"differ.{size}.{rank}.txt").read_text()
             assert said == expected or (expected in said and said.startswith("the processes of this run would not"))
             assert said.count("rank ") == 3 * (size == 3), "nothing else differs"
+
+
+def test_norms_of_two_processes_together_are_those_of_one_micro_batch_of_twice_the_size(found: Path) -> None:
+    one, two = losses(found, "twice"), losses(found, "together")
+    assert max(abs(two[step] - loss) / loss for step, loss in one.items()) <= 1e-5
+    ours, theirs = (torch.load(found / f"{part}.{STEPS}.pt") for part in ("together", "twice"))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)  # rounding adds up over the steps
+    alone = losses(found, "two")
+    assert abs(two[1] - alone[1]) / alone[1] > 1e-4, "each alone finds other statistics"
+
+
+def test_gradients_in_bf16_change_the_losses_by_their_rounding_and_all_processes_alike(found: Path) -> None:
+    exact, rounded = losses(found, "two"), losses(found, "rounded")
+    assert rounded[1] == exact[1], "the first loss comes before the first exchange"
+    assert 1e-6 < max(abs(rounded[step] - loss) / loss for step, loss in exact.items()) < 0.05
 
 
 def test_one_process_trains_the_bare_network(found: Path) -> None:

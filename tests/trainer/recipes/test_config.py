@@ -13,6 +13,7 @@ from trainer.contract import UserError
 from trainer.recipes.config import (
     Config,
     DataConfig,
+    ModelConfig,
 )
 from trainer.recipes.fields import config_hash, differences, flatten, from_json, to_json
 
@@ -181,6 +182,13 @@ def test_more_processes_than_micro_batches_are_refused_with_what_fits(
         smaller = int(fits.split(",")[0].rsplit(" ")[-1])
         replaced = dataclasses.replace(config, device_batch_size=smaller)
         assert replaced.micro_batches_of(world - 1, world)
+
+
+def test_norms_that_wait_for_each_other_need_as_many_micro_batches_in_each_process() -> None:
+    config = Config(global_batch_size=512, device_batch_size=64, model=ModelConfig(sync_norm=True))
+    assert list(config.micro_batches_of(3, 4)) == [3, 7]
+    with pytest.raises(UserError, match=r"--model.sync-norm with 3 processes: .* use 1, 2, 4, 8 processes"):
+        config.micro_batches_of(0, 3)
 
 
 def ramp(config: DataConfig, epochs: int) -> list[int]:

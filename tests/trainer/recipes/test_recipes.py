@@ -91,7 +91,7 @@ def test_every_recipe_promises_an_accuracy_or_says_that_it_is_not_measured(recip
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_help_shows_every_option_with_its_meaning_and_default(recipe: str) -> None:
     text = help_of(recipe)
-    starts = {found[1]: found for found in re.finditer(r" --([a-z][a-z.-]*)(?=[ ,])(?:, --[a-z.-]+)?", text)}
+    starts = {found[1]: found for found in re.finditer(r" --([a-z][a-z0-9.-]*)(?=[ ,])(?:, --[a-z0-9.-]+)?", text)}
     config = RECIPES[recipe]()
     values = {name.replace("_", "-"): value for name, value in flatten(config).items()} | {
         "size": config.data.resolution

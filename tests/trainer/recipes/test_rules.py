@@ -100,6 +100,7 @@ BREAKS = {
     "--cuda-graphs": Config(cuda_graphs=True, model=ModelConfig(stochastic_depth=0.05)),
     "--compile-strict": Config(compile_strict=True),
     "--fused-norm": Config(fused_norm=True, compile=True),
+    "--model.sync-norm": Config(model=ModelConfig(sync_norm=True), compile=True),
     "--checkpoint.every-seconds": Config(checkpoint=CheckpointConfig(every_seconds=0.0)),
 }
 
