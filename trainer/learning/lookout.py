@@ -6,6 +6,9 @@ decides nothing, and the lookout does: 20 s without a beat is a lost process, an
 is one that hangs. NCCL's own watchdog has the group's timeout, too; its monitor (480 s by default,
 TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC) ends a process only where the watchdog itself hangs.
 
+A beat of one of 4 processes costs 0.18 ms of a processor, its store's share included: 0.01 % of the time, measured on
+2 shared cores.
+
 The one that hangs is the one that has begun the fewest collectives: the others wait for it in the next one.
 """
 
