@@ -39,6 +39,7 @@ def offer(autoscaling: Any, name: str, market: str, types: Sequence[str], nodes:
     ]
     policy["InstancesDistribution"] = _distribution(policy, market)
     place = {"VPCZoneIdentifier": ",".join(site.subnet_ids), "PlacementGroup": site.placement_group} if site else {}
+    place = {name: value for name, value in place.items() if value != found.get(name, "")}  # a run on one asks for none
     autoscaling.update_auto_scaling_group(
         AutoScalingGroupName=name, MixedInstancesPolicy=policy, MaxSize=nodes, **place
     )
