@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 
 from trainer.contract import RunEnv, run_key
@@ -15,7 +14,7 @@ def ship_hangs(env: RunEnv, store: ObjectStore) -> str:
 
     Returns why some of them could not be stored; "" if all are. They stay on this machine in any case.
     """
-    node = os.environ.get("TRAINER_NODE") or platform.node()
+    node = env.node or platform.node()
     try:
         for path in sorted(attempt_dir(env).glob("hang.*")):
             store.put(run_key(env.run_id, f"hangs/{env.attempt}/{node}-{path.name}"), path.read_bytes())
