@@ -67,7 +67,8 @@ def apart_since(facts: Facts, wanted: Collection[FleetMachine], has_ticked: bool
     if beat.nodes >= len(wanted) + len(facts.overlooked):
         return {}
     found = [machine for machine in wanted if why_apart(nodes.get(machine.id), beat, facts.now)]
-    first = {one.id: facts.now if one.id in nodes else max(one.launched, soon) for one in found}
+    last = {one.id: nodes[one.id].at if one.id in nodes else one.launched for one in found}  # what was heard of it
+    first = {id: max(at, soon) if facts.now - at >= RECORD_SECONDS else facts.now for id, at in last.items()}
     return hidden | first | {one.id: known[one.id] for one in found if one.id in known}
 
 

@@ -200,7 +200,7 @@ class Machine:
     # Its ends.
 
     def hang(self) -> None:
-        if self.stands and self.training.nodes > 1:
+        if self.stands:
             return
         kind, trouble = self.random.random(), self.training.trouble
         if self.training.nodes > 1 and kind < trouble.frozen_share and team.freeze_member(self):

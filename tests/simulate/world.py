@@ -11,7 +11,7 @@ from typing import Any
 
 from infra.config import Installation
 from infra.guard import Guard, GuardSettings
-from infra.guard.rules import SHUTDOWN_SECONDS, STALL_SECONDS, TICK_SECONDS
+from infra.guard.rules import BOOT_SECONDS, OVERDUE_SECONDS, SHUTDOWN_SECONDS, STALL_SECONDS, TICK_SECONDS
 from infra.operate.planning.start import Place, start_run
 from infra.run.spec import Spec
 from tests.simulate.clients import clients
@@ -119,7 +119,7 @@ class World:
         self.guard = self.new_guard()
         self.deadline, self.looked, self.gap = 0.0, BEGAN, TICK_SECONDS
         self.wrong: set[str] = set()
-        self.dead_launches = 0
+        self.dead_launches, self.blind = 0, 0.0  # for so long a guard that remembers no budget lets machines boot
         self.rest = 0.0
 
     def make_weather(self) -> Weather:
@@ -209,6 +209,7 @@ class World:
             return
         if self.random.random() < 0.005:
             self.guard = self.new_guard()  # a cold start
+            self.blind = self.blind if self.cloud.is_store_up else BOOT_SECONDS
         if not self.cloud.is_silent:
             self.looked = now
         desired = self.cloud.desired
@@ -222,7 +223,9 @@ class World:
         for instance in self.cloud.instances:
             if instance.is_billing:
                 machine = self.lives[instance.id]
-                if now > float(instance.tags["resnet-spot:deadline"]) + LATE_SECONDS:
+                deadline = float(instance.tags["resnet-spot:deadline"])  # timer, schedule and guard may all be broken
+                is_lost = machine.is_frozen and self.weather.is_sticky and self.looked < deadline + OVERDUE_SECONDS
+                if now > deadline + LATE_SECONDS and not is_lost:
                     self.wrong.add("alive past the deadline")
                 idle = now - machine.idle if machine.idle else 0.0
                 most = IDLE_SECONDS + (STALL_SECONDS if machine in self.training.team else 0)  # it waits for others
@@ -256,7 +259,7 @@ class World:
         usd = sum(instance.usd(now) for instance in self.cloud.instances)
         dearest = max((price for i in self.cloud.instances for _, price in i.prices), default=0.0)
         at_once = most_at_once(self.cloud.instances)
-        bound = self.spec.budget_usd + dearest * at_once * (self.gap + SHUTDOWN_SECONDS) / 3600
+        bound = self.spec.budget_usd + dearest * at_once * (self.gap + self.blind + SHUTDOWN_SECONDS) / 3600
         if usd > bound:
             self.wrong.add("over budget")
         signs = {id: life.sign for id, life in self.lives.items()}
