@@ -130,6 +130,9 @@ def torchrun_environ(
         "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": rendezvous, "PET_RDZV_CONF": conf,
         "PET_RDZV_ID": f"{env.run_id}-{env.attempt}-{since:.3f}", "PET_LOCAL_ADDR": env.address,
         "TRAINER_IS_HEAD": str(int(is_head)),
+        # Else torchrun keeps the address of its first round's store: a machine that trained alone and is not the first
+        # one any more would wait there for the others, who are elsewhere (torch 2.15, dynamic_rendezvous.py).
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }  # fmt: skip
     if interface := interface_of(env.address):  # else gloo takes what the host's name leads to, often the loopback
         told |= {name: given.get(name, interface) for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
