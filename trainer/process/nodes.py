@@ -59,6 +59,16 @@ def as_node(env: RunEnv) -> RunEnv:
     return replace(env, node=name, address=address, lease_seconds=seconds)
 
 
+def check_shares(env: RunEnv, micro_batches: int, processes: int) -> None:
+    """Raises UserError where a step has no micro-batch for each process of each machine, with so many on this one."""
+    if has_others(env) and int(env.nodes) * processes > micro_batches:
+        raise UserError(
+            f"NODES={env.nodes}: with {processes} processes on each machine a step needs {int(env.nodes) * processes} "
+            f"micro-batches, and it has {micro_batches} (--global-batch-size / --device-batch-size): use fewer, "
+            "or a smaller --device-batch-size"
+        )
+
+
 def address_towards(host: str) -> str:
     """This machine's IPv4 address on the way to another. Nothing is sent. Raises UserError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -124,7 +134,8 @@ def torchrun_environ(
     Whoever meets at `rendezvous` trains. The attempt ends where one is lost or comes (`PET_MAX_RESTARTS`). `since` is
     the moment at which it got the run, in Unix seconds: nobody meets there who has read a copy of the store.
     """
-    conf = f"is_host={int(is_head)},join_timeout=600,last_call_timeout={LAST_CALL_SECONDS},close_timeout=5"
+    conf = f"is_host={int(is_head)},join_timeout=600,last_call_timeout={LAST_CALL_SECONDS},close_timeout=5,"
+    conf += "heartbeat_timeout=30,keep_alive_max_attempt=6"  # seconds; of 5 s: a busy machine is not a lost one
     told = {
         "PET_STANDALONE": "0", "PET_NNODES": f"1:{env.nodes}", "PET_MAX_RESTARTS": "0",
         "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": rendezvous, "PET_RDZV_CONF": conf,
@@ -161,6 +172,10 @@ class Meetings:
         if newest != self.newest:
             self.newest, self.losses = newest, 0
         self.has_led, self.attempt = leads, attempt
+
+    def join_failed(self) -> None:
+        """No process of this machine took part in the attempt, which may go on without it: it may be joined again."""
+        self.attempt = 0
 
     def go_on(self, code: int) -> bool:
         """Whether the machines meet again after an attempt that nobody here stopped, and that ended so."""

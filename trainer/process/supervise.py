@@ -24,8 +24,8 @@ from trainer.contract import CRASH, DRAIN_SECONDS, Exit, RunEnv, UserError, atte
 from trainer.process import spot
 from trainer.process.channel import SOCKET_VARIABLE, Message, attempt_dir, read_json
 from trainer.process.children import ObserverProcess, TrainerProcess, UploaderProcess
-from trainer.process.counts import torch_environ
-from trainer.process.nodes import Meetings, as_node, has_others, torchrun_environ
+from trainer.process.counts import PROCESSES, torch_environ
+from trainer.process.nodes import Meetings, as_node, check_shares, has_others, torchrun_environ
 from trainer.process.scratch import open_scratch
 from trainer.process.signals import Signals
 from trainer.text import forgive_output, say
@@ -120,6 +120,7 @@ def supervise(arguments: Sequence[str]) -> int:
     env = as_node(run_env(recipe["recipe"]))
     open_scratch(env.scratch_dir)
     environ, meetings = child_environ(recipe, env), Meetings()
+    check_shares(env, recipe["global_batch_size"] // recipe["device_batch_size"], int(environ[PROCESSES]))
     while (code := attempt(arguments, recipe["recipe"], env, environ, signals, meetings, source)) is None:
         say("the machines of the run meet again, and continue from the newest checkpoint")
     return code
@@ -160,6 +161,8 @@ def attempt(
         code = finish_attempt(uploader, observer, env, environ, signals, begun, ended)
     else:
         ended = run_trainer(arguments, environ, attempt_dir(env), signals)
+        if not any((attempt_dir(env) / "pids").glob("*")):
+            meetings.join_failed()
         code = leave_attempt(uploader, ended, meetings)
     if has_others(env) and not signals.received and meetings.go_on(code):
         say(f"attempt {env.attempt} has ended: {ended['message']}")

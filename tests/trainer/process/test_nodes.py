@@ -20,6 +20,7 @@ from trainer.process.nodes import (
     MOST_LOSSES,
     Meetings,
     as_node,
+    check_shares,
     interface_of,
     meeting_place,
     torchrun_environ,
@@ -125,6 +126,13 @@ def test_a_wrong_variable_is_refused_with_its_value_and_the_rule(changed: dict[s
     assert said in str(error.value)
 
 
+def test_more_processes_than_micro_batches_are_refused() -> None:
+    check_shares(replace(ENV, nodes="4"), 8, 2)
+    check_shares(replace(ENV, nodes="1"), 1, 2)
+    with pytest.raises(UserError, match="NODES=4: with 3 processes on each machine a step needs 12 micro-batches, and"):
+        check_shares(replace(ENV, nodes="4"), 8, 3)
+
+
 def test_a_machine_of_several_has_a_name_an_address_and_a_short_lease() -> None:
     env = as_node(replace(ENV, address="", node=""))
     assert socket.inet_aton(env.address)
@@ -161,6 +169,8 @@ def test_machines_that_meet_without_a_new_checkpoint_give_up_at_last() -> None:
         assert meetings.go_on(CRASH)
     meetings.begin(MOST_LOSSES, "", leads=True)
     assert not meetings.go_on(Exit.INTERRUPTED)
+    meetings.join_failed()
+    assert meetings.environ(ENV)["TRAINER_LAST_ATTEMPT"] == "0", "it may be joined again"
     meetings.begin(MOST_LOSSES + 1, "a checkpoint", leads=True)
     assert meetings.go_on(Exit.HELD)
     assert not meetings.go_on(Exit.USER), "what the user must change, no other attempt mends"
