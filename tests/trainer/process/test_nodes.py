@@ -43,11 +43,10 @@ def machine(new_run: Make, tmp_path: Path, number: int) -> Run:
 
 def end_at_once(run: Run) -> None:
     """As a machine without power, but that the kernel closes its connections."""
-    workers = run.workers()
-    run.kill_everything()
-    for pid in workers:
+    for pid in run.workers():  # first: whoever reads the output waits for all that could write to it
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    run.kill_everything()
 
 
 @pytest.mark.slow
