@@ -27,7 +27,7 @@ import torch
 import torch.distributed
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from trainer.contract import CRASH
+from trainer.contract import CRASH, Phase
 from trainer.learning.verdicts import Judge, Judgement, LastWord, Pace
 from trainer.learning.world import World
 from trainer.process.channel import leave_exit
@@ -106,7 +106,8 @@ class Lookout:
             # The guard sees the main process alone, which may wait for one that stages its data.
             if self.world.is_main and self.judge.others_moved(10 * self.pace.beat):
                 self.status.tick()
-            if (found := self.judge.verdict()) is not None:
+            # Whoever saves for the last time needs no other process, and the store may leave with the first of them.
+            if self.status.phase != Phase.SAVING and (found := self.judge.verdict()) is not None:
                 with self.judging:
                     if not self.ends.is_set():
                         self.leave(found)

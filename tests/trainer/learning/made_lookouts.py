@@ -18,7 +18,7 @@ import torch
 import torch.distributed
 from torch._C._distributed_c10d import TCPStore
 
-from trainer.contract import Exit
+from trainer.contract import Exit, Phase
 from trainer.learning.lookout import looking_out
 from trainer.learning.verdicts import Pace
 from trainer.learning.world import World
@@ -57,6 +57,9 @@ def steps(world: World, local: Path, act: str, pace: Pace, count: int, step_seco
             time.sleep(step_seconds)
         if act == "leaves late":
             time.sleep(2 * pace.lost)
+        elif act == "saves late":
+            status.enter(Phase.SAVING)
+            time.sleep(4 * pace.lost)
     spent = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     return Exit.FINISHED, f"{spent}"
 

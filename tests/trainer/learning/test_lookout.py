@@ -77,6 +77,14 @@ def test_a_normal_end_makes_no_noise_although_one_stays_longer_than_silence_may_
     assert capfd.readouterr().err == ""
 
 
+def test_a_last_save_goes_on_although_the_store_has_left_with_the_others(tmp_path: Path) -> None:
+    with Crew(tmp_path, {0: "saves late"}, pace=replace(QUICK, beat=1.5, lost=2.0), steps=8) as crew:
+        crew.messages(1, 2)
+        crew.keeper.kill()
+        crew.messages(0)
+        assert crew.workers[0].exitcode == 0
+
+
 def test_the_beats_of_four_processes_cost_less_than_half_a_percent_of_steps_of_50_ms(tmp_path: Path) -> None:
     store, status = (
         TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False),
