@@ -5,6 +5,7 @@ EC2 takes 16 KB of it, so the comments of scripts and units stay here. This modu
 
 from __future__ import annotations
 
+import ast
 import base64
 import bz2
 import io
@@ -55,10 +56,23 @@ def archive(boot: Path) -> bytes:
 def travelling(boot: Path = BOOT) -> dict[str, bytes]:
     """The files of a folder as they are on a machine, by name."""
     found = sorted(file for file in boot.iterdir() if file.is_file())
-    return {file.name: file.read_bytes() if file.suffix == ".py" else bare(file.read_bytes()) for file in found}
+    strip = {".py": bare_module}
+    return {file.name: strip.get(file.suffix, bare)(file.read_bytes()) for file in found}
 
 
 def bare(text: bytes) -> bytes:
     """A shell script or a unit without the lines that are comments. The line that names the interpreter stays."""
     lines = text.splitlines(keepends=True)
     return b"".join(line for line in lines if line.startswith(b"#!") or not line.lstrip().startswith(b"#"))
+
+
+def bare_module(text: bytes) -> bytes:
+    """A Python module without docstrings, empty lines and lines that are comments."""
+    dropped = set[int]()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            said = node.body[0]
+            if len(node.body) > 1:
+                dropped |= {*range(said.lineno, (said.end_lineno or said.lineno) + 1)}
+    lines = enumerate(text.splitlines(keepends=True), 1)
+    return bare(b"".join(line for number, line in lines if number not in dropped and line.strip()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -44,6 +45,19 @@ def test_a_script_travels_as_the_same_program_and_without_its_comments(script: s
     assert program(there) == program(here)
     assert there.splitlines()[0] == here.splitlines()[0] or script == "lib.sh"  # which is only sourced
     assert not re.search(rb"^\s*#(?!!)", there, re.MULTILINE)
+
+
+def test_a_module_travels_as_the_same_program_without_docstrings_comments_and_empty_lines() -> None:
+    here, there = (BOOT / "handover.py").read_text(), travelling()["handover.py"].decode()
+    assert "\n\n" not in there
+    assert not re.search(r"^\s*#(?!!)", there, re.MULTILINE)
+    tree = ast.parse(here)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            is_said = ast.get_docstring(node) is not None and len(node.body) > 1
+            node.body = node.body[is_said:]
+    assert ast.dump(tree) == ast.dump(ast.parse(there))
+    assert len(there) < 0.95 * len(here)
 
 
 def test_what_is_no_comment_travels_in_any_case() -> None:

@@ -105,6 +105,6 @@ def test_a_dead_storage_stack_with_its_secret_is_no_stack(aws: Aws, look: Callab
 
 
 def test_a_dead_training_stack_has_no_zones_to_keep(deployed: Deployed) -> None:
-    assert zones_of_subnets(operator(), INSTALLATION) == ["us-east-1b"]
+    assert zones_of_subnets(operator(), INSTALLATION) == ["us-east-1b", "us-east-1c"]
     deployed.aws.set(stack_status={TRAINING: "ROLLBACK_COMPLETE"})
     assert len(zones_of_subnets(operator(), INSTALLATION)) == 3

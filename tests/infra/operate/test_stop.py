@@ -168,11 +168,11 @@ def test_shell_opens_a_session_on_the_machine_that_runs(
         raise Replaced
 
     monkeypatch.setattr(os, "execvp", execvp)
-    for arguments in ((), ("--instance", second)):
+    for arguments in ((), ("--node", second)):
         with pytest.raises(Replaced):
             operate("shell", *arguments)
     begin = ["aws", "ssm", "start-session", "--target"]
     assert started == [[*begin, id, "--region", "us-east-1"] for id in (first, second)]
-    assert f"of 2: {first}, {second}; --instance chooses" in capsys.readouterr().out
-    with pytest.raises(UserError, match=rf"'i-0' is no running machine: use one of: {first}, {second}"):
-        operate("shell", "--instance", "i-0")
+    assert f"of 2: {first}, {second}; NODE= chooses" in capsys.readouterr().out
+    with pytest.raises(UserError, match=rf"NODE='i-0' begins the id of no machine of the run: .*{first}, {second}"):
+        operate("shell", "--node", "i-0")
