@@ -46,8 +46,8 @@ RARE = {
     "logs:GetLogEvents",  # CodeBuild builds
     "s3:AbortMultipartUpload", "s3:GetObject",  # a half upload, a checkpoint without its HEAD.json
     "secretsmanager:GetSecretValue",  # an earlier rehearsal left its secret
-    "scheduler:DeleteSchedule",  # it is interrupted while a run has one
 }  # fmt: skip
+SOMETIMES = {"scheduler:DeleteSchedule"}  # where a run ends before its schedule is gone, or is interrupted
 # What takes half a minute each time where a machine costs money. A save still comes after the rows of some steps.
 SHORTER = (
     ("infra/operate/rehearsal/scope.py", "SAVE_EVERY_SECONDS = 40\n", "SAVE_EVERY_SECONDS = 20\n"),
@@ -98,4 +98,4 @@ def test_a_rehearsal_sees_a_run_lose_its_machine_and_go_on_with_the_same_bits_an
     assert 0 < report["usd"] < report["most_usd"] <= 0.5
     for_other_states = [*deleting(names), *closing_the_tally(names), *rehearsing(names)]
     known = {action for right in for_other_states for action in right.actions}
-    assert {action for action, _ in unasked(rights, asked_by_role(aws))} - known == RARE
+    assert {action for action, _ in unasked(rights, asked_by_role(aws))} - known - SOMETIMES == RARE
