@@ -26,7 +26,7 @@ from trainer.store import open_store
 OPTIONS = (
     "digits", "--epochs", "3", "--global-batch-size", "32", "--device-batch-size", "8", "--deterministic",
     "--model.name", "squeezenet1_1", "--log-every-steps", "1", "--checkpoint.every-seconds", "2",
-    "--data.workers", "1", "--optim.peak-lr", "0.01",
+    "--data.workers", "1", "--optim.name", "adamw", "--optim.peak-lr", "0.0005",
 )  # fmt: skip
 STEPS = 3 * 44
 START_SECONDS = 150  # until the first step; four machines on two cores import torch and join
