@@ -13,9 +13,10 @@ from tests.chaos.runs import RUN
 from trainer.contract import run_key
 
 END_SECONDS = 420
-# Where the number of processes changed, sums were added in another order. The rest is how a training amplifies that.
-LOSS_TOLERANCE = 0.05  # of a step's loss
-WEIGHT_TOLERANCE = 0.02  # of the norm of all weights
+# Where the number of processes changed, sums were added in another order. That moves losses by 2e-6 and weights by 7e-7
+# in so many steps. The loss of the next step, which has other images, is 1e-3 away.
+LOSS_TOLERANCE = 1e-4  # of a step's loss
+WEIGHT_TOLERANCE = 1e-4  # of the norm of all weights
 WEIGHTS = ("model.", "ema.")
 LEFT_SECONDS = 15  # that the last process of a machine may take to end after its first one
 
