@@ -138,8 +138,11 @@ class Judge:
         return rank in self.words and self.words[rank].is_over
 
     def _silent(self, seconds: float) -> list[int]:
+        """Whom nobody has heard for so long, while the store answered: a dead store silences all of them."""
         others = (rank for rank in range(self.size) if rank != self.rank and not self._is_over(rank))
-        return [rank for rank in others if self.now - self.heard.get(rank, 0.0) > seconds]
+        heard = ((rank, self.heard.get(rank, 0.0)) for rank in others)
+        while_answered = max(seconds - self.pace.beat, 1.25 * self.pace.beat)
+        return [rank for rank, at in heard if self.now - at > seconds and self.answered - at > while_answered]
 
     def _tell(self, rank: int) -> str:
         if (word := self.words.get(rank)) is None:

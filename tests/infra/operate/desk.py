@@ -98,7 +98,8 @@ class Desk:
         """The programs `aws` and `session-manager-plugin` ask for this; no machine is behind it."""
 
         def opened(file: str, words: list[str]) -> None:
-            ssm, own = boto3.client("ssm"), boto3.client("sts").get_caller_identity()["UserId"]
+            session = boto3.Session()  # not the default one, which keeps the role of an earlier test
+            ssm, own = session.client("ssm"), session.client("sts").get_caller_identity()["UserId"]
             ssm.start_session(Target=words[words.index("--target") + 1])
             ssm.resume_session(SessionId=f"{own}-0a1b2c3d")
             ssm.terminate_session(SessionId=f"{own}-0a1b2c3d")

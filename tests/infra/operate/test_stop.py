@@ -174,5 +174,5 @@ def test_shell_opens_a_session_on_the_machine_that_runs(
     begin = ["aws", "ssm", "start-session", "--target"]
     assert started == [[*begin, id, "--region", "us-east-1"] for id in (first, second)]
     assert f"of 2: {first}, {second}; NODE= chooses" in capsys.readouterr().out
-    with pytest.raises(UserError, match=rf"NODE='i-0' begins the id of no machine of the run: .*{first}, {second}"):
-        operate("shell", "--node", "i-0")
+    with pytest.raises(UserError, match=rf"NODE='i-x' begins the id of no machine of the run: .*{first}, {second}"):
+        operate("shell", "--node", "i-x")

@@ -47,6 +47,21 @@ def test_a_process_is_lost_after_20_seconds_of_silence_and_not_before() -> None:
     assert world.seconds(1) == "rank 2 on 10.0.0.3 has not been heard of for 21 s; its last word was step 512, training"
 
 
+def test_a_store_that_dies_between_two_beats_is_named_and_no_process_is() -> None:
+    world = World3()
+    world.seconds(10)
+    world.at += 0.5
+    world.judge.hear(world.words)  # an answer in which nobody's beat is new, and the last one
+    for _ in range(40):
+        world.at += 0.5
+        assert all("does not answer" in one for one in world.judge.missing(0.9 * PACE.naming))
+    assert world.judge.verdict() is None, "the others have been silent for 20.5 s, the store for 20"
+    world.at += 0.5
+    found = world.judge.verdict()
+    assert found is not None
+    assert found.message.startswith("the meeting point 10.0.0.1:29500 has not answered for 20 s")
+
+
 def test_one_that_never_came_is_lost_too() -> None:
     world = World3()
     del world.words[1]
