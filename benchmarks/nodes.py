@@ -74,14 +74,13 @@ def row_of(found: dict[str, Any], world: int, rate: float) -> dict[str, Any]:
         least = round(min(found["seconds"][name]), 4)
         ways[name] = {"seconds": round(medians[name], 4), "least": least, "ring": round(ring, 4), "over_ring": over}
     return {"machines": world, "gigabits": rate / 1e9, "ways": ways,
-            "local_seconds": round(medians["local"], 4), "flag_seconds": round(medians["flag"], 6)}  # fmt: skip
+            "local_seconds": round(medians["local"], 4), "question_seconds": round(medians["question"], 6)}  # fmt: skip
 
 
 def show(row: dict[str, Any]) -> None:
     link = f"{row['stream_gigabits']:.2f} Gbit/s of a TCP stream" if "stream_gigabits" in row else "no link"
-    print(
-        f"{row['machines']} machines, {row['gigabits']:g} Gbit/s ({link}); a flag {1000 * row['flag_seconds']:.2f} ms"
-    )
+    question = f"{1000 * row['question_seconds']:.2f} ms for the question of a step"
+    print(f"{row['machines']} machines, {row['gigabits']:g} Gbit/s ({link}); {question}")
     for name, way in row["ways"].items():
         over = f"{way['over_ring']:5.2f} x ring's {way['ring']:.3f} s" if way["ring"] else ""
         print(f"  {name:<16} {way['seconds']:8.3f} s (least {way['least']:.3f}) {over}", flush=True)

@@ -16,9 +16,10 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.learning.model import build_model
+from trainer.learning.world import Wishes, World
 from trainer.recipes.config import ModelConfig
 
-FLAGS = 50  # exchanges of one number in a round
+STEPS, STEP_SECONDS = 100, 0.05  # in which the process waits, as for its GPU
 
 
 class Gradients(torch.nn.Module):
@@ -47,6 +48,20 @@ def rounds_of(work: Callable[[], object], rounds: int) -> list[float]:
     return seconds
 
 
+def held(world: World) -> list[float]:
+    """Seconds by which the question of each step (`world.Wishes`) makes it longer."""
+    wishes, seconds = Wishes(lambda: [False, False], world), []
+    for _ in range(STEPS):
+        began = time.perf_counter()
+        wishes.ask()
+        asked = time.perf_counter()
+        time.sleep(STEP_SECONDS)
+        done = time.perf_counter()
+        wishes.answer()
+        seconds.append(round(asked - began + time.perf_counter() - done, 7))
+    return seconds
+
+
 def main(address: str, rank: int, world: int, rounds: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://{address}:29400", rank=rank, world_size=world)
@@ -55,19 +70,14 @@ def main(address: str, rank: int, world: int, rounds: int) -> None:
     ddp = DistributedDataParallel(module, static_graph=True, gradient_as_bucket_view=True)
     compressed = DistributedDataParallel(Gradients(), static_graph=True, gradient_as_bucket_view=True)
     compressed.register_comm_hook(None, bf16_compress_hook)
-    whole, half, flag = torch.zeros(numbers), torch.zeros(numbers, dtype=torch.bfloat16), torch.zeros(1)
-
-    def flags() -> None:
-        for _ in range(FLAGS):
-            dist.all_reduce(flag)
-
+    whole, half = torch.zeros(numbers), torch.zeros(numbers, dtype=torch.bfloat16)
     seconds = {
         "all-reduce-fp32": rounds_of(lambda: dist.all_reduce(whole), rounds),
         "all-reduce-bf16": rounds_of(lambda: dist.all_reduce(half), rounds),
         "ddp-fp32": rounds_of(lambda: ddp().backward(), rounds),
         "ddp-bf16": rounds_of(lambda: compressed().backward(), rounds),
         "local": rounds_of(lambda: module().backward(), rounds),  # the same backward pass without an exchange
-        "flag": [round(s / FLAGS, 7) for s in rounds_of(flags, rounds)],
+        "question": held(World(rank, 0, world, torch.device("cpu"))),
     }
     if rank == 0:
         print(json.dumps({"numbers": numbers, "seconds": seconds}), flush=True)

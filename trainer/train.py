@@ -34,7 +34,7 @@ from trainer.learning.device import check_device, telling_what_fits
 from trainer.learning.evaluation import best_of, evaluate, scores
 from trainer.learning.norms import renew_norms, share_norms
 from trainer.learning.step import train_step
-from trainer.learning.world import World, any_of, any_of_each, empty_cache, join, share_buffers
+from trainer.learning.world import Wishes, World, any_of, empty_cache, join, share_buffers
 from trainer.process.interruption import Deadline, Interrupted, Interruption
 from trainer.recipes.config import Config
 from trainer.setup import Run, open_norm_loader, start_or_continue
@@ -53,11 +53,11 @@ def train(config: Config, env: RunEnv, world: World, interruption: Interruption)
 
 
 def loop(run: Run) -> tuple[Exit, str]:
-    """All steps that are left. All processes decide together on stopping and saving: one question after each step.
+    """All steps that are left. All processes decide together on stopping and saving: one question a step.
 
     Before a step that compiles or captures kernels they ask once more for a stop.
     """
-    state, clock, world = run.state, run.clock, run.world
+    state, clock, world, wishes = run.state, run.clock, run.world, Wishes(lambda: wants_of(run), run.world)
     run.status.step = state.step
     run.status.enter(Phase.COMPILING if run.makes_kernels else Phase.TRAINING)
     run.console.start(state.step)
@@ -69,15 +69,20 @@ def loop(run: Run) -> tuple[Exit, str]:
             return finish(run)
         if run.makes_kernels and size_changes(run) and any_of(run.interruption.requested, world):
             return finish(run)  # a stop is not to wait for a compiler
+        wishes.ask()
         step(run)
-        asked = run.interruption.take_save_request()
-        due = run.checkpointer.is_due(run.config.checkpoint.every_seconds) or asked
-        stops, saves = any_of_each([run.interruption.requested, due], world)
+        stops, saves = wishes.answer()
         if saves and not clock.validation_is_due(state.step):  # a validation ends with a save
             save(run)
         run.metrics.flush_if_due()
         if clock.resolution_changes(state.step):
             empty_cache(world)
+
+
+def wants_of(run: Run) -> list[bool]:
+    """Whether this process wants to stop, and whether it wants to save."""
+    asked = run.interruption.take_save_request()
+    return [run.interruption.requested, run.checkpointer.is_due(run.config.checkpoint.every_seconds) or asked]
 
 
 def validation_is_owed(run: Run) -> bool:

@@ -40,7 +40,7 @@ class Case:
     injected: int = 1
     lost: int = 0  # work that was acknowledged and is gone
     wrong: str = ""  # what was not as it has to be; "": all was
-    notes: dict[str, float] = field(default_factory=dict)
+    notes: Mapping[str, float | list[float]] = field(default_factory=dict)
 
 
 class WrongError(Exception):

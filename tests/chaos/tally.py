@@ -51,7 +51,8 @@ class Tally:
             if len(entry["cases"]) < KEPT_CASES:
                 entry["cases"].append({"seed": seed, "wrong": case.wrong[:1000]})
         for name, value in case.notes.items():
-            entry["notes"].setdefault(name, []).append(round(value, 3))
+            values = value if isinstance(value, list) else [value]
+            entry["notes"].setdefault(name, []).extend(float(f"{one:.4g}") for one in values)
         today = datetime.now(UTC).date().isoformat()
         for name, mark in (("commits", self.commit), ("dates", today)):
             if mark not in entry[name]:

@@ -20,7 +20,7 @@ from trainer.contract import Exit, LostRunError, Phase, UserError
 from trainer.data.reading.loader import Batch, Loader
 from trainer.learning.state import State
 from trainer.learning.step import train_step
-from trainer.learning.world import World
+from trainer.learning.world import Wishes, World
 from trainer.model_card import ModelCard
 from trainer.process import interruption as interruption_module
 from trainer.process.channel import Channel
@@ -97,12 +97,13 @@ def test_d_stopping_and_saving_are_decisions_of_all_processes(
     """Another process wants it, this one does not: it follows. Each asks as often as the others, whatever it wants."""
     asked: list[list[bool]] = []
 
-    def any_of_each(flags: list[bool], world: World) -> list[bool]:
-        asked.append(flags)
+    def answer(wishes: Wishes) -> list[bool]:
+        asked.append(wishes.flags())
         # after each step: stop? save? After the third, the other process says yes
-        return [flag or (len(asked) == 3 and wish == name) for flag, name in zip(flags, ("stop", "save"), strict=True)]
+        pairs = zip(asked[-1], ("stop", "save"), strict=True)
+        return [flag or (len(asked) == 3 and wish == name) for flag, name in pairs]
 
-    monkeypatch.setattr(module, "any_of_each", any_of_each)
+    monkeypatch.setattr(Wishes, "answer", answer)
     code, message = lab.train(replace(CONFIG, val_every_epochs=3))
     if wish == "stop":
         assert (code, message) == (Exit.INTERRUPTED, "step 3 of 6 is saved")

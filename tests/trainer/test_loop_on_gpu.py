@@ -19,7 +19,7 @@ from tests.trainer.lab import CONFIG, STEPS, Lab
 from trainer import train as module
 from trainer.contract import Exit, UserError
 from trainer.learning.step import train_step
-from trainer.learning.world import World, all_sum, any_of_each
+from trainer.learning.world import Wishes, World, all_sum
 from trainer.setup import Run
 from trainer.telemetry import step_log
 from trainer.telemetry.console import Console
@@ -132,15 +132,18 @@ def test_what_the_processes_do_together_does_not_depend_on_how_far_behind_a_gpu_
 ) -> None:
     together: list[tuple[str, int]] = []
 
-    def asked(flags: list[bool], world: World) -> list[bool]:
-        together.append(("any", len(flags)))
-        return any_of_each(flags, world)
+    answer = Wishes.answer
+
+    def answered(wishes: Wishes) -> list[bool]:
+        found = answer(wishes)
+        together.append(("any", len(found)))
+        return found
 
     def added(table: Tensor, world: World) -> Tensor:
         together.append(("sum", len(table)))
         return all_sum(table, world)
 
-    lab.monkeypatch.setattr(module, "any_of_each", asked)
+    lab.monkeypatch.setattr(Wishes, "answer", answered)
     lab.monkeypatch.setattr(step_log, "all_sum", added)
     found = []
     for finishes_after in (1, 100):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -176,11 +176,30 @@ def share_buffers(model: nn.Module, world: World) -> None:
 
 def any_of(flag: bool, world: World) -> bool:
     """True on every process when it is true on one."""
-    return any_of_each([flag], world)[0]
+    return bool(all_sum(torch.tensor(flag, dtype=torch.int64), world))
 
 
-def any_of_each(flags: list[bool], world: World) -> list[bool]:
-    """`any_of` for several flags, in one round."""
-    if world.size == 1:
-        return flags
-    return [count > 0 for count in all_sum(torch.tensor(flags, dtype=torch.int64), world).tolist()]
+class Wishes:
+    """What any process wants, by one question a step, which travels while the step computes.
+
+    So no step waits for it. What a process wants during a step, the others hear of with the next one. One process has
+    nobody to ask, and answers when it is asked, after the step.
+    """
+
+    def __init__(self, flags: Callable[[], list[bool]], world: World):
+        self.flags, self.world = flags, world
+        self.counts: Tensor | None = None
+        self.work: torch.distributed.Work | None = None
+
+    def ask(self) -> None:
+        """Before the step."""
+        if self.world.size > 1:
+            self.counts = torch.tensor(self.flags(), dtype=torch.int64)
+            self.work = torch.distributed.all_reduce(self.counts, async_op=True)
+
+    def answer(self) -> list[bool]:
+        """After the step: for each flag whether one process has it. All processes get the same."""
+        if self.counts is None or self.work is None:
+            return self.flags()
+        self.work.wait()
+        return [count > 0 for count in self.counts.tolist()]

@@ -26,14 +26,14 @@ from trainer.learning.execution import Execution
 from trainer.learning.schedule import Clock
 from trainer.learning.state import make_state
 from trainer.learning.step import train_step
-from trainer.learning.world import World, join, share_buffers
+from trainer.learning.world import Wishes, World, any_of, join, share_buffers
 from trainer.recipes.config import Config, DataConfig, ModelConfig, OptimConfig, RegularizeConfig
 from trainer.telemetry.step_log import StepLog
 
-IMAGES, VAL_IMAGES, STEPS = 40, 7, 50
+IMAGES, VAL_IMAGES, STEPS = 80, 7, 50
 CONFIG = Config(
-    epochs=10, global_batch_size=8, device_batch_size=2, precision="fp32", device="cpu", val_batch_size=2,
-    model=ModelConfig(num_classes=4), optim=OptimConfig(peak_lr=0.05, momentum=0.9),
+    epochs=10, global_batch_size=16, device_batch_size=2, precision="fp32", device="cpu", val_batch_size=2,
+    model=ModelConfig(num_classes=4), optim=OptimConfig(peak_lr=0.02, momentum=0.9),
     data=DataConfig(resolution=32, start_resolution=32, val_resize=32, val_crop=32, workers=1),
     regularize=RegularizeConfig(mixup_alpha=0.4, cutmix_alpha=1.0),
 )  # fmt: skip
@@ -96,6 +96,7 @@ def work(rank: int, port: int, folder: Path, group: Group) -> None:
     state_module.build_model = with_dropout  # type: ignore[attr-defined]
     with join(CONFIG) as world:
         (folder / f"differ.{group.size}.{world.rank}.txt").write_text(differ(world))
+        (folder / f"wishes.{group.size}.{world.rank}.json").write_text(json.dumps(wish(world)))
         for part in group.parts:
             train_part(part, world, folder)
         if group.scored:
@@ -106,12 +107,22 @@ def differ(world: World) -> str:
     """What a process is told where the last one has other options, and nothing where all have the same."""
     env = RunEnv(store="out", run_id="same", scratch_dir="scratch")
     agree_on_start(CONFIG, env, world)
-    os.environ["TRAINER_NODE"] = "ab"[world.rank // 2]
+    os.environ["TRAINER_NODE"] = "abcd"[world.rank // 2]
     try:
         agree_on_start(replace(CONFIG, seed=world.rank // 2), env, world)
     except RefusedError as error:
         return str(error)
     return "nothing"
+
+
+def wish(world: World) -> list[list[bool]]:
+    """What a process hears in as many rounds as there are processes: in each round another one wants something."""
+    number, heard = 0, list[list[bool]]()
+    wishes = Wishes(lambda: [number == world.rank, False], world)
+    for number in range(world.size):  # noqa: B007  # the wish looks at it
+        wishes.ask()
+        heard.append(wishes.answer())
+    return [*heard, [any_of(world.rank == world.size - 1, world), any_of(False, world)]]
 
 
 def with_dropout(config: ModelConfig, *, initialise: bool = True) -> nn.Module:

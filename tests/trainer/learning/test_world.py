@@ -19,7 +19,7 @@ from trainer import train as module
 from trainer.contract import Exit, MachineError
 from trainer.learning import execution
 from trainer.learning import world as world_module
-from trainer.learning.world import World, any_of_each, is_head, main_of, meeting_point, share_buffers
+from trainer.learning.world import Wishes, World, is_head, main_of, meeting_point, share_buffers
 
 TWO = World(0, 0, 2, torch.device("cpu"))
 
@@ -29,10 +29,15 @@ def test_a_step_takes_one_round_of_all_processes_beside_its_gradients(
 ) -> None:
     rounds: list[int] = []  # the step after which each was
 
-    def with_a_twin(values: Tensor) -> None:
+    class Done:
+        def wait(self) -> None:
+            pass
+
+    def with_a_twin(values: Tensor, async_op: bool = False) -> Done:
         rounds.append(step)
         with torch.inference_mode():  # as a sum over an evaluation is
             values *= 2
+        return Done()
 
     step, stepped = 0, module.step
 
@@ -54,14 +59,12 @@ def test_a_step_takes_one_round_of_all_processes_beside_its_gradients(
     assert [rounds.count(number) for number in range(2, STEPS)] == [1] * (STEPS - 2)
 
 
-@pytest.mark.parametrize("flags", [[False, False], [True, False], [False, True], [True, True]])
-@pytest.mark.parametrize("theirs", [[0, 0], [1, 0], [0, 1]])
-def test_several_flags_travel_together_and_each_is_true_where_one_process_says_so(
-    monkeypatch: pytest.MonkeyPatch, flags: list[bool], theirs: list[int]
-) -> None:
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.add_(torch.tensor(theirs)))
-    assert any_of_each(flags, TWO) == [mine or bool(other) for mine, other in zip(flags, theirs, strict=True)]
-    assert any_of_each(flags, replace(TWO, size=1)) == flags
+def test_one_process_knows_what_it_wants_after_the_step_and_asks_nobody() -> None:
+    wants = [False, False]
+    wishes = Wishes(lambda: list(wants), replace(TWO, size=1))
+    wishes.ask()
+    wants[1] = True
+    assert wishes.answer() == [False, True]
 
 
 def test_the_main_process_sends_all_buffers_in_one_call_for_each_type(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The same training by 1, 2, 3 and 4 processes: losses, images, weights. With momentum, dropout, mixup and CutMix."""
+"""The same training by 1 to 8 processes: losses, images, weights. With momentum, dropout, mixup and CutMix."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("worlds")
     for group in (
         Group(size=1, parts=[Part(name="one"), Part(name="twice", config=TWICE)], scored="one"),
+        Group(size=8, scored="one", on_each=2, parts=[
+            Part(name="eight", keep=KEPT), Part(name="eight-again", start="eight", first=HALF, look_every=7),
+        ]),
         Group(size=4, scored="one", on_each=2, parts=[
-            Part(name="four", keep=KEPT), Part(name="four-again", start="four", first=HALF, look_every=7),
+            Part(name="four"), Part(name="shrunk", start="eight", first=HALF, last=LATER, keep=(LATER,)),
         ]),
         Group(size=2, scored="one", parts=[
             Part(name="together", config=TOGETHER), Part(name="rounded", config=ROUNDED),
-            Part(name="two"), Part(name="shrunk", start="four", first=HALF, last=LATER, keep=(LATER,)),
+            Part(name="two"),
         ]),
-        Group(size=4, on_each=2, head=1, parts=[
-            Part(name="grown", start="shrunk", first=LATER), Part(name="four-moved", start="four", first=HALF),
+        Group(size=8, on_each=4, head=1, parts=[
+            Part(name="grown", start="shrunk", first=LATER), Part(name="eight-moved", start="eight", first=HALF),
         ]),
         Group(size=3, scored="one", parts=[
             Part(name="three", keep=KEPT), Part(name="three-again", start="three", first=HALF, look_every=7),
@@ -62,7 +65,7 @@ def images(folder: Path, part: str) -> list[list[int]]:
     return ordered
 
 
-@pytest.mark.parametrize("name", ["two", "three", "four"])
+@pytest.mark.parametrize("name", ["two", "three", "four", "eight"])
 def test_any_number_of_processes_has_the_losses_and_the_images_of_one(found: Path, name: str) -> None:
     one, several = losses(found, "one"), losses(found, name)
     assert sorted(several) == sorted(one) == list(range(1, STEPS + 1))
@@ -72,7 +75,7 @@ def test_any_number_of_processes_has_the_losses_and_the_images_of_one(found: Pat
     assert images(found, name) == images(found, "one")
 
 
-def test_processes_that_become_fewer_and_more_again_go_on_with_the_same_images_and_losses(found: Path) -> None:
+def test_8_processes_that_become_4_and_8_again_go_on_with_the_same_images_and_losses(found: Path) -> None:
     one, changed = losses(found, "one"), losses(found, "shrunk") | losses(found, "grown")
     assert sorted(changed) == list(range(HALF + 1, STEPS + 1))
     assert max(abs(loss - one[step]) / one[step] for step, loss in changed.items()) <= 1e-5
@@ -80,11 +83,11 @@ def test_processes_that_become_fewer_and_more_again_go_on_with_the_same_images_a
     assert images(found, "shrunk") + images(found, "grown") == expected
 
 
-@pytest.mark.parametrize("name", ["three-again", "four-again", "four-moved"])
+@pytest.mark.parametrize("name", ["three-again", "eight-again", "eight-moved"])
 def test_at_the_same_number_of_processes_a_continued_run_has_every_bit_of_one_that_was_not_interrupted(
     found: Path, name: str
 ) -> None:
-    """Also where another machine owns the run, as in `four-moved`."""
+    """Also where another machine owns the run, as in `eight-moved`."""
     whole = name.split("-")[0]
     expected, tensors = (torch.load(found / f"{part}.{STEPS}.pt") for part in (whole, name))
     assert expected.keys() == tensors.keys()
@@ -96,7 +99,7 @@ def test_at_the_same_number_of_processes_a_continued_run_has_every_bit_of_one_th
 
 def test_the_main_process_is_on_the_machine_that_owns_the_run(found: Path) -> None:
     assert [one["rank"] for one in left(found, "four")] == ["0", "1", "2", "3"]
-    assert [one["rank"] for one in left(found, "grown")] == ["2", "3", "0", "1"]
+    assert [one["rank"] for one in left(found, "grown")] == ["4", "5", "6", "7", "0", "1", "2", "3"]
     assert {one["nodes"] for one in left(found, "grown")} == {2}
     assert {one["nodes"] for one in left(found, "three")} == {1}
 
@@ -104,11 +107,18 @@ def test_the_main_process_is_on_the_machine_that_owns_the_run(found: Path) -> No
 def test_every_number_of_processes_scores_each_image_once(found: Path) -> None:
     """Of 7 images, in batches of 2."""
     (one,) = left(found, "scores.1")
-    for size in (2, 3, 4):
+    for size in (2, 3, 4, 8):
         for scores in left(found, f"scores.{size}"):
             assert scores["val/top1"] == one["val/top1"]
             assert scores["val/top5"] == one["val/top5"]
             assert scores["val/loss"] == pytest.approx(one["val/loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_what_one_process_wants_all_hear_of_in_the_same_round(found: Path, size: int) -> None:
+    for rank in range(size):
+        heard = json.loads((found / f"wishes.{size}.{rank}.json").read_text())
+        assert heard == [[True, False]] * (size + 1)
 
 
 def test_processes_with_other_options_are_refused_and_each_names_the_ranks_and_the_machines(found: Path) -> None:
