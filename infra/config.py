@@ -41,7 +41,7 @@ RULES = {  # field: the pattern that its value matches, the rule in words, an ex
         "3 to 63 lower case letters, digits and '-', or \"\" and AWS makes one up",
         "my-resnet-spot",
     ),
-    "instance_types": (r"[a-z0-9-]+\.[a-z0-9]+(,[a-z0-9-]+\.[a-z0-9]+)*", "types with one GPU, by ','", GPU_TYPES),
+    "instance_types": (r"[a-z0-9-]+\.[a-z0-9]+(,[a-z0-9-]+\.[a-z0-9]+)*", "types with GPUs, by ','", GPU_TYPES),
     "prepare_instance_types": (r"[a-z0-9-]+\.[a-z0-9]+(,[a-z0-9-]+\.[a-z0-9]+)*", "CPU types, by ','", CPU_TYPES),
     "market": (r"spot|on-demand", "spot or on-demand", "spot"),
     "zones": (r"([a-z0-9-]+(,[a-z0-9-]+)*)?", "zones, by ',', or \"\" for the three with most types", "us-east-1a"),

@@ -13,9 +13,10 @@ from typing import Any
 from infra.config import Installation
 from infra.operate.command_line import CommandLine
 from infra.operate.planning import catalog, disks
-from infra.operate.planning.estimate import Estimate, StageSpeed, estimate
+from infra.operate.planning.estimate import Estimate, StageSpeed
 from infra.operate.planning.options import by_commas
 from infra.operate.planning.prices import Prices, quick_prices
+from infra.operate.planning.scaling import estimate
 from infra.operate.planning.work import Work, check_recipe, recipes, work_of
 from infra.operate.session import Aws, ExitCode
 from infra.operate.terminal import display, display_json, next_commands, styled, table

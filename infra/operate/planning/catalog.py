@@ -93,6 +93,11 @@ class InstanceType:
     nvme_gb: int
     usd_per_hour: float  # on demand, Linux, us-east-1
     gigabits: float = 0.0  # a second, the baseline of its network; 0: nobody has looked
+    gpus: int = 1  # of this kind, where there is one
+
+    @property
+    def all_gpus(self) -> str:
+        return f"{self.gpus} {self.gpu}"
 
 
 # vCPUs, memory and NVMe as `aws ec2 describe-instance-types` tells them. Baseline bandwidths of those with a GPU:
@@ -120,6 +125,13 @@ TYPES = {
         InstanceType("g7e.2xlarge", 8, 64, "RTX PRO 6000", 1900, 3.36312, 50),
         InstanceType("g7e.4xlarge", 16, 128, "RTX PRO 6000", 1900, 3.99816, 50),
         InstanceType("p5.4xlarge", 16, 256, "H100", 3800, 6.88, 100),
+        # Several GPUs, which are joined by PCIe. p5.48xlarge is not here: its network is 32 cards, which all need EFA.
+        InstanceType("g5.12xlarge", 48, 192, "A10G", 3800, 5.672, 40, gpus=4),
+        InstanceType("g5.48xlarge", 192, 768, "A10G", 7600, 16.288, 100, gpus=8),
+        InstanceType("g6.12xlarge", 48, 192, "L4", 3760, 4.6016, 40, gpus=4),
+        InstanceType("g6.48xlarge", 192, 768, "L4", 7520, 13.3504, 100, gpus=8),
+        InstanceType("g6e.12xlarge", 48, 384, "L40S", 3800, 10.49264, 100, gpus=4),
+        InstanceType("g6e.48xlarge", 192, 1536, "L40S", 7600, 30.13118, 400, gpus=8),
         InstanceType("c7a.2xlarge", 8, 16, "", 0, 0.41056),
         InstanceType("c7i.2xlarge", 8, 16, "", 0, 0.357),
         InstanceType("c6a.2xlarge", 8, 16, "", 0, 0.306),

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from infra.operate.planning.catalog import IMAGENET_SOURCE_GB, LEAST_POOLS, InstanceType, gpu_types, instance_type
+from infra.operate.planning.catalog import IMAGENET_SOURCE_GB, LEAST_POOLS, InstanceType, instance_type
 from infra.operate.planning.speeds import SPEED_SOURCES, gpu_speed, loader_speed, val_speed
 from infra.operate.planning.work import IMAGENET, Images, Stage, Work
 
@@ -71,7 +71,7 @@ class Estimate:
     source: str = ""  # of the speed; the most doubtful one of all stages
     of_hours: Hours = Hours(0, 0, 0, 0, 0, 0)
     stages: tuple[StageSpeed, ...] = ()
-    efficiency: float = 1.0  # the speed over that of as many machines, each of which trains alone
+    efficiency: float = 1.0  # the speed over that of as many GPUs, each of which trains alone
 
 
 @dataclass(frozen=True)
@@ -107,20 +107,10 @@ def copy_gb(side: int) -> float:
     return low + share * (COPY_GB[above] - low)
 
 
-def estimate(
-    work: Work,
-    types: Collection[str],
-    prices: Mapping[str, float],
-    data: DataSize | None = None,
-    extras_usd_per_hour: float = 0.0,
-) -> list[Estimate]:
-    """An estimate for each type, the cheapest per image first. Raises UserError for a type that has no GPU."""
-    data = data or data_of(work)
-    return ordered(_estimate(work, type, prices[type.name], data, extras_usd_per_hour) for type in gpu_types(types))
-
-
-def _estimate(work: Work, type: InstanceType, price: float, data: DataSize, extras: float) -> Estimate:
-    stages = tuple(_stage(work, type, stage) for stage in work.stages)
+def estimate_alone(work: Work, type: InstanceType, price: float, data: DataSize, extras: float) -> Estimate:
+    """A run on one GPU of the type with its share of the vCPUs, at the price of the whole machine."""
+    share = replace(type, vcpus=type.vcpus // type.gpus)
+    stages = tuple(_stage(work, share, stage) for stage in work.stages)
     seconds = sum(stage.epochs * data.images.train / stage.images_per_second for stage in stages)
     preparing = 0.0 if data.is_prepared else 1 / _prepare_speed(type) * IMAGENET.train
     of_hours = Hours(
@@ -129,7 +119,7 @@ def _estimate(work: Work, type: InstanceType, price: float, data: DataSize, extr
         copy=data.copied_gb / COPY_GB_PER_SECOND / 3600,
         compile=work.compile * len({stage.pixels for stage in stages}) * COMPILE_SECONDS / 3600,
         train=seconds / 3600,
-        validate=work.validations * data.images.val / val_speed(type, work) / 3600,
+        validate=work.validations * data.images.val / val_speed(share, work) / 3600,
     )
     speed = sum(stage.epochs for stage in stages) * data.images.train / seconds
     source = max((stage.source for stage in stages), key=SPEED_SOURCES.index)

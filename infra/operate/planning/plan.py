@@ -16,7 +16,7 @@ from infra.config import PREPARE_DISK_GIB, PREPARE_PREFIX, ZONES, Installation
 from infra.operate.planning import datasets, disks
 from infra.operate.planning.catalog import LEAST_POOLS, TYPES
 from infra.operate.planning.datasets import Dataset
-from infra.operate.planning.estimate import DataSize, Estimate, data_of, estimate, estimate_prepare, offered
+from infra.operate.planning.estimate import DataSize, Estimate, data_of, estimate_prepare, offered
 from infra.operate.planning.options import Request, go_on, recipe_of, spec_values
 from infra.operate.planning.prices import Prices, dated_prices, find_prices
 from infra.operate.planning.refusals import (
@@ -28,7 +28,7 @@ from infra.operate.planning.refusals import (
     check_types,
     types_of,
 )
-from infra.operate.planning.scaling import on_nodes
+from infra.operate.planning.scaling import estimate
 from infra.operate.planning.work import Images, Work, work_of
 from infra.operate.runs import Ending, ExplainedBucket, read_ending, read_spend
 from infra.operate.session import Aws
@@ -159,7 +159,7 @@ def estimates(
         data = DataSize(Images(max(1, dataset.train_images), dataset.val_images), disks.staged_of(work, dataset).gb)
     else:
         data = replace(data_of(work), is_prepared=not datasets.is_hub_id(work.data))
-    return on_nodes(estimate(work, types, prices, data, extras), work, request.nodes, extras)
+    return estimate(work, types, prices, data, extras, request.nodes)
 
 
 def plan_run(
@@ -175,9 +175,9 @@ def plan_run(
     expected, listed = (
         estimates(request, types, dataset, prices.expected(one), extras) for one in (market, "on-demand")
     )
-    if request.nodes > 1:  # the machines of one run need the same GPU
-        gpu = TYPES[expected[0].type].gpu
-        expected = [one for one in expected if TYPES[one.type].gpu == gpu]
+    if request.nodes > 1:  # the machines of one run need the same GPUs
+        best = TYPES[expected[0].type]
+        expected = [one for one in expected if TYPES[one.type].all_gpus == best.all_gpus]
         zones = LEAST_POOLS  # so that no type counts that is much dearer, as the ones with a slow network are
     chosen = expected if request.types else offered(expected, zones)
     names = {one.type for one in chosen}

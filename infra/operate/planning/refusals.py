@@ -47,25 +47,30 @@ def check(request: Request, installation: Installation) -> None:
 
 
 def check_nodes(request: Request, installation: Installation) -> None:
-    """So many machines are allowed, each has images to compute, and all have the same GPU. Raises UserError."""
+    """So many machines are allowed, each GPU has images to compute, and all are the same. Raises UserError."""
     nodes, most = request.nodes, int(installation.max_nodes)
     if not 1 <= nodes <= most:
         limit = f"{context_key('max_nodes')}={most} in cdk.json, which may be up to 16"
         raise UserError(f"NODES={nodes} is out of range: use 1 to {most} ({limit}, then `make deploy NO_LAUNCH=1`)")
-    if nodes == 1:
+    if request.kind != "train":
+        return
+    types = catalog.gpu_types(types_of(request, installation))
+    gpus = max(types, key=lambda type: type.gpus)
+    if (count := nodes * gpus.gpus) == 1:
         return
     batch, of_device = batches_of(request)
-    if (parts := batch // max(1, of_device)) < nodes:
-        fits = f"NODES={parts}, or " if parts > 1 else ""
+    if (parts := batch // max(1, of_device)) < count:
+        each = f" of {gpus.name} with {gpus.gpus} GPUs" if gpus.gpus > 1 else ""
+        fits = f"NODES={fewer}, or " if 1 < (fewer := parts // gpus.gpus) < nodes else ""
         raise UserError(
-            f"NODES={nodes}: a step has {parts} parts, {batch} images by {of_device}, and each machine needs one: use "
-            f'{fits}ARGS="--device-batch-size {largest_part(batch, nodes)}"'
+            f"NODES={nodes}{each}: a step has {parts} parts, {batch} images by {of_device}, and each GPU needs one: "
+            f'use {fits}ARGS="--device-batch-size {largest_part(batch, count)}"'
         )
-    gpus = {type.gpu for type in catalog.gpu_types(request.types)}
-    if len(gpus) > 1:
+    kinds = {type.all_gpus for type in types}
+    if nodes > 1 and request.types and len(kinds) > 1:
         raise UserError(
-            f"TYPES={','.join(request.types)} have different GPUs ({', '.join(sorted(gpus))}), and the machines of one "
-            f"run need the same: use TYPES={request.types[0]}, or NODES=1"
+            f"TYPES={','.join(request.types)} have different GPUs ({', '.join(sorted(kinds))}), and the machines of "
+            f"one run need the same: use TYPES={request.types[0]}, or NODES=1"
         )
 
 
@@ -75,9 +80,9 @@ def batches_of(request: Request) -> tuple[int, int]:
     return computed.batch, int(number_given("device-batch-size", request.arguments)) or computed.device_batch
 
 
-def largest_part(batch: int, nodes: int) -> int:
-    """The most images at once with which a step has a part for each of so many machines."""
-    return next(part for part in range(max(1, batch // nodes), 0, -1) if batch % part == 0)
+def largest_part(batch: int, gpus: int) -> int:
+    """The most images at once with which a step has a part for each of so many GPUs."""
+    return next(part for part in range(max(1, batch // gpus), 0, -1) if batch % part == 0)
 
 
 def check_gpus(request: Request, installation: Installation) -> None:

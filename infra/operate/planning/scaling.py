@@ -7,12 +7,12 @@ for the slowest process. docs/scaling.md explains each term, and says which of t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from infra.operate.planning.catalog import TYPES, InstanceType
-from infra.operate.planning.estimate import START_SECONDS, Estimate, data_of, ordered
+from infra.operate.planning.catalog import TYPES, InstanceType, gpu_types
+from infra.operate.planning.estimate import START_SECONDS, DataSize, Estimate, data_of, estimate_alone, ordered
 from infra.operate.planning.speeds import gpu_speed, loader_speed
 from infra.operate.planning.work import Work
 
@@ -38,7 +38,6 @@ class Server:
     """A type with one or several GPUs. `network` leads to other machines, `inside` to the other GPUs."""
 
     type: InstanceType  # its vCPUs and price are those of the whole machine
-    gpus: int
     network: Wire
     inside: Wire
 
@@ -51,15 +50,23 @@ def _network(gigabits: float, seconds: float) -> Wire:
 TCP, EFA = 50e-6, 20e-6  # seconds of a message in a placement group. Assumptions
 # PCIe 4.0 x16 through the processor gives NCCL about 10 GB/s, NVLink 4 about 350 GB/s. Assumptions
 PCIE, NVLINK = Wire(10e9, 10e-6), Wire(350e9, 5e-6)
+
+
+def _server(type: InstanceType) -> Server:
+    """One that `launch` starts: without NVLink, and with TCP between machines."""
+    return Server(type, _network(type.gigabits, TCP), PCIE)
+
+
 # Prices on demand in us-east-1 and baseline bandwidths: aws/karpenter-provider-aws at 1d92708 (July 2026)
 SERVERS: Mapping[str, Server] = MappingProxyType(
     {
         machine.type.name: machine
         for machine in (
-            Server(InstanceType("g5.xlarge", 4, 16, "A10G", 250, 1.006), 1, _network(2.5, TCP), PCIE),
-            Server(InstanceType("g7e.2xlarge", 8, 64, "RTX PRO 6000", 1900, 3.36312), 1, _network(50, TCP), PCIE),
-            Server(InstanceType("g5.48xlarge", 192, 768, "A10G", 7600, 16.288), 8, _network(100, TCP), PCIE),
-            Server(InstanceType("p5.48xlarge", 192, 2048, "H100", 30400, 55.04), 8, _network(3200, EFA), NVLINK),
+            _server(TYPES["g5.xlarge"]),
+            _server(TYPES["g7e.2xlarge"]),
+            _server(TYPES["g5.48xlarge"]),
+            # Nothing here launches it: EFA needs an interface on each of its 32 network cards.
+            Server(InstanceType("p5.48xlarge", 192, 2048, "H100", 30400, 55.04, 3200, 8), _network(3200, EFA), NVLINK),
         )
     }
 )
@@ -95,9 +102,9 @@ def exchange_seconds(machine: Server, machines: int, size: float) -> float:
     """The all-reduce over all GPUs. One ring passes through all: the slowest link on its way decides."""
     link = machine.inside
     if machines > 1:
-        slowest = min(machine.network.bytes_per_second, link.bytes_per_second if machine.gpus > 1 else math.inf)
+        slowest = min(machine.network.bytes_per_second, link.bytes_per_second if machine.type.gpus > 1 else math.inf)
         link = Wire(slowest, machine.network.seconds)
-    return all_reduce_seconds(machines * machine.gpus, size, link)
+    return all_reduce_seconds(machines * machine.type.gpus, size, link)
 
 
 def step_seconds(
@@ -109,7 +116,7 @@ def step_seconds(
     """
     if gpus == 1:
         return of_each * one, ""
-    exchange = exchange_seconds(machine, -(-gpus // machine.gpus), gradient_bytes)
+    exchange = exchange_seconds(machine, -(-gpus // machine.type.gpus), gradient_bytes)
     terms = {
         "exchange": max(exchange - BACKWARD * one, LAST_BUCKET * exchange),
         "stragglers": JITTER * of_each * one * math.sqrt(2 * math.log(gpus)),
@@ -127,7 +134,7 @@ def _stage_seconds(
     rate = gpu_speed(machine.type.gpu, work, pixels).images_per_second
     one = max(micro / rate, HOST_SECONDS)
     trained, limit = step_seconds(machine, gpus, of_each, one, gradient_bytes)
-    share = replace(machine.type, vcpus=machine.type.vcpus // machine.gpus)  # each process decodes for its own GPU
+    share = replace(machine.type, vcpus=machine.type.vcpus // machine.type.gpus)  # each process decodes for its own GPU
     if (fed := of_each * micro / loader_speed(share, work, pixels)) > trained:
         return fed, "loader"
     return trained, "host" if of_each * (one - micro / rate) > trained - of_each * one else limit
@@ -138,7 +145,7 @@ def predict_run(
 ) -> Prediction:
     """A whole run: start, copying on every machine at the same time, and all steps. Validation is left out."""
     data = data_of(work)
-    machines = -(-gpus // machine.gpus)
+    machines = -(-gpus // machine.type.gpus)
     seconds, alone, limits = 0.0, 0.0, dict[str, float]()
     for stage in work.stages:
         steps = stage.epochs * data.images.train / batch
@@ -155,19 +162,28 @@ def predict_run(
     )  # fmt: skip
 
 
-def on_nodes(found: Iterable[Estimate], work: Work, nodes: int, extras_usd_per_hour: float) -> list[Estimate]:
-    """The estimates of one machine each, for a run on so many machines of the type: the cheapest image first."""
-    return ordered(_on_nodes(one, work, nodes, extras_usd_per_hour) if nodes > 1 else one for one in found)
+def estimate(
+    work: Work, types: Collection[str], prices: Mapping[str, float], data: DataSize | None = None,
+    extras_usd_per_hour: float = 0.0, nodes: int = 1,
+) -> list[Estimate]:  # fmt: skip
+    """An estimate for each type, for a run on so many machines of it. The cheapest image comes first.
+
+    Raises UserError for a type that has no GPU.
+    """
+    data, extras = data or data_of(work), extras_usd_per_hour
+    found = (estimate_alone(work, type, prices[type.name], data, extras) for type in gpu_types(types))
+    return ordered(_together(one, work, nodes, extras) for one in found)
 
 
-def _on_nodes(alone: Estimate, work: Work, nodes: int, extras: float) -> Estimate:
+def _together(alone: Estimate, work: Work, nodes: int, extras: float) -> Estimate:
     """Training is as much faster as the model says. Every machine starts, copies and compiles at the same time."""
-    type = TYPES[alone.type]
-    machine = Server(type, 1, _network(type.gigabits, TCP), PCIE)
-    efficiency = predict_run(machine, nodes, work, work.batch).efficiency
-    speed, price = alone.images_per_second * nodes * efficiency, alone.usd_per_hour * nodes
+    machine = _server(TYPES[alone.type])
+    if (gpus := nodes * machine.type.gpus) == 1:
+        return alone
+    efficiency = predict_run(machine, gpus, work, work.batch).efficiency
+    speed, price = alone.images_per_second * gpus * efficiency, alone.usd_per_hour * nodes
     of_hours = replace(
-        alone.of_hours, train=alone.of_hours.train / nodes / efficiency, validate=alone.of_hours.validate / nodes
+        alone.of_hours, train=alone.of_hours.train / gpus / efficiency, validate=alone.of_hours.validate / gpus
     )
     return replace(
         alone, usd_per_hour=price, images_per_second=speed, hours=of_hours.total, of_hours=of_hours,

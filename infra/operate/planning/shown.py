@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import datetime
 
+from infra.operate.planning.catalog import TYPES
 from infra.operate.planning.plan import SECONDS_PER_HOUR, Plan
 from infra.operate.planning.work import uncounted
 from infra.operate.terminal import Group, RenderableType, styled, table
@@ -49,12 +50,14 @@ def hours_and_gaps(plan: Plan) -> list[str]:
 
 
 def how_many(plan: Plan) -> list[str]:
-    """How many there are, and how much faster than one they should be; nothing where there is one."""
+    """How many machines and GPUs there are, and how much faster than one; nothing where there is one."""
     nodes, best = plan.spec.nodes, plan.offered[0]
-    if nodes == 1:
+    gpus, said = TYPES[best.type].gpus if plan.spec.kind == "train" else 1, []
+    if nodes * gpus == 1:
         return []
-    share = f"{100 * best.efficiency:.0f} % of {nodes} times one machine"
-    return [f"machines  {nodes} at once, in one zone; {best.type}: {share}, by the model of docs/scaling.md"]
+    share = f"{100 * best.efficiency:.0f} % of {nodes * gpus} times one GPU, by the model of docs/scaling.md"
+    said += [f"machines  {nodes} at once, in one zone"] if nodes > 1 else []
+    return [*said, f"GPUs      {nodes * gpus} in {nodes} {best.type}: {share}"]
 
 
 def speed_source(kind: str) -> str:

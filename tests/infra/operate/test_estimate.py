@@ -10,7 +10,8 @@ import pytest
 from infra.config import GPU_TYPES
 from infra.operate.planning import estimate as model
 from infra.operate.planning.catalog import TYPES
-from infra.operate.planning.estimate import Estimate, data_of, estimate, offered, stored_gb
+from infra.operate.planning.estimate import Estimate, data_of, offered, stored_gb
+from infra.operate.planning.scaling import estimate
 from infra.operate.planning.speeds import val_speed
 from infra.operate.planning.work import IMAGENET, Work
 from tests import ROOT

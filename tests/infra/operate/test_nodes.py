@@ -10,11 +10,11 @@ from infra.config import Installation
 from infra.operate.commands.launch import find_place
 from infra.operate.commands.shell import choose_machine
 from infra.operate.planning.catalog import TYPES
-from infra.operate.planning.estimate import Estimate, estimate
+from infra.operate.planning.estimate import Estimate
 from infra.operate.planning.offering import offer
 from infra.operate.planning.options import Request
 from infra.operate.planning.placing import find_site
-from infra.operate.planning.scaling import on_nodes
+from infra.operate.planning.scaling import estimate
 from infra.operate.planning.work import work_of
 from infra.operate.session import Aws as Operator
 from tests.emulator.aws import Aws
@@ -42,7 +42,8 @@ def test_two_machines_start_in_the_cheaper_zone_in_one_placement_group_and_one_s
     assert ended.code == 0, ended.said + ended.error
     assert "zone      us-east-1c, where an image is cheapest at the spot prices of now" in ended.said
     assert "if none come: make stop, then make launch RUN=wide ZONE=us-east-1b" in ended.said
-    assert f"machines  2 at once, in one zone; {group(place).types[0]}: " in ended.said
+    assert "machines  2 at once, in one zone\n" in ended.said
+    assert f"GPUs      2 in 2 {group(place).types[0]}: " in ended.said
     assert "2 times the list price of the dearest type" in ended.said
     assert "pools in the zone with most, and all machines share one" in rows(ended.said)["zones"][1]
     zones, placement = placed(place)
@@ -72,9 +73,12 @@ def test_the_zone_can_be_chosen_and_a_run_that_goes_on_keeps_it(place: Deployed)
     [
         (("--nodes", "17"), "NODES=17 is out of range: use 1 to 16 (resnet-spot:max_nodes=16 in cdk.json, which may"),
         (("--nodes", "0"), "NODES=0 is out of range: use 1 to 16 "),
-        (("--nodes", "8"), 'NODES=8: a step has 4 parts, 512 images by 128, and each machine needs one: use NODES=4, '
+        (("--nodes", "8"), 'NODES=8: a step has 4 parts, 512 images by 128, and each GPU needs one: use NODES=4, '
                            'or ARGS="--device-batch-size 64"'),
-        (("--nodes", "2", "--types", "g5.xlarge,g6.xlarge"), "g5.xlarge,g6.xlarge have different GPUs (A10G, L4)"),
+        (("--nodes", "1", "--types", "g6.48xlarge"), "NODES=1 of g6.48xlarge with 8 GPUs: a step has 4 parts, 512 "
+                           'images by 128, and each GPU needs one: use ARGS="--device-batch-size 64"'),
+        (("--nodes", "2", "--types", "g5.xlarge,g6.xlarge"), "g5.xlarge,g6.xlarge have different GPUs (1 A10G, 1 L4)"),
+        (("--nodes", "2", "--types", "g5.xlarge,g5.12xlarge", "--recipe", "mild"), "different GPUs (1 A10G, 4 A10G)"),
     ],
 )  # fmt: skip
 def test_what_cannot_train_on_so_many_machines_is_refused_before_aws_is_asked(
@@ -157,7 +161,7 @@ def test_a_shell_opens_on_the_machine_that_leads_or_on_the_one_that_is_named(pla
 def estimates(nodes: int) -> list[Estimate]:
     work, names = work_of("mild"), ("g5.xlarge", "g5.8xlarge")
     prices = {name: TYPES[name].usd_per_hour for name in names}
-    return on_nodes(estimate(work, names, prices), work, nodes, 0.05)
+    return estimate(work, names, prices, extras_usd_per_hour=0.05, nodes=nodes)
 
 
 def test_the_estimate_of_several_machines_is_that_of_one_by_the_model_of_scaling() -> None:
@@ -173,3 +177,17 @@ def test_the_estimate_of_several_machines_is_that_of_one_by_the_model_of_scaling
     assert large.of_hours.copy == one.of_hours.copy
     assert large.usd == pytest.approx(large.hours * 4 * (one.usd_per_hour + 0.05))
     assert large.images_per_second == pytest.approx(one.images_per_second * 4 * large.efficiency)
+
+
+def test_a_machine_with_several_gpus_trains_as_many_with_one_at_its_own_price_and_without_a_network() -> None:
+    work, names = work_of("mild"), ("g5.4xlarge", "g5.12xlarge", "g5.48xlarge")
+    found = {one.type: one for one in estimate(work, names, {name: TYPES[name].usd_per_hour for name in names})}
+    alone, four, eight = (found[name] for name in names)
+    assert 0.9 < eight.efficiency < four.efficiency < alone.efficiency == 1.0
+    assert [one.usd_per_hour for one in (alone, four, eight)] == [1.624, 5.672, 16.288]
+    assert four.images_per_second == pytest.approx(4 * four.efficiency * 12 / 16 * alone.images_per_second, rel=0.35)
+    assert eight.of_hours.train < 0.6 * four.of_hours.train < 0.3 * alone.of_hours.train
+    assert eight.of_hours.copy == alone.of_hours.copy
+    (two,) = estimate(work, names[1:2], {names[1]: 5.672}, nodes=2)
+    assert two.usd_per_hour == 2 * 5.672
+    assert two.efficiency < four.efficiency

@@ -13,8 +13,9 @@ from infra.operate.commands import recipes as command
 from infra.operate.commands.recipes import cheapest, feed, offers_of
 from infra.operate.planning import prices, work
 from infra.operate.planning.catalog import SPOT_PRICES, TYPES
-from infra.operate.planning.estimate import StageSpeed, estimate
+from infra.operate.planning.estimate import StageSpeed
 from infra.operate.planning.prices import Prices, dated_prices
+from infra.operate.planning.scaling import estimate
 from infra.operate.planning.work import work_of
 from tests.emulator.aws import Aws
 from tests.infra.operate import works
