@@ -10,22 +10,27 @@ import platform
 import re
 import socket
 import struct
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-from trainer.contract import CRASH, Exit, RunEnv, UserError
+from trainer.contract import CRASH, Exit, MachineError, RunEnv, UserError
 
 MOST_NODES = 16
 MEETING = "TRAINER_MEETING"  # tells the uploader where this machine would meet the others; "": it may not lead
 HAS_LED = "TRAINER_HAS_LED"  # tells it that this machine led the attempt before, so that it need not wait
 LAST_ATTEMPT = "TRAINER_LAST_ATTEMPT"  # and the number of that attempt, which is over
+SEEN_ATTEMPT = "TRAINER_SEEN_ATTEMPT"  # the last one that it was told of, whether or not it took part
 LEASE_SEEN = "TRAINER_LEASE_SEEN"  # and which lease it saw last, and when: JSON of etag and time.monotonic()
 # Of a run of several machines, so that the others need not wait long for one that has died. At 5 s a renewal it costs
 # $.0036 an hour in S3's requests ($5 for a million).
 LEASE_SECONDS = "20"
 LAST_CALL_SECONDS = 8  # how long those who have met wait for others
+PORT_SECONDS = 30  # how long another program may have the port of RENDEZVOUS= between two attempts
 MOST_LOSSES = 8  # attempts one after the other without a new checkpoint in between
 NAME_RULE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+LAST_PORT = 65535
 ELSEWHERE = "192.0.2.1"  # nobody's (RFC 5737): the route to it is that to the world
 GET_ADDRESS = 0x8915  # SIOCGIFADDR of linux/sockios.h
 
@@ -46,12 +51,19 @@ def as_node(env: RunEnv) -> RunEnv:
         raise UserError(f"RENDEZVOUS={env.rendezvous} is for several machines: say how many, for example NODES=2")
     if not has_others(env):
         return env
-    if env.rendezvous and not re.fullmatch(r"[A-Za-z0-9.-]+:[1-9][0-9]{1,4}", env.rendezvous):
+    place = re.fullmatch(r"[A-Za-z0-9.-]+:([1-9][0-9]{1,4})", env.rendezvous)
+    if env.rendezvous and not (place and int(place[1]) <= LAST_PORT):
         raise UserError(
-            f"RENDEZVOUS={env.rendezvous} is no name or IPv4 address with a port, as in RENDEZVOUS=10.0.0.5:29500: it "
-            "is the machine that leads the run, and a free port there (IPv6 is not supported)"
+            f"RENDEZVOUS={env.rendezvous} is no name or IPv4 address with a port of 10 to {LAST_PORT}, as in "
+            "RENDEZVOUS=10.0.0.5:29500: it is the machine that leads the run, and a free port there (IPv6 is not "
+            "supported)"
         )
     address = env.address or address_towards(env.rendezvous.partition(":")[0] or ELSEWHERE)
+    if not re.fullmatch(r"[1-9][0-9]{0,2}(\.[0-9]{1,3}){3}", address) or not has_address(address):
+        raise UserError(
+            f"TRAINER_ADDRESS={address} is no IPv4 address of this machine: write one that `ip -4 address` shows, by "
+            "which the others reach it, or leave it out"
+        )
     name = env.node or f"{platform.node()}-{address}"
     if not re.fullmatch(NAME_RULE, name):
         raise UserError(f"TRAINER_NODE={name!r} is no name of a machine: letters, digits, '.', '_' and '-'")
@@ -59,14 +71,23 @@ def as_node(env: RunEnv) -> RunEnv:
     return replace(env, node=name, address=address, lease_seconds=seconds)
 
 
-def check_shares(env: RunEnv, micro_batches: int, processes: int) -> None:
-    """Raises UserError where a step has no micro-batch for each process of each machine, with so many on this one."""
-    if has_others(env) and int(env.nodes) * processes > micro_batches:
-        raise UserError(
-            f"NODES={env.nodes}: with {processes} processes on each machine a step needs {int(env.nodes) * processes} "
-            f"micro-batches, and it has {micro_batches} (--global-batch-size / --device-batch-size): use fewer, "
-            "or a smaller --device-batch-size"
-        )
+def check_shares(env: RunEnv, recipe: Mapping[str, Any], processes: int) -> None:
+    """Check that a step has micro-batches for all processes, with so many on each machine. Raises UserError."""
+    nodes, batch, of_device = int(env.nodes), int(recipe["global_batch_size"]), int(recipe["device_batch_size"])
+    parts, needed = batch // of_device, nodes * processes
+    if nodes == 1 or parts >= needed:
+        return
+    fits = [f"NODES={parts // processes}"] + [f"NPROC={parts // nodes}"] * (processes > 1 and parts >= nodes)
+    fits += [f"--device-batch-size {size}" for size in [largest_micro_batch(batch, needed)] if size]
+    raise UserError(
+        f"NODES={nodes}: with {processes} processes on each machine a step needs {needed} micro-batches, and it has "
+        f"{parts} (--global-batch-size {batch} / --device-batch-size {of_device}): use {' or '.join(fits)}"
+    )
+
+
+def largest_micro_batch(batch: int, parts: int) -> int:
+    """The largest --device-batch-size that makes a step of at least so many micro-batches; 0 where none does."""
+    return next((size for size in range(batch // parts, 0, -1) if batch % size == 0), 0)
 
 
 def address_towards(host: str) -> str:
@@ -113,6 +134,22 @@ def meeting_place(env: RunEnv) -> str:
     return env.rendezvous
 
 
+def meeting_place_again(env: RunEnv, is_stopped: Callable[[], bool]) -> str:
+    """The same for a further attempt: another program that has the port meanwhile gets PORT_SECONDS to end.
+
+    Once this machine is to stop it is to lead no more. Raises MachineError.
+    """
+    until = time.monotonic() + PORT_SECONDS
+    while not is_stopped():
+        try:
+            return meeting_place(env)
+        except UserError as error:
+            if time.monotonic() > until:
+                raise MachineError(f"{error}; the same command continues the run") from error
+        time.sleep(PORT_SECONDS / 60)
+    return ""
+
+
 def interface_of(address: str) -> str:
     """The network interface that has this address; "" where none tells so."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -155,23 +192,25 @@ class Meetings:
     """How often the machines of a run have met, and whether they may meet again."""
 
     has_led: bool = False
-    attempt: int = 0  # the last one; 0 before there was one
+    attempt: int = 0  # the last one in which it took part; 0 before there was one
+    seen_attempt: int = 0  # the last one
     newest: str = ""  # the newest checkpoint when the last attempt began
     losses: int = 0  # attempts since then
     seen: str = '""'  # of the lease: JSON
 
-    def environ(self, env: RunEnv) -> dict[str, str]:
-        """What the uploader is told. Raises UserError."""
+    def environ(self, env: RunEnv, is_stopped: Callable[[], bool]) -> dict[str, str]:
+        """What the uploader is told. Raises UserError; MachineError where the port is lost between two attempts."""
         if not has_others(env):
             return {}
-        told = {MEETING: meeting_place(env), HAS_LED: str(int(self.has_led)), LAST_ATTEMPT: str(self.attempt)}
-        return told | {LEASE_SEEN: self.seen}
+        place = meeting_place_again(env, is_stopped) if self.seen_attempt else meeting_place(env)
+        told = {MEETING: place, HAS_LED: str(int(self.has_led)), LAST_ATTEMPT: str(self.attempt)}
+        return told | {SEEN_ATTEMPT: str(self.seen_attempt), LEASE_SEEN: self.seen}
 
     def begin(self, attempt: int, newest: str, *, leads: bool) -> None:
         """An attempt begins, from this checkpoint."""
         if newest != self.newest:
             self.newest, self.losses = newest, 0
-        self.has_led, self.attempt = leads, attempt
+        self.has_led, self.attempt, self.seen_attempt = leads, attempt, attempt
 
     def join_failed(self) -> None:
         """No process of this machine took part in the attempt, which may go on without it: it may be joined again."""

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import CRASH, DRAIN_SECONDS, Exit, RunEnv, UserError, attempt_key, run_key
+from trainer.contract import CRASH, DRAIN_SECONDS, Exit, MachineError, RunEnv, UserError, attempt_key, run_key
 from trainer.process import spot
 from trainer.process.channel import SOCKET_VARIABLE, Message, attempt_dir, read_json
 from trainer.process.children import ObserverProcess, TrainerProcess, UploaderProcess
@@ -120,7 +120,7 @@ def supervise(arguments: Sequence[str]) -> int:
     env = as_node(run_env(recipe["recipe"]))
     open_scratch(env.scratch_dir)
     environ, meetings = child_environ(recipe, env), Meetings()
-    check_shares(env, recipe["global_batch_size"] // recipe["device_batch_size"], int(environ[PROCESSES]))
+    check_shares(env, recipe, int(environ[PROCESSES]))
     while (code := attempt(arguments, recipe["recipe"], env, environ, signals, meetings, source)) is None:
         say("the machines of the run meet again, and continue from the newest checkpoint")
     return code
@@ -133,7 +133,7 @@ def attempt(
     """One attempt, as its head or as a member. Returns the exit code, or None where the machines are to meet again."""
     if signals.received:
         return interrupted(NOTHING["message"])
-    uploader = UploaderProcess(environ | meetings.environ(env), signals.seconds_since)
+    uploader = UploaderProcess(environ | meetings.environ(env, lambda: bool(signals.received)), signals.seconds_since)
     if uploader.state == "finished":
         uploader.finish(DRAIN_SECONDS)
         if meetings.attempt:  # this machine has trained with those that finished it
@@ -238,6 +238,9 @@ def main() -> int:
     except UserError as error:
         say(f"error: {error}")
         return Exit.USER
+    except MachineError as error:
+        say(f"error: {error}")
+        return CRASH
     except KeyboardInterrupt:
         return CRASH
 

@@ -15,9 +15,9 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from trainer.contract import HEARTBEAT_SECONDS, Lease, LostRunError, RunEnv, run_key
+from trainer.contract import HEARTBEAT_SECONDS, Lease, LostRunError, RunEnv, UserError, run_key
 from trainer.process.channel import attempt_dir, read_json
-from trainer.process.nodes import HAS_LED, LAST_ATTEMPT, LEASE_SEEN, MEETING, has_others
+from trainer.process.nodes import HAS_LED, LAST_ATTEMPT, LEASE_SEEN, MEETING, SEEN_ATTEMPT, has_others
 from trainer.store import NotFoundError, ObjectStore, StoreError
 from trainer.upload.hangs import ship_hangs
 from trainer.upload.owner import RENEWALS_PER_LEASE, MachineLock, Ownership
@@ -46,7 +46,7 @@ class Scout:
     def __init__(self, env: RunEnv, store: ObjectStore):
         self.env, self.store = env, store
         self.may_lead, self.has_led = bool(os.environ.get(MEETING)), os.environ.get(HAS_LED) == "1"
-        self.ended = int(os.environ.get(LAST_ATTEMPT) or 0)
+        self.ended, self.seen = (int(os.environ.get(name) or 0) for name in (LAST_ATTEMPT, SEEN_ATTEMPT))
         self.lock = MachineLock.of(env)
         self.view = Ownership(store, env.run_id, 0, float(env.lease_seconds), self.lock)
         if seen := json.loads(os.environ.get(LEASE_SEEN) or '""'):
@@ -62,10 +62,21 @@ class Scout:
             return False
         return True
 
+    def failure(self) -> str | None:
+        """Why the run failed in the last attempt that this machine saw, or after it. A fresh start tries again."""
+        if not self.seen:
+            return None
+        try:
+            failed = json.loads(self.store.get(run_key(self.env.run_id, "failed.json")))
+            is_later = int(failed["attempt"]) >= self.seen
+        except (NotFoundError, ValueError, KeyError, TypeError):  # or nobody of ours has written it
+            return None
+        return str(failed.get("message", "the run has failed")) if is_later else None
+
     def head(self) -> Lease | None:
         """The lease of the machine that leads, once it answers; None where this one is to lead.
 
-        Raises LostRunError after HEADLESS_SECONDS, StoreError.
+        Raises LostRunError after HEADLESS_SECONDS, StoreError, and UserError where the run has failed.
         """
         free_since = 0.0
         while True:
@@ -75,6 +86,8 @@ class Scout:
                 is_over = lease.attempt == self.ended and now < self.began + OVER_SECONDS
                 if lease.rendezvous and not is_over and answers(lease.rendezvous):
                     return lease
+            elif (failure := self.failure()) is not None:
+                raise UserError(failure)
             elif self.may_lead:
                 free_since = free_since or now
                 if now >= free_since + self.modesty:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -9,18 +10,30 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
 from tests.runs import QUICK, QUICK_STEPS, Run
-from trainer.contract import CRASH, Exit, Lease, LostRunError, RunEnv, UserError, checkpoint_key, parse_manifest_key
+from trainer.contract import (
+    CRASH,
+    Exit,
+    Lease,
+    LostRunError,
+    MachineError,
+    RunEnv,
+    UserError,
+    checkpoint_key,
+    parse_manifest_key,
+    run_key,
+)
+from trainer.process import nodes
 from trainer.process.nodes import (
     LEASE_SECONDS,
     MEETING,
     MOST_LOSSES,
     Meetings,
     as_node,
-    check_shares,
     interface_of,
     meeting_place,
     torchrun_environ,
@@ -32,6 +45,10 @@ from trainer.upload.machines import Scout
 ENV = RunEnv(store="out", run_id="r", scratch_dir="s", nodes="2", address="127.0.0.2", node="a")
 LONG = (*QUICK[:4], "200", *QUICK[5:], "--checkpoint.every-seconds", "1", "--data.workers", "1")
 Make = Callable[..., Run]
+
+
+def goes_on() -> bool:
+    return False
 
 
 def machine(new_run: Make, tmp_path: Path, number: int) -> Run:
@@ -115,6 +132,11 @@ def test_two_machines_compute_what_two_processes_of_one_machine_do(new_run: Make
         ({"nodes": "1", "rendezvous": "a:29500"}, "for several machines: say how many"),
         ({"rendezvous": "10.0.0.5"}, "no name or IPv4 address with a port"),
         ({"rendezvous": "[::1]:29500"}, "IPv6 is not supported"),
+        ({"rendezvous": "10.0.0.5:99999"}, "with a port of 10 to 65535"),
+        ({"address": "::1"}, "TRAINER_ADDRESS=::1 is no IPv4 address of this machine: write one that `ip -4 address`"),
+        ({"address": "localhost"}, "TRAINER_ADDRESS=localhost is no IPv4 address"),
+        ({"address": "0.0.0.0"}, "TRAINER_ADDRESS=0.0.0.0 is no IPv4 address"),
+        ({"address": "192.0.2.7"}, "TRAINER_ADDRESS=192.0.2.7 is no IPv4 address of this machine"),
         ({"rendezvous": "no.such.name.invalid:29500", "address": ""}, "no way leads to no.such.name.invalid"),
         ({"node": "a/b"}, "'a/b' is no name of a machine"),
     ],
@@ -123,13 +145,6 @@ def test_a_wrong_variable_is_refused_with_its_value_and_the_rule(changed: dict[s
     with pytest.raises(UserError) as error:
         as_node(replace(ENV, **changed))
     assert said in str(error.value)
-
-
-def test_more_processes_than_micro_batches_are_refused() -> None:
-    check_shares(replace(ENV, nodes="4"), 8, 2)
-    check_shares(replace(ENV, nodes="1"), 1, 2)
-    with pytest.raises(UserError, match="NODES=4: with 3 processes on each machine a step needs 12 micro-batches, and"):
-        check_shares(replace(ENV, nodes="4"), 8, 3)
 
 
 def test_a_machine_of_several_has_a_name_an_address_and_a_short_lease() -> None:
@@ -152,6 +167,24 @@ def test_only_the_machine_of_the_rendezvous_leads_and_only_with_a_free_port() ->
     assert meeting_place(ENV).startswith("127.0.0.2:")
 
 
+def test_a_port_that_another_program_has_between_two_attempts_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "PORT_SECONDS", 0.6)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.2", 0))
+        taken.listen()
+        env = replace(ENV, rendezvous=f"127.0.0.2:{taken.getsockname()[1]}")
+        with pytest.raises(UserError, match="another program has the port"):
+            Meetings().environ(env, goes_on)
+        meetings = Meetings()
+        meetings.begin(1, "", leads=True)
+        meetings.join_failed()
+        with pytest.raises(MachineError, match=r"the port.*; the same command continues the run"):
+            meetings.environ(env, goes_on)
+        assert meetings.environ(env, lambda: True)[MEETING] == "", "it is to stop"
+        Timer(0.2, taken.close).start()
+        assert meetings.environ(env, goes_on)[MEETING] == env.rendezvous
+
+
 def test_torchrun_is_told_of_this_attempt_alone_and_a_user_names_another_interface() -> None:
     told = torchrun_environ(replace(ENV, attempt="3"), "127.0.0.2:5", 7.25, is_head=False, given={})
     assert (told["PET_RDZV_ID"], told["PET_NNODES"], told["TRAINER_IS_HEAD"]) == ("r-3-7.250", "1:2", "0")
@@ -169,7 +202,9 @@ def test_machines_that_meet_without_a_new_checkpoint_give_up_at_last() -> None:
     meetings.begin(MOST_LOSSES, "", leads=True)
     assert not meetings.go_on(Exit.INTERRUPTED)
     meetings.join_failed()
-    assert meetings.environ(ENV)["TRAINER_LAST_ATTEMPT"] == "0", "it may be joined again"
+    told = meetings.environ(ENV, goes_on)
+    assert told["TRAINER_LAST_ATTEMPT"] == "0", "it may be joined again"
+    assert told["TRAINER_SEEN_ATTEMPT"] == str(MOST_LOSSES), "but if it fails, the run has"
     meetings.begin(MOST_LOSSES + 1, "a checkpoint", leads=True)
     assert meetings.go_on(Exit.HELD)
     assert not meetings.go_on(Exit.USER), "what the user must change, no other attempt mends"
@@ -212,3 +247,27 @@ def test_a_head_that_answers_is_joined_but_not_for_an_attempt_that_is_over(
         monkeypatch.setenv("TRAINER_LAST_ATTEMPT", "4")
         with pytest.raises(LostRunError, match="has not answered"):
             Scout(hurried, store).head()
+
+
+@pytest.mark.parametrize("may_lead", ["127.0.0.2:29500", ""])
+@pytest.mark.parametrize(
+    ("seen", "attempt", "ends"), [("3", 3, True), ("3", 4, True), ("3", 2, False), ("0", 3, False), ("3", None, False)]
+)
+def test_a_machine_that_saw_the_run_fail_ends_with_its_message_and_a_fresh_one_tries_again(
+    may_lead: str, seen: str, attempt: int | None, ends: bool, hurried: RunEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(hurried.store)
+    failed = {"attempt": attempt, "exit": 78, "message": "labels out of range"} if attempt else ["of nobody"]
+    store.put(run_key("r", "failed.json"), json.dumps(failed).encode())
+    monkeypatch.setenv(MEETING, may_lead)
+    monkeypatch.setenv("TRAINER_SEEN_ATTEMPT", seen)
+    scout = Scout(hurried, store)
+    scout.modesty = 0.0
+    if ends:
+        with pytest.raises(UserError, match="labels out of range"):
+            scout.head()
+    elif may_lead:
+        assert scout.head() is None
+    else:
+        with pytest.raises(LostRunError):
+            scout.head()
