@@ -146,10 +146,13 @@ def look_at_steps(run: Run, *, until: int = 0) -> None:
 
 
 def report_steps(run: Run, until: int) -> None:
-    """Steps that have arrived, to metrics and console; up to `until` in any case. Raises UserError on a bad loss."""
+    """Steps that have arrived, to metrics and console; up to `until` in any case.
+
+    Raises UserError on a bad loss, in the main process: on a GPU the others read it sooner or later than that one does.
+    """
     for rows in run.log.read(until):
         for row in rows:
-            if not math.isfinite(row["train/loss"]):
+            if run.world.is_main and not math.isfinite(row["train/loss"]):
                 raise UserError(
                     f"the loss of step {row['step']} is {row['train/loss']}: it must be finite; lower --optim.peak-lr "
                     f"(now {run.config.optim.peak_lr}) or train in bf16 or fp32, under a new RUN= or from an older "

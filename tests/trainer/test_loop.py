@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from trainer.process.channel import Channel
 from trainer.process.interruption import Interrupted
 from trainer.store import StoreError
 from trainer.telemetry.console import Console
+from trainer.telemetry.metrics import MetricsWriter
 
 
 def test_a_run_trains_every_step_validates_each_epoch_and_leaves_its_result(lab: Lab) -> None:
@@ -264,6 +266,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(lab: Lab) -> No
     with pytest.raises(UserError, match="the loss of step 3 is nan: it must be finite"):
         lab.train(replace(CONFIG, checkpoint=SAVE_EACH_STEP))
     assert max(lab.uploader.steps()) == 2
+
+
+def test_of_several_processes_the_main_one_ends_the_run_for_its_loss() -> None:
+    """On a GPU another one may read the loss first. Its machine would then fail in the place of the run."""
+    row = {"step": 3, "train/loss": float("nan")}
+    log, metrics = SimpleNamespace(read=lambda until: [[row]]), MetricsWriter(None, "run", 1, first_step=0, origin=0)
+    run: Any = SimpleNamespace(log=log, metrics=metrics, config=CONFIG, world=World(1, 1, 2, torch.device("cpu")))
+    module.report_steps(run, 3)
+    run.world = World(0, 0, 2, torch.device("cpu"))
+    with pytest.raises(UserError, match="the loss of step 3 is nan"):
+        module.report_steps(run, 3)
 
 
 def test_a_run_that_another_attempt_took_over_ends_at_once_and_commits_nothing(lab: Lab) -> None:

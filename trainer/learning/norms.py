@@ -67,10 +67,14 @@ def norms_of(model: nn.Module) -> list[AnyNorm]:
 
 @torch.no_grad()
 def share_norms(model: nn.Module, world: World, taken: int) -> None:
-    """The mean of all processes' statistics, on each of them. That of this process is one over `taken` batches."""
+    """The mean of all processes' statistics, on each of them. That of this process is one over `taken` batches.
+
+    Frozen layers keep what they have.
+    """
     if world.size == 1:
         return
-    statistics = [norm.get_buffer(name) for norm in norms_of(model) for name in ("running_mean", "running_var")]
+    norms = [norm for norm in norms_of(model) if norm.training]
+    statistics = [norm.get_buffer(name) for norm in norms for name in ("running_mean", "running_var")]
     if statistics:
         count = statistics[0].new_full((1,), taken)
         sums, counts = all_sum(torch.cat([*(one * taken for one in statistics), count]), world).tensor_split([-1])

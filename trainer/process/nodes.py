@@ -172,7 +172,9 @@ def torchrun_environ(
     the moment at which it got the run, in Unix seconds: nobody meets there who has read a copy of the store.
     """
     conf = f"is_host={int(is_head)},join_timeout=600,last_call_timeout={LAST_CALL_SECONDS},close_timeout=5,"
-    conf += "heartbeat_timeout=30,keep_alive_max_attempt=6"  # seconds; of 5 s: a busy machine is not a lost one
+    # torchrun would drop a machine whose clock is `keep_alive_max_attempt` times 5 s behind (torch 2.15,
+    # dynamic_rendezvous.py, _sanitize). The lookout finds who is lost, by no other machine's clock: here 57 days.
+    conf += "heartbeat_timeout=30,keep_alive_max_attempt=1000000"
     told = {
         "PET_STANDALONE": "0", "PET_NNODES": f"1:{env.nodes}", "PET_MAX_RESTARTS": "0",
         "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": rendezvous, "PET_RDZV_CONF": conf,

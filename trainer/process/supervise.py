@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import CRASH, DRAIN_SECONDS, Exit, MachineError, RunEnv, UserError, attempt_key, run_key
+from trainer.contract import CRASH, DRAIN_SECONDS, Exit, MachineError, Phase, RunEnv, UserError, attempt_key, run_key
 from trainer.process import spot
 from trainer.process.channel import SOCKET_VARIABLE, Message, attempt_dir, read_json
 from trainer.process.children import ObserverProcess, TrainerProcess, UploaderProcess
@@ -67,7 +67,8 @@ def run_trainer(arguments: Sequence[str], environ: dict[str, str], local: Path, 
     trainer.wait(signals.seconds_since)
     signals.trainer = None
     ended = read_json(local / "exit.json")
-    if ended is None and signals.received and read_json(local / "status.json") is None:
+    phase = (read_json(local / "status.json") or {}).get("phase", Phase.STARTING)
+    if ended is None and signals.received and phase in (Phase.STARTING, Phase.STAGING):  # it waited for another one
         return NOTHING
     if ended is None:
         killed = f" ({signal.Signals(-code).name})" if (code := trainer.process.returncode) < 0 else ""

@@ -92,6 +92,18 @@ def test_frozen_layers_keep_their_statistics() -> None:
     assert same == {"1.running_mean": True, "1.running_var": True, "4.running_mean": False, "4.running_var": False}
 
 
+def test_where_all_layers_are_frozen_nothing_is_taken_and_nothing_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mean over nothing would be no number."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 3))
+    freeze(model, 1)
+    before = statistics(model)
+    monkeypatch.setattr(module, "all_sum", lambda mine, world: 3 * mine)
+    taken = renew_norms(model, batches(), CONFIG, CPU, 0, lambda images: None)
+    share_norms(model, TWO[0], taken)
+    assert taken == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in statistics(model).items())
+
+
 def test_a_network_without_statistics_takes_no_batches() -> None:
     renew_norms(nn.Linear(2, 2), iter([]), CONFIG, CPU, 0, lambda images: None)
     share_norms(nn.Linear(2, 2), World(0, 0, 2, CPU.device), 0)
