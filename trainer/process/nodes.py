@@ -6,6 +6,7 @@ Standard library only. Who leads is decided in the store: whoever owns the run's
 from __future__ import annotations
 
 import fcntl
+import math
 import platform
 import re
 import socket
@@ -72,17 +73,33 @@ def as_node(env: RunEnv) -> RunEnv:
 
 
 def check_shares(env: RunEnv, recipe: Mapping[str, Any], processes: int) -> None:
-    """Check that a step has micro-batches for all processes, with so many on each machine. Raises UserError."""
+    """Check that the run can train on every number of machines up to NODES=, with so many processes on each.
+
+    Raises UserError. `recipe` is what `recipes.command_line` tells of the config.
+    """
     nodes, batch, of_device = int(env.nodes), int(recipe["global_batch_size"]), int(recipe["device_batch_size"])
     parts, needed = batch // of_device, nodes * processes
-    if nodes == 1 or parts >= needed:
+    if nodes == 1:
         return
-    fits = [f"NODES={parts // processes}"] + [f"NPROC={parts // nodes}"] * (processes > 1 and parts >= nodes)
-    fits += [f"--device-batch-size {size}" for size in [largest_micro_batch(batch, needed)] if size]
-    raise UserError(
-        f"NODES={nodes}: with {processes} processes on each machine a step needs {needed} micro-batches, and it has "
-        f"{parts} (--global-batch-size {batch} / --device-batch-size {of_device}): use {' or '.join(fits)}"
-    )
+    if recipe["cuda_graphs"]:
+        raise UserError(f"NODES={nodes}: --cuda-graphs works for one process; pass --no-cuda-graphs, or NODES=1")
+    sizes = f"(--global-batch-size {batch} / --device-batch-size {of_device})"
+    if parts < needed:
+        fits = [f"NODES={parts // processes}"] + [f"NPROC={parts // nodes}"] * (processes > 1 and parts >= nodes)
+        fits += [f"--device-batch-size {size}" for size in [largest_micro_batch(batch, needed)] if size]
+        raise UserError(
+            f"NODES={nodes}: with {processes} processes on each machine a step needs {needed} micro-batches, and it "
+            f"has {parts} {sizes}: use {' or '.join(fits)}"
+        )
+    each = [processes * math.lcm(*range(1, count + 1)) for count in range(1, nodes + 1)]  # divide by so many
+    if recipe["sync_norm"] and parts % each[-1]:
+        fits = [f"NODES={sum(parts % number == 0 for number in each)}"] * (parts % processes == 0)
+        fits += [f"--device-batch-size {batch // each[-1]}"] * (batch % each[-1] == 0)
+        raise UserError(
+            f"NODES={nodes} with --model.sync-norm: machines may come and be lost, so 1 to {nodes} of them, with "
+            f"{processes} processes on each, must share out the {parts} micro-batches of a step {sizes} evenly: use "
+            f"{' or '.join([*fits, '--no-model.sync-norm'])}"
+        )
 
 
 def largest_micro_batch(batch: int, parts: int) -> int:

@@ -89,8 +89,5 @@ def command_line_or_exit(prog: str) -> Config:
 if __name__ == "__main__":  # the supervisor runs this first: it checks the command line and prints what it needs
     forgive_output()
     given = command_line_or_exit("python -m trainer.train")
-    print(
-        json.dumps(
-            {name: getattr(given, name) for name in ("recipe", "global_batch_size", "device_batch_size", "device")}
-        )
-    )
+    told = {name: getattr(given, name) for name in ("recipe", "global_batch_size", "device_batch_size", "device")}
+    print(json.dumps(told | {"cuda_graphs": given.cuda_graphs, "sync_norm": given.model.sync_norm}))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from trainer.contract import UserError
+from trainer.contract import RefusedError, UserError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 # A run may continue with another value of these fields: they change speed or safety, but nothing that is computed.
@@ -181,18 +181,19 @@ class Config:
     def micro_batches_of(self, rank: int, world_size: int) -> range:
         """The numbers of a step's micro-batches that a process computes. Some processes may have one more than others.
 
-        Raises UserError where a process would have none, or fewer than another and BatchNorm waits for all.
+        Raises RefusedError where a process would have none, or fewer than another and BatchNorm waits for all: with
+        another number of processes the run may go on.
         """
         if self.model.sync_norm and self.micro_batches % world_size:
             even = [str(n) for n in range(1, self.micro_batches + 1) if self.micro_batches % n == 0]
-            raise UserError(
+            raise RefusedError(
                 f"--model.sync-norm with {world_size} processes: each must compute as many of the {self.micro_batches} "
                 f"micro-batches of a step as the others; use {', '.join(even)} processes (NPROC=), or leave it out"
             )
         if world_size > self.micro_batches:
             fits = [n for n in range(1, self.global_batch_size // world_size + 1) if self.global_batch_size % n == 0]
             smaller = f"pass --device-batch-size {fits[-1]}, or " if fits else ""
-            raise UserError(
+            raise RefusedError(
                 f"{world_size} processes are too many for {self.micro_batches} micro-batches of a step: each computes "
                 f"one at least, and there are global_batch_size={self.global_batch_size} / device_batch_size="
                 f"{self.device_batch_size} of them; {smaller}use at most {self.micro_batches} processes (NPROC=)"

@@ -5,13 +5,14 @@ Nothing here asks AWS. What an account lacks is in `infra.operate.checks`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 
 from infra.config import PREPARE_PREFIX, Installation, context_key
 from infra.operate.planning import catalog, datasets, work
-from infra.operate.planning.arguments import check_options, number_given, value_of
+from infra.operate.planning.arguments import check_options, is_on, number_given, value_of
 from infra.operate.planning.datasets import Dataset
 from infra.operate.planning.options import DEFAULT_RECIPE, Request, recipe_of
 from infra.run.spec import Spec
@@ -66,11 +67,33 @@ def check_nodes(request: Request, installation: Installation) -> None:
             f"NODES={nodes}{each}: a step has {parts} parts, {batch} images by {of_device}, and each GPU needs one: "
             f'use {fits}ARGS="--device-batch-size {largest_part(batch, count)}"'
         )
+    check_joint_work(request, gpus.gpus, batch, of_device)
     kinds = {type.all_gpus for type in types}
     if nodes > 1 and request.types and len(kinds) > 1:
         raise UserError(
             f"TYPES={','.join(request.types)} have different GPUs ({', '.join(sorted(kinds))}), and the machines of "
             f"one run need the same: use TYPES={request.types[0]}, or NODES=1"
+        )
+
+
+def check_joint_work(request: Request, gpus: int, batch: int, of_device: int) -> None:
+    """Several GPUs can compute what the options ask for, also once machines are lost. Raises UserError.
+
+    `gpus` are those of one machine.
+    """
+    nodes, parts = request.nodes, batch // of_device
+    if is_on("cuda-graphs", request.arguments, default=False):
+        raise UserError(
+            f"--cuda-graphs works for one GPU, and this run has {nodes * gpus} (NODES={nodes}): leave it out"
+        )
+    each = [gpus * math.lcm(*range(1, count + 1)) for count in range(1, nodes + 1)]  # as trainer/process/nodes.py
+    if nodes > 1 and is_on("model.sync-norm", request.arguments, default=False) and parts % each[-1]:
+        fits = [f"NODES={sum(parts % number == 0 for number in each)}"] * (parts % gpus == 0)
+        fits += [f'ARGS="--model.sync-norm --device-batch-size {batch // each[-1]}"'] * (batch % each[-1] == 0)
+        raise UserError(
+            f"NODES={nodes} with --model.sync-norm: machines may come and be lost, so 1 to {nodes} of them must share "
+            f"out the {parts} parts of a step evenly, {batch} images by {of_device}: use "
+            f"{' or '.join([*fits, 'no --model.sync-norm'])}"
         )
 
 

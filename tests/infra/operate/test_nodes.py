@@ -77,6 +77,11 @@ def test_the_zone_can_be_chosen_and_a_run_that_goes_on_keeps_it(place: Deployed)
                            'or ARGS="--device-batch-size 64"'),
         (("--nodes", "1", "--types", "g6.48xlarge"), "NODES=1 of g6.48xlarge with 8 GPUs: a step has 4 parts, 512 "
                            'images by 128, and each GPU needs one: use ARGS="--device-batch-size 64"'),
+        (("--nodes", "4", "--args=--model.sync-norm"),
+         "1 to 4 of them must share out the 4 parts of a step evenly, 512 images by 128: use NODES=2 or no --model"),
+        (("--nodes", "3", "--args=--global-batch-size 768 --device-batch-size 96 --model.sync-norm"),
+         'evenly, 768 images by 96: use NODES=2 or ARGS="--model.sync-norm --device-batch-size 128" or no --model.sy'),
+        (("--nodes", "2", "--args=--cuda-graphs"), "works for one GPU, and this run has 2 (NODES=2): leave it out"),
         (("--nodes", "2", "--types", "g5.xlarge,g6.xlarge"), "g5.xlarge,g6.xlarge have different GPUs (1 A10G, 1 L4)"),
         (("--nodes", "2", "--types", "g5.xlarge,g5.12xlarge", "--recipe", "mild"), "different GPUs (1 A10G, 4 A10G)"),
     ],
@@ -93,6 +98,8 @@ def test_what_cannot_train_on_so_many_machines_is_refused_before_aws_is_asked(
 def test_smaller_parts_are_enough_for_more_machines(place: Deployed) -> None:
     planned = plan(Request(recipe="finetune", nodes=8, arguments=("--device-batch-size", "64")))
     assert planned.spec.nodes == 8
+    even = plan(Request(recipe="finetune", nodes=2, arguments=("--device-batch-size", "64", "--model.sync-norm")))
+    assert even.spec.nodes == 2
 
 
 def test_a_quota_for_one_machine_is_too_small_for_two(place: Deployed) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from trainer.contract import UserError
+from trainer.contract import RefusedError, UserError
 from trainer.recipes.config import (
     Config,
     DataConfig,
@@ -175,7 +175,9 @@ def test_more_processes_than_micro_batches_are_refused_with_what_fits(
     batch: int, device: int, world: int, fits: str
 ) -> None:
     config = Config(global_batch_size=batch, device_batch_size=device)
-    with pytest.raises(UserError, match=f"{world} processes are too many for {batch // device} micro-batches") as error:
+    with pytest.raises(
+        RefusedError, match=f"{world} processes are too many for {batch // device} micro-batches"
+    ) as error:
         config.micro_batches_of(0, world)
     assert fits in str(error.value)
     if "--device-batch-size" in fits:
@@ -187,7 +189,7 @@ def test_more_processes_than_micro_batches_are_refused_with_what_fits(
 def test_norms_that_wait_for_each_other_need_as_many_micro_batches_in_each_process() -> None:
     config = Config(global_batch_size=512, device_batch_size=64, model=ModelConfig(sync_norm=True))
     assert list(config.micro_batches_of(3, 4)) == [3, 7]
-    with pytest.raises(UserError, match=r"--model.sync-norm with 3 processes: .* use 1, 2, 4, 8 processes"):
+    with pytest.raises(RefusedError, match=r"--model.sync-norm with 3 processes: .* use 1, 2, 4, 8 processes"):
         config.micro_batches_of(0, 3)
 
 
