@@ -162,8 +162,8 @@ def run_key(run_id: str, file: str) -> str:
 
 
 def attempt_key(run_id: str, attempt: int) -> str:
-    """`attempts/<n>.json`: attempt, started, machine (id, type, zone, market; {} outside EC2). Its end adds exit,
-    message, ended, reason if it was interrupted, nodes and processes. Without them it still runs, or was killed.
+    """`attempts/<n>.json`: attempt, started, machine (id, type, zone, market; {} outside EC2), has_data if it had it.
+    Its end adds exit, message, ended, reason if interrupted, nodes, processes; without them it runs, or was killed.
     """
     return run_key(run_id, f"attempts/{attempt}.json")
 

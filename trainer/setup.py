@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +17,11 @@ from trainer.checkpoint.line import list_manifests, read_lease
 from trainer.checkpoint.restore import Restored, restore, show_digest
 from trainer.checkpoint.saver import Checkpointer
 from trainer.contract import Phase, RefusedError, RunEnv, UserError, checkpoint_key, run_key
-from trainer.data.format import Copies, Index, read_index
+from trainer.data.format import Index, read_index
 from trainer.data.reading.copies import lack_of_pixels
 from trainer.data.reading.loader import Batch, Loader, train_jobs
 from trainer.data.reading.split import PreparedSplit
-from trainer.data.stage import known_index, stage
+from trainer.data.stage import known_index
 from trainer.learning.execution import Execution
 from trainer.learning.lookout import looking_out
 from trainer.learning.loss import balanced_weights
@@ -41,7 +39,8 @@ from trainer.recipes.config import Config, DataConfig
 from trainer.recipes.fields import to_json
 from trainer.recipes.named import default_data
 from trainer.recipes.networks import advice
-from trainer.recipes.sides import wanted_span, wanted_spans
+from trainer.recipes.sides import wanted_span
+from trainer.staging import fetch_data, tell_waiting
 from trainer.store import ObjectStore, may_pass, naming_the_fix, open_store
 from trainer.store.retry import patiently
 from trainer.telemetry.console import Console
@@ -49,7 +48,7 @@ from trainer.telemetry.metrics import MetricsWriter
 from trainer.telemetry.opening import with_opening
 from trainer.telemetry.status import Status
 from trainer.telemetry.step_log import StepLog
-from trainer.text import show_bytes, tell
+from trainer.text import show_bytes
 
 CHECKPOINTS_AT_ONCE = 4  # the newest, the one before, the best, and the one that is written
 
@@ -84,24 +83,11 @@ def set_backends(config: Config) -> None:
 
 def stage_data(config: Config, env: RunEnv, world: World, status: Status, tell: Callable[[str], None]) -> Data:
     """Prepared data on this machine: one process per machine fetches or makes it, the others wait and find it."""
-    data = env.data or default_data(config.recipe)
-    options: dict[str, Any] = {
-        "copies": Copies(config.data.train_sides, (config.data.val_side,), config.data.quality),
-        "wanted": wanted_spans(config),
-        "secrets_dir": env.secrets_dir, "progress": status.tick,
-    }  # fmt: skip
-    scratch = Path(env.scratch_dir).absolute()
-    what = f"the data {data}, or the scratch folder {scratch},"
-
-    def fetch() -> Path:
-        with naming_the_fix(what):  # OSError; what a store says goes through patiently
-            return patiently(what, lambda: stage(data, scratch, **options), tell, worth_it=may_pass)
-
     if world.local_rank == 0:
-        folder = fetch()
+        folder = fetch_data(config, env, status, tell)
     barrier(world)
     if world.local_rank != 0:
-        folder = fetch()
+        folder = fetch_data(config, env, status, tell)
     return Data(folder, read_index(folder), config.data)
 
 
@@ -193,7 +179,7 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     counted = resources.enter_context(looking_out(world, status, local))
     set_backends(config)
     agree_on_start(config, env, world)
-    tell = partial(_tell_waiting, status, world)
+    tell = partial(tell_waiting, status, speaks=world.is_main)
     read = partial(patiently, f"the store {store.uri}", tell=tell)
     manifests = read(lambda: list_manifests(store, env.run_id)[1])
     if manifests:  # refused before the run is taken
@@ -255,13 +241,6 @@ def class_weights(config: Config, data: Data) -> Tensor | None:
         return None
     labels = data.open("train", config.data.resolution).labels
     return balanced_weights(labels, config.model.num_classes)
-
-
-def _tell_waiting(status: Status, world: World, line: str) -> None:
-    """Say that a store fails, and what is done about it."""
-    status.enter(Phase.WAITING_FOR_STORE)
-    if world.is_main:
-        tell(line, sys.stderr)
 
 
 def _continue(

@@ -21,7 +21,7 @@ from typing import Any
 from trainer.contract import CRASH
 from trainer.process.channel import Message, may_be_read
 from trainer.process.counts import PROCESSES
-from trainer.process.nodes import MEETING
+from trainer.process.nodes import LEFT, MEETING
 from trainer.text import say
 
 REASON_SECONDS = 50  # for a worker's last save, after another one of this machine has left a reason to end
@@ -49,6 +49,7 @@ class UploaderProcess:
         self.socket: str = answer.get("socket", "")
         self.rendezvous: str = answer.get("rendezvous", "")  # where the machines of this attempt meet
         self.newest: str = answer.get("newest", "")  # checkpoint
+        self.head_has_data: bool = answer.get("head_has_data", False)  # told to a member
         self.since: float = answer.get("since", 0.0)  # when this attempt got the run
 
     def ask(self, **request: Any) -> None:
@@ -56,6 +57,11 @@ class UploaderProcess:
             with contextlib.suppress(BrokenPipeError):  # finish() returns its exit code
                 self.process.stdin.write(json.dumps(request) + "\n")
                 self.process.stdin.flush()
+
+    def look(self) -> str:
+        """How it stands with the attempt that a member is to join: CURRENT, OVER or LEFT."""
+        self.ask(op="look")
+        return str(self.answer().get("attempt", LEFT))
 
     def has_answered(self) -> bool:
         """Wait a moment for an answer, or for the end of the process."""
@@ -229,6 +235,20 @@ class TrainerProcess:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=1)
         self.send(signal.SIGKILL)  # a worker that outlives torchrun would train on, unseen
+
+
+class StagingProcess(TrainerProcess):
+    """`trainer.staging` on a machine that joins. It is over where nobody leads the run any more: then it may lead."""
+
+    has_others, is_alone = True, True
+
+    def __init__(self, arguments: Sequence[str], environ: dict[str, str], local: Path, *, uploader: UploaderProcess):
+        self.local, self.uploader = local, uploader
+        command = [sys.executable, "-m", "trainer.staging", *arguments]
+        self.process = subprocess.Popen(command, env=environ, start_new_session=True)
+
+    def is_over(self) -> bool:
+        return self.uploader.look() == LEFT
 
 
 def is_alive(pid: int) -> bool:

@@ -29,6 +29,7 @@ LEASE_SEEN = "TRAINER_LEASE_SEEN"  # and which lease it saw last, and when: JSON
 LEASE_SECONDS = "20"
 LAST_CALL_SECONDS = 8  # how long those who have met wait for others
 PORT_SECONDS = 30  # how long another program may have the port of RENDEZVOUS= between two attempts
+CURRENT, OVER, LEFT = "current", "over", "left"  # an attempt that is led, one that another follows, one without a head
 MOST_LOSSES = 8  # attempts one after the other without a new checkpoint in between
 NAME_RULE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 LAST_PORT = 65535
@@ -216,6 +217,7 @@ class Meetings:
     newest: str = ""  # the newest checkpoint when the last attempt began
     losses: int = 0  # attempts since then
     seen: str = '""'  # of the lease: JSON
+    has_data: bool = False  # this machine has the data of the run, for sure
 
     def environ(self, env: RunEnv, is_stopped: Callable[[], bool]) -> dict[str, str]:
         """What the uploader is told. Raises UserError; MachineError where the port is lost between two attempts."""

@@ -15,17 +15,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainer.contract import CRASH, DRAIN_SECONDS, Exit, MachineError, Phase, RunEnv, UserError, attempt_key, run_key
 from trainer.process import spot
 from trainer.process.channel import SOCKET_VARIABLE, Message, attempt_dir, read_json
-from trainer.process.children import ObserverProcess, TrainerProcess, UploaderProcess
+from trainer.process.children import ObserverProcess, StagingProcess, TrainerProcess, UploaderProcess
 from trainer.process.counts import PROCESSES, torch_environ
-from trainer.process.nodes import Meetings, as_node, check_shares, has_others, torchrun_environ
+from trainer.process.nodes import CURRENT, LEFT, Meetings, as_node, check_shares, has_others, torchrun_environ
 from trainer.process.scratch import open_scratch
 from trainer.process.signals import Signals
 from trainer.text import forgive_output, say
@@ -55,13 +56,16 @@ def run_env(recipe: str) -> RunEnv:
     return RunEnv.from_environ(defaults | {name: value for name, value in os.environ.items() if value})
 
 
-def run_trainer(arguments: Sequence[str], environ: dict[str, str], local: Path, signals: Signals) -> Message:
+def run_trainer(
+    arguments: Sequence[str], environ: dict[str, str], local: Path, signals: Signals,
+    start: Callable[[Sequence[str], dict[str, str], Path], TrainerProcess] = TrainerProcess,
+) -> Message:  # fmt: skip
     """Run the trainer to its end. Returns its `code` (CRASH if it left none), `message` and `run_failed`."""
     if signals.received:
         return NOTHING
     shutil.rmtree(local, ignore_errors=True)  # an older run of this name may have left it, whose store was removed
     (local / "pids").mkdir(parents=True)
-    trainer = signals.trainer = TrainerProcess(arguments, environ, local)
+    trainer = signals.trainer = start(arguments, environ, local)
     if signals.received:  # it came just before the trainer could be told
         trainer.kill()
     trainer.wait(signals.seconds_since)
@@ -151,6 +155,7 @@ def attempt(
     if has_others(env):
         environ |= torchrun_environ(env, uploader.rendezvous, uploader.since, is_head=leads, given=os.environ)
     begun = {"attempt": uploader.attempt, "started": time.time(), "machine": spot.describe_machine(source)}
+    begun |= {"has_data": True} if meetings.has_data else {}  # so whoever joins gets its own before they meet
     uploader.ask(op="node", machine=begun["machine"])
     if leads:
         spec = {"recipe": recipe, "arguments": list(arguments), "data": env.data}
@@ -161,14 +166,41 @@ def attempt(
         ended = ended | {"reason": signals.reason if signals.received else "the machines of the run meet again"}
         code = finish_attempt(uploader, observer, env, environ, signals, begun, ended)
     else:
-        ended = run_trainer(arguments, environ, attempt_dir(env), signals)
-        if not any((attempt_dir(env) / "pids").glob("*")):
-            meetings.join_failed()
+        ended = join_attempt(arguments, uploader, env, environ, signals, meetings)
         code = leave_attempt(uploader, ended, meetings)
+    meetings.has_data = meetings.has_data or has_trained(env)
     if has_others(env) and not signals.received and meetings.go_on(code):
         say(f"attempt {env.attempt} has ended: {ended['message']}")
         return None
     return interrupted(ended["message"]) if code == Exit.INTERRUPTED else code
+
+
+def join_attempt(
+    arguments: Sequence[str], uploader: UploaderProcess, env: RunEnv, environ: dict[str, str], signals: Signals,
+    meetings: Meetings,
+) -> Message:  # fmt: skip
+    """An attempt on a machine that does not lead. It gets its data first, if the others would have to wait for it.
+
+    Returns how it ended, as `run_trainer` does.
+    """
+    local = attempt_dir(env)
+    if uploader.head_has_data and not meetings.has_data:
+        say("this machine gets its data, and meets the others then, who train meanwhile")
+        uploader.ask(op="node", message="gets its data before it meets the others")
+        ended = run_trainer(arguments, environ, local, signals, partial(StagingProcess, uploader=uploader))
+        meetings.has_data = ended["code"] == Exit.FINISHED
+        standing = uploader.look()
+        if not signals.received and (standing == LEFT or (meetings.has_data and standing != CURRENT)):
+            ended = {"code": Exit.INTERRUPTED, "message": "it has ended while this machine got its data"}
+        elif meetings.has_data:
+            uploader.ask(op="node", message="")
+        if ended["code"] != Exit.FINISHED:
+            meetings.join_failed()
+            return ended
+    ended = run_trainer(arguments, environ, local, signals)
+    if not any((local / "pids").glob("*")):
+        meetings.join_failed()
+    return ended
 
 
 def leave_attempt(uploader: UploaderProcess, ended: Message, meetings: Meetings) -> int:
@@ -185,6 +217,11 @@ def copies(uploader: UploaderProcess, env: RunEnv) -> Message:
     """What `done.json` repeats of other files, so that a list of many runs reads one: result, the first's beginning."""
     found = {"result": read_json(attempt_dir(env) / "result.json"), "first": uploader.first}
     return {name: value for name, value in found.items() if value}
+
+
+def has_trained(env: RunEnv) -> bool:
+    """Whether this machine has done a step in the attempt."""
+    return bool((read_json(attempt_dir(env) / "status.json") or {}).get("step"))
 
 
 def sizes(env: RunEnv) -> Message:

@@ -15,19 +15,33 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from trainer.contract import HEARTBEAT_SECONDS, Lease, LostRunError, RunEnv, UserError, run_key
+from trainer.contract import HEARTBEAT_SECONDS, Lease, LostRunError, Phase, RunEnv, UserError, attempt_key, run_key
 from trainer.process.channel import attempt_dir, read_json
-from trainer.process.nodes import HAS_LED, LAST_ATTEMPT, LEASE_SEEN, MEETING, SEEN_ATTEMPT, has_others
+from trainer.process.nodes import (
+    CURRENT,
+    HAS_LED,
+    LAST_ATTEMPT,
+    LEASE_SEEN,
+    LEFT,
+    MEETING,
+    OVER,
+    SEEN_ATTEMPT,
+    has_others,
+)
 from trainer.store import NotFoundError, ObjectStore, StoreError
 from trainer.upload.hangs import ship_hangs
 from trainer.upload.owner import RENEWALS_PER_LEASE, MachineLock, Ownership
 from trainer.upload.queue import say_as_uploader
+from trainer.values import parse_object
 
 HEADLESS_SECONDS = 600  # until a machine gives up that the others do not hear
 MISTAKE_SECONDS = 20  # after which a meeting place that answers for a run that is not in this store counts as a mistake
 SCOUT_SECONDS = 0.5
 OVER_SECONDS = 60  # after the end of an attempt here, in which its meeting place may still answer
 TELL_SECONDS = 30
+UNLED_SECONDS = 30  # without a head, after which a machine that only gets its data leads: the guard waits for 180
+
+WITH_DATA = (Phase.COMPILING, Phase.TRAINING, Phase.EVALUATING, Phase.SAVING)  # phases of a machine that has its data
 
 
 def answers(place: str) -> bool:
@@ -123,6 +137,14 @@ class MachineRecord:
     def __init__(self, env: RunEnv, store: ObjectStore, role: str):
         self.env, self.store, self.role = env, store, role
         self.message, self.machine = "", dict[str, Any]()
+        self.told: list[Any] = []  # phase and message of the last record
+
+    def status(self) -> dict[str, Any]:
+        return read_json(attempt_dir(self.env) / "status.json") or {}
+
+    def has_news(self) -> bool:
+        """Whether it is out of date: in its phase, or in what the supervisor said last. False for a single machine."""
+        return has_others(self.env) and self.told != [self.status().get("phase"), self.message]
 
     def note(self, request: dict[str, Any]) -> None:
         """What the supervisor tells of this machine."""
@@ -132,7 +154,8 @@ class MachineRecord:
         """Store it, where the run has several machines. Raises StoreError."""
         if not has_others(self.env):
             return
-        status = read_json(attempt_dir(self.env) / "status.json") or {}
+        status = self.status()
+        self.told = [status.get("phase"), self.message]
         here = {name: status.get(name) for name in ("phase", "step")}
         body = {
             "node": self.env.node, "address": self.env.address, "role": self.role, "attempt": int(self.env.attempt),
@@ -152,6 +175,7 @@ class Companion:
         self.view = Ownership(store, env.run_id, 0, float(env.lease_seconds), MachineLock.of(env))
         self.record = MachineRecord(env, store, "member")
         self.complained = False
+        self.looked_at = self.led_at = time.monotonic()
 
     def beat(self, *, ended: bool = False) -> None:
         try:
@@ -166,21 +190,58 @@ class Companion:
         while True:
             self.beat()
             until = time.monotonic() + HEARTBEAT_SECONDS
-            while time.monotonic() < until:
+            while time.monotonic() < until and not self.record.has_news():
                 time.sleep(float(self.env.lease_seconds) / RENEWALS_PER_LEASE)
-                with suppress(StoreError):
-                    self.view.look()
+                self.look()
+
+    def head_has_data(self) -> bool:
+        """Whether the others would have to wait for this machine's data: the head has its own already.
+
+        So it is where it has trained, in this attempt or before. Where the store does not tell, they meet at once.
+        """
+        begun = self._read(attempt_key(self.env.run_id, self.lease.attempt))
+        beat = self._read(run_key(self.env.run_id, "heartbeat.json"))
+        is_at_work = beat.get("attempt") == self.lease.attempt and beat.get("phase") in WITH_DATA
+        return begun.get("has_data") is True or is_at_work
+
+    def _read(self, key: str) -> dict[str, Any]:
+        try:
+            return parse_object(self.store.get(key))
+        except (StoreError, ValueError):
+            return {}
+
+    def look(self) -> None:
+        """Look after the lease."""
+        with suppress(StoreError):
+            self.view.look()
+            self.looked_at = time.monotonic()
+
+    def standing(self) -> str:
+        """How it stands with the attempt that this machine is to join: CURRENT, OVER or, for UNLED_SECONDS, LEFT.
+
+        While the store does not answer, nobody is known to have left.
+        """
+        lease, now, seconds = self.view.lease, time.monotonic(), float(self.env.lease_seconds)
+        is_led = lease is not None and lease.owner and now < self.view.seen_at + seconds
+        if is_led or now >= self.looked_at + seconds:
+            self.led_at = now
+        if is_led and lease is not None and (lease.attempt, lease.since) == (self.lease.attempt, self.lease.since):
+            return CURRENT
+        return LEFT if now >= self.led_at + UNLED_SECONDS else OVER
 
     def run(self) -> None:
         """Until the supervisor closes standard input."""
         lease = self.lease
         ready = {"state": "member", "attempt": lease.attempt, "rendezvous": lease.rendezvous, "since": lease.since}
-        print(json.dumps(ready | {"newest": lease.newest, "socket": "none"}), flush=True)
+        ready |= {"newest": lease.newest, "head_has_data": self.head_has_data(), "socket": "none"}
+        print(json.dumps(ready), flush=True)
         threading.Thread(target=self.beat_forever, daemon=True).start()
         for line in sys.stdin:
             request = json.loads(line)
             if request["op"] == "node":
                 self.record.note(request)
+            elif request["op"] == "look":
+                print(json.dumps({"attempt": self.standing()}), flush=True)
         if lack := ship_hangs(self.env, self.store):
             say_as_uploader(lack)
         self.beat(ended=True)

@@ -170,7 +170,9 @@ class Uploader:
     def beat_forever(self) -> None:
         while True:
             self.beat()
-            time.sleep(HEARTBEAT_SECONDS)
+            until = time.monotonic() + HEARTBEAT_SECONDS
+            while time.monotonic() < until and not self.record.has_news():
+                time.sleep(min(HEARTBEAT_SECONDS, self.ownership.lease_seconds / RENEWALS_PER_LEASE))
 
     def run(self) -> None:
         server, path = listen()
