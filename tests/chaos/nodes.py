@@ -18,6 +18,7 @@ from tests.chaos.network import GATEWAY, GIGABIT
 from trainer.contract import Exit
 
 FAULTS_OF_A_RUN = 3
+CLOCK_SECONDS = -600  # S3 refuses the requests of a machine whose clock is 15 minutes off
 RECOVERY_SECONDS = 240  # after which a run that makes no step counts as wrong
 
 
@@ -121,12 +122,12 @@ def lossy(group: Group, dice: random.Random) -> Blow:
 
 def clock_back(group: Group, dice: random.Random) -> Blow:
     machine = victim_of(group, dice)
-    machine.set_clock(-3600)
+    machine.set_clock(CLOCK_SECONDS)
     return Blow(False)
 
 
 def head_clock_back(group: Group, dice: random.Random) -> Blow:
-    group.head().set_clock(-3600)
+    group.head().set_clock(CLOCK_SECONDS)
     return Blow(False)
 
 
