@@ -36,6 +36,7 @@ from trainer.learning.norms import renew_norms, share_norms
 from trainer.learning.step import train_step
 from trainer.learning.world import Wishes, World, any_of, empty_cache, join, share_buffers
 from trainer.process.interruption import Deadline, Interrupted, Interruption
+from trainer.process.nodes import blaming_this_machine
 from trainer.recipes.config import Config
 from trainer.setup import Run, open_norm_loader, start_or_continue
 from trainer.store import StoreError
@@ -48,8 +49,9 @@ def train(config: Config, env: RunEnv, world: World, interruption: Interruption)
     MachineError.
     """
     check_device(config, world.device, world.size)
-    with start_or_continue(config, env, world, interruption) as run, telling_what_fits(config, world.device, run.now):
-        return loop(run)
+    with blaming_this_machine(env), start_or_continue(config, env, world, interruption) as run:
+        with telling_what_fits(config, world.device, run.now):
+            return loop(run)
 
 
 def loop(run: Run) -> tuple[Exit, str]:
@@ -272,7 +274,7 @@ def main(config: Config) -> int:
         with join(config) as world:
             return tell_outcome(lambda: train(config, env, world, interruption), attempt_dir(env), world)
     except MachineError as error:  # of the meeting
-        leave_exit(attempt_dir(env), CRASH, str(error))
+        leave_exit(attempt_dir(env), CRASH, str(error), lost_partner=True)
         return CRASH
 
 

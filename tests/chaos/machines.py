@@ -19,7 +19,7 @@ from tests import ROOT
 from tests.chaos.lab import Lab, WrongError, expect, wait_for
 from tests.chaos.network import GIGABIT, Host, Network
 from tests.chaos.runs import RUN, RealRun, digits_data
-from trainer.contract import CRASH, Exit
+from trainer.contract import BROKEN, CRASH, Exit
 from trainer.store import open_store
 
 # A network without BatchNorm, and few large steps: more of them make of a rounding another training.
@@ -168,7 +168,7 @@ class Group:
         """Start the command again where it ended so that boot would: after a crash, and where another has the run."""
         for machine in self.machines:
             code = machine.process.poll() if machine.process and not machine.is_lost else None
-            if code in (CRASH, Exit.HELD) and len(machine.outputs) < MOST_STARTS:
+            if code in (CRASH, BROKEN, Exit.HELD) and len(machine.outputs) < MOST_STARTS:
                 machine.start()
 
     def wait(self, ready: Callable[[], Any], seconds: float, what: str) -> None:

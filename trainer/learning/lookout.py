@@ -126,7 +126,7 @@ class Lookout:
 
     def _exit(self, message: str) -> None:
         with suppress(OSError):
-            leave_exit(self.local, CRASH, message)
+            leave_exit(self.local, CRASH, message, lost_partner=True)
         os._exit(CRASH)
 
     def dump(self, message: str) -> None:

@@ -38,7 +38,13 @@ def register(folder: Path) -> None:
     """
     if (folder / "exit.json").exists():
         os._exit(0)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+    def leave(*_: object) -> None:
+        with contextlib.suppress(OSError):  # whoever leaves this file has died without a word
+            exit_file(folder).unlink()
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # "save and go on": there is nothing to save yet
     with contextlib.suppress(OSError):  # the disk is full already; leave_exit may find room later
         exit_file(folder).write_bytes(b" " * EXIT_BYTES)
@@ -76,14 +82,19 @@ def exit_file(folder: Path) -> Path:
     return folder / f".exit.{os.getpid()}"
 
 
-def leave_exit(folder: Path, code: int, message: str, *, run_failed: bool = False) -> None:
+def leave_exit(
+    folder: Path, code: int, message: str, *, run_failed: bool = False, lost_partner: bool = False
+) -> None:  # fmt: skip
     """Leave the exit code and its reason for the supervisor. If several processes do so, the first one counts.
+
+    But whoever only lost another process (`lost_partner`) knows less than one with a reason of its own.
 
     This overwrites the file that register() made. On a full disk only the message gets shorter.
     """
 
     def reason() -> bytes:
-        return json.dumps({"code": code, "message": message, "run_failed": run_failed}).encode().ljust(EXIT_BYTES)
+        told = {"code": code, "message": message, "run_failed": run_failed, "lost_partner": lost_partner}
+        return json.dumps(told).encode().ljust(EXIT_BYTES)
 
     mine, whole = exit_file(folder), False
     fd = os.open(mine, os.O_WRONLY | os.O_CREAT, 0o666)
@@ -100,7 +111,8 @@ def leave_exit(folder: Path, code: int, message: str, *, run_failed: bool = Fals
     try:
         os.link(mine, folder / "exit.json")  # whole or not at all
     except FileExistsError:
-        pass
+        if not lost_partner and (read_json(folder / "exit.json") or {}).get("lost_partner"):
+            mine.replace(folder / "exit.json")
     except OSError:  # a file system without hard links
         if not (folder / "exit.json").exists():
             mine.replace(folder / "exit.json")

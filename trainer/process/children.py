@@ -86,7 +86,9 @@ class UploaderProcess:
                 told = until()
                 self.ask(op="flush", seconds=max(0.0, told - time.monotonic()))
             if self.has_answered():
-                return self.answer()
+                answer = self.answer()
+                self.newest = answer.get("newest", self.newest)
+                return answer
             if time.monotonic() > told + 10:
                 return {}
 

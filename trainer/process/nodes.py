@@ -5,6 +5,7 @@ Standard library only. Who leads is decided in the store: whoever owns the run's
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import math
 import platform
@@ -12,11 +13,13 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trainer.contract import CRASH, Exit, MachineError, RunEnv, UserError
+from trainer.contract import BROKEN, CRASH, Exit, MachineError, RunEnv, UserError, parse_manifest_key
+from trainer.text import say
 
 MOST_NODES = 16
 MEETING = "TRAINER_MEETING"  # tells the uploader where this machine would meet the others; "": it may not lead
@@ -31,6 +34,8 @@ LAST_CALL_SECONDS = 8  # how long those who have met wait for others
 PORT_SECONDS = 30  # how long another program may have the port of RENDEZVOUS= between two attempts
 CURRENT, OVER, LEFT = "current", "over", "left"  # an attempt that is led, one that another follows, one without a head
 MOST_LOSSES = 8  # attempts one after the other without a new checkpoint in between
+MOST_CRASHES = 2  # of them those that ended by an error of this machine's own
+OF_ONE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM)  # another one may have room
 NAME_RULE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 LAST_PORT = 65535
 ELSEWHERE = "192.0.2.1"  # nobody's (RFC 5737): the route to it is that to the world
@@ -40,6 +45,22 @@ GET_ADDRESS = 0x8915  # SIOCGIFADDR of linux/sockios.h
 def has_others(env: RunEnv) -> bool:
     """Whether the run may have several machines."""
     return env.nodes != "1"
+
+
+@contextmanager
+def blaming_this_machine(env: RunEnv) -> Iterator[None]:
+    """Of several machines, a full or read-only disk or too little memory is the fault of this one, and not of the run.
+
+    Raises MachineError in place of the UserError that names it.
+    """
+    try:
+        yield
+    except UserError as error:
+        cause = error.__cause__
+        is_full = isinstance(cause, OSError) and cause.errno in OF_ONE_MACHINE
+        if has_others(env) and (is_full or isinstance(cause, MemoryError)):
+            raise MachineError(str(error)) from error
+        raise
 
 
 def as_node(env: RunEnv) -> RunEnv:
@@ -216,6 +237,8 @@ class Meetings:
     seen_attempt: int = 0  # the last one
     newest: str = ""  # the newest checkpoint when the last attempt began
     losses: int = 0  # attempts since then
+    crashes: int = 0  # by errors of this machine's own, since the last attempt of it that saved a checkpoint
+    has_saved: bool = False  # whether there was such an attempt
     seen: str = '""'  # of the lease: JSON
     has_data: bool = False  # this machine has the data of the run, for sure
 
@@ -237,7 +260,27 @@ class Meetings:
         """No process of this machine took part in the attempt, which may go on without it: it may be joined again."""
         self.attempt = 0
 
-    def go_on(self, code: int) -> bool:
-        """Whether the machines meet again after an attempt that nobody here stopped, and that ended so."""
+    def end(self, code: int, message: str, newest: str, *, is_own: bool) -> int | None:
+        """The exit code of this machine after an attempt that nobody here stopped; None: the machines meet again.
+
+        `newest` is the newest checkpoint by now. `is_own`: an error of this machine ended the attempt. It may crash
+        MOST_CRASHES times, however much the others get on in between.
+        """
+        saved = parse_manifest_key(newest)
+        if self.attempt and saved is not None and saved[0] == self.attempt:
+            self.newest, self.losses, self.crashes, self.has_saved = newest, 0, 0, True
         self.losses += 1
-        return code in (Exit.INTERRUPTED, Exit.HELD, CRASH) and self.losses < MOST_LOSSES
+        self.crashes += is_own
+        if code not in (Exit.INTERRUPTED, Exit.HELD, CRASH):
+            return code
+        if self.crashes >= MOST_CRASHES:
+            say(
+                f"error: {MOST_CRASHES} attempts have ended by an error of this machine, without a checkpoint in "
+                f"between that it took part in: it leaves, and the others may go on. The last error: {message}"
+            )
+            return CRASH if self.has_saved else BROKEN
+        if self.losses >= MOST_LOSSES:
+            say(f"error: {MOST_LOSSES} attempts in a row have ended without a new checkpoint; the last one: {message}")
+            return CRASH
+        say(f"attempt {self.seen_attempt} has ended: {message}")
+        return None

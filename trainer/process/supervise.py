@@ -26,7 +26,16 @@ from trainer.process import spot
 from trainer.process.channel import SOCKET_VARIABLE, Message, attempt_dir, read_json
 from trainer.process.children import ObserverProcess, StagingProcess, TrainerProcess, UploaderProcess
 from trainer.process.counts import PROCESSES, torch_environ
-from trainer.process.nodes import CURRENT, LEFT, Meetings, as_node, check_shares, has_others, torchrun_environ
+from trainer.process.nodes import (
+    CURRENT,
+    LEFT,
+    Meetings,
+    as_node,
+    blaming_this_machine,
+    check_shares,
+    has_others,
+    torchrun_environ,
+)
 from trainer.process.scratch import open_scratch
 from trainer.process.signals import Signals
 from trainer.text import forgive_output, say
@@ -60,7 +69,10 @@ def run_trainer(
     arguments: Sequence[str], environ: dict[str, str], local: Path, signals: Signals,
     start: Callable[[Sequence[str], dict[str, str], Path], TrainerProcess] = TrainerProcess,
 ) -> Message:  # fmt: skip
-    """Run the trainer to its end. Returns its `code` (CRASH if it left none), `message` and `run_failed`."""
+    """Run the trainer to its end. Returns its `code` (CRASH if it left none), `message` and `run_failed`.
+
+    `lost_partner` tells of a crash that no process of this machine is known to have caused.
+    """
     if signals.received:
         return NOTHING
     shutil.rmtree(local, ignore_errors=True)  # an older run of this name may have left it, whose store was removed
@@ -76,7 +88,10 @@ def run_trainer(
         return NOTHING
     if ended is None:
         killed = f" ({signal.Signals(-code).name})" if (code := trainer.process.returncode) < 0 else ""
-        return {"code": CRASH, "message": f"the trainer died without a word{killed}: see its output above"}
+        message = f"the trainer died without a word{killed}: see its output above"
+        return {"code": CRASH, "message": message, "lost_partner": not any((local / "pids").iterdir())}
+    if ended.get("lost_partner") and any(local.glob(".exit.*")):
+        return ended | {"lost_partner": False, "message": f"a process of this machine died: {ended['message']}"}
     if ended["code"] == Exit.INTERRUPTED and not (signals.received or trainer.is_alone or trainer.has_others):
         return {"code": CRASH, "message": "a process of the trainer died, and torchrun stopped the others: see above"}
     return ended
@@ -123,7 +138,8 @@ def supervise(arguments: Sequence[str]) -> int:
         return check.returncode
     recipe = json.loads(check.stdout)
     env = as_node(run_env(recipe["recipe"]))
-    open_scratch(env.scratch_dir)
+    with blaming_this_machine(env):
+        open_scratch(env.scratch_dir)
     environ, meetings = child_environ(recipe, env), Meetings()
     check_shares(env, recipe, int(environ[PROCESSES]))
     while (code := attempt(arguments, recipe["recipe"], env, environ, signals, meetings, source)) is None:
@@ -169,9 +185,9 @@ def attempt(
         ended = join_attempt(arguments, uploader, env, environ, signals, meetings)
         code = leave_attempt(uploader, ended, meetings)
     meetings.has_data = meetings.has_data or has_trained(env)
-    if has_others(env) and not signals.received and meetings.go_on(code):
-        say(f"attempt {env.attempt} has ended: {ended['message']}")
-        return None
+    if has_others(env) and not signals.received:
+        is_own = code == CRASH and not ended.get("lost_partner")
+        return meetings.end(code, ended["message"], uploader.newest, is_own=is_own)
     return interrupted(ended["message"]) if code == Exit.INTERRUPTED else code
 
 
@@ -207,7 +223,8 @@ def leave_attempt(uploader: UploaderProcess, ended: Message, meetings: Meetings)
     """The end of an attempt on a machine that does not lead. Returns its exit code: finished is what is stored."""
     uploader.ask(op="node", message=ended["message"])
     uploader.finish(DRAIN_SECONDS)
-    meetings.seen = json.dumps(uploader.answer() or "")
+    last = uploader.answer()
+    meetings.seen, uploader.newest = json.dumps(last.get("seen", "")), last.get("newest", uploader.newest)
     if ended["code"] not in (Exit.FINISHED, Exit.INTERRUPTED):
         say(f"error: {ended['message']}")
     return Exit.INTERRUPTED if ended["code"] == Exit.FINISHED else int(ended["code"])

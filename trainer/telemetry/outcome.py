@@ -32,7 +32,7 @@ def tell_outcome(work: Callable[[], tuple[Exit, str]], local: Path, world: World
     except LostRunError as error:
         code, message = Exit.HELD, str(error)
     except (StoreError, DisconnectedError, MachineError, LostPartnerError) as error:  # no bug: the message says it all
-        leave_exit(local, 1, str(error))
+        leave_exit(local, 1, str(error), lost_partner=isinstance(error, LostPartnerError))
         return 1
     except BaseException as error:
         fault = gpu_fault(error)

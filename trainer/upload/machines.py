@@ -245,7 +245,10 @@ class Companion:
         if lack := ship_hangs(self.env, self.store):
             say_as_uploader(lack)
         self.beat(ended=True)
-        print(json.dumps([self.view.etag, self.view.seen_at]), flush=True)
+        with suppress(StoreError):
+            self.view.look()
+        newest = self.view.lease.newest if self.view.lease is not None else lease.newest
+        print(json.dumps({"seen": [self.view.etag, self.view.seen_at], "newest": newest}), flush=True)
 
 
 def end_vain_attempt(store: ObjectStore, key: str, message: str) -> None:

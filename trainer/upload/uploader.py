@@ -135,7 +135,8 @@ class Uploader:
         self.sender.in_order(self.stop)
 
     def answer_flush(self) -> None:
-        print(json.dumps({"drained": not self.sender.failed, "kept": self.sender.saved_here}), flush=True)
+        answer = {"drained": not self.sender.failed, "kept": self.sender.saved_here}
+        print(json.dumps(answer | {"newest": self.ownership.written.newest}), flush=True)
 
     def drain(self, seconds: float) -> None:
         """After the end of the trainer, read what it still sent, and set a deadline for all retries."""
