@@ -15,10 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from trainer.contract import CRASH, Exit, Phase, RunEnv, UserError
+from trainer.contract import CRASH, Exit, MachineError, Phase, RunEnv, UserError
 from trainer.data.format import Copies
 from trainer.data.stage import stage
 from trainer.process.channel import attempt_dir, leave_exit, register
+from trainer.process.nodes import blaming_this_machine
 from trainer.recipes.command_line import command_line_or_exit
 from trainer.recipes.config import Config
 from trainer.recipes.named import default_data
@@ -79,10 +80,11 @@ def main(config: Config) -> int:
     threading.Thread(target=end_if_it_stalls, args=[status, local], daemon=True, name="stall").start()
     code, message = Exit.FINISHED, "the data is here"
     try:
-        fetch_data(config, env, status, lambda line: tell_waiting(status, line, speaks=True))
+        with blaming_this_machine(env):
+            fetch_data(config, env, status, lambda line: tell_waiting(status, line, speaks=True))
     except UserError as error:
         code, message = Exit.USER, str(error)
-    except StoreError as error:  # no bug: the message says it all
+    except (StoreError, MachineError) as error:  # no bug: the message says it all
         leave_exit(local, CRASH, str(error))
         return CRASH
     except BaseException as error:

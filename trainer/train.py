@@ -49,9 +49,11 @@ def train(config: Config, env: RunEnv, world: World, interruption: Interruption)
     MachineError.
     """
     check_device(config, world.device, world.size)
-    with blaming_this_machine(env), start_or_continue(config, env, world, interruption) as run:
-        with telling_what_fits(config, world.device, run.now):
-            return loop(run)
+    with (
+        blaming_this_machine(env), start_or_continue(config, env, world, interruption) as run,
+        telling_what_fits(config, world.device, run.now),
+    ):  # fmt: skip
+        return loop(run)
 
 
 def loop(run: Run) -> tuple[Exit, str]:

@@ -22,20 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract import CRASH, DRAIN_SECONDS, Exit, MachineError, Phase, RunEnv, UserError, attempt_key, run_key
-from trainer.process import spot
+from trainer.process import nodes, spot
 from trainer.process.channel import SOCKET_VARIABLE, Message, attempt_dir, read_json
 from trainer.process.children import ObserverProcess, StagingProcess, TrainerProcess, UploaderProcess
 from trainer.process.counts import PROCESSES, torch_environ
-from trainer.process.nodes import (
-    CURRENT,
-    LEFT,
-    Meetings,
-    as_node,
-    blaming_this_machine,
-    check_shares,
-    has_others,
-    torchrun_environ,
-)
+from trainer.process.nodes import Meetings, as_node, check_shares, has_others, torchrun_environ
 from trainer.process.scratch import open_scratch
 from trainer.process.signals import Signals
 from trainer.text import forgive_output, say
@@ -53,7 +44,8 @@ environment: where the run lives (the options above say what it computes)
   TRAINER_ADDRESS       this machine's IPv4 address for the others        (that of the way to them)
   PET_NPROC_PER_NODE    processes of this machine (NPROC= of make)        (one on each GPU; 1 on a CPU)
 
-exit codes: 0 finished, 75 interrupted and saved, 76 another trainer has the run, 78 you must change something
+exit codes: 0 finished, 75 interrupted and saved, 76 another trainer has the run, 78 you must change something,
+            70 this machine of several only crashed
 """
 PATIENCE_SECONDS = 3600  # how long the last upload of a finished training is tried, without TRAINER_DEADLINE
 NOTHING: Message = {"code": Exit.INTERRUPTED, "message": "nothing had begun"}
@@ -138,7 +130,7 @@ def supervise(arguments: Sequence[str]) -> int:
         return check.returncode
     recipe = json.loads(check.stdout)
     env = as_node(run_env(recipe["recipe"]))
-    with blaming_this_machine(env):
+    with nodes.blaming_this_machine(env):
         open_scratch(env.scratch_dir)
     environ, meetings = child_environ(recipe, env), Meetings()
     check_shares(env, recipe, int(environ[PROCESSES]))
@@ -206,7 +198,7 @@ def join_attempt(
         ended = run_trainer(arguments, environ, local, signals, partial(StagingProcess, uploader=uploader))
         meetings.has_data = ended["code"] == Exit.FINISHED
         standing = uploader.look()
-        if not signals.received and (standing == LEFT or (meetings.has_data and standing != CURRENT)):
+        if not signals.received and (standing == nodes.LEFT or (meetings.has_data and standing != nodes.CURRENT)):
             ended = {"code": Exit.INTERRUPTED, "message": "it has ended while this machine got its data"}
         elif meetings.has_data:
             uploader.ask(op="node", message="")

@@ -16,7 +16,6 @@ import pytest
 
 from tests.runs import QUICK, QUICK_STEPS, Run
 from trainer.contract import (
-    CRASH,
     Exit,
     Lease,
     LostRunError,
@@ -31,7 +30,6 @@ from trainer.process import nodes
 from trainer.process.nodes import (
     LEASE_SECONDS,
     MEETING,
-    MOST_LOSSES,
     Meetings,
     as_node,
     interface_of,
@@ -192,22 +190,6 @@ def test_torchrun_is_told_of_this_attempt_alone_and_a_user_names_another_interfa
     given = {"GLOO_SOCKET_IFNAME": "eth7"}
     assert torchrun_environ(ENV, "a:5", 0.0, is_head=True, given=given)["GLOO_SOCKET_IFNAME"] == "eth7"
     assert interface_of("192.0.2.7") == ""
-
-
-def test_machines_that_meet_without_a_new_checkpoint_give_up_at_last() -> None:
-    meetings = Meetings()
-    for number in range(MOST_LOSSES - 1):
-        meetings.begin(number, "", leads=False)
-        assert meetings.go_on(CRASH)
-    meetings.begin(MOST_LOSSES, "", leads=True)
-    assert not meetings.go_on(Exit.INTERRUPTED)
-    meetings.join_failed()
-    told = meetings.environ(ENV, goes_on)
-    assert told["TRAINER_LAST_ATTEMPT"] == "0", "it may be joined again"
-    assert told["TRAINER_SEEN_ATTEMPT"] == str(MOST_LOSSES), "but if it fails, the run has"
-    meetings.begin(MOST_LOSSES + 1, "a checkpoint", leads=True)
-    assert meetings.go_on(Exit.HELD)
-    assert not meetings.go_on(Exit.USER), "what the user must change, no other attempt mends"
 
 
 @pytest.fixture

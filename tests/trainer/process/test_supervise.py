@@ -90,7 +90,19 @@ def test_gpus_are_counted_as_the_trainer_will_see_them(tmp_path: Path, monkeypat
 def test_the_first_process_to_leave_a_reason_is_the_one_that_counts(tmp_path: Path) -> None:
     leave_exit(tmp_path, 78, "labels out of range", run_failed=True)
     leave_exit(tmp_path, 75, "stopped by torchrun")
-    assert read_json(tmp_path / "exit.json") == {"code": 78, "message": "labels out of range", "run_failed": True}
+    told = {"code": 78, "message": "labels out of range", "run_failed": True, "lost_partner": False}
+    assert read_json(tmp_path / "exit.json") == told
+
+
+def test_a_process_that_only_lost_another_one_has_the_word_until_one_knows_more(tmp_path: Path) -> None:
+    leave_exit(tmp_path, 1, "rank 3 is gone", lost_partner=True)
+    leave_exit(tmp_path, 1, "rank 2 has ended", lost_partner=True)
+    assert (read_json(tmp_path / "exit.json") or {})["message"] == "rank 3 is gone"
+    leave_exit(tmp_path, 1, "the GPU is lost")
+    leave_exit(tmp_path, 1, "rank 4 is gone", lost_partner=True)
+    ended = read_json(tmp_path / "exit.json") or {}
+    assert (ended["message"], ended["lost_partner"]) == ("the GPU is lost", False)
+    assert [path.name for path in tmp_path.iterdir()] == ["exit.json"]
 
 
 REGISTERED = """
@@ -124,7 +136,8 @@ def test_the_reason_is_written_into_the_room_that_was_taken_at_the_start(tmp_pat
 
 def test_a_long_reason_is_whole_where_there_is_room(tmp_path: Path) -> None:
     leave_exit(tmp_path, 1, 10_000 * "x")
-    assert read_json(tmp_path / "exit.json") == {"code": 1, "message": 10_000 * "x", "run_failed": False}
+    told = {"code": 1, "message": 10_000 * "x", "run_failed": False, "lost_partner": False}
+    assert read_json(tmp_path / "exit.json") == told
 
 
 PATIENT = """
