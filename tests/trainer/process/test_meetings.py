@@ -1,4 +1,4 @@
-"""What ends a machine's part in a run of several: its own errors, and losses without end; whose fault a full disk is."""
+"""What ends a machine's part in a run of several: its own errors, a full disk among them, and losses without end."""
 
 from __future__ import annotations
 
