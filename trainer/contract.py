@@ -26,7 +26,6 @@ class Exit(IntEnum):
 
 
 CRASH = 1  # the exit code where no other is known
-BROKEN = 70  # of one of several machines whose own processes crash: it has not got the run on at all
 HEARTBEAT_SECONDS = 30
 MOST_SECONDS = 1e10  # of Unix time, in the year 2286: no clock of a run shows more
 DRAIN_SECONDS = 90  # from a signal to the end of the last upload: within the 100 s of `docker stop`

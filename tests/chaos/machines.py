@@ -19,7 +19,8 @@ from tests import ROOT
 from tests.chaos.lab import Lab, WrongError, expect, wait_for
 from tests.chaos.network import GIGABIT, Host, Network
 from tests.chaos.runs import RUN, RealRun, digits_data
-from trainer.contract import BROKEN, CRASH, Exit
+from trainer.contract import CRASH, Exit
+from trainer.process.nodes import BROKEN
 from trainer.store import open_store
 
 # A network without BatchNorm, and few large steps: more of them make of a rounding another training.

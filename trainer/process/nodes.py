@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trainer.contract import BROKEN, CRASH, Exit, MachineError, RunEnv, UserError, parse_manifest_key
+from trainer.contract import CRASH, Exit, MachineError, RunEnv, UserError, parse_manifest_key
 from trainer.text import say
 
 MOST_NODES = 16
@@ -35,6 +35,7 @@ PORT_SECONDS = 30  # how long another program may have the port of RENDEZVOUS= b
 CURRENT, OVER, LEFT = "current", "over", "left"  # an attempt that is led, one that another follows, one without a head
 MOST_LOSSES = 8  # attempts one after the other without a new checkpoint in between
 MOST_CRASHES = 2  # of them those that ended by an error of this machine's own
+BROKEN = 70  # the exit code then, if this machine has not got the run on at all
 OF_ONE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM)  # another one may have room
 NAME_RULE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 LAST_PORT = 65535

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from trainer.contract import BROKEN, CRASH, Exit, MachineError, RunEnv, UserError
-from trainer.process.nodes import MOST_LOSSES, Meetings, blaming_this_machine
+from trainer.contract import CRASH, Exit, MachineError, RunEnv, UserError
+from trainer.process.nodes import BROKEN, MOST_LOSSES, Meetings, blaming_this_machine
 from trainer.store import StoreError, naming_the_fix
 
 ENV = RunEnv(store="out", run_id="r", scratch_dir="s", nodes="2", address="127.0.0.2", node="a")
