@@ -271,12 +271,13 @@ def finish(run: Run) -> tuple[Exit, str]:
 
 def main(config: Config) -> int:
     env, interruption = RunEnv.from_environ(os.environ), Interruption()
+    crash = partial(leave_exit, attempt_dir(env), CRASH, lost_partner=True)
     try:
         # Left only after the outcome is: a process that loses its partner must not be the first to tell.
-        with join(config) as world:
+        with join(config, crash) as world:
             return tell_outcome(lambda: train(config, env, world, interruption), attempt_dir(env), world)
     except MachineError as error:  # of the meeting
-        leave_exit(attempt_dir(env), CRASH, str(error), lost_partner=True)
+        crash(str(error))
         return CRASH
 
 

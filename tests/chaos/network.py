@@ -149,6 +149,11 @@ class Host:
             self.run("iptables", "-A", "INPUT", "-s", address, "-j", "DROP")
             self.run("iptables", "-A", "OUTPUT", "-d", address, "-j", "DROP")
 
+    def let_through(self, port: int) -> None:
+        """A firewall that lets others connect to one port alone, and drops every other first packet."""
+        self.run("iptables", "-A", "INPUT", "!", "-i", "lo", "-p", "tcp", "--syn", "!", "--dport", str(port),
+                 "-j", "DROP")  # fmt: skip
+
     def lose(self, share: float) -> None:
         """Drop this share of the packets that come, at random."""
         self.run("iptables", "-A", "INPUT", "-m", "statistic", "--mode", "random", "--probability", str(share),

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +27,7 @@ import torch.distributed
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from trainer.contract import CRASH, Phase
+from trainer.learning.meeting import own_machine
 from trainer.learning.verdicts import Judge, Judgement, LastWord, Pace
 from trainer.learning.world import World
 from trainer.process.channel import leave_exit
@@ -56,8 +56,8 @@ class Lookout:
 
     def __init__(self, store: Store, world: World, status: Moving, local: Path, pace: Pace):
         self.base, self.world, self.status, self.local, self.pace = store, world, status, local, pace
-        self.store = _own(store)
-        self.machine = os.environ.get("TRAINER_ADDRESS") or os.environ.get("TRAINER_NODE") or socket.gethostname()
+        self.store: Store | None = None
+        self.machine = own_machine()
         self.judge = Judge(rank=world.rank, size=world.size, place=_meeting_place(store), pace=pace)
         self.batches = self.beats = 0
         self.last: dict[str, Any] = {}  # what the last beats say beyond the usual
@@ -85,14 +85,15 @@ class Lookout:
             try:
                 self._beat()
             except Exception:  # noqa: BLE001  # whatever it is: the judge sees how long nothing was heard
-                with suppress(Exception):
-                    self.store = _own(self.base)
+                self.store = None
             if is_last:
                 return
             self.hurry.wait(self.pace.beat)
             self.hurry.clear()
 
     def _beat(self) -> None:
+        if self.store is None:  # to connect with a machine that is gone takes as long as a collective may
+            self.store = _own(self.base)
         self.store.set(str(self.world.rank), self.word().to_json().decode())
         names = [str(rank) for rank in range(self.world.size)]
         self.all_began = self.all_began or self.store.check(names)

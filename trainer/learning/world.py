@@ -7,24 +7,19 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
-from trainer.contract import MachineError
 from trainer.learning.device import device_for
+from trainer.learning.meeting import meet
 from trainer.recipes.config import Config
-
-IS_HEAD = "TRAINER_IS_HEAD"  # "1" on the machine that owns the run, "0" on the others; unset: torchrun's first one
-MEETING_SECONDS = 60  # torchrun starts all processes when all machines are there, so they come together
+from trainer.text import say
 
 
 @dataclass(frozen=True)
@@ -41,72 +36,26 @@ class World:
 
 
 @contextmanager
-def join(config: Config) -> Iterator[World]:
+def join(config: Config, tell_last: Callable[[str], object] = say) -> Iterator[World]:
     """Join torchrun's process group (NCCL on GPUs, gloo on a CPU) and leave it at the end.
 
-    Raises MachineError where the processes do not find each other, or not one machine that owns the run.
+    Raises MachineError where the processes do not find each other, or not one machine that owns the run. `tell_last`
+    gets the message where this process has to end at once.
     """
     rank, local_rank, size = (int(os.environ.get(name, default)) for name, default in
                               (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")))  # fmt: skip
     device = device_for(config, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if size > 1:
-        # gloo beside NCCL: flags and counts of the host travel without touching the GPU's stream.
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        store, patience = meeting_point(os.environ), timedelta(hours=24)
-        rank = (rank - main_of(store, rank, size, is_head(os.environ))) % size
-        store.set_timeout(patience)  # others wait while one prepares
-        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+    # gloo beside NCCL: flags and counts of the host travel without touching the GPU's stream.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
+        if size > 1:
+            rank = meet(os.environ, backend, tell_last)
         yield World(rank, local_rank, size, device, int(os.environ.get("GROUP_WORLD_SIZE", "1")))
     finally:
-        if size > 1:
+        if size > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-
-
-def meeting_point(environ: Mapping[str, str]) -> Store:
-    """The store that torchrun offers to all processes. Raises MachineError."""
-    try:
-        store: Store = next(rendezvous("env://"))[0]
-    except torch.distributed.DistError as error:
-        raise MachineError(
-            f"the meeting point {environ['MASTER_ADDR']}:{environ['MASTER_PORT']} does not answer "
-            f"({str(error).partition(chr(10))[0]}): its machine or its torchrun has ended; start again"
-        ) from error
-    return store
-
-
-def is_head(environ: Mapping[str, str]) -> bool:
-    """Whether this process is the first one of the machine that owns the run."""
-    first_machine = environ.get("GROUP_RANK", "0") == "0"
-    return environ.get("LOCAL_RANK", "0") == "0" and (environ.get(IS_HEAD) or str(int(first_machine))) == "1"
-
-
-def main_of(store: Store, rank: int, size: int, head: bool) -> int:
-    """torchrun's rank of the main process, which each process tells of itself in the store.
-
-    torchrun numbers the machines by their addresses. Whoever owns the run is to be rank 0, and the others follow in
-    torchrun's order, so that no bit depends on which machine it is. Raises MachineError.
-    """
-    seats, names = PrefixStore("heads", store), [str(number) for number in range(size)]
-    seats.set(str(rank), str(int(head)))
-    try:
-        seats.wait(names, timedelta(seconds=MEETING_SECONDS))
-    except torch.distributed.DistStoreError as error:
-        absent = [name for name in names if not seats.check([name])]
-        raise MachineError(
-            f"{len(absent)} of {size} processes did not come within {MEETING_SECONDS} s (numbers {', '.join(absent)}): "
-            "see why in the output of their machines, and start again"
-        ) from error
-    heads = [number for number, value in enumerate(seats.multi_get(names)) if value == b"1"]
-    if len(heads) != 1:
-        raise MachineError(
-            f"{len(heads)} of the {size} processes that met say that their machine owns the run (numbers "
-            f"{', '.join(map(str, heads)) or '-'}): one must; the run has another owner by now, or two runs use one "
-            "rendezvous; start again, each run with a port of its own"
-        )
-    return heads[0]
 
 
 def wrap(model: nn.Module, world: World, *, bf16_gradients: bool = False) -> nn.Module:

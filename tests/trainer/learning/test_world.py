@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._C._distributed_c10d import HashStore
 
 from tests.trainer import lab as lab_module
 from tests.trainer.lab import CONFIG, STEPS, Lab
 from trainer import setup
 from trainer import train as module
-from trainer.contract import Exit, MachineError
+from trainer.contract import Exit
 from trainer.learning import execution
-from trainer.learning import world as world_module
-from trainer.learning.world import Wishes, World, is_head, main_of, meeting_point, share_buffers
+from trainer.learning.world import Wishes, World, share_buffers
 
 TWO = World(0, 0, 2, torch.device("cpu"))
 
@@ -87,59 +83,3 @@ def test_the_main_process_sends_all_buffers_in_one_call_for_each_type(monkeypatc
         assert torch.equal(found, expected), name
         assert found.stride() == expected.stride()
     assert torch.equal(next(main.buffers()), next(network(7).buffers())), "its own stay"
-
-
-@pytest.mark.parametrize(
-    ("given", "head"),
-    [({}, True), ({"GROUP_RANK": "1"}, False), ({"GROUP_RANK": "1", "TRAINER_IS_HEAD": "1"}, True),
-     ({"GROUP_RANK": "0", "TRAINER_IS_HEAD": "0"}, False), ({"LOCAL_RANK": "1", "TRAINER_IS_HEAD": "1"}, False),
-     ({"LOCAL_RANK": "1"}, False), ({"GROUP_RANK": "0", "TRAINER_IS_HEAD": ""}, True)],
-)  # fmt: skip
-def test_the_main_process_is_the_first_of_the_machine_that_owns_the_run_or_of_torchruns_first(
-    given: dict[str, str], head: bool
-) -> None:
-    assert is_head(given) is head
-
-
-def meet(heads: list[bool], *, size: int) -> list[int | str]:
-    """What `main_of` tells each of these processes: the number of the main one, or the error."""
-
-    def one(rank: int) -> int | str:
-        try:
-            return main_of(store, rank, size, heads[rank])
-        except MachineError as error:
-            return str(error)
-
-    store = HashStore()
-    with ThreadPoolExecutor(len(heads)) as pool:
-        return list(pool.map(one, range(len(heads))))
-
-
-def test_all_processes_learn_which_one_is_the_main_one() -> None:
-    assert meet([False, False, True, False], size=4) == [2] * 4
-
-
-@pytest.mark.parametrize(
-    ("heads", "said"),
-    [([True, False, True], "2 of the 3 processes that met say that their machine owns the run (numbers 0, 2)"),
-     ([False, False, False], "0 of the 3 processes that met say that their machine owns the run (numbers -)")],
-)  # fmt: skip
-def test_two_owners_of_a_run_and_none_are_refused_by_every_process(heads: list[bool], said: str) -> None:
-    for answer in meet(heads, size=3):
-        assert str(answer).startswith(said)
-
-
-def test_processes_that_do_not_come_are_numbered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world_module, "MEETING_SECONDS", 0.2)
-    for answer in meet([True, False], size=4):
-        assert str(answer).startswith("2 of 4 processes did not come within 0.2 s (numbers 2, 3)")
-
-
-def test_a_meeting_point_that_nobody_hears_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody(url: str) -> Iterator[tuple[HashStore, int, int]]:
-        raise torch.distributed.DistNetworkError("The client socket has failed to connect\nmore")
-        yield
-
-    monkeypatch.setattr(world_module, "rendezvous", nobody)
-    with pytest.raises(MachineError, match=r"10\.0\.0\.9:29400 does not answer \(The client socket has failed to co"):
-        meeting_point({"MASTER_ADDR": "10.0.0.9", "MASTER_PORT": "29400"})
