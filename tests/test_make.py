@@ -89,6 +89,26 @@ def test_folders_with_spaces_reach_the_preparation_as_they_are(tmp_path: Path) -
     assert Path(f"{python}.log").read_text().splitlines()[-3:] == ["out", "--data", "ILSVRC/imagenet-1k"]
 
 
+def test_processes_machines_and_where_they_meet_reach_the_trainer_and_the_container_only_if_they_are_given(
+    tmp_path: Path,
+) -> None:
+    python = recorder(tmp_path / "bin" / "python")
+    seen = tmp_path / "environ"
+    names = ("PET_NPROC_PER_NODE", "TRAINER_NODES", "TRAINER_RENDEZVOUS")
+    with python.open("a") as file:
+        file.write("".join(f"echo \"${{{name}-unset}}\" >> '{seen}'\n" for name in names))
+    (tmp_path / ".trainer").touch()
+    given = ("NPROC=2", "NODES=2", "RENDEZVOUS=10.0.0.5:29500")
+    for target, place in (("train", f"VENV={tmp_path}"), ("docker-train", f"PYTHON={python}")):
+        ended = make(target, place, *given)
+        assert ended.returncode == 0, ended.stderr
+        assert seen.read_text().split()[-3:] == ["2", "2", "10.0.0.5:29500"], target
+        assert make(target, place, PET_NPROC_PER_NODE="7").returncode == 0
+        assert seen.read_text().split()[-3:] == ["7", "unset", "unset"], target
+    modules = Path(f"{python}.log").read_text().splitlines()
+    assert {"trainer.process.supervise", "trainer.container"} <= {*modules}
+
+
 def test_runs_are_those_of_a_store_that_was_typed_else_those_on_aws(tmp_path: Path) -> None:
     here, aws = (recorder(tmp_path / name / "bin" / "python") for name in ("here", "aws"))
     environments = (f"VENV={here.parents[1]}", f"INFRA={aws.parents[1]}")

@@ -142,6 +142,17 @@ def test_the_hosts_network_is_shared_only_for_an_endpoint_on_this_machine(
     assert not [word for word in options() if word.startswith("--ipc")]
 
 
+def test_a_machine_of_several_shares_the_hosts_network_and_is_told_what_the_user_said(
+    options: Callable[..., list[str]],
+) -> None:
+    """A bridge's addresses and ports lead nowhere from another machine."""
+    names = ("PET_NPROC_PER_NODE", "TRAINER_NODES", "TRAINER_RENDEZVOUS", "TRAINER_ADDRESS", "TRAINER_NODE")
+    for nodes, shares in (("2", True), ("1", False)):
+        found = options(TRAINER_NODES=nodes)
+        assert (["--network", "host"] in [found[at : at + 2] for at in range(len(found))]) == shares
+        assert {*names} <= {found[at + 1] for at, word in enumerate(found) if word == "-e"}
+
+
 def test_a_folder_that_docker_would_read_as_two_is_refused(options: Callable[..., list[str]]) -> None:
     Path("a:b").mkdir()
     with pytest.raises(UserError, match="docker takes no folder with ':'"):
