@@ -46,3 +46,23 @@ def test_a_machine_is_kept_after_a_failure_and_ends_with_a_stop_with_its_time_an
     assert time.time() > float(machine.files[KEPT])
     assert "failed: scaling resnet-spot-train to 0" in machine.log("boot")[-2]
     assert (machine.lives(), machine.desired(), machine.failed()) == (4, 0, failed)
+
+
+@pytest.mark.parametrize("code", [78, 1])
+def test_both_machines_of_a_run_that_fails_are_kept_and_neither_ends_the_other(code: int, machine: Machine) -> None:
+    """The test plays the other one, which has written why the run has failed, and is kept, too."""
+    failed = {"attempt": 1, "exit": 78, "message": "the other machine's words"}
+    machine.imds.documents["/latest/meta-data/local-ipv4"] = "10.9.0.2"
+    machine.launched(nodes=2, keep_minutes=50)
+    machine.aws.client("autoscaling").update_auto_scaling_group(
+        AutoScalingGroupName=machine.group, MaxSize=2, DesiredCapacity=2
+    )
+    machine.put(f"runs/{machine.run}/attempts/1.json", {})
+    machine.boot(f"hold {code}")
+    machine.wait_for_life(1)
+    machine.put(f"runs/{machine.run}/failed.json", failed)
+    machine.let_go(1)
+    machine.wait_for("this machine is kept until")
+    assert machine.is_on()
+    assert 2800 < float(machine.sh(f"cat /{KEPT}")) - time.time() < 3000
+    assert (machine.lives(), machine.desired(), machine.failed()) == (1, 2, failed)

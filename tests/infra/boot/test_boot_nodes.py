@@ -8,15 +8,27 @@ from tests.infra.boot.boot_machines import METADATA, Machine
 from tests.infra.boot.test_boot_ends import put_counts
 
 pytestmark = pytest.mark.engine
+INFINIBAND = "mkdir /dev/infiniband && mknod -m 666 /dev/infiniband/uverbs0 c 231 192"  # as the driver of EFA does
+# Keeps what Docker is asked for, and takes the limit out, which only a host with CAP_SYS_RESOURCE gives.
+DOCKER = b"""#!/bin/sh
+[ "$1" != run ] || echo "$*" >/opt/dlami/nvme/asked
+for word; do
+  shift
+  [ "$word" != memlock=-1 ] || word=core=0
+  set -- "$@" "$word"
+done
+exec /usr/bin/docker "$@"
+"""
 CRASHED = "4 crashes without a new checkpoint in between; the last: exit code 1"
 
 
 def test_a_node_that_crashes_makes_room_for_another_and_ends_the_run_only_if_no_machine_gets_it_on(
     machine: Machine,
 ) -> None:
-    """It has the machine's network, where the others find it, and still no way to the metadata service."""
+    """It has the machine's network and fast link, and still no way to the metadata service."""
     machine.imds.documents["/latest/meta-data/local-ipv4"] = "10.9.0.2"
-    machine.launched(nodes=2).boot("exit 1")
+    machine.files["usr/local/bin/docker"] = DOCKER
+    machine.launched(nodes=2).boot("exit 1", before=INFINIBAND)
     machine.wait_until_off()
     told = machine.environ()
     names = ("TRAINER_NODES", "TRAINER_NODE", "TRAINER_ADDRESS", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
@@ -25,6 +37,8 @@ def test_a_node_that_crashes_makes_room_for_another_and_ends_the_run_only_if_no_
     assert walls["metadata service"] == f"nc: can't connect to remote host ({METADATA}): Connection refused"
     assert walls["AWS"].startswith("HTTP/1.")
     assert walls["interfaces"].split() == ["docker0", "eth0", "lo"]
+    assert walls["InfiniBand"] == "uverbs0"
+    assert "--ulimit memlock=-1" in (machine.folder / "asked").read_text()
     assert (machine.scratch / "uid.1").read_text().strip() == "10001"
     assert (machine.lives(), machine.desired(), machine.failed()) == (4, 1, None)
     assert f"{CRASHED}: another machine takes over" in machine.console()
