@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -18,11 +19,16 @@ import torch
 import torch.distributed
 from torch._C._distributed_c10d import TCPStore
 
-from trainer.contract import Exit, Phase
+from tests.trainer.lab import CONFIG
+from tests.trainer.standins import StandInData, StandInUploader
+from trainer import setup, train
+from trainer.contract import Exit, Phase, RunEnv
 from trainer.learning.lookout import looking_out
 from trainer.learning.verdicts import Pace
 from trainer.learning.world import World
-from trainer.process.channel import read_json
+from trainer.process.channel import SOCKET_VARIABLE, read_json
+from trainer.process.interruption import Interruption
+from trainer.store import open_store
 from trainer.telemetry.outcome import tell_outcome
 from trainer.telemetry.status import Status
 
@@ -64,6 +70,25 @@ def steps(world: World, local: Path, act: str, pace: Pace, count: int, step_seco
     return Exit.FINISHED, f"{spent}"
 
 
+def training(world: World, local: Path, act: str, pace: Pace) -> tuple[Exit, str]:
+    """What the trainer itself does, with its own lookout, of which only the pace is another."""
+    stepped, place = train.step, local.parent / "store"
+    place.mkdir(exist_ok=True)
+
+    def step(run: setup.Run) -> None:
+        if run.state.step == 2:
+            do(act)
+        stepped(run)
+
+    train.step = step
+    setup.looking_out = partial(setup.looking_out, pace=pace)  # type: ignore[attr-defined]
+    setup.stage_data = lambda *arguments: StandInData()  # type: ignore[assignment]
+    setup.attempt_dir = lambda env: local  # type: ignore[attr-defined]
+    os.environ[SOCKET_VARIABLE] = StandInUploader(open_store(str(place)), "loop").start().path
+    env = RunEnv(store=str(place), run_id="loop", scratch_dir=str(local), attempt="1")
+    return train.train(CONFIG, env, world, Interruption())
+
+
 def work(
     port: int, rank: int, size: int, local: Path, act: str, pace: Pace, count: int, step_seconds: float, node: str
 ) -> None:
@@ -74,7 +99,10 @@ def work(
         "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(hours=24)
     )  # fmt: skip
     world = World(rank, 0, size, torch.device("cpu"), size)
-    code = tell_outcome(lambda: steps(world, local, act, pace, count, step_seconds), local, world)
+    if count:
+        code = tell_outcome(lambda: steps(world, local, act, pace, count, step_seconds), local, world)
+    else:
+        code = tell_outcome(lambda: training(world, local, act, pace), local, world)
     torch.distributed.destroy_process_group()
     os._exit(code)
 
@@ -93,7 +121,7 @@ class Crew:
     acts: Mapping[int, str]
     size: int = 3
     pace: Pace = QUICK
-    steps: int = 1000
+    steps: int = 1000  # 0: a training by the trainer
     step_seconds: float = 0.02
     workers: list[BaseProcess] = field(default_factory=list)
 

@@ -40,6 +40,13 @@ def test_when_one_is_stopped_the_others_leave_out_of_a_collective_that_never_end
         assert time.monotonic() - began > QUICK.lost
 
 
+def test_a_training_has_a_lookout_from_its_first_step_on(tmp_path: Path) -> None:
+    """Without one, the first process would wait a day for the gradients of the other, which is stopped."""
+    with Crew(tmp_path, {1: "stopped"}, size=2, steps=0) as crew:
+        (message,) = crew.messages(0, seconds=60)
+    assert message.startswith("1 rank 1 on node1 has not been heard of for 3 s; its last word was step "), message
+
+
 def test_when_one_hangs_it_is_named_and_the_stacks_of_all_are_there(tmp_path: Path) -> None:
     with Crew(tmp_path, {1: "sleeps"}, pace=replace(QUICK, lost=30.0, hung=2.0)) as crew:
         for message in crew.messages(0, 1, 2):
