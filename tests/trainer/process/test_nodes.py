@@ -49,10 +49,10 @@ def goes_on() -> bool:
     return False
 
 
-def machine(new_run: Make, tmp_path: Path, number: int) -> Run:
+def machine(new_run: Make, tmp_path: Path, number: int, **environ: str) -> Run:
     return new_run(
         TRAINER_NODES="2", TRAINER_ADDRESS=f"127.0.0.{number}", TRAINER_NODE=f"node-{number}",
-        TRAINER_SCRATCH_DIR=str(tmp_path / f"scratch-{number}"), TRAINER_LEASE_SECONDS="4",
+        TRAINER_SCRATCH_DIR=str(tmp_path / f"scratch-{number}"), TRAINER_LEASE_SECONDS="4", **environ,
     )  # fmt: skip
 
 
@@ -106,18 +106,33 @@ def test_machines_that_come_and_are_lost_train_one_run_to_its_end(new_run: Make,
 
 
 @pytest.mark.slow
-def test_two_machines_compute_what_two_processes_of_one_machine_do(new_run: Make, tmp_path: Path) -> None:
+def test_two_machines_of_two_processes_compute_what_four_of_one_machine_do(new_run: Make, tmp_path: Path) -> None:
+    """The one that leads has the place to meet from its user, and the other one finds it in the store."""
     options = (*QUICK[:4], "1", *QUICK[5:], "--deterministic")
-    one = new_run(run_id="one", PET_NPROC_PER_NODE="2", TRAINER_SCRATCH_DIR=str(tmp_path / "scratch-1"))
-    first, second = (machine(new_run, tmp_path, number) for number in (2, 3))
-    first.start(*options)
+    with socket.socket() as free:
+        free.bind(("127.0.0.2", 0))
+        place = f"127.0.0.2:{free.getsockname()[1]}"
+    cores = tmp_path / "cores"  # four, however many there are: each process needs one
+    cores.mkdir()
+    (cores / "sitecustomize.py").write_text("import os\nos.sched_getaffinity = lambda pid: {0, 1, 2, 3}\n")
+    one = new_run(
+        run_id="one", PET_NPROC_PER_NODE="4", PYTHONPATH=str(cores), TRAINER_SCRATCH_DIR=str(tmp_path / "scratch-1")
+    )
+    first = machine(new_run, tmp_path, 2, PET_NPROC_PER_NODE="2", TRAINER_RENDEZVOUS=place)
+    second = machine(new_run, tmp_path, 3, PET_NPROC_PER_NODE="2")
+
+    def it_leads() -> bool:
+        return first.lease().rendezvous == place
+
+    first.start(*options).until(it_leads)
     second.start(*options)
     assert (first.wait(150), second.wait(150)) == (Exit.FINISHED, Exit.FINISHED), first.output + second.output
     assert one.run(*options) == Exit.FINISHED, one.output
     ours, theirs = first.tensors(), one.tensors()
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not ours[name].equal(theirs[name])] == []
-    assert first.json("heartbeat.json")["nodes"] == 2
+    status = first.json("heartbeat.json")
+    assert (status["nodes"], status["processes"], one.json("heartbeat.json")["processes"]) == (2, 4, 4)
     assert 2 * first.manifest()["step"] == QUICK_STEPS
 
 
