@@ -20,6 +20,7 @@ from tests.chaos.lab import Lab, WrongError, expect, wait_for
 from tests.chaos.network import GIGABIT, Host, Network
 from tests.chaos.runs import RUN, RealRun, digits_data
 from trainer.contract import CRASH, Exit
+from trainer.process.counts import PROCESSES
 from trainer.process.nodes import BROKEN
 from trainer.store import open_store
 
@@ -204,8 +205,10 @@ class Group:
 
 
 @contextlib.contextmanager
-def group_of(lab: Lab, count: int, rate: float = GIGABIT) -> Iterator[Group]:
-    """Machines that have not started the command yet, and a fresh store that all of them see."""
+def group_of(lab: Lab, count: int, rate: float = GIGABIT, processes: int = 1) -> Iterator[Group]:
+    """Machines that have not started the command yet, which is to start so many processes, and a fresh store that all
+    of them see.
+    """
     data = digits_data(lab)
     lab.new_try(s3=True)
     library = build_clock(lab.folder)
@@ -214,7 +217,7 @@ def group_of(lab: Lab, count: int, rate: float = GIGABIT) -> Iterator[Group]:
         base = {k: v for k, v in lab.base.items() if k != "TRAINER_LEASE_SECONDS"} | lab.environ
         base |= {
             "TRAINER_RUN_ID": RUN, "TRAINER_DATA": str(data), "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "TRAINER_NODES": str(count), "LD_PRELOAD": str(library),
+            "TRAINER_NODES": str(count), "LD_PRELOAD": str(library), PROCESSES: str(processes),
         }  # fmt: skip
         machines = []
         for number in range(1, count + 1):

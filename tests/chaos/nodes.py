@@ -207,11 +207,11 @@ def strike(group: Group, name: str, dice: random.Random) -> float:
         time.sleep(0.05)
 
 
-def disturbed(lab: Lab, names: Sequence[str], count: int, dice: random.Random) -> Case:
-    """A run on so many machines that meets these faults, and the verdict about its end."""
+def disturbed(lab: Lab, names: Sequence[str], count: int, dice: random.Random, processes: int = 1) -> Case:
+    """A run on so many machines, of so many processes each, that meets these faults, and the verdict about its end."""
     reference(lab)
     seconds, injected = list[float](), 0
-    with group_of(lab, count) as group:
+    with group_of(lab, count, processes=processes) as group:
         begun = group.machines[: count - ("late" in names)]
         start_all(group, begun)
         for name in names:
@@ -236,7 +236,8 @@ def node_faults(lab: Lab, seed: int) -> Case:
     first = FAULTS_OF_A_RUN * seed
     names = [list(FAULTS)[(first + number) % len(FAULTS)] for number in range(FAULTS_OF_A_RUN)]
     count = max(dice.choice([2, 3, 3, 4]), 3 if "two-killed" in names else 2)
+    processes = 2 if seed % 3 == 2 else 1
     try:
-        return disturbed(lab, names, count, dice)
+        return disturbed(lab, names, count, dice, processes)
     except WrongError as error:
-        raise WrongError(f"{count} machines, {' and '.join(names)}: {error}") from error
+        raise WrongError(f"{count} machines of {processes}, {' and '.join(names)}: {error}") from error
