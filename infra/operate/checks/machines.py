@@ -24,6 +24,7 @@ from infra.operate.planning.disks import (
     with_room,
     without_room,
 )
+from infra.operate.planning.options import nodes_of
 from infra.operate.planning.plan import asked_work, find_dataset
 
 KEY_OPERATIONS = (
@@ -50,7 +51,7 @@ def _quota(wanted: Wanted, market: str) -> Finding:
     code = kind.code(market)
     types = [catalog.instance_type(name) for name in wanted.types if catalog.quota_of(name) == kind]
     allowed, used = quota_value(wanted, code), _used_vcpus(wanted, code, market)
-    nodes = wanted.request.nodes
+    nodes = nodes_of(wanted.request)
     least, most = (nodes * f(type.vcpus for type in types) for f in (min, max))
     said = f"{code}, {kind.words} {market}: {allowed:g} vCPUs, {used:g} in use"
     fix = (
@@ -216,7 +217,7 @@ def pools(wanted: Wanted) -> Finding:
     if not count:
         return wrong(f"none of the types is offered in {', '.join(zones)}", "export AWS_REGION=us-east-1")
     shared = ""
-    if wanted.request.nodes > 1:
+    if nodes_of(wanted.request) > 1:
         count, shared = max(map(len, where.values())), " in the zone with most, and all machines share one"
     said = f"{count} pools{shared}: " + ", ".join(f"{len(names)} types in {zone}" for zone, names in where.items())
     if lacking := sorted({name for name in wanted.types if not any(name in names for names in where.values())}):

@@ -68,6 +68,13 @@ def minutes(text: str) -> float:
     return float(found[1]) * (60 if found[2] == "h" else 1)
 
 
+def parse_nodes(text: str) -> int:
+    """A number of machines. 0 would mean that none was given. Raises argparse.ArgumentTypeError."""
+    if not re.fullmatch(r"-?[0-9]{1,9}", text) or not (number := int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of machines: give 1 or more, such as NODES=2")
+    return number
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What the user asked for. A field is "", 0 or () if the user gave nothing."""
@@ -105,8 +112,8 @@ class Request:
         parse=minutes, show="{:g}m".format, metavar="30m", spec="keep_minutes",
     )  # fmt: skip
     nodes: int = option(
-        "nodes", "how many machines train the run, all in one zone (default: 1)", default=1, parse=int, metavar="N",
-        kinds=("train",), spec="nodes",
+        "nodes", "how many machines train the run, all in one zone (default: 1)", default=0, parse=parse_nodes,
+        metavar="N", kinds=("train",), spec="nodes",
     )  # fmt: skip
     zone: str = option(
         "zone", "only machines of this zone (default: all zones; of several nodes the cheapest one)", kinds=("train",),
@@ -117,6 +124,11 @@ class Request:
 
 def recipe_of(request: Request) -> str:
     return request.recipe or DEFAULT_RECIPE
+
+
+def nodes_of(request: Request) -> int:
+    """How many machines the request is for. A run that goes on has been given those of its spec (`go_on`)."""
+    return request.nodes or 1
 
 
 def options_of(request: Request | type[Request], kind: str = "") -> list[tuple[str, Option]]:

@@ -17,7 +17,7 @@ from infra.operate.planning import datasets, disks
 from infra.operate.planning.catalog import LEAST_POOLS, TYPES
 from infra.operate.planning.datasets import Dataset
 from infra.operate.planning.estimate import DataSize, Estimate, data_of, estimate_prepare, offered
-from infra.operate.planning.options import Request, go_on, recipe_of, spec_values
+from infra.operate.planning.options import Request, go_on, nodes_of, recipe_of, spec_values
 from infra.operate.planning.prices import Prices, dated_prices, find_prices
 from infra.operate.planning.refusals import (
     MOST_HOURS,
@@ -159,7 +159,7 @@ def estimates(
         data = DataSize(Images(max(1, dataset.train_images), dataset.val_images), disks.staged_of(work, dataset).gb)
     else:
         data = replace(data_of(work), is_prepared=not datasets.is_hub_id(work.data))
-    return estimate(work, types, prices, data, extras, request.nodes)
+    return estimate(work, types, prices, data, extras, nodes_of(request))
 
 
 def plan_run(
@@ -175,7 +175,7 @@ def plan_run(
     expected, listed = (
         estimates(request, types, dataset, prices.expected(one), extras) for one in (market, "on-demand")
     )
-    if request.nodes > 1:  # the machines of one run need the same GPUs
+    if nodes_of(request) > 1:  # the machines of one run need the same GPUs
         best = TYPES[expected[0].type]
         expected = [one for one in expected if TYPES[one.type].all_gpus == best.all_gpus]
         zones = LEAST_POOLS  # so that no type counts that is much dearer, as the ones with a slow network are
@@ -196,6 +196,7 @@ def plan_run(
         "prices": dict(prices.on_demand),
         "prices_source": prices.source,
         "extras_usd_per_hour": extras,
+        "nodes": nodes_of(request),
     }
     spec = Spec(**(spec_values(request) | filled))
     spec = replace(spec, deadline=now + spec.hours * SECONDS_PER_HOUR)

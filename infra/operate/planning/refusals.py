@@ -14,7 +14,7 @@ from infra.config import PREPARE_PREFIX, Installation, context_key
 from infra.operate.planning import catalog, datasets, work
 from infra.operate.planning.arguments import check_options, is_on, number_given, value_of
 from infra.operate.planning.datasets import Dataset
-from infra.operate.planning.options import DEFAULT_RECIPE, Request, recipe_of
+from infra.operate.planning.options import DEFAULT_RECIPE, Request, nodes_of, recipe_of
 from infra.run.spec import Spec
 from trainer.contract import RUN_ID_RULE, UserError
 
@@ -49,7 +49,7 @@ def check(request: Request, installation: Installation) -> None:
 
 def check_nodes(request: Request, installation: Installation) -> None:
     """So many machines are allowed, each GPU has images to compute, and all are the same. Raises UserError."""
-    nodes, most = request.nodes, int(installation.max_nodes)
+    nodes, most = nodes_of(request), int(installation.max_nodes)
     if not 1 <= nodes <= most:
         limit = f"{context_key('max_nodes')}={most} in cdk.json, which may be up to 16"
         raise UserError(f"NODES={nodes} is out of range: use 1 to {most} ({limit}, then `make deploy NO_LAUNCH=1`)")

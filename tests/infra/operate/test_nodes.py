@@ -19,7 +19,7 @@ from infra.operate.planning.work import work_of
 from infra.operate.session import Aws as Operator
 from tests.emulator.aws import Aws
 from tests.infra.deployed import RUN, Deployed, client, deploy
-from tests.infra.operate.launches import GROUP, INSTALLATION, group, machines, plan, read_spec, stop
+from tests.infra.operate.launches import GROUP, INSTALLATION, begin, group, machines, plan, read_spec, stop
 from tests.infra.operator import infra, prepare_account, put_token, rows, session
 from trainer.contract import UserError, run_key
 
@@ -72,7 +72,8 @@ def test_the_zone_can_be_chosen_and_a_run_that_goes_on_keeps_it(place: Deployed)
     ("words", "said"),
     [
         (("--nodes", "17"), "NODES=17 is out of range: use 1 to 16 (resnet-spot:max_nodes=16 in cdk.json, which may"),
-        (("--nodes", "0"), "NODES=0 is out of range: use 1 to 16 "),
+        (("--nodes", "0"), "'0' is no number of machines: give 1 or more, such as NODES=2"),
+        (("--nodes", "-1"), "NODES=-1 is out of range: use 1 to 16 "),
         (("--nodes", "8"), 'NODES=8: a step has 4 parts, 512 images by 128, and each GPU needs one: use NODES=4, '
                            'or ARGS="--device-batch-size 64"'),
         (("--nodes", "1", "--types", "g6.48xlarge"), "NODES=1 of g6.48xlarge with 8 GPUs: a step has 4 parts, 512 "
@@ -93,6 +94,16 @@ def test_what_cannot_train_on_so_many_machines_is_refused_before_aws_is_asked(
     ended = infra("launch", "--recipe", "finetune", *words)
     assert (ended.code, place.aws.calls()) == (2, [])
     assert said in ended.error
+
+
+def test_a_run_of_several_goes_on_with_as_many_or_with_one_if_that_is_asked_for(place: Deployed) -> None:
+    begin(place, Request(recipe="finetune", run_id="wide", nodes=2))
+    stop(place)
+    assert begin(place, Request(run_id="wide")).nodes == 2
+    stop(place)
+    assert infra("launch", "--run", "wide", "--nodes", "1").code == 0
+    billing = [machine for machine in machines(place) if machine.is_billing]
+    assert (read_spec(place, "wide").nodes, len(billing), placed(place)[1]) == (1, 1, "")
 
 
 def test_smaller_parts_are_enough_for_more_machines(place: Deployed) -> None:
