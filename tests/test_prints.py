@@ -19,7 +19,7 @@ OTHERS = {  # what prints, but not what others wrote to a terminal
     "infra/boot/handover.py": "the journal of a machine",
     "infra/guard/__init__.py": "a log in CloudWatch",
     "infra/guard/acting.py": "a log in CloudWatch",
-    "infra/guard/reading.py": "a log in CloudWatch",
+    "infra/guard/prices.py": "a log in CloudWatch",
     "infra/operate/rehearsal/cleaning.py": "one fixed sentence, from a signal's handler, which may not wait for a lock",
 }
 STREAMS = {"stdout", "stderr"}

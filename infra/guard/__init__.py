@@ -14,10 +14,11 @@ from functools import cache
 from typing import Any
 
 from infra.config import schedule_names
-from infra.guard import acting, notices, reading, rules
+from infra.guard import acting, notices, prices, reading, rules
 from infra.guard.acting import noted
 from infra.guard.facts import Facts
 from infra.guard.memory import Memory
+from infra.guard.prices import SpotHistory
 from infra.guard.reading import CautiousBucket, KnownRun
 from infra.guard.rules import Decision
 from infra.run import fleet
@@ -55,14 +56,14 @@ class Guard:
         self.settings, self.without = settings, without
         self.ec2, self.autoscaling, self.s3 = client("ec2"), client("autoscaling"), client("s3")
         self.scheduler, self.sns = client("scheduler"), client("sns")
-        self.bucket = CautiousBucket(self.s3, settings.bucket)
+        self.bucket, self.history = CautiousBucket(self.s3, settings.bucket), SpotHistory(self.ec2)
         self.runs: dict[str, KnownRun] = {}
         self.settled: set[tuple[str, float]] = set()  # launches that are over, by run and deadline
 
     def tick(self, now: float) -> list[str]:
         """Do one minute's work. Returns what could not be read or done; that does not stop the rest."""
         problems: list[str] = []
-        self.bucket = CautiousBucket(self.s3, self.settings.bucket)
+        self.bucket, self.history = CautiousBucket(self.s3, self.settings.bucket), SpotHistory(self.ec2)
         machines: list[FleetMachine] | None = None
         with noted(problems, "the machines"):
             machines = fleet.machines(self.ec2, self.settings.installation)
@@ -182,7 +183,7 @@ class Guard:
             return acting.take_back(self.autoscaling, facts, decision.nodes), memory
         message = acting.leave_out(self.autoscaling, facts, decision.leaving, decision.nodes, why)
         memory = memory.with_ends(dict.fromkeys(decision.leaving, why))
-        return message, replace(memory, shrunk=facts.now, apart_kills=0)
+        return message, replace(memory, shrunk=facts.now, replaced=())
 
     def notify(self, run_id: str, messages: Mapping[str, str], memory: Memory, problems: list[str]) -> Memory:
         """Tells SNS of each event once, and of news. What SNS refuses is told again at the next tick."""
@@ -216,7 +217,7 @@ class Guard:
         if machines is None or run.spec is None or run.spend is None:
             return run
         known = run.spend
-        spend = reading.tally(known, machines, reading.price(self.ec2, run.spec, known, machines), now)
+        spend = prices.tally(known, machines, prices.price(self.history, run.spec, known, machines), now)
         is_due = bool(spend.open) and now - known.at >= STORE_SECONDS
         return replace(run, spend=spend, is_spend_new=run.is_spend_new or is_due or spend.machines != known.machines)
 

@@ -34,7 +34,7 @@ class Memory:
     is_interrupted: bool = False  # its machine was found gone
     ends: dict[str, str] = field(default_factory=dict)  # machine that the guard has ended, or stopped: why
     apart: dict[str, float] = field(default_factory=dict)  # machine that does not train with the others: since when
-    apart_kills: int = 0  # how often such machines were replaced since all of the run's machines trained
+    replaced: tuple[float, ...] = ()  # when such machines were, in the last hours and since all machines trained
     shrunk: float = 0.0  # when the run was left to fewer machines: what died young before counts no more
     worked: float = 0.0  # the last tick of this launch that found an attempt at work
     lost: tuple[float, ...] = ()  # the ticks of the last hour that found machines, and no attempt at work after one was
@@ -76,7 +76,7 @@ class Memory:
         known = {f.name for f in fields(cls)}
         memory = cls(**{name: content for name, content in value.items() if name in known})
         times = ("at", "deadline", "active", "stopped", "suspected", "marked", "without_machine", "kept", "shrunk")
-        for name in (*times, "worked", "lost_told", "hang_kills", "apart_kills"):
+        for name in (*times, "worked", "lost_told", "hang_kills"):
             check_number(name, getattr(memory, name))
         for name in ("reason", "checkpoint", "mark", "alert"):
             check_text(name, getattr(memory, name))
@@ -93,6 +93,6 @@ class Memory:
             for key, text in check_object(name, getattr(memory, name)).items():
                 check_text(key, text)
         object.__setattr__(memory, "told", check_texts("told", memory.told))
-        for name in ("mails", "lost"):
+        for name in ("mails", "lost", "replaced"):
             object.__setattr__(memory, name, tuple(check_number(name, at) for at in getattr(memory, name)))
         return memory

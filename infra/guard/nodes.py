@@ -16,8 +16,8 @@ from trainer.contract import Phase
 
 RECORD_SECONDS = 180.0  # a machine writes its record every 30 s; the lookout of the others misses it after 20
 APART_SECONDS = 600.0  # for so long a machine may bill and not train with the others: the next attempt takes it in
-APART_KILLS = 3  # so often such machines are replaced; the next time the run goes on without them
-IDLE_PHASES = ("", Phase.STARTING, "waiting-for-nodes")  # of a machine that prepares nothing for its work
+APART_KILLS = 3  # so many such machines are replaced for each that is apart; the next time the run goes on without them
+LATELY_SECONDS = 7200.0  # in so long. One that never works is replaced after 15 minutes, and the next one after as many
 
 
 def living(facts: Facts, wanted: Collection[FleetMachine]) -> list[str]:
@@ -78,8 +78,10 @@ def why_apart(sign: NodeSign | None, beat: Heartbeat, now: float) -> str:
         return "it has never written its record"
     if now - sign.at >= RECORD_SECONDS:
         return f"its record is {(now - sign.at) / 60:.0f} minutes old"
-    if sign.attempt != beat.attempt and sign.phase in IDLE_PHASES:
-        return f"its record says {sign.phase or 'nothing'}, attempt {sign.attempt}"
+    if not sign.phase:  # of whatever attempt: it names the one that it would join, and trains in none
+        return f"its record names no phase, so it waits to be taken in, attempt {sign.attempt}"
+    if sign.attempt != beat.attempt and sign.phase == Phase.STARTING:
+        return f"its record says {sign.phase}, attempt {sign.attempt}"
     return ""
 
 
@@ -99,14 +101,16 @@ def fewer(facts: Facts, wanted: Collection[FleetMachine], working: Collection[Fl
     if alive and len(alive) < facts.desired and len(died) >= most_deaths(facts, len(alive)):
         return alive, explain_deaths(died, facts.run_id)
     apart = apart_too_long(facts, working)
-    if apart and facts.memory.apart_kills >= APART_KILLS:
-        stay = [machine.id for machine in wanted if machine.id not in facts.memory.apart]
-        often = f"for the {APART_KILLS + 1}th time since all machines trained"
+    replaced = len(facts.memory.replaced)
+    if apart and replaced >= APART_KILLS * len(facts.memory.apart):
+        stay = [machine.id for machine in wanted if machine.id not in apart]  # those that boot do, too
+        often = f"as were {replaced} machines that were replaced in the last {LATELY_SECONDS / 3600:.0f} hours"
         return stay, f"{'; '.join(f'{id}: {why}' for id, why in apart.items())}, {often}"
     return [], ""
 
 
-def count_kills(facts: Facts, memory: Memory) -> int:
-    """0 again once all machines of the run train."""
+def replaced_lately(facts: Facts, memory: Memory) -> tuple[float, ...]:
+    """None any more once all machines of the run train."""
     beat = facts.signs.heartbeat
-    return 0 if beat and 1 < facts.desired <= beat.nodes else memory.apart_kills
+    lately = tuple(at for at in memory.replaced if facts.now - at < LATELY_SECONDS)
+    return () if beat and 1 < facts.desired <= beat.nodes else lately

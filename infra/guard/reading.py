@@ -1,4 +1,4 @@
-"""What the guard reads: a run's files in the bucket, and spot prices. What cannot be read is unknown, never absent.
+"""What the guard reads: a run's files in the bucket. What cannot be read is unknown, never absent.
 
 `rules` decides what follows.
 """
@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from infra.guard.facts import Heartbeat, NodeSign, Signs
 from infra.guard.memory import Memory
 from infra.guard.observed import observed_alerts
-from infra.run.fleet import SPOT, FleetMachine
 from infra.run.spec import Spec
-from infra.run.spend import Machine, Spend
+from infra.run.spend import Spend
 from infra.run.values import MOST_BYTES, printable
 from trainer.contract import HEAD_FILE, Lease, UserError, attempt_key, checkpoint_key, run_key
 
@@ -192,78 +190,12 @@ def _read_nodes(
             id = name.removesuffix(".json")
             record = bucket.read(run_key(run_id, f"nodes/{id}.json")) if id in team else None
             body = record.json() if record else {}
-            phase = printable(str(body.get("phase", "")), 100)
+            phase = printable(str(body.get("phase") or ""), 100)  # null until its processes have met the others
             found[id] = NodeSign(at=record.at if record else at, attempt=_int(body.get("attempt")), phase=phase)
     except UnreadableError as error:
         problems.append(str(error))
         return None
     return found
-
-
-@dataclass(frozen=True)
-class Price:
-    """Dollars per hour of one machine."""
-
-    now: float
-    peak: float  # the highest since the tally's last look at the machine, or since its launch
-
-
-def price(ec2: Any, spec: Spec, spend: Spend, machines: Iterable[FleetMachine]) -> dict[str, Price]:
-    """The price of each machine that EC2 shows, or that still bills by the tally.
-
-    It is EC2's spot price, or else the spec's list price, which is higher.
-    """
-    prices = {one.id: Price(one.usd_per_hour, one.usd_per_hour) for one in spend.machines if one.ended and not one.lost}
-    shown = {machine.id: machine for machine in machines}
-    unpriced: list[FleetMachine | Machine] = [one for one in shown.values() if one.is_billing or one.id not in prices]
-    for machine in [*unpriced, *(one for one in spend.open if one.id not in shown)]:
-        # A type that the spec does not list is charged like the dearest that it lists.
-        listed = spec.prices.get(machine.type) or max(spec.prices.values())
-        since = spend.priced_until(machine.id, machine.launched)
-        spot = _spot_price(ec2, machine.type, machine.zone, since) if machine.market == SPOT else None
-        found, extras = spot or Price(listed, listed), spec.extras_usd_per_hour
-        prices[machine.id] = Price(found.now + extras, found.peak + extras)
-    return prices
-
-
-def tally(spend: Spend, machines: Iterable[FleetMachine], prices: Mapping[str, Price], now: float) -> Spend:
-    """Updates the tally with the machines that EC2 shows. A machine whose end EC2 does not tell ended now."""
-    known = {machine.id: machine for machine in spend.machines}
-    return spend.tally(
-        [
-            Machine(
-                id=machine.id, type=machine.type, zone=machine.zone, market=machine.market, launched=machine.launched,
-                deadline=machine.deadline,
-                ended=0.0 if machine.is_billing else machine.ended or _ended_by(known.get(machine.id), now),
-                end=machine.end,
-                usd_per_hour=prices[machine.id].now,
-            )
-            for machine in machines
-        ],
-        now,
-        {id: found.peak for id, found in prices.items()},
-    )  # fmt: skip
-
-
-def _ended_by(known: Machine | None, now: float) -> float:
-    return known.ended if known and known.ended else now
-
-
-def _spot_price(ec2: Any, type: str, zone: str, since: float) -> Price | None:
-    """The spot price. None if EC2 does not tell it; then the list price counts.
-
-    EC2 tells each change since then, and the last one before, which was in force (DescribeSpotPriceHistory).
-    """
-    try:
-        history = ec2.describe_spot_price_history(
-            InstanceTypes=[type], AvailabilityZone=zone, ProductDescriptions=["Linux/UNIX"],
-            StartTime=datetime.fromtimestamp(since, UTC),
-        )["SpotPriceHistory"]  # fmt: skip
-        prices = [float(one["SpotPrice"]) for one in sorted(history, key=lambda one: one["Timestamp"])]
-        return Price(prices[-1], max(prices)) if prices else None
-    except Exception as error:  # noqa: BLE001  # a budget must hold without it
-        print(printable(f"no spot price of {type} in {zone}: {error}"))
-        return None
 
 
 def _parse_spec(body: bytes) -> tuple[Spec | None, str]:

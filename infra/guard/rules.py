@@ -190,7 +190,8 @@ def decide(facts: Facts, without: Collection[str] = ()) -> Decision:
         is_hang |= bool(found := rule(facts)) and rule is hung
         terminate |= found
         if found and rule is apart:
-            facts = replace(facts, memory=replace(facts.memory, apart_kills=facts.memory.apart_kills + 1))
+            replaced = (*facts.memory.replaced, *(facts.now for _ in found))
+            facts = replace(facts, memory=replace(facts.memory, replaced=replaced))
     if is_hang:
         kills, newest = _hang_kills(facts) + 1, facts.signs.checkpoint or facts.memory.checkpoint
         facts = replace(facts, memory=replace(facts.memory, hang_kills=kills, checkpoint=newest, suspected=0.0))
@@ -225,7 +226,7 @@ def remember(facts: Facts) -> Memory:
         memory, at=now, active=active, is_over=now - active >= REST_SECONDS, suspected=suspected,
         mark=heartbeat.mark if heartbeat and is_moving else memory.mark,
         marked=heartbeat.at if heartbeat and is_moving else memory.marked,
-        unwanted=unwanted, without_machine=without_machine, apart=apart, apart_kills=nodes.count_kills(facts, memory),
+        unwanted=unwanted, without_machine=without_machine, apart=apart, replaced=nodes.replaced_lately(facts, memory),
     )  # fmt: skip
 
 

@@ -28,8 +28,10 @@ def give_sign(machine: Machine) -> None:
 def record(machine: Machine) -> tuple[bytes, float]:
     """Its newest one, and when S3 got it."""
     until = machine.silent or machine.instance.ended or machine.clock.now
-    phase = Phase.TRAINING if machine in machine.training.team else "waiting-for-nodes"
-    body = {"node": machine.instance.id, "attempt": machine.attempt, "phase": phase}
+    training = machine.training
+    of_team = {"attempt": machine.attempt, "phase": Phase.TRAINING}
+    of_others = {"attempt": training.attempts, "phase": None}  # it names the attempt that it would join
+    body = {"node": machine.instance.id, **(of_team if machine in training.team else of_others)}
     return json.dumps(body).encode(), machine.written(until - (until - machine.sign) % RECORD_SECONDS)
 
 

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from infra.guard import reading, rules
+from infra.guard import rules
 from infra.guard.facts import Facts, Heartbeat, NodeSign, Signs
 from infra.guard.memory import Memory
-from infra.guard.nodes import APART_KILLS, APART_SECONDS
+from infra.guard.nodes import APART_SECONDS, LATELY_SECONDS
 from infra.guard.notices import time_lost
-from infra.guard.reading import CautiousBucket
 from infra.guard.rules import decide
-from infra.run.fleet import ON_DEMAND, FleetMachine, Group
+from infra.run.fleet import FleetMachine, Group
 from infra.run.spec import Spec
 from infra.run.spend import Machine, Spend
-from tests.infra.fleets import BUCKET, INSTALLATION, RUN, Lab
-from trainer.contract import run_key
 
 NOW = 1_800_000_000.0
 SPEC = Spec(
@@ -69,6 +65,7 @@ def with_last(sign: NodeSign | None) -> dict[str, NodeSign]:
 
 
 LATE = {"i-3": NOW - APART_SECONDS}
+LATELY = (NOW - 3600, NOW - 2400, NOW - 1200)  # when three machines were replaced
 
 
 @pytest.mark.parametrize(
@@ -76,7 +73,7 @@ LATE = {"i-3": NOW - APART_SECONDS}
     [
         (None, "it has never written its record"),
         (replace(FRESH, at=NOW - 700), "its record is 12 minutes old"),
-        (replace(FRESH, attempt=1, phase="waiting-for-nodes"), "its record says waiting-for-nodes, attempt 1"),
+        (replace(FRESH, phase=""), "its record names no phase, so it waits to be taken in, attempt 2"),
         (replace(FRESH, attempt=1, phase="starting"), "its record says starting, attempt 1"),
     ],
     ids=["no record", "an old record", "it waits", "it starts for ever"],
@@ -87,7 +84,7 @@ def test_a_machine_that_bills_and_does_not_train_with_the_others_is_terminated_a
     decision = decide(facts(3, with_last(sign), apart=LATE))
     assert [*decision.terminate] == ["i-3"]
     assert why in decision.terminate["i-3"]
-    assert (decision.stop, decision.is_hang, decision.nodes, decision.memory.apart_kills) == ("", False, 0, 1)
+    assert (decision.stop, decision.is_hang, decision.nodes, decision.memory.replaced) == ("", False, 0, (NOW,))
     assert decide(facts(3, with_last(sign), apart=LATE), without=["apart"]).terminate == {}
 
 
@@ -133,11 +130,31 @@ def test_after_an_outage_of_the_guard_a_machine_that_was_apart_has_three_more_mi
 
 
 def test_after_three_replacements_the_run_goes_on_without_the_machine_that_never_trains() -> None:
-    decision = decide(facts(3, with_last(None), apart=LATE, apart_kills=APART_KILLS))
+    decision = decide(facts(3, with_last(None), apart=LATE, replaced=LATELY))
     assert (decision.nodes, decision.leaving, dict(decision.terminate)) == (3, ("i-3",), {})
-    assert "for the 4th time since all machines trained" in decision.why_fewer
-    joined = decide(facts(4, apart_kills=APART_KILLS))
-    assert joined.memory.apart_kills == 0
+    assert "as were 3 machines that were replaced in the last 2 hours" in decision.why_fewer
+    assert decide(facts(4, replaced=LATELY)).memory.replaced == ()
+    assert Memory.from_json(facts(replaced=LATELY).memory.to_json()).replaced == LATELY
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [LATELY[1:], (NOW - LATELY_SECONDS, *LATELY[1:])],
+    ids=["two were replaced", "the first of three was replaced two hours ago"],
+)
+def test_fewer_replacements_or_old_ones_do_not_cost_the_run_a_machine(replaced: tuple[float, ...]) -> None:
+    decision = decide(facts(3, with_last(None), apart=LATE, replaced=replaced))
+    assert (decision.nodes, [*decision.terminate]) == (0, ["i-3"])
+
+
+def test_a_run_that_goes_on_without_a_machine_keeps_those_that_boot() -> None:
+    """Of two that are missing one has come a second ago. With it, twice as many replacements count."""
+    young = (*TEAM[:2], replace(TEAM[2], launched=NOW - 1), TEAM[3])
+    signs = dict.fromkeys(("i-0", "i-1"), FRESH)
+    few = decide(facts(2, signs, machines=young, apart=LATE, replaced=LATELY))
+    assert (few.nodes, [*few.terminate], few.memory.apart) == (0, ["i-3"], LATE | {"i-2": NOW})
+    decision = decide(facts(2, signs, machines=young, apart=LATE, replaced=2 * LATELY))
+    assert (decision.nodes, decision.leaving, dict(decision.terminate)) == (3, ("i-3",), {})
 
 
 @pytest.mark.parametrize(
@@ -188,84 +205,6 @@ def test_the_budget_counts_all_machines_that_bill_and_those_that_are_missing() -
         least = known.spend.usd_at_most(NOW)
         for left, stops in ((ahead * 1.001, False), (ahead * 0.999, True)):
             assert bool(decide(replace(known, spec=replace(SPEC, budget_usd=least + left))).stop) == stops
-
-
-# Against the emulated account.
-
-
-def team_of_two(lab: Lab) -> list[str]:
-    lab.launch(nodes=2)
-    head, member = lab.billing()
-    lab.beat()
-    lab.record(head)
-    return [head, member]
-
-
-def test_the_place_of_a_machine_that_dies_again_and_again_goes_and_the_head_stays(lab: Lab) -> None:
-    head, _ = team_of_two(lab)
-    lab.aws.set(end_reason=OFF)
-    time.sleep(1.05)  # EC2 tells the second of a launch
-    for minute in range(1, 6):  # the first was launched with the head, and does not count
-        assert lab.desired() == 2
-        lab.client("ec2").terminate_instances(InstanceIds=[id for id in lab.billing() if id != head])
-        lab.tick(minute)
-    assert (lab.desired(), lab.billing()) == (1, [head])
-    assert "autoscaling.TerminateInstanceInAutoScalingGroup" in lab.aws.calls()
-    (group,) = lab.client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[INSTALLATION.train_group])[
-        "AutoScalingGroups"
-    ]
-    assert group["MaxSize"] == 1
-    assert lab.memory().stopped == 0
-    assert [message for message in lab.mail() if "the run goes on with 1 machine," in message]
-    lab.tick(7)
-    assert (lab.desired(), lab.billing(), lab.mail()) == (1, [head], [])
-
-
-def test_a_run_of_several_changes_to_as_many_on_demand_machines(lab: Lab) -> None:
-    lab.aws.set(launch_failures={INSTALLATION.train_group: "UnfulfillableCapacity - Unable to fulfill capacity"})
-    lab.launch(nodes=2, on_demand_after_minutes=20.0)
-    for minute in (0, 1, 22):
-        lab.tick(minute)
-    assert (lab.desired(INSTALLATION.train_group), lab.desired(INSTALLATION.on_demand_group)) == (0, 2)
-    assert [machine.market for machine in lab.machines() if machine.is_billing] == [ON_DEMAND] * 2
-
-
-def test_a_run_of_one_machine_has_no_records_and_the_guard_asks_for_none(lab: Lab) -> None:
-    spec = lab.launch()
-    lab.beat()
-    lab.tick(1)
-    assert not [call for call in lab.aws.calls() if call.startswith("s3.List")]
-    lab.put(run_key(RUN, "spec.json"), replace(spec, nodes=2).to_json())
-    lab.tick(2)
-    assert [call for call in lab.aws.calls() if call.startswith("s3.List")]
-
-
-def test_what_is_in_the_records_is_read_only_where_a_machine_is_missing(lab: Lab) -> None:
-    head, member = team_of_two(lab)
-    lab.record(member, attempt=1, phase="waiting-for-nodes")
-    bucket = CautiousBucket(lab.client("s3"), BUCKET)
-
-    def signs(nodes: int) -> tuple[Signs, int]:
-        body = {"phase": "training", "step": 1, "attempt": 1, "nodes": nodes}
-        lab.put(run_key(RUN, "heartbeat.json"), body)
-        before = len(lab.aws.calls())
-        found, problems = reading.read_signs(
-            bucket, RUN, lab.began, is_wanted=True, is_suspect=False, team=(head, member)
-        )
-        assert problems == []
-        return found, len(lab.aws.calls()) - before
-
-    found, calls = signs(1)
-    assert found.nodes is not None
-    assert found.nodes[member].phase == "waiting-for-nodes"
-    assert found.heartbeat is not None
-    assert found.heartbeat.nodes == 1
-    found, fewer = signs(2)
-    assert calls - fewer == 2
-    assert {*(found.nodes or {})} == {head, member}
-    lab.put(run_key(RUN, f"nodes/{member}.json"), b"[" * 1000)
-    found, _ = signs(1)
-    assert (found.nodes or {})[member].attempt == 0
 
 
 def test_machines_that_bill_while_no_attempt_works_are_told_once_an_hour() -> None:

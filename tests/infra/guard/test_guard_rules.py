@@ -13,7 +13,8 @@ import pytest
 from infra.guard import reading, rules
 from infra.guard.facts import Facts, Heartbeat, Signs
 from infra.guard.memory import Memory
-from infra.guard.reading import CautiousBucket, KnownRun, Price
+from infra.guard.prices import Price, SpotHistory, price
+from infra.guard.reading import CautiousBucket, KnownRun
 from infra.guard.rules import Decision, decide
 from infra.run.fleet import FleetMachine, Group
 from infra.run.spec import Spec
@@ -86,7 +87,7 @@ def test_the_budget_holds_while_ec2_cannot_be_asked() -> None:
 def test_a_machine_costs_its_own_price_and_its_runs_extras() -> None:
     spec = replace(SPEC, extras_usd_per_hour=0.3)
     on_demand = replace(MACHINE, market="on-demand")
-    assert reading.price(None, spec, Spend(), [on_demand]) == {"i-1": Price(0.8 + 0.3, 0.8 + 0.3)}
+    assert price(SpotHistory(None), spec, Spend(), [on_demand]) == {"i-1": Price(0.8 + 0.3, 0.8 + 0.3)}
 
 
 @pytest.mark.parametrize("extras", ["-0.5", "NaN", '"much"'])
@@ -256,6 +257,35 @@ def test_a_bucket_that_does_not_answer_is_asked_once_a_look_since_there_is_a_min
     assert (run.spec, run.spend, run.memory) == (None, None, None)
     assert len(run.problems) == 3
     assert silent.calls == 1
+
+
+def test_spot_prices_are_asked_once_for_each_pool_and_not_at_all_after_a_request_without_an_answer() -> None:
+    """A machine that hangs in EC2 costs 12 s a request, of the tick's 50. Then list prices count, which are higher."""
+
+    class Told:
+        calls = 0
+        answers = True
+
+        def describe_spot_price_history(self, **_: object) -> dict[str, list[dict[str, object]]]:
+            self.calls += 1
+            if not self.answers:
+                raise OSError("timed out")
+            changes = {NOW - 3000: "0.2", NOW - 90: "0.5", NOW - 30: "0.3"}
+            return {"SpotPriceHistory": [
+                {"Timestamp": datetime.fromtimestamp(at, UTC), "SpotPrice": usd} for at, usd in changes.items()
+            ]}  # fmt: skip
+
+    told, spec = Told(), replace(SPEC, prices={"g6.xlarge": 0.8}, extras_usd_per_hour=0.0)
+    known = Machine(id="i-0", type="g6.xlarge", zone="a", market="spot", launched=NOW - 3600)
+    in_pools = [replace(MACHINE, id=f"i-{k}", zone="ab"[k // 8], launched=NOW - 20 * (k or 180)) for k in range(16)]
+    found = price(SpotHistory(told), spec, Spend(at=NOW - 60, machines=(known,)), in_pools)
+    assert told.calls == 2
+    assert found["i-0"] == Price(0.3, 0.5)  # since the tally's last look
+    assert found["i-1"] == Price(0.3, 0.3)  # since its launch
+    assert found["i-4"] == Price(0.3, 0.5)
+    told.calls, told.answers = 0, False
+    found = price(SpotHistory(told), spec, Spend(), in_pools)
+    assert (told.calls, {*found.values()}) == (1, {Price(0.8, 0.8)})
 
 
 def test_memory_is_what_was_written() -> None:
