@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import LostRunError, RunEnv, UserError
+from trainer.contract import Exit, LostRunError, RunEnv, UserError
 
 Message = dict[str, Any]
 SOCKET_VARIABLE = "TRAINER_UPLOADER_SOCKET"
@@ -34,9 +34,16 @@ def register(folder: Path) -> None:
     """Tell the supervisor which process gets the signals. Called as early as possible.
 
     Until the trainer handles SIGTERM itself, it ends this process. A worker of an attempt that is over ends at once:
-    torchrun has started it again, for machines that have met anew, and the supervisor begins the next attempt.
+    torchrun has started it again, for machines that have met anew, and the supervisor begins the next attempt. So it
+    is where the workers before it were killed, as torchrun does 30 s after a newcomer's SIGTERM (torch 2.15 has no
+    option for it: local_elastic_agent.py, _stop_workers). Else the attempt would have steps and checkpoints twice.
+    `status.json` tells of them: it is not written before all workers have registered, nor left by another attempt.
     """
-    if (folder / "exit.json").exists():
+    is_over = (folder / "exit.json").exists()
+    if not is_over and (folder / "status.json").exists():
+        leave_exit(folder, Exit.INTERRUPTED, "its processes were killed before they had saved and ended")
+        is_over = True
+    if is_over:
         os._exit(0)
 
     def leave(*_: object) -> None:

@@ -54,6 +54,18 @@ def answers(place: str) -> bool:
     return True
 
 
+def is_ending(store: ObjectStore, run_id: str, attempt: int) -> bool:
+    """Whether the head does the last save of this attempt, or has done it, as its heartbeat tells. Raises StoreError.
+
+    torchrun would end that save 30 s after a machine has joined.
+    """
+    try:
+        beat = parse_object(store.get(run_key(run_id, "heartbeat.json")))
+    except (NotFoundError, ValueError):
+        return False
+    return beat.get("attempt") == attempt and beat.get("phase") == Phase.SAVING
+
+
 class Scout:
     """Looks who leads the run."""
 
@@ -97,7 +109,9 @@ class Scout:
             is_held, lease, now = self.view.is_held_by_another(), self.view.lease, time.monotonic()
             if is_held and lease is not None:
                 free_since = 0.0
-                is_over = lease.attempt == self.ended and now < self.began + OVER_SECONDS
+                if ending := is_ending(self.store, self.env.run_id, lease.attempt):
+                    self.began = now  # the head is at work, however long that takes: else its lease would be free
+                is_over = ending or (lease.attempt == self.ended and now < self.began + OVER_SECONDS)
                 if lease.rendezvous and not is_over and answers(lease.rendezvous):
                     return lease
             elif (failure := self.failure()) is not None:
@@ -175,6 +189,7 @@ class Companion:
         self.view = Ownership(store, env.run_id, 0, float(env.lease_seconds), MachineLock.of(env))
         self.record = MachineRecord(env, store, "member")
         self.complained = False
+        self.is_ending = False  # the attempt that it is to join
         self.looked_at = self.led_at = time.monotonic()
 
     def beat(self, *, ended: bool = False) -> None:
@@ -215,6 +230,7 @@ class Companion:
         with suppress(StoreError):
             self.view.look()
             self.looked_at = time.monotonic()
+            self.is_ending = is_ending(self.store, self.env.run_id, self.lease.attempt)
 
     def standing(self) -> str:
         """How it stands with the attempt that this machine is to join: CURRENT, OVER or, for UNLED_SECONDS, LEFT.
@@ -226,7 +242,7 @@ class Companion:
         if is_led or now >= self.looked_at + seconds:
             self.led_at = now
         if is_led and lease is not None and (lease.attempt, lease.since) == (self.lease.attempt, self.lease.since):
-            return CURRENT
+            return OVER if self.is_ending else CURRENT
         return LEFT if now >= self.led_at + UNLED_SECONDS else OVER
 
     def run(self) -> None:
