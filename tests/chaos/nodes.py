@@ -19,6 +19,7 @@ from trainer.contract import Exit
 
 FAULTS_OF_A_RUN = 3
 CLOCK_SECONDS = -600  # S3 refuses the requests of a machine whose clock is 15 minutes off
+JOINING_SECONDS = 20  # from a new attempt to its first step: torchrun (8 of them), the import of torch, the meeting
 RECOVERY_SECONDS = 240  # after which a run that makes no step counts as wrong
 
 
@@ -177,12 +178,23 @@ def late(group: Group, dice: random.Random) -> Blow:
     return ended(group, dice)
 
 
+def killed_while_joining(group: Group, dice: random.Random) -> Blow:
+    """A process dies, so all meet again; and then a machine, while they do: in torchrun, at the store or connecting."""
+    attempt, until = group.lease()["attempt"], time.monotonic() + RECOVERY_SECONDS
+    worker_killed(group, dice)
+    while group.lease()["attempt"] == attempt and time.monotonic() < until:
+        group.tend()
+        time.sleep(0.05)
+    time.sleep(dice.uniform(0, JOINING_SECONDS))
+    return killed(group, dice)
+
+
 FAULTS: dict[str, Callable[[Group, random.Random], Blow]] = {
     fault.__name__.replace("_", "-"): fault
     for fault in (
         killed, head_killed, ended, late, two_killed, all_killed, cut_off, cut_off_for_good, cut_from_peers,
         cut_from_store, slowed, crawling, lossy, clock_back, head_clock_back, noticed, stopped, worker_killed,
-        store_down,
+        store_down, killed_while_joining,
     )
 }  # fmt: skip
 COUNT = 22  # runs, with three faults each, unless the last machine is lost or the run ends before
