@@ -157,11 +157,20 @@ def train_part(part: Part, world: World, folder: Path) -> None:
     made, clock, said = data(), Clock.of(part.config, IMAGES), list[str]()
     execution = Execution.of(part.config, state, world, said.append)
     losses: dict[int, float] = {}
+    exchanges, storages = list[int](), set[int]()
+    weights = list(state.model.parameters())
+    state.optimizer.register_step_pre_hook(
+        lambda *_: storages.add(
+            len({weight.grad.untyped_storage().data_ptr() for weight in weights if weight.grad is not None})
+        )
+    )
     with setup.open_loader(part.config, made, clock, world, range(part.first, part.last)) as loader:
         log, batches = StepLog(world, loader, clock.steps_per_epoch), iter(loader)
         while state.step < part.last:
             settings = clock.at(state.step)
+            before = collectives()
             sums = train_step(state, execution, batches, part.config, settings, world)
+            exchanges.append(collectives() - before)
             log.add(state.step, settings, sums)
             if state.step % part.look_every == 0 or state.step == part.last:
                 log.look({})
@@ -171,8 +180,15 @@ def train_part(part: Part, world: World, folder: Path) -> None:
     found = {
         "rank": os.environ["RANK"], "losses": losses, "images": seen,
         "layers": type(execution.eager).__name__, "nodes": world.nodes,
+        "exchanges": exchanges, "storages": sorted(storages),
     }  # fmt: skip
     (folder / f"{part.name}.{world.rank}.json").write_text(json.dumps(found))
+
+
+def collectives() -> int:
+    """How many this process has begun, of every kind."""
+    whole: Any = torch.distributed.group.WORLD
+    return 0 if whole is None else int(whole._get_backend(torch.device("cpu"))._get_sequence_number_for_group())
 
 
 def score(group: Group, world: World, folder: Path) -> None:

@@ -146,6 +146,14 @@ def test_gradients_in_bf16_change_the_losses_by_their_rounding_and_all_processes
     assert 1e-6 < max(abs(rounded[step] - loss) / loss for step, loss in exact.items()) < 0.05
 
 
+@pytest.mark.parametrize("name", ["two", "three", "four", "eight"])
+def test_a_step_of_several_micro_batches_exchanges_its_gradients_once_and_nothing_else(found: Path, name: str) -> None:
+    """No buffers either. The gradients lie in the one bucket that was exchanged, and not beside it once more."""
+    for one in left(found, name):
+        assert one["exchanges"][1:] == [1] * (STEPS - 1)  # the first one settles the order of the buckets, too
+        assert one["storages"] == [1]
+
+
 def test_one_process_trains_the_bare_network(found: Path) -> None:
     """Nothing of DistributedDataParallel is in its way, so it costs nothing."""
     net = nn.Linear(2, 2)
