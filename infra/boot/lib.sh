@@ -68,3 +68,27 @@ leave() { # REASON: sets the group to 0, so that no machine replaces this one, a
   try 3 set_desired_to_0 || log "the group $GROUP could not be scaled to 0; the guard will"
   power_off
 }
+
+make_room() { # REASON: the group starts another machine in place of this one, and the others train on
+  log "$1: another machine takes over"
+  power_off
+}
+
+step_aside() { # REASON: the others of the run go on without this machine, and the group wants one fewer
+  log "$1"
+  try 3 aws autoscaling terminate-instance-in-auto-scaling-group --instance-id "$(cat "$LIVE/instance")" \
+    --should-decrement-desired-capacity >/dev/null
+  power_off
+}
+
+gpu_is_lost() {
+  command -v nvidia-smi && ! timeout -k 5 30 nvidia-smi
+} >/dev/null 2>&1
+
+has_cdi() { # whether Docker has the GPUs as devices of the Container Device Interface (Docker 28.2 or later tells)
+  [ -n "$GPU" ] && docker info --format '{{json .}}' | grep -q '"nvidia.com/gpu=all"'
+} 2>/dev/null
+
+needs_token() { # FIRST_ARGUMENT: only the data of the hub needs it; without $data it is the recipe's own
+  case ${data:-$1} in digits | s3://*) return 1 ;; esac
+}

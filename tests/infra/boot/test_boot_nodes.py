@@ -51,3 +51,24 @@ def test_a_node_that_crashes_makes_room_for_another_and_ends_the_run_only_if_no_
     assert failed is not None
     assert failed["message"] == CRASHED
     assert (machine.lives(), machine.desired()) == (8, 0)
+
+
+def test_a_node_that_is_refused_goes_alone_and_the_one_that_leads_ends_the_run(machine: Machine) -> None:
+    message = "the processes of this run would not train the same. torch: 2.14 (rank 0 on i-a), 2.15 (rank 1 on i-b)."
+    machine.imds.documents["/latest/meta-data/local-ipv4"] = "10.9.0.2"
+    machine.launched(nodes=2)
+    machine.put(f"checkpoints/{machine.run}/HEAD.json", {"newest": "", "rendezvous": "10.9.0.20:40001"})
+    machine.boot(f"exit 78 {message}")
+    machine.wait_until_off()
+    assert (machine.lives(), machine.desired(), machine.failed()) == (1, 0, None)
+    assert machine.group_now()["Instances"] == []
+    assert "autoscaling.SetDesiredCapacity" not in machine.aws.calls()
+    assert f"this machine is refused, and the others go on without it: {message}" in machine.log("boot")
+
+    machine.set_desired(1)
+    machine.put(f"checkpoints/{machine.run}/HEAD.json", {"newest": "", "rendezvous": "10.9.0.2:40001"})
+    machine.power_on()
+    machine.wait_until_off()
+    failed = machine.failed()
+    assert failed is not None
+    assert (machine.lives(), machine.desired(), failed["message"]) == (2, 0, message)

@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import platform
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
 
 from tests.trainer.learning.nets import small_model
 from tests.trainer.standins import StandInData, StandInSplit
-from trainer import setup
-from trainer.agreement import agree_on_start
+from trainer import agreement, setup
+from trainer.agreement import agree_on_data, agree_on_start
 from trainer.contract import RefusedError, RunEnv
 from trainer.data.reading.loader import Job, train_jobs
 from trainer.learning import state as state_module
 from trainer.learning.evaluation import evaluate, scores
 from trainer.learning.execution import Execution
+from trainer.learning.lookout import LostPartnerError
 from trainer.learning.schedule import Clock
 from trainer.learning.state import make_state
 from trainer.learning.step import train_step
@@ -95,7 +98,7 @@ def work(rank: int, port: int, folder: Path, group: Group) -> None:
         os.environ["TRAINER_IS_HEAD"] = str(int(machine == group.head))
     state_module.build_model = with_dropout  # type: ignore[attr-defined]
     with join(CONFIG) as world:
-        (folder / f"differ.{group.size}.{world.rank}.txt").write_text(differ(world))
+        (folder / f"differ.{group.size}.{world.rank}.json").write_text(json.dumps(differ(world)))
         (folder / f"wishes.{group.size}.{world.rank}.json").write_text(json.dumps(wish(world)))
         for part in group.parts:
             train_part(part, world, folder)
@@ -103,16 +106,41 @@ def work(rank: int, port: int, folder: Path, group: Group) -> None:
             score(group, world, folder)
 
 
-def differ(world: World) -> str:
-    """What a process is told where the last one has other options, and nothing where all have the same."""
-    env = RunEnv(store="out", run_id="same", scratch_dir="scratch")
-    agree_on_start(CONFIG, env, world)
-    os.environ["TRAINER_NODE"] = "abcd"[world.rank // 2]
+def differ(world: World) -> dict[str, list[str]]:
+    """What a process is told where one fact differs: by what differs, the kind of error and its message.
+
+    The machines have two processes each. Where only some differ, those of the last machine do.
+    """
+    env, found = RunEnv(store="out", run_id="same", scratch_dir="scratch"), dict[str, list[str]]()
+    machine, last = world.rank // 2, (world.size - 1) // 2
+    mine = "its own" if machine == last else "the same"
+
+    def told(name: str, config: Config = CONFIG) -> None:
+        try:
+            agree_on_start(config, env, world)
+        except (RefusedError, LostPartnerError) as error:
+            found[name] = [type(error).__name__, str(error)]
+
+    told("nothing")
+    os.environ["TRAINER_NODE"] = "abcd"[machine]
+    told("--seed", replace(CONFIG, seed=machine))
+    told("the leader's own", replace(CONFIG, seed=int(world.rank == world.size - 1 or world.rank == 1)))
+    told("one process of the last", replace(CONFIG, seed=int(world.rank == world.size - 1)))
+    with mock.patch.object(agreement, "code_digest", return_value=mine):
+        told("code")
+    with mock.patch.object(torch, "__version__", mine):
+        told("torch")
+    with mock.patch.object(platform, "machine", return_value=mine):
+        told("device")
+    with mock.patch.dict(os.environ, TRAINER_IMAGE=mine):
+        told("image")
+    prepared = data()
+    prepared.index.fingerprint = mine
     try:
-        agree_on_start(replace(CONFIG, seed=world.rank // 2), env, world)
-    except RefusedError as error:
-        return str(error)
-    return "nothing"
+        agree_on_data(prepared.index, world)
+    except (RefusedError, LostPartnerError) as error:
+        found["data"] = [type(error).__name__, str(error)]
+    return found
 
 
 def wish(world: World) -> list[list[bool]]:

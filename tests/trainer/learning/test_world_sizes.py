@@ -121,13 +121,43 @@ def test_what_one_process_wants_all_hear_of_in_the_same_round(found: Path, size:
         assert heard == [[True, False]] * (size + 1)
 
 
-def test_processes_with_other_options_are_refused_and_each_names_the_ranks_and_the_machines(found: Path) -> None:
-    seed = "--seed: 0 (rank 0 on a; rank 1 on a), 1 (rank 2 on b)"
-    for size, expected in ((1, "nothing"), (2, "nothing"), (3, seed)):
-        for rank in range(size):
-            said = (found / f"differ.{size}.{rank}.txt").read_text()
-            assert said == expected or (expected in said and said.startswith("the processes of this run would not"))
-            assert said.count("rank ") == 3 * (size == 3), "nothing else differs"
+SIZES = (2, 3, 4, 8)  # of two processes on each machine: a, b, c, d
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("fact", ["--seed", "code", "torch", "device", "image", "data", "one process of the last"])
+def test_a_machine_that_differs_from_the_leading_one_is_refused_and_the_others_go_on(
+    found: Path, size: int, fact: str
+) -> None:
+    for rank in range(size):
+        told = json.loads((found / f"differ.{size}.{rank}.json").read_text())
+        assert "nothing" not in told
+        if size == 2:
+            assert (fact in told) == (fact == "one process of the last"), "there is one machine, whose own differ"
+            continue
+        kind, said = told[fact]
+        wrong = "bcd"[: (size - 1) // 2] if fact == "--seed" else "abcd"[(size - 1) // 2]
+        assert said.startswith("the processes of this run would not train the same. ")
+        if "abcd"[rank // 2] in wrong:
+            assert (kind, "a leads the run: give this machine" in said) == ("RefusedError", True)
+        else:
+            assert (kind, said.endswith(f"goes on without {', '.join(wrong)}, since a leads it")) == (
+                "LostPartnerError",
+                True,
+            )
+        name = "--seed" if fact.startswith("one") else fact
+        assert said.count(f" {name}: ") == 1
+        assert said.count("rank ") == size, "nothing else differs"
+        assert f"rank {size - 1} on {'abcd'[(size - 1) // 2]}" in said
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_leading_machine_whose_own_processes_differ_ends_all(found: Path, size: int) -> None:
+    for rank in range(size):
+        kind, said = json.loads((found / f"differ.{size}.{rank}.json").read_text())["the leader's own"]
+        assert kind == "RefusedError"
+        assert said.endswith("Give every machine the same code, options, data and kind of GPU, and start again")
+        assert "--seed: 0 (rank 0 on a" in said
 
 
 def test_norms_of_two_processes_together_are_those_of_one_micro_batch_of_twice_the_size(found: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.runs import QUICK, QUICK_STEPS, Run
 from trainer.contract import (
+    CRASH,
     Exit,
     Lease,
     LostRunError,
@@ -103,6 +104,32 @@ def test_machines_that_come_and_are_lost_train_one_run_to_its_end(new_run: Make,
     assert [end.get("exit") for end in ends][-2:] == [Exit.INTERRUPTED, Exit.INTERRUPTED]
     assert {end.get("nodes", 1) for end in ends} == {1, 2}
     assert joins.json(f"nodes/{joins.environ['TRAINER_NODE']}.json")["role"] == "head"
+
+
+@pytest.mark.slow
+def test_a_machine_with_other_options_is_refused_and_the_one_that_leads_goes_on_alone(
+    new_run: Make, tmp_path: Path
+) -> None:
+    leads, wrong = (machine(new_run, tmp_path, number) for number in (2, 3))
+
+    def goes_on() -> bool:
+        return leads.lease().attempt > attempt and bool(leads.status().get("step", 0))
+
+    attempt = 0
+    leads.start(*LONG)
+    leads.until(goes_on, 90)
+    wrong.start(*LONG, "--seed", "1")
+    assert wrong.wait(90) == Exit.USER, wrong.output
+    said = "the processes of this run would not train the same. --seed: 0 (rank 0 on node-2), 1 (rank 1 on node-3)."
+    assert f"error: {said} node-2 leads the run: give this machine the same code, options" in wrong.output
+    attempt = int(wrong.json("nodes/node-3.json")["attempt"])
+    leads.until(goes_on, 90)
+    assert leads.stop(signal.SIGTERM) == Exit.INTERRUPTED
+    refused = leads.json(f"attempts/{attempt}.json")
+    assert (refused["exit"], refused["message"]) == (
+        CRASH, f"{said} The run goes on without node-3, since node-2 leads it"
+    )  # fmt: skip
+    assert "runs/quick/failed.json" not in leads.stored()
 
 
 @pytest.mark.slow
