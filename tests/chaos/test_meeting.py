@@ -47,6 +47,24 @@ except MachineError as error:
     sys.exit(1)
 """
 
+ASK = """
+import sys
+from trainer.contract import RunEnv
+from trainer.process.nodes import as_node, meeting_place
+env = as_node(RunEnv(store="", run_id="run", scratch_dir="", nodes="2", rendezvous=sys.argv[1]))
+print(env.address, meeting_place(env) or "joins")
+"""
+
+
+def test_the_same_rendezvous_tells_one_machine_to_lead_and_the_other_one_to_join(tmp_path: Path) -> None:
+    """Each finds its own address on the way there."""
+    with Network(tmp_path) as network:
+        head, other = network.add(), network.add()
+        place = f"{head.address}:29500"
+        for host, does in ((head, place), (other, "joins")):
+            asked = host.start([sys.executable, "-c", ASK, place], ROOT, env=os.environ, stdout=subprocess.PIPE)
+            assert asked.communicate(timeout=60)[0].decode().split() == [host.address, does]
+
 
 def test_a_machine_that_trained_alone_meets_one_with_a_lower_address_and_another_clock(tmp_path: Path) -> None:
     """torchrun numbers machines by address, so the one that was the first becomes the second. It judges them by the
