@@ -21,7 +21,7 @@ from typing import Any
 from trainer.contract import CRASH
 from trainer.process.channel import Message, may_be_read
 from trainer.process.counts import PROCESSES
-from trainer.process.nodes import LEFT, MEETING
+from trainer.process.nodes import CURRENT, LEFT, MEETING
 from trainer.text import say
 
 REASON_SECONDS = 50  # for a worker's last save, after another one of this machine has left a reason to end
@@ -237,6 +237,21 @@ class TrainerProcess:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=1)
         self.send(signal.SIGKILL)  # a worker that outlives torchrun would train on, unseen
+
+
+class MemberProcess(TrainerProcess):
+    """The trainer of a machine that joins. It is over where the attempt ends before a worker of this machine has begun.
+
+    torchrun would wait for the machine that led: once a call to a store has had no answer for 60 s, the next one waits
+    until the kernel gives the connection up, a quarter of an hour later (torch 2.15).
+    """
+
+    def __init__(self, arguments: Sequence[str], environ: dict[str, str], local: Path, *, uploader: UploaderProcess):
+        super().__init__(arguments, environ, local)
+        self.uploader = uploader
+
+    def is_over(self) -> bool:
+        return super().is_over() or (not self.workers() and self.uploader.look() != CURRENT)
 
 
 class StagingProcess(TrainerProcess):

@@ -24,7 +24,7 @@ from typing import Any
 from trainer.contract import CRASH, DRAIN_SECONDS, Exit, MachineError, Phase, RunEnv, UserError, attempt_key, run_key
 from trainer.process import nodes, spot
 from trainer.process.channel import SOCKET_VARIABLE, Message, attempt_dir, read_json
-from trainer.process.children import ObserverProcess, StagingProcess, TrainerProcess, UploaderProcess
+from trainer.process.children import MemberProcess, ObserverProcess, StagingProcess, TrainerProcess, UploaderProcess
 from trainer.process.counts import PROCESSES, torch_environ
 from trainer.process.nodes import Meetings, as_node, check_shares, has_others, torchrun_environ
 from trainer.process.scratch import open_scratch
@@ -205,7 +205,7 @@ def join_attempt(
         if ended["code"] != Exit.FINISHED:
             meetings.join_failed()
             return ended
-    ended = run_trainer(arguments, environ, local, signals)
+    ended = run_trainer(arguments, environ, local, signals, partial(MemberProcess, uploader=uploader))
     if not any((local / "pids").glob("*")):
         meetings.join_failed()
     return ended

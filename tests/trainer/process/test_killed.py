@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,17 +14,19 @@ from typing import Any
 
 import pytest
 
-from trainer.contract import CRASH, Exit
+from trainer.contract import CRASH, Exit, RunEnv
 from trainer.process import supervise
 from trainer.process.channel import write_json
-from trainer.process.children import TrainerProcess
+from trainer.process.children import KILL_SECONDS, MemberProcess, TrainerProcess
+from trainer.process.counts import PROCESSES
+from trainer.process.nodes import CURRENT, LEFT, torchrun_environ
 
 
 @pytest.mark.parametrize(
     ("phase", "code"), [("starting", Exit.INTERRUPTED), ("staging", Exit.INTERRUPTED), ("training", CRASH)]
 )
 def test_a_trainer_that_is_killed_while_it_waits_for_others_was_interrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, code: int
+    tmp_path: Path, phase: str, code: int
 ) -> None:
     """A signal reaches no process that waits in a collective, and after a while it is killed. Nothing is lost then."""
     signals: Any = SimpleNamespace(received=[], trainer=None, seconds_since=lambda: 0.0)
@@ -36,5 +41,19 @@ def test_a_trainer_that_is_killed_while_it_waits_for_others_was_interrupted(
             self.process.kill()
             self.process.wait()
 
-    monkeypatch.setattr(supervise, "TrainerProcess", Waiting)
-    assert supervise.run_trainer([], {}, tmp_path / "attempt", signals)["code"] == code
+    assert supervise.run_trainer([], {}, tmp_path / "attempt", signals, Waiting)["code"] == code
+
+
+def test_a_machine_that_joins_waits_no_longer_for_one_that_has_died(tmp_path: Path) -> None:
+    """It is reached, as by a kernel that has not noticed, and never answers. The lease tells that nobody leads."""
+    (tmp_path / "pids").mkdir()
+    stands: Any = SimpleNamespace(look=iter([CURRENT, CURRENT, LEFT]).__next__)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"127.0.0.1:{silent.getsockname()[1]}"
+        run = RunEnv(store="", run_id="run", scratch_dir="", nodes="2", address="127.0.0.1", attempt="1")
+        told = torchrun_environ(run, place, 1.0, is_head=False, given={}) | {PROCESSES: "1"}
+        trainer = MemberProcess(["digits"], os.environ | told, tmp_path, uploader=stands)
+        began = time.monotonic()
+        trainer.wait(lambda: time.monotonic() - began)
+    assert trainer.process.returncode == -signal.SIGKILL
+    assert time.monotonic() - began < KILL_SECONDS / 2
