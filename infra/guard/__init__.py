@@ -156,7 +156,7 @@ class Guard:
                 messages[f"terminated {id}"] = f"machine {id} was terminated: {decision.terminate[id]}"
         if decision.nodes:
             with noted(problems, f"shrinking the groups to {decision.nodes}"):
-                message, memory = self.shrink(facts, decision, memory)
+                message, memory = self.shrink(facts, decision, memory, problems)
                 messages[f"shrunk {facts.deadline:.0f} to {decision.nodes}"] = message
         if decision.is_market_due:
             with noted(problems, "changing to on-demand machines"):
@@ -177,11 +177,11 @@ class Guard:
                     messages[NEWS_EVENT] = "\n".join(filter(None, (messages.get(NEWS_EVENT), news)))[:MAIL_LETTERS]
         return self.notify(facts.run_id, messages, memory, problems)
 
-    def shrink(self, facts: Facts, decision: Decision, memory: Memory) -> tuple[str, Memory]:
+    def shrink(self, facts: Facts, decision: Decision, memory: Memory, problems: list[str]) -> tuple[str, Memory]:
         """Leaves the run with fewer machines. Returns the message, and the memory that follows."""
         if not (why := decision.why_fewer):
-            return acting.take_back(self.autoscaling, facts, decision.nodes), memory
-        message = acting.leave_out(self.autoscaling, facts, decision.leaving, decision.nodes, why)
+            return acting.take_back(self.autoscaling, facts, decision.nodes, problems), memory
+        message = acting.leave_out(self.autoscaling, facts, decision.leaving, decision.nodes, why, problems)
         memory = memory.with_ends(dict.fromkeys(decision.leaving, why))
         return message, replace(memory, shrunk=facts.now, replaced=())
 

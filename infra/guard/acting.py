@@ -32,38 +32,46 @@ def stop_run(autoscaling: Any, facts: Facts, problems: list[str]) -> bool:
     return len(problems) == before
 
 
-def leave_out(autoscaling: Any, facts: Facts, machines: Collection[str], nodes: int, why: str) -> str:
+def leave_out(
+    autoscaling: Any, facts: Facts, machines: Collection[str], nodes: int, why: str, problems: list[str]
+) -> str:
     """Ends machines of a run of several without a replacement, and says why. The others are not touched.
 
     One call takes a machine and its place in the group. Two would let the group choose which machine goes.
     """
     for id in machines:
         autoscaling.terminate_instance_in_auto_scaling_group(InstanceId=id, ShouldDecrementDesiredCapacity=True)
-    resize(autoscaling, facts, nodes)
+    resize(autoscaling, facts, nodes, problems)
     ended = f"; {', '.join(machines)} ended" if machines else ""
     return f"the run goes on with {nodes} machine{'s' * (nodes > 1)}, and asks for no other{ended}: {why}"
 
 
-def take_back(autoscaling: Any, facts: Facts, nodes: int) -> str:
+def take_back(autoscaling: Any, facts: Facts, nodes: int, problems: list[str]) -> str:
     """Takes the machines back that nobody asked for, and says so."""
-    resize(autoscaling, facts, nodes)
+    resize(autoscaling, facts, nodes, problems)
     names = " and ".join(group.name for group in facts.groups if group.desired)
     return (
         f"{facts.desired} machines were asked of {names}, and {nodes} for the run: the others go. Find out who asked."
     )
 
 
-def resize(autoscaling: Any, facts: Facts, nodes: int) -> None:
-    """Sets size and maximum of the groups. On-demand machines stay if the run may change to them."""
+def resize(autoscaling: Any, facts: Facts, nodes: int, problems: list[str]) -> None:
+    """Sets size and maximum of the groups. On-demand machines stay if the run may change to them.
+
+    It asks for their sizes of now: whoever has set them to 0 since the tick began has stopped the run. A maximum that
+    AWS refuses to change takes nothing back.
+    """
     spec, left = facts.spec, nodes
     first = ON_DEMAND if spec and (spec.on_demand_after_minutes or spec.market == ON_DEMAND) else SPOT
-    for group in sorted(facts.groups, key=lambda group: group.market != first):
+    groups = fleet.read_groups(autoscaling, [group.name for group in facts.groups])
+    for group in sorted(groups, key=lambda group: group.market != first):
         kept = min(group.desired, left)
         left -= kept
         if kept < group.desired:
             fleet.scale_down(autoscaling, group.name, kept)
         if group.maximum > nodes:
-            fleet.cap_group(autoscaling, group.name, nodes)
+            with noted(problems, f"the maximum of {group.name}"):
+                fleet.cap_group(autoscaling, group.name, nodes)
 
 
 def change_market(autoscaling: Any, facts: Facts, nodes: int, problems: list[str]) -> str:

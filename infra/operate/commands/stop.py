@@ -44,17 +44,21 @@ def empty_groups(aws: Aws, installation: Installation) -> None:
 
 def terminate_machines(aws: Aws, installation: Installation) -> dict[str, str]:
     """Terminate every machine of the installation, also one outside the groups. EC2 asks it to shut down, so it saves
-    first.
+    first. A group that somebody has asked for machines since, as the guard may, is set to 0 again.
 
     Returns the state of each machine that is not gone yet, by its id.
     """
     ec2, autoscaling = aws.client("ec2"), aws.client("autoscaling")
     with explained("terminate the machines"):
+        groups = fleet.read_groups(autoscaling, installation.groups)
+        for group in groups:
+            if group.desired:
+                fleet.scale_to_zero(autoscaling, group.name)
         machines = fleet.machines(ec2, installation.name)
         if billing := [machine.id for machine in machines if machine.is_billing]:
             ec2.terminate_instances(InstanceIds=billing)
         known = {machine.id: machine.state for machine in machines}
-        for group in fleet.read_groups(autoscaling, installation.groups):
+        for group in groups:
             for id in group.instance_ids:
                 known.setdefault(id, STARTING)  # EC2 does not show it yet; its group terminates it
     return {id: state for id, state in known.items() if state != "terminated"}

@@ -6,9 +6,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from infra.guard import reading
-from infra.guard.facts import Signs
+from infra.guard import acting, reading
+from infra.guard.facts import Facts, Signs
 from infra.guard.reading import CautiousBucket
+from infra.run import fleet
 from infra.run.fleet import ON_DEMAND
 from tests.infra.fleets import BUCKET, INSTALLATION, RUN, Lab
 from trainer.contract import RunEnv, run_key
@@ -95,3 +96,21 @@ def test_what_is_in_the_records_is_read_only_where_a_machine_is_missing(lab: Lab
     lab.put(run_key(RUN, f"nodes/{member}.json"), b"[" * 1000)
     found, _ = signs(1)
     assert (found.nodes or {})[member].attempt == 0
+
+
+def test_a_group_that_was_stopped_since_the_tick_began_stays_at_zero(lab: Lab) -> None:
+    lab.launch(nodes=2)
+    facts = Facts(now=lab.began, groups=tuple(fleet.read_groups(lab.client("autoscaling"), [INSTALLATION.train_group])))
+    fleet.scale_to_zero(lab.client("autoscaling"), INSTALLATION.train_group)
+    acting.take_back(lab.client("autoscaling"), facts, 1, [])
+    assert (lab.desired(), lab.billing()) == (0, [])
+
+
+def test_machines_that_were_taken_back_are_told_also_if_aws_refuses_the_new_maximum(lab: Lab) -> None:
+    lab.launch()
+    fleet.scale(lab.client("autoscaling"), INSTALLATION.train_group, 2)
+    lab.aws.fault("autoscaling.UpdateAutoScalingGroup", status=403)
+    problems = lab.tick(1)
+    assert [problem for problem in problems if f"the maximum of {INSTALLATION.train_group}: " in problem]
+    assert (lab.desired(), [one for one in lab.memory().told if one.startswith("shrunk")] != []) == (1, True)
+    assert [message for message in lab.mail() if "2 machines were asked of" in message]

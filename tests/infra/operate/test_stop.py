@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from infra.operate.commands import stop
+from infra.operate.session import Aws as Operator
 from infra.operate.session import AwsError
 from infra.run import fleet
 from tests.emulator.aws import Aws
 from tests.infra.deployed import INSTALLATION, RUN, Deployed, client, deploy
-from tests.infra.operator import operate
+from tests.infra.operator import operate, session
 from trainer.contract import UserError
 
 
@@ -84,6 +85,14 @@ def test_a_machine_that_only_shuts_down_slowly_is_named_and_is_no_error(
     said = capsys.readouterr().out
     assert "still there after 0 s: i-1 (shutting-down): EC2 takes its time, and bills none of it" in said
     assert "no machine is left" not in said
+
+
+def test_a_group_that_is_asked_for_machines_after_the_stop_is_set_to_zero_again(deployed: Deployed) -> None:
+    deployed.launch()
+    stop.empty_groups(Operator(session()), INSTALLATION)
+    fleet.scale(client(deployed.aws, "autoscaling"), INSTALLATION.train_group, 1)
+    stop.terminate_machines(Operator(session()), INSTALLATION)
+    assert (deployed.desired(), deployed.machines()) == (0, [])
 
 
 def test_machines_of_the_on_demand_group_are_stopped(deployed: Deployed) -> None:
