@@ -32,16 +32,22 @@ def configure(parser: CommandLine) -> None:
 def choose_machine(
     aws: Aws, installation: Installation, running: Sequence[fleet.FleetMachine], asked: str
 ) -> fleet.FleetMachine:
-    """The one that is asked for, else the head of the run, else the oldest. Raises UserError if there is none."""
+    """The one that is asked for, else the head of the run, else the oldest. Raises UserError if there is none.
+
+    A training comes before a preparation that runs beside it.
+    """
     if not running:
         raise UserError("no machine runs: `make status` says why, `make launch` starts one")
     ids = {machine.id: machine for machine in running}
     if asked:
         return ids[choose_node(asked, ids)]
-    bucket = open_bucket(aws, installation) if len(running) > 1 else None
-    records, _ = read_nodes(bucket, running[0].run_id, ids) if bucket else ({}, [])
+    training = installation.groups_of("train")
+    first = next((machine for machine in running if machine.group in training), running[0])
+    of_run = [machine.id for machine in running if machine.run_id == first.run_id]
+    bucket = open_bucket(aws, installation) if len(of_run) > 1 else None
+    records, _ = read_nodes(bucket, first.run_id, of_run) if bucket else ({}, [])
     heads = [id for id, record in records.items() if record.role == "head" and not record.ended]
-    return ids[max(heads, key=lambda id: records[id].at)] if heads else running[0]
+    return ids[max(heads, key=lambda id: records[id].at)] if heads else first
 
 
 def run(aws: Aws, installation: Installation, options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -155,10 +156,13 @@ def test_only_the_types_with_an_efa_start_from_the_template_that_has_one(place: 
 
 
 def test_a_shell_opens_on_the_machine_that_leads_or_on_the_one_that_is_named(place: Deployed) -> None:
-    """The oldest one leads until another has said that it does."""
+    """The oldest one leads until another has said that it does. An older machine prepares data beside them."""
+    place.launch("prepare-imagenet", kind="prepare")
+    time.sleep(1.05)  # EC2 tells the second of a launch
     place.launch(nodes=3)
     operator, running = Operator(session()), place.machines()
-    first, second, third = running
+    preparing, first, second, third = running
+    assert preparing.run_id == "prepare-imagenet"
 
     def chosen(asked: str = "") -> str:
         return choose_machine(operator, INSTALLATION, running, asked).id
