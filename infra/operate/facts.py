@@ -33,7 +33,8 @@ def status_rows(state: RunState, width: int) -> list[StatusRow]:
     """The rows in the order of their weight, with curves of at most `width` letters."""
     word, said = state.summary()
     found: list[StatusRow] = [("wrong", problem) for problem in problems(state)]
-    found += [("no machine", str(refusal)) for refusal in state.refusals]
+    lacks = "too few" if state.machines else "no machine"
+    found += [(lacks, str(refusal)) for refusal in state.refusals]
     found.append(("state", styled(said, STATE_STYLES.get(word, ""))))
     found += [("told", alert_text(state, alert)) for alert in recent_alerts(state) if alert.level == "info"][:1]
     found += training_rows(state)

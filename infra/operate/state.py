@@ -129,7 +129,7 @@ def read_state(
             group = fleet.wanted_group(fleet.read_groups(autoscaling, installation.groups), run_id)
             seen = fleet.machines(aws.client("ec2"), installation.name, run_id)
             refusals: tuple[fleet.Refusal, ...] = ()
-            if group and group.desired and not billing(seen):
+            if group and len(billing(seen)) < group.desired:
                 refusals = tuple(fleet.why_no_machine(autoscaling, group, launched_at(bucket, run_id)))
         of_several = billing(seen) if spec and spec.nodes > 1 else ()
         nodes, odd = read_nodes(bucket, run_id, [machine.id for machine in of_several])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import botocore.exceptions
@@ -25,7 +27,7 @@ from infra.operate.planning.disks import (
     without_room,
 )
 from infra.operate.planning.options import nodes_of
-from infra.operate.planning.plan import asked_work, find_dataset
+from infra.operate.planning.plan import asked_work, find_dataset, make_plan
 
 KEY_OPERATIONS = (
     "Encrypt", "Decrypt", "ReEncryptFrom", "ReEncryptTo", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext",
@@ -45,11 +47,12 @@ def fallback_quota(wanted: Wanted) -> Finding:
 
 
 def _quota(wanted: Wanted, market: str) -> Finding:
-    kind = catalog.quota_of(wanted.types[0])
+    names = offered_names(wanted)
+    kind = catalog.quota_of(names[0])
     if kind is None:
-        return Finding("unknown", f"no quota is known for {wanted.types[0]}")
+        return Finding("unknown", f"no quota is known for {names[0]}")
     code = kind.code(market)
-    types = [catalog.instance_type(name) for name in wanted.types if catalog.quota_of(name) == kind]
+    types = [catalog.instance_type(name) for name in names if catalog.quota_of(name) == kind]
     allowed, used = quota_value(wanted, code), _used_vcpus(wanted, code, market)
     nodes = nodes_of(wanted.request)
     least, most = (nodes * f(type.vcpus for type in types) for f in (min, max))
@@ -61,10 +64,25 @@ def _quota(wanted: Wanted, market: str) -> Finding:
     if least > allowed - used:
         if not allowed and _is_on_free_plan(wanted):
             return wrong(f"{said}: the free plan starts no GPU: change to the paid plan, then ask for vCPUs", PAID)
-        return wrong(f"{said}, at least {least} needed{'' if nodes == 1 else f' for {nodes} machines'}", fix)
+        fits = int((allowed - used) * nodes // least)
+        for_all = "" if nodes == 1 else f" for {nodes} machines" + (f", and NODES={fits} fits" if fits > 0 else "")
+        return wrong(f"{said}, at least {least} needed{for_all}", fix)
     if small := [type.name for type in types if nodes * type.vcpus > allowed - used]:
         return ok(f"{said}; too few for {'' if nodes == 1 else f'{nodes} of '}{', '.join(small)}")
     return ok(said)
+
+
+def offered_names(wanted: Wanted) -> Sequence[str]:
+    """The types that a launch would ask for. A run of several offers few of the installation's: those near the best."""
+    if nodes_of(wanted.request) == 1:
+        return wanted.types
+    try:
+        plan = wanted.plan or make_plan(
+            wanted.aws, wanted.installation, wanted.bucket, replace(wanted.request, anyway=True), time.time()
+        )  # fmt: skip
+    except RoomError:  # the check of the disk says so
+        return wanted.types
+    return [one.type for one in plan.offered]
 
 
 def _is_on_free_plan(wanted: Wanted) -> bool:

@@ -241,14 +241,14 @@ def find_ending(
         billing = [machine for machine in machines if machine.is_billing]
         for machine in billing:
             screen.note(f"machine {machine.id}: {machine.type} in {machine.zone}, {machine.market}")
-        if billing:
-            return None
-        if group is None or not group.desired:
+        if not billing and (group is None or not group.desired):
             reason = bucket.read_json(run_key(run_id, "guard.json")).get("reason") or "its group is scaled to zero"
             return Ending("stopped", printable(str(reason)), max((machine.ended for machine in machines), default=0.0))
-        screen.note("no machine yet: AWS is looking for one")
-        for refusal in fleet.why_no_machine(autoscaling, group, launched_at(bucket, run_id)):
-            screen.note(f"no machine: {refusal}")
+        if not billing:
+            screen.note("no machine yet: AWS is looking for one")
+        if group and len(billing) < group.desired:
+            for refusal in fleet.why_no_machine(autoscaling, group, launched_at(bucket, run_id)):
+                screen.note(f"{'too few machines' if billing else 'no machine'}: {refusal}")
     return None
 
 

@@ -122,6 +122,20 @@ def test_a_quota_for_one_machine_is_too_small_for_two(place: Deployed) -> None:
     assert machines(place) == []
 
 
+def test_the_quota_is_that_of_the_types_which_a_run_of_several_asks_for(place: Deployed) -> None:
+    """The installation also has types of 4 vCPUs, and eight of those would be enough."""
+    asked = ("--recipe", "mild", "--nodes", "8")
+    planned = plan(Request(recipe="mild", nodes=8))
+    least = min(TYPES[one.type].vcpus for one in planned.offered)
+    assert least > min(TYPES[type].vcpus for type in INSTALLATION.instance_types.split(","))
+    for vcpus, said in (
+        (8 * least - 1, f"at least {8 * least} needed for 8 machines, and NODES=7 fits"),
+        (8 * least, "0 in use"),
+    ):
+        place.aws.set(quotas={"L-3819A6DF": float(vcpus)})
+        assert said in rows(infra("preflight", *asked).said)["vCPU quota"][1]
+
+
 def test_what_an_older_version_deployed_takes_one_machine_and_says_how_to_have_more(aws: Aws) -> None:
     prepare_account(aws)
     account = deploy(aws, without=("Placement",))  # and so without the output that names it

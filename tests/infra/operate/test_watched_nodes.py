@@ -13,7 +13,7 @@ from infra.operate.facts import node_row
 from infra.operate.nodes import NodeRecord
 from infra.operate.runs import DatedBody, ExplainedBucket
 from infra.run.spend import Machine, Spend
-from tests.infra.deployed import RUN, Deployed
+from tests.infra.deployed import INSTALLATION, RUN, Deployed, client
 from tests.infra.operate.log_writer import Writer
 from tests.infra.operate.states import NOW, running
 from tests.infra.operator import operate
@@ -206,3 +206,16 @@ def test_runs_and_cost_tell_how_many_machines_a_run_may_have(
     assert json.loads(capsys.readouterr().out)["runs"][0]["nodes"] == 3
     assert operate("cost", "--run", RUN) == 0
     assert "with up to 3 nodes at once" in capsys.readouterr().out
+
+
+def test_status_says_why_one_of_several_machines_does_not_come(
+    deployed: Deployed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployed.launch(nodes=2)
+    deployed.train_to(350)
+    deployed.aws.set(launch_failures={INSTALLATION.train_group: "VcpuLimitExceeded - more than the limit of 4"})
+    client(deployed.aws, "ec2").terminate_instances(InstanceIds=[deployed.machines()[1].id])
+    assert operate("status") == 0
+    assert "too few the account's vCPU quota for this kind of machine is used up" in " ".join(
+        capsys.readouterr().out.split()
+    )
