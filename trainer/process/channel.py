@@ -46,16 +46,20 @@ def register(folder: Path) -> None:
     if is_over:
         os._exit(0)
 
+    mine = folder / "pids" / str(os.getpid())
+
     def leave(*_: object) -> None:
-        with contextlib.suppress(OSError):  # whoever leaves this file has died without a word
-            exit_file(folder).unlink()
+        # Whoever leaves these has died without a word. torchrun ends this one where it lost the machine that leads.
+        for path in (exit_file(folder), mine):
+            with contextlib.suppress(OSError):
+                path.unlink()
         os._exit(0)
 
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # "save and go on": there is nothing to save yet
     with contextlib.suppress(OSError):  # the disk is full already; leave_exit may find room later
         exit_file(folder).write_bytes(b" " * EXIT_BYTES)
-    (folder / "pids" / str(os.getpid())).touch()
+    mine.touch()
 
 
 def write_json(path: Path, value: Message) -> None:

@@ -41,18 +41,18 @@ register(folder)
 print("trains", flush=True)
 if sys.argv[2] == "met":
     write_json(folder / "status.json", {"phase": "saving", "step": 7})
-os.kill(os.getpid(), signal.SIGKILL)
+os.kill(os.getpid(), int(sys.argv[3]))
 """
 
 
 class TwoLives(TrainerProcess):
     """What torchrun does with a worker that does not end in time after a newcomer has come."""
 
-    met, has_others = "met", True
+    met, has_others, signal = "met", True, signal.SIGKILL
 
     def __init__(self, arguments: Sequence[str], environ: dict[str, str], local: Path):
         self.local, self.is_alone = local, False
-        life = [sys.executable, "-c", LIFE, str(local), self.met]
+        life = [sys.executable, "-c", LIFE, str(local), self.met, str(int(self.signal))]
         self.lives = [subprocess.run(life, cwd=ROOT, capture_output=True, check=False)]
         self.process = subprocess.Popen(life, cwd=ROOT, stdout=subprocess.PIPE)
 
@@ -67,6 +67,10 @@ class TwoLivesAlone(TwoLives):
 
 class TwoStarts(TwoLives):
     met = "not met"
+
+
+class TwoEnds(TwoStarts):
+    signal = signal.SIGTERM
 
 
 def two_lives(kind: type[TwoLives], folder: Path) -> tuple[dict[str, Any], list[tuple[str, int]]]:
@@ -103,11 +107,18 @@ def test_a_worker_that_was_killed_before_it_met_the_others_may_be_started_again(
     assert ended["code"] == CRASH
 
 
+def test_a_worker_that_torchrun_ends_before_it_has_met_the_others_is_no_crash_of_this_machine(tmp_path: Path) -> None:
+    """Two of them would make this machine leave: so it was where the leading machine was lost while all met."""
+    ended, lives = two_lives(TwoEnds, tmp_path)
+    assert lives == [("trains\n", 0)] * 2
+    assert (ended["code"], ended.get("lost_partner")) == (CRASH, True)
+
+
 def test_a_reason_that_the_life_before_left_stays(tmp_path: Path) -> None:
     (tmp_path / "pids").mkdir()
     write_json(tmp_path / "status.json", {"phase": "saving"})
     leave_exit(tmp_path, Exit.USER, "labels out of range")
-    life = [sys.executable, "-c", LIFE, str(tmp_path), "met"]
+    life = [sys.executable, "-c", LIFE, str(tmp_path), "met", "9"]
     ended = subprocess.run(life, cwd=ROOT, capture_output=True, text=True, check=True)
     reason = read_json(tmp_path / "exit.json")
     assert reason is not None
