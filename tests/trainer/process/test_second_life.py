@@ -131,7 +131,7 @@ def test_the_trainer_itself_leaves_such_an_attempt_before_it_does_anything(tmp_p
     write_json(attempt_dir(env) / "status.json", {"phase": "saving", "step": 7})
     command = [sys.executable, "-m", "trainer.train", *QUICK]
     environ = os.environ | env.to_environ() | {SOCKET_VARIABLE: str(tmp_path / "nobody")}
-    ended = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
     assert not (tmp_path / "store").exists()
     assert (read_json(attempt_dir(env) / "status.json") or {}).get("step") == 7
