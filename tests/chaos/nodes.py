@@ -210,7 +210,8 @@ def strike(group: Group, name: str, dice: random.Random) -> float:
     while True:
         group.tend()
         next_step, elapsed = group.watch.next_step(attempt), time.monotonic() - began
-        if not is_undone and (elapsed >= blow.after if blow.after else not blow.is_loss or next_step):
+        is_past = not blow.is_loss or next_step or not group.alive  # as where whoever died had not joined yet
+        if not is_undone and (elapsed >= blow.after if blow.after else is_past):
             blow.undo()
             is_undone = True
         if is_undone and (next_step or not blow.is_loss or not group.alive):
