@@ -20,6 +20,7 @@ from infra.operate.installation.offers import offered_here
 from infra.operate.installation.stack_states import DEAD, stack_status
 from infra.operate.installation.versions import keep_versions
 from infra.operate.planning import options
+from infra.operate.planning.offering import leave_placement_groups
 from infra.operate.runs import open_bucket
 from infra.operate.session import Aws, ExitCode, explained
 from infra.operate.terminal import display, display_commands, next_commands, show_line, styled
@@ -69,6 +70,8 @@ def deploy_stacks(aws: Aws, installation: Installation, build: str = "") -> None
         show_line(line)
     if not installation.image_uri and place_of_build(build, find_engine()) == IN_ACCOUNT:
         building.build_image(aws, offered.installation)  # before the training stack, whose machines pull it
+    with explained("take the groups out of their placement group"):
+        leave_placement_groups(aws.client("autoscaling"), installation.groups_of("train"))
     cdk.deploy(aws, offered.installation, installation.storage_stack, installation.training_stack)
     if bucket := open_bucket(aws, installation):
         keep_versions(bucket)

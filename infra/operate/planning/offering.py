@@ -47,6 +47,19 @@ def offer(autoscaling: Any, name: str, market: str, types: Sequence[str], nodes:
         autoscaling.resume_processes(AutoScalingGroupName=name)
 
 
+def leave_placement_groups(autoscaling: Any, names: Sequence[str]) -> None:
+    """Takes groups out of the placement group of a run of several, which is over.
+
+    A cluster placement group takes one zone. So CloudFormation could give a group that has one no other zones:
+    https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_UpdateAutoScalingGroup.html
+    """
+    for found in autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[*names])["AutoScalingGroups"]:
+        if found.get("PlacementGroup"):
+            autoscaling.update_auto_scaling_group(
+                AutoScalingGroupName=found["AutoScalingGroupName"], PlacementGroup=""
+            )  # fmt: skip
+
+
 def _distribution(policy: dict[str, Any], market: str) -> dict[str, Any]:
     share = 100 if market == ON_DEMAND else 0
     known: dict[str, Any] = policy.get("InstancesDistribution", {})

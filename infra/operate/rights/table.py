@@ -226,6 +226,10 @@ def deploying(names: Names) -> list[Right]:
             by=["deploy", *DESTROYING], actions=["ecr:DescribeRepositories"], on=[names.of("ecr", "repository/*")],
             why="A bootstrap may have named the repository otherwise.",
         ),
+        Right(
+            by=["deploy"], actions=["autoscaling:UpdateAutoScalingGroup"],
+            on=names.groups(*names.installation.groups_of("train")), why=ID_OF_GROUP,
+        ),
         Right(by=DEPLOYING, actions=["s3:GetLifecycleConfiguration"], on=[names.bucket], why=NAMED_BY_AWS),
         Right(by=["deploy"], actions=["s3:PutBucketVersioning", "s3:PutLifecycleConfiguration"], on=[names.bucket],
               why=NAMED_BY_AWS),

@@ -224,9 +224,21 @@ def deploy_over_the_dead(desk: Desk) -> None:
     desk.run(*IMAGE, "-c", f"bucket_name={bucket}", "deploy", "--no-launch", "--recipe", "digits")
 
 
+def put_into_placement_group(desk: Desk) -> None:
+    """The groups of trainings, as a run of several leaves them."""
+    client(desk.aws, "ec2").create_placement_group(GroupName="near", Strategy="cluster")
+    autoscaling, names = client(desk.aws, "autoscaling"), [*INSTALLATION.groups_of("train")]
+    for group in autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=names)["AutoScalingGroups"]:
+        autoscaling.update_auto_scaling_group(
+            AutoScalingGroupName=group["AutoScalingGroupName"], PlacementGroup="near",
+            VPCZoneIdentifier=group["VPCZoneIdentifier"].partition(",")[0],
+        )  # fmt: skip
+
+
 def deploy_without_an_engine(desk: Desk) -> None:
-    """CodeBuild builds; then somebody presses Ctrl-C in the middle of a build."""
+    """CodeBuild builds, after a run of several; then somebody presses Ctrl-C in the middle of a build."""
     desk.ready()
+    put_into_placement_group(desk)
     put_source(desk.aws)
     desk.monkeypatch.setattr(cdk, "deploy", lambda *_: None)
     make_builder_stack(desk.aws, *PUSHES)

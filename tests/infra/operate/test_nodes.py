@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ from infra.operate.session import Aws as Operator
 from tests.emulator.aws import Aws
 from tests.infra.deployed import RUN, Deployed, client, deploy
 from tests.infra.operate.launches import GROUP, INSTALLATION, begin, group, machines, plan, read_spec, stop
-from tests.infra.operator import infra, prepare_account, put_token, rows, session
+from tests.infra.operator import GIVEN_IMAGE, infra, prepare_account, put_token, rows, session, stand_in_for_cdk
 from trainer.contract import UserError, run_key
 
 pytestmark = pytest.mark.usefixtures("served")
@@ -120,6 +121,18 @@ def test_a_quota_for_one_machine_is_too_small_for_two(place: Deployed) -> None:
     assert ended.code == 3
     assert "3 vCPUs, 0 in use, at least 8 needed for 2 machines" in rows(ended.said)["vCPU quota"][1]
     assert machines(place) == []
+
+
+def test_a_deploy_after_a_run_of_several_finds_its_groups_in_no_placement_group(
+    place: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CloudFormation gives them subnets of all zones, and AWS would refuse that of a group with a placement group."""
+    assert infra(*TWO).code == 0
+    assert placed(place)[1]
+    stop(place)
+    stand_in_for_cdk(tmp_path, monkeypatch, deploys=False)
+    ended = infra("-c", f"image_uri={GIVEN_IMAGE}", "deploy", "--no-launch", "--recipe", "digits")
+    assert placed(place)[1] == "", ended.said + ended.error
 
 
 def test_the_quota_is_that_of_the_types_which_a_run_of_several_asks_for(place: Deployed) -> None:
