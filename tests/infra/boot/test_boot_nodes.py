@@ -19,6 +19,7 @@ for word; do
 done
 exec /usr/bin/docker "$@"
 """
+BROKEN = "4 crashes of this machine's own processes"
 CRASHED = "4 crashes without a new checkpoint in between; the last: exit code 1"
 
 
@@ -72,3 +73,18 @@ def test_a_node_that_is_refused_goes_alone_and_the_one_that_leads_ends_the_run(m
     failed = machine.failed()
     assert failed is not None
     assert (machine.lives(), machine.desired(), failed["message"]) == (2, 0, message)
+
+
+def test_a_node_that_only_crashes_makes_room_after_two_starts_though_the_others_save_in_between(
+    machine: Machine,
+) -> None:
+    machine.imds.documents["/latest/meta-data/local-ipv4"] = "10.9.0.2"
+    machine.launched(nodes=2)
+    put_counts(machine, 2, 8)  # in each start of its container it has crashed in two attempts
+    machine.boot("exit 70", "exit 1", "exit 70", "hold 70")
+    machine.wait_for_life(4)
+    put_counts(machine, 9, 12)
+    machine.let_go(4)
+    machine.wait_until_off()
+    assert (machine.lives(), machine.desired(), machine.failed()) == (4, 1, None)
+    assert f"{BROKEN}: another machine takes over" in machine.console()

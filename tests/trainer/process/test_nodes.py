@@ -6,11 +6,12 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from threading import Timer
+from threading import Thread, Timer
 
 import pytest
 
@@ -29,6 +30,7 @@ from trainer.contract import (
 )
 from trainer.process import nodes
 from trainer.process.nodes import (
+    BROKEN,
     LEASE_SECONDS,
     MEETING,
     Meetings,
@@ -65,9 +67,22 @@ def end_at_once(run: Run) -> None:
     run.kill_everything()
 
 
+def die_in_every_attempt(run: Run) -> None:
+    """As a machine whose GPU fails, or whose memory is too small, as soon as it has met the others."""
+    assert run.process is not None
+    while run.process.poll() is None:
+        if run.status().get("nodes") == 2:
+            for pid in run.workers():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
 @pytest.mark.slow
 def test_machines_that_come_and_are_lost_train_one_run_to_its_end(new_run: Make, tmp_path: Path) -> None:
-    """The second one dies, the first goes on alone; it comes back, and the first, which leads, is told to stop."""
+    """The second one dies, the first goes on alone; it comes back, and the first, which leads, is told to stop. That
+    one is broken when it comes back, and leaves for good.
+    """
     first, second = (machine(new_run, tmp_path, number) for number in (2, 3))
 
     def trains_on(nodes: int, after: int) -> Callable[[], bool]:
@@ -94,6 +109,13 @@ def test_machines_that_come_and_are_lost_train_one_run_to_its_end(new_run: Make,
         return joins.lease().newest != newest
 
     joins.until(the_other_leads, 90)
+    leads.start(*LONG)
+    Thread(target=die_in_every_attempt, args=[leads], daemon=True).start()
+    assert leads.wait(120) == BROKEN, leads.output
+    assert leads.output.count("exitcode  : -9") == 2, "what it met too late to join was no crash of its own"
+    assert "2 attempts have ended by an error of this machine" in leads.output
+    newest = joins.lease().newest
+    joins.until(the_other_leads, 90)
     assert joins.stop(signal.SIGTERM) == Exit.INTERRUPTED
     lease = joins.lease()
     last = parse_manifest_key(lease.newest)
@@ -101,7 +123,7 @@ def test_machines_that_come_and_are_lost_train_one_run_to_its_end(new_run: Make,
     assert [row["step"] for row in joins.metrics() if "train/loss" in row] == list(range(1, last[1] + 1))
     assert lease.attempt >= 4
     ends = [joins.json(f"attempts/{number}.json") for number in range(1, lease.attempt + 1)]
-    assert [end.get("exit") for end in ends][-2:] == [Exit.INTERRUPTED, Exit.INTERRUPTED]
+    assert [end.get("exit") for end in ends][-3:] == [CRASH, CRASH, Exit.INTERRUPTED]
     assert {end.get("nodes", 1) for end in ends} == {1, 2}
     assert joins.json(f"nodes/{joins.environ['TRAINER_NODE']}.json")["role"] == "head"
 
