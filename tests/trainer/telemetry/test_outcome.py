@@ -63,5 +63,5 @@ def test_another_error_is_a_crash_with_its_name_and_its_traceback(lab: Lab, tmp_
     with pytest.raises(type(error), match=str(error)):
         tell_outcome(lab.train, tmp_path, WORLD)
     assert read_json(tmp_path / "exit.json") == {
-        "code": CRASH, "message": f"{type(error).__name__}: {error}", "run_failed": False,
+        "code": CRASH, "message": f"{type(error).__name__}: {error}", "run_failed": False, "lost_partner": False,
     }  # fmt: skip
