@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from dataclasses import replace
+from threading import Timer
 
 import pytest
 
 from trainer.contract import CRASH, Exit, MachineError, RunEnv, UserError
-from trainer.process.nodes import BROKEN, MOST_LOSSES, Meetings, blaming_this_machine
+from trainer.process import nodes
+from trainer.process.nodes import BROKEN, MEETING, MOST_LOSSES, Meetings, blaming_this_machine
 from trainer.store import StoreError, naming_the_fix
 
 ENV = RunEnv(store="out", run_id="r", scratch_dir="s", nodes="2", address="127.0.0.2", node="a")
@@ -77,3 +80,21 @@ def test_a_full_disk_of_one_machine_of_several_is_no_failure_of_the_run() -> Non
         fills(errno.EACCES, ENV)
     with pytest.raises(UserError, match="the store"), blaming_this_machine(ENV), naming_the_fix("the store"):
         raise StoreError("no space left", "ENOSPC")  # all machines have the same
+
+
+def test_a_port_that_another_program_has_between_two_attempts_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "PORT_SECONDS", 0.6)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.2", 0))
+        taken.listen()
+        env = replace(ENV, rendezvous=f"127.0.0.2:{taken.getsockname()[1]}")
+        with pytest.raises(UserError, match="another program has the port"):
+            Meetings().environ(env, lambda: False)
+        meetings = Meetings()
+        meetings.begin(1, "", leads=True)
+        meetings.join_failed()
+        with pytest.raises(MachineError, match=r"the port.*; the same command continues the run"):
+            meetings.environ(env, lambda: False)
+        assert meetings.environ(env, lambda: True)[MEETING] == "", "it is to stop"
+        Timer(0.2, taken.close).start()
+        assert meetings.environ(env, lambda: False)[MEETING] == env.rendezvous

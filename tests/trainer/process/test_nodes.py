@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread, Timer
+from threading import Thread
 
 import pytest
 
@@ -21,19 +21,16 @@ from trainer.contract import (
     Exit,
     Lease,
     LostRunError,
-    MachineError,
     RunEnv,
     UserError,
     checkpoint_key,
     parse_manifest_key,
     run_key,
 )
-from trainer.process import nodes
 from trainer.process.nodes import (
     BROKEN,
     LEASE_SECONDS,
     MEETING,
-    Meetings,
     as_node,
     interface_of,
     meeting_place,
@@ -227,24 +224,6 @@ def test_only_the_machine_of_the_rendezvous_leads_and_only_with_a_free_port() ->
     assert meeting_place(replace(ENV, rendezvous=f"127.0.0.2:{port}")) == f"127.0.0.2:{port}"
     assert meeting_place(replace(ENV, rendezvous="192.0.2.7:29500")) == ""
     assert meeting_place(ENV).startswith("127.0.0.2:")
-
-
-def test_a_port_that_another_program_has_between_two_attempts_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodes, "PORT_SECONDS", 0.6)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.2", 0))
-        taken.listen()
-        env = replace(ENV, rendezvous=f"127.0.0.2:{taken.getsockname()[1]}")
-        with pytest.raises(UserError, match="another program has the port"):
-            Meetings().environ(env, goes_on)
-        meetings = Meetings()
-        meetings.begin(1, "", leads=True)
-        meetings.join_failed()
-        with pytest.raises(MachineError, match=r"the port.*; the same command continues the run"):
-            meetings.environ(env, goes_on)
-        assert meetings.environ(env, lambda: True)[MEETING] == "", "it is to stop"
-        Timer(0.2, taken.close).start()
-        assert meetings.environ(env, goes_on)[MEETING] == env.rendezvous
 
 
 def test_torchrun_is_told_of_this_attempt_alone_and_a_user_names_another_interface() -> None:
