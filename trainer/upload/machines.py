@@ -154,7 +154,11 @@ class MachineRecord:
         self.told: list[Any] = []  # phase and message of the last record
 
     def status(self) -> dict[str, Any]:
-        return read_json(attempt_dir(self.env) / "status.json") or {}
+        """What the trainer tells of itself; {} where its file cannot be read, since the record counts without it."""
+        try:
+            return read_json(attempt_dir(self.env) / "status.json") or {}
+        except (OSError, ValueError):  # a full disk has half of it
+            return {}
 
     def has_news(self) -> bool:
         """Whether it is out of date: in its phase, or in what the supervisor said last. False for a single machine."""
@@ -195,7 +199,7 @@ class Companion:
     def beat(self, *, ended: bool = False) -> None:
         try:
             self.record.write(ended=ended)
-        except StoreError as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is: the thread goes on, and looks after the lease
             if not self.complained:
                 say_as_uploader(f"no record of this machine could be stored: {error}")
             self.complained = True
@@ -227,7 +231,7 @@ class Companion:
 
     def look(self) -> None:
         """Look after the lease."""
-        with suppress(StoreError):
+        with suppress(Exception):  # whatever it is: `looked_at` tells it
             self.view.look()
             self.looked_at = time.monotonic()
             self.is_ending = is_ending(self.store, self.env.run_id, self.lease.attempt)
