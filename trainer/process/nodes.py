@@ -82,7 +82,7 @@ def as_node(env: RunEnv) -> RunEnv:
             "RENDEZVOUS=10.0.0.5:29500: it is the machine that leads the run, and a free port there (IPv6 is not "
             "supported)"
         )
-    address = env.address or address_towards(env.rendezvous.partition(":")[0] or ELSEWHERE)
+    address = env.address or address_for_others(env.rendezvous.partition(":")[0] or ELSEWHERE)
     if not re.fullmatch(r"[1-9][0-9]{0,2}(\.[0-9]{1,3}){3}", address) or not has_address(address):
         raise UserError(
             f"TRAINER_ADDRESS={address} is no IPv4 address of this machine: write one that `ip -4 address` shows, by "
@@ -141,6 +141,17 @@ def address_towards(host: str) -> str:
                 f"no way leads to {host} ({error.strerror or error}), so this machine's own address is unknown: "
                 "TRAINER_ADDRESS= tells it, and RENDEZVOUS= must name a machine that this one can reach"
             ) from error
+
+
+def address_for_others(leader: str) -> str:
+    """This machine's IPv4 address on the way to the one that leads, or to the world where it leads itself.
+
+    A machine's own name leads to 127.0.1.1 there, where /etc/hosts is as Debian and Ubuntu write it. No other machine
+    can reach that. It stays where RENDEZVOUS= itself is of the loopback. Raises UserError.
+    """
+    address = address_towards(leader)
+    is_its_own_name = address.startswith("127.") and not re.match(r"127\.|localhost$", leader)
+    return address_towards(ELSEWHERE) if is_its_own_name else address
 
 
 def has_address(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""Machines that wait for one another: what a store that fails, a machine that was quicker and a full disk do to them."""
+"""Machines that wait for one another: what a damaged status file does to them."""
 
 from __future__ import annotations
 
