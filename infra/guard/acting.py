@@ -63,7 +63,9 @@ def resize(autoscaling: Any, facts: Facts, nodes: int, problems: list[str]) -> N
     """
     spec, left = facts.spec, nodes
     first = ON_DEMAND if spec and (spec.on_demand_after_minutes or spec.market == ON_DEMAND) else SPOT
-    groups = fleet.read_groups(autoscaling, [group.name for group in facts.groups])
+    groups: Collection[Group] = facts.groups
+    with noted(problems, "the groups' sizes of now"):  # else those of the tick's start count
+        groups = fleet.read_groups(autoscaling, [group.name for group in groups])
     for group in sorted(groups, key=lambda group: group.market != first):
         kept = min(group.desired, left)
         left -= kept
