@@ -178,6 +178,8 @@ class Ownership:
                 continue  # another attempt has changed the lease in between
             since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.since))
             who = f"run {self.run_id!r} is held by attempt {holder.attempt} on {holder.owner!r} since {since}"
+            if self.rendezvous:  # of several machines; the run was free just now, so another one was quicker
+                raise LostRunError(f"{who}, which was quicker: this machine joins it")
             if first is None:
                 say(f"{who}: waiting up to {self.lease_seconds:.0f} s for it to end")
                 first = holder

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.checkpoints import RUN, owner
 from tests.emulator.s3 import FaultyProxy, refuse
-from trainer.contract import CRASH, Exit, RunEnv
+from trainer.contract import CRASH, Exit, LostRunError, RunEnv
 from trainer.store import open_store
 from trainer.upload import uploader
 from trainer.upload.owner import claim_attempt
@@ -58,3 +59,16 @@ def test_a_scratch_folder_without_locks_costs_only_the_fast_restart(
     ours.claim(print, lambda before: None)
     assert ours.is_mine
     ours.release()
+
+
+def test_of_several_machines_one_that_was_slower_gives_up_at_once_and_can_join(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    store = open_store(str(tmp_path / "store"))
+    owner(store, 1, tmp_path).claim(print, lambda before: None)
+    (tmp_path / "elsewhere").mkdir()
+    slower = owner(store, 2, tmp_path / "elsewhere", lease_seconds=3)
+    slower.rendezvous = "127.0.0.9:1"
+    started = time.monotonic()
+    with pytest.raises(LostRunError, match=r"held by attempt 1 on .*, which was quicker: this machine joins it"):
+        slower.claim(print, lambda before: None)
+    assert time.monotonic() - started < 2, "3 s is the lease"
