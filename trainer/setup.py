@@ -202,7 +202,7 @@ def _open(config: Config, env: RunEnv, world: World, interruption: Interruption,
     status.enter(Phase.WAITING_FOR_STORE)
     channel = resources.enter_context(closing(Channel.to_uploader())) if world.is_main else None
     barrier(world)  # from here on the run is this attempt's: nobody else adds checkpoints
-    restored, skipped = read(lambda: restore(store, env.run_id, state.tensors()))
+    restored, skipped = read(lambda: restore(store, env.run_id, state.tensors(), status.tick))
     agree(restored.step if restored is not None else -1, world)
     status.enter(Phase.STARTING)
     for reason in skipped:

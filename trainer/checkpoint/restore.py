@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -136,8 +136,11 @@ def show_digest(sha256: str, *, is_vouched: bool) -> str:
     return f"{show_sha256(sha256)}{doubt}: compare it with the log"
 
 
-def read_object(store: ObjectStore, manifest: Manifest) -> memoryview:
-    """The verified bytes of a checkpoint. Raises DamagedError, and StoreError if the store fails."""
+def read_object(store: ObjectStore, manifest: Manifest, progress: Callable[[], object] = lambda: None) -> memoryview:
+    """The verified bytes of a checkpoint; `progress` is called after each part, from several threads.
+
+    Raises DamagedError, and StoreError if the store fails.
+    """
     key, expected = manifest["object"]["key"], Checksums.from_json(manifest["object"])
     try:
         size = store.info(key).bytes
@@ -164,6 +167,7 @@ def read_object(store: ObjectStore, manifest: Manifest) -> memoryview:
                 if is_last:
                     raise DamagedError(str(error)) from error
             else:
+                progress()
                 if crc64(part) == expected.parts[number]:
                     return part
         raise DamagedError(f"the checksum of part {number} of its object is wrong")
@@ -247,7 +251,9 @@ def describe_tensor(tensor: Tensor | None) -> str:
     return "missing" if tensor is None else f"{DTYPES[tensor.dtype]} {list(tensor.shape)}"
 
 
-def restore(store: ObjectStore, run_id: str, tensors: Mapping[str, Tensor]) -> tuple[Restored | None, list[str]]:
+def restore(
+    store: ObjectStore, run_id: str, tensors: Mapping[str, Tensor], progress: Callable[[], object] = lambda: None
+) -> tuple[Restored | None, list[str]]:
     """Load the newest checkpoint whose bytes verify. Returns it, and the reasons why newer ones were skipped.
 
     The tensors are changed only after all bytes are verified. None means that the run has no checkpoint yet. Raises
@@ -264,7 +270,7 @@ def restore(store: ObjectStore, run_id: str, tensors: Mapping[str, Tensor]) -> t
                 continue
         try:
             manifest, sha256 = read_digest(store, run_id, key, digests)
-            found = tensors_of(read_object(store, manifest))
+            found = tensors_of(read_object(store, manifest, progress))
         except DamagedError as error:
             skipped.append(f"{store.describe(key)}: {error}")
         else:

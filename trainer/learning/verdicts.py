@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from threading import Lock
 from typing import Any
 
+from trainer.contract import Phase
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
@@ -178,6 +180,8 @@ class Judge:
             return None
         fewest = min(word.collectives for word in words)
         behind = [word for word in words if word.collectives == fewest]
+        if len(behind) < len(words) and all(word.phase == Phase.WAITING_FOR_STORE for word in behind):
+            return None  # a slow store is no hang: the uploader decides how long it is waited for
         how_long = f"nothing has moved for {stands:.0f} s"
         if len(behind) == len(words):
             said = f"all processes hang: {how_long}, and each has begun {fewest} collectives; {words[0].last}"

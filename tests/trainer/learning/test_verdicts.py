@@ -95,6 +95,15 @@ def test_where_nobody_is_behind_all_hang() -> None:
     assert message.startswith("all processes hang: nothing has moved for 481 s, and each has begun 100 collectives")
 
 
+def test_one_that_waits_for_the_store_while_the_others_wait_for_it_is_no_hang() -> None:
+    world = World3()
+    for rank in range(3):
+        world.say(rank, phase="waiting-for-store", collectives=100 + (rank > 0))
+    assert world.seconds(2000) == ""
+    world.say(0, collectives=101)
+    assert world.seconds(600).startswith("all processes hang"), "once it waits for no store, but for the others"
+
+
 def test_whoever_has_said_goodbye_is_neither_lost_nor_hung() -> None:
     world = World3()
     world.say(2, is_over=True)
