@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import CRASH
-from trainer.process.channel import Message, may_be_read
+from trainer.contract import CRASH, Exit
+from trainer.process.channel import Message, leave_exit, may_be_read
 from trainer.process.counts import PROCESSES
 from trainer.process.nodes import CURRENT, LEFT, MEETING
 from trainer.text import say
@@ -27,6 +27,7 @@ from trainer.text import say
 REASON_SECONDS = 50  # for a worker's last save, after another one of this machine has left a reason to end
 OBSERVER_SECONDS = 5.0  # from the end of the trainer to that of the observer
 END_LETTERS = 500  # of a reason to end, for the observer: the message fits into any pipe, so nobody waits
+SURPLUS_SECONDS = 600.0  # until a machine gives up that the others have no place for
 KILL_SECONDS = 75  # from a signal to the SIGKILL of a trainer, or of an uploader that is still starting
 
 
@@ -248,10 +249,18 @@ class MemberProcess(TrainerProcess):
 
     def __init__(self, arguments: Sequence[str], environ: dict[str, str], local: Path, *, uploader: UploaderProcess):
         super().__init__(arguments, environ, local)
-        self.uploader = uploader
+        self.uploader, self.began, self.most = uploader, time.monotonic(), environ["PET_NNODES"].partition(":")[2]
 
     def is_over(self) -> bool:
-        return super().is_over() or (not self.workers() and self.uploader.look() != CURRENT)
+        if super().is_over() or self.workers():
+            return super().is_over()
+        if time.monotonic() > self.began + SURPLUS_SECONDS:  # torchrun would wait until another machine leaves
+            leave_exit(
+                self.local, Exit.HELD, f"the run has its NODES={self.most} machines, and none has left within "
+                f"{SURPLUS_SECONDS:.0f} s: this one is not needed; a run that begins with more NODES= takes it",
+            )  # fmt: skip
+            return True
+        return self.uploader.look() != CURRENT
 
 
 class StagingProcess(TrainerProcess):

@@ -283,8 +283,8 @@ class Meetings:
             self.newest, self.losses, self.crashes, self.has_saved = newest, 0, 0, True
         self.losses += 1
         self.crashes += is_own
-        if code not in (Exit.INTERRUPTED, Exit.HELD, CRASH):
-            return code
+        if code not in (Exit.INTERRUPTED, Exit.HELD, CRASH) or (code == Exit.HELD and not self.has_led):
+            return code  # whoever has not led is held up by a run that has all of its machines
         if self.crashes >= MOST_CRASHES:
             say(
                 f"error: {MOST_CRASHES} attempts have ended by an error of this machine, without a checkpoint in "

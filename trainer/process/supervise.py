@@ -156,6 +156,8 @@ def attempt(
         return Exit.FINISHED if report(environ) else CRASH
     if uploader.state not in ("ready", "member"):
         code = uploader.finish(DRAIN_SECONDS)
+        if code == CRASH and meetings.seen_attempt and not signals.received:
+            return meetings.end(CRASH, "the store failed before all met again", "", is_own=False)
         return interrupted(NOTHING["message"]) if signals.received else code or CRASH
     env, leads = replace(env, attempt=str(uploader.attempt)), uploader.state == "ready"
     meetings.begin(uploader.attempt, uploader.newest, leads=leads)

@@ -28,7 +28,8 @@ from trainer.process.nodes import (
     SEEN_ATTEMPT,
     has_others,
 )
-from trainer.store import NotFoundError, ObjectStore, StoreError
+from trainer.store import NotFoundError, ObjectStore, StoreError, may_pass
+from trainer.store.retry import Retry
 from trainer.upload.hangs import ship_hangs
 from trainer.upload.owner import RENEWALS_PER_LEASE, MachineLock, Ownership
 from trainer.upload.queue import say_as_uploader
@@ -77,7 +78,8 @@ class Scout:
         self.view = Ownership(store, env.run_id, 0, float(env.lease_seconds), self.lock)
         if seen := json.loads(os.environ.get(LEASE_SEEN) or '""'):
             self.view.has_been_watched(*seen)
-        self.began = self.told = time.monotonic()
+        self.began = self.told = self.answered = time.monotonic()
+        self.retry = Retry(say_as_uploader)
         # The one that led goes first, and few others come at the same moment: an attempt's number is never given back.
         self.modesty = 0.0 if self.has_led else random.uniform(1, 4)
 
@@ -102,11 +104,27 @@ class Scout:
     def head(self) -> Lease | None:
         """The lease of the machine that leads, once it answers; None where this one is to lead.
 
-        Raises LostRunError after HEADLESS_SECONDS, StoreError, and UserError where the run has failed.
+        Raises LostRunError after HEADLESS_SECONDS, UserError where the run has failed, and StoreError where the store
+        fails for as long.
         """
+        while True:
+            try:
+                return self._find()
+            except StoreError as error:
+                left = self.began + HEADLESS_SECONDS - time.monotonic()
+                if left <= 0 or not may_pass(error):
+                    raise
+                self.retry.complain(f"the store fails, trying for {left:.0f} s: {error}")
+            time.sleep(SCOUT_SECONDS)
+            now = time.monotonic()  # until which the head could not renew its lease either
+            self.view.seen_at, self.answered = self.view.seen_at + now - self.answered, now
+
+    def _find(self) -> Lease | None:
+        """`head`, while the store works."""
         free_since = 0.0
         while True:
             is_held, lease, now = self.view.is_held_by_another(), self.view.lease, time.monotonic()
+            self.answered = now
             if is_held and lease is not None:
                 free_since = 0.0
                 if ending := is_ending(self.store, self.env.run_id, lease.attempt):

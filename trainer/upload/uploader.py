@@ -201,8 +201,10 @@ class Uploader:
             Path(path).parent.rmdir()
 
 
-def start_attempt() -> Uploader | Companion | None:
+def start_attempt(retry: Retry) -> Uploader | Companion | None:
     """Probe the store and take an attempt number; None if the run is finished. Raises UserError, StoreError.
+
+    Whoever has waited for a head may try as long as at the start: `retry` has the deadline.
 
     Of several machines the one that gets the run is an Uploader at once, and the others are members of its attempt.
     Raises LostRunError where they do not find each other.
@@ -215,6 +217,7 @@ def start_attempt() -> Uploader | Companion | None:
         scout = Scout(env, store) if has_others(env) else None
         if scout is not None and (lease := scout.head()) is not None:
             return Companion(replace(env, attempt=str(lease.attempt)), store, lease)
+        retry.deadline = time.monotonic() + PROBE_SECONDS
         try:
             store.info(run_key(env.run_id, "done.json"))
         except NotFoundError:
@@ -248,7 +251,9 @@ def main() -> int:
     retry = Retry(say_as_uploader, PROBE_SECONDS)
     try:
         uploader = retry.until_done(
-            start_attempt, lambda left: f"the store fails, trying for {left:.0f} s", is_worth_it=may_pass
+            partial(start_attempt, retry),
+            lambda left: f"the store fails, trying for {left:.0f} s",
+            is_worth_it=may_pass,
         )
     except (UserError, StoreError) as error:
         say(f"error: {error}")

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from trainer.contract import CRASH, Exit, RunEnv
-from trainer.process import supervise
-from trainer.process.channel import write_json
+from trainer.process import children, supervise
+from trainer.process.channel import read_json, write_json
 from trainer.process.children import KILL_SECONDS, MemberProcess, TrainerProcess
 from trainer.process.counts import PROCESSES
-from trainer.process.nodes import CURRENT, LEFT, torchrun_environ
+from trainer.process.nodes import CURRENT, LEFT, Meetings, torchrun_environ
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,23 @@ def test_a_machine_that_joins_waits_no_longer_for_one_that_has_died(tmp_path: Pa
         trainer.wait(lambda: time.monotonic() - began)
     assert trainer.process.returncode == -signal.SIGKILL
     assert time.monotonic() - began < KILL_SECONDS / 2
+
+
+def test_a_machine_that_the_run_has_no_place_for_ends_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "SURPLUS_SECONDS", 2.0)
+    (tmp_path / "pids").mkdir()
+    stands: Any = SimpleNamespace(look=lambda: CURRENT)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        run = RunEnv(store="", run_id="run", scratch_dir="", nodes="2", address="127.0.0.1", attempt="1")
+        place = f"127.0.0.1:{silent.getsockname()[1]}"
+        told = torchrun_environ(run, place, 1.0, is_head=False, given={}) | {PROCESSES: "1"}
+        MemberProcess(["digits"], os.environ | told, tmp_path, uploader=stands).wait(lambda: -1.0)
+    ended = read_json(tmp_path / "exit.json")
+    assert ended is not None
+    assert ended["code"] == Exit.HELD
+    assert ended["message"].startswith("the run has its NODES=2 machines, and none has left within 2 s")
+    meetings = Meetings()
+    meetings.begin(1, "", leads=False)
+    assert meetings.end(Exit.HELD, ended["message"], "", is_own=False) == Exit.HELD, "it does not come again"
