@@ -198,7 +198,8 @@ class Group:
         return "\n".join(parts)[-3000:]
 
     def codes(self) -> dict[str, int | None]:
-        return {m.host.name: m.process.poll() if m.process else None for m in self.machines if not m.is_lost}
+        """Of the machines that have started: a late one may come too late."""
+        return {m.host.name: m.process.poll() for m in self.machines if m.process and not m.is_lost}
 
     def close(self) -> None:
         self.watch.close()
