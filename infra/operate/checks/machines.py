@@ -216,7 +216,9 @@ def _lacking(wanted: Wanted, field: str) -> Finding | None:
     listed = getattr(wanted.installation, field).split(",")
     if offered_types(wanted.aws, listed):
         return None
-    of_kind = [one.name for one in catalog.TYPES.values() if bool(one.gpu) == (field == "instance_types")]
+    of_kind = [
+        one.name for one in catalog.TYPES.values() if one.gpus == 1 and bool(one.gpu) == (field == "instance_types")
+    ]
     there = offered_types(wanted.aws, of_kind)
     others = [type for type in of_kind if type in there]
     fix = f"{INFRA} -c {field}={','.join(others)} deploy" if others else f"export AWS_REGION={HOME_REGION}"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 
+from botocore.exceptions import ClientError
+
 from infra.config import Installation, Output
 from infra.operate.checks.finding import Wanted
 from infra.operate.checks.network import public_access
@@ -70,8 +72,10 @@ def deploy_stacks(aws: Aws, installation: Installation, build: str = "") -> None
         show_line(line)
     if not installation.image_uri and place_of_build(build, find_engine()) == IN_ACCOUNT:
         building.build_image(aws, offered.installation)  # before the training stack, whose machines pull it
-    with explained("take the groups out of their placement group"):
+    try:
         leave_placement_groups(aws.client("autoscaling"), installation.groups_of("train"))
+    except ClientError as error:  # AWS may ask for the rights of a launch. Most deploys do not touch the groups
+        show_line(f"note: the groups stay in the placement group of the last run of several machines: {error}")
     cdk.deploy(aws, offered.installation, installation.storage_stack, installation.training_stack)
     if bucket := open_bucket(aws, installation):
         keep_versions(bucket)

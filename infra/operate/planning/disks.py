@@ -117,7 +117,7 @@ def choose_types(
 
 def fixes(small: Sequence[str], work: Work, staged: Staged, disk_gib: int) -> list[str]:
     """What gives the data room: other types, a larger disk, smaller data."""
-    others = [name for name, one in TYPES.items() if one.gpu and name not in small]
+    others = [name for name, one in TYPES.items() if one.gpu and one.gpus == 1 and name not in small]
     able = [name for name in with_room(others, staged, disk_gib) if name.startswith(("g5.", "g6.", "g6e."))]
     found = [f"TYPES={','.join(able[:3])}"] if able else []
     if any(not TYPES[name].nvme_gb for name in small):

@@ -105,7 +105,8 @@ def make_plan(
     if existing:
         request = merge(request, existing)
         check_types(asked, existing.spec, installation)
-        check(request, installation)  # its spec lies in the bucket, where others may have written it
+    # The spec lies in the bucket, where others may have written it; and now the recipe is known.
+    check(replace(request, recipe=recipe_of(request)) if request.kind == "train" else request, installation)
     check_name(request)
     check_gpus(request, installation)
     types = types_of(request, installation)

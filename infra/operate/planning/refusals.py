@@ -53,7 +53,7 @@ def check_nodes(request: Request, installation: Installation) -> None:
     if not 1 <= nodes <= most:
         limit = f"{context_key('max_nodes')}={most} in cdk.json, which may be up to 16"
         raise UserError(f"NODES={nodes} is out of range: use 1 to {most} ({limit}, then `make deploy NO_LAUNCH=1`)")
-    if request.kind != "train":
+    if request.kind != "train" or not request.recipe:  # `make_plan` asks again once it knows the recipe
         return
     types = catalog.gpu_types(types_of(request, installation))
     gpus = max(types, key=lambda type: type.gpus)
@@ -81,7 +81,7 @@ def check_joint_work(request: Request, gpus: int, batch: int, of_device: int) ->
 
     `gpus` are those of one machine.
     """
-    nodes, parts = request.nodes, batch // of_device
+    nodes, parts = nodes_of(request), batch // of_device
     if is_on("cuda-graphs", request.arguments, default=False):
         raise UserError(
             f"--cuda-graphs works for one GPU, and this run has {nodes * gpus} (NODES={nodes}): leave it out"

@@ -85,6 +85,7 @@ def test_the_zone_can_be_chosen_and_a_run_that_goes_on_keeps_it(place: Deployed)
         (("--nodes", "3", "--args=--global-batch-size 768 --device-batch-size 96 --model.sync-norm"),
          'evenly, 768 images by 96: use NODES=2 or ARGS="--model.sync-norm --device-batch-size 128" or no --model.sy'),
         (("--nodes", "2", "--args=--cuda-graphs"), "works for one GPU, and this run has 2 (NODES=2): leave it out"),
+        (("--types", "g5.12xlarge", "--args=--cuda-graphs"), "this run has 4 (NODES=1)"),
         (("--nodes", "2", "--types", "g5.xlarge,g6.xlarge"), "g5.xlarge,g6.xlarge have different GPUs (1 A10G, 1 L4)"),
         (("--nodes", "2", "--types", "g5.xlarge,g5.12xlarge", "--recipe", "mild"), "different GPUs (1 A10G, 4 A10G)"),
     ],
@@ -106,6 +107,19 @@ def test_a_run_of_several_goes_on_with_as_many_or_with_one_if_that_is_asked_for(
     assert infra("launch", "--run", "wide", "--nodes", "1").code == 0
     billing = [machine for machine in machines(place) if machine.is_billing]
     assert (read_spec(place, "wide").nodes, len(billing), placed(place)[1]) == (1, 1, "")
+
+
+def test_a_run_on_8_gpus_goes_on_there_without_its_recipe_said_again(place: Deployed) -> None:
+    """Its own recipe has parts for all of them, and that of a launch that names none has four."""
+    place.aws.set(quotas={"L-3819A6DF": 192.0, "L-DB2E81BA": 192.0})
+    words = ("launch", "--run", "wide", "--types", "g5.48xlarge")
+    begun = infra(*words, "--recipe", "mild")
+    assert begun.code == 0, begun.said + begun.error
+    stop(place)
+    ended = infra(*words)
+    assert ended.code == 0, ended.error
+    stop(place)
+    assert "and each GPU needs one" in infra("launch", "--run", "new", "--types", "g5.48xlarge").error
 
 
 def test_smaller_parts_are_enough_for_more_machines(place: Deployed) -> None:
