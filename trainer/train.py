@@ -270,11 +270,12 @@ def finish(run: Run) -> tuple[Exit, str]:
 
 
 def main(config: Config) -> int:
-    env, interruption = RunEnv.from_environ(os.environ), Interruption()
+    env = RunEnv.from_environ(os.environ)
     crash = partial(leave_exit, attempt_dir(env), CRASH, lost_partner=True)
     try:
         # Left only after the outcome is: a process that loses its partner must not be the first to tell.
         with join(config, crash) as world:
+            interruption = Interruption()  # before, a signal ends this process at once: there is nothing to save
             return tell_outcome(lambda: train(config, env, world, interruption), attempt_dir(env), world)
     except MachineError as error:  # of the meeting
         crash(str(error))

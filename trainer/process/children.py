@@ -170,6 +170,8 @@ class TrainerProcess:
     in any case, so a worker leaves its code in `exit.json`.
     """
 
+    is_ended = False  # by this machine, since the attempt was over
+
     def __init__(self, arguments: Sequence[str], environ: dict[str, str], local: Path):
         self.local = local
         self.has_others = environ.get("PET_NNODES", "1") != "1"  # on other machines
@@ -231,6 +233,7 @@ class TrainerProcess:
         """Wait for its end, and force it KILL_SECONDS after a signal. No worker is left running."""
         while self.process.poll() is None:
             if self.has_others and self.is_over():
+                self.is_ended = True
                 self.kill()
             if since_signal() > KILL_SECONDS:
                 say(f"the trainer has not ended {KILL_SECONDS} s after the signal: killing it")

@@ -263,9 +263,11 @@ class Meetings:
         return told | {SEEN_ATTEMPT: str(self.seen_attempt), LEASE_SEEN: self.seen}
 
     def begin(self, attempt: int, newest: str, *, leads: bool) -> None:
-        """An attempt begins, from this checkpoint."""
+        """An attempt begins, from this checkpoint. It may be one that the last attempt saved as it ended."""
         if newest != self.newest:
-            self.newest, self.losses = newest, 0
+            saved, self.newest, self.losses = parse_manifest_key(newest), newest, 0
+            if self.attempt and saved is not None and saved[0] == self.attempt:
+                self.crashes, self.has_saved = 0, True
         self.has_led, self.attempt, self.seen_attempt = leads, attempt, attempt
 
     def join_failed(self) -> None:
@@ -281,8 +283,7 @@ class Meetings:
         saved = parse_manifest_key(newest)
         if self.attempt and saved is not None and saved[0] == self.attempt:
             self.newest, self.losses, self.crashes, self.has_saved = newest, 0, 0, True
-        self.losses += 1
-        self.crashes += is_own
+        self.losses, self.crashes = self.losses + 1, self.crashes + is_own
         if code not in (Exit.INTERRUPTED, Exit.HELD, CRASH) or (code == Exit.HELD and not self.has_led):
             return code  # whoever has not led is held up by a run that has all of its machines
         if self.crashes >= MOST_CRASHES:

@@ -81,7 +81,8 @@ def run_trainer(
     if ended is None:
         killed = f" ({signal.Signals(-code).name})" if (code := trainer.process.returncode) < 0 else ""
         message = f"the trainer died without a word{killed}: see its output above"
-        return {"code": CRASH, "message": message, "lost_partner": not any((local / "pids").iterdir())}
+        is_lost = trainer.is_ended or not any((local / "pids").iterdir())
+        return {"code": CRASH, "message": message, "lost_partner": is_lost}
     if ended.get("lost_partner") and any(local.glob(".exit.*")):
         return ended | {"lost_partner": False, "message": f"a process of this machine died: {ended['message']}"}
     if ended["code"] == Exit.INTERRUPTED and not (signals.received or trainer.is_alone or trainer.has_others):
@@ -180,7 +181,7 @@ def attempt(
         code = leave_attempt(uploader, ended, meetings)
     meetings.has_data = meetings.has_data or has_trained(env)
     if has_others(env) and not signals.received:
-        is_own = code == CRASH and not ended.get("lost_partner")
+        is_own = ended["code"] == CRASH and not ended.get("lost_partner")
         return meetings.end(code, ended["message"], uploader.newest, is_own=is_own)
     return interrupted(ended["message"]) if code == Exit.INTERRUPTED else code
 

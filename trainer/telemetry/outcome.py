@@ -12,7 +12,7 @@ from trainer.learning.lookout import LostPartnerError
 from trainer.learning.schedule import Clock
 from trainer.learning.state import State
 from trainer.learning.world import World
-from trainer.process.channel import Channel, DisconnectedError, attempt_dir, leave_exit, write_json
+from trainer.process.channel import Channel, DisconnectedError, attempt_dir, exit_file, leave_exit, write_json
 from trainer.process.interruption import Interrupted
 from trainer.store import StoreError
 
@@ -42,6 +42,8 @@ def tell_outcome(work: Callable[[], tuple[Exit, str]], local: Path, world: World
         raise
     if world.local_rank == 0 or code not in (Exit.FINISHED, Exit.INTERRUPTED):  # on each machine one tells of success
         leave_exit(local, code, message)
+    else:  # whoever leaves this file has died without a word
+        exit_file(local).unlink(missing_ok=True)
     # With another code than 0, torchrun ends the other processes and prints pages: only where they must end.
     return int(code) if code in (Exit.USER, Exit.HELD) and world.size > 1 else 0
 

@@ -255,7 +255,7 @@ class Companion:
             self.is_ending = is_ending(self.store, self.env.run_id, self.lease.attempt)
 
     def standing(self) -> str:
-        """How it stands with the attempt that this machine is to join: CURRENT, OVER or, for UNLED_SECONDS, LEFT.
+        """How it stands with the attempt that this machine is to join: CURRENT, OVER or, after UNLED_SECONDS, LEFT.
 
         While the store does not answer, nobody is known to have left.
         """

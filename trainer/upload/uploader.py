@@ -31,7 +31,7 @@ from trainer.contract import (
     checkpoint_key,
     run_key,
 )
-from trainer.process.channel import Channel, DisconnectedError, attempt_dir, listen, read_json
+from trainer.process.channel import Channel, DisconnectedError, attempt_dir, listen
 from trainer.process.nodes import MEETING, has_others
 from trainer.store import NotFoundError, ObjectStore, StoreError, may_pass, open_store
 from trainer.store.retry import Retry
@@ -158,7 +158,7 @@ class Uploader:
 
     def beat(self, *, ended: bool = False) -> None:
         """Store the trainer's status file as the heartbeat, unless another attempt may be alive."""
-        status = read_json(attempt_dir(self.env) / "status.json") or {}
+        status = self.record.status()
         status |= read_observed(attempt_dir(self.env))
         body = status | {"time": time.time(), "attempt": self.ownership.attempt, "owner": platform.node()}
         try:
@@ -217,7 +217,8 @@ def start_attempt(retry: Retry) -> Uploader | Companion | None:
         scout = Scout(env, store) if has_others(env) else None
         if scout is not None and (lease := scout.head()) is not None:
             return Companion(replace(env, attempt=str(lease.attempt)), store, lease)
-        retry.deadline = time.monotonic() + PROBE_SECONDS
+        if scout is not None:
+            retry.deadline = time.monotonic() + PROBE_SECONDS
         try:
             store.info(run_key(env.run_id, "done.json"))
         except NotFoundError:

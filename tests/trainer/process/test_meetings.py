@@ -98,3 +98,14 @@ def test_a_port_that_another_program_has_between_two_attempts_is_waited_for(monk
         assert meetings.environ(env, lambda: True)[MEETING] == "", "it is to stop"
         Timer(0.2, taken.close).start()
         assert meetings.environ(env, lambda: False)[MEETING] == env.rendezvous
+
+
+def test_what_an_attempt_saved_as_it_ended_counts_once_the_next_one_begins() -> None:
+    """A member has left before the head commits its last save."""
+    meetings = Meetings()
+    meetings.begin(5, saved_by(4), leads=False)
+    assert meetings.end(CRASH, "no CUDA-capable device", saved_by(4), is_own=True) is None
+    meetings.begin(6, saved_by(4), leads=False)
+    assert meetings.end(Exit.INTERRUPTED, "one comes", saved_by(4), is_own=False) is None
+    meetings.begin(7, saved_by(6), leads=False)
+    assert meetings.end(CRASH, "no CUDA-capable device", saved_by(6), is_own=True) is None

@@ -196,7 +196,7 @@ def test_a_head_that_does_not_answer_is_waited_for_only_as_long_as_it_saves(led:
     began = time.monotonic()
     with pytest.raises(LostRunError, match="has not answered"):
         Scout(env, store).head()
-    assert time.monotonic() >= began + 0.5 + machines.HEADLESS_SECONDS
+    assert time.monotonic() >= began + 0.4 + machines.HEADLESS_SECONDS  # it looks now and then, last before the end
 
 
 def test_a_machine_that_has_got_its_data_does_not_join_while_the_head_saves(led: tuple[RunEnv, Lease]) -> None:

@@ -15,7 +15,8 @@ from trainer.checkpoint.saver import Checkpointer
 from trainer.contract import CRASH, Exit
 from trainer.learning.state import State
 from trainer.learning.step import train_step
-from trainer.process.channel import read_json
+from trainer.learning.world import World
+from trainer.process.channel import exit_file, read_json
 from trainer.telemetry.outcome import tell_outcome
 
 FAULT = "CUDA error: unspecified launch failure\nCUDA kernel errors might be reported at some other API call\n\n"
@@ -65,3 +66,11 @@ def test_another_error_is_a_crash_with_its_name_and_its_traceback(lab: Lab, tmp_
     assert read_json(tmp_path / "exit.json") == {
         "code": CRASH, "message": f"{type(error).__name__}: {error}", "run_failed": False, "lost_partner": False,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("code", [Exit.FINISHED, Exit.INTERRUPTED])
+def test_a_process_that_ends_well_leaves_no_sign_of_one_that_died(tmp_path: Path, code: Exit) -> None:
+    """The first one of its machine tells how the attempt ended."""
+    exit_file(tmp_path).write_bytes(b" ")
+    assert tell_outcome(lambda: (code, ""), tmp_path, World(1, 1, 2, torch.device("cpu"))) == 0
+    assert not any(tmp_path.iterdir())
