@@ -31,8 +31,10 @@ def on_a_terminal(
         os.chdir(folder)
         os.execvpe(command[0], [*command], dict(os.environ))  # without the COLUMNS that readline sets behind Python
     waiting, seen, deadline = dict(keys or {}), b"", time.monotonic() + timeout
+    drawn = select.poll()  # which takes file numbers beyond 1,024, too
+    drawn.register(terminal, select.POLLIN)
     while time.monotonic() < deadline:
-        if not select.select([terminal], [], [], 1)[0]:
+        if not drawn.poll(1000):
             continue
         try:
             seen += os.read(terminal, 65536)

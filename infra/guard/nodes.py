@@ -99,7 +99,10 @@ def fewer(facts: Facts, wanted: Collection[FleetMachine], working: Collection[Fl
     """The machines to go on with where the others never work, and why; [] if the run is to stay as it is."""
     alive, died = living(facts, wanted), died_in_team(facts)
     if alive and len(alive) < facts.desired and len(died) >= most_deaths(facts, len(alive)):
-        return alive, explain_deaths(died, facts.run_id)
+        ready, newest = {one.id for one in working}, max(one.launched for one in wanted if one.id in alive)
+        # Whoever boots may be the next one that dies, unless it was launched with those that live.
+        boots = [one.id for one in wanted if one.id not in ready and one.launched <= newest]
+        return [one.id for one in wanted if one.id in {*alive, *boots}], explain_deaths(died, facts.run_id)
     apart = apart_too_long(facts, working)
     replaced = len(facts.memory.replaced)
     if apart and replaced >= APART_KILLS * len(facts.memory.apart):

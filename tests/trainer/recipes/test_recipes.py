@@ -144,6 +144,7 @@ def test_a_good_command_line_prints_what_the_supervisor_needs_to_know() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == {
         "recipe": "digits", "global_batch_size": 32, "device_batch_size": 32, "device": "auto",
+        "cuda_graphs": False, "sync_norm": False,
     }  # fmt: skip
 
 
