@@ -171,6 +171,7 @@ class TrainerProcess:
     """
 
     is_ended = False  # by this machine, since the attempt was over
+    told = math.inf  # when a reason to end was first seen, in time.monotonic()
 
     def __init__(self, arguments: Sequence[str], environ: dict[str, str], local: Path):
         self.local = local
@@ -223,10 +224,10 @@ class TrainerProcess:
 
         torchrun would wait for the other machines, up to five minutes. But they ask this one's torchrun until they end.
         """
-        try:
-            seconds = time.time() - (self.local / "exit.json").stat().st_mtime
-        except FileNotFoundError:
+        if not (self.local / "exit.json").exists():
             return False
+        self.told = min(self.told, time.monotonic())
+        seconds = time.monotonic() - self.told  # the file's own time is by a clock that somebody may set
         return seconds > REASON_SECONDS or (seconds > 2 and not any(map(is_alive, self.workers())))
 
     def wait(self, since_signal: Callable[[], float]) -> None:

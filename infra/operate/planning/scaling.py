@@ -22,7 +22,7 @@ BACKWARD = 2 / 3  # of a micro-batch's time: two of its three matrix products
 HOST_SECONDS = 0.0185  # what one micro-batch costs the processor at least (benchmarks/results/step.json)
 JITTER = 0.01  # standard deviation of a process's step over its mean. An assumption
 COPY_BYTES_PER_SECOND = 5e9  # most that a machine copies from S3 to its disks. An assumption
-FLAG_SECONDS = 0.0008  # the question after each step who wants to stop or save (benchmarks/results/nodes.json)
+FLAG_SECONDS = 0.0008  # the question of each step who wants to stop or save, where a step waits for it
 
 
 @dataclass(frozen=True)
